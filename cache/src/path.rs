@@ -1,0 +1,114 @@
+//! Paths inside a tree, as bytes.
+
+use std::fmt;
+
+/// A relative path below a tree's root: components joined by `/`, no empty, `.` or `..` component, no NUL, no
+/// leading or trailing `/`. The empty path is the root itself. Bytes, not UTF-8.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct RelPath(Vec<u8>);
+
+/// Why bytes are not a [`RelPath`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is not a clean relative path", String::from_utf8_lossy(.0))]
+pub struct RelPathError(pub Vec<u8>);
+
+impl RelPath {
+    /// The root.
+    pub const fn root() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Checks bytes that must already be clean.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, RelPathError> {
+        let bytes = bytes.into();
+        let clean = bytes.is_empty()
+            || bytes.split(|b| *b == b'/').all(|c| !matches!(c, b"" | b"." | b"..") && !c.contains(&0));
+        if clean { Ok(Self(bytes)) } else { Err(RelPathError(bytes)) }
+    }
+
+    /// Cleans a path as a container sees it: leading `/` dropped, `.` and empty components dropped, `..` goes up and
+    /// stops at the root.
+    pub fn clamp(bytes: &[u8]) -> Self {
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for part in bytes.split(|b| *b == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => {
+                    parts.pop();
+                }
+                part => parts.push(part),
+            }
+        }
+        Self(parts.join(&b'/'))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// True for the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Components, outermost first.
+    pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        self.0.split(|b| *b == b'/').filter(|c| !c.is_empty())
+    }
+
+    /// Path of `name` in this directory.
+    pub fn join(&self, name: &[u8]) -> Self {
+        debug_assert!(!name.is_empty());
+        if self.0.is_empty() {
+            return Self(name.to_vec());
+        }
+        let mut bytes = Vec::with_capacity(self.0.len() + 1 + name.len());
+        bytes.extend_from_slice(&self.0);
+        bytes.push(b'/');
+        bytes.extend_from_slice(name);
+        Self(bytes)
+    }
+
+    /// Directory that holds it, `None` for the root.
+    pub fn parent(&self) -> Option<Self> {
+        match self.0.iter().rposition(|b| *b == b'/') {
+            Some(at) => Some(Self(self.0[..at].to_vec())),
+            None if self.0.is_empty() => None,
+            None => Some(Self::root()),
+        }
+    }
+
+    /// Last component, empty for the root.
+    pub fn name(&self) -> &[u8] {
+        match self.0.iter().rposition(|b| *b == b'/') {
+            Some(at) => &self.0[at + 1..],
+            None => &self.0,
+        }
+    }
+}
+
+/// Orders by components, so a directory comes right before what is below it (`a` < `a/b` < `a.b`).
+impl Ord for RelPath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.components().cmp(other.components())
+    }
+}
+
+impl PartialOrd for RelPath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}

@@ -1,0 +1,126 @@
+//! What a tree is made of.
+//!
+//! A [`DirNode`] lists a directory's entries by name; an entry that is a directory names its node by digest. Digests
+//! cover names, types, modes, owners, sizes, contents, link targets, device numbers and kept xattrs, never mtimes.
+//! Hardlink groups live beside the root node, because a link across directories must not make a subtree's digest
+//! depend on its surroundings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+macro_rules! blake3_digest {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 32]);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), hex::encode(&self.0[..6]))
+            }
+        }
+    };
+}
+
+blake3_digest!(
+    /// BLAKE3 of a file's bytes.
+    ContentDigest
+);
+blake3_digest!(
+    /// BLAKE3 of one directory node's canonical bytes.
+    NodeDigest
+);
+blake3_digest!(
+    /// BLAKE3 identity of a whole filesystem state: root entry and hardlink groups.
+    TreeDigest
+);
+
+/// What every entry has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// Permission, setuid, setgid and sticky bits (`0o7777`), without the file type.
+    pub mode: u32,
+    /// Owner as the image sees it.
+    pub uid: u32,
+    /// Group as the image sees it.
+    pub gid: u32,
+    /// Kept xattrs (`user.*` but overlay's own, `security.capability`), by full name.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory and the digest of its node.
+    Dir(NodeDigest),
+    /// A regular file.
+    File {
+        /// Length in bytes.
+        size: u64,
+        /// Digest of its bytes.
+        content: ContentDigest,
+    },
+    /// A symbolic link and its target, verbatim.
+    Symlink(Vec<u8>),
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// A named thing in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Mode, owner, xattrs.
+    pub meta: Meta,
+    /// Type and content.
+    pub kind: Kind,
+}
+
+/// A directory's entries by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DirNode {
+    /// Sorted by name bytes.
+    pub entries: BTreeMap<Vec<u8>, Entry>,
+}
+
+/// A failing [`NodeStore`].
+#[derive(Debug, thiserror::Error)]
+pub enum NodeStoreError {
+    /// A node that a tree names is not there: the store lost it, or the digest is made up.
+    #[error("directory node {0} is missing from the store")]
+    Missing(NodeDigest),
+    /// Stored bytes do not decode or do not hash to their name.
+    #[error("directory node {0} is damaged in the store")]
+    Damaged(NodeDigest),
+    /// The storage below failed.
+    #[error("the store of directory nodes failed")]
+    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Keeps directory nodes by digest. Implemented by the store (SQLite) and in memory for tests.
+pub trait NodeStore: Send + Sync {
+    /// Loads a node.
+    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError>;
+    /// Keeps nodes; storing one that is there already does nothing.
+    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError>;
+}

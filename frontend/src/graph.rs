@@ -1,0 +1,288 @@
+//! The build graph: what a Dockerfile means, as typed operations over filesystem states.
+//!
+//! Every op has exactly one output, a tree. Nodes are interned: equal `(op, inputs)` are one node, so stages that say
+//! the same thing share work. Metadata instructions (ENV, LABEL, CMD, …) make no node; they only shape a
+//! [`Target`]'s config and history.
+//!
+//! What enters an op's identity is what its [`Canonical`] impl writes; [`Step`] (names, spans) never does.
+//! This module knows nothing of the AST, so that a second frontend could produce the same type.
+
+use petgraph::graph::{DiGraph, NodeIndex};
+use rbuild_oci::{Canonical, CanonicalWriter, Digest, ImageConfig, Platform};
+
+use crate::span::Lines;
+
+/// The graph and what was asked for.
+#[derive(Debug)]
+pub struct BuildGraph {
+    /// Ops and how outputs flow into inputs (edge from producer to consumer).
+    pub dag: DiGraph<Node, Input>,
+    /// One per requested platform; in this version exactly one.
+    pub targets: Vec<Target>,
+}
+
+/// One node: the op, and how to talk about it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What is done.
+    pub op: Op,
+    /// Who says so.
+    pub step: Step,
+}
+
+/// How a node appears to people. Not part of its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// `[build 2/4] RUN make`: the plain progress name.
+    pub name: String,
+    /// Stage name as written (or `stage-N`), for filters such as `--no-cache-filter`.
+    pub stage: String,
+    /// Lines of the instruction in the Dockerfile, for excerpts. `None` for nodes without one.
+    pub lines: Option<Lines>,
+}
+
+/// How an input is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Position among the op's inputs: 0 is the root that the result builds on.
+    pub slot: u16,
+    /// What the op does with it.
+    pub role: Role,
+}
+
+/// What an op does with an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The result is this tree plus the op's changes.
+    Root,
+    /// Files are copied from it (COPY, ADD). The selection is in [`CopyOp::sources`].
+    Source,
+    /// It is mounted during RUN. The selection is in the mount with this index in [`RunOp::mounts`].
+    Mount(u16),
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// The empty tree.
+    Scratch,
+    /// A base image, pinned.
+    Image(ImageOp),
+    /// The files of a build context, after its ignore file.
+    Context(ContextOp),
+    /// COPY or ADD.
+    Copy(CopyOp),
+    /// WORKDIR: makes a directory.
+    Workdir(WorkdirOp),
+    /// RUN.
+    Run(RunOp),
+}
+
+/// A pinned base image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageOp {
+    /// Normalised reference, for people and for pulling. Not part of the identity.
+    pub reference: String,
+    /// Digest of the image manifest (never of an index).
+    pub manifest: Digest,
+    /// Platform chosen.
+    pub platform: Platform,
+}
+
+/// A local build context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextOp {
+    /// `None` for the main context, else the name given with `--build-context`.
+    pub name: Option<String>,
+}
+
+/// Where a copied thing comes from within the op's source input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopySource {
+    /// A path or Go wildcard pattern, relative to the source root, cleaned, without leading `/`; empty means the
+    /// whole root.
+    Path(String),
+    /// A here-document.
+    Inline {
+        /// File name (the heredoc word).
+        name: String,
+        /// Its bytes after expansion.
+        content: String,
+    },
+}
+
+/// Owner for COPY and ADD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chown {
+    /// `--chown` text after expansion (`user[:group]`), never empty.
+    pub text: String,
+}
+
+/// COPY or ADD of files. Inputs: slot 0 the root; slot 1 the source, absent when every source is inline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyOp {
+    /// Sources in order.
+    pub sources: Vec<CopySource>,
+    /// Destination: absolute, cleaned, ends in `/` exactly when it must be a directory.
+    pub dest: String,
+    /// Owner; `None` means 0:0 for context files and kept for `--from`.
+    pub chown: Option<Chown>,
+    /// Octal mode bits (0 to 0o7777) from `--chmod`.
+    pub chmod: Option<u32>,
+    /// True when the source is a build context, so owners are not taken from the host.
+    pub from_context: bool,
+    /// True for ADD: local archives are unpacked.
+    pub unpack: bool,
+}
+
+/// WORKDIR's directory. Input: slot 0 the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkdirOp {
+    /// Absolute, cleaned.
+    pub path: String,
+    /// USER in force, as written; owner of components that are newly made. Empty means root.
+    pub user: String,
+}
+
+/// Network of a RUN step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// What the builder gives by default.
+    #[default]
+    Default,
+    /// Only a loopback device.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// RUN. Input: slot 0 the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOp {
+    /// Full argv, shell included.
+    pub argv: Vec<String>,
+    /// Environment in order: image ENV, then declared ARGs with a value. Unique names.
+    pub env: Vec<(String, String)>,
+    /// Proxy variables: given to the step, not part of the identity.
+    pub proxy_env: Vec<(String, String)>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// USER text; empty means root.
+    pub user: String,
+    /// Network.
+    pub network: Network,
+    /// Platform the step runs for.
+    pub platform: Platform,
+    /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
+    /// `argv[0]`, mode 0755.
+    pub script: Option<String>,
+}
+
+/// A finished image description, still without layers' digests.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Node whose tree is the image's filesystem.
+    pub node: NodeIndex,
+    /// Stage name as written, or `stage-N`.
+    pub stage: String,
+    /// Config and platform. `history` and `rootfs` hold the base image's part only; `created` is empty.
+    pub config: ImageConfig,
+    /// This build's history entries, in order, after the base's.
+    pub history: Vec<HistoryStep>,
+    /// Nodes of the layers that this build adds, base first: the k-th `HistoryStep` with a layer belongs to the k-th
+    /// node here.
+    pub layers: Vec<NodeIndex>,
+    /// The base image's manifest and the node that stands for it, `None` for scratch.
+    pub base: Option<NodeIndex>,
+}
+
+/// One history entry of this build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryStep {
+    /// `created_by` text.
+    pub created_by: String,
+    /// True when no layer belongs to it.
+    pub empty_layer: bool,
+}
+
+impl BuildGraph {
+    /// The inputs of a node, sorted by slot.
+    pub fn inputs(&self, node: NodeIndex) -> Vec<(Input, NodeIndex)> {
+        use petgraph::Direction::Incoming;
+        use petgraph::visit::EdgeRef;
+        let edges = self.dag.edges_directed(node, Incoming);
+        let mut inputs: Vec<_> = edges.map(|e| (e.weight().clone(), e.source())).collect();
+        inputs.sort_by_key(|(input, _)| input.slot);
+        inputs
+    }
+}
+
+impl Op {
+    /// A word for logs and records: `image`, `copy`, `run`, …
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Scratch => "scratch",
+            Self::Image(_) => "image",
+            Self::Context(_) => "context",
+            Self::Copy(_) => "copy",
+            Self::Workdir(_) => "workdir",
+            Self::Run(_) => "run",
+        }
+    }
+}
+
+/// What enters an op's identity, field by field. A field left out here never causes a miss; a field added here is a
+/// bump of the version in the key's domain label.
+///
+/// | op | in | out |
+/// |---|---|---|
+/// | image | manifest digest | reference, platform |
+/// | context | name | (its content enters through each consumer's selection) |
+/// | copy | sources, dest, chown, chmod, from_context, unpack | |
+/// | workdir | path, user | |
+/// | run | argv, env, cwd, user, network, platform, script | proxy_env |
+impl Canonical for Op {
+    fn write(&self, out: &mut CanonicalWriter) {
+        out.str(self.kind());
+        match self {
+            Self::Scratch => {}
+            Self::Image(op) => {
+                out.value(&op.manifest);
+            }
+            Self::Context(op) => {
+                out.value(&op.name);
+            }
+            Self::Copy(op) => {
+                out.u64(op.sources.len() as u64);
+                for source in &op.sources {
+                    match source {
+                        CopySource::Path(path) => out.str("path").str(path),
+                        CopySource::Inline { name, content } => out.str("inline").str(name).str(content),
+                    };
+                }
+                out.str(&op.dest)
+                    .value(&op.chown.as_ref().map(|c| c.text.clone()))
+                    .value(&op.chmod.map(u64::from))
+                    .bool(op.from_context)
+                    .bool(op.unpack);
+            }
+            Self::Workdir(op) => {
+                out.str(&op.path).str(&op.user);
+            }
+            Self::Run(op) => {
+                let network = match op.network {
+                    Network::Default => "default",
+                    Network::None => "none",
+                    Network::Host => "host",
+                };
+                out.value(&op.argv)
+                    .value(&op.env)
+                    .str(&op.cwd)
+                    .str(&op.user)
+                    .str(network)
+                    .value(&op.platform)
+                    .value(&op.script);
+            }
+        }
+    }
+}
