@@ -35,6 +35,11 @@ fn make() -> Result<PathBuf> {
         .with_context(|| format!("run {}", script.display()))?;
     ensure!(output.status.success(), "{}: {}", script.display(), output.status);
     let path = PathBuf::from(String::from_utf8(output.stdout).context("path of the bases")?.trim_end());
-    ensure!(path.join("complete").exists(), "{} printed `{}`, where no bases are", script.display(), path.display());
+    ensure!(
+        path.join("complete").exists(),
+        "{} printed `{}`, where no bases are",
+        script.display(),
+        path.display()
+    );
     Ok(path)
 }

@@ -34,7 +34,8 @@ fn find() -> Result<PathBuf> {
     }
     // The test runs as TARGET/PROFILE/deps/NAME, and cargo holds no lock while tests run.
     let test = env::current_exe().context("where the test binary is")?;
-    let profile_dir = test.parent().and_then(Path::parent).context("the test binary lies in no target directory")?;
+    let profile_dir =
+        test.parent().and_then(Path::parent).context("the test binary lies in no target directory")?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--package", "rbuild", "--bin", "rbuild"]).current_dir(repository());
     if profile_dir.file_name().is_some_and(|name| name == "release") {

@@ -31,6 +31,7 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     stream.take(BODY_LIMIT_BYTES).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     let (head, body) = text.split_once("\r\n\r\n").context("no end of the headers")?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status in the answer")?;
+    let status =
+        head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status in the answer")?;
     Ok(Answer { status, body: body.to_owned() })
 }

@@ -65,7 +65,8 @@ fn inspect(options: &[&str], image: &str) -> Result<Value> {
 ///
 /// When skopeo refuses it.
 pub fn copy(from: &str, to: &str) -> Result<()> {
-    tool("skopeo", &["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", from, to]).map(drop)
+    tool("skopeo", &["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", from, to])
+        .map(drop)
 }
 
 /// An image unpacked by umoci.
@@ -298,7 +299,9 @@ fn list(root: &Path, relative: &Path, lines: &mut Vec<String>) -> Result<()> {
 
 /// FNV-1a: enough to tell contents apart in a message.
 fn sum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

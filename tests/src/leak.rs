@@ -55,19 +55,21 @@ fn processes(dir: &Path) -> Vec<String> {
         .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
         .filter_map(|entry| {
             let process = entry.path();
-            let stands_in = |link: &str| fs::read_link(process.join(link)).is_ok_and(|path| path.starts_with(dir));
+            let stands_in =
+                |link: &str| fs::read_link(process.join(link)).is_ok_and(|path| path.starts_with(dir));
             let environment = fs::read(process.join("environ")).unwrap_or_default();
             let is_marked = environment.split(|byte| *byte == 0).any(|field| field == mark.as_bytes());
             let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
             // A step's process sees an overlay of this store as its root.
-            let is_step = mounts.lines().any(|line| {
-                line.split(' ').nth(4) == Some("/") && line.contains(&*dir.to_string_lossy())
-            });
+            let is_step = mounts
+                .lines()
+                .any(|line| line.split(' ').nth(4) == Some("/") && line.contains(&*dir.to_string_lossy()));
             let belongs = is_marked || is_step || ["exe", "cwd", "root"].into_iter().any(stands_in);
             let command = fs::read(process.join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let is_zombie = fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
-            (belongs && !is_zombie).then(|| format!("process {}: {command}", entry.file_name().to_string_lossy()))
+            (belongs && !is_zombie)
+                .then(|| format!("process {}: {command}", entry.file_name().to_string_lossy()))
         })
         .collect()
 }

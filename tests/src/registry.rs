@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,24 @@ impl Registry {
         Self::start(dir, "")
     }
 
+    /// The registry with the bases that the tests of this process share; it ends with the last test that has it.
+    ///
+    /// Push to names of the test's own only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::with_bases`].
+    pub fn shared() -> Result<Arc<Self>> {
+        static SHARED: Mutex<Weak<Registry>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = shared.upgrade() {
+            return Ok(registry);
+        }
+        let registry = Arc::new(Self::with_bases()?);
+        *shared = Arc::downgrade(&registry);
+        Ok(registry)
+    }
+
     /// A registry with the bases that asks every client for this name and password (Basic authentication).
     ///
     /// # Errors
@@ -56,7 +75,8 @@ impl Registry {
         copy_storage(&bases::dir()?.join("registry"), &dir.path().join("storage"))?;
         let file = dir.path().join("htpasswd");
         // The server takes bcrypt only.
-        let output = Command::new("htpasswd").args(["-nbB", name, password]).output().context("run htpasswd")?;
+        let output =
+            Command::new("htpasswd").args(["-nbB", name, password]).output().context("run htpasswd")?;
         ensure!(output.status.success(), "htpasswd: {}", String::from_utf8_lossy(&output.stderr));
         fs::write(&file, output.stdout)?;
         let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
@@ -178,9 +198,13 @@ mod tests {
     fn a_registry_with_bases_serves_the_hub_names() -> Result<()> {
         crate::need!(Registry, Bases);
         let registry = Registry::with_bases()?;
-        for (name, tag) in
-            [("busybox", "latest"), ("debian", "latest"), ("ubuntu", "latest"), ("nginx", "latest"), ("node", "10")]
-        {
+        for (name, tag) in [
+            ("busybox", "latest"),
+            ("debian", "latest"),
+            ("ubuntu", "latest"),
+            ("nginx", "latest"),
+            ("node", "10"),
+        ] {
             let answer = http::get(registry.address, &format!("/v2/library/{name}/tags/list"))?;
             assert!(answer.body.contains(tag), "{name}: {}", answer.body);
         }

@@ -47,7 +47,6 @@ impl Run {
     ///
     /// With the whole output, when it did not.
     #[track_caller]
-    #[must_use]
     pub fn ok(self) -> Self {
         self.exits(0)
     }
@@ -58,7 +57,6 @@ impl Run {
     ///
     /// With the whole output, when it did not.
     #[track_caller]
-    #[must_use]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "unexpected exit status\n{self}");
         self
@@ -70,7 +68,6 @@ impl Run {
     ///
     /// With the whole output, when a text is missing.
     #[track_caller]
-    #[must_use]
     pub fn says(self, texts: &[&str]) -> Self {
         for text in texts {
             assert!(self.stderr.contains(text), "stderr does not say `{text}`\n{self}");
@@ -84,7 +81,9 @@ impl Run {
         let mut numbers: Vec<&str> = Vec::new();
         let mut steps: Vec<Step> = Vec::new();
         for line in self.stderr.lines() {
-            let Some((number, text)) = line.strip_prefix('#').and_then(|rest| rest.split_once(' ')) else { continue };
+            let Some((number, text)) = line.strip_prefix('#').and_then(|rest| rest.split_once(' ')) else {
+                continue;
+            };
             let known = numbers.iter().position(|known| *known == number);
             match (known, outcome(text)) {
                 (Some(index), Some(outcome)) => steps[index].outcome = outcome,
@@ -141,9 +140,13 @@ fn outcome(text: &str) -> Option<Outcome> {
 
 /// `[2/4] RUN x` and `[builder 2/4] RUN x` are steps of the Dockerfile, `[internal] …` and `exporting …` are not.
 fn is_step_name(text: &str) -> bool {
-    let Some((label, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else { return false };
+    let Some((label, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
+        return false;
+    };
     let counts = label.rsplit(' ').next().unwrap_or_default();
-    counts.split_once('/').is_some_and(|(one, all)| [one, all].iter().all(|n| n.trim().parse::<u32>().is_ok()))
+    counts
+        .split_once('/')
+        .is_some_and(|(one, all)| [one, all].iter().all(|n| n.trim().parse::<u32>().is_ok()))
 }
 
 #[cfg(test)]
