@@ -1,0 +1,112 @@
+//! What a test needs of the machine.
+//!
+//! [`need!`](crate::need!) at the top of a test returns early, saying why, on a machine that cannot run it. With
+//! `RBUILD_TEST_REQUIRE=all`, or a list such as `root,registry,subuid`, the same gap fails the test, so that a
+//! continuous integration cannot rot silently.
+
+use std::env;
+use std::path::PathBuf;
+
+/// One capability of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The test process is root: mounts, other users, runc.
+    Root,
+    /// `docker-registry` is installed.
+    Registry,
+    /// The base images can be made: root, mmdebstrap, busybox, and what the registry needs.
+    Bases,
+    /// skopeo and umoci are installed.
+    Judges,
+    /// runc, and the tools that give a container a loopback interface of its own.
+    Runtime,
+    /// `newuidmap` and `useradd`: an ordinary user with a sub-id range can be made.
+    Subuid,
+    /// `htpasswd`: a registry that asks for a password can be started.
+    Password,
+}
+
+impl Need {
+    /// Its name in `RBUILD_TEST_REQUIRE`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Registry => "registry",
+            Self::Bases => "bases",
+            Self::Judges => "judges",
+            Self::Runtime => "runtime",
+            Self::Subuid => "subuid",
+            Self::Password => "password",
+        }
+    }
+
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Root => &[],
+            Self::Registry => &["docker-registry"],
+            Self::Bases => &["mmdebstrap", "busybox", "python3", "skopeo", "docker-registry", "unshare"],
+            Self::Judges => &["skopeo", "umoci"],
+            Self::Runtime => &["runc", "umoci", "unshare", "nsenter", "busybox"],
+            Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
+            Self::Password => &["htpasswd"],
+        }
+    }
+
+    /// What is missing, or `None` when the machine has it.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        let wants_root = matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid);
+        if wants_root && !rustix::process::geteuid().is_root() {
+            return Some("not running as root".to_owned());
+        }
+        let absent: Vec<_> = self.programs().iter().filter(|name| find_program(name).is_none()).collect();
+        (!absent.is_empty()).then(|| format!("not installed: {absent:?} (run tests/scripts/setup)"))
+    }
+
+    fn is_required(self) -> bool {
+        let list = env::var("RBUILD_TEST_REQUIRE").unwrap_or_default();
+        list.split(',').map(str::trim).any(|name| name == "all" || name == "1" || name == self.name())
+    }
+}
+
+/// True when every need is met; else says what is skipped, or panics when the need is required.
+///
+/// # Panics
+///
+/// When a missing need is listed in `RBUILD_TEST_REQUIRE`.
+#[must_use]
+pub fn met(needs: &[Need]) -> bool {
+    for need in needs {
+        let Some(why) = need.missing() else { continue };
+        assert!(!need.is_required(), "RBUILD_TEST_REQUIRE asks for `{}`, but: {why}", need.name());
+        eprintln!("skipped: needs `{}`: {why}", need.name());
+        return false;
+    }
+    true
+}
+
+/// Where a program is, looking in the system directories too.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    env::split_paths(&program_path()).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// `PATH` with the system directories at its end: an ordinary shell has no `/usr/sbin`.
+#[must_use]
+pub fn program_path() -> String {
+    let path = env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
+}
+
+/// Returns from the test, saying why, when the machine lacks something.
+///
+/// `need!(Root, Registry)` names variants of [`Need`].
+#[macro_export]
+macro_rules! need {
+    ($($need:ident),+ $(,)?) => {
+        if !$crate::need::met(&[$($crate::need::Need::$need),+]) {
+            return Ok(());
+        }
+    };
+}

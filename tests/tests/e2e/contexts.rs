@@ -1,0 +1,92 @@
+//! `--build-context` of every kind, and what a context hides.
+
+use anyhow::Result;
+use rbuild_tests::{bases, judge, need};
+
+use crate::world;
+
+const COPIES: &str = "FROM scratch\nCOPY --from=other /name.txt /\n";
+
+#[test]
+fn a_named_directory_is_a_source() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let context = env.context("main", COPIES, &[("name.txt", "main\n")])?;
+    let other = env.context("other", "", &[("name.txt", "other\n")])?;
+    let file = env.work().join("out.tar");
+    let (named, output) = (format!("other={}", other.display()), format!("type=oci,dest={}", file.display()));
+    env.build(&context, &["--build-context", &named, "-o", &output])?.ok();
+    assert_eq!(judge::unpack(&format!("oci-archive:{}", file.display()))?.text("/name.txt")?, "other\n");
+    Ok(())
+}
+
+#[test]
+fn a_named_context_takes_the_place_of_a_base_image() -> Result<()> {
+    need!(Bases);
+    let env = rbuild_tests::TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let context = env.context("main", "FROM nobody/has-this:3\nRUN busybox true\n", &[])?;
+    let layout = bases::dir()?.join("busybox");
+    let named = |rest: &str| format!("nobody/has-this:3=oci-layout://{}{rest}", layout.display());
+    env.build(&context, &["--build-context", &named(":latest")])?.ok();
+    env.build(&context, &["--build-context", &named("")])?.ok();
+    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
+    let digest = index["manifests"][0]["digest"].as_str().unwrap_or_default();
+    env.build(&context, &["--build-context", &named(&format!("@{digest}"))])?.ok().assert_all_cached();
+    env.build(&context, &["--build-context", &named(":no-such-tag")])?.exits(1).says(&["no-such-tag"]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_named_context_can_be_another_image() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let context = env.context("main", "FROM alpine\nRUN echo $0 > /x\n", &[])?;
+    let file = env.work().join("out.tar");
+    let named = format!("alpine=docker-image://{}/library/busybox:latest", registry.host());
+    let output = format!("type=oci,dest={}", file.display());
+    env.build(&context, &["--build-context", &named, "-o", &output])?.ok();
+    let unpacked = judge::unpack(&format!("oci-archive:{}", file.display()))?;
+    assert!(unpacked.root().join("bin/busybox").is_file());
+    Ok(())
+}
+
+#[test]
+fn what_dockerignore_names_is_not_in_the_context() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let ignore = "# comment\n*.log\n!keep.log\nsecret\n**/node_modules\n";
+    let files = [
+        (".dockerignore", ignore),
+        ("a.log", "x"),
+        ("keep.log", "x"),
+        ("secret/key", "x"),
+        ("web/node_modules/m.js", "x"),
+        ("web/index.js", "x"),
+    ];
+    let context = env.context("ignore", "FROM scratch\nCOPY . /\n", &files)?;
+    let file = env.work().join("out.tar");
+    env.build(&context, &["-o", &format!("type=oci,dest={}", file.display())])?.ok();
+    let listing = judge::unpack(&format!("oci-archive:{}", file.display()))?.listing()?;
+    let names: Vec<_> = listing.iter().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, [".dockerignore", "Dockerfile", "keep.log", "web", "web/index.js"], "{listing:#?}");
+    let run = env.context("ignored", "FROM scratch\nCOPY a.log /\n", &files)?;
+    env.build(&run, &[])?.exits(1).says(&["a.log", ".dockerignore"]);
+    Ok(())
+}
+
+#[test]
+fn links_do_not_lead_out_of_the_context() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let context = env.context("links", "FROM scratch\nCOPY . /\n", &[("f", "x")])?;
+    std::os::unix::fs::symlink("/etc/passwd", context.join("link"))?;
+    let file = env.work().join("out.tar");
+    env.build(&context, &["-o", &format!("type=oci,dest={}", file.display())])?.ok();
+    let unpacked = judge::unpack(&format!("oci-archive:{}", file.display()))?;
+    assert_eq!(std::fs::read_link(unpacked.root().join("link"))?.to_str(), Some("/etc/passwd"));
+    std::os::unix::fs::symlink("/etc", context.join("out"))?;
+    let through = env.write("work/links/Dockerfile.out", "FROM scratch\nCOPY out/passwd /\n")?;
+    env.build(&context, &["-f", &through.to_string_lossy()])?.exits(1).says(&["out/passwd"]);
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The real `rbuild` on real parts, end to end. One binary, so that its tests share one registry.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod caching;
+mod contexts;
+mod images;
+mod interrupt;
+mod outputs;
+mod registries;
+mod rootless;
+mod stages;
+mod tutorial;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use rbuild_tests::{Registry, TestEnv};
+
+/// A fresh world whose Docker Hub is the shared registry.
+fn world() -> Result<(Arc<Registry>, TestEnv)> {
+    let registry = Registry::shared()?;
+    let env = TestEnv::new()?.using(&registry)?;
+    Ok((registry, env))
+}

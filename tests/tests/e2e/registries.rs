@@ -1,0 +1,122 @@
+//! Pull and push against a real registry server, with and without passwords.
+
+use anyhow::{Context, Result};
+use rbuild_tests::{Registry, TestEnv, judge, need};
+use serde_json::json;
+
+use crate::world;
+
+/// `user:secret`.
+const CREDENTIALS: &str = "dXNlcjpzZWNyZXQ=";
+
+#[test]
+fn pull_by_tag_and_by_digest_make_the_image_local() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let base = format!("{}/library/busybox", registry.host());
+    let digest = judge::manifest(&format!("docker://{base}:latest"))?["Digest"].clone();
+    let digest = digest.as_str().context("digest")?;
+    let tagged = env.run(["pull", &base])?.ok();
+    assert_eq!(tagged.stdout.lines().last(), Some(&*format!("{base}:latest")), "{tagged}");
+    let pinned = format!("{base}@{digest}");
+    let quiet = env.run(["pull", "-q", &pinned])?.ok();
+    assert_eq!(quiet.stdout, format!("{pinned}\n"), "{quiet}");
+    assert!(env.run(["images"])?.ok().stdout.contains(&base));
+
+    // What was pulled is used when the registry is away.
+    drop(registry);
+    let context = env.context("pinned", &format!("FROM {pinned}\nRUN true\n"), &[])?;
+    env.build(&context, &[])?.ok();
+    Ok(())
+}
+
+#[test]
+fn push_sends_what_a_build_kept() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let context = env.context("pushed", "FROM busybox\nRUN echo pushed > /x\n", &[])?;
+    let name = format!("{}/pushed/image:2", registry.host());
+    let (_, digest) = env.build_digest(&context, &["-t", &name])?;
+    assert!(judge::manifest(&format!("docker://{name}")).is_err(), "a build without --push pushes nothing");
+    let run = env.run(["push", &name])?.ok();
+    let last = run.stdout.lines().last().unwrap_or_default();
+    assert!(last.starts_with(&format!("2: digest: {digest} size: ")), "{run}");
+    assert_eq!(judge::manifest(&format!("docker://{name}"))?["Digest"], json!(digest));
+    assert_eq!(judge::unpack(&format!("docker://{name}"))?.text("/x")?, "pushed\n");
+    Ok(())
+}
+
+#[test]
+fn credentials_come_from_the_docker_config_file() -> Result<()> {
+    need!(Root, Registry, Bases, Password);
+    let registry = Registry::with_password("user", "secret")?;
+    let env = TestEnv::new()?.using(&registry)?;
+    let host = registry.host();
+    let text = format!("FROM {host}/library/busybox\nRUN echo private > /x\n");
+    let context = env.context("private", &text, &[])?;
+    let name = format!("{host}/private/image");
+
+    // Without and with the wrong password: the host is named, and what to do.
+    env.build(&context, &["-t", &name])?.exits(1).says(&[&host]);
+    let wrong = json!({"auths": {&host: {"auth": "dXNlcjp3cm9uZw=="}}});
+    env.write("home/.docker/config.json", &wrong.to_string())?;
+    env.build(&context, &["-t", &name])?.exits(1).says(&[&host, "config.json"]);
+
+    let right = json!({"auths": {&host: {"auth": CREDENTIALS}}, "unknown": {"kept": true}});
+    env.write("home/.docker/config.json", &right.to_string())?;
+    let run = env.build(&context, &["-t", &name, "--push"])?.ok();
+    assert!(
+        !run.stderr.contains(CREDENTIALS) && !run.stderr.contains("secret"),
+        "credentials are shown\n{run}"
+    );
+    env.run(["pull", &format!("{name}:latest")])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn docker_config_variable_says_where_credentials_are() -> Result<()> {
+    need!(Root, Registry, Bases, Password);
+    let registry = Registry::with_password("user", "secret")?;
+    let env = TestEnv::new()?;
+    let host = registry.host();
+    let file =
+        env.write("work/docker/config.json", &json!({"auths": {&host: {"auth": CREDENTIALS}}}).to_string())?;
+    let env = env.with_variable("DOCKER_CONFIG", &file.parent().context("parent")?.to_string_lossy());
+    env.run(["pull", &format!("{host}/library/busybox")])?.ok();
+    Ok(())
+}
+
+#[test]
+fn a_second_push_sends_no_layer_again() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (registry, env) = world()?;
+    let text = "FROM busybox\nRUN head -c 20000000 /dev/urandom > /big\n";
+    let context = env.context("twice", text, &[])?;
+    let name = format!("{}/twice/image", registry.host());
+    let (first, digest) = env.build_digest(&context, &["-t", &name, "--push"])?;
+    let (second, again) = env.build_digest(&context, &["-t", &name, "--push"])?;
+    assert_eq!(digest, again);
+    assert!(second.wall < first.wall, "first {:?}, second {:?}", first.wall, second.wall);
+    second.assert_all_cached();
+    Ok(())
+}
+
+#[test]
+fn a_moved_tag_is_seen_with_pull_only() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let base = format!("{}/moved/base:1", registry.host());
+    let from = |name: &str| format!("docker://{}/library/{name}:latest", registry.host());
+    judge::copy(&from("busybox"), &format!("docker://{base}"))?;
+    let context = env.context("moved", &format!("FROM {base}\nRUN echo on-it\n"), &[])?;
+    let (_, first) = env.build_digest(&context, &[])?;
+    judge::copy(&from("debian"), &format!("docker://{base}"))?;
+    let (kept, second) = env.build_digest(&context, &[])?;
+    kept.assert_all_cached();
+    assert_eq!(first, second);
+    let (pulled, third) = env.build_digest(&context, &["--pull"])?;
+    assert_eq!(pulled.executed().len(), 1, "{pulled}");
+    assert_ne!(second, third);
+    Ok(())
+}
