@@ -35,6 +35,7 @@ pub use node::{
     ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
 };
 pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
+pub(crate) use resolve::{Lookup, resolve_in};
 pub use walk::{DEPTH_MAX, Walk};
 
 pub(crate) use codec::check_name;
