@@ -1,6 +1,26 @@
-//! Builds OCI images from Dockerfiles.
+//! rbuild: from a Dockerfile to an OCI image.
+//!
+//! The composition root: `build` reads top to bottom. See `ARCHITECTURE.md` beside this crate.
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod commands;
+
+pub mod build;
+pub mod context;
+pub mod resolve;
+pub mod solve;
+pub mod ops;
+pub mod assemble;
+pub mod export;
+
+pub mod host;
+pub mod settings;
+pub mod cancel;
+pub mod blobs;
+pub mod timestamp;
+
 pub mod progress;
 pub mod report;
+pub mod error;
+pub mod failure;
