@@ -260,3 +260,6 @@ impl<'a> Decoder<'a> {
         Ok(taken)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -167,7 +167,7 @@ impl<'root> Creator<'root> {
 }
 
 /// EINVAL from chown means an id without a place in the user namespace; so does EPERM without privileges.
-fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
+pub(super) fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
     match errno {
         Errno::INVAL | Errno::PERM | Errno::OVERFLOW => {
             UnpackError::OwnerOutsideMap { path: path.clone(), uid: meta.uid, gid: meta.gid }
