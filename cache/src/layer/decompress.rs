@@ -40,7 +40,9 @@ pub enum DecompressError {
     #[error("`{0}` is not the media type of a layer that rbuild can unpack")]
     MediaType(String),
     /// The bytes are a compression that layers may not have.
-    #[error("the layer is compressed with {0}, which is not supported for layers: gzip, zstd and plain tar are")]
+    #[error(
+        "the layer is compressed with {0}, which is not supported for layers: gzip, zstd and plain tar are"
+    )]
     Unsupported(&'static str),
     /// Reading the blob or inflating it failed.
     #[error("read the layer blob")]
@@ -262,7 +264,8 @@ mod tests {
         let tar = vec![7u8; 3000];
         let members = [gzip(&tar[..1000]), gzip(&tar[1000..])].concat();
         let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
-        let frames = [frame(&tar[..500]), b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec(), frame(&tar[500..])].concat();
+        let frames =
+            [frame(&tar[..500]), b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec(), frame(&tar[500..])].concat();
         for blob in [tar.clone(), gzip(&tar), members, frames, Vec::new()] {
             let sums = sums(&blob).unwrap();
             let expected = if blob.is_empty() { &[][..] } else { &tar[..] };

@@ -6,6 +6,7 @@
 //! ```text
 //!  blob ─▶ LayerReader ─▶ tar ─▶ unpack ─▶ directory + LayerDiff ─▶ emit_tar ─▶ encode ─▶ blob
 //!          (inflate, both hashes)             ▲                                  (both hashes, deflate)
+//!                          RUN ─▶ scan_upper ─┘
 //! ```
 //!
 //! Archives, and what a RUN left behind, are hostile: every name is resolved one component at a time below an open
@@ -20,6 +21,7 @@ mod dirs;
 mod emit;
 mod limits;
 mod overlay;
+mod scan;
 mod tar;
 mod unpack;
 mod xattrs;
@@ -31,5 +33,6 @@ pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{EmitError, emit_tar};
 pub use limits::Limits;
 pub use overlay::OverlayForm;
+pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper};
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

@@ -31,7 +31,11 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
         for compression in [Compression::None, DEFAULT_GZIP, Compression::Gzip { level: 9 }, DEFAULT_ZSTD] {
             let (one, blob) = encoded(&bytes, compression, 1);
             for threads in 2..=4 {
-                assert_eq!(encoded(&bytes, compression, threads), (one, blob.clone()), "{len} {compression:?}");
+                assert_eq!(
+                    encoded(&bytes, compression, threads),
+                    (one, blob.clone()),
+                    "{len} {compression:?}"
+                );
             }
             let mut decoded = Vec::new();
             match compression {
@@ -53,7 +57,8 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
 #[test]
 fn blocks_share_their_window() {
     // Random bytes repeated at a distance below 32 KiB compress across block borders only with a dictionary.
-    let noise: Vec<u8> = (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+    let noise: Vec<u8> =
+        (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
     let bytes = noise.repeat(3 * gzip::BLOCK_BYTES / noise.len());
     let (joined, _) = encoded(&bytes, Compression::Gzip { level: 6 }, 2);
     assert!(joined.size < 35_000, "{}", joined.size);
@@ -93,7 +98,10 @@ fn a_full_disk_is_the_sinks_failure_and_a_bad_source_is_the_sources() {
     for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD] {
         for threads in [1, 3] {
             let full = encode(|out| out.write_all(&bytes), compression, &mut Full(1000), threads);
-            assert!(matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull), "{full:?}");
+            assert!(
+                matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull),
+                "{full:?}"
+            );
             let source = |out: &mut dyn Write| {
                 out.write_all(&bytes)?;
                 Err(io::Error::from(io::ErrorKind::InvalidData))

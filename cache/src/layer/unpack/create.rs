@@ -77,7 +77,8 @@ impl<'root> Creator<'root> {
 
     pub(super) fn dir(&mut self, path: &RelPath) -> Result<(), UnpackError> {
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
-        rustix::fs::mkdirat(&parent, path.name(), WORKING_DIR_MODE).map_err(io_error("create directory", path))
+        rustix::fs::mkdirat(&parent, path.name(), WORKING_DIR_MODE)
+            .map_err(io_error("create directory", path))
     }
 
     /// Gives a directory its metadata, when nothing will be made inside any more.
@@ -132,8 +133,9 @@ impl<'root> Creator<'root> {
             return Ok(node);
         }
         made.map_err(io_error("create", path))?;
-        let (Node::Symlink { meta, mtime, .. } | Node::Device { meta, mtime, .. } | Node::Fifo { meta, mtime }) =
-            &node
+        let (Node::Symlink { meta, mtime, .. }
+        | Node::Device { meta, mtime, .. }
+        | Node::Fifo { meta, mtime }) = &node
         else {
             return Ok(node);
         };
@@ -165,7 +167,7 @@ impl<'root> Creator<'root> {
 }
 
 /// EINVAL from chown means an id without a place in the user namespace; so does EPERM without privileges.
-fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
+pub(super) fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
     match errno {
         Errno::INVAL | Errno::PERM | Errno::OVERFLOW => {
             UnpackError::OwnerOutsideMap { path: path.clone(), uid: meta.uid, gid: meta.gid }
@@ -175,7 +177,7 @@ fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
 }
 
 /// Both times: an access time of now would make equal layers differ on disk.
-pub(super) fn times(mtime: Mtime) -> Timestamps {
+pub(in super::super) fn times(mtime: Mtime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }
