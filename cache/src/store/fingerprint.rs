@@ -68,7 +68,7 @@ pub struct FingerprintEntry {
 }
 
 /// The moment a scan began, by the clock that also stamps files. Take it before the first `stat`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScanMoment(Mtime);
 
 impl ScanMoment {
@@ -76,7 +76,12 @@ impl ScanMoment {
     pub fn now() -> Self {
         // File times are stamped with the coarse clock: the fine one runs up to a tick ahead of it.
         let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
-        Self(Mtime { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) })
+        Self::at(now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    /// A moment given in whole seconds since the epoch and nanoseconds above them.
+    pub const fn at(secs: i64, nanos: u32) -> Self {
+        Self(Mtime { secs, nanos })
     }
 }
 
@@ -92,7 +97,7 @@ pub struct FingerprintIndex {
 impl FingerprintIndex {
     /// An index that knows nothing.
     pub fn empty() -> Self {
-        Self { bytes: Vec::new(), starts: Vec::new(), scanned: ScanMoment(Mtime::default()) }
+        Self { bytes: Vec::new(), starts: Vec::new(), scanned: ScanMoment::at(0, 0) }
     }
 
     /// Number of files.
@@ -235,7 +240,7 @@ fn parse(mut bytes: Vec<u8>) -> Option<FingerprintIndex> {
     if magic != MAGIC {
         return None;
     }
-    let scanned = ScanMoment(Mtime { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) });
+    let scanned = ScanMoment::at(i64::from_le_bytes(*secs), u32::from_le_bytes(*nanos));
     let count = u32::from_le_bytes(*count) as usize;
     let mut starts = Vec::with_capacity(count.min(length / (2 + STAT_BYTES + CONTENT_BYTES)));
     let mut at = HEAD_BYTES;

@@ -151,14 +151,18 @@ impl Store {
                 break id;
             }
         };
-        self.inner.index.write("record a layer", |transaction| {
+        let recorded = self.inner.index.write("record a layer", |transaction| {
             let sql = "INSERT INTO layers (id, size, created, used, boot, epoch, durable)
                 VALUES (?1, ?2, ?3, ?3, ?4, (SELECT current FROM epoch), 0)";
             let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
             transaction.prepare_cached(sql)?.execute((id.to_sql(), size, now_unix_ns(), boot.0))?;
             Ok(())
-        })?;
-        Ok(id)
+        });
+        if recorded.is_err() {
+            // Without a row it is garbage: back to where the lease cleans up.
+            let _ = layout.publish(&layout::layer(id), &from);
+        }
+        recorded.map(|()| id)
     }
 
     /// What is known of a layer; `None` when it is not there or its directory vanished.

@@ -1,7 +1,12 @@
 //! One test per promise of the module head, most with a fresh store each.
 
+mod damage;
 mod door;
+mod durability;
 mod objects;
+mod processes;
+mod speed;
+mod stat_index;
 
 use std::io::Write;
 use std::path::Path;
