@@ -199,3 +199,14 @@ fn a_database_that_is_none_is_named() {
         "{error:?}"
     );
 }
+
+#[test]
+fn a_node_under_a_wrong_digest_is_not_stored() {
+    let (_dir, store) = fresh();
+    let wrong = NodeDigest([3; 32]);
+    assert!(
+        matches!(store.put_nodes(&[node(1), (wrong, node(2).1)]), Err(NodeStoreError::Damaged(d)) if d == wrong)
+    );
+    assert!(matches!(store.node(&wrong), Err(NodeStoreError::Missing(_))));
+    assert!(matches!(store.node(&node(1).0), Err(NodeStoreError::Missing(_))), "all or none");
+}
