@@ -56,6 +56,23 @@ pub struct FileStat {
     pub gid: u32,
 }
 
+impl From<&rustix::fs::Stat> for FileStat {
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        // The kernel gives no negative size, and no fraction of a second above a thousand million.
+        let nanos = |nanos| u32::try_from(nanos).unwrap_or(0);
+        Self {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: Mtime { secs: stat.st_mtime, nanos: nanos(stat.st_mtime_nsec) },
+            ctime: Mtime { secs: stat.st_ctime, nanos: nanos(stat.st_ctime_nsec) },
+            ino: stat.st_ino,
+            dev: stat.st_dev,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }
+    }
+}
+
 /// A file and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FingerprintEntry {
@@ -274,7 +291,7 @@ fn stat_bytes(stat: &FileStat) -> [u8; STAT_BYTES] {
 }
 
 /// True when a change after the scan began would show as another time.
-fn settled(time: Mtime, scanned: ScanMoment) -> bool {
+pub(super) fn settled(time: Mtime, scanned: ScanMoment) -> bool {
     let ns = |time: Mtime| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
     let margin = if time.nanos == 0 { WHOLE_SECONDS_MARGIN_NS } else { MARGIN_NS };
     ns(time) + margin < ns(scanned.0)

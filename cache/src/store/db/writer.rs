@@ -31,7 +31,23 @@ pub(in crate::store) struct Db {
     layout: Arc<Layout>,
     schema: &'static Schema,
     readers: Mutex<Vec<Connection>>,
-    writer: Mutex<Option<Connection>>,
+    writer: Mutex<Option<Writer>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    /// What its `synchronous` is set to.
+    flush: Flush,
+}
+
+/// When a transaction counts as committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    /// Once it is in the WAL's pages; the WAL is flushed at checkpoints.
+    Later,
+    /// Once the WAL is on the disk.
+    Now,
 }
 
 /// What a closure over a connection fails with.
@@ -90,7 +106,7 @@ impl Db {
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
-        self.write_as("NORMAL", doing, change)
+        self.write_as(Flush::Later, doing, change)
     }
 
     /// As [`Self::write`], but returns only when the transaction is on the disk.
@@ -99,7 +115,7 @@ impl Db {
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
-        self.write_as("FULL", doing, change)
+        self.write_as(Flush::Now, doing, change)
     }
 
     /// Moves the WAL into the database file and empties it, if it has grown and nobody is in the way. The first
@@ -109,7 +125,7 @@ impl Db {
             return Ok(());
         }
         let mut writer = lock(&self.writer);
-        let Some(connection) = writer.as_mut() else { return Ok(()) };
+        let Some(Writer { connection, .. }) = writer.as_mut() else { return Ok(()) };
         let run = |connection: &Connection| -> rusqlite::Result<()> {
             connection.busy_timeout(Duration::ZERO)?;
             // The row says whether readers were in the way; then it simply happens another time.
@@ -130,18 +146,26 @@ impl Db {
 
     fn write_as<T>(
         &self,
-        synchronous: &str,
+        flush: Flush,
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
         let mut writer = lock(&self.writer);
         if writer.is_none() {
-            *writer = Some(self.connect()?);
+            let connection = self.connect()?;
+            connection
+                .pragma_update(None, "synchronous", "NORMAL")
+                .map_err(|error| self.explain("open the database", error.into()))?;
+            *writer = Some(Writer { connection, flush: Flush::Later });
         }
-        let connection = writer.as_mut().expect("connected above");
+        let writer = writer.as_mut().expect("connected above");
         let result = (|| {
-            connection.pragma_update(None, "synchronous", synchronous)?;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if writer.flush != flush {
+                let level = if flush == Flush::Now { "FULL" } else { "NORMAL" };
+                writer.connection.pragma_update(None, "synchronous", level)?;
+                writer.flush = flush;
+            }
+            let transaction = writer.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
             transaction.commit()?;
             Ok(value)

@@ -19,6 +19,11 @@ fn other_process() {
     let root = Path::new(&root);
     match role.as_str() {
         "commit" => commit(root),
+        "commit until killed" => {
+            for round in 0.. {
+                commit_round(root, round);
+            }
+        }
         "count" => count(root),
         "hold key" => {
             let store = open(root);
@@ -106,6 +111,77 @@ fn processes_that_create_a_store_and_commit_the_same_things_all_succeed() {
         store.node(&node(n).0).unwrap();
     }
     assert_eq!(std::fs::read_dir(root.join("work")).unwrap().count(), 0);
+}
+
+/// Commits one more of everything, and says so before each step: that is when it is killed.
+fn commit_round(root: &Path, round: u32) {
+    let step = || println!("\nstep");
+    let store = open(root);
+    step();
+    let lease = store.lease().unwrap();
+    let content = format!("{} {round}", std::process::id());
+    step();
+    let blob = commit_blob(&store, &lease, content.as_bytes());
+    step();
+    let layer = commit_layer(&store, &lease, &content);
+    step();
+    let digest = *blake3::hash(content.as_bytes()).as_bytes();
+    store.put_result(&Key::def(digest), &record(Some(layer), Some(vec![layer]))).unwrap();
+    step();
+    let image = ImageRecord {
+        config: blob,
+        layers: vec![layer],
+        diff_ids: vec![],
+        manifest: None,
+        platform: "linux/amd64".to_owned(),
+        size_bytes: 1,
+        created_unix_ns: 0,
+    };
+    store.put_image("app", &image).unwrap();
+    println!("\ntagged {round}");
+    drop(lease);
+}
+
+#[test]
+fn a_process_killed_anywhere_loses_no_tag_and_leaves_nothing_behind() {
+    let (_dir, store) = fresh();
+    let mut acknowledged = 0;
+    for kill in 0..25 {
+        let mut child = start("commit until killed", store.root());
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        // Coprime to the five steps of a round: every step is hit, in early and late rounds.
+        let mut steps_left = 3 + kill * 2;
+        let round = |line: &str| line.strip_prefix("tagged ").map(|round| round.parse::<u32>().unwrap());
+        let mut tagged = None;
+        for line in lines.by_ref() {
+            tagged = round(&line).or(tagged);
+            steps_left -= u32::from(line == "step");
+            if steps_left == 0 {
+                child.kill().unwrap();
+                break;
+            }
+        }
+        // What it still said before it died counts as well.
+        let tagged = lines.filter_map(|line| round(&line)).last().or(tagged);
+        child.wait().unwrap();
+        let Some(tagged) = tagged else { continue };
+        acknowledged += 1;
+        let image = store.image("app").unwrap().unwrap();
+        let content = String::from_utf8(store.blob_bytes(&image.config, 100).unwrap().unwrap()).unwrap();
+        // The kill may have fallen between writing a later tag and saying so.
+        let (pid, round) = content.split_once(' ').unwrap();
+        assert_eq!(pid, child.id().to_string(), "kill {kill}");
+        assert!(round.parse::<u32>().unwrap() >= tagged, "kill {kill}: {round} after {tagged}");
+        assert!(store.has_layers(&image.layers).unwrap(), "kill {kill}");
+        assert_eq!(store.layer_entries(image.layers[0]).unwrap(), content.as_bytes(), "kill {kill}");
+    }
+    assert!(acknowledged > 15, "{acknowledged}");
+    drop(store.lease().unwrap());
+    let count = |name: &str| std::fs::read_dir(store.root().join(name)).unwrap().count();
+    assert_eq!((count("work"), count("leases")), (0, 0));
+    let connection = rusqlite::Connection::open(store.root().join("index.sqlite")).unwrap();
+    let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
 }
 
 /// Adds to a number in a file, which only the key lock protects.

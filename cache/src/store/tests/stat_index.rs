@@ -89,6 +89,35 @@ fn a_damaged_index_knows_nothing() {
 }
 
 #[test]
+fn a_real_file_is_known_until_it_is_written_again() {
+    let (dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let path = dir.path().join("file");
+    let stat = || FileStat::from(&rustix::fs::stat(&path).unwrap());
+    std::fs::write(&path, "one").unwrap();
+    // Until the clock that stamps files has moved on by more than its step.
+    while !fingerprint::settled(stat().ctime, ScanMoment::now()) {
+        std::thread::yield_now();
+    }
+    let known = FingerprintEntry { content: ContentDigest::of(b"one"), ..entry("file", stat()) };
+    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), std::slice::from_ref(&known)).unwrap();
+    let index = store.fingerprints(&[1; 32]).unwrap();
+    assert_eq!(index.lookup(&known.path, &stat(), &mut 0), Some(known.content));
+    // Same size, and the modification time set back as a careful forger would.
+    std::fs::write(&path, "two").unwrap();
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: known.stat.mtime.secs,
+            tv_nsec: i64::from(known.stat.mtime.nanos),
+        },
+    };
+    rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).unwrap();
+    assert_eq!((stat().size, stat().mtime), (known.stat.size, known.stat.mtime));
+    assert_eq!(index.lookup(&known.path, &stat(), &mut 0), None);
+}
+
+#[test]
 fn the_moment_of_a_scan_is_no_later_than_what_is_written_after_it() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
