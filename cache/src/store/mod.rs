@@ -28,7 +28,7 @@
 //! 4. Unfinished work belongs to a lease, and a lease is alive exactly while its file is flocked (`lease`).
 //! 5. Transactions are short, start as writers (`BEGIN IMMEDIATE`), and span renames at most: no network, no process,
 //!    no other lock. Look-ups never write.
-//! 6. Records and nodes carry a checksum, layer sidecars a BLAKE3, blobs are their digest: what changed on disk is
+//! 6. Records carry a checksum, layer sidecars a BLAKE3, nodes and blobs are their digest: what changed on disk is
 //!    noticed when it is next used. Damaged cache records are misses.
 //! 7. Lock order: store (shared) → lease → key → SQLite (`lock`).
 //!
@@ -44,7 +44,6 @@ mod layout;
 mod lease;
 mod lock;
 mod meta;
-mod node_codec;
 mod nodes;
 mod resolution;
 mod result;

@@ -37,6 +37,24 @@ fn a_blob_with_another_digest_than_expected_is_refused_and_discarded() {
 }
 
 #[test]
+fn a_small_blob_is_read_whole_up_to_its_limit() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let digest = store.put_blob(&lease, b"{}").unwrap();
+    assert_eq!(store.blob_bytes(&digest, 2).unwrap().as_deref(), Some(&b"{}"[..]));
+    assert_eq!(store.blob_bytes(&digest, 1).unwrap(), None);
+    assert_eq!(store.blob_bytes(&Digest::of(b"other"), 2).unwrap(), None);
+}
+
+#[test]
+fn a_lease_hands_out_directories_nobody_else_has() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let (a, b) = (lease.new_dir().unwrap(), lease.new_dir().unwrap());
+    assert!(a != b && a.is_dir() && b.is_dir() && a.starts_with(lease.work_dir()));
+}
+
+#[test]
 fn storing_a_blob_twice_keeps_one() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
