@@ -12,6 +12,8 @@ use rbuild_oci::{Canonical, CanonicalWriter, Digest, ImageConfig, Platform};
 
 use crate::span::Lines;
 
+mod dump;
+
 /// The graph and what was asked for.
 #[derive(Debug)]
 pub struct BuildGraph {

@@ -1,1 +1,53 @@
-//! Being built.
+//! Runs one command in a root file system, out of reach of everything else: the `RUN` of a build.
+//!
+//! ```text
+//! main ── dispatch() ── bootstrap() ── … ── mount_overlay() ──▶ merged root (an fd) ──▶ run_step()
+//! ```
+//!
+//! [`dispatch`] must be the first thing a program does: children are the program itself, executed again under another
+//! argv[0]. This crate is the only one with `unsafe`, all of it in `sys`; it knows nothing of images, layers or tokio.
+//!
+//! What a step gets: namespaces for mounts, pids, ipc, host name, cgroups and (unless it shares the host's) network; the
+//! 14 default capabilities for root and none for others; a default-deny system call filter; masked `/proc` and `/sys`; a
+//! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker.
+
+mod error;
+mod overlay;
+pub mod passwd;
+mod spec;
+
+mod parent;
+
+mod channel;
+mod child;
+mod mount;
+mod mount_points;
+mod seccomp;
+mod self_copy;
+mod sys;
+mod wire;
+
+pub use error::{SetupStep, SpecError, StepError};
+pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
+pub use parent::run_step;
+pub use spec::{Exit, Network, StepSpec, Stream};
+
+/// Takes over if this process was started as a child of the sandbox, and then never returns.
+///
+/// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at argv[0] and returns.
+pub fn dispatch() {
+    let Some(name) = std::env::args_os().next() else { return };
+    if name == self_copy::STEP_MARKER {
+        std::process::exit(child::outer_main());
+    }
+}
+
+/// Whether this process lives in a user namespace other than the host's first one.
+///
+/// Decides between `trusted.*` and `user.*` overlay attributes and between making and binding devices.
+pub fn in_user_namespace() -> bool {
+    // The first namespace maps every id to itself. Unreadable means no /proc, and then nothing else works either. Asked anew
+    // each time: `bootstrap` changes the answer.
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+}

@@ -1,5 +1,35 @@
 //! Layer directories and layer archives.
+//!
+//! A *layer directory* holds one layer in overlayfs upper form (see [`OverlayForm`]); its [`LayerDiff`] lists
+//! everything in it. The verbs:
+//!
+//! ```text
+//!  blob ─▶ LayerReader ─▶ tar ─▶ unpack ─▶ directory + LayerDiff ─▶ emit_tar ─▶ encode ─▶ blob
+//!          (inflate, both hashes)             ▲                                  (both hashes, deflate)
+//! ```
+//!
+//! Archives, and what a RUN left behind, are hostile: every name is resolved one component at a time below an open
+//! directory without following links, every size and count has a limit in [`Limits`], and no path is ever joined to
+//! a string that the kernel resolves from the outside.
 
+mod codec;
+mod compress;
+mod decompress;
 mod diff;
+mod dirs;
+mod emit;
+mod limits;
+mod overlay;
+mod tar;
+mod unpack;
+mod xattrs;
 
+pub use codec::{CodecError, decode_diff, encode_diff};
+pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, encode};
+pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
+pub use emit::{EmitError, emit_tar};
+pub use limits::Limits;
+pub use overlay::OverlayForm;
+pub use tar::TarError;
+pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

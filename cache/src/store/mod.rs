@@ -1,1 +1,147 @@
 //! The directory on disk.
+//!
+//! ```text
+//! <root>/                     0700, ours, on a local file system
+//!   store.json                format version, feature flags, id map
+//!   lock                      flock: shared by every open store; exclusive only to migrate or wipe
+//!   index.sqlite              results, layers, blobs, images, resolutions      (see `db`)
+//!   trees.sqlite              directory nodes by digest
+//!   blobs/sha256/ab/<hex>     immutable OCI blobs
+//!   layers/<id>/{diff,entries}  one directory per layer, and the list of what is in it
+//!   work/<lease>/…            everything unfinished
+//!   leases/<id>               flocked by its owner for its whole life
+//!   locks/<key>               per-key single flight
+//!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
+//! ```
+//!
+//! Many processes use one store at once; there is no daemon and no store-wide lock while building.
+//!
+//! # Invariants
+//!
+//! 1. Outside `work/` everything is complete and immutable. It got there by one rename. (`contexts/` files are
+//!    complete too, but replaced.) *A killed ingest or draft shows nothing.*
+//! 2. Bytes first, then the row; row gone, then the bytes. A row whose bytes vanished all the same is a miss, never an
+//!    error. Blobs are renamed and recorded in one transaction, so that removing and storing one digest cannot
+//!    interleave.
+//! 3. Rows count when durable or of this boot (`db::mark`). A sync covers exactly the rows that were there before it
+//!    began. A tag is written after what it names is durable.
+//! 4. Unfinished work belongs to a lease, and a lease is alive exactly while its file is flocked (`lease`).
+//! 5. Transactions are short, start as writers (`BEGIN IMMEDIATE`), and span renames at most: no network, no process,
+//!    no other lock. Look-ups never write.
+//! 6. Records and nodes carry a checksum, layer sidecars a BLAKE3, blobs are their digest: what changed on disk is
+//!    noticed when it is next used. Damaged cache records are misses.
+//! 7. Lock order: store (shared) → lease → key → SQLite (`lock`).
+//!
+//! Removing what is no longer wanted is not here yet: `used` columns wait for it.
+
+mod blob;
+mod db;
+mod error;
+mod fingerprint;
+mod image;
+mod layer;
+mod layout;
+mod lease;
+mod lock;
+mod meta;
+mod node_codec;
+mod nodes;
+mod resolution;
+mod result;
+mod sync;
+mod usage;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+pub use blob::{Blob, BlobWriter};
+pub use error::StoreError;
+pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+pub use image::ImageRecord;
+pub use layer::{LayerDraft, LayerId, LayerInfo};
+pub use lease::Lease;
+pub use lock::{KeyLock, LockHolder};
+pub use resolution::{Resolution, ResolvedLayer};
+pub use result::{Key, KeyKind, ResultRecord};
+pub use usage::Usage;
+
+use db::Db;
+use db::mark::BootId;
+use layout::Layout;
+
+/// How a store is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Identifies the uid mapping and overlay form under which layer directories are written. Recorded when the
+    /// store is created; another one is refused later.
+    pub id_map: String,
+    /// False trades durability for speed: nothing is ever flushed, and a machine that stops loses what it did not
+    /// write back by itself. For throw-away stores.
+    pub durable: bool,
+}
+
+/// An open store. Clones share everything and cost nothing; usable from any thread.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Arc<Layout>,
+    options: StoreOptions,
+    index: Db,
+    trees: Db,
+    nodes: nodes::NodeCache,
+    boot: OnceLock<BootId>,
+    /// Holds the store lock, shared.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store at `root`, creating it when there is none. Refuses a directory that another user owns or may
+    /// write to, that is on a network file system or read-only, that a newer rbuild wrote, or that was made under
+    /// another id map. Databases are opened at their first use.
+    pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let layout = meta::open_root(root)?;
+        let opened = (|| {
+            let lock = lock::share_store(&layout)?;
+            meta::check_or_create(&layout, &options.id_map)?;
+            Ok(lock)
+        })();
+        let lock = opened.map_err(|error| match error {
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                StoreError::ReadOnly { root: layout.root().to_owned() }
+            }
+            other => other,
+        })?;
+        let layout = Arc::new(layout);
+        let inner = Inner {
+            index: Db::new(layout.clone(), &db::INDEX),
+            trees: Db::new(layout.clone(), &db::TREES),
+            layout,
+            options,
+            nodes: nodes::NodeCache::default(),
+            boot: OnceLock::new(),
+            _lock: lock,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Absolute path of the root.
+    pub fn root(&self) -> &Path {
+        self.inner.layout.root()
+    }
+
+    fn boot(&self) -> Result<BootId, StoreError> {
+        if let Some(boot) = self.inner.boot.get() {
+            return Ok(*boot);
+        }
+        let boot = BootId::current()?;
+        Ok(*self.inner.boot.get_or_init(|| boot))
+    }
+}

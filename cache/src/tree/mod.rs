@@ -1,7 +1,131 @@
 //! Merkle trees of filesystem states.
+//!
+//! | module | for |
+//! |---|---|
+//! | `node` | what a tree is made of |
+//! | `codec`, `digest` | canonical bytes and their digests |
+//! | `links` | hardlink groups |
+//! | `edit` | [`Tree::apply`]: a tree and a layer's diff give the next tree |
+//! | `walk` | [`Tree::walk`]: everything below a path |
+//! | `diff` | [`difference`]: what differs between two trees |
+//! | `resolve` | [`Tree::resolve`]: paths with symlinks, as the kernel resolves them inside a root |
+//! | [`select`] | COPY source patterns |
+//! | `memory` | nodes in memory |
+//!
+//! A tree is a value: its digest says all about a filesystem state but times. Nothing here touches files.
 
+mod codec;
+mod diff;
+mod digest;
+mod edit;
+mod links;
+mod memory;
 mod node;
+mod resolve;
+pub mod select;
+#[cfg(test)]
+pub(crate) mod testing;
+mod walk;
 
+pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
+pub use diff::{TreeChange, difference};
+pub use links::LinkGroups;
+pub use memory::MemoryNodeStore;
 pub use node::{
     ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
 };
+pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
+pub(crate) use resolve::{Lookup, resolve_in};
+pub use walk::{DEPTH_MAX, Walk};
+
+pub(crate) use codec::check_name;
+pub(crate) use digest::EMPTY_NODE;
+pub(crate) use links::{below, strip};
+pub(crate) use memory::load;
+
+use crate::path::RelPath;
+
+/// A whole filesystem state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// Metadata of the root directory.
+    pub root: Meta,
+    /// Node of the root directory.
+    pub node: NodeDigest,
+    /// Which paths are names of one file.
+    pub links: LinkGroups,
+}
+
+/// A failing operation on a tree.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// Nodes could not be read or kept.
+    #[error(transparent)]
+    Nodes(#[from] NodeStoreError),
+    /// A diff lists a path twice or not in order.
+    #[error("layer entry `{path}` is out of order")]
+    Unsorted {
+        /// The later path.
+        path: RelPath,
+    },
+    /// A diff has an entry below something that is not a directory.
+    #[error("layer entry `{path}` is below `{parent}`, which is not a directory")]
+    ParentNotDirectory {
+        /// The entry.
+        path: RelPath,
+        /// What should be a directory.
+        parent: RelPath,
+    },
+    /// A diff makes the root something other than a directory.
+    #[error("a layer cannot replace the root directory")]
+    RootReplaced,
+    /// A hardlink whose target is not a regular file earlier in the same diff.
+    #[error("hardlink `{path}` names `{target}`, which is not an earlier file of the layer")]
+    LinkTarget {
+        /// The link.
+        path: RelPath,
+        /// What it names.
+        target: RelPath,
+    },
+    /// A name or metadata over the limits of a tree.
+    #[error("entry `{path}` does not fit into a tree")]
+    Unfit {
+        /// The entry.
+        path: RelPath,
+        /// Which limit.
+        #[source]
+        source: CodecError,
+    },
+    /// Directories nest deeper than [`DEPTH_MAX`].
+    #[error("`{path}` is nested deeper than {DEPTH_MAX} directories")]
+    TooDeep {
+        /// The first path too deep.
+        path: RelPath,
+    },
+}
+
+impl Tree {
+    /// The tree of `FROM scratch`: a root directory 0755 0:0 with nothing in it.
+    pub fn empty() -> Self {
+        let root = Meta { mode: 0o755, ..Meta::default() };
+        Self { root, node: *EMPTY_NODE, links: LinkGroups::default() }
+    }
+
+    /// The root directory as an entry.
+    pub fn root_entry(&self) -> Entry {
+        Entry { meta: self.root.clone(), kind: Kind::Dir(self.node) }
+    }
+
+    /// What is at `path`; no symlink is followed, so below one there is nothing.
+    pub fn get(&self, nodes: &dyn NodeStore, path: &RelPath) -> Result<Option<Entry>, NodeStoreError> {
+        let mut entry = self.root_entry();
+        for name in path.components() {
+            let Kind::Dir(node) = entry.kind else { return Ok(None) };
+            match load(nodes, &node)?.entries.get(name) {
+                Some(child) => entry = child.clone(),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(entry))
+    }
+}

@@ -1,0 +1,49 @@
+//! Measures what a step costs: runs `/bin/true` of a root directory, given as argument, a number of times.
+//!
+//! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`.
+
+use rbuild_sandbox::{StepSpec, Stream, mount_overlay, run_step};
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Instant;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    rbuild_sandbox::dispatch();
+    let mut args = std::env::args().skip(1);
+    let root = args.next().ok_or("usage: true_step ROOT [COUNT [ARG…]]")?;
+    let count: u32 = args.next().map_or(Ok(100), |count| count.parse())?;
+    let rest: Vec<String> = args.collect();
+    let words = if rest.is_empty() { vec!["true".to_owned()] } else { rest };
+    let mut argv = vec!["/bin/busybox".to_owned()];
+    argv.extend(words);
+    let scratch = Path::new(&root).with_extension("scratch");
+    let (cancel, _never) = rustix::pipe::pipe()?;
+    let mut times = Vec::new();
+    for n in 0..count {
+        let upper = scratch.join(format!("{n}-upper"));
+        let work = scratch.join(format!("{n}-work"));
+        std::fs::create_dir_all(&upper)?;
+        std::fs::create_dir_all(&work)?;
+        let started = Instant::now();
+        let merged =
+            mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
+        let exit =
+            run_step(&StepSpec::new(argv.clone()), merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
+                let _closed = match stream {
+                    Stream::Stdout => std::io::stdout().write_all(bytes),
+                    Stream::Stderr => std::io::stderr().write_all(bytes),
+                };
+            })?;
+        drop(merged);
+        times.push(started.elapsed());
+        if n == 0 {
+            eprintln!("first: {exit:?} {:?}", times[0]);
+        }
+    }
+    times.sort();
+    let at = |part: usize| times[(times.len() - 1) * part / 100];
+    eprintln!("of {count}: median {:?}, p90 {:?}, fastest {:?}", at(50), at(90), at(0));
+    std::fs::remove_dir_all(&scratch)?;
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The last mile: standard streams, signals, identity, working directory, exec.
+
+use super::identity;
+use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::sys;
+use crate::wire::ChildSpec;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+
+/// Searched when the environment has no `PATH`, as `execvp` of the common C libraries does.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Becomes the command; returns why it could not.
+pub(super) fn exec_command(spec: &ChildSpec) -> SetupFailure {
+    match prepare(spec) {
+        Err(failure) => failure,
+        Ok(()) => exec(spec),
+    }
+}
+
+fn prepare(spec: &ChildSpec) -> Result<(), SetupFailure> {
+    // No parent-death signal: the kernel kills this process when init, its parent, ends.
+    rustix::process::setsid().at(SetupStep::Session)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .at(SetupStep::Stdio)?;
+    rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    // `/dev/stdout` opens the pipe anew, which only its owner may.
+    let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
+    rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
+    rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
+    for signal in 1..=64 {
+        // KILL, STOP and the two signals a C library keeps for itself cannot be changed, nor ignored.
+        let _unchangeable = sys::default_signal(signal);
+    }
+    sys::unblock_signals().at(SetupStep::Signals)?;
+    identity::become_user(spec)?;
+    enter_working_directory(&spec.cwd)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    sys::close_on_exec_from_3().at(SetupStep::CloseFds)
+}
+
+fn enter_working_directory(path: &str) -> Result<(), SetupFailure> {
+    let at_cwd = |result: Result<(), Errno>| result.at_path(SetupStep::WorkingDirectory, path);
+    at_cwd(rustix::process::chdir(path))?;
+    // A directory outside the root, reached through a descriptor of someone else, has no path (CVE-2024-21626).
+    let cwd = rustix::process::getcwd(Vec::new()).at_path(SetupStep::WorkingDirectory, path)?;
+    at_cwd(if cwd.to_bytes().starts_with(b"/") { Ok(()) } else { Err(Errno::XDEV) })
+}
+
+fn strings(items: &[String]) -> Result<Vec<CString>, SetupFailure> {
+    items
+        .iter()
+        .map(|item| CString::new(item.as_bytes()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Errno::INVAL)
+        .at(SetupStep::Exec)
+}
+
+fn exec(spec: &ChildSpec) -> SetupFailure {
+    let (argv, env) = match (strings(&spec.argv), strings(&spec.env)) {
+        (Ok(argv), Ok(env)) => (argv, env),
+        (Err(failure), _) | (_, Err(failure)) => return failure,
+    };
+    let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
+    let env: Vec<&CStr> = env.iter().map(CString::as_c_str).collect();
+    let program = &spec.argv[0];
+    let failure = |errno| SetupFailure { step: SetupStep::Exec, errno, detail: program.clone() };
+    if program.contains('/') {
+        return failure(sys::execve(argv[0], &argv, &env));
+    }
+    if program.is_empty() {
+        return failure(Errno::NOENT);
+    }
+    let path = spec.env.iter().find_map(|var| var.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut worst = Errno::NOENT;
+    for dir in path.split(':') {
+        let dir = if dir.is_empty() { "." } else { dir };
+        let Ok(candidate) = CString::new(format!("{dir}/{program}")) else { continue };
+        match sys::execve(&candidate, &argv, &env) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            // Goes on looking like every shell, and tells of it when nothing else is found.
+            Errno::ACCESS => worst = Errno::ACCESS,
+            errno => return failure(errno),
+        }
+    }
+    failure(worst)
+}

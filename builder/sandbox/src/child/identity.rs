@@ -1,0 +1,57 @@
+//! Who the command is: filter, capabilities and ids, in the one order that works.
+
+use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::sys;
+use crate::wire::ChildSpec;
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+/// The capabilities of root in a container, and of nobody else: the usual default set (0xa80425fb).
+const DEFAULT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::AUDIT_WRITE)
+    .union(CapabilitySet::SETFCAP);
+
+/// Becomes the user of the step.
+///
+/// The filter comes first: loading it without `no_new_privs`, which stays off so that setuid programs work, takes
+/// CAP_SYS_ADMIN. It allows every call made from here to exec.
+pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
+    sys::load_seccomp(&spec.seccomp).at(SetupStep::Seccomp)?;
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if DEFAULT.contains(capability) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // Past the last capability of this kernel.
+            Err(Errno::INVAL) => break,
+            other => other.at(SetupStep::BoundingSet)?,
+        }
+    }
+    match rustix::thread::clear_ambient_capability_set() {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(errno) => return Err(errno).at(SetupStep::Capabilities),
+    }
+    let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
+    rustix::thread::set_thread_groups(&groups).at(SetupStep::Groups)?;
+    let gid = Gid::from_raw(spec.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).at_path(SetupStep::Gid, &spec.gid.to_string())?;
+    let uid = Uid::from_raw(spec.uid);
+    rustix::thread::set_thread_res_uid(uid, uid, uid).at_path(SetupStep::Uid, &spec.uid.to_string())?;
+    // Nothing is inheritable or ambient: exec gives root what is in the bounding set and other users nothing.
+    let kept = if spec.uid == 0 { DEFAULT } else { CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)
+}

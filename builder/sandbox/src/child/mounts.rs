@@ -1,0 +1,214 @@
+//! The file system view of a step, assembled by descriptor and then entered.
+//!
+//! A scratch tmpfs is mounted over the host's `/dev` in our private mount namespace, once the devices are open: it holds
+//! the mount point of the root and the files shown in it, and disappears with the old root after `pivot_root`. (Not over
+//! `/`: then unmounting the old root by its place would take the scratch off and leave the host's root on top.)
+
+use super::devices;
+use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::mount::{self, INERT};
+use crate::wire::ChildSpec;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
+use std::io::Write as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Hidden in /proc: kernel memory, keys, timers, hardware. The published container default.
+const PROC_MASKED: &[&str] = &[
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+/// Read-only in /proc.
+const PROC_READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+/// Hidden in /sys; each cpu's `thermal_throttle` as well.
+const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
+
+/// Makes `root` the root of this process with everything a step sees in it.
+pub(super) fn enter_root(spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .at(SetupStep::PrivateMounts)?;
+    // While the host's /proc and devices can still be looked at: a fresh proc is refused to a user namespace that cannot see
+    // a complete one.
+    let proc_mount = mount::new_fs("proc", &[], INERT).at(SetupStep::Proc)?;
+    let host_devices = devices::HostDevices::open(spec.in_user_namespace)?;
+    let sys_mount = new_sys(spec).at(SetupStep::Sys)?;
+
+    let scratch = Scratch::mount()?;
+    mount::attach(root.as_fd(), scratch.root_target.as_fd()).at(SetupStep::AttachRoot)?;
+    let root = root.as_fd();
+
+    mount::attach(proc_mount.as_fd(), target(root, "proc")?.as_fd()).at(SetupStep::Proc)?;
+    protect_proc(proc_mount.as_fd(), &scratch)?;
+    mount::attach(sys_mount.as_fd(), target(root, "sys")?.as_fd()).at(SetupStep::Sys)?;
+    protect_sys(sys_mount.as_fd(), &scratch)?;
+    devices::mount_dev(target(root, "dev")?.as_fd(), &host_devices, spec.shm_size_bytes)?;
+    for (index, (path, mode, content)) in spec.files.iter().enumerate() {
+        let file = scratch.file(index, *mode, content).at_path(SetupStep::BindFile, path)?;
+        let file = mount::bind(file.as_fd()).at_path(SetupStep::BindFile, path)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        mount::restrict(file.as_fd(), attributes | MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+            .at_path(SetupStep::BindFile, path)?;
+        mount::attach(file.as_fd(), target(root, path)?.as_fd()).at_path(SetupStep::BindFile, path)?;
+    }
+
+    rustix::process::fchdir(root).at(SetupStep::PivotRoot)?;
+    // With both arguments the same the old root lands on top of the new one, and needs no directory in it.
+    rustix::process::pivot_root(".", ".").at(SetupStep::PivotRoot)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).at(SetupStep::DetachOldRoot)?;
+    rustix::process::chdir("/").at(SetupStep::PivotRoot)?;
+    verify_entered(root).at(SetupStep::DetachOldRoot)
+}
+
+/// Makes sure nothing is left on top of the root: «..» of a mount below it climbs onto whatever covers it.
+fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let root = rustix::fs::fstat(root)?;
+    for path in ["/", "/proc/..", "/dev/.."] {
+        let seen = rustix::fs::stat(path)?;
+        if (seen.st_dev, seen.st_ino) != (root.st_dev, root.st_ino) {
+            return Err(Errno::XDEV);
+        }
+    }
+    Ok(())
+}
+
+/// Opens a mount target as the step would see the path, without following `/proc` links.
+fn target(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SetupFailure> {
+    let relative = path.trim_start_matches('/');
+    let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    if matches!(relative, "proc" | "sys" | "dev") {
+        resolve |= ResolveFlags::NO_SYMLINKS;
+    }
+    open_in(root, relative, resolve).at_path(SetupStep::OpenTarget, path)
+}
+
+fn open_in(at: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    // EAGAIN: something on the host renamed while «..» was resolved.
+    const ATTEMPTS_MAX: usize = 32;
+    let mut result = Err(Errno::AGAIN);
+    for _ in 0..ATTEMPTS_MAX {
+        result = rustix::fs::openat2(at, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+        if !matches!(result, Err(Errno::AGAIN)) {
+            break;
+        }
+    }
+    result
+}
+
+fn new_sys(spec: &ChildSpec) -> Result<OwnedFd, Errno> {
+    if spec.in_user_namespace && !spec.own_network {
+        // A fresh sysfs shows the network namespace's devices, so the kernel wants its owner; the host's tree is shown
+        // instead, as other rootless builders do.
+        let tree = mount::bind_host_tree("/sys")?;
+        mount::restrict(tree.as_fd(), INERT | MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
+        return Ok(tree);
+    }
+    mount::new_fs("sysfs", &[("ro", None)], INERT | MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+fn protect_proc(proc_mount: BorrowedFd<'_>, scratch: &Scratch) -> Result<(), SetupFailure> {
+    for path in PROC_MASKED {
+        scratch.mask(proc_mount, path).at_path(SetupStep::MaskProc, path)?;
+    }
+    for path in PROC_READ_ONLY {
+        protect(proc_mount, path).at_path(SetupStep::MaskProc, path)?;
+    }
+    Ok(())
+}
+
+fn protect(at: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+    let there = match open_in(at, path, ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let read_only = mount::bind(there.as_fd())?;
+    mount::restrict(read_only.as_fd(), INERT | MountAttrFlags::MOUNT_ATTR_RDONLY, false)?;
+    mount::attach(read_only.as_fd(), there.as_fd())
+}
+
+fn protect_sys(sys_mount: BorrowedFd<'_>, scratch: &Scratch) -> Result<(), SetupFailure> {
+    for path in SYS_MASKED {
+        scratch.mask(sys_mount, path).at_path(SetupStep::MaskSys, path)?;
+    }
+    // Empty in a fresh sysfs, the host's control groups in a borrowed one.
+    scratch.mask(sys_mount, "fs/cgroup").at_path(SetupStep::MaskSys, "fs/cgroup")?;
+    let cpus = match rustix::fs::openat(
+        sys_mount,
+        "devices/system/cpu",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.at(SetupStep::MaskSys)?,
+    };
+    for entry in rustix::fs::Dir::read_from(&cpus).at(SetupStep::MaskSys)? {
+        let entry = entry.at(SetupStep::MaskSys)?;
+        let name = entry.file_name().to_string_lossy();
+        let is_cpu = name.strip_prefix("cpu").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()));
+        if is_cpu {
+            let path = format!("{name}/thermal_throttle");
+            scratch.mask(cpus.as_fd(), &path).at_path(SetupStep::MaskSys, &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Our own tmpfs, gone with the old root.
+struct Scratch {
+    mount: OwnedFd,
+    root_target: OwnedFd,
+    empty_dir: OwnedFd,
+    /// A null device verified by its number.
+    null: OwnedFd,
+}
+
+impl Scratch {
+    fn mount() -> Result<Scratch, SetupFailure> {
+        let null = devices::open_host_device("null")?;
+        let options = [("mode", Some("0700")), ("size", Some("64m"))];
+        let mount = mount::new_fs("tmpfs", &options, INERT).at(SetupStep::Scratch)?;
+        let place = open_in(rustix::fs::CWD, "/dev", ResolveFlags::NO_SYMLINKS).at(SetupStep::Scratch)?;
+        mount::attach(mount.as_fd(), place.as_fd()).at(SetupStep::Scratch)?;
+        let dir = |name: &str, mode| {
+            rustix::fs::mkdirat(mount.as_fd(), name, Mode::from_raw_mode(mode)).at(SetupStep::Scratch)?;
+            open_in(mount.as_fd(), name, ResolveFlags::BENEATH).at(SetupStep::Scratch)
+        };
+        let root_target = dir("root", 0o700)?;
+        // A file system of its own: the files shown to the step must not be reachable through a mask.
+        let empty_target = dir("empty", 0o700)?;
+        let options = [("mode", Some("0755")), ("size", Some("0")), ("nr_inodes", Some("2"))];
+        let attributes = INERT | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let empty_dir = mount::new_fs("tmpfs", &options, attributes).at(SetupStep::Scratch)?;
+        mount::attach(empty_dir.as_fd(), empty_target.as_fd()).at(SetupStep::Scratch)?;
+        Ok(Scratch { mount, root_target, empty_dir, null })
+    }
+
+    fn file(&self, index: usize, mode: u32, content: &[u8]) -> Result<OwnedFd, Errno> {
+        let name = format!("file-{index}");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.mount, name, flags, Mode::from_raw_mode(mode))?;
+        let mut file = std::fs::File::from(fd);
+        let written = file.write_all(content);
+        written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        Ok(file.into())
+    }
+
+    /// Hides what is at `path`, if anything: a directory under an empty one, a file under the null device.
+    fn mask(&self, at: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+        let there = match open_in(at, path, ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            other => other?,
+        };
+        let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) == FileType::Directory;
+        let cover = mount::bind(if is_dir { self.empty_dir.as_fd() } else { self.null.as_fd() })?;
+        mount::attach(cover.as_fd(), there.as_fd())
+    }
+}

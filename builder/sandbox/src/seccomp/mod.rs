@@ -1,0 +1,219 @@
+//! The system call filter of a step: the published container default as data, compiled to classic BPF.
+//!
+//! ```text
+//! arch? ── native ── number ── binary search over ranges ── allow
+//!   │        │                                           ├─ clone, personality, socket: look at an argument
+//!   │        └─ x32 bit set: EPERM                       ├─ clone3, numbers newer than the tables: ENOSYS
+//!   ├─ i386 (on x86_64) ── its own numbers, same shape   └─ everything else: EPERM
+//!   └─ anything else: kill the process
+//! ```
+//!
+//! ENOSYS where a C library has a fallback (it would take EPERM for the final word), EPERM elsewhere. Own assembly
+//! rather than `seccompiler`: its filters have one mismatch action, and one architecture.
+
+mod aarch64;
+mod i386;
+mod profile;
+mod x86_64;
+
+use std::collections::BTreeMap;
+
+/// An instruction set whose system calls the filter knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arch {
+    X86_64,
+    Aarch64,
+}
+
+impl Arch {
+    /// The one this program was built for; `None` when there is no table for it.
+    pub(crate) fn native() -> Option<Arch> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Arch::X86_64),
+            "aarch64" => Some(Arch::Aarch64),
+            _ => None,
+        }
+    }
+}
+
+/// One instruction set as a kernel reports it in `seccomp_data.arch`.
+struct Abi {
+    audit_arch: u32,
+    calls: &'static [(&'static str, u32)],
+    last: u32,
+    has_x32: bool,
+}
+
+// Numbers of <linux/audit.h>.
+const X86_64: Abi =
+    Abi { audit_arch: 0xC000_003E, calls: x86_64::CALLS, last: x86_64::CALLS_LAST, has_x32: true };
+const I386: Abi = Abi { audit_arch: 0x4000_0003, calls: i386::CALLS, last: i386::CALLS_LAST, has_x32: false };
+const AARCH64: Abi =
+    Abi { audit_arch: 0xC000_00B7, calls: aarch64::CALLS, last: aarch64::CALLS_LAST, has_x32: false };
+
+/// Set in the number of every x32 call.
+const X32_BIT: u32 = 0x4000_0000;
+
+/// `CLONE_NEW*` as far as `clone` takes them (time namespaces need `clone3` or `unshare`).
+const NAMESPACE_FLAGS: u32 = 0x7E02_0000;
+/// The personalities programs ask for: default, `UNAME26` and `ADDR_NO_RANDOMIZE`-free combinations, and the query.
+const PERSONALITIES: [u32; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xFFFF_FFFF];
+/// `AF_ALG` was the way of a 2026 privilege escalation usable from containers; `AF_VSOCK` reaches the hypervisor.
+const FAMILIES_DENIED: [u32; 2] = [38, 40];
+
+const RET_ALLOW: u32 = 0x7FFF_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_EPERM: u32 = RET_ERRNO | libc::EPERM.cast_unsigned();
+const RET_ENOSYS: u32 = RET_ERRNO | libc::ENOSYS.cast_unsigned();
+
+const LD_ABS: u16 = 0x20;
+const JMP_ALWAYS: u16 = 0x05;
+const JEQ: u16 = 0x15;
+const JGE: u16 = 0x35;
+const JSET: u16 = 0x45;
+const RET: u16 = 0x06;
+
+/// Offsets in `struct seccomp_data`; both targets are little-endian, so the low half of an argument comes first.
+const OFFSET_NUMBER: u32 = 0;
+const OFFSET_ARCH: u32 = 4;
+const OFFSET_ARG0: u32 = 16;
+
+/// What to do with one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Allow,
+    Eperm,
+    Enosys,
+    /// Allowed without namespace flags.
+    Clone,
+    /// Allowed for the known values.
+    Personality,
+    /// Allowed but for some families.
+    Socket,
+}
+
+/// One classic BPF instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Insn {
+    code: u16,
+    jt: u8,
+    jf: u8,
+    k: u32,
+}
+
+const fn stmt(code: u16, k: u32) -> Insn {
+    Insn { code, jt: 0, jf: 0, k }
+}
+
+const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Insn {
+    Insn { code, jt, jf, k }
+}
+
+fn verdict(name: &str) -> Option<Verdict> {
+    match name {
+        "clone" => Some(Verdict::Clone),
+        "clone3" => Some(Verdict::Enosys),
+        "personality" => Some(Verdict::Personality),
+        "socket" => Some(Verdict::Socket),
+        name => profile::ALLOWED.binary_search(&name).is_ok().then_some(Verdict::Allow),
+    }
+}
+
+/// The verdicts of an ABI as ranges: each starts at its number and goes to the next start.
+fn ranges(abi: &Abi) -> Vec<(u32, Verdict)> {
+    let mut starts = BTreeMap::from([(0, Verdict::Eperm)]);
+    for (name, number) in abi.calls {
+        if let Some(verdict) = verdict(name) {
+            starts.insert(*number, verdict);
+            starts.entry(number + 1).or_insert(Verdict::Eperm);
+        }
+    }
+    // A number a C library of next year tries must look unknown, not forbidden.
+    starts.insert(abi.last + 1, Verdict::Enosys);
+    let mut ranges: Vec<(u32, Verdict)> = starts.into_iter().collect();
+    ranges.dedup_by_key(|(_, verdict)| *verdict);
+    ranges
+}
+
+fn leaf(verdict: Verdict) -> Vec<Insn> {
+    match verdict {
+        Verdict::Allow => vec![stmt(RET, RET_ALLOW)],
+        Verdict::Eperm => vec![stmt(RET, RET_EPERM)],
+        Verdict::Enosys => vec![stmt(RET, RET_ENOSYS)],
+        Verdict::Clone => vec![
+            stmt(LD_ABS, OFFSET_ARG0),
+            jump(JSET, NAMESPACE_FLAGS, 1, 0),
+            stmt(RET, RET_ALLOW),
+            stmt(RET, RET_EPERM),
+        ],
+        Verdict::Personality => any_of(&PERSONALITIES, RET_ALLOW, RET_EPERM),
+        Verdict::Socket => any_of(&FAMILIES_DENIED, RET_EPERM, RET_ALLOW),
+    }
+}
+
+/// Compares the first argument with each value. Only its low half: the kernel reads an `int` from it.
+fn any_of(values: &[u32], hit: u32, miss: u32) -> Vec<Insn> {
+    let mut code = vec![stmt(LD_ABS, OFFSET_ARG0)];
+    for value in values {
+        code.extend([jump(JEQ, *value, 0, 1), stmt(RET, hit)]);
+    }
+    code.push(stmt(RET, miss));
+    code
+}
+
+/// Code that ends in the verdict of the number in the accumulator, by binary search.
+fn search(ranges: &[(u32, Verdict)]) -> Vec<Insn> {
+    let [(_, only)] = ranges else {
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let low = search(low);
+        let mut code = match u8::try_from(low.len()) {
+            Ok(distance) => vec![jump(JGE, high[0].0, distance, 0)],
+            // Conditional jumps reach 255 instructions, the unconditional one any distance.
+            Err(_) => vec![jump(JGE, high[0].0, 0, 1), stmt(JMP_ALWAYS, low.len() as u32)],
+        };
+        code.extend(low);
+        code.extend(search(high));
+        return code;
+    };
+    leaf(*only)
+}
+
+fn abi_code(abi: &Abi) -> Vec<Insn> {
+    let mut code = vec![stmt(LD_ABS, OFFSET_NUMBER)];
+    if abi.has_x32 {
+        code.extend([jump(JGE, X32_BIT, 0, 1), stmt(RET, RET_EPERM)]);
+    }
+    code.extend(search(&ranges(abi)));
+    code
+}
+
+/// The whole program for an architecture, with the 32-bit ABI it can also run.
+pub(crate) fn compile(arch: Arch) -> Vec<Insn> {
+    let abis: &[&Abi] = match arch {
+        Arch::X86_64 => &[&X86_64, &I386],
+        Arch::Aarch64 => &[&AARCH64],
+    };
+    let mut code = vec![stmt(LD_ABS, OFFSET_ARCH)];
+    for abi in abis {
+        let body = abi_code(abi);
+        code.extend([jump(JEQ, abi.audit_arch, 1, 0), stmt(JMP_ALWAYS, body.len() as u32)]);
+        code.extend(body);
+    }
+    code.push(stmt(RET, RET_KILL_PROCESS));
+    code
+}
+
+/// The program as bytes of the kernel's `struct sock_filter`, native byte order.
+pub(crate) fn to_bytes(program: &[Insn]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(program.len() * 8);
+    for insn in program {
+        bytes.extend(insn.code.to_ne_bytes());
+        bytes.extend([insn.jt, insn.jf]);
+        bytes.extend(insn.k.to_ne_bytes());
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! What a step is and how it ends: plain data, filled by the builder.
+
+/// The network a step sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The network namespace of the builder.
+    Host,
+    /// A namespace of its own with nothing but a loopback device.
+    None,
+}
+
+/// One command to run in a root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSpec {
+    /// Program and arguments; a program without a slash is searched in the `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment, in order. Nothing is inherited; only `HOME` (from the user's passwd entry) and `HOSTNAME`
+    /// are added, when absent.
+    pub env: Vec<(String, String)>,
+    /// Absolute working directory inside the root; created (root-owned, 0755) when missing, and then part of the layer.
+    pub cwd: String,
+    /// `USER` as in an image config: empty, `name`, `uid`, `user:group`.
+    pub user: String,
+    /// Host name inside the step.
+    pub hostname: String,
+    /// The network the step sees.
+    pub network: Network,
+    /// Content of `/etc/hosts` during the step; never part of the layer.
+    pub hosts: Vec<u8>,
+    /// Content of `/etc/resolv.conf` during the step; never part of the layer.
+    pub resolv_conf: Vec<u8>,
+    /// A file shown read-only with mode 0755 at an absolute path during the step; never part of the layer.
+    pub script: Option<(String, Vec<u8>)>,
+    /// Size limit of `/dev/shm` in bytes.
+    pub shm_size_bytes: u64,
+}
+
+impl StepSpec {
+    /// Host name of a step unless the build asks for another, as with BuildKit.
+    pub const DEFAULT_HOSTNAME: &'static str = "buildkitsandbox";
+    /// Size of `/dev/shm` unless the build asks for another: 64 MiB, as with docker.
+    pub const DEFAULT_SHM_SIZE_BYTES: u64 = 64 << 20;
+
+    /// A step that runs `argv` as root in `/` with an empty environment, no network and the defaults above.
+    pub fn new(argv: Vec<String>) -> StepSpec {
+        StepSpec {
+            argv,
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: String::new(),
+            hostname: StepSpec::DEFAULT_HOSTNAME.to_owned(),
+            network: Network::None,
+            hosts: Vec::new(),
+            resolv_conf: Vec::new(),
+            script: None,
+            shm_size_bytes: StepSpec::DEFAULT_SHM_SIZE_BYTES,
+        }
+    }
+}
+
+/// How the command of a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this status, 0 to 255.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// Where a chunk of output came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}

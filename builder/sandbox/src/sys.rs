@@ -1,0 +1,170 @@
+//! The system calls that have no safe wrapper in rustix: one function each, and all the `unsafe` of rbuild.
+//!
+//! Everything here is called from the re-exec'd, single-threaded child, except where a function says otherwise.
+
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Which side of a [`fork`] the caller is on.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The calling process, with the pid of the new one.
+    Parent(rustix::process::Pid),
+}
+
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        Err(Errno::from_raw_os_error(errno))
+    } else {
+        Ok(result)
+    }
+}
+
+/// Forks the calling process.
+///
+/// Must be called from a single-threaded process: the sandbox child right after its exec.
+pub(crate) fn fork() -> Result<Fork, Errno> {
+    // rustix keeps fork in its experimental runtime module.
+    // SAFETY: the caller is the re-exec'd child, which never starts a thread, so no lock of libc or of the allocator can
+    // be held by a thread that does not exist in the new process, and both sides may go on running ordinary code.
+    let pid = unsafe { libc::fork() };
+    let pid = check(pid.into())?;
+    Ok(match rustix::process::Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?) {
+        None => Fork::Child,
+        Some(pid) => Fork::Parent(pid),
+    })
+}
+
+/// Moves the calling process into new namespaces.
+pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<(), Errno> {
+    // rustix marks this unsafe because of CLONE_FILES and CLONE_FS: unsharing the descriptor table of one thread lets it
+    // close descriptors other threads own.
+    // SAFETY: no caller passes FILES or FS except implied by NEWNS/NEWUSER (FS only), and all run single-threaded.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Replaces the process by the program at `path`; returns only on failure.
+pub(crate) fn execve(path: &CStr, argv: &[&CStr], env: &[&CStr]) -> Errno {
+    let argv: Vec<_> = argv.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+    let env: Vec<_> = env.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+    // std's `exec` would search PATH of *this* process and change signal state on its own terms.
+    // SAFETY: `path` and every element are NUL-terminated strings that outlive the call, and both arrays end with a null
+    // pointer.
+    let result = unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    check(result.into()).err().unwrap_or(Errno::IO)
+}
+
+/// Sets attributes of a mount (`mount_setattr(2)`), of the whole tree below it when `recursive`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
+    #[repr(C)]
+    struct MountAttr {
+        attr_set: u64,
+        attr_clr: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // rustix has no wrapper for this call.
+    // SAFETY: the descriptor is open for the borrow, the path is an empty NUL-terminated string, and `attr` is a live
+    // struct of the layout and size passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Loads a seccomp filter into every thread of the process.
+///
+/// `program` holds classic BPF instructions in the kernel's `struct sock_filter` layout, native byte order.
+pub(crate) fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
+    let count = program.len() / size_of::<libc::sock_filter>();
+    let mut filter = Vec::with_capacity(count);
+    for raw in program.chunks_exact(size_of::<libc::sock_filter>()) {
+        filter.push(libc::sock_filter {
+            code: u16::from_ne_bytes([raw[0], raw[1]]),
+            jt: raw[2],
+            jf: raw[3],
+            k: u32::from_ne_bytes([raw[4], raw[5], raw[6], raw[7]]),
+        });
+    }
+    let len = u16::try_from(filter.len()).map_err(|_| Errno::TOOBIG)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // rustix has no wrapper for this call.
+    // SAFETY: `program` points to `len` initialised instructions that live until the call returns; the kernel copies and
+    // verifies them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &raw const program,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Gives one signal its default action.
+pub(crate) fn default_signal(signal: i32) -> Result<(), Errno> {
+    // A step must not inherit what the builder ignores: Rust's SIGPIPE, nohup's SIGHUP.
+    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in signal context.
+    let previous = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if previous == libc::SIG_ERR { Err(Errno::INVAL) } else { Ok(()) }
+}
+
+/// Unblocks every signal.
+pub(crate) fn unblock_signals() -> Result<(), Errno> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // The mask survives exec; std offers no way to change it.
+    // SAFETY: `sigemptyset` initialises the set it is given, which is live and writable.
+    let result = unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    check(result.into())?;
+    // SAFETY: the set was initialised above; the old mask is not asked for.
+    let result = unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) };
+    check(result.into()).map(drop)
+}
+
+/// Marks every descriptor from 3 up close-on-exec, whoever opened it.
+pub(crate) fn close_on_exec_from_3() -> Result<(), Errno> {
+    // rustix has no wrapper for this call.
+    // SAFETY: the call takes three integers and with CLOEXEC closes nothing now, so no owned descriptor is invalidated.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(result).map(drop)
+}
+
+/// Joins a new, anonymous session keyring, so that the builder's keys are out of reach.
+pub(crate) fn new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // rustix has no wrapper for this call.
+    // SAFETY: a null name asks for an anonymous keyring; no memory is passed.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    check(result).map(drop)
+}
+
+/// Brings the loopback device of the current network namespace up; `socket` is any internet socket.
+pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut name = [0; libc::IFNAMSIZ];
+    for (to, from) in name.iter_mut().zip(c"lo".to_bytes_with_nul()) {
+        *to = from.cast_signed();
+    }
+    let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let request =
+        libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    // rustix has no wrapper for interface flags.
+    // SAFETY: the descriptor is open for the borrow and SIOCSIFFLAGS reads one `ifreq`, which is fully initialised as far
+    // as the kernel reads it (name and flags).
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    check(result.into()).map(drop)
+}

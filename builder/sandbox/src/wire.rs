@@ -1,0 +1,244 @@
+//! What parent and child say to each other over their socket: length-prefixed fields, native integers in little endian.
+//!
+//! The parent sends one [`ChildSpec`] with the root mount attached; the child answers with [`Report`]s. Both sides are
+//! the same binary, so there are no versions; the parent still bounds and checks everything it reads.
+
+use crate::error::SetupStep;
+use rustix::io::Errno;
+
+/// The largest encoded spec: far above what `execve` takes as arguments and environment.
+pub(crate) const SPEC_SIZE_BYTES_MAX: usize = 16 << 20;
+/// The largest report: a failure with its detail.
+pub(crate) const REPORT_SIZE_BYTES_MAX: usize = 8 << 10;
+
+/// A step with everything resolved: what the child needs and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChildSpec {
+    /// Pid of the builder, to notice that it died before the child could ask to die with it.
+    pub(crate) parent_pid: u32,
+    /// Whether the builder lives in a user namespace.
+    pub(crate) in_user_namespace: bool,
+    /// Whether the step gets a network namespace of its own.
+    pub(crate) own_network: bool,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) shm_size_bytes: u64,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) argv: Vec<String>,
+    /// `NAME=value`.
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: String,
+    pub(crate) hostname: String,
+    /// Files shown over those of the image: path, mode, content.
+    pub(crate) files: Vec<(String, u32, Vec<u8>)>,
+    pub(crate) seccomp: Vec<u8>,
+}
+
+/// What the child reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// Init exists; its pidfd comes with the message.
+    Started,
+    /// Setup failed at a step.
+    Failed { step: SetupStep, errno: i32, detail: String },
+    /// The command exited.
+    Exited(i32),
+    /// The command was ended by a signal.
+    Signaled(i32),
+}
+
+/// A message that does not decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        // Callers are bounded by SPEC_SIZE_BYTES_MAX, checked by the parent before it encodes.
+        self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.0.extend(bytes);
+    }
+
+    fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
+        self.u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        for item in items {
+            write(self, item);
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        Ok(u32::from_le_bytes(self.take(4)?.try_into().map_err(|_| Malformed)?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| Malformed)?))
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let count = self.u32()?;
+        self.take(count as usize)
+    }
+
+    fn string(&mut self) -> Result<String, Malformed> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed)
+    }
+
+    fn list<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> Result<T, Malformed>,
+    ) -> Result<Vec<T>, Malformed> {
+        // Not reserved up front: the count is only believed as far as the bytes go.
+        let count = self.u32()?;
+        (0..count).map(|_| read(self)).collect()
+    }
+
+    fn end(self) -> Result<(), Malformed> {
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed) }
+    }
+}
+
+impl ChildSpec {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u32(self.parent_pid);
+        w.u32(self.in_user_namespace.into());
+        w.u32(self.own_network.into());
+        w.u32(self.uid);
+        w.u32(self.gid);
+        w.u64(self.shm_size_bytes);
+        w.list(&self.groups, |w, gid| w.u32(*gid));
+        w.list(&self.argv, |w, arg| w.bytes(arg.as_bytes()));
+        w.list(&self.env, |w, var| w.bytes(var.as_bytes()));
+        w.bytes(self.cwd.as_bytes());
+        w.bytes(self.hostname.as_bytes());
+        w.list(&self.files, |w, (path, mode, content)| {
+            w.bytes(path.as_bytes());
+            w.u32(*mode);
+            w.bytes(content);
+        });
+        w.bytes(&self.seccomp);
+        w.0
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<ChildSpec, Malformed> {
+        let mut r = Reader(bytes);
+        let spec = ChildSpec {
+            parent_pid: r.u32()?,
+            in_user_namespace: r.u32()? != 0,
+            own_network: r.u32()? != 0,
+            uid: r.u32()?,
+            gid: r.u32()?,
+            shm_size_bytes: r.u64()?,
+            groups: r.list(Reader::u32)?,
+            argv: r.list(Reader::string)?,
+            env: r.list(Reader::string)?,
+            cwd: r.string()?,
+            hostname: r.string()?,
+            files: r.list(|r| Ok((r.string()?, r.u32()?, r.bytes()?.to_vec())))?,
+            seccomp: r.bytes()?.to_vec(),
+        };
+        r.end()?;
+        Ok(spec)
+    }
+}
+
+impl Report {
+    /// The report with its length in front, as it goes over the socket.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        match self {
+            Report::Started => w.u32(0),
+            Report::Failed { step, errno, detail } => {
+                w.u32(1);
+                w.u32(step.to_wire().into());
+                w.u32(errno.cast_unsigned());
+                let end = detail.floor_char_boundary_at(4096);
+                w.bytes(&detail.as_bytes()[..end]);
+            }
+            Report::Exited(code) => {
+                w.u32(2);
+                w.u32(code.cast_unsigned());
+            }
+            Report::Signaled(signal) => {
+                w.u32(3);
+                w.u32(signal.cast_unsigned());
+            }
+        }
+        let mut framed = Writer::default();
+        framed.bytes(&w.0);
+        framed.0
+    }
+
+    /// Takes one whole report off the front of `buffer`; `None` while it is incomplete.
+    pub(crate) fn take_from(buffer: &mut Vec<u8>) -> Result<Option<Report>, Malformed> {
+        let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > REPORT_SIZE_BYTES_MAX {
+            return Err(Malformed);
+        }
+        let Some(body) = buffer.get(4..4 + length) else { return Ok(None) };
+        let report = Report::decode(body)?;
+        buffer.drain(..4 + length);
+        Ok(Some(report))
+    }
+
+    fn decode(body: &[u8]) -> Result<Report, Malformed> {
+        let mut r = Reader(body);
+        let report = match r.u32()? {
+            0 => Report::Started,
+            1 => {
+                let step = u8::try_from(r.u32()?).ok().and_then(SetupStep::from_wire).ok_or(Malformed)?;
+                Report::Failed { step, errno: r.u32()?.cast_signed(), detail: r.string()? }
+            }
+            2 => Report::Exited(r.u32()?.cast_signed()),
+            3 => Report::Signaled(r.u32()?.cast_signed()),
+            _ => return Err(Malformed),
+        };
+        r.end()?;
+        Ok(report)
+    }
+}
+
+impl From<crate::error::SetupFailure> for Report {
+    fn from(failure: crate::error::SetupFailure) -> Report {
+        Report::Failed {
+            step: failure.step,
+            errno: Errno::raw_os_error(failure.errno),
+            detail: failure.detail,
+        }
+    }
+}
+
+/// `str::floor_char_boundary`, which is newer than our minimum Rust.
+trait FloorCharBoundary {
+    fn floor_char_boundary_at(&self, index: usize) -> usize;
+}
+
+impl FloorCharBoundary for str {
+    fn floor_char_boundary_at(&self, index: usize) -> usize {
+        (0..=index.min(self.len())).rev().find(|at| self.is_char_boundary(*at)).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+use super::*;
+
+fn spec() -> ChildSpec {
+    ChildSpec {
+        parent_pid: 7,
+        in_user_namespace: true,
+        own_network: false,
+        uid: 1000,
+        gid: 1001,
+        shm_size_bytes: 1 << 40,
+        groups: vec![0, 5, u32::MAX - 1],
+        argv: vec!["sh".into(), String::new(), "a\nb".into()],
+        env: vec!["A=1".into(), "B=ü".into()],
+        cwd: "/srv".into(),
+        hostname: "h".into(),
+        files: vec![("/etc/hosts".into(), 0o644, vec![0, 255]), ("/s".into(), 0o755, vec![])],
+        seccomp: vec![1; 16],
+    }
+}
+
+#[test]
+fn a_spec_survives_the_wire() {
+    assert_eq!(ChildSpec::decode(&spec().encode()), Ok(spec()));
+}
+
+#[test]
+fn every_truncation_and_any_tail_is_malformed() {
+    let bytes = spec().encode();
+    for end in 0..bytes.len() {
+        assert_eq!(ChildSpec::decode(&bytes[..end]), Err(Malformed), "{end}");
+    }
+    assert_eq!(ChildSpec::decode(&[bytes, vec![0]].concat()), Err(Malformed));
+}
+
+#[test]
+fn reports_arrive_whole_whatever_the_chunks() {
+    let reports = [
+        Report::Started,
+        Report::Failed { step: SetupStep::Wait, errno: 13, detail: "/proc".into() },
+        Report::Exited(255),
+        Report::Signaled(9),
+    ];
+    let wire: Vec<u8> = reports.iter().flat_map(Report::encode).collect();
+    let (mut buffer, mut got) = (Vec::new(), Vec::new());
+    for byte in wire {
+        buffer.push(byte);
+        got.extend(Report::take_from(&mut buffer).unwrap());
+    }
+    assert_eq!(got, reports);
+    assert!(buffer.is_empty());
+}
+
+#[test]
+fn hostile_reports_are_malformed_not_believed() {
+    for body in [&[][..], &[9, 0, 0, 0], &[1, 0, 0, 0, 250, 0, 0, 0], &[0, 0, 0, 0, 1]] {
+        let mut framed = (body.len() as u32).to_le_bytes().to_vec();
+        framed.extend(body);
+        assert_eq!(Report::take_from(&mut framed), Err(Malformed), "{body:?}");
+    }
+    assert_eq!(Report::take_from(&mut vec![0xFF; 8]), Err(Malformed));
+}
+
+#[test]
+fn a_long_detail_is_cut_at_a_character() {
+    let detail = "ü".repeat(5000);
+    let mut wire = Report::Failed { step: SetupStep::Exec, errno: 2, detail }.encode();
+    let Ok(Some(Report::Failed { detail, .. })) = Report::take_from(&mut wire) else { panic!() };
+    assert_eq!(detail.len(), 4096);
+}

@@ -1,0 +1,187 @@
+//! What the user typed: flags and their help, nothing checked beyond their shape.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// Go's boolean spellings, which Docker's flags accept (`--pull=false`).
+pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// Build OCI images from Dockerfiles
+///
+/// Without a command, `build` is meant: `rbuild -t user/app:1.0 .`
+#[derive(Debug, Parser)]
+#[command(name = "rbuild", disable_help_subcommand = true, subcommand_required = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Keep images and cache in this directory [env: RBUILD_ROOT]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// Show what is useful for debugging
+    #[arg(short = 'D', long, global = true, help_heading = "Global options")]
+    pub(crate) debug: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: CommandArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CommandArgs {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<BuildArgs>),
+    /// List the images in the store
+    Images(ImagesArgs),
+    /// Pull an image from a registry
+    Pull(PullArgs),
+    /// Push an image to a registry
+    Push(PushArgs),
+    /// Check what this machine offers for building
+    Doctor,
+    /// Show the version
+    Version,
+}
+
+/// Build an image from a Dockerfile
+///
+/// The context is the directory COPY and ADD read from; the Dockerfile is `Dockerfile` in it unless -f says otherwise.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  rbuild -t user/app:1.0 .
+  rbuild -t user/app:dev -f Dockerfile.dev --build-arg VERSION=1.2 .
+  rbuild -t registry.example/app:1.0 --push .
+  rbuild -o type=oci,dest=app.tar .")]
+pub(crate) struct BuildArgs {
+    /// Directory to build from
+    #[arg(value_name = "CONTEXT")]
+    pub(crate) context: Vec<String>,
+
+    /// Name the image; repeat for several names
+    #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]", help_heading = "What to build")]
+    pub(crate) tags: Vec<String>,
+    /// Read this Dockerfile (default: CONTEXT/Dockerfile)
+    #[arg(short = 'f', long, value_name = "PATH", help_heading = "What to build")]
+    pub(crate) file: Option<String>,
+    /// Build this stage (default: the last)
+    #[arg(long, value_name = "STAGE", help_heading = "What to build")]
+    pub(crate) target: Option<String>,
+    /// Set a build argument; without a value, take it from the environment
+    #[arg(long = "build-arg", value_name = "KEY[=VALUE]", help_heading = "What to build")]
+    pub(crate) build_args: Vec<String>,
+    /// Add a named context: a directory, oci-layout://DIR[:TAG|@DIGEST] or docker-image://NAME
+    #[arg(long = "build-context", value_name = "NAME=SOURCE", help_heading = "What to build")]
+    pub(crate) build_contexts: Vec<String>,
+    /// Add a label to the image
+    #[arg(long = "label", value_name = "KEY[=VALUE]", help_heading = "What to build")]
+    pub(crate) labels: Vec<String>,
+    /// Build for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
+    #[arg(long = "platform", value_name = "OS/ARCH", help_heading = "What to build")]
+    pub(crate) platforms: Vec<String>,
+
+    /// Execute every step again
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "How to build")]
+    pub(crate) no_cache: bool,
+    /// Ask the registry for base images even when they are here
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "How to build")]
+    pub(crate) pull: bool,
+    /// Network of RUN steps: default, none or host
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "default",
+        hide_default_value = true,
+        help_heading = "How to build"
+    )]
+    pub(crate) network: String,
+    /// Run at most this many steps at once
+    #[arg(long, value_name = "N", help_heading = "How to build")]
+    pub(crate) jobs: Option<String>,
+    /// Use this Unix time for everything the build dates [env: SOURCE_DATE_EPOCH]
+    #[arg(long, value_name = "SECONDS", help_heading = "How to build")]
+    pub(crate) source_date_epoch: Option<String>,
+
+    /// Write the result elsewhere: type=oci|image|registry|cacheonly[,dest=…][,name=…]
+    #[arg(short = 'o', long = "output", value_name = "SPEC", help_heading = "Results")]
+    pub(crate) outputs: Vec<String>,
+    /// Push the image to the registry its names say
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "Results")]
+    pub(crate) push: bool,
+    /// Write the image id to this file
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write digests and names to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Results")]
+    pub(crate) metadata_file: Option<PathBuf>,
+
+    /// Show progress as: auto, plain, tty, quiet, none or rawjson [env: BUILDKIT_PROGRESS]
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "auto",
+        hide_default_value = true,
+        help_heading = "What to show"
+    )]
+    pub(crate) progress: String,
+    /// Print only the image id
+    #[arg(short = 'q', long, action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = go_bool,
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          help_heading = "What to show")]
+    pub(crate) quiet: bool,
+}
+
+/// List the images in the store
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show only this repository or image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: Option<String>,
+    /// Print only image ids
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+    /// Print whole ids
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Show digests
+    #[arg(long)]
+    pub(crate) digests: bool,
+}
+
+/// Pull an image from a registry
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Image to pull
+    #[arg(value_name = "NAME[:TAG|@DIGEST]")]
+    pub(crate) name: String,
+    /// Pull for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// Print only the image's name
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+/// Push an image to a registry
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Image to push
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: String,
+    /// Print only the image's name
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}

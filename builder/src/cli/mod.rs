@@ -1,0 +1,254 @@
+//! The command line: `args` is what was typed, `request` what it means.
+//!
+//! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
+
+mod args;
+mod csv;
+mod env;
+mod error;
+mod known_flags;
+mod output;
+mod request;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _};
+use rbuild_oci::{Platform, Reference};
+
+pub use csv::{CsvError, parse_record};
+pub use env::Env;
+pub use error::{Problem, UsageError};
+pub use output::{Compression, Destination, OutputArg};
+pub use request::{BuildRequest, Network};
+pub use source::{ContextArg, NamedContextArg};
+
+use args::{Cli, CommandArgs};
+
+/// A checked command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// Where the store is: `--root`, else `RBUILD_ROOT`; `None` leaves it to the default.
+    pub root: Option<PathBuf>,
+    /// Show more when something fails.
+    pub debug: bool,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Build an image.
+    Build(Box<BuildRequest>),
+    /// List images.
+    Images(ImagesRequest),
+    /// Pull an image.
+    Pull(PullRequest),
+    /// Push an image.
+    Push(PushRequest),
+    /// Check this machine.
+    Doctor,
+    /// Print the version.
+    Version,
+    /// Print this text to standard output and succeed.
+    Help(String),
+}
+
+/// What `rbuild images` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagesRequest {
+    /// Show only this repository (all its tags when it has none).
+    pub name: Option<Reference>,
+    /// Print only ids.
+    pub quiet: bool,
+    /// Print whole ids.
+    pub no_trunc: bool,
+    /// Show digests.
+    pub digests: bool,
+}
+
+/// What `rbuild pull` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRequest {
+    /// The image, `latest` filled in.
+    pub name: Reference,
+    /// True when the tag was not typed (`Using default tag: latest`).
+    pub default_tag: bool,
+    /// For which platform; `None` means this machine's.
+    pub platform: Option<Platform>,
+    /// Print only the name.
+    pub quiet: bool,
+}
+
+/// What `rbuild push` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushRequest {
+    /// The image, `latest` filled in.
+    pub name: Reference,
+    /// True when the tag was not typed.
+    pub default_tag: bool,
+    /// Print only the name.
+    pub quiet: bool,
+}
+
+/// Parses a command line; the first argument is the program's name.
+///
+/// `build` is meant when the first argument that is not a global flag names no command.
+pub fn parse<I>(arguments: I, env: &Env) -> Result<Invocation, UsageError>
+where
+    I: IntoIterator<Item = OsString>,
+{
+    let arguments = with_default_command(arguments.into_iter().collect());
+    let command = parser();
+    let named = command_name(&arguments, &command);
+    let usage = |problem| UsageError { command: named.clone(), problem };
+    let matches = match command.try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp
+                    | ErrorKind::DisplayVersion
+                    | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            ) =>
+        {
+            let command = Command::Help(error.render().to_string());
+            return Ok(Invocation { root: None, debug: false, command });
+        }
+        Err(error) => return Err(usage(Problem::Syntax(syntax_text(&error)))),
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| usage(Problem::Syntax(syntax_text(&error))))?;
+    let sub = matches.subcommand().map(|(_, sub)| sub);
+    let command = meaning(cli.command, sub, env).map_err(usage)?;
+    let root = cli.root.or_else(|| env.var_os("RBUILD_ROOT").map(PathBuf::from));
+    Ok(Invocation { root: root.filter(|root| !root.as_os_str().is_empty()), debug: cli.debug, command })
+}
+
+fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> Result<Command, Problem> {
+    Ok(match args {
+        CommandArgs::Build(args) => {
+            let mut ignored = Vec::new();
+            if let Some(matches) = matches {
+                known_flags::refuse_unsupported(matches)?;
+                ignored = known_flags::without_effect(matches);
+            }
+            Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
+        }
+        CommandArgs::Images(args) => Command::Images(ImagesRequest {
+            name: args.name.as_deref().map(parse_image).transpose()?,
+            quiet: args.quiet,
+            no_trunc: args.no_trunc,
+            digests: args.digests,
+        }),
+        CommandArgs::Pull(args) => {
+            let name = parse_image(&args.name)?;
+            let platform = request::parse_platforms(args.platform.as_slice(), env)?;
+            Command::Pull(PullRequest {
+                default_tag: lacks_tag(&name),
+                name: name.with_default_tag(),
+                platform,
+                quiet: args.quiet,
+            })
+        }
+        CommandArgs::Push(args) => {
+            let name = parse_image(&args.name)?;
+            if name.digest().is_some() {
+                return Err(Problem::TagWithDigest { value: args.name });
+            }
+            Command::Push(PushRequest {
+                default_tag: lacks_tag(&name),
+                name: name.with_default_tag(),
+                quiet: args.quiet,
+            })
+        }
+        CommandArgs::Doctor => Command::Doctor,
+        CommandArgs::Version => Command::Version,
+    })
+}
+
+fn parse_image(text: &str) -> Result<Reference, Problem> {
+    text.parse().map_err(|cause| Problem::Image { cause })
+}
+
+fn lacks_tag(name: &Reference) -> bool {
+    name.tag().is_none() && name.digest().is_none()
+}
+
+fn parser() -> clap::Command {
+    Cli::command().mut_subcommand("build", known_flags::declare)
+}
+
+/// Index of the first argument that is not a global flag, or the length.
+fn first_own_argument(arguments: &[OsString]) -> usize {
+    let mut index = 1;
+    while let Some(argument) = arguments.get(index) {
+        match argument.to_str() {
+            Some("--root") => index += 2,
+            Some("-D" | "--debug") => index += 1,
+            Some(text) if text.starts_with("--root=") => index += 1,
+            _ => break,
+        }
+    }
+    index.min(arguments.len())
+}
+
+fn is_command(text: &OsStr) -> bool {
+    matches!(
+        text.to_str(),
+        Some("build" | "b" | "images" | "pull" | "push" | "doctor" | "version" | "-h" | "--help")
+    )
+}
+
+fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let first = first_own_argument(&arguments);
+    match arguments.get(first) {
+        Some(argument) if argument == "help" => arguments[first] = "--help".into(),
+        Some(argument) if argument == "--version" || argument == "-V" => arguments[first] = "version".into(),
+        Some(argument) if is_command(argument) => {}
+        Some(_) => arguments.insert(first, "build".into()),
+        None if arguments.is_empty() => arguments.extend(["rbuild".into(), "--help".into()]),
+        None => arguments.push("--help".into()),
+    }
+    arguments
+}
+
+/// `rbuild build`, for `See '… --help'`.
+fn command_name(arguments: &[OsString], parser: &clap::Command) -> String {
+    let typed = arguments.get(first_own_argument(arguments)).and_then(|argument| argument.to_str());
+    let known = typed.and_then(|typed| parser.find_subcommand(typed));
+    known.map_or_else(|| "rbuild".to_owned(), |sub| format!("rbuild {}", sub.get_name()))
+}
+
+/// The parser's message in Docker's words where Docker has them, without its usage block.
+fn syntax_text(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(argument) = context(ContextKind::InvalidArg)
+    {
+        let similar = context(ContextKind::SuggestedArg);
+        let similar = similar.map(|similar| format!(" (did you mean {similar}?)")).unwrap_or_default();
+        return if argument.starts_with("--") {
+            format!("unknown flag: {argument}{similar}")
+        } else if argument.starts_with('-') {
+            format!("unknown shorthand flag: {argument}{similar}")
+        } else {
+            format!("unexpected argument: {argument}")
+        };
+    }
+    let rendered = error.render().to_string();
+    let text = rendered.strip_prefix("error: ").unwrap_or(&rendered);
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,298 @@
+//! What the program means: a command line checked as a whole before anything happens.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use rbuild_oci::{Platform, Reference};
+
+use super::args::BuildArgs;
+use super::csv::parse_record;
+use super::env::Env;
+use super::error::Problem;
+use super::output::{Compression, Destination, OutputArg, parse_output};
+use super::source::{ContextArg, NamedContextArg, parse_context, parse_dockerfile, parse_named_context};
+use crate::progress::Mode;
+
+/// Everything `rbuild build` was asked for. Paths are relative to the working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRequest {
+    /// The build context.
+    pub context: ContextArg,
+    /// The Dockerfile; `None` means `Dockerfile` in the context.
+    pub dockerfile: Option<PathBuf>,
+    /// Names of the image, tags filled in, without duplicates, in the order given.
+    pub tags: Vec<Reference>,
+    /// The stage to build; `None` means the last.
+    pub target: Option<String>,
+    /// Build arguments; the last of a name wins. Holds `SOURCE_DATE_EPOCH` whenever that is known.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels to add to the image.
+    pub labels: BTreeMap<String, String>,
+    /// Named contexts by normalised name; each name once, the last wins.
+    pub named_contexts: Vec<(String, NamedContextArg)>,
+    /// Execute every step again.
+    pub no_cache: bool,
+    /// Resolve base images again.
+    pub pull: bool,
+    /// The platform to build for; `None` means this machine's.
+    pub platform: Option<Platform>,
+    /// Network of RUN steps that do not say.
+    pub network: Network,
+    /// Products; never empty. The image in the store when nothing else was asked.
+    pub outputs: Vec<OutputArg>,
+    /// How to show progress.
+    pub progress: Mode,
+    /// Print only the image id to standard output.
+    pub quiet: bool,
+    /// Where to write the image id.
+    pub iidfile: Option<PathBuf>,
+    /// Where to write the metadata JSON.
+    pub metadata_file: Option<PathBuf>,
+    /// Unix time for everything the build dates, seconds.
+    pub source_date_epoch: Option<i64>,
+    /// Steps at once; `None` leaves it to the builder.
+    pub jobs: Option<NonZeroUsize>,
+    /// Flags that were given and have no effect here, with their dashes.
+    pub flags_without_effect: Vec<String>,
+}
+
+/// Network of RUN steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// What the builder gives by default.
+    #[default]
+    Default,
+    /// Loopback only.
+    None,
+    /// The host's.
+    Host,
+}
+
+impl BuildRequest {
+    /// Checks what was typed.
+    pub(crate) fn from_args(
+        args: BuildArgs,
+        flags_without_effect: Vec<String>,
+        env: &Env,
+    ) -> Result<Self, Problem> {
+        let context = match args.context.as_slice() {
+            [one] => parse_context(one)?,
+            _ => {
+                return Err(Problem::Syntax(
+                    "'rbuild build' requires 1 argument: the build context".to_owned(),
+                ));
+            }
+        };
+        let mut tags = Vec::new();
+        for tag in &args.tags {
+            let tag = parse_tag(tag)?;
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        let mut build_args = parse_build_args(&args.build_args, env)?;
+        let source_date_epoch = source_date_epoch(args.source_date_epoch.as_deref(), &mut build_args, env)?;
+        let mut named_contexts: Vec<(String, NamedContextArg)> = Vec::new();
+        for text in &args.build_contexts {
+            let (name, value) = parse_named_context(text)?;
+            named_contexts.retain(|(other, _)| *other != name);
+            named_contexts.push((name, value));
+        }
+        let outputs = outputs(&args.outputs, args.push, &tags)?;
+        if args.quiet && outputs.iter().any(is_stdout) {
+            return Err(Problem::StdoutTwice("-q prints the image id there"));
+        }
+        Ok(Self {
+            context,
+            dockerfile: args.file.as_deref().map(parse_dockerfile).transpose()?,
+            target: args.target.filter(|target| !target.is_empty()),
+            labels: parse_labels(&args.labels)?,
+            named_contexts,
+            no_cache: args.no_cache,
+            pull: args.pull,
+            platform: parse_platforms(&args.platforms, env)?,
+            network: parse_network(&args.network)?,
+            progress: parse_progress(&args.progress, args.quiet, env)?,
+            quiet: args.quiet,
+            iidfile: args.iidfile,
+            metadata_file: args.metadata_file,
+            jobs: args.jobs.as_deref().map(parse_jobs).transpose()?,
+            tags,
+            build_args,
+            outputs,
+            source_date_epoch,
+            flags_without_effect,
+        })
+    }
+}
+
+/// A name to give: a reference without digest, `latest` filled in.
+pub(crate) fn parse_tag(text: &str) -> Result<Reference, Problem> {
+    let tag: Reference = text.parse().map_err(|cause| Problem::Tag { value: text.to_owned(), cause })?;
+    if tag.digest().is_some() {
+        return Err(Problem::TagWithDigest { value: text.to_owned() });
+    }
+    Ok(tag.with_default_tag())
+}
+
+fn parse_build_args(texts: &[String], env: &Env) -> Result<BTreeMap<String, String>, Problem> {
+    let mut found = BTreeMap::new();
+    for text in texts {
+        let (key, value) = split_pair("--build-arg", text)?;
+        match value {
+            Some(value) => found.insert(key.to_owned(), value.to_owned()),
+            None => match env.var(key) {
+                Some(value) => found.insert(key.to_owned(), value),
+                None => found.remove(key),
+            },
+        };
+    }
+    Ok(found)
+}
+
+fn parse_labels(texts: &[String]) -> Result<BTreeMap<String, String>, Problem> {
+    let pairs = texts.iter().map(|text| split_pair("--label", text));
+    pairs.map(|pair| pair.map(|(key, value)| (key.to_owned(), value.unwrap_or("").to_owned()))).collect()
+}
+
+fn split_pair<'a>(flag: &'static str, text: &'a str) -> Result<(&'a str, Option<&'a str>), Problem> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (text, None),
+    };
+    if key.is_empty() {
+        let expected = "expected KEY=VALUE with a key that is not empty".to_owned();
+        return Err(Problem::Value { flag, value: text.to_owned(), expected });
+    }
+    Ok((key, value))
+}
+
+/// The flag wins over `--build-arg SOURCE_DATE_EPOCH`, that over the environment.
+fn source_date_epoch(
+    flag: Option<&str>,
+    build_args: &mut BTreeMap<String, String>,
+    env: &Env,
+) -> Result<Option<i64>, Problem> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let (source, typed) = match (flag, build_args.get(NAME), env.non_empty(NAME)) {
+        (Some(typed), ..) => ("--source-date-epoch", typed.to_owned()),
+        (None, Some(typed), _) if typed.is_empty() => return Ok(None),
+        (None, Some(typed), _) => ("--build-arg SOURCE_DATE_EPOCH", typed.clone()),
+        (None, None, Some(typed)) => ("the environment variable SOURCE_DATE_EPOCH", typed),
+        (None, None, None) => return Ok(None),
+    };
+    match typed.parse::<i64>() {
+        Ok(seconds) if seconds >= 0 => {
+            build_args.insert(NAME.to_owned(), typed);
+            Ok(Some(seconds))
+        }
+        _ => {
+            let expected = "expected a Unix time in whole seconds".to_owned();
+            Err(Problem::Value { flag: source, value: typed, expected })
+        }
+    }
+}
+
+fn outputs(texts: &[String], push_all: bool, tags: &[Reference]) -> Result<Vec<OutputArg>, Problem> {
+    let mut outputs: Vec<OutputArg> =
+        texts.iter().map(|text| parse_output(text, tags)).collect::<Result<_, _>>()?;
+    if push_all {
+        let mut pushed = false;
+        for output in &mut outputs {
+            if let OutputArg::Image { push, .. } = output {
+                *push = true;
+                pushed = true;
+            }
+        }
+        if !pushed {
+            outputs.push(image_output(tags, true));
+        }
+    }
+    if outputs.is_empty() {
+        outputs.push(image_output(tags, false));
+    }
+    let unnamed =
+        |output: &OutputArg| matches!(output, OutputArg::Image { names, push: true, .. } if names.is_empty());
+    if outputs.iter().any(unnamed) {
+        return Err(Problem::PushWithoutTag);
+    }
+    if outputs.iter().filter(|output| is_stdout(output)).count() > 1 {
+        return Err(Problem::StdoutTwice("several have dest=-"));
+    }
+    Ok(outputs)
+}
+
+fn image_output(tags: &[Reference], push: bool) -> OutputArg {
+    OutputArg::Image { names: tags.to_vec(), push, compression: Compression::default() }
+}
+
+fn is_stdout(output: &OutputArg) -> bool {
+    matches!(output, OutputArg::Oci { dest: Destination::Stdout, .. })
+}
+
+/// `--platform`, else `DOCKER_DEFAULT_PLATFORM`. One value for now.
+pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Platform>, Problem> {
+    const FLAG: &str = "--platform";
+    let from_env = env.non_empty("DOCKER_DEFAULT_PLATFORM");
+    let texts = if texts.is_empty() { from_env.as_slice() } else { texts };
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in texts {
+        let fields =
+            parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.clone(), cause })?;
+        for field in fields.iter().map(|field| field.trim()).filter(|field| !field.is_empty()) {
+            let platform = field.parse().map_err(|cause| Problem::Platform { cause })?;
+            if !platforms.contains(&platform) {
+                platforms.push(platform);
+            }
+        }
+    }
+    if platforms.len() > 1 {
+        let what = format!("building for {} platforms at once", platforms.len());
+        return Err(Problem::ValueNotYet { flag: FLAG, what });
+    }
+    Ok(platforms.pop())
+}
+
+fn parse_network(text: &str) -> Result<Network, Problem> {
+    match text {
+        "" | "default" => Ok(Network::Default),
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err(Problem::Value {
+            flag: "--network",
+            value: text.to_owned(),
+            expected: "expected default, none or host".to_owned(),
+        }),
+    }
+}
+
+fn parse_progress(text: &str, quiet: bool, env: &Env) -> Result<Mode, Problem> {
+    const FLAG: &str = "--progress";
+    let parse = |flag, text: &str| {
+        text.parse::<Mode>().map_err(|_| Problem::Value {
+            flag,
+            value: text.to_owned(),
+            expected: "expected auto, plain, tty, quiet, none or rawjson".to_owned(),
+        })
+    };
+    let mode = parse(FLAG, text)?;
+    if quiet {
+        return match mode {
+            Mode::Auto | Mode::Quiet | Mode::None => Ok(Mode::Quiet),
+            _ => Err(Problem::Conflict("--quiet", format!("--progress={text}"))),
+        };
+    }
+    match env.non_empty("BUILDKIT_PROGRESS") {
+        Some(text) if mode == Mode::Auto => parse("the environment variable BUILDKIT_PROGRESS", &text),
+        _ => Ok(mode),
+    }
+}
+
+fn parse_jobs(text: &str) -> Result<NonZeroUsize, Problem> {
+    text.parse().map_err(|_| Problem::Value {
+        flag: "--jobs",
+        value: text.to_owned(),
+        expected: "expected a number from 1".to_owned(),
+    })
+}

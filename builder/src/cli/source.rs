@@ -1,0 +1,141 @@
+//! Where files come from: the build context, the Dockerfile, named contexts.
+
+use std::path::PathBuf;
+
+use rbuild_oci::{Digest, Reference};
+
+use super::error::Problem;
+
+/// The main build context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextArg {
+    /// A directory, relative to the working directory.
+    Local(PathBuf),
+}
+
+/// What a named context stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContextArg {
+    /// A directory, relative to the working directory.
+    Dir(PathBuf),
+    /// An image in an OCI layout directory; without tag and digest, its only one.
+    OciLayout {
+        /// The layout's directory.
+        dir: PathBuf,
+        /// Which of its images, by tag.
+        tag: Option<String>,
+        /// Which of its images, by digest.
+        digest: Option<Digest>,
+    },
+    /// An image from a registry.
+    Image(Reference),
+}
+
+/// Parses the positional argument.
+pub(crate) fn parse_context(text: &str) -> Result<ContextArg, Problem> {
+    let not_yet =
+        |what: &str| Err(Problem::ValueNotYet { flag: "build context", what: format!("{what} (`{text}`)") });
+    if text == "-" {
+        return Err(Problem::ValueNotYet {
+            flag: "build context",
+            what: "reading it from standard input (`-`)".to_owned(),
+        });
+    }
+    match remote(text) {
+        Some(what) => not_yet(what),
+        None if text.is_empty() => Err(Problem::Value {
+            flag: "the build context",
+            value: String::new(),
+            expected: "expected a directory".to_owned(),
+        }),
+        None => Ok(ContextArg::Local(text.into())),
+    }
+}
+
+/// Parses `-f`.
+pub(crate) fn parse_dockerfile(text: &str) -> Result<PathBuf, Problem> {
+    if text == "-" {
+        return Err(Problem::ValueNotYet {
+            flag: "--file",
+            what: "reading the Dockerfile from standard input (`-`)".to_owned(),
+        });
+    }
+    match remote(text) {
+        Some(what) => Err(Problem::ValueNotYet { flag: "--file", what: format!("{what} (`{text}`)") }),
+        None if text.is_empty() => Err(Problem::Value {
+            flag: "--file",
+            value: String::new(),
+            expected: "expected a path".to_owned(),
+        }),
+        None => Ok(text.into()),
+    }
+}
+
+/// Parses one `--build-context`. The name is an image name in its familiar form, without a trailing `:latest`.
+pub(crate) fn parse_named_context(text: &str) -> Result<(String, NamedContextArg), Problem> {
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(Problem::ContextForm(text.to_owned()));
+    };
+    let reference: Reference =
+        name.parse().map_err(|cause| Problem::ContextName { name: name.to_owned(), cause })?;
+    let familiar = reference.familiar();
+    let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
+    Ok((name, parse_named_value(text, value)?))
+}
+
+fn parse_named_value(text: &str, value: &str) -> Result<NamedContextArg, Problem> {
+    let not_yet = |what: String| {
+        Err(Problem::ValueNotYet { flag: "--build-context", what: format!("{what} (`{text}`)") })
+    };
+    if let Some(image) = value.strip_prefix("docker-image://") {
+        let reference: Reference = image.parse().map_err(|cause| Problem::Image { cause })?;
+        return Ok(NamedContextArg::Image(reference.with_default_tag()));
+    }
+    if let Some(layout) = value.strip_prefix("oci-layout://") {
+        return parse_layout(text, layout);
+    }
+    if value.starts_with("target:") {
+        return not_yet("a bake target".to_owned());
+    }
+    if let Some(what) = remote(value) {
+        return not_yet(what.to_owned());
+    }
+    if value.is_empty() {
+        return Err(Problem::ContextForm(text.to_owned()));
+    }
+    Ok(NamedContextArg::Dir(value.into()))
+}
+
+/// `dir`, `dir:tag`, `dir@digest` or `dir:tag@digest`.
+fn parse_layout(text: &str, layout: &str) -> Result<NamedContextArg, Problem> {
+    let (rest, digest) = match layout.split_once("@sha") {
+        Some((rest, _)) => {
+            let digest = &layout[rest.len() + 1..];
+            let digest =
+                digest.parse().map_err(|cause| Problem::ContextDigest { value: text.to_owned(), cause })?;
+            (rest, Some(digest))
+        }
+        None => (layout, None),
+    };
+    // A colon before a slash belongs to the path.
+    let (dir, tag) = match rest.rsplit_once(':') {
+        Some((dir, tag)) if !tag.contains('/') && !tag.is_empty() => (dir, Some(tag.to_owned())),
+        _ => (rest, None),
+    };
+    if dir.is_empty() {
+        return Err(Problem::ContextForm(text.to_owned()));
+    }
+    Ok(NamedContextArg::OciLayout { dir: dir.into(), tag, digest })
+}
+
+/// What kind of remote source a text names, by Docker's rules.
+fn remote(text: &str) -> Option<&'static str> {
+    if ["git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| text.starts_with(prefix)) {
+        return Some("a git repository");
+    }
+    if !["http://", "https://"].iter().any(|prefix| text.starts_with(prefix)) {
+        return None;
+    }
+    let path = text.split(['#', '?']).next().unwrap_or(text);
+    Some(if path.ends_with(".git") { "a git repository" } else { "a URL" })
+}

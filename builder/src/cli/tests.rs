@@ -1,0 +1,466 @@
+use std::ffi::OsString;
+
+use rbuild_oci::Digest;
+
+use super::*;
+use crate::progress::Mode;
+
+fn invocation(line: &[&str], env: &Env) -> Result<Invocation, UsageError> {
+    parse(std::iter::once("rbuild").chain(line.iter().copied()).map(OsString::from), env)
+}
+
+#[track_caller]
+fn build_in(line: &[&str], env: &Env) -> BuildRequest {
+    match invocation(line, env).unwrap().command {
+        Command::Build(request) => *request,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn build(line: &[&str]) -> BuildRequest {
+    build_in(line, &Env::fixed([]))
+}
+
+/// The error of a build line, with its causes, as the user reads it.
+#[track_caller]
+fn refused_in(line: &[&str], env: &Env) -> String {
+    let error = invocation(line, env).expect_err("must be refused");
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error.problem);
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+#[track_caller]
+fn refused(line: &[&str]) -> String {
+    refused_in(line, &Env::fixed([]))
+}
+
+#[test]
+fn every_form_of_the_build_command_means_the_same() {
+    let env = Env::fixed([]);
+    let plain = invocation(&["-t", "x", "."], &env).unwrap();
+    assert_eq!(invocation(&["build", "-t", "x", "."], &env).unwrap(), plain);
+    assert_eq!(invocation(&["b", ".", "-t", "x"], &env).unwrap(), plain);
+    assert_eq!(invocation(&[".", "--tag=x"], &env).unwrap(), plain);
+    let rooted = Invocation { root: Some("/s".into()), debug: true, ..plain };
+    for line in [
+        &["--root", "/s", "-D", "build", "-t", "x", "."][..],
+        &["--root=/s", "--debug", "-t", "x", "."],
+        &["build", "-t", "x", "--root", "/s", "-D", "."],
+        &["-t", "x", ".", "--root=/s", "-D"],
+    ] {
+        assert_eq!(invocation(line, &env).unwrap(), rooted, "{line:?}");
+    }
+}
+
+#[test]
+fn the_store_comes_from_the_flag_then_the_environment() {
+    let env = Env::fixed([("RBUILD_ROOT", "/env")]);
+    let root = |line: &[&str]| invocation(line, &env).unwrap().root;
+    assert_eq!(root(&["images"]), Some("/env".into()));
+    assert_eq!(root(&["--root", "/flag", "images"]), Some("/flag".into()));
+    assert_eq!(invocation(&["images"], &Env::fixed([("RBUILD_ROOT", "")])).unwrap().root, None);
+}
+
+#[test]
+fn a_bare_build_has_docker_s_defaults() {
+    let request = build(&["."]);
+    assert_eq!(request.context, ContextArg::Local(".".into()));
+    assert_eq!((request.dockerfile, request.target, request.platform), (None, None, None));
+    assert!(!request.no_cache && !request.pull && !request.quiet);
+    assert_eq!((request.network, request.progress), (Network::Default, Mode::Auto));
+    let stored = OutputArg::Image { names: vec![], push: false, compression: Compression::Unchanged };
+    assert_eq!(request.outputs, [stored]);
+    assert!(request.build_args.is_empty() && request.source_date_epoch.is_none());
+}
+
+#[test]
+fn exactly_one_context_is_wanted() {
+    let wanted = "'rbuild build' requires 1 argument: the build context";
+    assert_eq!(refused(&["build"]), wanted);
+    assert_eq!(refused(&["build", "a", "b"]), wanted);
+    assert_eq!(refused(&["-t", "x"]), wanted);
+    assert_eq!(build(&["build", "--", "-odd"]).context, ContextArg::Local("-odd".into()));
+}
+
+#[test]
+fn contexts_and_dockerfiles_from_elsewhere_are_named_as_missing() {
+    let input = "reading it from standard input (`-`) is not supported yet";
+    assert_eq!(refused(&["-"]), format!("build context: {input}"));
+    for (text, kind) in [
+        ("git@host:path", "a git repository"),
+        ("https://h/r.git#main", "a git repository"),
+        ("github.com/a/b", "a git repository"),
+        ("ssh://h/r", "a git repository"),
+        ("https://h/x.tar.gz", "a URL"),
+    ] {
+        assert_eq!(refused(&[text]), format!("build context: {kind} (`{text}`) is not supported yet"));
+    }
+    assert!(refused(&["-f", "-", "."]).starts_with("--file: reading the Dockerfile from standard input"));
+    assert_eq!(refused(&["-f", "http://h/D", "."]), "--file: a URL (`http://h/D`) is not supported yet");
+    assert_eq!(build(&["-f", "d/Dockerfile.dev", "ctx"]).dockerfile, Some("d/Dockerfile.dev".into()));
+}
+
+#[test]
+fn tags_are_checked_before_building() {
+    let request = build(&["-t", "user/app", "-t", "h:5000/x:1", "-t", "user/app:latest", "."]);
+    let names: Vec<String> = request.tags.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["docker.io/user/app:latest", "h:5000/x:1"]);
+    assert_eq!(
+        refused(&["-t", "User/App:1", "."]),
+        "invalid tag `User/App:1`: invalid reference format: repository name (User/App) must be lowercase"
+    );
+    assert_eq!(refused(&["-t", "a b", "."]), "invalid tag `a b`: invalid reference format: `a b`");
+    assert!(refused(&["-t", "", "."]).contains("invalid reference format"));
+    let digest = format!("a@sha256:{}", "0".repeat(64));
+    assert_eq!(
+        refused(&["-t", &digest, "."]),
+        format!("invalid tag `{digest}`: a tag cannot contain a digest")
+    );
+}
+
+#[test]
+fn build_arguments_take_values_or_the_environment_or_vanish() {
+    let env = Env::fixed([("FROM_ENV", "v"), ("EMPTY", "")]);
+    let line = [
+        "--build-arg",
+        "A=1=2,3",
+        "--build-arg",
+        "FROM_ENV",
+        "--build-arg",
+        "EMPTY",
+        "--build-arg",
+        "UNSET",
+        "--build-arg",
+        "B=",
+        "--build-arg",
+        "A=last,\"q\"",
+        ".",
+    ];
+    let found: Vec<(String, String)> = build_in(&line, &env).build_args.into_iter().collect();
+    let expected = [("A", "last,\"q\""), ("B", ""), ("EMPTY", ""), ("FROM_ENV", "v")];
+    assert_eq!(found, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    assert!(refused(&["--build-arg", "=v", "."]).starts_with("invalid argument `=v` for --build-arg"));
+}
+
+#[test]
+fn labels_without_value_are_empty() {
+    let request = build(&["--label", "a=b=c", "--label", "d", "."]);
+    assert_eq!(
+        request.labels.into_iter().collect::<Vec<_>>(),
+        [("a".into(), "b=c".into()), ("d".into(), String::new())]
+    );
+    assert!(refused(&["--label", "", "."]).contains("--label"));
+}
+
+#[test]
+fn named_contexts_have_normalised_names_and_typed_values() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let layout = format!("l=oci-layout://d/e@{digest}");
+    let both = format!("m=oci-layout://d:1@{digest}");
+    let request = build(&[
+        "--build-context",
+        "alpine:latest=../dir",
+        "--build-context",
+        "docker.io/library/node:10=docker-image://n:11",
+        "--build-context",
+        &layout,
+        "--build-context",
+        "k=oci-layout://a:b/c:v1",
+        "--build-context",
+        &both,
+        "--build-context",
+        "p=oci-layout:///abs",
+        ".",
+    ]);
+    let parsed: Digest = digest.parse().unwrap();
+    let oci = |dir: &str, tag: Option<&str>, digest| NamedContextArg::OciLayout {
+        dir: dir.into(),
+        tag: tag.map(str::to_owned),
+        digest,
+    };
+    let expected = [
+        ("alpine", NamedContextArg::Dir("../dir".into())),
+        ("node:10", NamedContextArg::Image("n:11".parse().unwrap())),
+        ("l", oci("d/e", None, Some(parsed))),
+        ("k", oci("a:b/c", Some("v1"), None)),
+        ("m", oci("d", Some("1"), Some(parsed))),
+        ("p", oci("/abs", None, None)),
+    ];
+    assert_eq!(request.named_contexts, expected.map(|(name, value)| (name.to_owned(), value)));
+}
+
+#[test]
+fn named_contexts_of_one_name_are_last_wins_and_bad_ones_are_refused() {
+    let request = build(&["--build-context", "a=x", "--build-context", "a:latest=y", "."]);
+    assert_eq!(request.named_contexts, [("a".to_owned(), NamedContextArg::Dir("y".into()))]);
+    let refused = |text: &str| refused(&["--build-context", text, "."]);
+    assert_eq!(refused("x"), "invalid context value: x, expected key=value");
+    assert_eq!(refused("x="), "invalid context value: x=, expected key=value");
+    assert!(refused("Up=d").starts_with("invalid context name Up: invalid reference format"));
+    assert_eq!(
+        refused("x=target:base"),
+        "--build-context: a bake target (`x=target:base`) is not supported yet"
+    );
+    assert!(refused("x=https://h/x.tar").contains("a URL"));
+    assert!(refused("x=oci-layout://d@sha256:12").contains("not a sha256 digest"));
+    assert!(refused("x=docker-image://UP").contains("must be lowercase"));
+}
+
+#[test]
+fn boolean_flags_take_go_s_spellings() {
+    for yes in ["--pull", "--pull=true", "--pull=1", "--pull=t", "--pull=T"] {
+        assert!(build(&[yes, "."]).pull, "{yes}");
+    }
+    for no in ["--pull=false", "--pull=0", "--pull=f"] {
+        assert!(!build(&[no, "."]).pull, "{no}");
+    }
+    assert!(build(&["--no-cache", "."]).no_cache);
+    assert!(refused(&["--pull=maybe", "."]).contains("maybe"));
+}
+
+#[test]
+fn platforms_are_normalised_and_one_for_now() {
+    let env = Env::fixed([("DOCKER_DEFAULT_PLATFORM", "linux/aarch64")]);
+    let platform = |line: &[&str]| build_in(line, &env).platform.map(|p| p.to_string());
+    assert_eq!(platform(&["."]), Some("linux/arm64".into()));
+    assert_eq!(platform(&["--platform", "linux/x86_64", "."]), Some("linux/amd64".into()));
+    assert_eq!(platform(&["--platform=linux/arm64/v8,linux/arm64", "."]), Some("linux/arm64".into()));
+    let two = "--platform: building for 2 platforms at once is not supported yet";
+    assert_eq!(refused(&["--platform", "linux/amd64,linux/arm64", "."]), two);
+    assert_eq!(refused(&["--platform", "linux/amd64", "--platform", "linux/arm64", "."]), two);
+    assert!(refused(&["--platform", "a/b/c/d", "."]).contains("failed to parse platform"));
+}
+
+#[test]
+fn outputs_parse_into_what_they_mean() {
+    let tag: Reference = "x:latest".parse().unwrap();
+    let output = |spec: &str| build(&["-t", "x", "-o", spec, "."]).outputs.pop().unwrap();
+    let names = vec![tag.clone()];
+    let archive =
+        |dest, compression| OutputArg::Oci { dest, archive: true, names: vec![tag.clone()], compression };
+    assert_eq!(
+        output("type=oci,dest=a b.tar"),
+        archive(Destination::Path("a b.tar".into()), Compression::Unchanged)
+    );
+    assert_eq!(
+        output("TYPE=oci,Dest=-,compression=zstd,compression-level=22"),
+        archive(Destination::Stdout, Compression::Zstd(Some(22)))
+    );
+    assert_eq!(
+        output("type=oci,dest=d,tar=false,compression=gzip"),
+        OutputArg::Oci {
+            dest: Destination::Path("d".into()),
+            archive: false,
+            names: names.clone(),
+            compression: Compression::Gzip(None)
+        }
+    );
+    assert_eq!(output("type=cacheonly"), OutputArg::CacheOnly);
+    let image = |names, push| OutputArg::Image { names, push, compression: Compression::Unchanged };
+    assert_eq!(output("type=image"), image(names.clone(), false));
+    assert_eq!(output("type=image,push=true,oci-mediatypes=true"), image(names.clone(), true));
+    let two = vec!["r.example/a:1".parse().unwrap(), "r.example/b:latest".parse().unwrap()];
+    assert_eq!(output(r#"type=registry,"name=r.example/a:1,r.example/b""#), image(two, true));
+}
+
+#[test]
+fn outputs_that_make_no_sense_are_refused() {
+    let refused = |spec: &str| refused(&["-o", spec, "."]);
+    assert_eq!(refused("dest=x,tar=false"), "type is required for output");
+    assert_eq!(refused("type=,dest=x"), "type is required for output");
+    for (spec, kind) in [
+        ("-", "tar"),
+        ("out", "local"),
+        ("out=x", "local"),
+        ("type=tar,dest=x", "tar"),
+        ("type=docker", "docker"),
+        ("type=local,dest=x", "local"),
+    ] {
+        assert_eq!(refused(spec), format!("--output: output type `{kind}` is not supported yet"));
+    }
+    assert!(refused("type=floppy").contains("unknown output type `floppy`"));
+    assert_eq!(refused("type=oci"), "dest is required for output type `oci`");
+    assert_eq!(refused("type=oci,tar=false,dest=-"), "dest is required for output type `oci` with tar=false");
+    assert_eq!(refused("type=oci,dest=x,colour=red"), "unknown attribute `colour` for output type `oci`");
+    assert_eq!(refused("type=cacheonly,dest=x"), "unknown attribute `dest` for output type `cacheonly`");
+    assert!(refused("type=oci,dest=x,compression=lzma").contains("unknown compression `lzma`"));
+    assert!(refused("type=oci,dest=x,compression=estargz").contains("not supported yet"));
+    assert!(refused("type=oci,dest=x,compression=gzip,compression-level=10").contains("expected 0 to 9"));
+    assert!(refused("type=oci,dest=x,compression-level=3").contains("needs compression="));
+    assert!(refused("type=image,push-by-digest=true").contains("attribute `push-by-digest=true`"));
+    assert!(refused("type=oci,tar").contains("expected key=value"));
+    assert!(refused(r#"type=oci,name="a,b""#).contains("bare \" in non-quoted field"));
+    assert_eq!(refused("type=registry"), "tag is needed when pushing to registry");
+}
+
+#[test]
+fn push_pushes_what_is_named() {
+    let pushes = |line: &[&str]| -> Vec<bool> {
+        let outputs = build(line).outputs;
+        outputs.iter().map(|output| matches!(output, OutputArg::Image { push: true, .. })).collect()
+    };
+    assert_eq!(pushes(&["--push", "-t", "x", "."]), [true]);
+    assert_eq!(pushes(&["--push", "-o", "type=image", "-t", "x", "."]), [true]);
+    assert_eq!(pushes(&["--push", "-o", "type=oci,dest=f", "-t", "x", "."]), [false, true]);
+    assert_eq!(refused(&["--push", "."]), "tag is needed when pushing to registry");
+}
+
+#[test]
+fn standard_output_has_one_product() {
+    assert!(refused(&["-o", "type=oci,dest=-", "-o", "type=oci,dest=-", "."]).contains("standard output"));
+    assert!(refused(&["-q", "-o", "type=oci,dest=-", "."]).contains("standard output"));
+}
+
+#[test]
+fn progress_comes_from_the_flag_then_the_environment() {
+    let env = Env::fixed([("BUILDKIT_PROGRESS", "plain")]);
+    assert_eq!(build_in(&["."], &env).progress, Mode::Plain);
+    assert_eq!(build_in(&["--progress", "rawjson", "."], &env).progress, Mode::RawJson);
+    assert_eq!(build_in(&["-q", "."], &env).progress, Mode::Quiet);
+    assert_eq!(build(&["--progress=tty", "."]).progress, Mode::Tty);
+    assert_eq!(build(&["--progress=none", "."]).progress, Mode::None);
+    assert!(
+        refused(&["--progress=fancy", "."]).contains("expected auto, plain, tty, quiet, none or rawjson")
+    );
+    assert!(refused_in(&["."], &Env::fixed([("BUILDKIT_PROGRESS", "x")])).contains("BUILDKIT_PROGRESS"));
+    assert_eq!(
+        refused(&["-q", "--progress=plain", "."]),
+        "--quiet and --progress=plain cannot be used together"
+    );
+}
+
+#[test]
+fn the_build_date_comes_from_flag_argument_then_environment() {
+    let env = Env::fixed([("SOURCE_DATE_EPOCH", "3")]);
+    let both = |request: BuildRequest| {
+        (request.source_date_epoch, request.build_args.get("SOURCE_DATE_EPOCH").cloned())
+    };
+    assert_eq!(both(build_in(&["."], &env)), (Some(3), Some("3".into())));
+    assert_eq!(
+        both(build_in(&["--build-arg", "SOURCE_DATE_EPOCH=2", "."], &env)),
+        (Some(2), Some("2".into()))
+    );
+    let line = ["--source-date-epoch", "1", "--build-arg", "SOURCE_DATE_EPOCH=2", "."];
+    assert_eq!(both(build_in(&line, &env)), (Some(1), Some("1".into())));
+    assert!(refused(&["--source-date-epoch", "now", "."]).contains("Unix time"));
+    assert!(refused(&["--source-date-epoch=-1", "."]).contains("Unix time"));
+    assert!(refused_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "x")])).contains("environment variable"));
+    assert_eq!(both(build_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "")]))), (None, None));
+}
+
+#[test]
+fn small_values_are_checked() {
+    assert_eq!(build(&["--network=host", "."]).network, Network::Host);
+    assert_eq!(build(&["--network", "none", "."]).network, Network::None);
+    assert!(refused(&["--network", "mynet", "."]).contains("expected default, none or host"));
+    assert_eq!(build(&["--jobs", "4", "."]).jobs.map(std::num::NonZero::get), Some(4));
+    assert!(refused(&["--jobs", "0", "."]).contains("from 1"));
+    assert!(refused(&["--jobs", "many", "."]).contains("from 1"));
+    let request = build(&["--iidfile", "i", "--metadata-file", "m", "--target", "Build", "."]);
+    assert_eq!((request.iidfile, request.metadata_file), (Some("i".into()), Some("m".into())));
+    assert_eq!(request.target.as_deref(), Some("Build"));
+}
+
+#[test]
+fn documented_flags_that_are_missing_are_named() {
+    for line in [
+        &["--secret", "id=x", "."][..],
+        &["--ssh=default", "."],
+        &["--cache-from", "type=registry,ref=x", "."],
+        &["--cache-to=type=inline", "."],
+        &["--add-host", "h:1.2.3.4", "."],
+        &["--load", "."],
+        &["--sbom=true", "."],
+        &["--provenance", "mode=max", "."],
+        &["--call", "check", "."],
+        &["--check", "."],
+        &["--tls-verify=false", "."],
+    ] {
+        let flag = line[0].split('=').next().unwrap();
+        assert_eq!(refused(line), format!("{flag} is not supported yet"));
+    }
+}
+
+#[test]
+fn flags_that_ask_for_what_happens_anyway_pass() {
+    build(&[
+        "--provenance=false",
+        "--sbom=false",
+        "--load=false",
+        "--call=build",
+        "--check=false",
+        "--tls-verify",
+        ".",
+    ]);
+}
+
+#[test]
+fn flags_without_effect_are_accepted_and_listed() {
+    let request = build(&["--rm", "--force-rm=true", "--builder", "b", "-m", "2g", "--cpu-shares=3", "."]);
+    assert_eq!(request.flags_without_effect, ["--builder", "--cpu-shares", "--force-rm", "--memory", "--rm"]);
+    assert!(build(&["."]).flags_without_effect.is_empty());
+}
+
+#[test]
+fn unknown_flags_are_refused_in_docker_s_words() {
+    assert_eq!(refused(&["--bogus", "."]), "unknown flag: --bogus");
+    assert_eq!(refused(&["--targt", "x", "."]), "unknown flag: --targt (did you mean --target?)");
+    assert_eq!(refused(&["images", "-z"]), "unknown shorthand flag: -z");
+    assert!(refused(&["-t"]).contains("a value is required"), "{}", refused(&["-t"]));
+    let command = |line: &[&str]| invocation(line, &Env::fixed([])).unwrap_err().command;
+    assert_eq!(command(&["b", "--bogus"]), "rbuild build");
+    assert_eq!(command(&["--bogus"]), "rbuild build");
+    assert_eq!(command(&["-D", "pull"]), "rbuild pull");
+}
+
+#[test]
+fn the_other_commands_parse() {
+    let command = |line: &[&str]| invocation(line, &Env::fixed([])).unwrap().command;
+    assert_eq!(command(&["doctor"]), Command::Doctor);
+    assert_eq!(command(&["version"]), Command::Version);
+    assert_eq!(command(&["--version"]), Command::Version);
+    let alpine: Reference = "alpine:latest".parse().unwrap();
+    let pull = PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true };
+    assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
+    let push = PushRequest { name: alpine, default_tag: false, quiet: false };
+    assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
+    let images =
+        ImagesRequest { name: Some("node".parse().unwrap()), quiet: true, no_trunc: true, digests: false };
+    assert_eq!(command(&["images", "-q", "--no-trunc", "node"]), Command::Images(images));
+    assert!(refused(&["pull", "UP"]).contains("must be lowercase"));
+    assert!(refused(&["push", &format!("a@sha256:{}", "0".repeat(64))]).contains("digest"));
+    assert!(refused(&["pull"]).contains("NAME"), "{}", refused(&["pull"]));
+}
+
+#[test]
+fn arguments_that_are_not_utf8_do_not_panic() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let odd = OsString::from_vec(vec![b'-', 0xff]);
+    assert!(parse(["rbuild".into(), odd], &Env::fixed([])).is_err());
+    assert!(parse([], &Env::fixed([])).is_ok());
+}
+
+#[track_caller]
+fn help(line: &[&str]) -> String {
+    match invocation(line, &Env::fixed([])).unwrap().command {
+        Command::Help(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn help_texts() {
+    insta::assert_snapshot!("help", help(&["--help"]));
+    insta::assert_snapshot!("help_build", help(&["build", "--help"]));
+    insta::assert_snapshot!("help_build_short", help(&["build", "-h"]));
+    insta::assert_snapshot!("help_pull", help(&["pull", "--help"]));
+    assert_eq!(help(&[]), help(&["--help"]));
+    assert_eq!(help(&["help"]), help(&["--help"]));
+}

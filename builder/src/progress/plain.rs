@@ -1,0 +1,322 @@
+//! Numbered lines, in the form BuildKit's plain progress has and scripts grep for.
+//!
+//! ```text
+//! #5 [build 2/4] RUN make
+//! #5 0.213 first line
+//! #5 ...
+//!
+//! #6 [web 1/2] RUN …
+//! ```
+//!
+//! One vertex has the floor at a time, so that parallel steps read as paragraphs and not as a shuffle. It keeps the
+//! floor while it speaks; another gets it when the speaker ends, falls silent, or has kept it waiting too long.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use rbuild_frontend::diagnostic::Diagnostic;
+
+use super::event::{BuildEvent, Outcome, VertexId};
+use super::lines::{LineSplitter, clean_text};
+use super::transfers::Transfer;
+use super::{Consumer, Output};
+use crate::report::human::seconds;
+
+/// The speaker may be silent this long before another gets the floor.
+const SILENCE: Duration = Duration::from_millis(500);
+/// Nobody waits longer than this.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Nor with more text than this.
+const WAITING_BYTES: usize = 256 << 10;
+
+/// Writes plain progress.
+pub(crate) struct Plain<W: Write> {
+    output: Output<W>,
+    vertices: BTreeMap<VertexId, Vertex>,
+    /// Who has the floor, and since when it has been silent.
+    floor: Option<(VertexId, Instant)>,
+    now: Instant,
+    remarks: Vec<String>,
+    /// Warnings are said beside the vertex that read the Dockerfile.
+    definition: Option<VertexId>,
+}
+
+#[derive(Default)]
+struct Vertex {
+    name: String,
+    started: Option<Instant>,
+    stdout: LineSplitter,
+    stderr: LineSplitter,
+    /// Time of the first byte of the line each stream has begun.
+    line_began: [Option<Instant>; 2],
+    transfers: BTreeMap<String, Transfer>,
+    /// Lines not printed yet, and since when the first waits.
+    waiting: VecDeque<String>,
+    waiting_bytes: usize,
+    waiting_since: Option<Instant>,
+    finished: bool,
+    /// Its last line is printed: nothing follows.
+    closed: bool,
+    failed: bool,
+}
+
+impl Vertex {
+    fn say(&mut self, now: Instant, text: String) {
+        self.waiting_bytes += text.len();
+        self.waiting_since.get_or_insert(now);
+        self.waiting.push_back(text);
+    }
+
+    fn log(&mut self, at: Instant, stderr: bool, bytes: &[u8]) {
+        let began = self.started.unwrap_or(at);
+        let mut lines = Vec::new();
+        let splitter = if stderr { &mut self.stderr } else { &mut self.stdout };
+        splitter.push(bytes, |line| lines.push(line));
+        let line_began = &mut self.line_began[usize::from(stderr)];
+        for line in lines {
+            let when = line_began.take().unwrap_or(at);
+            self.waiting_bytes += line.len();
+            self.waiting_since.get_or_insert(at);
+            self.waiting.push_back(log_line(when, began, &line));
+        }
+        // Whether a line is under way shows in the next call: the first byte's time is then this one's at the latest.
+        if !bytes.ends_with(b"\n") {
+            line_began.get_or_insert(at);
+        }
+    }
+
+    fn end_lines(&mut self, at: Instant) {
+        let began = self.started.unwrap_or(at);
+        for (index, splitter) in [&mut self.stdout, &mut self.stderr].into_iter().enumerate() {
+            if let Some(line) = splitter.finish() {
+                let when = self.line_began[index].take().unwrap_or(at);
+                self.waiting_bytes += line.len();
+                self.waiting_since.get_or_insert(at);
+                self.waiting.push_back(log_line(when, began, &line));
+            }
+        }
+    }
+}
+
+fn log_line(when: Instant, began: Instant, line: &str) -> String {
+    format!("{:.3} {line}", when.saturating_duration_since(began).as_secs_f64())
+}
+
+impl<W: Write> Plain<W> {
+    /// Writes to `to`; `now` is the time until the first event says otherwise.
+    pub(crate) fn new(to: W, now: Instant) -> Self {
+        Self {
+            output: Output::new(to),
+            vertices: BTreeMap::new(),
+            floor: None,
+            now,
+            remarks: Vec::new(),
+            definition: None,
+        }
+    }
+
+    /// Gives the floor to whom it belongs and prints what they have to say.
+    fn speak(&mut self) {
+        self.print_remarks();
+        loop {
+            if let Some((id, _)) = self.floor {
+                self.print_waiting(id);
+            }
+            match self.next_speaker() {
+                Some(id) => self.take_floor(id),
+                None => break,
+            }
+        }
+    }
+
+    fn next_speaker(&self) -> Option<VertexId> {
+        let waiting = self.vertices.iter().filter(|(id, vertex)| {
+            !vertex.waiting.is_empty() && self.floor.is_none_or(|(speaker, _)| speaker != **id)
+        });
+        let (id, vertex) = waiting.min_by_key(|(id, vertex)| (!vertex.failed, vertex.waiting_since, **id))?;
+        let Some((_, silent_since)) = self.floor else {
+            return Some(*id);
+        };
+        let waited =
+            vertex.waiting_since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
+        let silent = self.now.saturating_duration_since(silent_since);
+        let urgent = vertex.failed || vertex.waiting_bytes > WAITING_BYTES || waited >= PATIENCE;
+        (urgent || silent >= SILENCE).then_some(*id)
+    }
+
+    fn take_floor(&mut self, id: VertexId) {
+        if let Some((speaker, _)) = self.floor.take() {
+            self.output.line(&format!("#{speaker} ..."));
+            self.output.line("");
+        }
+        if let Some(vertex) = self.vertices.get(&id) {
+            self.output.line(&format!("#{id} {}", vertex.name));
+        }
+        self.floor = Some((id, self.now));
+    }
+
+    fn print_waiting(&mut self, id: VertexId) {
+        let Some(vertex) = self.vertices.get_mut(&id) else {
+            return;
+        };
+        if !vertex.waiting.is_empty() {
+            self.floor = Some((id, self.now));
+        }
+        for line in vertex.waiting.drain(..) {
+            if line.is_empty() {
+                self.output.line(&format!("#{id}"));
+            } else {
+                self.output.line(&format!("#{id} {line}"));
+            }
+        }
+        vertex.waiting_bytes = 0;
+        vertex.waiting_since = None;
+        if vertex.finished {
+            vertex.closed = true;
+            self.output.line("");
+            self.floor = None;
+        }
+    }
+
+    fn print_remarks(&mut self) {
+        if self.remarks.is_empty() {
+            return;
+        }
+        if let Some((speaker, _)) = self.floor.take() {
+            self.output.line(&format!("#{speaker} ..."));
+            self.output.line("");
+        }
+        for remark in self.remarks.drain(..) {
+            self.output.line(&format!("#0 {remark}"));
+        }
+        self.output.line("");
+    }
+
+    fn with(&mut self, id: VertexId, change: impl FnOnce(&mut Vertex, Instant)) {
+        let now = self.now;
+        if let Some(vertex) = self.vertices.get_mut(&id)
+            && !vertex.closed
+        {
+            change(vertex, now);
+        }
+    }
+
+    fn finished(&mut self, id: VertexId, at: Instant, outcome: &Outcome) {
+        self.with(id, |vertex, now| {
+            vertex.end_lines(at);
+            let took = at.saturating_duration_since(vertex.started.unwrap_or(at));
+            let text = match outcome {
+                Outcome::Cached => "CACHED".to_owned(),
+                Outcome::Done => format!("DONE {}", seconds(took)),
+                Outcome::Error(reason) => format!("ERROR: {}", clean_text(reason)),
+                Outcome::Canceled => "CANCELED".to_owned(),
+            };
+            vertex.failed = matches!(outcome, Outcome::Error(_));
+            vertex.finished = true;
+            vertex.say(now, text);
+        });
+    }
+}
+
+impl<W: Write> Consumer for Plain<W> {
+    fn event(&mut self, event: BuildEvent) {
+        match event {
+            BuildEvent::Queued { id, name } => {
+                if name.starts_with("[internal] load build definition") {
+                    self.definition = Some(id);
+                }
+                self.vertices
+                    .insert(id, Vertex { name: clean_text(&name).into_owned(), ..Vertex::default() });
+            }
+            BuildEvent::Started { id, at } => {
+                self.now = self.now.max(at);
+                self.with(id, |vertex, _| vertex.started = Some(at));
+                // The header at once when the floor is free: people see what runs before it prints anything.
+                if self.floor.is_none() && self.vertices.get(&id).is_some_and(|vertex| !vertex.closed) {
+                    self.speak();
+                    if self.floor.is_none() {
+                        self.take_floor(id);
+                    }
+                }
+            }
+            BuildEvent::Finished { id, at, outcome } => {
+                self.now = self.now.max(at);
+                self.finished(id, at, &outcome);
+            }
+            BuildEvent::Note { id, text } => {
+                self.with(id, |vertex, now| vertex.say(now, clean_text(&text).into_owned()));
+            }
+            BuildEvent::Log { id, at, stream, bytes } => {
+                self.now = self.now.max(at);
+                self.with(id, |vertex, _| vertex.log(at, stream == super::Stream::Stderr, &bytes));
+            }
+            BuildEvent::Transfer { id, item, done_bytes, total_bytes, elapsed, finished } => {
+                let transfer = Transfer { done_bytes, total_bytes, elapsed, finished };
+                self.with(id, |vertex, now| {
+                    if transfer.worth_a_line(vertex.transfers.get(&item)) {
+                        vertex.say(now, format!("{} {}", clean_text(&item), transfer.words()));
+                        if finished {
+                            vertex.transfers.remove(&item);
+                        } else {
+                            vertex.transfers.insert(item, transfer);
+                        }
+                    }
+                });
+            }
+            BuildEvent::Warning(diagnostic) => match self.definition {
+                Some(id) => {
+                    let text = warning_words(&diagnostic);
+                    match self.vertices.get(&id) {
+                        // Already closed: a line of its own paragraph, as for a remark.
+                        Some(vertex) if vertex.closed => self.remarks.push(text),
+                        _ => self.with(id, |vertex, now| vertex.say(now, text)),
+                    }
+                }
+                None => self.remarks.push(warning_words(&diagnostic)),
+            },
+            BuildEvent::Remark(text) => self.remarks.push(clean_text(&text).into_owned()),
+        }
+        self.speak();
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        self.speak();
+        self.output.flush();
+    }
+
+    fn tick_every(&self) -> Option<Duration> {
+        let someone_waits = self.vertices.values().any(|vertex| !vertex.waiting.is_empty());
+        someone_waits.then_some(Duration::from_millis(100))
+    }
+
+    fn finish(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        for vertex in self.vertices.values_mut() {
+            vertex.end_lines(now);
+        }
+        self.speak();
+        while let Some(id) = self.longest_waiting() {
+            self.take_floor(id);
+            self.print_waiting(id);
+        }
+        self.output.flush();
+    }
+}
+
+impl<W: Write> Plain<W> {
+    fn longest_waiting(&self) -> Option<VertexId> {
+        let waiting = self.vertices.iter().filter(|(_, vertex)| !vertex.waiting.is_empty());
+        waiting.min_by_key(|(id, vertex)| (vertex.waiting_since, **id)).map(|(id, _)| *id)
+    }
+}
+
+/// `WARN: StageNameCasing: text (line N)`.
+pub(crate) fn warning_words(diagnostic: &Diagnostic) -> String {
+    let rule = diagnostic.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
+    format!("WARN: {rule}{} (line {})", clean_text(&diagnostic.message), diagnostic.lines.first)
+}
+
+#[cfg(test)]
+mod tests;

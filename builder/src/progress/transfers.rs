@@ -1,0 +1,93 @@
+//! The words of one transfer, and when a plain log repeats them.
+
+use std::time::Duration;
+
+use crate::report::human::{seconds, size_progress};
+
+/// Time between two plain lines of one running item.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// A shorter wait suffices when the item moved by a twentieth.
+const SHORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where an item stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Transfer {
+    pub(crate) done_bytes: u64,
+    pub(crate) total_bytes: Option<u64>,
+    pub(crate) elapsed: Duration,
+    pub(crate) finished: bool,
+}
+
+impl Transfer {
+    /// `3.15MB / 29.54MB 0.4s done`; times under 50 ms are not worth a word.
+    pub(crate) fn words(&self) -> String {
+        let mut text = match self.total_bytes {
+            Some(total) if total > 0 => {
+                format!("{} / {}", size_progress(self.done_bytes), size_progress(total))
+            }
+            _ => size_progress(self.done_bytes),
+        };
+        if self.elapsed > Duration::from_millis(50) {
+            text.push(' ');
+            text.push_str(&seconds(self.elapsed));
+        }
+        if self.finished {
+            text.push_str(" done");
+        }
+        text
+    }
+
+    /// Whether a plain log says it again, given what it said last.
+    pub(crate) fn worth_a_line(&self, last: Option<&Self>) -> bool {
+        if self.finished {
+            return true;
+        }
+        let (since, moved) = match last {
+            Some(last) => {
+                (self.elapsed.saturating_sub(last.elapsed), self.done_bytes.saturating_sub(last.done_bytes))
+            }
+            None => (self.elapsed, self.done_bytes),
+        };
+        since >= INTERVAL
+            || since >= SHORT_INTERVAL && self.total_bytes.is_some_and(|total| moved >= total / 20)
+    }
+
+    /// Mean bytes per second so far.
+    pub(crate) fn speed(&self) -> Option<u64> {
+        let millis = u64::try_from(self.elapsed.as_millis()).ok().filter(|millis| *millis >= 100)?;
+        Some(self.done_bytes.saturating_mul(1000) / millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transfer(done_bytes: u64, total_bytes: Option<u64>, millis: u64, finished: bool) -> Transfer {
+        Transfer { done_bytes, total_bytes, elapsed: Duration::from_millis(millis), finished }
+    }
+
+    #[test]
+    fn words_are_those_scripts_grep_for() {
+        assert_eq!(transfer(3_150_000, Some(29_540_000), 400, true).words(), "3.15MB / 29.54MB 0.4s done");
+        assert_eq!(transfer(2, None, 3, true).words(), "2B done");
+        assert_eq!(transfer(0, Some(0), 0, true).words(), "0B done");
+    }
+
+    #[test]
+    fn a_slow_item_is_repeated_rarely_and_its_end_always() {
+        let first = transfer(0, Some(1000), 10, false);
+        assert!(!first.worth_a_line(None));
+        assert!(transfer(60, Some(1000), 1500, false).worth_a_line(None));
+        assert!(!transfer(40, Some(1000), 1500, false).worth_a_line(Some(&first)));
+        assert!(transfer(40, Some(1000), 5100, false).worth_a_line(Some(&first)));
+        assert!(transfer(1000, Some(1000), 11, true).worth_a_line(Some(&first)));
+    }
+
+    #[test]
+    fn speed_needs_some_time_to_mean_anything() {
+        assert_eq!(transfer(1000, None, 500, false).speed(), Some(2000));
+        assert_eq!(transfer(1000, None, 20, false).speed(), None);
+        assert!(transfer(u64::MAX, None, 500, false).speed().is_some());
+    }
+}

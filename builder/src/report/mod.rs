@@ -1,0 +1,3 @@
+//! Errors to text.
+
+pub mod human;

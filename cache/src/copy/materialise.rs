@@ -1,0 +1,401 @@
+//! Filling the layer directory.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, copy_file_range,
+    fchmod, fchown, fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat,
+    statat, symlinkat, utimensat,
+};
+use rustix::io::{Errno, pread, read, write};
+use rustix::process::{Gid, Uid};
+
+use super::source::open_dir;
+use super::{CopyPlan, FileOrigin, FileSource, SourceError};
+use crate::layer::{Change, DiffEntry, Mtime};
+use crate::path::RelPath;
+use crate::tree::{ContentDigest, Meta};
+
+/// Bytes read at once when a file has to be read.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Most bytes asked of one `copy_file_range`.
+const RANGE_BYTES: usize = 1 << 30;
+
+/// Where the files of a plan are read from.
+#[derive(Clone, Copy, Default)]
+pub struct Sources<'a> {
+    /// What [`FileOrigin::Source`] means.
+    pub main: Option<&'a dyn FileSource>,
+    /// What [`FileOrigin::Archive`] indexes.
+    pub archives: &'a [&'a dyn FileSource],
+}
+
+/// Whether files get the owners of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// As planned: needs privileges, or a user namespace that maps them.
+    Set,
+    /// Whoever we are. The plan's diff still says what the image will.
+    Keep,
+}
+
+/// Why a layer directory could not be filled. What was written so far is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterialiseError {
+    /// A source file cannot be read.
+    #[error("cannot read the source of /{path}")]
+    Source {
+        /// The destination.
+        path: RelPath,
+        /// Why.
+        #[source]
+        source: SourceError,
+    },
+    /// A source file is not what was planned: it changed since it was scanned, or while it was being read.
+    #[error("/{source_path} changed while it was being copied")]
+    Changed {
+        /// Path in the source.
+        source_path: RelPath,
+    },
+    /// The plan names a source that was not given.
+    #[error("/{path} has no source to be copied from")]
+    NoSource {
+        /// The destination.
+        path: RelPath,
+    },
+    /// The owner could not be set: rbuild lacks the privilege, or the id is outside of the user namespace's map.
+    #[error("cannot give /{path} to {uid}:{gid}")]
+    Chown {
+        /// The destination.
+        path: RelPath,
+        /// Wanted user.
+        uid: u32,
+        /// Wanted group.
+        gid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The system refused.
+    #[error("cannot {action} /{path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The destination.
+        path: RelPath,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes a plan's layer into `dir`, an empty directory (the plan's root) that no one else writes to.
+///
+/// Bytes are cloned, copied by the kernel, or read and written, whatever works first. Files of sources that may change
+/// are hashed on the way and must be what the plan says; others only have to have its size. Nothing is synced.
+pub fn materialise(
+    plan: &CopyPlan,
+    dir: BorrowedFd<'_>,
+    sources: &Sources<'_>,
+    owners: Owners,
+) -> Result<(), MaterialiseError> {
+    let origins: HashMap<&RelPath, &FileOrigin> =
+        plan.files.iter().map(|(path, origin)| (path, origin)).collect();
+    let mut filler = Filler { root: dir, sources, owners, last: None, buffer: Vec::new() };
+    for entry in &plan.diff.entries {
+        filler.entry(entry, origins.get(&entry.path).copied())?;
+    }
+    // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
+    for entry in plan.diff.entries.iter().rev() {
+        if let Change::Dir { meta, opaque } = &entry.change {
+            filler.finish_dir(&entry.path, meta, *opaque, entry.mtime)?;
+        }
+    }
+    Ok(())
+}
+
+struct Filler<'a> {
+    root: BorrowedFd<'a>,
+    sources: &'a Sources<'a>,
+    owners: Owners,
+    /// Directory of the last entry.
+    last: Option<(RelPath, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> MaterialiseError {
+    let path = path.clone();
+    move |errno| MaterialiseError::Io { action, path: path.clone(), source: errno.into() }
+}
+
+impl Filler<'_> {
+    fn entry(&mut self, entry: &DiffEntry, origin: Option<&FileOrigin>) -> Result<(), MaterialiseError> {
+        let path = &entry.path;
+        let Some(parent) = path.parent() else { return Ok(()) };
+        if self.last.as_ref().is_none_or(|(at, _)| *at != parent) {
+            let fd = open_dir(self.root, &parent).map_err(failed("open", &parent))?;
+            self.last = Some((parent, fd));
+        }
+        let Some((_, fd)) = self.last.take() else { return Ok(()) };
+        let made = self.make(entry, fd.as_fd(), origin);
+        self.last = path.parent().map(|parent| (parent, fd));
+        made
+    }
+
+    fn make(
+        &mut self,
+        entry: &DiffEntry,
+        dir: BorrowedFd<'_>,
+        origin: Option<&FileOrigin>,
+    ) -> Result<(), MaterialiseError> {
+        let (path, name) = (&entry.path, entry.path.name());
+        let private = Mode::from_raw_mode(0o600);
+        match &entry.change {
+            Change::Dir { .. } => {
+                mkdirat(dir, name, Mode::from_raw_mode(0o700)).map_err(failed("make directory", path))
+            }
+            Change::File { meta, size, content } => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = openat(dir, name, flags, private).map_err(failed("make file", path))?;
+                self.fill(path, &file, origin, *size, content)?;
+                self.finish_fd(path, file.as_fd(), meta, entry.mtime)
+            }
+            Change::Hardlink { target } => {
+                let from = open_dir(self.root, &target.parent().unwrap_or_default());
+                let from = from.map_err(failed("open the link target of", path))?;
+                linkat(from, target.name(), dir, name, AtFlags::empty()).map_err(failed("link", path))
+            }
+            Change::Symlink { meta, target } => {
+                symlinkat(&target[..], dir, name).map_err(failed("make symlink", path))?;
+                self.finish_name(path, dir, meta, entry.mtime, false)
+            }
+            Change::Fifo { meta } => {
+                mknodat(dir, name, FileType::Fifo, private, 0).map_err(failed("make pipe", path))?;
+                self.finish_name(path, dir, meta, entry.mtime, true)
+            }
+            Change::CharDevice { meta, major, minor } => {
+                let device = makedev(*major, *minor);
+                mknodat(dir, name, FileType::CharacterDevice, private, device)
+                    .map_err(failed("make device", path))?;
+                self.finish_name(path, dir, meta, entry.mtime, true)
+            }
+            Change::BlockDevice { meta, major, minor } => {
+                let device = makedev(*major, *minor);
+                mknodat(dir, name, FileType::BlockDevice, private, device)
+                    .map_err(failed("make device", path))?;
+                self.finish_name(path, dir, meta, entry.mtime, true)
+            }
+            // Overlay's mark for a name that is gone.
+            Change::Whiteout => mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+                .map_err(failed("make whiteout", path)),
+        }
+    }
+
+    fn fill(
+        &mut self,
+        path: &RelPath,
+        file: &OwnedFd,
+        origin: Option<&FileOrigin>,
+        size: u64,
+        content: &ContentDigest,
+    ) -> Result<(), MaterialiseError> {
+        let no_source = || MaterialiseError::NoSource { path: path.clone() };
+        let (source, from) = match origin.ok_or_else(no_source)? {
+            FileOrigin::Inline(bytes) => return write_all(file, bytes).map_err(failed("write", path)),
+            FileOrigin::Source(from) => (self.sources.main.ok_or_else(no_source)?, from),
+            FileOrigin::Archive { index, path: from } => {
+                (*self.sources.archives.get(*index).ok_or_else(no_source)?, from)
+            }
+        };
+        let opened = source.open(from);
+        let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
+        let changed = || MaterialiseError::Changed { source_path: from.clone() };
+        let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
+        if !is_size(&opened).map_err(failed("look at the source of", path))? {
+            return Err(changed());
+        }
+        if size == 0 {
+            return Ok(());
+        }
+        let is_cloned = ioctl_ficlone(file, &opened).is_ok();
+        let is_right = if source.is_immutable() {
+            if !is_cloned {
+                copy_in_kernel(&opened, file, size)
+                    .and_then(|copied| copy_rest(&opened, file, copied, size, &mut self.buffer, |_| {}))
+                    .map_err(failed("copy", path))?;
+            }
+            is_size(file).map_err(failed("look at", path))?
+        } else {
+            let mut hasher = blake3::Hasher::new();
+            let mut hash = |bytes: &[u8]| {
+                hasher.update(bytes);
+            };
+            if is_cloned {
+                read_all(file, size, &mut self.buffer, &mut hash).map_err(failed("read", path))?;
+            } else {
+                copy_rest(&opened, file, 0, size, &mut self.buffer, &mut hash)
+                    .map_err(failed("copy", path))?;
+            }
+            hasher.finalize().as_bytes() == &content.0
+        };
+        if is_right { Ok(()) } else { Err(changed()) }
+    }
+
+    /// Owner, then xattrs and mode (a change of owner clears capabilities and setuid), then times.
+    fn finish_fd(
+        &self,
+        path: &RelPath,
+        fd: BorrowedFd<'_>,
+        meta: &Meta,
+        mtime: Mtime,
+    ) -> Result<(), MaterialiseError> {
+        if self.owners == Owners::Set {
+            let stat = fstat(fd).map_err(failed("look at", path))?;
+            if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
+                fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
+                    .map_err(|errno| chown_error(path, meta, errno))?;
+            }
+        }
+        for (name, value) in &meta.xattrs {
+            match fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
+                // The filesystem or our privileges have no such thing; the diff keeps it for the image.
+                Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
+                Err(errno) => return Err(failed("set extended attributes of", path)(errno)),
+            }
+        }
+        fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(failed("set the mode of", path))?;
+        futimens(fd, &times(mtime)).map_err(failed("set the time of", path))
+    }
+
+    /// The same by name, for what cannot be opened. The directory is ours alone, so the name is still what we made.
+    fn finish_name(
+        &self,
+        path: &RelPath,
+        dir: BorrowedFd<'_>,
+        meta: &Meta,
+        mtime: Mtime,
+        has_mode: bool,
+    ) -> Result<(), MaterialiseError> {
+        let (name, no_follow) = (path.name(), AtFlags::SYMLINK_NOFOLLOW);
+        if self.owners == Owners::Set {
+            let stat = statat(dir, name, no_follow).map_err(failed("look at", path))?;
+            if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
+                let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+                chownat(dir, name, Some(uid), Some(gid), no_follow)
+                    .map_err(|errno| chown_error(path, meta, errno))?;
+            }
+        }
+        if has_mode {
+            chmodat(dir, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())
+                .map_err(failed("set the mode of", path))?;
+        }
+        utimensat(dir, name, &times(mtime), no_follow).map_err(failed("set the time of", path))
+    }
+
+    fn finish_dir(
+        &self,
+        path: &RelPath,
+        meta: &Meta,
+        is_opaque: bool,
+        mtime: Mtime,
+    ) -> Result<(), MaterialiseError> {
+        let place = open_dir(self.root, path).map_err(failed("open", path))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(place, ".", flags, Mode::empty()).map_err(failed("open", path))?;
+        if is_opaque {
+            // Unlike kept xattrs this one decides what shows through, so it must not be lost.
+            fsetxattr(&fd, "user.overlay.opaque", b"y", XattrFlags::empty())
+                .map_err(failed("mark as opaque", path))?;
+        }
+        self.finish_fd(path, fd.as_fd(), meta, mtime)
+    }
+}
+
+fn chown_error(path: &RelPath, meta: &Meta, errno: Errno) -> MaterialiseError {
+    let Meta { uid, gid, .. } = *meta;
+    MaterialiseError::Chown { path: path.clone(), uid, gid, source: errno.into() }
+}
+
+fn times(mtime: Mtime) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Copies without the bytes passing through us as far as the kernel can, and says how far.
+fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<u64> {
+    let mut copied = 0;
+    while copied < size {
+        let rest = usize::try_from(size - copied).unwrap_or(RANGE_BYTES).min(RANGE_BYTES);
+        let (mut at, mut to_at) = (copied, copied);
+        match copy_file_range(from, Some(&mut at), to, Some(&mut to_at), rest) {
+            Ok(0) => break,
+            Ok(count) => copied += count as u64,
+            Err(Errno::INTR) => {}
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
+            // Different filesystems, or one that cannot.
+            Err(_) => break,
+        }
+    }
+    Ok(copied)
+}
+
+/// Reads and writes from offset `at`; one byte more than planned is enough to see that a file grew.
+fn copy_rest(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    mut at: u64,
+    size: u64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8]),
+) -> rustix::io::Result<()> {
+    rustix::fs::seek(to, rustix::fs::SeekFrom::Start(at))?;
+    buffer.resize(BUFFER_BYTES, 0);
+    while at <= size {
+        let count = match pread(from, &mut buffer[..], at) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        each(&buffer[..count]);
+        write_all(to, &buffer[..count])?;
+        at += count as u64;
+    }
+    Ok(())
+}
+
+fn read_all(
+    file: &OwnedFd,
+    size: u64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8]),
+) -> rustix::io::Result<()> {
+    rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
+    buffer.resize(BUFFER_BYTES, 0);
+    let mut at = 0;
+    while at <= size {
+        match read(file, &mut buffer[..]) {
+            Ok(0) => break,
+            Ok(count) => {
+                each(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match write(file, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! COPY and ADD.
+
+use std::collections::HashMap;
+
+use super::view::{NewDirs, Planned, View};
+use super::{CopyError, CopyPlan, FileOrigin, FileSource};
+use crate::layer::{LayerDiff, Mtime};
+use crate::path::RelPath;
+use crate::tree::select::Selected;
+use crate::tree::{ContentDigest, EMPTY_NODE, Entry, Kind, Meta, NodeStore, Tree, Walk, below};
+
+/// How one COPY or ADD copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Absolute destination. One that ends in `/` or `/.` must be, or becomes, a directory.
+    pub dest: String,
+    /// `--chown`, for everything copied and every directory made.
+    pub owner: Option<(u32, u32)>,
+    /// `--chmod`, for files and directories; directories made on the way take its permission bits.
+    pub chmod: Option<u32>,
+    /// True when sources come from a build context, whose owners mean nothing: they become 0:0.
+    pub from_context: bool,
+    /// Modification time of directories made on the way and of heredocs.
+    pub now: Mtime,
+}
+
+/// One thing to copy. Later items overwrite earlier ones.
+#[derive(Debug, Clone)]
+pub enum CopyItem<'a> {
+    /// From the source tree.
+    Selected(Selected),
+    /// A heredoc.
+    Inline {
+        /// Name in a destination directory.
+        name: Vec<u8>,
+        /// Bytes.
+        content: Vec<u8>,
+    },
+    /// An archive to unpack (ADD).
+    Archive(Archive<'a>),
+}
+
+/// An archive that was unpacked into a directory of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Archive<'a> {
+    /// All it holds, sorted.
+    pub diff: &'a LayerDiff,
+    /// Directories that the archive only implies by what is in them, sorted. They do not change existing ones.
+    pub implied: &'a [RelPath],
+}
+
+/// Plans one instruction.
+///
+/// `parent` is the state copied into, `parent_times` its modification times. `source` is what
+/// [`CopyItem::Selected`] items were selected from. With no items, or none that hold anything, the layer has nothing
+/// but the root. Rules: dockerfile reference 3.4 to 3.6; where a rule depends on an earlier item of the same
+/// instruction (a link it made, a file it put there), that item counts as already copied.
+pub fn plan(
+    nodes: &dyn NodeStore,
+    parent: &Tree,
+    parent_times: &dyn FileSource,
+    source: Option<(&Tree, &dyn FileSource)>,
+    items: &[CopyItem<'_>],
+    options: &CopyOptions,
+) -> Result<CopyPlan, CopyError> {
+    let mut planner = Planner { nodes, view: View::new(nodes, parent), source, options };
+    let mut archives_total = 0;
+    for item in items {
+        match item {
+            CopyItem::Selected(selected) => planner.selected(selected)?,
+            CopyItem::Inline { name, content } => planner.inline(name, content)?,
+            CopyItem::Archive(archive) => {
+                planner.archive(archives_total, archive)?;
+                archives_total += 1;
+            }
+        }
+    }
+    planner.view.finish(parent_times, options.now)
+}
+
+pub(super) struct Planner<'a> {
+    nodes: &'a dyn NodeStore,
+    pub(super) view: View<'a>,
+    source: Option<(&'a Tree, &'a dyn FileSource)>,
+    pub(super) options: &'a CopyOptions,
+}
+
+impl Planner<'_> {
+    fn selected(&mut self, item: &Selected) -> Result<(), CopyError> {
+        let no_source = || CopyError::NoSource { path: item.path.clone() };
+        let (tree, files) = self.source.ok_or_else(no_source)?;
+        if matches!(item.entry.kind, Kind::Dir(_)) {
+            return self.contents(item, tree, files);
+        }
+        let planned = self.sourced(item.entry.clone(), item.path.clone(), files)?;
+        self.file(&item.name, planned)
+    }
+
+    fn inline(&mut self, name: &[u8], content: &[u8]) -> Result<(), CopyError> {
+        let kind = Kind::File { size: content.len() as u64, content: ContentDigest::of(content) };
+        let (uid, gid) = self.options.owner.unwrap_or((0, 0));
+        let mode = self.options.chmod.unwrap_or(0o644);
+        let entry = Entry { meta: Meta { mode, uid, gid, ..Meta::default() }, kind };
+        let origin = Some(FileOrigin::Inline(content.to_vec()));
+        self.file(name, Planned { entry, mtime: Some(self.options.now), origin, link: None })
+    }
+
+    /// Puts something that is not a directory to the destination, or into it.
+    fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
+        let dest = if self.dest_is_dir() {
+            self.dest_dir(|path| CopyError::NotDirectory { path })?.join(name)
+        } else {
+            let found = self.view.resolve(&self.dest())?;
+            match &found.entry.kind {
+                Kind::Dir(_) if found.exists() => found.path.join(name),
+                _ if found.exists() => found.path,
+                _ => {
+                    self.view.make_dirs(&found, found.missing.len() - 1, self.new_dirs())?;
+                    found.full_path()
+                }
+            }
+        };
+        if let Some(Entry { kind: Kind::Dir(_), .. }) = self.view.entry_at(&dest)? {
+            return Err(CopyError::ReplaceDirectory { path: dest });
+        }
+        self.view.put(dest, planned)
+    }
+
+    /// Copies what is in a directory into the destination. The destination itself keeps its metadata; directories
+    /// below it take the source's, whether they exist or not.
+    fn contents(&mut self, item: &Selected, tree: &Tree, files: &dyn FileSource) -> Result<(), CopyError> {
+        let must_be_dir = self.dest_is_dir();
+        let top = self.dest_dir(|path| match must_be_dir {
+            true => CopyError::NotDirectory { path },
+            false => CopyError::ToNonDirectory { path },
+        })?;
+        let links: HashMap<RelPath, u64> = self.number_links(tree, &item.path);
+        for step in Walk::of(self.nodes, item.entry.clone()).skip(1) {
+            let (rel, entry) = step?;
+            let dest = below(&top, &rel);
+            let existing = self.view.entry_at(&dest)?;
+            let is_dir = matches!(entry.kind, Kind::Dir(_));
+            let mut planned = self.sourced(entry, below(&item.path, &rel), files)?;
+            planned.link = links.get(&rel).copied();
+            match existing {
+                Some(Entry { meta, kind: Kind::Dir(node) }) if is_dir => {
+                    let mut xattrs = meta.xattrs;
+                    xattrs.append(&mut planned.entry.meta.xattrs);
+                    planned.entry.meta.xattrs = xattrs;
+                    planned.entry.kind = Kind::Dir(node);
+                }
+                Some(Entry { kind: Kind::Dir(_), .. }) => {
+                    return Err(CopyError::ReplaceDirectory { path: dest });
+                }
+                Some(_) if is_dir => return Err(CopyError::ToNonDirectory { path: dest }),
+                _ => {}
+            }
+            self.view.put(dest, planned)?;
+        }
+        Ok(())
+    }
+
+    /// Numbers for the hardlink groups inside a directory, by path relative to it.
+    fn number_links(&mut self, tree: &Tree, dir: &RelPath) -> HashMap<RelPath, u64> {
+        let mut links = HashMap::new();
+        for group in tree.links.below(dir).groups() {
+            let link = self.view.new_link();
+            links.extend(group.iter().map(|path| (path.clone(), link)));
+        }
+        links
+    }
+
+    /// One entry as it will be copied. A directory gets the empty node: its contents are planned one by one.
+    fn sourced(&self, mut entry: Entry, path: RelPath, files: &dyn FileSource) -> Result<Planned, CopyError> {
+        let mtime = files.mtime(&path).map_err(|source| CopyError::Time { path: path.clone(), source })?;
+        let own = if self.options.from_context { Some((0, 0)) } else { None };
+        if let Some(owner) = self.options.owner.or(own) {
+            (entry.meta.uid, entry.meta.gid) = owner;
+        }
+        match (&mut entry.kind, self.options.chmod) {
+            (Kind::Symlink(_), _) | (_, None) => {}
+            (_, Some(mode)) => entry.meta.mode = mode,
+        }
+        if let Kind::Dir(node) = &mut entry.kind {
+            *node = *EMPTY_NODE;
+        }
+        let origin = matches!(entry.kind, Kind::File { .. }).then_some(FileOrigin::Source(path));
+        Ok(Planned { entry, mtime: Some(mtime), origin, link: None })
+    }
+
+    /// The destination as a directory, made when it is missing; `in_the_way` says what to report when it is something
+    /// else.
+    pub(super) fn dest_dir(
+        &mut self,
+        in_the_way: impl Fn(RelPath) -> CopyError,
+    ) -> Result<RelPath, CopyError> {
+        let found = self.view.resolve(&self.dest())?;
+        if !matches!(found.entry.kind, Kind::Dir(_)) {
+            return Err(in_the_way(found.path));
+        }
+        self.view.make_dirs(&found, found.missing.len(), self.new_dirs())
+    }
+
+    fn dest(&self) -> RelPath {
+        RelPath::clamp(self.options.dest.as_bytes())
+    }
+
+    fn dest_is_dir(&self) -> bool {
+        self.options.dest.ends_with('/') || self.options.dest.ends_with("/.")
+    }
+
+    pub(super) fn new_dirs(&self) -> NewDirs {
+        NewDirs {
+            mode: self.options.chmod.map_or(0o755, |mode| mode & 0o777),
+            owner: self.options.owner.unwrap_or((0, 0)),
+            now: self.options.now,
+        }
+    }
+}

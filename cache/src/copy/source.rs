@@ -1,0 +1,156 @@
+//! Reading the files that a COPY takes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, statat};
+use rustix::io::Errno;
+
+use crate::layer::Mtime;
+use crate::path::RelPath;
+
+/// Symlinks are entries like any other: no path is resolved through one.
+pub(super) const RESOLVE: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// Files by their real path in a tree.
+pub trait FileSource: Send + Sync {
+    /// Opens a regular file for reading from its start.
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError>;
+    /// Modification time of any entry; a symlink's own.
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError>;
+    /// True when files cannot change under the reader (layers of the store). Others are hashed while they are copied.
+    fn is_immutable(&self) -> bool {
+        false
+    }
+}
+
+/// A source that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Nothing is there (any more), or only through a symlink.
+    #[error("/{path}: no such file or directory")]
+    Missing {
+        /// Path in the source.
+        path: RelPath,
+    },
+    /// Something other than a regular file is there.
+    #[error("/{path} is not a regular file")]
+    NotRegular {
+        /// Path in the source.
+        path: RelPath,
+    },
+    /// The system refused.
+    #[error("cannot {action} /{path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Path in the source.
+        path: RelPath,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A directory that is being copied from, such as the build context. Never leaves it, follows no symlink, and never
+/// waits for a named pipe.
+#[derive(Debug)]
+pub struct DirSource {
+    root: OwnedFd,
+    is_immutable: bool,
+    /// Directory of the last look-up: siblings come one after the other.
+    last: Mutex<Option<(RelPath, Arc<OwnedFd>)>>,
+}
+
+impl DirSource {
+    /// Reads below `root`, a directory whose files may change at any time.
+    pub fn new(root: OwnedFd) -> Self {
+        Self { root, is_immutable: false, last: Mutex::new(None) }
+    }
+
+    /// Reads below `root`, a directory that only this process changes, such as a freshly unpacked archive.
+    pub fn immutable(root: OwnedFd) -> Self {
+        Self { is_immutable: true, ..Self::new(root) }
+    }
+
+    fn parent(&self, path: &RelPath) -> Result<Option<Arc<OwnedFd>>, SourceError> {
+        let Some(parent) = path.parent() else { return Ok(None) };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, fd)) = &*last
+            && *at == parent
+        {
+            return Ok(Some(Arc::clone(fd)));
+        }
+        let fd = match open_dir(self.root.as_fd(), &parent) {
+            Ok(fd) => Arc::new(fd),
+            Err(errno) => return Err(source_error("open the directory of", path, errno)),
+        };
+        *last = Some((parent, Arc::clone(&fd)));
+        Ok(Some(fd))
+    }
+}
+
+impl FileSource for DirSource {
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
+        let dir = self.parent(path)?.ok_or_else(|| SourceError::NotRegular { path: path.clone() })?;
+        open_file(dir.as_fd(), path)?.ok_or_else(|| SourceError::Missing { path: path.clone() })
+    }
+
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
+        let stat = match self.parent(path)? {
+            Some(dir) => statat(&dir, path.name(), AtFlags::SYMLINK_NOFOLLOW),
+            None => fstat(&self.root),
+        };
+        stat.map(|stat| mtime_of(&stat)).map_err(|errno| source_error("look at", path, errno))
+    }
+
+    fn is_immutable(&self) -> bool {
+        self.is_immutable
+    }
+}
+
+/// Opens a directory below `root` as a place to look things up in.
+pub(super) fn open_dir(root: BorrowedFd<'_>, path: &RelPath) -> rustix::io::Result<OwnedFd> {
+    let bytes = if path.is_root() { b".".as_slice() } else { path.as_bytes() };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // The kernel may ask to try again when something else is renamed meanwhile; it does not do so for ever.
+    for _ in 0..64 {
+        match openat2(root, bytes, flags, Mode::empty(), RESOLVE) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Opens `path`'s last component in its directory; `None` when nothing is there.
+pub(super) fn open_file(dir: BorrowedFd<'_>, path: &RelPath) -> Result<Option<OwnedFd>, SourceError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let not_regular = || SourceError::NotRegular { path: path.clone() };
+    let fd = match openat(dir, path.name(), flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        // A symlink, a socket.
+        Err(Errno::LOOP | Errno::NXIO) => return Err(not_regular()),
+        Err(errno) => return Err(source_error("open", path, errno)),
+    };
+    let stat = fstat(&fd).map_err(|errno| source_error("look at", path, errno))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(Some(fd)),
+        _ => Err(not_regular()),
+    }
+}
+
+pub(super) fn source_error(action: &'static str, path: &RelPath, errno: Errno) -> SourceError {
+    let path = path.clone();
+    match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => SourceError::Missing { path },
+        errno => SourceError::Io { action, path, source: errno.into() },
+    }
+}
+
+pub(super) fn mtime_of(stat: &Stat) -> Mtime {
+    Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}

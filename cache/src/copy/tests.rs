@@ -1,0 +1,106 @@
+//! COPY's rules case by case (dockerfile reference, golden cases 81 to 101 and 144 to 145), then real directories.
+
+mod archives;
+mod on_disk;
+mod rules;
+
+use std::os::fd::OwnedFd;
+
+use super::*;
+use crate::layer::{Change, Mtime};
+use crate::tree::select::select;
+use crate::tree::testing::{diff_of, listing, path, tree_linked};
+use crate::tree::{MemoryNodeStore, Tree};
+
+pub(super) const NOW: Mtime = Mtime { secs: 1_000_000, nanos: 0 };
+
+/// Times without files: a number of seconds, and the length of the path.
+pub(super) struct FakeTimes(pub(super) i64);
+
+impl FileSource for FakeTimes {
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
+        Err(SourceError::Missing { path: path.clone() })
+    }
+
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
+        Ok(Mtime { secs: self.0, nanos: u32::try_from(path.as_bytes().len()).unwrap() })
+    }
+}
+
+/// A parent state and the instructions that came after.
+pub(super) struct Image {
+    pub(super) nodes: MemoryNodeStore,
+    pub(super) tree: Tree,
+    pub(super) last: CopyPlan,
+}
+
+impl Image {
+    pub(super) fn scratch() -> Self {
+        Self { nodes: MemoryNodeStore::default(), tree: Tree::empty(), last: CopyPlan::default() }
+    }
+
+    pub(super) fn with(entries: &[(&str, Change)]) -> Self {
+        let nodes = MemoryNodeStore::default();
+        let tree = Tree::empty()
+            .apply(&nodes, &diff_of(entries.iter().map(|(at, change)| (path(at), change.clone()))))
+            .unwrap();
+        Self { nodes, tree, last: CopyPlan::default() }
+    }
+
+    #[track_caller]
+    pub(super) fn copy(self, context: &Context, sources: &[&str], dest: &str) -> Self {
+        self.copy_as(context, sources, options(dest)).unwrap()
+    }
+
+    pub(super) fn copy_as(
+        mut self,
+        context: &Context,
+        sources: &[&str],
+        options: CopyOptions,
+    ) -> Result<Self, CopyError> {
+        let source = context.tree(&self.nodes);
+        let items: Vec<CopyItem<'_>> = sources
+            .iter()
+            .flat_map(|pattern| select(&source, &self.nodes, pattern.as_bytes()).unwrap())
+            .map(CopyItem::Selected)
+            .collect();
+        let from = Some((&source, &FakeTimes(500) as &dyn FileSource));
+        let plan = plan(&self.nodes, &self.tree, &FakeTimes(100), from, &items, &options)?;
+        self.apply(plan);
+        Ok(self)
+    }
+
+    pub(super) fn apply(&mut self, plan: CopyPlan) {
+        self.tree = self.tree.apply(&self.nodes, &plan.diff).unwrap();
+        self.last = plan;
+    }
+
+    #[track_caller]
+    pub(super) fn check(&self, expected: &[&str]) {
+        assert_eq!(listing(&self.nodes, &self.tree), expected);
+    }
+
+    pub(super) fn mtime(&self, at: &str) -> Mtime {
+        self.last.diff.entries.iter().find(|entry| entry.path == path(at)).unwrap().mtime
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Context<'a> {
+    pub(super) entries: Vec<(&'a str, Change)>,
+    pub(super) links: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(entries: &[(&'a str, Change)]) -> Self {
+        Self { entries: entries.to_vec(), links: Vec::new() }
+    }
+
+    fn tree(&self, nodes: &MemoryNodeStore) -> Tree {
+        tree_linked(nodes, &self.entries, &self.links)
+    }
+}
+
+pub(super) fn options(dest: &str) -> CopyOptions {
+    CopyOptions { dest: dest.into(), owner: None, chmod: None, from_context: true, now: NOW }
+}

@@ -1,0 +1,219 @@
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+
+use super::*;
+use crate::layer::{DiffEntry, LayerDiff};
+use crate::tree::testing::{dir, file, file_with, link, meta};
+use crate::tree::{ContentDigest, MemoryNodeStore};
+
+fn dir_fd(path: &Path) -> OwnedFd {
+    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn ourselves() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+/// Context with one of each on disk, and the same as a tree.
+fn context(root: &Path) -> Context<'static> {
+    fs::create_dir_all(root.join("d/sub")).unwrap();
+    fs::write(root.join("d/a"), "content of a").unwrap();
+    fs::hard_link(root.join("d/a"), root.join("d/b")).unwrap();
+    fs::write(root.join("d/empty"), "").unwrap();
+    symlink("../nowhere", root.join("d/l")).unwrap();
+    rustix::fs::mkfifoat(dir_fd(root), "d/p", Mode::from_raw_mode(0o600)).unwrap();
+    fs::write(root.join("d/sub/big"), vec![b'x'; 600_000]).unwrap();
+    let when = std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567, 89);
+    let file_at = fs::File::options().write(true).open(root.join("d/a")).unwrap();
+    file_at.set_modified(when).unwrap();
+    let mut context = Context::new(&[
+        ("d", dir(0o755)),
+        ("d/a", file_with(meta(0o4750), "content of a")),
+        ("d/empty", file("")),
+        ("d/l", link("../nowhere")),
+        ("d/p", Change::Fifo { meta: meta(0o640) }),
+        ("d/sub", dir(0o500)),
+        ("d/sub/big", file(&"x".repeat(600_000))),
+    ]);
+    context.links = vec![("d/b", "d/a")];
+    context
+}
+
+fn plan_all(context: &Context, nodes: &MemoryNodeStore, source: &dyn FileSource, dest: &str) -> CopyPlan {
+    let tree = context.tree(nodes);
+    let items: Vec<_> = select(&tree, nodes, b"d").unwrap().into_iter().map(CopyItem::Selected).collect();
+    let options = CopyOptions { owner: Some(ourselves()), ..options(dest) };
+    let stack = StackSource::new(Vec::new());
+    plan(nodes, &Tree::empty(), &stack, Some((&tree, source)), &items, &options).unwrap()
+}
+
+/// What a directory really holds, as a diff without times; symlinks' own modes are left as planned.
+#[track_caller]
+fn check_on_disk(root: &Path, plan: &CopyPlan) {
+    let mut seen = 0;
+    for DiffEntry { path, change, mtime } in &plan.diff.entries {
+        let at = root.join(path.to_string());
+        let stat = at.symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
+        seen += 1;
+        assert_eq!((stat.mtime(), stat.mtime_nsec()), (mtime.secs, i64::from(mtime.nanos)), "{path}");
+        let mode = stat.mode() & 0o7777;
+        match change {
+            Change::Dir { meta, .. } => assert!(stat.is_dir() && mode == meta.mode, "{path}"),
+            Change::File { meta, content, .. } => {
+                assert_eq!(mode, meta.mode, "{path}");
+                assert_eq!(ContentDigest::of(&fs::read(&at).unwrap()), *content, "{path}");
+                assert_eq!((stat.uid(), stat.gid()), (meta.uid, meta.gid), "{path}");
+            }
+            Change::Hardlink { target } => {
+                assert_eq!(stat.ino(), root.join(target.to_string()).metadata().unwrap().ino());
+            }
+            Change::Symlink { target, .. } => {
+                assert_eq!(fs::read_link(&at).unwrap().to_str().unwrap().as_bytes(), target);
+            }
+            Change::Fifo { meta } => assert!(stat.mode() & 0o170_000 == 0o010_000 && mode == meta.mode),
+            other => panic!("{other:?} is not in these cases"),
+        }
+    }
+    let on_disk = count(root);
+    assert_eq!(on_disk, seen, "nothing but the plan is there");
+}
+
+fn count(at: &Path) -> usize {
+    let below = fs::read_dir(at).unwrap().map(|entry| entry.unwrap());
+    1 + below
+        .map(|entry| if entry.file_type().unwrap().is_dir() { count(&entry.path()) } else { 1 })
+        .sum::<usize>()
+}
+
+#[test]
+fn a_plan_becomes_a_directory() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
+    let is_root = ourselves().0 == 0;
+    for source in [DirSource::new(dir_fd(from.path())), DirSource::immutable(dir_fd(from.path()))] {
+        let into = to.path().join(source.is_immutable().to_string());
+        fs::create_dir(&into).unwrap();
+        let plan = plan_all(&context, &nodes, &source, "/new/n");
+        let sources = Sources { main: Some(&source), archives: &[] };
+        let owners = if is_root { Owners::Set } else { Owners::Keep };
+        materialise(&plan, dir_fd(&into).as_fd(), &sources, owners).unwrap();
+        let sub = into.join("new/n/sub");
+        if !is_root {
+            // A directory without write permission is no obstacle to making it, only to looking at it here.
+            fs::set_permissions(&sub, fs::Permissions::from_mode(0o500)).unwrap();
+        }
+        check_on_disk(&into, &plan);
+        let when = plan.diff.entries.iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
+        assert_eq!(when, Mtime { secs: 1_234_567, nanos: 89 });
+    }
+}
+
+#[test]
+fn a_file_that_changed_is_named() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/n");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "content of a!"), ("shorter", "x")] {
+        fs::write(from.path().join("d/a"), bytes).unwrap();
+        let into = to.path().join(case);
+        fs::create_dir(&into).unwrap();
+        let error = materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep).unwrap_err();
+        assert!(matches!(&error, MaterialiseError::Changed { source_path } if *source_path == path("d/a")));
+        assert_eq!(error.to_string(), "/d/a changed while it was being copied");
+    }
+}
+
+#[test]
+fn a_file_swapped_for_something_else_is_not_followed() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/n");
+    fs::remove_file(from.path().join("d/a")).unwrap();
+    symlink("/etc/passwd", from.path().join("d/a")).unwrap();
+    let sources = Sources { main: Some(&source), archives: &[] };
+    let error = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep).unwrap_err();
+    assert!(
+        matches!(error, MaterialiseError::Source { source: SourceError::NotRegular { .. }, .. }),
+        "{error}"
+    );
+    fs::remove_file(from.path().join("d/a")).unwrap();
+    rustix::fs::mkfifoat(dir_fd(from.path()), "d/a", Mode::from_raw_mode(0o600)).unwrap();
+    assert!(
+        matches!(source.open(&path("d/a")), Err(SourceError::NotRegular { .. })),
+        "does not wait for a writer"
+    );
+    fs::rename(from.path().join("d"), from.path().join("real")).unwrap();
+    symlink("real", from.path().join("d")).unwrap();
+    let fresh = DirSource::new(dir_fd(from.path()));
+    assert!(
+        matches!(fresh.open(&path("d/empty")), Err(SourceError::Missing { .. })),
+        "no parent link either"
+    );
+}
+
+#[test]
+fn the_topmost_layer_with_an_entry_shows() {
+    let layers = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for (layer, content) in layers.iter().zip(["base", "middle", "top"]) {
+        fs::create_dir(layer.path().join("d")).unwrap();
+        fs::write(layer.path().join("d").join(content), content).unwrap();
+    }
+    fs::write(layers[0].path().join("d/same"), "base").unwrap();
+    fs::write(layers[1].path().join("d/same"), "middle").unwrap();
+    symlink("/etc", layers[2].path().join("elsewhere")).unwrap();
+    let stack = StackSource::new(layers.iter().map(|layer| dir_fd(layer.path())).collect());
+    let text = |at: &str| std::io::read_to_string(fs::File::from(stack.open(&path(at)).unwrap())).unwrap();
+    assert_eq!(
+        (text("d/base"), text("d/same"), text("d/top")),
+        ("base".into(), "middle".into(), "top".into())
+    );
+    assert!(matches!(stack.open(&path("d/none")), Err(SourceError::Missing { .. })));
+    assert!(matches!(stack.open(&path("elsewhere/passwd")), Err(SourceError::Missing { .. })));
+    let when = |at: &Path| fs::symlink_metadata(at).unwrap();
+    for (at, layer) in [("d", 2), ("d/same", 1), ("elsewhere", 2), ("", 2)] {
+        let stat = when(&layers[layer].path().join(at));
+        let expected = Mtime { secs: stat.mtime(), nanos: u32::try_from(stat.mtime_nsec()).unwrap() };
+        assert_eq!(stack.mtime(&path(at)).unwrap(), expected, "{at}");
+    }
+}
+
+#[test]
+fn an_owner_we_may_not_give_is_named() {
+    let to = tempfile::tempdir().unwrap();
+    let owner = Meta { mode: 0o644, uid: u32::MAX - 1, gid: 0, xattrs: Default::default() };
+    let change = Change::Symlink { meta: owner, target: b"x".to_vec() };
+    let root = DiffEntry { path: path(""), change: dir(0o755), mtime: NOW };
+    let entries = vec![root, DiffEntry { path: path("l"), change, mtime: NOW }];
+    let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
+    let sources = Sources::default();
+    let result = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Set);
+    // Full privileges may give a file to anyone.
+    if ourselves().0 != 0 {
+        assert!(matches!(result, Err(MaterialiseError::Chown { path, .. }) if path.to_string() == "l"));
+    } else {
+        assert_eq!(to.path().join("l").symlink_metadata().unwrap().uid(), u32::MAX - 1);
+    }
+}
+
+#[test]
+fn opaque_directories_are_marked_and_whiteouts_made() {
+    let to = tempfile::tempdir().unwrap();
+    let opaque = Change::Dir { meta: meta(0o755), opaque: true };
+    let root = DiffEntry { path: path(""), change: dir(0o700), mtime: NOW };
+    let entries = vec![root, DiffEntry { path: path("o"), change: opaque, mtime: NOW }];
+    let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
+    materialise(&plan, dir_fd(to.path()).as_fd(), &Sources::default(), Owners::Keep).unwrap();
+    let mut value = [0; 8];
+    let got = rustix::fs::getxattr(to.path().join("o"), "user.overlay.opaque", &mut value[..]).unwrap();
+    assert_eq!(&value[..got], b"y");
+    assert_eq!(to.path().metadata().unwrap().mode() & 0o7777, 0o700, "the layer's root is the merged root");
+}
+
+use crate::tree::Meta;

@@ -1,0 +1,219 @@
+//! The parent tree with what is planned so far.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::{CopyError, CopyPlan, FileOrigin, FileSource, SourceError};
+use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
+use crate::path::RelPath;
+use crate::tree::{
+    CodecError, DirNode, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Meta, NodeDigest, NodeStore,
+    NodeStoreError, PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, load, resolve_in, strip,
+};
+
+/// What directories made on the way to a destination get.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewDirs {
+    pub(super) mode: u32,
+    pub(super) owner: (u32, u32),
+    pub(super) now: Mtime,
+}
+
+/// One path of the layer to be.
+pub(super) struct Planned {
+    /// A directory's node is what shows through from the parent tree; the empty one when nothing does.
+    pub(super) entry: Entry,
+    /// `None`: an existing directory keeps its own.
+    pub(super) mtime: Option<Mtime>,
+    /// Where a file's bytes are.
+    pub(super) origin: Option<FileOrigin>,
+    /// Files with one number are names of one file.
+    pub(super) link: Option<u64>,
+}
+
+/// The parent tree, and changes that already shadow it.
+pub(super) struct View<'a> {
+    nodes: &'a dyn NodeStore,
+    parent: &'a Tree,
+    pending: BTreeMap<RelPath, Planned>,
+    links_total: u64,
+    /// Nodes loaded so far: siblings ask for the same ones over and over.
+    loaded: RefCell<HashMap<NodeDigest, Arc<DirNode>>>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree) -> Self {
+        let (pending, loaded) = (BTreeMap::new(), RefCell::default());
+        Self { nodes, parent, pending, links_total: 0, loaded }
+    }
+
+    /// A number for one more group of hardlinks.
+    pub(super) fn new_link(&mut self) -> u64 {
+        self.links_total += 1;
+        self.links_total
+    }
+
+    /// Follows a destination.
+    pub(super) fn resolve(&self, dest: &RelPath) -> Result<Resolved, CopyError> {
+        resolve_in(self, dest.as_bytes(), LastLink::Follow).map_err(|error| match error {
+            ResolveError::NotDirectory { path } => CopyError::NotDirectory { path },
+            ResolveError::Nodes(error) => error.into(),
+            source => CopyError::Destination { dest: format!("/{dest}"), source },
+        })
+    }
+
+    /// What is at a real path now.
+    pub(super) fn entry_at(&self, path: &RelPath) -> Result<Option<Entry>, NodeStoreError> {
+        if let Some(planned) = self.pending.get(path) {
+            return Ok(Some(planned.entry.clone()));
+        }
+        let (mut dir, mut entry) = (RelPath::root(), self.root());
+        let Some(parent) = path.parent() else { return Ok(Some(entry)) };
+        if let Some(planned) = self.pending.get(&parent) {
+            return self.child(&parent, &planned.entry, path.name());
+        }
+        for name in path.components() {
+            match self.child(&dir, &entry, name)? {
+                Some(child) => (dir, entry) = (dir.join(name), child),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    /// Plans one path. Replacing a directory by something else drops what was planned below it.
+    pub(super) fn put(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
+        let unfit = |source| CopyError::Unfit { path: path.clone(), source };
+        if path.as_bytes().len() > PATH_BYTES_MAX {
+            return Err(unfit(CodecError::TooLong(path.as_bytes().len())));
+        }
+        if !path.is_root() {
+            check_name(path.name()).map_err(unfit)?;
+        }
+        planned.entry.check().map_err(unfit)?;
+        if !matches!(planned.entry.kind, Kind::Dir(_)) {
+            self.drop_below(&path);
+        }
+        self.pending.insert(path, planned);
+        Ok(())
+    }
+
+    fn drop_below(&mut self, path: &RelPath) {
+        let after = (Bound::Excluded(path.clone()), Bound::Unbounded);
+        let below = self.pending.range(after).map(|(at, _)| at).take_while(|at| strip(at, path).is_some());
+        for at in below.cloned().collect::<Vec<_>>() {
+            self.pending.remove(&at);
+        }
+    }
+
+    /// Makes the first `count` missing directories and gives the innermost one's path.
+    pub(super) fn make_dirs(
+        &mut self,
+        found: &Resolved,
+        count: usize,
+        new: NewDirs,
+    ) -> Result<RelPath, CopyError> {
+        let mut dir = found.path.clone();
+        let (uid, gid) = new.owner;
+        for name in &found.missing[..count] {
+            dir = dir.join(name);
+            let meta = Meta { mode: new.mode, uid, gid, ..Meta::default() };
+            let entry = Entry { meta, kind: Kind::Dir(*EMPTY_NODE) };
+            self.put(dir.clone(), Planned { entry, mtime: Some(new.now), origin: None, link: None })?;
+        }
+        Ok(dir)
+    }
+
+    /// Turns what is planned into a layer. `times` has the parent state's modification times; `now` stands in for the
+    /// root's when there is no parent state at all.
+    pub(super) fn finish(mut self, times: &dyn FileSource, now: Mtime) -> Result<CopyPlan, CopyError> {
+        self.add_parents()?;
+        let mut first: HashMap<u64, RelPath> = HashMap::new();
+        let mut plan = CopyPlan { diff: LayerDiff::default(), files: Vec::new() };
+        let pending = std::mem::take(&mut self.pending);
+        for (path, Planned { entry, mtime, origin, link }) in pending {
+            let mtime = match mtime {
+                Some(mtime) => mtime,
+                None => match times.mtime(&path) {
+                    Err(SourceError::Missing { .. }) if path.is_root() => now,
+                    other => other.map_err(|source| CopyError::Time { path: path.clone(), source })?,
+                },
+            };
+            let meta = entry.meta;
+            let change = match entry.kind {
+                Kind::Dir(node) => Change::Dir { meta, opaque: self.hides(&path, &node)? },
+                Kind::File { size, content } => match link.and_then(|link| first.get(&link)) {
+                    Some(target) => Change::Hardlink { target: target.clone() },
+                    None => {
+                        first.extend(link.map(|link| (link, path.clone())));
+                        plan.files.extend(origin.map(|origin| (path.clone(), origin)));
+                        Change::File { meta, size, content }
+                    }
+                },
+                Kind::Symlink(target) => Change::Symlink { meta, target },
+                Kind::CharDevice { major, minor } => Change::CharDevice { meta, major, minor },
+                Kind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
+                Kind::Fifo => Change::Fifo { meta },
+            };
+            plan.diff.entries.push(DiffEntry { path, change, mtime });
+        }
+        Ok(plan)
+    }
+
+    /// Adds the existing directories that lead to what is planned, and the root.
+    fn add_parents(&mut self) -> Result<(), CopyError> {
+        let mut parents = BTreeMap::from([(RelPath::root(), self.root())]);
+        for path in self.pending.keys() {
+            for dir in std::iter::successors(path.parent(), RelPath::parent) {
+                if self.pending.contains_key(&dir) || parents.contains_key(&dir) {
+                    // Its own parents are or were handled, by this loop or for its own key.
+                    break;
+                }
+                if let Some(entry) = self.entry_at(&dir)? {
+                    parents.insert(dir, entry);
+                }
+            }
+        }
+        for (path, entry) in parents {
+            self.pending.entry(path).or_insert(Planned { entry, mtime: None, origin: None, link: None });
+        }
+        Ok(())
+    }
+
+    /// True when the parent state has a directory at `path` of which nothing may show through.
+    fn hides(&self, path: &RelPath, shows: &NodeDigest) -> Result<bool, NodeStoreError> {
+        if *shows != *EMPTY_NODE {
+            return Ok(false);
+        }
+        let old = self.parent.get(self.nodes, path)?;
+        Ok(matches!(old, Some(Entry { kind: Kind::Dir(node), .. }) if node != *EMPTY_NODE))
+    }
+}
+
+impl Lookup for View<'_> {
+    fn root(&self) -> Entry {
+        match self.pending.get(&RelPath::root()) {
+            Some(planned) => planned.entry.clone(),
+            None => self.parent.root_entry(),
+        }
+    }
+
+    fn child(&self, dir: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, NodeStoreError> {
+        let Kind::Dir(digest) = &entry.kind else { return Ok(None) };
+        if let Some(planned) = self.pending.get(&dir.join(name)) {
+            return Ok(Some(planned.entry.clone()));
+        }
+        let mut loaded = self.loaded.borrow_mut();
+        let node = match loaded.get(digest) {
+            Some(node) => Arc::clone(node),
+            None => {
+                let node = load(self.nodes, digest)?;
+                loaded.insert(*digest, Arc::clone(&node));
+                node
+            }
+        };
+        Ok(node.entries.get(name).cloned())
+    }
+}

@@ -1,0 +1,192 @@
+//! From tar bytes to a blob: both digests and the compressed form in one pass.
+//!
+//! ```text
+//!  source ─▶ block ─▶ SHA-256 (DiffId) ─▶ deflate on any worker + CRC ─▶ in order: SHA-256 (Digest) ─▶ sink
+//! ```
+//!
+//! Equal input and equal [`Compression`] give equal bytes for any number of threads. The bytes also depend on the
+//! engine and the block size, so [`Compression::params`] names everything that matters, with a version.
+
+mod gzip;
+
+use std::io::{self, Write};
+
+use rbuild_oci::{DiffId, Digest, Sha256};
+
+/// How a layer blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// The tar itself.
+    None,
+    /// One gzip member.
+    Gzip {
+        /// 1 (fast) to 9 (small); others are brought into that range.
+        level: u32,
+    },
+    /// Zstandard.
+    Zstd {
+        /// 1 (fast) to 19 (small); others are brought into that range.
+        level: i32,
+    },
+}
+
+/// What layers are compressed with unless the user says otherwise. Changing it moves every digest: one per release.
+pub const DEFAULT_GZIP: Compression = Compression::Gzip { level: 4 };
+
+/// The default when zstd is asked for.
+pub const DEFAULT_ZSTD: Compression = Compression::Zstd { level: 3 };
+
+/// Raised whenever the same parameters give other bytes: another engine or release of it, another block size.
+const GZIP_VERSION: u32 = 1;
+const ZSTD_VERSION: u32 = 1;
+
+impl Compression {
+    /// Names everything the bytes depend on: a key for «this layer compressed like that has this digest».
+    pub fn params(&self) -> String {
+        match self.in_range() {
+            Self::None => "none".to_owned(),
+            Self::Gzip { level } => {
+                format!("gzip/{GZIP_VERSION}/zlib-rs/level={level}/block={}", gzip::BLOCK_BYTES)
+            }
+            Self::Zstd { level } => format!("zstd/{ZSTD_VERSION}/level={level}/mt"),
+        }
+    }
+
+    fn in_range(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Gzip { level } => Self::Gzip { level: level.clamp(1, 9) },
+            Self::Zstd { level } => Self::Zstd { level: level.clamp(1, 19) },
+        }
+    }
+}
+
+/// What came out of [`encode`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    /// SHA-256 of the tar.
+    pub diff_id: DiffId,
+    /// SHA-256 of the blob; equals `diff_id`'s bytes without compression.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// Bytes of the tar.
+    pub uncompressed: u64,
+}
+
+/// Why a blob was not written. What the sink got so far is to be thrown away.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError<E: std::error::Error + 'static> {
+    /// The source of the tar failed.
+    #[error(transparent)]
+    Source(E),
+    /// Writing the blob failed.
+    #[error("write the compressed layer")]
+    Sink(#[source] io::Error),
+    /// The compressor failed: memory, or a defect in it.
+    #[error("compress the layer")]
+    Compressor(#[source] io::Error),
+}
+
+/// Compresses what `source` writes into `sink`.
+///
+/// `source` and `sink` run on the calling thread; `threads` (at least 1) are added for compression when above 1. For
+/// the DiffId alone, take [`Compression::None`] and [`io::sink`]. Memory stays below 4 MiB per thread.
+pub fn encode<E: std::error::Error + 'static>(
+    source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    compression: Compression,
+    sink: &mut dyn Write,
+    threads: usize,
+) -> Result<Encoded, EncodeError<E>> {
+    let mut sink = Sink { out: sink, digest: Sha256::new(), size: 0, error: None };
+    let (diff_id, uncompressed) = match compression.in_range() {
+        Compression::None => hash_source(source, &mut sink),
+        Compression::Gzip { level } => gzip::encode(source, level, &mut sink, threads.max(1)),
+        Compression::Zstd { level } => encode_zstd(source, level, &mut sink, threads.max(1)),
+    }
+    .map_err(|failure| match (sink.error.take(), failure) {
+        // The source only saw its writer fail; the cause is here.
+        (Some(error), _) => EncodeError::Sink(error),
+        (None, Failure::Source(error)) => EncodeError::Source(error),
+        (None, Failure::Compressor(error)) => EncodeError::Compressor(error),
+    })?;
+    Ok(Encoded { diff_id, digest: sink.digest.finish(), size: sink.size, uncompressed })
+}
+
+/// Who failed, as seen where it happened; a failing sink is remembered in [`Sink`] besides.
+enum Failure<E> {
+    Source(E),
+    Compressor(io::Error),
+}
+
+/// Hashes and counts the blob on its way out.
+struct Sink<'out> {
+    out: &'out mut dyn Write,
+    digest: Sha256,
+    size: u64,
+    error: Option<io::Error>,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.out.write_all(bytes) {
+            let kind = error.kind();
+            self.error.get_or_insert(error);
+            return Err(kind.into());
+        }
+        self.digest.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hashes and counts the tar on its way into `to`.
+struct TarHash<W> {
+    to: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Write for TarHash<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.to.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn hash_source<E>(
+    source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    to: impl Write,
+) -> Result<(DiffId, u64), Failure<E>> {
+    let mut tar = TarHash { to, hash: Sha256::new(), size: 0 };
+    source(&mut tar).map_err(Failure::Source)?;
+    Ok((DiffId(tar.hash.finish()), tar.size))
+}
+
+fn encode_zstd<E>(
+    source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    level: i32,
+    sink: &mut Sink<'_>,
+    threads: usize,
+) -> Result<(DiffId, u64), Failure<E>> {
+    let mut encoder = zstd::stream::write::Encoder::new(sink, level).map_err(Failure::Compressor)?;
+    encoder.include_checksum(true).map_err(Failure::Compressor)?;
+    // Never 0 workers: output of the single-threaded mode differs from that of any number of workers.
+    encoder.multithread(threads.min(64) as u32).map_err(Failure::Compressor)?;
+    let sums = hash_source(source, &mut encoder)?;
+    encoder.finish().map_err(Failure::Compressor)?;
+    Ok(sums)
+}
+
+#[cfg(test)]
+mod tests;

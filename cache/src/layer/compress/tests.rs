@@ -1,0 +1,113 @@
+use std::io::Read;
+
+use super::*;
+
+/// Bytes that compress, but not to nothing.
+fn sample(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes()[..(state % 5) as usize]);
+        bytes.extend_from_slice(b"layer");
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn encoded(bytes: &[u8], compression: Compression, threads: usize) -> (Encoded, Vec<u8>) {
+    let mut blob = Vec::new();
+    let source = |out: &mut dyn Write| bytes.chunks(70_001).try_for_each(|chunk| out.write_all(chunk));
+    let encoded = encode(source, compression, &mut blob, threads).unwrap();
+    (encoded, blob)
+}
+
+#[test]
+fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
+    for len in [0, 1, 1000, gzip::BLOCK_BYTES, gzip::BLOCK_BYTES + 1, 5 * gzip::BLOCK_BYTES + 77] {
+        let bytes = sample(len);
+        for compression in [Compression::None, DEFAULT_GZIP, Compression::Gzip { level: 9 }, DEFAULT_ZSTD] {
+            let (one, blob) = encoded(&bytes, compression, 1);
+            for threads in 2..=4 {
+                assert_eq!(encoded(&bytes, compression, threads), (one, blob.clone()), "{len} {compression:?}");
+            }
+            let mut decoded = Vec::new();
+            match compression {
+                Compression::None => decoded.clone_from(&blob),
+                // The decoder for a single member: ours must be one.
+                Compression::Gzip { .. } => {
+                    flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut decoded).map(drop).unwrap();
+                }
+                Compression::Zstd { .. } => decoded = zstd::decode_all(&blob[..]).unwrap(),
+            }
+            assert!(decoded == bytes, "{len} {compression:?}");
+            assert_eq!(one.diff_id.0, Digest::of(&bytes));
+            assert_eq!(one.digest, Digest::of(&blob));
+            assert_eq!((one.size, one.uncompressed), (blob.len() as u64, len as u64));
+        }
+    }
+}
+
+#[test]
+fn blocks_share_their_window() {
+    // Random bytes repeated at a distance below 32 KiB compress across block borders only with a dictionary.
+    let noise: Vec<u8> = (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+    let bytes = noise.repeat(3 * gzip::BLOCK_BYTES / noise.len());
+    let (joined, _) = encoded(&bytes, Compression::Gzip { level: 6 }, 2);
+    assert!(joined.size < 35_000, "{}", joined.size);
+}
+
+#[test]
+fn incompressible_bytes_grow_by_little() {
+    let bytes: Vec<u8> = (0..40_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
+    for level in 1..=9 {
+        let (encoded, blob) = encoded(&bytes, Compression::Gzip { level }, 2);
+        assert!(encoded.size < encoded.uncompressed + 1000);
+        let mut decoded = Vec::new();
+        flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut decoded).unwrap();
+        assert!(decoded == bytes);
+    }
+}
+
+struct Full(usize);
+
+impl Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0 < bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0 -= bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_disk_is_the_sinks_failure_and_a_bad_source_is_the_sources() {
+    let bytes = sample(8 * gzip::BLOCK_BYTES);
+    for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD] {
+        for threads in [1, 3] {
+            let full = encode(|out| out.write_all(&bytes), compression, &mut Full(1000), threads);
+            assert!(matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull), "{full:?}");
+            let source = |out: &mut dyn Write| {
+                out.write_all(&bytes)?;
+                Err(io::Error::from(io::ErrorKind::InvalidData))
+            };
+            let failed = encode(source, compression, &mut io::sink(), threads);
+            assert!(matches!(&failed, Err(EncodeError::Source(e)) if e.kind() == io::ErrorKind::InvalidData));
+        }
+    }
+}
+
+#[test]
+fn parameters_name_the_level_in_effect() {
+    assert_eq!(Compression::Gzip { level: 40 }.params(), Compression::Gzip { level: 9 }.params());
+    assert_ne!(Compression::Gzip { level: 4 }.params(), Compression::Gzip { level: 6 }.params());
+    assert_eq!(DEFAULT_GZIP.params(), "gzip/1/zlib-rs/level=4/block=524288");
+    assert_eq!(DEFAULT_ZSTD.params(), "zstd/1/level=3/mt");
+}

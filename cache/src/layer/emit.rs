@@ -1,0 +1,224 @@
+//! From a layer directory to its archive.
+
+use std::io::{self, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::dirs::Dirs;
+use super::tar::{Member, MemberKind, TarWriter};
+use crate::path::RelPath;
+use crate::tree::{ContentDigest, Meta};
+
+/// Bytes read from a file at once.
+const BODY_BYTES: usize = 256 << 10;
+
+/// Why an archive was not made. What `out` got so far is to be thrown away.
+#[derive(Debug, thiserror::Error)]
+pub enum EmitError {
+    /// The layer directory does not hold what its listing says.
+    #[error("`{path}` is not what the layer's listing says: {what}")]
+    Changed {
+        /// The file.
+        path: RelPath,
+        /// What differs.
+        what: &'static str,
+    },
+    /// A name that means a deletion inside archives.
+    #[error("`{path}` cannot be in an image: names that start with `.wh.` mean deletions in layer archives")]
+    ReservedName {
+        /// The entry.
+        path: RelPath,
+    },
+    /// An xattr name that archives cannot hold.
+    #[error("`{path}` has the xattr `{name}`, whose name cannot be in an archive: it contains `=`")]
+    XattrName {
+        /// The entry.
+        path: RelPath,
+        /// Name of the xattr.
+        name: String,
+    },
+    /// A hard link in the listing names no regular file of the listing.
+    #[error("the layer's listing has a hard link `{path}` to `{target}`, which is no file in it")]
+    LinkTarget {
+        /// The link.
+        path: RelPath,
+        /// Its target.
+        target: RelPath,
+    },
+    /// Reading from the layer directory failed.
+    #[error("{step} `{path}`")]
+    Read {
+        /// What was being done.
+        step: &'static str,
+        /// To what, below the layer's root.
+        path: RelPath,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Writing the archive failed.
+    #[error("write the layer archive")]
+    Write(#[source] io::Error),
+}
+
+/// Writes the archive of a layer: the same bytes for the same listing, anywhere.
+///
+/// Reads file contents from `dir` and all else from `diff`, in its order; each content must hash to what is listed.
+/// Names have no leading `/`, directories a trailing one, the root is `./`. A whiteout is an empty file `.wh.NAME`
+/// with mode 0, owner 0:0 and the time 0, an opaque mark the same as `.wh..wh..opq` right after its directory; so do
+/// docker and containerd, but for the time, where they put the current one. Hard links name the first path of their
+/// group. Times are whole seconds and, with `clamp`, at most that many since the epoch.
+pub fn emit_tar(
+    dir: BorrowedFd<'_>,
+    diff: &LayerDiff,
+    clamp: Option<i64>,
+    out: &mut dyn Write,
+) -> Result<(), EmitError> {
+    let mut emitter = Emitter { dirs: Dirs::new(dir), tar: TarWriter::new(out), clamp, buffer: Vec::new() };
+    for entry in &diff.entries {
+        emitter.entry(diff, entry)?;
+    }
+    emitter.tar.finish().map_err(EmitError::Write)
+}
+
+struct Emitter<'a> {
+    dirs: Dirs<'a>,
+    tar: TarWriter<'a>,
+    clamp: Option<i64>,
+    buffer: Vec<u8>,
+}
+
+impl Emitter<'_> {
+    fn entry(&mut self, diff: &LayerDiff, entry: &DiffEntry) -> Result<(), EmitError> {
+        let DiffEntry { path, change, mtime } = entry;
+        if path.name().starts_with(b".wh.") {
+            return Err(EmitError::ReservedName { path: path.clone() });
+        }
+        let name = || path.as_bytes().to_vec();
+        match change {
+            Change::Whiteout => {
+                let hidden = [b".wh.", path.name()].concat();
+                self.mark(path.parent().unwrap_or_default().join(&hidden))
+            }
+            Change::Dir { meta, opaque } => {
+                let name = if path.is_root() { b"./".to_vec() } else { [path.as_bytes(), b"/"].concat() };
+                self.header(path, name, MemberKind::Dir, meta, *mtime)?;
+                if *opaque { self.mark(path.join(b".wh..wh..opq")) } else { Ok(()) }
+            }
+            Change::File { meta, size, content } => {
+                // Opened first: a header is not taken back.
+                let file = self.open(path, *size)?;
+                self.header(path, name(), MemberKind::File { size: *size }, meta, *mtime)?;
+                self.body(path, &file, *size, content)
+            }
+            Change::Hardlink { target } => {
+                let meta = linked_meta(diff, target)
+                    .ok_or_else(|| EmitError::LinkTarget { path: path.clone(), target: target.clone() })?;
+                let kind = MemberKind::Hardlink { target: target.as_bytes().to_vec() };
+                // Xattrs belong to the inode: once, with its first name.
+                let meta = Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, ..Meta::default() };
+                self.header(path, name(), kind, &meta, *mtime)
+            }
+            Change::Symlink { meta, target } => {
+                self.header(path, name(), MemberKind::Symlink { target: target.clone() }, meta, *mtime)
+            }
+            Change::CharDevice { meta, major, minor } => {
+                let kind = MemberKind::CharDevice { major: *major, minor: *minor };
+                self.header(path, name(), kind, meta, *mtime)
+            }
+            Change::BlockDevice { meta, major, minor } => {
+                let kind = MemberKind::BlockDevice { major: *major, minor: *minor };
+                self.header(path, name(), kind, meta, *mtime)
+            }
+            Change::Fifo { meta } => self.header(path, name(), MemberKind::Fifo, meta, *mtime),
+        }
+    }
+
+    /// An empty file that means a deletion.
+    fn mark(&mut self, path: RelPath) -> Result<(), EmitError> {
+        let name = path.as_bytes().to_vec();
+        self.header(&path, name, MemberKind::File { size: 0 }, &Meta::default(), Mtime::default())
+    }
+
+    fn header(
+        &mut self,
+        path: &RelPath,
+        name: Vec<u8>,
+        kind: MemberKind,
+        meta: &Meta,
+        mtime: Mtime,
+    ) -> Result<(), EmitError> {
+        if let Some(name) = meta.xattrs.keys().find(|name| name.contains(&b'=')) {
+            let name = String::from_utf8_lossy(name).into_owned();
+            return Err(EmitError::XattrName { path: path.clone(), name });
+        }
+        let secs = self.clamp.map_or(mtime.secs, |clamp| mtime.secs.min(clamp));
+        let (mode, uid, gid, xattrs) = (meta.mode, meta.uid, meta.gid, meta.xattrs.clone());
+        let member = Member { path: name, kind, mode, uid, gid, mtime: Mtime { secs, nanos: 0 }, xattrs };
+        self.tar.header(&member).map_err(EmitError::Write)
+    }
+
+    fn open(&mut self, path: &RelPath, size: u64) -> Result<OwnedFd, EmitError> {
+        let parent = self.dirs.parent(path).map_err(read_error("open the directory of", path))?;
+        // Non-blocking: if it is a fifo by now, the check below must be reached.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&parent, path.name(), flags, Mode::empty())
+            .map_err(read_error("open", path))?;
+        let stat = rustix::fs::fstat(&file).map_err(read_error("look at", path))?;
+        let changed = |what| EmitError::Changed { path: path.clone(), what };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(changed("it is not a regular file"));
+        }
+        if u64::try_from(stat.st_size) != Ok(size) {
+            return Err(changed("its size differs"));
+        }
+        Ok(file)
+    }
+
+    fn body(
+        &mut self,
+        path: &RelPath,
+        file: &OwnedFd,
+        size: u64,
+        content: &ContentDigest,
+    ) -> Result<(), EmitError> {
+        self.buffer.resize(BODY_BYTES, 0);
+        let mut hash = blake3::Hasher::new();
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
+            let len = match rustix::io::read(file, &mut self.buffer[..want]) {
+                Ok(0) => return Err(EmitError::Changed { path: path.clone(), what: "it became shorter" }),
+                Ok(len) => len,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(read_error("read", path)(errno)),
+            };
+            hash.update(&self.buffer[..len]);
+            self.tar.body(&self.buffer[..len]).map_err(EmitError::Write)?;
+            left -= len as u64;
+        }
+        if hash.finalize().as_bytes() != &content.0 {
+            return Err(EmitError::Changed { path: path.clone(), what: "its content differs" });
+        }
+        Ok(())
+    }
+}
+
+fn linked_meta<'a>(diff: &'a LayerDiff, target: &RelPath) -> Option<&'a Meta> {
+    let at = diff.entries.binary_search_by(|entry| entry.path.cmp(target)).ok()?;
+    match &diff.entries[at].change {
+        Change::File { meta, .. } => Some(meta),
+        _ => None,
+    }
+}
+
+fn read_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> EmitError {
+    let path = path.clone();
+    move |errno| EmitError::Read { step, path, source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! Giving directories an archive left out the metadata they have in the merged view.
+
+use std::os::fd::BorrowedFd;
+
+use super::super::diff::{Change, LayerDiff, Mtime};
+use super::super::overlay::OverlayForm;
+use super::create::Creator;
+use super::listing::DirNode;
+use super::{UnpackError, Unpacked};
+use crate::path::RelPath;
+use crate::tree::Meta;
+
+/// Brings the implied directories of a layer in line with the layers below it.
+///
+/// An archive may list `usr/bin/tool` without `usr/bin`. In the layer directory `usr/bin` must exist, and overlayfs
+/// shows the upper directory's owner and mode, so it must repeat those of the layers below. `lookup` gives the
+/// metadata of the *directory* at a path in the layers below, `None` if there is no directory; it is asked for
+/// directories that a lower one shows through, in order. Changes the directory and `unpacked.diff`, and empties
+/// `unpacked.implied_dirs`. Call it as soon as the layers below are known, in any order of layers.
+pub fn fix_implied(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    unpacked: &mut Unpacked,
+    mut lookup: impl FnMut(&RelPath) -> Result<Option<(Meta, Mtime)>, Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), UnpackError> {
+    let mut creator = Creator::new(dir, form)?;
+    // Deepest first: setting a directory's own metadata does not touch its parent's times, but a mode may lock us out.
+    for path in std::mem::take(&mut unpacked.implied_dirs).into_iter().rev() {
+        if !shows_lower(&unpacked.diff, &path) {
+            continue;
+        }
+        let found = lookup(&path).map_err(|source| UnpackError::Lookup { path: path.clone(), source })?;
+        let Some((meta, mtime)) = found else { continue };
+        let Ok(at) = unpacked.diff.entries.binary_search_by(|entry| entry.path.cmp(&path)) else { continue };
+        let node = DirNode { meta, mtime, opaque: false, is_implied: false };
+        creator.finish_dir(&path, &node)?;
+        unpacked.diff.entries[at].change = Change::Dir { meta: node.meta, opaque: false };
+        unpacked.diff.entries[at].mtime = mtime;
+    }
+    Ok(())
+}
+
+/// False when the directory or one above it is opaque in this layer.
+fn shows_lower(diff: &LayerDiff, path: &RelPath) -> bool {
+    let mut at = Some(path.clone());
+    while let Some(path) = at {
+        let entry = diff.entries.binary_search_by(|entry| entry.path.cmp(&path));
+        if entry.is_ok_and(|at| matches!(diff.entries[at].change, Change::Dir { opaque: true, .. })) {
+            return false;
+        }
+        at = path.parent();
+    }
+    true
+}

@@ -1,0 +1,87 @@
+//! Tables, by numbered step. `user_version` says how many steps a file has seen; steps are only ever added.
+
+/// The steps of one database file.
+#[derive(Debug)]
+pub(in crate::store) struct Schema {
+    /// File name below the root.
+    pub(in crate::store) file: &'static str,
+    /// SQL batches; step `n` brings `user_version` to `n + 1`.
+    pub(in crate::store) steps: &'static [&'static str],
+}
+
+impl Schema {
+    /// `user_version` of an up-to-date file.
+    pub(in crate::store) fn version(&self) -> i64 {
+        i64::try_from(self.steps.len()).expect("a handful of steps")
+    }
+}
+
+/// Directory nodes by digest.
+pub(in crate::store) const TREES: Schema = Schema {
+    file: "trees.sqlite",
+    steps: &["CREATE TABLE nodes (digest BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;"],
+};
+
+/// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
+/// `record`.
+pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1] };
+
+const INDEX_1: &str = "
+CREATE TABLE epoch (one INTEGER PRIMARY KEY CHECK (one = 1), current INTEGER NOT NULL);
+INSERT INTO epoch VALUES (1, 1);
+
+CREATE TABLE layers (
+    id INTEGER PRIMARY KEY,
+    size INTEGER NOT NULL,
+    diff_id BLOB, tar_size INTEGER,
+    created INTEGER NOT NULL, used INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX layers_by_diff_id ON layers (diff_id) WHERE diff_id IS NOT NULL;
+CREATE INDEX layers_waiting ON layers (epoch) WHERE durable = 0;
+
+CREATE TABLE results (
+    key BLOB PRIMARY KEY NOT NULL,
+    record BLOB NOT NULL, seal BLOB NOT NULL,
+    used INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX results_waiting ON results (epoch) WHERE durable = 0;
+
+CREATE TABLE transitions (
+    parent BLOB NOT NULL, child BLOB NOT NULL,
+    layer INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL,
+    PRIMARY KEY (parent, child)) WITHOUT ROWID;
+CREATE INDEX transitions_waiting ON transitions (epoch) WHERE durable = 0;
+
+CREATE TABLE blobs (
+    digest BLOB PRIMARY KEY NOT NULL,
+    size INTEGER NOT NULL,
+    ctime INTEGER NOT NULL, used INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX blobs_waiting ON blobs (epoch) WHERE durable = 0;
+
+CREATE TABLE images (
+    name TEXT PRIMARY KEY NOT NULL,
+    record TEXT NOT NULL, seal BLOB NOT NULL,
+    used INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX images_waiting ON images (epoch) WHERE durable = 0;
+
+CREATE TABLE chain_trees (
+    chain BLOB PRIMARY KEY NOT NULL,
+    record BLOB NOT NULL, seal BLOB NOT NULL,
+    used INTEGER NOT NULL,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX chain_trees_waiting ON chain_trees (epoch) WHERE durable = 0;
+
+-- Facts about bytes stay true whatever happens to the bytes, so these carry no mark.
+CREATE TABLE encodings (
+    diff_id BLOB NOT NULL, params TEXT NOT NULL,
+    blob BLOB NOT NULL, size INTEGER NOT NULL, seal BLOB NOT NULL,
+    PRIMARY KEY (diff_id, params)) WITHOUT ROWID;
+CREATE TABLE blob_diffs (blob BLOB PRIMARY KEY NOT NULL, diff_id BLOB NOT NULL, seal BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE resolutions (
+    reference TEXT NOT NULL, platform TEXT NOT NULL,
+    record TEXT NOT NULL, seal BLOB NOT NULL,
+    PRIMARY KEY (reference, platform)) WITHOUT ROWID;
+";

@@ -1,0 +1,229 @@
+//! Connections: many readers, one writer per process.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::schema::Schema;
+use crate::store::error::StoreError;
+use crate::store::layout::Layout;
+use crate::store::lock;
+
+/// How long a writer waits for writers of other processes; transactions last well under a millisecond each.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Prepared statements kept per connection: all we have.
+const STATEMENTS: usize = 64;
+/// Reader connections kept for reuse; more are opened while more threads read at once.
+const READERS_KEPT: usize = 8;
+
+/// One database file, opened at first use.
+///
+/// Never carried across a fork, and never opened by other means in this process: closing any descriptor of the file
+/// would drop SQLite's POSIX locks.
+#[derive(Debug)]
+pub(in crate::store) struct Db {
+    layout: Arc<Layout>,
+    schema: &'static Schema,
+    readers: Mutex<Vec<Connection>>,
+    writer: Mutex<Option<Connection>>,
+}
+
+/// What a closure over a connection fails with.
+#[derive(Debug)]
+pub(in crate::store) enum DbError {
+    /// SQLite's own.
+    Sql(rusqlite::Error),
+    /// Ours, from work done inside the transaction.
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StoreError> for DbError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Db {
+    pub(in crate::store) fn new(layout: Arc<Layout>, schema: &'static Schema) -> Self {
+        Self { layout, schema, readers: Mutex::default(), writer: Mutex::default() }
+    }
+
+    /// Runs look-ups in one read transaction, so that they see one state.
+    pub(in crate::store) fn read<T>(
+        &self,
+        doing: &'static str,
+        look_up: impl FnOnce(&Connection) -> Result<T, DbError>,
+    ) -> Result<T, StoreError> {
+        let pooled = lock(&self.readers).pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        let result = (|| {
+            let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
+            look_up(&transaction)
+        })();
+        let mut readers = lock(&self.readers);
+        if readers.len() < READERS_KEPT {
+            readers.push(connection);
+        }
+        drop(readers);
+        result.map_err(|error| self.explain(doing, error))
+    }
+
+    /// Runs a short write transaction: `BEGIN IMMEDIATE`, commit unless the closure fails. No waiting for anything
+    /// but the disk may happen inside.
+    pub(in crate::store) fn write<T>(
+        &self,
+        doing: &'static str,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
+    ) -> Result<T, StoreError> {
+        self.write_as("NORMAL", doing, change)
+    }
+
+    /// As [`Self::write`], but returns only when the transaction is on the disk.
+    pub(in crate::store) fn write_durably<T>(
+        &self,
+        doing: &'static str,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
+    ) -> Result<T, StoreError> {
+        self.write_as("FULL", doing, change)
+    }
+
+    /// Moves the WAL into the database file and empties it, if nobody is in the way. The next process to open the
+    /// file would otherwise read the whole WAL first.
+    pub(in crate::store) fn checkpoint(&self) -> Result<(), StoreError> {
+        let mut writer = lock(&self.writer);
+        let Some(connection) = writer.as_mut() else { return Ok(()) };
+        let run = |connection: &Connection| -> rusqlite::Result<()> {
+            connection.busy_timeout(Duration::ZERO)?;
+            // The row says whether readers were in the way; then it simply happens another time.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        let result = run(connection);
+        let reset = connection.busy_timeout(BUSY_WAIT_MAX);
+        match result.and(reset) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+            other => other.map_err(|error| self.explain("checkpoint", error.into())),
+        }
+    }
+
+    /// Size of the database and its WAL in bytes.
+    pub(in crate::store) fn size_bytes(&self) -> u64 {
+        let size = |path: PathBuf| std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.len());
+        size(self.path()) + size(self.layout.path(&format!("{}-wal", self.schema.file)))
+    }
+
+    fn write_as<T>(
+        &self,
+        synchronous: &str,
+        doing: &'static str,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
+    ) -> Result<T, StoreError> {
+        let mut writer = lock(&self.writer);
+        if writer.is_none() {
+            *writer = Some(self.connect()?);
+        }
+        let connection = writer.as_mut().expect("connected above");
+        let result = (|| {
+            connection.pragma_update(None, "synchronous", synchronous)?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = change(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })();
+        result.map_err(|error| self.explain(doing, error))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.layout.path(self.schema.file)
+    }
+
+    fn connect(&self) -> Result<Connection, StoreError> {
+        let path = self.path();
+        let open = || -> Result<(Connection, i64), DbError> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX
+                | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+            let connection = Connection::open_with_flags(&path, flags)?;
+            connection.busy_timeout(BUSY_WAIT_MAX)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
+            // The last one to leave would otherwise pay a checkpoint, even after reading only.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            Ok((connection, version))
+        };
+        match open() {
+            Ok((connection, version)) if version == self.schema.version() => return Ok(connection),
+            Ok((_, version)) if version > self.schema.version() => return Err(self.newer(version)),
+            // Not there, or not yet brought up to date.
+            Ok(_) => {}
+            Err(DbError::Sql(error)) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => {}
+            Err(error) => return Err(self.explain("open the database", error)),
+        }
+        self.create(&path)?;
+        let (connection, _) = open().map_err(|error| self.explain("open the database", error))?;
+        Ok(connection)
+    }
+
+    /// Creates the file or brings its tables up to date, one process at a time.
+    fn create(&self, path: &Path) -> Result<(), StoreError> {
+        let _creation = lock::creation(&self.layout)?;
+        // SQLite itself would create it readable by others. Not opened when it is there: see the type's comment.
+        if !self.layout.exists(self.schema.file) {
+            self.layout.write_new(self.schema.file, &[])?;
+        }
+        let upgrade = || -> Result<(), DbError> {
+            let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            connection.busy_timeout(BUSY_WAIT_MAX)?;
+            connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            let done = usize::try_from(version).unwrap_or(0);
+            for step in self.schema.steps.iter().skip(done) {
+                transaction.execute_batch(step)?;
+            }
+            if version < self.schema.version() {
+                transaction.pragma_update(None, "user_version", self.schema.version())?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        upgrade().map_err(|error| self.explain("create the tables", error))
+    }
+
+    fn newer(&self, version: i64) -> StoreError {
+        let found = format!("tables of version {version}, this one knows up to {}", self.schema.version());
+        StoreError::NewerFormat { path: self.path(), found }
+    }
+
+    fn explain(&self, doing: &'static str, error: DbError) -> StoreError {
+        let source = match error {
+            DbError::Store(error) => return error,
+            DbError::Sql(source) => source,
+        };
+        let path = self.path();
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => StoreError::NoSpace { doing, path },
+            Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { root: self.layout.root().to_owned() },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                StoreError::Damaged { path, why: "SQLite finds it malformed; remove it, it is only a cache" }
+            }
+            _ => StoreError::Database { doing, path, source },
+        }
+    }
+}
+
+/// A panic while holding one of these leaves a connection or a list of connections: both stay usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

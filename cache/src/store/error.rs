@@ -1,0 +1,164 @@
+//! What can go wrong with the store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rbuild_oci::Digest;
+
+use super::LayerId;
+
+/// A failing store operation. Nothing half-written is visible after any of them; whether a retry makes sense is said
+/// per variant.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("could not {doing} `{}`", path.display())]
+    Io {
+        /// Verb phrase, e.g. "create".
+        doing: &'static str,
+        /// File or directory in the store.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file system or a quota is full. Retry after freeing space.
+    #[error("no space left to {doing} `{}`; free some space or move the store", path.display())]
+    NoSpace {
+        /// Verb phrase.
+        doing: &'static str,
+        /// File or directory in the store.
+        path: PathBuf,
+    },
+    /// The file system is mounted read-only or the directory refuses writes.
+    #[error("the store `{}` is read-only; a build needs to write to its store, choose another one", root.display())]
+    ReadOnly {
+        /// The store.
+        root: PathBuf,
+    },
+    /// The directory is not a directory.
+    #[error("the store `{}` is not a directory", root.display())]
+    NotADirectory {
+        /// The store.
+        root: PathBuf,
+    },
+    /// Somebody else owns the directory.
+    #[error("the store `{}` belongs to uid {owner}, this process runs as uid {us}; choose another store", root.display())]
+    ForeignOwner {
+        /// The store.
+        root: PathBuf,
+        /// Owner of the directory.
+        owner: u32,
+        /// Effective uid of this process.
+        us: u32,
+    },
+    /// Others may write into the directory.
+    #[error("the store `{}` has mode {mode:04o}, so others can change it; run `chmod 700` on it", root.display())]
+    OpenToOthers {
+        /// The store.
+        root: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The directory is on a file system whose locks or shared memory cannot be relied on.
+    #[error("the store `{}` is on {kind}, which has no dependable locks; choose a directory on a local disk", root.display())]
+    NetworkFilesystem {
+        /// The store.
+        root: PathBuf,
+        /// Name of the file system type.
+        kind: &'static str,
+    },
+    /// A newer rbuild made the store.
+    #[error("`{}` was written by a newer rbuild ({found}); use that version or another store", path.display())]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// What is unknown here.
+        found: String,
+    },
+    /// Layer directories were written under another uid mapping or overlay form; mixing them would give files to
+    /// the wrong owners.
+    #[error(
+        "the store `{}` was made with id map `{recorded}`, this run uses `{wanted}`; use another store, or remove it to start afresh",
+        root.display()
+    )]
+    IdMap {
+        /// The store.
+        root: PathBuf,
+        /// What `store.json` says.
+        recorded: String,
+        /// What this run needs.
+        wanted: String,
+    },
+    /// Another process migrates or wipes the store for longer than we wait. Retry makes sense.
+    #[error("the store `{}` is held by another rbuild that migrates or removes it", root.display())]
+    Busy {
+        /// The store.
+        root: PathBuf,
+    },
+    /// A file of the store does not hold what was written to it.
+    #[error("`{}` is damaged: {why}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A record in the index does not hold what was written to it.
+    #[error("the record of {kind} `{name}` is damaged in the index")]
+    DamagedRecord {
+        /// Kind of record.
+        kind: &'static str,
+        /// Its key as text.
+        name: String,
+    },
+    /// SQLite failed.
+    #[error("could not {doing} in `{}`", path.display())]
+    Database {
+        /// Verb phrase.
+        doing: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The layer has no row: it was removed or never committed.
+    #[error("layer {0} is not in the store")]
+    UnknownLayer(LayerId),
+    /// Received bytes are not the ones asked for; they are discarded.
+    #[error("content has digest {actual}, expected {expected}")]
+    DigestMismatch {
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        actual: Digest,
+    },
+    /// The file system could not write back data of this or an earlier build; every result since the last good
+    /// sync was dropped and is built again next time.
+    #[error("the file system of the store `{}` lost data while writing it back", root.display())]
+    Sync {
+        /// The store.
+        root: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Gives an I/O result its path.
+pub(super) trait IoContext<T> {
+    /// Says what was being done to which file.
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| {
+            let (source, path) = (source.into(), path.to_owned());
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::NoSpace { doing, path }
+                }
+                _ => StoreError::Io { doing, path, source },
+            }
+        })
+    }
+}

@@ -1,0 +1,282 @@
+//! Stat indexes: which content a context's files had when they were last read.
+//!
+//! One flat file per context, sorted by path, read whole. An entry is trusted only when nothing about the file's
+//! stat moved *and* the file had been left alone before the scan that read it began ([`ScanMoment`]). The second
+//! half is the racy-git rule, one notch stricter: a file may change after it was read but within the same clock tick
+//! as its recorded change time, and an index written a tick later would not show it. A change after the scan began
+//! always gives a time at or after the scan's moment, which is later than every trusted recorded time.
+//!
+//! ```text
+//! magic · scan secs i64 · scan nanos u32 · count u32
+//! count × { path length u16 · path · stat 60 bytes · content 32 bytes }
+//! crc32 of all before it
+//! ```
+
+use std::cmp::Ordering;
+
+use rustix::time::ClockId;
+
+use super::Store;
+use super::error::StoreError;
+use super::lease::Lease;
+use crate::layer::Mtime;
+use crate::path::RelPath;
+use crate::tree::ContentDigest;
+
+/// Starts every index; the digit is its version.
+const MAGIC: &[u8; 8] = b"rbstats1";
+const HEAD_BYTES: usize = 8 + 8 + 4 + 4;
+const STAT_BYTES: usize = 60;
+const CONTENT_BYTES: usize = 32;
+/// Some file systems keep times in coarser steps than the clock: margin in nanoseconds for a step of this many.
+const MARGIN_NS: i128 = 10_000_000;
+/// Margin for times without a fraction: the file system may keep whole or even seconds only.
+const WHOLE_SECONDS_MARGIN_NS: i128 = 2_000_000_000;
+/// Ten million files.
+const INDEX_BYTES_MAX: u64 = 2 << 30;
+
+/// What `stat` says of a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Length in bytes.
+    pub size: u64,
+    /// Time of the last change of the bytes.
+    pub mtime: Mtime,
+    /// Time of the last change of bytes or inode: cannot be set by anybody.
+    pub ctime: Mtime,
+    /// Inode number.
+    pub ino: u64,
+    /// Device number.
+    pub dev: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A file and its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FingerprintEntry {
+    /// Below the context's root.
+    pub path: RelPath,
+    /// Its stat when it was opened to be read, or as it was trusted again.
+    pub stat: FileStat,
+    /// Digest of its bytes.
+    pub content: ContentDigest,
+}
+
+/// The moment a scan began, by the clock that also stamps files. Take it before the first `stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanMoment(Mtime);
+
+impl ScanMoment {
+    /// Now.
+    pub fn now() -> Self {
+        // File times are stamped with the coarse clock: the fine one runs up to a tick ahead of it.
+        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        Self(Mtime { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) })
+    }
+}
+
+/// The index of one context, read-only and in memory.
+#[derive(Debug, Clone)]
+pub struct FingerprintIndex {
+    bytes: Vec<u8>,
+    /// Start of each entry.
+    starts: Vec<u32>,
+    scanned: ScanMoment,
+}
+
+impl FingerprintIndex {
+    /// An index that knows nothing.
+    pub fn empty() -> Self {
+        Self { bytes: Vec::new(), starts: Vec::new(), scanned: ScanMoment(Mtime::default()) }
+    }
+
+    /// Number of files.
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// True when it knows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// The content of a file with exactly this stat, if that can be trusted. Any order of look-ups is fine;
+    /// `hint` makes ascending ones cheap: start with 0 and pass the same variable each time.
+    pub fn lookup(&self, path: &RelPath, stat: &FileStat, hint: &mut usize) -> Option<ContentDigest> {
+        let at = self.find(path.as_bytes(), *hint).ok()?;
+        *hint = at + 1;
+        let (_, rest) = self.entry(at)?;
+        let (recorded, content) = rest.split_at_checked(STAT_BYTES)?;
+        let is_settled = settled(stat.ctime, self.scanned) && settled(stat.mtime, self.scanned);
+        (is_settled && recorded == stat_bytes(stat)).then_some(())?;
+        Some(ContentDigest(content.get(..CONTENT_BYTES)?.try_into().ok()?))
+    }
+
+    /// Files that the index knows, in order; for a caller that writes the next one.
+    pub fn paths(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.starts.len()).filter_map(|at| self.entry(at).map(|(path, _)| path))
+    }
+
+    fn find(&self, path: &[u8], hint: usize) -> Result<usize, usize> {
+        match self.entry(hint) {
+            Some((at_hint, _)) => match compare(at_hint, path) {
+                Ordering::Equal => return Ok(hint),
+                // A few files came or went: the place is near.
+                Ordering::Less => {
+                    let near = self.starts.len().min(hint + 8);
+                    for at in hint + 1..near {
+                        match self.entry(at).map(|(candidate, _)| compare(candidate, path)) {
+                            Some(Ordering::Less) => {}
+                            Some(Ordering::Equal) => return Ok(at),
+                            _ => return Err(at),
+                        }
+                    }
+                }
+                Ordering::Greater => {}
+            },
+            None if self.starts.is_empty() => return Err(0),
+            None => {}
+        }
+        let (mut low, mut high) = (0, self.starts.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.entry(middle).map_or(Ordering::Less, |(candidate, _)| compare(candidate, path)) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return Ok(middle),
+                Ordering::Greater => high = middle,
+            }
+        }
+        Err(low)
+    }
+
+    /// Path of an entry, and the bytes from its stat on.
+    fn entry(&self, at: usize) -> Option<(&[u8], &[u8])> {
+        let start = *self.starts.get(at)? as usize;
+        let (length, rest) = self.bytes.get(start..)?.split_first_chunk::<2>()?;
+        rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))
+    }
+}
+
+impl Store {
+    /// The stat index of a context; empty when there is none or it is damaged.
+    pub fn fingerprints(&self, context: &[u8; 32]) -> Result<FingerprintIndex, StoreError> {
+        let bytes = match self.inner.layout.read(&file_name(context), INDEX_BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(StoreError::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(bytes.and_then(parse).unwrap_or_else(FingerprintIndex::empty))
+    }
+
+    /// Replaces the stat index of a context. `scanned` is the moment *before* the first of these files was looked
+    /// at; entries taken over from the last index may stay. Entries are sorted here; paths longer than 64 KiB are
+    /// left out. Not synced: losing it costs reading files again.
+    pub fn put_fingerprints(
+        &self,
+        lease: &Lease,
+        context: &[u8; 32],
+        scanned: ScanMoment,
+        entries: &[FingerprintEntry],
+    ) -> Result<(), StoreError> {
+        let temp = lease.next_path();
+        self.inner.layout.write_new(&temp, &encode(scanned, entries))?;
+        self.inner.layout.replace(&temp, &file_name(context))
+    }
+}
+
+fn file_name(context: &[u8; 32]) -> String {
+    format!("contexts/{}", hex::encode(context))
+}
+
+fn encode(scanned: ScanMoment, entries: &[FingerprintEntry]) -> Vec<u8> {
+    let mut sorted: Vec<(&FingerprintEntry, u16)> = entries
+        .iter()
+        .filter_map(|entry| Some((entry, u16::try_from(entry.path.as_bytes().len()).ok()?)))
+        .collect();
+    // The count is a u32; nobody has four thousand million files, and leaving some out is harmless.
+    sorted.truncate(u32::MAX as usize);
+    if !sorted.is_sorted_by(|(a, _), (b, _)| compare(a.path.as_bytes(), b.path.as_bytes()).is_lt()) {
+        sorted.sort_by(|(a, _), (b, _)| compare(a.path.as_bytes(), b.path.as_bytes()));
+        sorted.dedup_by(|(a, _), (b, _)| a.path == b.path);
+    }
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + sorted.len() * 160);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&scanned.0.secs.to_le_bytes());
+    bytes.extend_from_slice(&scanned.0.nanos.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(sorted.len()).unwrap_or(u32::MAX).to_le_bytes());
+    for (entry, length) in sorted {
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(entry.path.as_bytes());
+        bytes.extend_from_slice(&stat_bytes(&entry.stat));
+        bytes.extend_from_slice(&entry.content.0);
+    }
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// `None` for anything `encode` does not produce.
+fn parse(mut bytes: Vec<u8>) -> Option<FingerprintIndex> {
+    let (body, crc) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let length = body.len();
+    bytes.truncate(length);
+    let (magic, rest) = bytes.split_first_chunk::<8>()?;
+    let (secs, rest) = rest.split_first_chunk::<8>()?;
+    let (nanos, rest) = rest.split_first_chunk::<4>()?;
+    let (count, _) = rest.split_first_chunk::<4>()?;
+    if magic != MAGIC {
+        return None;
+    }
+    let scanned = ScanMoment(Mtime { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) });
+    let count = u32::from_le_bytes(*count) as usize;
+    let mut starts = Vec::with_capacity(count.min(length / (2 + STAT_BYTES + CONTENT_BYTES)));
+    let mut at = HEAD_BYTES;
+    for _ in 0..count {
+        starts.push(u32::try_from(at).ok()?);
+        let path_bytes = u16::from_le_bytes(*bytes.get(at..)?.first_chunk::<2>()?);
+        at += 2 + usize::from(path_bytes) + STAT_BYTES + CONTENT_BYTES;
+    }
+    (at == length).then_some(FingerprintIndex { bytes, starts, scanned })
+}
+
+fn stat_bytes(stat: &FileStat) -> [u8; STAT_BYTES] {
+    let mut bytes = [0; STAT_BYTES];
+    let mut at = 0;
+    let mut put = |part: &[u8]| {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    };
+    put(&stat.size.to_le_bytes());
+    for time in [stat.mtime, stat.ctime] {
+        put(&time.secs.to_le_bytes());
+        put(&time.nanos.to_le_bytes());
+    }
+    put(&stat.ino.to_le_bytes());
+    put(&stat.dev.to_le_bytes());
+    for number in [stat.mode, stat.uid, stat.gid] {
+        put(&number.to_le_bytes());
+    }
+    debug_assert_eq!(at, STAT_BYTES, "every field has its place");
+    bytes
+}
+
+/// True when a change after the scan began would show as another time.
+fn settled(time: Mtime, scanned: ScanMoment) -> bool {
+    let ns = |time: Mtime| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
+    let margin = if time.nanos == 0 { WHOLE_SECONDS_MARGIN_NS } else { MARGIN_NS };
+    ns(time) + margin < ns(scanned.0)
+}
+
+/// [`RelPath`]'s order on raw bytes: a `/` sorts before every other byte, and a path holds no zero byte.
+fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(key).cmp(b.iter().map(key))
+}

@@ -1,0 +1,300 @@
+//! Layer directories and their sidecars.
+//!
+//! `layers/<id>/diff` is what overlay mounts, `layers/<id>/entries` the encoded
+//! [`LayerDiff`](crate::layer::LayerDiff) that says what is in it. A layer is made in a lease's work directory and
+//! becomes visible by one rename; its row follows.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rbuild_oci::{DiffId, Digest};
+use rusqlite::{Connection, OptionalExtension, Transaction};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::db::mark::BootId;
+use super::db::{DbError, now_unix_ns};
+use super::error::{IoContext, StoreError};
+use super::lease::Lease;
+use super::{Store, layout};
+
+/// Starts every sidecar; the digit is its version.
+const SIDECAR_MAGIC: &[u8; 8] = b"rblayer1";
+/// Magic, size of the layer, length of the entries.
+const SIDECAR_HEAD_BYTES: usize = 8 + 8 + 8;
+/// BLAKE3 of all before it.
+const SIDECAR_SEAL_BYTES: usize = 32;
+/// Ten million entries of a few hundred bytes.
+const SIDECAR_BYTES_MAX: u64 = 4 << 30;
+
+/// Local name of a layer directory. Random: says nothing of the content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub(super) u64);
+
+impl LayerId {
+    /// As SQLite keeps it: the same 64 bits, signed.
+    pub(super) fn to_sql(self) -> i64 {
+        self.0.cast_signed()
+    }
+
+    pub(super) fn from_sql(value: i64) -> Self {
+        Self(value.cast_unsigned())
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LayerId({self})")
+    }
+}
+
+impl Serialize for LayerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for LayerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A layer being made: an empty `diff` directory (mode 0755, the overlay upper or the target of an unpack) and an
+/// empty `work` directory beside it on the same file system.
+#[derive(Debug)]
+pub struct LayerDraft {
+    _lease: Lease,
+    /// Holds `layer/diff` and `work`.
+    dir: String,
+    root: PathBuf,
+    diff: OwnedFd,
+    work: OwnedFd,
+}
+
+impl LayerDraft {
+    /// Path of the directory that becomes the layer.
+    pub fn diff_path(&self) -> PathBuf {
+        self.root.join(format!("{}/layer/diff", self.dir))
+    }
+
+    /// The same, open (`O_RDONLY | O_DIRECTORY`).
+    pub fn diff_fd(&self) -> &OwnedFd {
+        &self.diff
+    }
+
+    /// Path of the directory for overlay's own use.
+    pub fn work_path(&self) -> PathBuf {
+        self.root.join(format!("{}/work", self.dir))
+    }
+
+    /// The same, open.
+    pub fn work_fd(&self) -> &OwnedFd {
+        &self.work
+    }
+}
+
+/// What the index knows of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Its name.
+    pub id: LayerId,
+    /// Bytes of its regular files, as its maker counted them.
+    pub size_bytes: u64,
+    /// SHA-256 of its tar and that tar's length in bytes, once it was pulled or emitted.
+    pub tar: Option<(DiffId, u64)>,
+    /// When it was committed, nanoseconds since the epoch.
+    pub created_unix_ns: i64,
+}
+
+impl Store {
+    /// Starts a layer.
+    pub fn draft(&self, lease: &Lease) -> Result<LayerDraft, StoreError> {
+        let layout = &self.inner.layout;
+        let dir = lease.next_path();
+        for below in ["", "/layer", "/layer/diff", "/work"] {
+            layout.make_dir(&format!("{dir}{below}"))?;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let diff = layout.open(&format!("{dir}/layer/diff"), flags)?;
+        let work = layout.open(&format!("{dir}/work"), flags)?;
+        // The merged root shows this mode to everybody in the image.
+        let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+        rustix::fs::fchmod(&diff, mode).doing("change the mode of", &layout.path(&dir))?;
+        Ok(LayerDraft { _lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
+    }
+
+    /// Publishes a finished draft, which nothing may write to any more. `entries` is its encoded
+    /// [`LayerDiff`](crate::layer::LayerDiff), `size_bytes` the bytes of its regular files. On failure the draft
+    /// stays in its lease's work directory.
+    pub fn commit_layer(
+        &self,
+        draft: LayerDraft,
+        entries: &[u8],
+        size_bytes: u64,
+    ) -> Result<LayerId, StoreError> {
+        let boot = self.boot()?;
+        let layout = &self.inner.layout;
+        let from = format!("{}/layer", draft.dir);
+        layout.write_new(&format!("{from}/entries"), &sidecar(entries, size_bytes))?;
+        let id = loop {
+            let id = LayerId(layout::random_id()?);
+            if layout.publish(&from, &layout::layer(id))? {
+                break id;
+            }
+        };
+        self.inner.index.write("record a layer", |transaction| {
+            let sql = "INSERT INTO layers (id, size, created, used, boot, epoch, durable)
+                VALUES (?1, ?2, ?3, ?3, ?4, (SELECT current FROM epoch), 0)";
+            let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+            transaction.prepare_cached(sql)?.execute((id.to_sql(), size, now_unix_ns(), boot.0))?;
+            Ok(())
+        })?;
+        Ok(id)
+    }
+
+    /// What is known of a layer; `None` when it is not there or its directory vanished.
+    pub fn layer(&self, id: LayerId) -> Result<Option<LayerInfo>, StoreError> {
+        let boot = self.boot()?;
+        let row = self.inner.index.read("look up a layer", |connection| info(connection, id, boot))?;
+        Ok(row.filter(|_| self.has_layer_dir(id)))
+    }
+
+    /// True when every layer is recorded and its directory is there.
+    pub fn has_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
+        let boot = self.boot()?;
+        self.inner.index.read("look up layers", |connection| self.are_usable(connection, ids, boot))
+    }
+
+    /// Opens a layer's `diff` directory (`O_PATH`), to mount or to read from.
+    pub fn layer_dir(&self, id: LayerId) -> Result<OwnedFd, StoreError> {
+        self.inner.layout.open(&layout::layer_diff(id), OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// Absolute path of a layer's `diff` directory.
+    pub fn layer_path(&self, id: LayerId) -> PathBuf {
+        self.inner.layout.path(&layout::layer_diff(id))
+    }
+
+    /// The encoded [`LayerDiff`](crate::layer::LayerDiff) of a layer, exactly as committed.
+    pub fn layer_entries(&self, id: LayerId) -> Result<Vec<u8>, StoreError> {
+        let name = layout::layer_entries(id);
+        let path = self.inner.layout.path(&name);
+        match self.inner.layout.read(&name, SIDECAR_BYTES_MAX)? {
+            Some(bytes) => open_sidecar(bytes, &path),
+            None => Err(StoreError::UnknownLayer(id)),
+        }
+    }
+
+    /// A layer whose tar has this digest: pulled layers are shared by it.
+    pub fn layer_by_diff_id(&self, diff_id: &DiffId) -> Result<Option<LayerId>, StoreError> {
+        let boot = self.boot()?;
+        let rows = self.inner.index.read("look up a layer by diff id", |connection| {
+            let sql = "SELECT id FROM layers WHERE diff_id = ?1 AND (durable = 1 OR boot = ?2)
+                ORDER BY created, id";
+            let mut statement = connection.prepare_cached(sql)?;
+            let rows = statement
+                .query_map((diff_id.0.as_bytes(), boot.0), |row| row.get(0).map(LayerId::from_sql))?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        })?;
+        Ok(rows.into_iter().find(|id| self.has_layer_dir(*id)))
+    }
+
+    /// Records digest and length of a layer's tar, which were computed or verified here.
+    pub fn set_diff_id(&self, id: LayerId, diff_id: &DiffId, tar_bytes: u64) -> Result<(), StoreError> {
+        let changed = self.inner.index.write("record the diff id of a layer", |transaction| {
+            let sql = "UPDATE layers SET diff_id = ?2, tar_size = ?3 WHERE id = ?1";
+            let size = i64::try_from(tar_bytes).unwrap_or(i64::MAX);
+            Ok(transaction.prepare_cached(sql)?.execute((id.to_sql(), diff_id.0.as_bytes(), size))?)
+        })?;
+        if changed == 0 { Err(StoreError::UnknownLayer(id)) } else { Ok(()) }
+    }
+
+    /// In a look-up's own transaction: rows are valid, directories are there.
+    pub(super) fn are_usable(
+        &self,
+        connection: &Connection,
+        ids: &[LayerId],
+        boot: BootId,
+    ) -> Result<bool, DbError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM layers WHERE id = ?1 AND (durable = 1 OR boot = ?2))";
+        let mut statement = connection.prepare_cached(sql)?;
+        for id in ids {
+            let is_recorded: bool = statement.query_row((id.to_sql(), boot.0), |row| row.get(0))?;
+            if !is_recorded || !self.has_layer_dir(*id) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn has_layer_dir(&self, id: LayerId) -> bool {
+        self.inner.layout.exists(&layout::layer_diff(id))
+    }
+}
+
+fn info(connection: &Connection, id: LayerId, boot: BootId) -> Result<Option<LayerInfo>, DbError> {
+    let sql = "SELECT size, diff_id, tar_size, created FROM layers
+        WHERE id = ?1 AND (durable = 1 OR boot = ?2)";
+    let mut statement = connection.prepare_cached(sql)?;
+    let found = statement.query_row((id.to_sql(), boot.0), |row| {
+        let diff_id: Option<[u8; 32]> = row.get(1)?;
+        let tar_size: Option<i64> = row.get(2)?;
+        let bytes = |size: i64| u64::try_from(size).unwrap_or(0);
+        Ok(LayerInfo {
+            id,
+            size_bytes: bytes(row.get(0)?),
+            tar: diff_id.zip(tar_size).map(|(diff, size)| (DiffId(Digest::from_bytes(diff)), bytes(size))),
+            created_unix_ns: row.get(3)?,
+        })
+    });
+    Ok(found.optional()?)
+}
+
+/// Layers that an earlier boot left unsynced.
+pub(super) fn void(transaction: &Transaction<'_>, boot: BootId) -> Result<Vec<LayerId>, DbError> {
+    let mut statement = transaction.prepare("SELECT id FROM layers WHERE durable = 0 AND boot <> ?1")?;
+    let rows = statement.query_map([boot.0], |row| row.get(0).map(LayerId::from_sql))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn sidecar(entries: &[u8], size_bytes: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SIDECAR_HEAD_BYTES + entries.len() + SIDECAR_SEAL_BYTES);
+    bytes.extend_from_slice(SIDECAR_MAGIC);
+    bytes.extend_from_slice(&size_bytes.to_le_bytes());
+    bytes.extend_from_slice(&(entries.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(entries);
+    let seal = blake3::hash(&bytes);
+    bytes.extend_from_slice(seal.as_bytes());
+    bytes
+}
+
+/// Checks a sidecar and strips it to the entries.
+fn open_sidecar(mut bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>, StoreError> {
+    let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
+    if bytes.len() < SIDECAR_HEAD_BYTES + SIDECAR_SEAL_BYTES {
+        return Err(damaged("it is cut short"));
+    }
+    if &bytes[..8] != SIDECAR_MAGIC {
+        return Err(damaged("it is not a layer's list of entries"));
+    }
+    let body = bytes.len() - SIDECAR_SEAL_BYTES;
+    let length = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+    if length != (body - SIDECAR_HEAD_BYTES) as u64 {
+        return Err(damaged("its length is not the one it was written with"));
+    }
+    if blake3::hash(&bytes[..body]).as_bytes() != &bytes[body..] {
+        return Err(damaged("its bytes changed"));
+    }
+    bytes.truncate(body);
+    bytes.drain(..SIDECAR_HEAD_BYTES);
+    Ok(bytes)
+}

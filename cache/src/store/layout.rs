@@ -1,0 +1,248 @@
+//! Where things are below the root, and the few file operations everything else is made of.
+//!
+//! Every path is relative to the root directory's fd, made of names chosen here (hex digits and fixed words), so
+//! nothing outside can steer it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rbuild_oci::Digest;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::LayerId;
+use super::error::{IoContext, StoreError};
+
+/// Directories of a store; all are 0700.
+pub(super) const DIRS: [&str; 7] = ["blobs", "blobs/sha256", "layers", "work", "leases", "locks", "contexts"];
+
+/// The root, open.
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Layout {
+    pub(super) fn new(root: PathBuf, fd: OwnedFd) -> Self {
+        Self { root, fd }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Absolute form of a relative path, for messages and for callers that need one.
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    pub(super) fn open(&self, relative: &str, flags: OFlags) -> Result<OwnedFd, StoreError> {
+        self.try_open(relative, flags).doing("open", &self.path(relative))
+    }
+
+    /// As [`Self::open`] with the bare error, for callers to whom "not there" is an answer.
+    pub(super) fn try_open(&self, relative: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(&self.fd, relative, flags, Mode::RUSR | Mode::WUSR)
+    }
+
+    pub(super) fn exists(&self, relative: &str) -> bool {
+        rustix::fs::statat(&self.fd, relative, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Creates a 0700 directory; one that is there already is fine.
+    pub(super) fn make_dir(&self, relative: &str) -> Result<(), StoreError> {
+        match rustix::fs::mkdirat(&self.fd, relative, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error).doing("create", &self.path(relative)),
+        }
+    }
+
+    /// Renames within the store without replacing; `Ok(false)` when the target exists.
+    pub(super) fn publish(&self, from: &str, to: &str) -> Result<bool, StoreError> {
+        match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(error) => Err(error).doing("publish", &self.path(to)),
+        }
+    }
+
+    /// Renames within the store, replacing a file.
+    pub(super) fn replace(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        rustix::fs::renameat(&self.fd, from, &self.fd, to).doing("replace", &self.path(to))
+    }
+
+    /// Creates a new 0600 file with these bytes.
+    pub(super) fn write_new(&self, relative: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let fd = self.open(relative, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        File::from(fd).write_all(bytes).doing("write", &self.path(relative))
+    }
+
+    /// Reads a whole file of at most `limit_bytes`; `None` when it is not there.
+    pub(super) fn read(&self, relative: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(relative);
+        let file = match self.try_open(relative, OFlags::RDONLY) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).doing("open", &path),
+        };
+        let size = file.metadata().doing("stat", &path)?.len();
+        if size > limit_bytes {
+            return Err(StoreError::Damaged { path, why: "it is larger than anything rbuild writes there" });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        file.take(limit_bytes).read_to_end(&mut bytes).doing("read", &path)?;
+        Ok(Some(bytes))
+    }
+
+    /// Removes a directory and all below it; absent is fine. Nothing else may be changing it.
+    ///
+    /// Depth costs nothing: a directory found two levels down is first moved up beside its parent, so neither fds
+    /// nor stack grow with what a RUN step managed to nest.
+    pub(super) fn remove_tree(&self, relative: &str) -> Result<(), StoreError> {
+        let path = self.path(relative);
+        let top = match open_dir(&self.fd, OsStr::new(relative)) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error).doing("open", &path),
+        };
+        remove_contents(&top).doing("empty", &path)?;
+        match rustix::fs::unlinkat(&self.fd, relative, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).doing("remove", &path),
+        }
+    }
+}
+
+/// `blobs/sha256/ab/<hex>`.
+pub(super) fn blob(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("blobs/sha256/{}/{hex}", &hex[..2])
+}
+
+/// `blobs/sha256/ab`.
+pub(super) fn blob_dir(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", &digest.hex()[..2])
+}
+
+/// `layers/<id>`.
+pub(super) fn layer(id: LayerId) -> String {
+    format!("layers/{id}")
+}
+
+/// `layers/<id>/diff`.
+pub(super) fn layer_diff(id: LayerId) -> String {
+    format!("layers/{id}/diff")
+}
+
+/// `layers/<id>/entries`.
+pub(super) fn layer_entries(id: LayerId) -> String {
+    format!("layers/{id}/entries")
+}
+
+/// Names in a directory, without `.` and `..`, in no order.
+pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// 64 random bits.
+pub(super) fn random_id() -> Result<u64, StoreError> {
+    let mut bytes = [0; 8];
+    match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => Ok(u64::from_le_bytes(bytes)),
+        Ok(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).doing("read", Path::new("getrandom")),
+        Err(error) => Err(error).doing("read", Path::new("getrandom")),
+    }
+}
+
+fn open_dir(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
+        // Overlay's own work directory is mode 000, and a RUN can leave directories nobody may read.
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(&parent, name, Mode::RWXU, AtFlags::empty())?;
+            rustix::fs::openat(&parent, name, flags, Mode::empty())
+        }
+        other => other,
+    }
+}
+
+fn remove_contents(top: &OwnedFd) -> Result<(), Errno> {
+    let mut moved: u64 = 0;
+    loop {
+        let mut is_empty = true;
+        for name in names(top)? {
+            is_empty = false;
+            let name = OsStr::from_bytes(&name);
+            match rustix::fs::unlinkat(top, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(error) => return Err(error),
+            }
+            let child = open_dir(top, name)?;
+            for inner in names(&child)? {
+                let inner = OsStr::from_bytes(&inner);
+                match rustix::fs::unlinkat(&child, inner, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => continue,
+                    Err(Errno::ISDIR | Errno::PERM) => {}
+                    // A directory without write permission for us, its owner.
+                    Err(Errno::ACCESS) => {
+                        rustix::fs::fchmod(&child, Mode::RWXU)?;
+                        if rustix::fs::unlinkat(&child, inner, AtFlags::empty()).is_ok() {
+                            continue;
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+                move_up(&child, inner, top, &mut moved)?;
+            }
+            rustix::fs::unlinkat(top, name, AtFlags::REMOVEDIR)?;
+        }
+        if is_empty {
+            return Ok(());
+        }
+    }
+}
+
+fn move_up(child: &OwnedFd, name: &OsStr, top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
+    if rustix::fs::unlinkat(child, name, AtFlags::REMOVEDIR).is_ok() {
+        return Ok(());
+    }
+    loop {
+        let to = format!("~{moved}");
+        *moved += 1;
+        match rustix::fs::renameat_with(child, name, top, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => {}
+            // Moving a directory needs write permission on itself, for its `..`.
+            Err(Errno::ACCESS) => {
+                rustix::fs::chmodat(child, name, Mode::RWXU, AtFlags::empty())?;
+                return rustix::fs::renameat_with(
+                    child,
+                    name,
+                    top,
+                    format!("~~{moved}"),
+                    RenameFlags::NOREPLACE,
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `store.json`, and the checks at the door.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::error::{IoContext, StoreError};
+use super::layout::{DIRS, Layout};
+use super::lock;
+
+/// Version of the directory layout. A change that an older rbuild must not touch raises it.
+const FORMAT: u32 = 1;
+/// Features this version knows of the kind that an unknowing rbuild must refuse.
+const INCOMPATIBLE_KNOWN: [&str; 0] = [];
+/// `store.json` is a few hundred bytes.
+const META_BYTES_MAX: u64 = 64 * 1024;
+
+/// Content of `store.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoreMeta {
+    format: u32,
+    /// Features that any rbuild may ignore.
+    #[serde(default)]
+    compatible: Vec<String>,
+    /// Features that a rbuild which does not know them may read but not write.
+    #[serde(default)]
+    ro_compatible: Vec<String>,
+    /// Features that a rbuild which does not know them must not touch.
+    #[serde(default)]
+    incompatible: Vec<String>,
+    id_map: String,
+}
+
+/// File systems (statfs magic) whose locks, shared memory or renames do not hold across machines, or that cannot
+/// carry an overlay's upper directory.
+const NETWORK_FILESYSTEMS: [(u64, &str); 12] = [
+    (0x6969, "NFS"),
+    (0x517B, "SMB"),
+    (0xFE53_4D42, "SMB"),
+    (0xFF53_4D42, "CIFS"),
+    (0x00C3_6400, "Ceph"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "FUSE"),
+    (0x5346_414F, "AFS"),
+    (0x6B41_4653, "AFS"),
+    (0x7375_7245, "Coda"),
+    (0x0BD0_0BD0, "Lustre"),
+    (0x7461_636F, "OCFS2"),
+];
+
+/// Opens the root directory, creating it with its parents, after checking that it is ours alone and local.
+pub(super) fn open_root(root: &Path) -> Result<Layout, StoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = match rustix::fs::open(root, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(
+                |source| match source.kind() {
+                    std::io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { root: root.to_owned() },
+                    _ => StoreError::Io { doing: "create", path: root.to_owned(), source },
+                },
+            )?;
+            rustix::fs::open(root, flags, Mode::empty())
+        }
+        other => other,
+    };
+    let fd = match opened {
+        Err(Errno::NOTDIR) => return Err(StoreError::NotADirectory { root: root.to_owned() }),
+        other => other.doing("open", root)?,
+    };
+    let stat = rustix::fs::fstat(&fd).doing("stat", root)?;
+    let us = rustix::process::geteuid().as_raw();
+    if stat.st_uid != us {
+        return Err(StoreError::ForeignOwner { root: root.to_owned(), owner: stat.st_uid, us });
+    }
+    if stat.st_mode & 0o022 != 0 {
+        return Err(StoreError::OpenToOthers { root: root.to_owned(), mode: stat.st_mode & 0o7777 });
+    }
+    let statfs = rustix::fs::fstatfs(&fd).doing("stat the file system of", root)?;
+    // The field's width and sign differ between architectures; the magic is its low 32 bits.
+    if let Some(kind) = network_filesystem(u64::from(statfs.f_type as u32)) {
+        return Err(StoreError::NetworkFilesystem { root: root.to_owned(), kind });
+    }
+    if stat.st_mode & 0o077 != 0 {
+        // Readable by others: secrets of private images are not theirs to read.
+        match rustix::fs::fchmod(&fd, Mode::RWXU) {
+            Err(Errno::ROFS) => return Err(StoreError::ReadOnly { root: root.to_owned() }),
+            other => other.doing("change the mode of", root)?,
+        }
+    }
+    let absolute = std::path::absolute(root).unwrap_or_else(|_| PathBuf::from(root));
+    Ok(Layout::new(absolute, fd))
+}
+
+/// Names the file system when a store cannot be on it.
+fn network_filesystem(magic: u64) -> Option<&'static str> {
+    NETWORK_FILESYSTEMS.iter().find(|(known, _)| *known == magic).map(|(_, kind)| *kind)
+}
+
+/// Reads and checks `store.json`; a store without one is created around it, `store.json` last, so that its
+/// presence means that all directories are there.
+pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), StoreError> {
+    if let Some(meta) = read(layout)? {
+        return check(layout, &meta, id_map);
+    }
+    for dir in DIRS {
+        layout.make_dir(dir)?;
+    }
+    let _creation = lock::creation(layout)?;
+    if let Some(meta) = read(layout)? {
+        return check(layout, &meta, id_map);
+    }
+    let meta = StoreMeta {
+        format: FORMAT,
+        compatible: Vec::new(),
+        ro_compatible: Vec::new(),
+        incompatible: Vec::new(),
+        id_map: id_map.to_owned(),
+    };
+    let text = serde_json::to_vec_pretty(&meta).expect("a struct of strings and numbers serialises");
+    // The creation lock makes the name ours; a leftover of a killed creator is replaced.
+    let temp = "work/store.json.new";
+    let _ = rustix::fs::unlinkat(layout.fd(), temp, rustix::fs::AtFlags::empty());
+    layout.write_new(temp, &text)?;
+    layout.replace(temp, "store.json")
+}
+
+fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
+    let Some(bytes) = layout.read("store.json", META_BYTES_MAX)? else { return Ok(None) };
+    let path = layout.path("store.json");
+    // The version decides before the rest is understood: a newer file may have another shape.
+    let value: serde_json::Value = serde_json::from_slice(&bytes)
+        .map_err(|_| StoreError::Damaged { path: path.clone(), why: "it is not JSON" })?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        None | Some(0) => return Err(StoreError::Damaged { path, why: "it has no format number" }),
+        Some(found) if found > u64::from(FORMAT) => {
+            let found = format!("format {found}, this one knows up to {FORMAT}");
+            return Err(StoreError::NewerFormat { path, found });
+        }
+        Some(_) => {}
+    }
+    match serde_json::from_value(value) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(_) => Err(StoreError::Damaged { path, why: "fields are missing" }),
+    }
+}
+
+fn check(layout: &Layout, meta: &StoreMeta, id_map: &str) -> Result<(), StoreError> {
+    let strange = meta.incompatible.iter().chain(&meta.ro_compatible);
+    if let Some(feature) = strange.into_iter().find(|f| !INCOMPATIBLE_KNOWN.contains(&f.as_str())) {
+        let found = format!("it uses the feature `{feature}`");
+        return Err(StoreError::NewerFormat { path: layout.path("store.json"), found });
+    }
+    if meta.id_map != id_map {
+        return Err(StoreError::IdMap {
+            root: layout.root().to_owned(),
+            recorded: meta.id_map.clone(),
+            wanted: id_map.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_filesystems_are_named_and_local_ones_are_not() {
+        assert_eq!(network_filesystem(0x6969), Some("NFS"));
+        assert_eq!(network_filesystem(0xFE53_4D42), Some("SMB"));
+        assert_eq!(network_filesystem(0xEF53), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! Directory nodes by digest, with the decoded ones kept in memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::OptionalExtension;
+
+use super::Store;
+use super::db::seal;
+use super::node_codec::{decode_node, encode_node};
+use crate::tree::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+
+/// Entries of decoded nodes kept per generation, about 150 bytes each: 10 MB at worst for both generations.
+const GENERATION_ENTRIES_MAX: usize = 32 * 1024;
+
+/// Two generations of decoded nodes: what is used moves to the young one; when that is full it becomes the old one
+/// and the former old one is forgotten. Cheaper than an LRU list and good enough for walks.
+#[derive(Debug, Default)]
+pub(super) struct NodeCache {
+    generations: Mutex<Generations>,
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<NodeDigest, Arc<DirNode>>,
+    old: HashMap<NodeDigest, Arc<DirNode>>,
+    /// Entries of the nodes in `young`, counting each node as one more.
+    young_entries: usize,
+}
+
+impl NodeCache {
+    fn get(&self, digest: &NodeDigest) -> Option<Arc<DirNode>> {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = generations.young.get(digest) {
+            return Some(node.clone());
+        }
+        let node = generations.old.remove(digest)?;
+        generations.insert(*digest, node.clone());
+        Some(node)
+    }
+
+    fn put(&self, digest: NodeDigest, node: Arc<DirNode>) {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, node);
+    }
+}
+
+impl Generations {
+    fn insert(&mut self, digest: NodeDigest, node: Arc<DirNode>) {
+        self.young_entries += node.entries.len() + 1;
+        self.young.insert(digest, node);
+        if self.young_entries > GENERATION_ENTRIES_MAX {
+            self.old = std::mem::take(&mut self.young);
+            self.young_entries = 0;
+        }
+    }
+}
+
+impl NodeStore for Store {
+    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        if let Some(node) = self.inner.nodes.get(digest) {
+            return Ok(node);
+        }
+        let bytes: Option<Vec<u8>> = self
+            .inner
+            .trees
+            .read("load a directory node", |connection| {
+                let mut statement = connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
+                Ok(statement.query_row([digest.0], |row| row.get(0)).optional()?)
+            })
+            .map_err(|error| NodeStoreError::Storage(Box::new(error)))?;
+        let bytes = bytes.ok_or(NodeStoreError::Missing(*digest))?;
+        let node = open(digest, &bytes).ok_or(NodeStoreError::Damaged(*digest))?;
+        let node = Arc::new(node);
+        self.inner.nodes.put(*digest, node.clone());
+        Ok(node)
+    }
+
+    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+        // What is in memory was stored or loaded by this process.
+        let new: Vec<_> = nodes.iter().filter(|(digest, _)| self.inner.nodes.get(digest).is_none()).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = new.iter().map(|(digest, node)| (digest.0, close(digest, node))).collect();
+        self.inner
+            .trees
+            .write("store directory nodes", |transaction| {
+                // Damaged bytes are mended by whoever makes the node again.
+                let sql = "INSERT INTO nodes VALUES (?1, ?2)
+                    ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes WHERE bytes <> excluded.bytes";
+                let mut statement = transaction.prepare_cached(sql)?;
+                for (digest, bytes) in &rows {
+                    statement.execute((digest, bytes))?;
+                }
+                Ok(())
+            })
+            .map_err(|error| NodeStoreError::Storage(Box::new(error)))?;
+        for (digest, node) in new {
+            self.inner.nodes.put(*digest, node.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Encoded node and seal, as stored.
+fn close(digest: &NodeDigest, node: &DirNode) -> Vec<u8> {
+    let mut bytes = encode_node(node);
+    let sealed = seal("node", &digest.0, &bytes);
+    bytes.extend_from_slice(&sealed);
+    bytes
+}
+
+fn open(digest: &NodeDigest, bytes: &[u8]) -> Option<DirNode> {
+    let (body, sealed) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
+    if seal("node", &digest.0, body) != sealed {
+        return None;
+    }
+    decode_node(body)
+}

@@ -1,0 +1,299 @@
+//! Results of steps by cache key.
+
+use std::fmt;
+
+use rusqlite::OptionalExtension;
+
+use super::db::{now_unix_ns, seal};
+use super::error::StoreError;
+use super::{LayerId, Store};
+use crate::tree::TreeDigest;
+
+/// First byte of an encoded record.
+const VERSION: u8 = 1;
+/// Overlay takes 500 lower directories; images are far below.
+const STACK_MAX: usize = 4096;
+
+/// What a key is derived from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyKind {
+    /// Definitions only: known before anything ran.
+    Def,
+    /// Trees of the inputs.
+    Content,
+}
+
+/// A cache key. Keys of the two kinds never meet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Which of the two.
+    pub kind: KeyKind,
+    /// The digest.
+    pub digest: [u8; 32],
+}
+
+impl Key {
+    /// A definition key.
+    pub const fn def(digest: [u8; 32]) -> Self {
+        Self { kind: KeyKind::Def, digest }
+    }
+
+    /// A content key.
+    pub const fn content(digest: [u8; 32]) -> Self {
+        Self { kind: KeyKind::Content, digest }
+    }
+
+    /// As stored: one byte of kind, then the digest.
+    fn to_bytes(self) -> [u8; 33] {
+        let mut bytes = [0; 33];
+        bytes[0] = match self.kind {
+            KeyKind::Def => b'd',
+            KeyKind::Content => b'c',
+        };
+        bytes[1..].copy_from_slice(&self.digest);
+        bytes
+    }
+}
+
+/// `def-<hex>` or `content-<hex>`.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            KeyKind::Def => "def",
+            KeyKind::Content => "content",
+        };
+        write!(f, "{kind}-{}", hex::encode(self.digest))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({:?} {})", self.kind, hex::encode(&self.digest[..6]))
+    }
+}
+
+/// What a step made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultRecord {
+    /// The output tree, encoded; its directory nodes are in the store.
+    pub tree: Vec<u8>,
+    /// Identity of the output tree.
+    pub tree_digest: TreeDigest,
+    /// The step's own layer; `None` when the step makes none.
+    pub own_layer: Option<LayerId>,
+    /// All layers of the output, base first. Only in records of definition keys: equal trees may be stacked
+    /// differently, so a content record must not bring a stack along.
+    pub stack: Option<Vec<LayerId>>,
+    /// When the step ran, nanoseconds since the epoch: the `created` of its history entry.
+    pub created_unix_ns: i64,
+    /// How long the step ran.
+    pub exec_ns: u64,
+    /// The step as people know it.
+    pub description: String,
+}
+
+impl Store {
+    /// Looks a result up. `None` also when a layer it relies on is gone or the record is damaged: the step then runs
+    /// again. Nodes of the tree are not looked at.
+    pub fn result(&self, key: &Key) -> Result<Option<ResultRecord>, StoreError> {
+        let boot = self.boot()?;
+        let key = key.to_bytes();
+        self.inner.index.read("look up a result", |connection| {
+            let sql = "SELECT record, seal FROM results WHERE key = ?1 AND (durable = 1 OR boot = ?2)";
+            let mut statement = connection.prepare_cached(sql)?;
+            let found = statement
+                .query_row((key, boot.0), |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, [u8; 8]>(1)?)));
+            let Some((bytes, sealed)) = found.optional()? else { return Ok(None) };
+            if seal("result", &key, &bytes) != sealed {
+                return Ok(None);
+            }
+            let Some(record) = decode(&bytes) else { return Ok(None) };
+            let stack = record.stack.as_deref().unwrap_or_default();
+            let is_usable = self.are_usable(connection, record.own_layer.as_slice(), boot)?
+                && self.are_usable(connection, stack, boot)?;
+            Ok(is_usable.then_some(record))
+        })
+    }
+
+    /// Records a result; an earlier record of the key is replaced. Its layers must be committed, its nodes stored.
+    pub fn put_result(&self, key: &Key, record: &ResultRecord) -> Result<(), StoreError> {
+        let boot = self.boot()?;
+        let key = key.to_bytes();
+        let bytes = encode(record);
+        let sealed = seal("result", &key, &bytes);
+        self.inner.index.write("record a result", |transaction| {
+            // An equal valid row keeps its mark: it may be durable already.
+            let sql = "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)
+                ON CONFLICT (key) DO UPDATE SET record = excluded.record, seal = excluded.seal,
+                    used = excluded.used, boot = excluded.boot, epoch = excluded.epoch, durable = 0
+                WHERE record <> excluded.record OR seal <> excluded.seal
+                    OR (durable = 0 AND boot <> excluded.boot)";
+            transaction.prepare_cached(sql)?.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
+            Ok(())
+        })
+    }
+
+    /// The first layer that led from one tree to another, if it is still there. A step that ran again and arrived at
+    /// the same tree uses it instead of its own, so that images and pushes do not change.
+    pub fn result_by_trees(
+        &self,
+        parent: &TreeDigest,
+        child: &TreeDigest,
+    ) -> Result<Option<LayerId>, StoreError> {
+        let boot = self.boot()?;
+        self.inner.index.read("look up a layer by trees", |connection| {
+            let sql = "SELECT layer FROM transitions
+                WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
+            let mut statement = connection.prepare_cached(sql)?;
+            let found =
+                statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
+            match found.optional()? {
+                Some(layer) if self.are_usable(connection, &[layer], boot)? => Ok(Some(layer)),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    /// Records that a layer leads from one tree to another and returns the layer to use: an older usable one if
+    /// there is, else this one.
+    pub fn put_result_by_trees(
+        &self,
+        parent: &TreeDigest,
+        child: &TreeDigest,
+        layer: LayerId,
+    ) -> Result<LayerId, StoreError> {
+        let boot = self.boot()?;
+        self.inner.index.write("record a layer by trees", |transaction| {
+            let sql = "SELECT layer FROM transitions
+                WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let found =
+                statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
+            if let Some(older) = found.optional()?
+                && self.are_usable(transaction, &[older], boot)?
+            {
+                return Ok(older);
+            }
+            let sql = "INSERT OR REPLACE INTO transitions
+                VALUES (?1, ?2, ?3, ?4, (SELECT current FROM epoch), 0)";
+            transaction.prepare_cached(sql)?.execute((parent.0, child.0, layer.to_sql(), boot.0))?;
+            Ok(layer)
+        })
+    }
+}
+
+fn encode(record: &ResultRecord) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&record.tree_digest.0);
+    let layers = |bytes: &mut Vec<u8>, layers: Option<&[LayerId]>| match layers {
+        None => bytes.push(0),
+        Some(layers) => {
+            bytes.push(1);
+            put_length(bytes, layers.len());
+            layers.iter().for_each(|layer| bytes.extend_from_slice(&layer.0.to_le_bytes()));
+        }
+    };
+    layers(&mut bytes, Some(record.own_layer.as_slice()));
+    layers(&mut bytes, record.stack.as_deref());
+    bytes.extend_from_slice(&record.created_unix_ns.to_le_bytes());
+    bytes.extend_from_slice(&record.exec_ns.to_le_bytes());
+    put_length(&mut bytes, record.description.len());
+    bytes.extend_from_slice(record.description.as_bytes());
+    put_length(&mut bytes, record.tree.len());
+    bytes.extend_from_slice(&record.tree);
+    bytes
+}
+
+fn put_length(bytes: &mut Vec<u8>, length: usize) {
+    bytes.extend_from_slice(&(length as u64).to_le_bytes());
+}
+
+/// `None` for anything `encode` does not produce.
+fn decode(bytes: &[u8]) -> Option<ResultRecord> {
+    let mut rest = bytes;
+    if take(&mut rest, 1)? != [VERSION] {
+        return None;
+    }
+    let tree_digest = TreeDigest(take(&mut rest, 32)?.try_into().ok()?);
+    let own_layer = match take_layers(&mut rest)??.as_slice() {
+        [] => None,
+        [layer] => Some(*layer),
+        _ => return None,
+    };
+    let stack = take_layers(&mut rest)?;
+    let created_unix_ns = i64::from_le_bytes(take(&mut rest, 8)?.try_into().ok()?);
+    let exec_ns = take_u64(&mut rest)?;
+    let description = take_bytes(&mut rest)?;
+    let description = String::from_utf8(description).ok()?;
+    let tree = take_bytes(&mut rest)?;
+    rest.is_empty().then_some(ResultRecord {
+        tree,
+        tree_digest,
+        own_layer,
+        stack,
+        created_unix_ns,
+        exec_ns,
+        description,
+    })
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(length)?;
+    *rest = tail;
+    Some(head)
+}
+
+fn take_u64(rest: &mut &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?))
+}
+
+fn take_bytes(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let length = usize::try_from(take_u64(rest)?).ok()?;
+    Some(take(rest, length)?.to_vec())
+}
+
+/// Outer `None`: malformed. Inner: no list.
+fn take_layers(rest: &mut &[u8]) -> Option<Option<Vec<LayerId>>> {
+    match take(rest, 1)? {
+        [0] => Some(None),
+        [1] => {
+            let count = usize::try_from(take_u64(rest)?).ok().filter(|count| *count <= STACK_MAX)?;
+            (0..count).map(|_| take_u64(rest).map(LayerId)).collect::<Option<Vec<_>>>().map(Some)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_record_survives_the_round_trip_and_no_prefix_decodes(
+            tree in proptest::collection::vec(any::<u8>(), 0..64),
+            own in proptest::option::of(any::<u64>()),
+            stack in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..8)),
+            created in any::<i64>(),
+            exec_ns in any::<u64>(),
+            description in ".{0,40}",
+        ) {
+            let record = ResultRecord {
+                tree,
+                tree_digest: TreeDigest([7; 32]),
+                own_layer: own.map(LayerId),
+                stack: stack.map(|stack| stack.into_iter().map(LayerId).collect()),
+                created_unix_ns: created,
+                exec_ns,
+                description,
+            };
+            let bytes = encode(&record);
+            prop_assert_eq!(decode(&bytes), Some(record));
+            for end in 0..bytes.len() {
+                prop_assert_eq!(decode(&bytes[..end]), None);
+            }
+        }
+    }
+}

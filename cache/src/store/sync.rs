@@ -1,0 +1,119 @@
+//! Making a build's work durable: once, at its end.
+
+use rusqlite::Transaction;
+
+use super::db::{DbError, mark};
+use super::error::StoreError;
+use super::{Store, image};
+use crate::store::image::ImageRecord;
+
+impl Store {
+    /// Makes everything committed so far durable: one flush of the file system, then the rows. Does nothing when
+    /// every row is durable already, so a build that changed nothing costs one look-up.
+    ///
+    /// With `durable: false` in the options nothing is flushed; the rows stay good until the machine stops.
+    ///
+    /// When the flush reports lost data ([`StoreError::Sync`]), all rows since the last good one are removed.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.sync_with(&[])
+    }
+
+    /// [`Self::sync`] that also writes tags in its last transaction: a tag never becomes visible before what it
+    /// names is durable, and an older tag of that name stays until then.
+    pub(super) fn sync_with(&self, images: &[(&str, &ImageRecord)]) -> Result<(), StoreError> {
+        let boot = self.boot()?;
+        let is_waiting = self.inner.index.read("look for unsynced rows", |connection| {
+            for table in mark::MARKED {
+                let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE durable = 0 AND boot = ?1)");
+                if connection.prepare_cached(&sql)?.query_row([boot.0], |row| row.get(0))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        if !self.inner.options.durable {
+            if images.is_empty() {
+                return Ok(());
+            }
+            return self.inner.index.write("write tags", |transaction| {
+                images
+                    .iter()
+                    .try_for_each(|(name, record)| image::insert(transaction, name, record, boot, false))
+            });
+        }
+        if !is_waiting && images.is_empty() {
+            return Ok(());
+        }
+        let covered: i64 = self.inner.index.write("raise the epoch", |transaction| {
+            let sql = "UPDATE epoch SET current = current + 1 RETURNING current - 1";
+            Ok(transaction.query_row(sql, [], |row| row.get(0))?)
+        })?;
+        // The descriptor is as old as this store handle: errors of any write-back since then are reported here.
+        if is_waiting && let Err(source) = rustix::fs::syncfs(self.inner.layout.fd()) {
+            self.inner.index.write_durably("drop unsynced rows", |transaction| {
+                for table in mark::MARKED {
+                    let sql = format!("DELETE FROM {table} WHERE durable = 0 AND epoch <= ?1");
+                    transaction.execute(&sql, [covered])?;
+                }
+                Ok(())
+            })?;
+            return Err(StoreError::Sync {
+                root: self.inner.layout.root().to_owned(),
+                source: source.into(),
+            });
+        }
+        self.inner.index.write_durably("mark rows durable", |transaction| {
+            for table in mark::MARKED {
+                let sql =
+                    format!("UPDATE {table} SET durable = 1 WHERE durable = 0 AND epoch <= ?1 AND boot = ?2");
+                transaction.prepare_cached(&sql)?.execute((covered, boot.0))?;
+            }
+            images.iter().try_for_each(|(name, record)| image::insert(transaction, name, record, boot, true))
+        })?;
+        self.inner.trees.checkpoint()?;
+        self.inner.index.checkpoint()
+    }
+
+    /// Removes rows that an earlier boot left unsynced, and moves their directories into `into` (below `work/`).
+    /// Costs one indexed look-up per table when there are none.
+    pub(super) fn sweep_void(&self, into: &str) -> Result<(), StoreError> {
+        let boot = self.boot()?;
+        let has_void = self.inner.index.read("look for void rows", |connection| {
+            for table in mark::MARKED {
+                let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE durable = 0 AND boot <> ?1)");
+                if connection.prepare_cached(&sql)?.query_row([boot.0], |row| row.get(0))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        if !has_void {
+            return Ok(());
+        }
+        let layers = self.inner.index.write_durably("remove void rows", |transaction| {
+            self.remove_void_blobs(transaction, into)?;
+            let layers = super::layer::void(transaction, boot)?;
+            for table in mark::MARKED {
+                let sql = format!("DELETE FROM {table} WHERE durable = 0 AND boot <> ?1");
+                transaction.execute(&sql, [boot.0])?;
+            }
+            Ok(layers)
+        })?;
+        for id in layers {
+            let to = format!("{into}/void-{id}");
+            // Not there: the power cut took it, or somebody else swept.
+            let _ = self.inner.layout.publish(&super::layout::layer(id), &to);
+        }
+        Ok(())
+    }
+
+    /// Moves blob files of void rows away while the transaction keeps others from publishing the same digest.
+    fn remove_void_blobs(&self, transaction: &Transaction<'_>, into: &str) -> Result<(), DbError> {
+        let boot = self.boot()?;
+        for digest in super::blob::void(transaction, boot)? {
+            let to = format!("{into}/void-{}", digest.hex());
+            let _ = self.inner.layout.publish(&super::layout::blob(&digest), &to);
+        }
+        Ok(())
+    }
+}

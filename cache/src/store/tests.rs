@@ -1,0 +1,67 @@
+//! One test per promise of the module head, most with a fresh store each.
+
+mod door;
+mod objects;
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use rbuild_oci::Digest;
+
+use super::*;
+use crate::tree::{DirNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
+
+fn options() -> StoreOptions {
+    StoreOptions { id_map: "test".to_owned(), durable: true }
+}
+
+fn open(root: &Path) -> Store {
+    Store::open(root, options()).unwrap()
+}
+
+fn fresh() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store"));
+    (dir, store)
+}
+
+fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
+    let draft = store.draft(lease).unwrap();
+    std::fs::write(draft.diff_path().join("file"), content).unwrap();
+    store.commit_layer(draft, content.as_bytes(), content.len() as u64).unwrap()
+}
+
+fn commit_blob(store: &Store, lease: &Lease, content: &[u8]) -> Digest {
+    let mut writer = store.ingest(lease).unwrap();
+    writer.write_all(content).unwrap();
+    writer.commit(Some(Digest::of(content))).unwrap()
+}
+
+fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
+    ResultRecord {
+        tree: b"tree".to_vec(),
+        tree_digest: TreeDigest([1; 32]),
+        own_layer: layer,
+        stack,
+        created_unix_ns: 5,
+        exec_ns: 6,
+        description: "RUN true".to_owned(),
+    }
+}
+
+/// A node whose content depends on `seed`, under a made-up digest.
+fn node(seed: u32) -> (NodeDigest, Arc<DirNode>) {
+    let mut node = DirNode::default();
+    let meta = Meta { mode: 0o644, uid: seed, gid: 0, xattrs: [(b"user.a".to_vec(), b"b".to_vec())].into() };
+    let target = seed.to_string().into_bytes();
+    node.entries.insert(b"link".to_vec(), Entry { meta, kind: Kind::Symlink(target) });
+    node.entries.insert(b"pipe".to_vec(), Entry { meta: Meta::default(), kind: Kind::Fifo });
+    (NodeDigest(*blake3::hash(&seed.to_le_bytes()).as_bytes()), Arc::new(node))
+}
+
+/// Runs SQL on the index behind the store's back.
+fn tamper(store: &Store, file: &str, sql: &str) -> usize {
+    let connection = rusqlite::Connection::open(store.root().join(file)).unwrap();
+    connection.execute(sql, []).unwrap()
+}

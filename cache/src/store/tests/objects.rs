@@ -1,0 +1,190 @@
+//! Blobs, layers, results, images, nodes: stored, found, shared.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+
+use rbuild_oci::{ChainId, DiffId, Digest};
+
+use super::*;
+use crate::tree::NodeStore;
+
+#[test]
+fn a_blob_is_visible_only_once_committed_and_reads_back() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let digest = Digest::of(b"hello");
+    let mut writer = store.ingest(&lease).unwrap();
+    writer.write_all(b"hello").unwrap();
+    assert!(store.blob(&digest).unwrap().is_none());
+    assert_eq!(writer.commit(Some(digest)).unwrap(), digest);
+    let mut blob = store.blob(&digest).unwrap().unwrap();
+    let mut text = String::new();
+    blob.file.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), blob.size), ("hello", 5));
+}
+
+#[test]
+fn a_blob_with_another_digest_than_expected_is_refused_and_discarded() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let mut writer = store.ingest(&lease).unwrap();
+    writer.write_all(b"evil").unwrap();
+    let error = writer.commit(Some(Digest::of(b"good"))).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { actual, .. } if actual == Digest::of(b"evil")));
+    assert!(store.blob(&Digest::of(b"evil")).unwrap().is_none());
+    assert!(store.blob(&Digest::of(b"good")).unwrap().is_none());
+    assert_eq!(std::fs::read_dir(lease.work_dir()).unwrap().count(), 0);
+}
+
+#[test]
+fn storing_a_blob_twice_keeps_one() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    commit_blob(&store, &lease, b"same");
+    commit_blob(&store, &lease, b"same");
+    let usage = store.usage().unwrap();
+    assert_eq!((usage.blobs, usage.blob_bytes), (1, 4));
+    assert_eq!(std::fs::read_dir(lease.work_dir()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_draft_becomes_a_layer_with_its_entries() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let draft = store.draft(&lease).unwrap();
+    assert_eq!(std::fs::metadata(draft.diff_path()).unwrap().permissions().mode() & 0o7777, 0o755);
+    std::fs::write(draft.diff_path().join("a"), "x").unwrap();
+    std::fs::write(draft.work_path().join("scratch"), "x").unwrap();
+    let id = store.commit_layer(draft, b"entries", 1).unwrap();
+    assert_eq!(store.layer_entries(id).unwrap(), b"entries");
+    assert_eq!(std::fs::read_to_string(store.layer_path(id).join("a")).unwrap(), "x");
+    let info = store.layer(id).unwrap().unwrap();
+    assert_eq!((info.size_bytes, info.tar), (1, None));
+    let names: Vec<_> = std::fs::read_dir(store.layer_path(id).parent().unwrap()).unwrap().collect();
+    assert_eq!(names.len(), 2, "only diff and entries: {names:?}");
+    rustix::fs::fstat(store.layer_dir(id).unwrap()).unwrap();
+}
+
+#[test]
+fn layers_are_found_by_diff_id() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let id = commit_layer(&store, &lease, "x");
+    let diff_id = DiffId(Digest::of(b"tar"));
+    assert_eq!(store.layer_by_diff_id(&diff_id).unwrap(), None);
+    store.set_diff_id(id, &diff_id, 10_240).unwrap();
+    assert_eq!(store.layer_by_diff_id(&diff_id).unwrap(), Some(id));
+    assert_eq!(store.layer(id).unwrap().unwrap().tar, Some((diff_id, 10_240)));
+    let error = store.set_diff_id(LayerId(42), &diff_id, 1).unwrap_err();
+    assert!(matches!(error, StoreError::UnknownLayer(LayerId(42))));
+}
+
+#[test]
+fn a_result_is_found_under_its_own_kind_of_key_only() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let id = commit_layer(&store, &lease, "x");
+    let record = record(Some(id), Some(vec![id]));
+    store.put_result(&Key::def([9; 32]), &record).unwrap();
+    assert_eq!(store.result(&Key::def([9; 32])).unwrap(), Some(record));
+    assert_eq!(store.result(&Key::content([9; 32])).unwrap(), None);
+}
+
+#[test]
+fn an_equal_rerun_keeps_the_older_layer_while_it_is_there() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let (older, newer) = (commit_layer(&store, &lease, "x"), commit_layer(&store, &lease, "x"));
+    let (parent, child) = (TreeDigest([1; 32]), TreeDigest([2; 32]));
+    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
+    assert_eq!(store.put_result_by_trees(&parent, &child, older).unwrap(), older);
+    assert_eq!(store.put_result_by_trees(&parent, &child, newer).unwrap(), older);
+    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), Some(older));
+    std::fs::remove_dir_all(store.layer_path(older)).unwrap();
+    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
+    assert_eq!(store.put_result_by_trees(&parent, &child, newer).unwrap(), newer);
+}
+
+#[test]
+fn images_resolutions_encodings_and_chains_read_back() {
+    let (dir, store) = fresh();
+    let image = ImageRecord {
+        config: Digest::of(b"config"),
+        layers: vec![LayerId(u64::MAX), LayerId(3)],
+        diff_ids: vec![DiffId(Digest::of(b"tar"))],
+        manifest: None,
+        platform: "linux/amd64".to_owned(),
+        size_bytes: 7,
+        created_unix_ns: -1,
+    };
+    let resolution = Resolution {
+        manifest: Digest::of(b"manifest"),
+        config: Digest::of(b"config"),
+        layers: vec![ResolvedLayer {
+            diff_id: DiffId(Digest::of(b"tar")),
+            blob: Digest::of(b"gz"),
+            size: 3,
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        }],
+        resolved_unix_ns: 1,
+        served_by: "registry.example".to_owned(),
+    };
+    let (diff_id, blob) = (DiffId(Digest::of(b"tar")), Digest::of(b"gz"));
+    let chain = ChainId::of(&[diff_id]).unwrap();
+    store.put_image("app:2", &image).unwrap();
+    store.put_image("app:1", &image).unwrap();
+    store.put_resolution("debian", "linux/amd64", &resolution).unwrap();
+    store.put_encoding(&diff_id, "gzip/1", &blob, 3).unwrap();
+    store.put_chain_tree(&chain, b"tree").unwrap();
+    drop(store);
+
+    let store = open(&dir.path().join("store"));
+    assert_eq!(store.image("app:1").unwrap(), Some(image.clone()));
+    assert_eq!(store.images().unwrap(), [("app:1".to_owned(), image.clone()), ("app:2".to_owned(), image)]);
+    assert!(store.remove_image("app:1").unwrap());
+    assert!(!store.remove_image("app:1").unwrap());
+    assert_eq!(store.image("app:1").unwrap(), None);
+    assert_eq!(store.resolution("debian", "linux/amd64").unwrap(), Some(resolution));
+    assert_eq!(store.resolution("debian", "linux/arm64").unwrap(), None);
+    assert_eq!(store.encoding(&diff_id, "gzip/1").unwrap(), Some((blob, 3)));
+    assert_eq!(store.encoding(&diff_id, "zstd/1").unwrap(), None);
+    assert_eq!(store.diff_of_blob(&blob).unwrap(), Some(diff_id));
+    assert_eq!(store.chain_tree(&chain).unwrap().as_deref(), Some(&b"tree"[..]));
+}
+
+#[test]
+fn nodes_read_back_in_another_process_s_store_handle() {
+    let (dir, store) = fresh();
+    let nodes: Vec<_> = (0..50).map(node).collect();
+    store.put_nodes(&nodes).unwrap();
+    store.put_nodes(&nodes).unwrap();
+    let other = open(&dir.path().join("store"));
+    for (digest, node) in &nodes {
+        assert_eq!(other.node(digest).unwrap(), *node);
+    }
+    let absent = NodeDigest([0; 32]);
+    assert!(matches!(other.node(&absent), Err(crate::tree::NodeStoreError::Missing(d)) if d == absent));
+}
+
+#[test]
+fn a_lease_takes_its_leftovers_along_however_deep_they_are() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let draft = store.draft(&lease).unwrap();
+    // Deeper than PATH_MAX, as a RUN can nest by relative names.
+    let mut at = rustix::io::dup(draft.diff_fd()).unwrap();
+    for depth in 0..3000 {
+        let name = if depth % 2 == 0 { "dddddddddddddddd" } else { "~0" };
+        rustix::fs::mkdirat(&at, name, rustix::fs::Mode::RWXU).unwrap();
+        rustix::fs::mknodat(&at, "file", rustix::fs::FileType::RegularFile, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
+        at = rustix::fs::openat(&at, name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    std::fs::set_permissions(draft.work_path(), std::fs::Permissions::from_mode(0o000)).unwrap();
+    let work = lease.work_dir();
+    drop((draft, at));
+    drop(lease);
+    assert!(!work.exists());
+    assert_eq!(std::fs::read_dir(store.root().join("leases")).unwrap().count(), 0);
+}

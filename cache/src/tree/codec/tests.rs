@@ -1,0 +1,157 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::tree::NodeStore;
+use crate::tree::testing::{dir, file, link, meta, path, tree_linked};
+use crate::tree::{EMPTY_NODE, MemoryNodeStore};
+
+fn sample() -> DirNode {
+    let mut with_xattr = meta(0o4755);
+    with_xattr.xattrs.insert(b"user.k".to_vec(), b"v".to_vec());
+    let entry = |meta, kind| Entry { meta, kind };
+    let owned = Meta { mode: 0o640, uid: 1000, gid: 70_000, ..Meta::default() };
+    let content = ContentDigest([7; 32]);
+    DirNode {
+        entries: BTreeMap::from([
+            (b"b".to_vec(), entry(meta(0o600), Kind::BlockDevice { major: 8, minor: 1 })),
+            (b"c".to_vec(), entry(meta(0o620), Kind::CharDevice { major: 1, minor: 3 })),
+            (b"d".to_vec(), entry(meta(0o1777), Kind::Dir(NodeDigest([9; 32])))),
+            (b"f".to_vec(), entry(owned, Kind::File { size: 5, content })),
+            (b"l".to_vec(), entry(meta(0o777), Kind::Symlink(b"../x".to_vec()))),
+            (b"p".to_vec(), entry(meta(0o644), Kind::Fifo)),
+            (b"\xffx".to_vec(), entry(with_xattr, Kind::File { size: 0, content })),
+        ]),
+    }
+}
+
+/// Changing any of these is a new format version: every stored digest and key changes with them.
+#[test]
+fn golden_bytes_do_not_move() {
+    let one = DirNode {
+        entries: BTreeMap::from([(
+            b"f".to_vec(),
+            Entry {
+                meta: Meta { mode: 0o644, uid: 1, gid: 2, ..Meta::default() },
+                kind: Kind::File { size: 3, content: ContentDigest([0xcc; 32]) },
+            },
+        )]),
+    };
+    let expected = [
+        "52424401",
+        "01000000",
+        "01000000",
+        "66",
+        "02",
+        "a4010000",
+        "01000000",
+        "02000000",
+        "00000000",
+        "0300000000000000",
+    ]
+    .concat()
+        + &"cc".repeat(32);
+    assert_eq!(hex::encode(one.encode()), expected);
+    assert_eq!(hex::encode(DirNode::default().encode()), "5242440100000000");
+    let tree = Tree {
+        root: meta(0o755),
+        node: NodeDigest([0xdd; 32]),
+        links: LinkGroups::new([vec![path("a"), path("b/c")]]),
+    };
+    let expected = ["52425401", "ed010000", "00000000", "00000000", "00000000"].concat()
+        + &"dd".repeat(32)
+        + &["01000000", "02000000", "01000000", "61", "03000000", "622f63"].concat();
+    assert_eq!(hex::encode(tree.encode()), expected);
+}
+
+#[test]
+fn golden_digests_do_not_move() {
+    assert_eq!(EMPTY_NODE.to_string(), "4482489f34622d5aab7333fcaf25ef0b9d60ca2abdd122ad28b6ee0bff1b6497");
+    assert_eq!(
+        sample().digest().to_string(),
+        "f0d72be8fd44955f1f7a03233a79a0ac367f6d454d83bd600b07472f4b6dc263"
+    );
+    assert_eq!(
+        Tree::empty().digest().to_string(),
+        "ba1add9025f02a985b6efc82484acb9c5fb9f7544e55e553a3630e137cc9b7bb"
+    );
+}
+
+#[test]
+fn every_kind_survives_a_round_trip() {
+    assert_eq!(DirNode::decode(&sample().encode()).unwrap(), sample());
+    let nodes = MemoryNodeStore::default();
+    let tree =
+        tree_linked(&nodes, &[("a", file("A")), ("d", dir(0o700)), ("d/s", link("x"))], &[("d/b", "a")]);
+    assert_eq!(Tree::decode(&tree.encode()).unwrap(), tree);
+    assert!(nodes.node(&tree.node).is_ok());
+}
+
+#[test]
+fn every_cut_is_refused() {
+    let bytes = sample().encode();
+    for len in 0..bytes.len() {
+        assert!(DirNode::decode(&bytes[..len]).is_err(), "{len}");
+    }
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert_eq!(DirNode::decode(&longer), Err(CodecError::Trailing(1)));
+}
+
+#[test]
+fn what_no_tree_may_hold_is_refused() {
+    let node = |name: &[u8], entry: Entry| DirNode { entries: BTreeMap::from([(name.to_vec(), entry)]) };
+    let fifo = Entry { meta: meta(0o644), kind: Kind::Fifo };
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+        assert!(matches!(DirNode::decode(&node(name, fifo.clone()).encode()), Err(CodecError::Name(_))));
+    }
+    let mode = Entry { meta: meta(0o10_644), kind: Kind::Fifo };
+    assert_eq!(DirNode::decode(&node(b"a", mode).encode()), Err(CodecError::Mode(0o10_644)));
+    for target in [Vec::new(), b"a\0".to_vec(), vec![b'x'; 4096]] {
+        let link = Entry { meta: meta(0o777), kind: Kind::Symlink(target) };
+        assert!(matches!(DirNode::decode(&node(b"a", link).encode()), Err(CodecError::Target(_))));
+    }
+}
+
+#[test]
+fn a_huge_count_costs_nothing() {
+    let mut bytes = DIR_MAGIC.to_vec();
+    bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(DirNode::decode(&bytes), Err(CodecError::Truncated));
+}
+
+#[test]
+fn unsorted_names_and_groups_are_refused() {
+    let mut bytes = sample().encode();
+    let at = bytes.iter().position(|b| *b == b'b').unwrap();
+    bytes[at] = b'z';
+    assert!(matches!(DirNode::decode(&bytes), Err(CodecError::Name(_))));
+    let groups = |groups: Vec<Vec<&str>>| {
+        LinkGroups::from_sorted(groups.into_iter().map(|g| g.into_iter().map(path).collect()).collect())
+    };
+    assert!(groups(vec![vec!["a", "b"], vec!["c", "d"]]).is_some());
+    assert!(groups(vec![vec!["a"]]).is_none());
+    assert!(groups(vec![vec!["b", "a"]]).is_none());
+    assert!(groups(vec![vec!["c", "d"], vec!["a", "b"]]).is_none());
+    assert!(groups(vec![vec!["a", "b"], vec!["b", "c"]]).is_none());
+}
+
+proptest! {
+    #[test]
+    fn hostile_bytes_never_panic_and_decode_to_one_encoding(
+        cut in 0_usize..400, at in 0_usize..400, byte: u8, tail in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut bytes = sample().encode();
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        if let Some(old) = bytes.get_mut(at) {
+            *old = byte;
+        }
+        bytes.extend(tail);
+        if let Ok(node) = DirNode::decode(&bytes) {
+            prop_assert_eq!(node.encode(), bytes.clone());
+        }
+        bytes.iter_mut().zip(TREE_MAGIC).for_each(|(b, m)| *b = *m);
+        if let Ok(tree) = Tree::decode(&bytes) {
+            prop_assert_eq!(tree.encode(), bytes);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::layer::{DiffEntry, Mtime};
+use crate::tree::testing::{
+    diff, diff_of, dir, file, file_with, link, listing, meta, owned, path, tree, tree_linked,
+};
+use crate::tree::{MemoryNodeStore, difference};
+
+#[test]
+fn an_edit_changes_only_what_it_names() {
+    let nodes = MemoryNodeStore::default();
+    let base = tree(&nodes, &[("a", dir(0o755)), ("a/x", file("x")), ("b", dir(0o700)), ("b/y", file("yy"))]);
+    let next = base
+        .apply(&nodes, &diff(&[("b", dir(0o711)), ("b/n", link("y")), ("b/y", Change::Whiteout)]))
+        .unwrap();
+    assert_eq!(
+        listing(&nodes, &next),
+        ["d 755 0:0 a", "f 644 0:0 a/x 1", "d 711 0:0 b", "l 777 0:0 b/n -> y"]
+    );
+    assert_eq!(next.get(&nodes, &path("a")).unwrap(), base.get(&nodes, &path("a")).unwrap());
+    assert_eq!(next.get(&nodes, &path("b/n/z")).unwrap(), None);
+    assert_eq!(next.get(&nodes, &RelPath::root()).unwrap(), Some(next.root_entry()));
+}
+
+#[test]
+fn parents_need_not_be_listed_but_must_be_directories() {
+    let nodes = MemoryNodeStore::default();
+    let base = tree(&nodes, &[("a", dir(0o755)), ("f", file("F"))]);
+    let next = base.apply(&nodes, &diff(&[("a/x", file("x"))])).unwrap();
+    assert_eq!(listing(&nodes, &next), ["d 755 0:0 a", "f 644 0:0 a/x 1", "f 644 0:0 f 1"]);
+    for entries in [[("f/x", file("x"))], [("none/x", file("x"))]] {
+        let error = base.apply(&nodes, &diff(&entries)).unwrap_err();
+        assert!(matches!(error, TreeError::ParentNotDirectory { .. }), "{error}");
+    }
+}
+
+#[test]
+fn opaque_directories_and_replacements_hide_what_was_there() {
+    let nodes = MemoryNodeStore::default();
+    let base = tree(&nodes, &[("a", dir(0o755)), ("a/x", file("x")), ("f", file("F"))]);
+    let opaque = Change::Dir { meta: meta(0o750), opaque: true };
+    let next = base.apply(&nodes, &diff(&[("a", opaque), ("a/y", file("y")), ("f", dir(0o700))])).unwrap();
+    assert_eq!(listing(&nodes, &next), ["d 750 0:0 a", "f 644 0:0 a/y 1", "d 700 0:0 f"]);
+    let next = base.apply(&nodes, &diff(&[("a", file("A"))])).unwrap();
+    assert_eq!(listing(&nodes, &next), ["f 644 0:0 a 1", "f 644 0:0 f 1"]);
+}
+
+#[test]
+fn the_root_takes_metadata_and_nothing_else() {
+    let nodes = MemoryNodeStore::default();
+    let next = Tree::empty().apply(&nodes, &diff(&[("", dir(0o711)), ("f", file("F"))])).unwrap();
+    assert_eq!(next.root, meta(0o711));
+    let error = Tree::empty().apply(&nodes, &diff(&[("", file("F"))])).unwrap_err();
+    assert!(matches!(error, TreeError::RootReplaced));
+}
+
+#[test]
+fn a_touched_path_leaves_its_link_group() {
+    let nodes = MemoryNodeStore::default();
+    let base = tree_linked(
+        &nodes,
+        &[("a", file("A")), ("d", dir(0o755)), ("d/f", file("E"))],
+        &[("b", "a"), ("c", "a"), ("e", "d/f")],
+    );
+    let groups = |tree: &Tree| format!("{:?}", tree.links.groups());
+    assert_eq!(groups(&base), r#"[["a", "b", "c"], ["d/f", "e"]]"#);
+    let next = base.apply(&nodes, &diff(&[("b", file("B"))])).unwrap();
+    assert_eq!(groups(&next), r#"[["a", "c"], ["d/f", "e"]]"#);
+    let next = base.apply(&nodes, &diff(&[("d", Change::Whiteout)])).unwrap();
+    assert_eq!(groups(&next), r#"[["a", "b", "c"]]"#);
+    let next = base.apply(&nodes, &diff(&[("d", dir(0o700))])).unwrap();
+    assert_eq!(groups(&next), groups(&base), "a directory's metadata moves no group");
+    assert_ne!(base.digest(), tree(&nodes, &[("a", file("A"))]).digest());
+}
+
+#[test]
+fn malformed_diffs_are_refused() {
+    let nodes = MemoryNodeStore::default();
+    let entry = |at: &str, change| DiffEntry { path: path(at), change, mtime: Mtime::default() };
+    let apply = |entries| Tree::empty().apply(&nodes, &LayerDiff { entries });
+    let error = apply(vec![entry("b", file("")), entry("a", file(""))]).unwrap_err();
+    assert!(matches!(error, TreeError::Unsorted { path } if path.to_string() == "a"));
+    assert!(matches!(
+        apply(vec![entry("a", file("")), entry("a", file(""))]),
+        Err(TreeError::Unsorted { .. })
+    ));
+    let hard = |target: &str| Change::Hardlink { target: path(target) };
+    for target in ["a", "b", "c"] {
+        let entries = vec![entry("a", dir(0o755)), entry("b", hard(target)), entry("c", file(""))];
+        assert!(matches!(apply(entries), Err(TreeError::LinkTarget { .. })), "{target}");
+    }
+    assert!(matches!(apply(vec![entry(&"x".repeat(256), file(""))]), Err(TreeError::Unfit { .. })));
+    assert!(matches!(apply(vec![entry("a", link(""))]), Err(TreeError::Unfit { .. })));
+    assert!(matches!(apply(vec![entry("a", dir(0o20_000))]), Err(TreeError::Unfit { .. })));
+    assert!(nodes.is_empty(), "a refused diff keeps nothing");
+}
+
+/// A model of a tree: what is at each path, hardlinked files sharing a number.
+type Model = BTreeMap<RelPath, (Change, Option<u8>)>;
+
+fn apply_model(steps: &[(Vec<&'static str>, u8)]) -> Model {
+    let mut model = Model::new();
+    for (parts, what) in steps {
+        let at = path(&parts.join("/"));
+        let parents_ok = std::iter::successors(at.parent(), RelPath::parent)
+            .filter(|dir| !dir.is_root())
+            .all(|dir| matches!(model.get(&dir), Some((Change::Dir { .. }, _))));
+        if !parents_ok {
+            continue;
+        }
+        let keeps_children = matches!(what, 0..=2) && matches!(model.get(&at), Some((Change::Dir { .. }, _)));
+        if !keeps_children {
+            model.retain(|path, _| super::super::strip(path, &at).is_none());
+        }
+        let value = match what {
+            0 => (dir(0o755), None),
+            1 => (dir(0o700), None),
+            2 => (Change::Dir { meta: owned(0o755, 1, 2), opaque: false }, None),
+            3 => (file("one"), None),
+            4 => (file_with(owned(0o600, 3, 4), "two"), None),
+            5 => (link("x/y"), None),
+            6 => (Change::Fifo { meta: meta(0o644) }, None),
+            7 => (file("linked"), Some(7)),
+            8 => (file("linked"), Some(8)),
+            _ => continue,
+        };
+        model.insert(at, value);
+    }
+    model
+}
+
+fn model_diff(model: &Model) -> LayerDiff {
+    let mut first: BTreeMap<u8, RelPath> = BTreeMap::new();
+    diff_of(model.iter().map(|(path, (change, link))| {
+        let change = match link.map(|link| first.entry(link).or_insert_with(|| path.clone())) {
+            Some(target) if target != path => Change::Hardlink { target: target.clone() },
+            _ => change.clone(),
+        };
+        (path.clone(), change)
+    }))
+}
+
+/// The layer that turns `old` into `new`.
+fn layer_between(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> LayerDiff {
+    let mut changes: BTreeMap<RelPath, Change> = BTreeMap::new();
+    let as_change = |entry: &Entry, replaces: bool| match entry.kind.clone() {
+        Kind::Dir(_) => Change::Dir { meta: entry.meta.clone(), opaque: replaces },
+        Kind::File { size, content } => Change::File { meta: entry.meta.clone(), size, content },
+        Kind::Symlink(target) => Change::Symlink { meta: entry.meta.clone(), target },
+        Kind::Fifo => Change::Fifo { meta: entry.meta.clone() },
+        other => panic!("{other:?} is not generated"),
+    };
+    for change in difference(nodes, old, new).unwrap() {
+        let made = match &change.new {
+            None => Change::Whiteout,
+            Some(entry) => as_change(entry, false),
+        };
+        changes.insert(change.path, made);
+    }
+    let regroup = |a: &Tree, b: &Tree| -> Vec<Vec<RelPath>> {
+        a.links.groups().iter().filter(|group| !b.links.groups().contains(group)).cloned().collect()
+    };
+    for path in regroup(old, new).into_iter().flatten() {
+        if let Some(entry) =
+            new.get(nodes, &path).unwrap().filter(|entry| !matches!(entry.kind, Kind::Dir(_)))
+        {
+            changes.insert(path, as_change(&entry, false));
+        }
+    }
+    for group in regroup(new, old) {
+        let entry = new.get(nodes, &group[0]).unwrap().unwrap();
+        changes.insert(group[0].clone(), as_change(&entry, false));
+        for path in &group[1..] {
+            changes.insert(path.clone(), Change::Hardlink { target: group[0].clone() });
+        }
+    }
+    diff_of(changes)
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Vec<&'static str>, u8)>> {
+    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("a.b")];
+    proptest::collection::vec((proptest::collection::vec(name, 1..4), 0_u8..10), 0..40)
+}
+
+proptest! {
+    #[test]
+    fn applying_a_difference_gives_the_other_tree(old in steps(), new in steps()) {
+        let nodes = MemoryNodeStore::default();
+        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps))).unwrap();
+        let (old_tree, new_tree) = (build(&old), build(&new));
+        let layer = layer_between(&nodes, &old_tree, &new_tree);
+        prop_assert_eq!(&old_tree.apply(&nodes, &layer).unwrap(), &new_tree);
+        let equal = apply_model(&old) == apply_model(&new) || model_diff(&apply_model(&old)) == model_diff(&apply_model(&new));
+        prop_assert_eq!(old_tree.digest() == new_tree.digest(), equal);
+        prop_assert_eq!(difference(&nodes, &new_tree, &new_tree).unwrap(), []);
+    }
+
+    #[test]
+    fn step_by_step_is_the_same_as_at_once(steps in steps(), cut in 0_usize..40) {
+        let nodes = MemoryNodeStore::default();
+        let fresh = MemoryNodeStore::default();
+        let half = Tree::empty()
+            .apply(&nodes, &model_diff(&apply_model(&steps[..cut.min(steps.len())]))).unwrap();
+        let whole = Tree::empty().apply(&fresh, &model_diff(&apply_model(&steps))).unwrap();
+        fresh_into(&fresh, &nodes, &whole);
+        let layer = layer_between(&nodes, &half, &whole);
+        prop_assert_eq!(half.apply(&nodes, &layer).unwrap(), whole);
+    }
+}
+
+fn fresh_into(from: &MemoryNodeStore, to: &MemoryNodeStore, tree: &Tree) {
+    for step in tree.walk(from, &RelPath::root()).unwrap() {
+        if let Kind::Dir(node) = step.unwrap().1.kind {
+            to.put_nodes(&[(node, load(from, &node).unwrap())]).unwrap();
+        }
+    }
+}

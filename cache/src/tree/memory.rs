@@ -1,0 +1,45 @@
+//! Directory nodes in memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::digest::EMPTY_NODE;
+use super::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+
+/// Keeps nodes for as long as it lives: for tests, and for trees that no one needs later.
+#[derive(Debug, Default)]
+pub struct MemoryNodeStore {
+    nodes: RwLock<HashMap<NodeDigest, Arc<DirNode>>>,
+}
+
+impl MemoryNodeStore {
+    /// Number of nodes kept.
+    pub fn len(&self) -> usize {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// True before the first node.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl NodeStore for MemoryNodeStore {
+    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(digest).cloned().ok_or(NodeStoreError::Missing(*digest))
+    }
+
+    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+        let mut kept = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        for (digest, node) in nodes {
+            kept.entry(*digest).or_insert_with(|| Arc::clone(node));
+        }
+        Ok(())
+    }
+}
+
+/// Loads a node; the empty one is known without asking, so that an empty tree needs no store.
+pub(crate) fn load(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    if *digest == *EMPTY_NODE { Ok(Arc::default()) } else { nodes.node(digest) }
+}

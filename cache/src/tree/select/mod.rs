@@ -1,0 +1,143 @@
+//! COPY source patterns over a tree.
+//!
+//! A source is cleaned like a path in the source root, so nothing climbs out of it. Without wildcards it names one
+//! thing and symlinks are followed inside the root. With wildcards, the directories before the first wildcard are
+//! followed, everything after is matched against real entries, and each match then counts as an explicit source.
+//! (dockerfile reference 3.4.)
+
+mod pattern;
+
+#[cfg(test)]
+mod tests;
+
+use super::{Entry, Kind, LastLink, NodeStore, NodeStoreError, ResolveError, Tree, load};
+use crate::path::RelPath;
+pub use pattern::{Pattern, PatternError, has_wildcard};
+
+/// Version prefix of [`selection_digest`].
+const DIGEST_CONTEXT: &[u8] = b"rbuild selection 1\0";
+
+/// One thing that a COPY takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Base name it gets when put into a directory: the name asked for or matched, a symlink's own rather than its
+    /// target's. Empty for the root.
+    pub name: Vec<u8>,
+    /// Real path in the source tree.
+    pub path: RelPath,
+    /// What is there; never a symlink.
+    pub entry: Entry,
+}
+
+/// Why a source selects nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SelectError {
+    /// A literal source, or the target of a link, is not there.
+    #[error("\"/{path}\": not found")]
+    NotFound {
+        /// As asked for, cleaned.
+        path: RelPath,
+    },
+    /// A malformed wildcard.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// Following the source's symlinks failed.
+    #[error("\"/{path}\"")]
+    Resolve {
+        /// As asked for, cleaned.
+        path: RelPath,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
+    /// Nodes could not be read.
+    #[error(transparent)]
+    Nodes(#[from] NodeStoreError),
+}
+
+/// Selects what one source names, in lexical order. Empty only when wildcards match nothing.
+pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<Selected>, SelectError> {
+    let source = RelPath::clamp(source);
+    if !has_wildcard(source.as_bytes()) {
+        return Ok(vec![follow(tree, nodes, &source)?]);
+    }
+    let components: Vec<&[u8]> = source.components().collect();
+    let literal = components.iter().take_while(|name| !has_wildcard(name)).count();
+    let prefix = components[..literal].iter().fold(RelPath::root(), |dir, name| dir.join(name));
+    let patterns: Vec<Pattern> =
+        components[literal..].iter().map(|name| Pattern::new(name)).collect::<Result<_, _>>()?;
+    let start = match tree.resolve(nodes, prefix.as_bytes(), LastLink::Follow) {
+        Ok(found) if found.exists() => found,
+        Ok(_) | Err(ResolveError::NotDirectory { .. } | ResolveError::NotFound { .. }) => {
+            return Ok(Vec::new());
+        }
+        Err(source) => return Err(SelectError::Resolve { path: prefix, source }),
+    };
+    // One level per component keeps the order lexical: every level is visited in order and so are its children.
+    let mut level = vec![(start.path, start.entry)];
+    for pattern in &patterns {
+        let mut next = Vec::new();
+        for (dir, entry) in level {
+            let Kind::Dir(node) = &entry.kind else { continue };
+            let node = load(nodes, node)?;
+            let matching = node.entries.iter().filter(|(name, _)| pattern.matches(name));
+            next.extend(matching.map(|(name, entry)| (dir.join(name), entry.clone())));
+        }
+        level = next;
+    }
+    level.into_iter().map(|(path, _)| follow(tree, nodes, &path)).collect()
+}
+
+fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected, SelectError> {
+    match tree.resolve(nodes, path.as_bytes(), LastLink::Follow) {
+        Ok(found) if found.exists() => {
+            Ok(Selected { name: path.name().to_vec(), path: found.path, entry: found.entry })
+        }
+        Ok(_) | Err(ResolveError::NotDirectory { .. } | ResolveError::NotFound { .. }) => {
+            Err(SelectError::NotFound { path: path.clone() })
+        }
+        Err(ResolveError::Nodes(error)) => Err(error.into()),
+        Err(source) => Err(SelectError::Resolve { path: path.clone(), source }),
+    }
+}
+
+/// Identity of what was selected, for cache keys: equal digests copy equally to any destination.
+///
+/// | in the key | why |
+/// |---|---|
+/// | order and number of items | later ones overwrite earlier ones |
+/// | a file's base name | it is the name in a destination directory |
+/// | a file's entry | mode, owner, xattrs, content |
+/// | a directory's node | everything below it |
+/// | hardlink groups inside a directory | they stay linked |
+///
+/// Not in it: paths of the items, a directory's own name and metadata (its contents are copied, not itself), times,
+/// links that leave a directory. An instruction that copies directories themselves (`--parents`) needs more than this.
+pub fn selection_digest(tree: &Tree, selected: &[Selected]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(DIGEST_CONTEXT);
+    field(&(selected.len() as u64).to_le_bytes());
+    for item in selected {
+        let Kind::Dir(node) = &item.entry.kind else {
+            field(&item.name);
+            field(&item.entry.encode());
+            continue;
+        };
+        // A marker no base name can be, as it holds a `/`.
+        field(b"dir/");
+        field(&node.0);
+        let links = tree.links.below(&item.path);
+        field(&(links.groups().len() as u64).to_le_bytes());
+        for group in links.groups() {
+            field(&(group.len() as u64).to_le_bytes());
+            for path in group {
+                field(path.as_bytes());
+            }
+        }
+    }
+    *hasher.finalize().as_bytes()
+}

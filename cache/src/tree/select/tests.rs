@@ -1,0 +1,166 @@
+use super::*;
+use crate::tree::MemoryNodeStore;
+use crate::tree::testing::{dir, file, link, tree, tree_linked};
+
+fn paths(entries: &[(&str, crate::layer::Change)], source: &str) -> Vec<String> {
+    let nodes = MemoryNodeStore::default();
+    let tree = tree(&nodes, entries);
+    let selected = select(&tree, &nodes, source.as_bytes()).unwrap();
+    selected.iter().map(|item| format!("{}={}", String::from_utf8_lossy(&item.name), item.path)).collect()
+}
+
+#[track_caller]
+fn check_match(pattern: &str, name: &str, expected: bool) {
+    assert_eq!(
+        Pattern::new(pattern.as_bytes()).unwrap().matches(name.as_bytes()),
+        expected,
+        "{pattern} {name}"
+    );
+}
+
+#[test]
+fn patterns_match_as_in_go() {
+    for (pattern, name, expected) in [
+        ("abc", "abc", true),
+        ("*", "abc", true),
+        ("*c", "abc", true),
+        ("a*", "a", true),
+        ("a*b*c*d*e*", "axbxcxdxexxx", true),
+        ("a*b?c*x", "abxbbxdbxebxczzx", true),
+        ("a*b?c*x", "abxbbxdbxebxczzy", false),
+        ("ab[c]", "abc", true),
+        ("ab[b-d]", "abc", true),
+        ("ab[e-g]", "abc", false),
+        ("ab[^c]", "abc", false),
+        ("ab[^e-g]", "abc", true),
+        ("a\\*b", "a*b", true),
+        ("a\\*b", "ab", false),
+        ("a?b", "a☺b", true),
+        ("a[^a]b", "a☺b", true),
+        ("a???b", "a☺b", false),
+        ("[a-ζ]*", "α", true),
+        ("[\\]a]", "]", true),
+        ("[\\-]", "-", true),
+        ("[x\\-]", "x", true),
+        ("**", ".hidden", true),
+        ("arr[[]0].txt", "arr[0].txt", true),
+        ("arr[0].txt", "arr[0].txt", false),
+        ("", "", true),
+        ("*x", "xxx", true),
+    ] {
+        check_match(pattern, name, expected);
+    }
+}
+
+#[test]
+fn malformed_patterns_are_refused() {
+    for pattern in ["[]a]", "[-]", "[x-]", "[-x]", "[a-b-c]", "[", "[^", "[^bc", "a[", "a\\"] {
+        assert!(Pattern::new(pattern.as_bytes()).is_err(), "{pattern}");
+    }
+}
+
+#[test]
+fn many_stars_do_not_explode() {
+    let pattern = Pattern::new("*a".repeat(60).as_bytes()).unwrap();
+    assert!(!pattern.matches("a".repeat(250).replace('a', "ab").as_bytes()));
+}
+
+#[test]
+fn slashes_dots_and_climbing_change_nothing() {
+    let entries = [("d", dir(0o755)), ("d/f", file("F")), ("f", file("F"))];
+    for source in ["d", "d/", "d/.", "/d", "./d", "../d", "x/../../d"] {
+        assert_eq!(paths(&entries, source), ["d=d"], "{source}");
+    }
+    assert_eq!(paths(&entries, "f/"), ["f=f"]);
+    assert_eq!(paths(&entries, "../f"), ["f=f"]);
+    assert_eq!(paths(&entries, ""), ["="]);
+}
+
+#[test]
+fn a_missing_literal_is_an_error_and_a_missing_match_is_not() {
+    let nodes = MemoryNodeStore::default();
+    let tree = tree(&nodes, &[("f", file("F"))]);
+    let error = select(&tree, &nodes, b"nope").unwrap_err();
+    assert_eq!(error.to_string(), "\"/nope\": not found");
+    assert!(matches!(select(&tree, &nodes, b"f/x").unwrap_err(), SelectError::NotFound { .. }));
+    assert_eq!(select(&tree, &nodes, b"nope*").unwrap(), []);
+    assert_eq!(select(&tree, &nodes, b"nope/*").unwrap(), []);
+    assert_eq!(select(&tree, &nodes, b"f/*").unwrap(), []);
+}
+
+#[test]
+fn wildcards_stay_on_their_level_and_come_in_order() {
+    let entries = [
+        (".h", file("h")),
+        ("a", dir(0o755)),
+        ("a/y", file("Y")),
+        ("b", dir(0o755)),
+        ("b/c", dir(0o755)),
+        ("b/c/y", file("deep")),
+        ("b/y", file("Y")),
+        ("y", file("Y")),
+    ];
+    assert_eq!(paths(&entries, "**/y"), ["y=a/y", "y=b/y"]);
+    assert_eq!(paths(&entries, "*"), [".h=.h", "a=a", "b=b", "y=y"]);
+    assert_eq!(paths(&entries, "b/[a-y]"), ["c=b/c", "y=b/y"]);
+}
+
+#[test]
+fn links_are_followed_and_keep_their_own_name() {
+    let entries = [
+        ("abs", link("/real/f")),
+        ("chain", link("up")),
+        ("dirs", link("real")),
+        ("real", dir(0o755)),
+        ("real/f", file("F")),
+        ("up", link("../../real/f")),
+    ];
+    assert_eq!(paths(&entries, "abs"), ["abs=real/f"]);
+    assert_eq!(paths(&entries, "chain"), ["chain=real/f"]);
+    assert_eq!(paths(&entries, "dirs/f"), ["f=real/f"]);
+    assert_eq!(paths(&entries, "dirs/*"), ["f=real/f"]);
+    // A component with wildcards is matched against real entries: `dirs` is a link, not a directory.
+    assert_eq!(paths(&entries, "dir[s]/f"), Vec::<String>::new());
+    assert_eq!(paths(&entries, "a*"), ["abs=real/f"]);
+}
+
+#[test]
+fn dangling_looping_and_escaping_links_are_not_found() {
+    let nodes = MemoryNodeStore::default();
+    let tree = tree(&nodes, &[("d", link("nowhere")), ("l", link("l")), ("s", link("../../etc/passwd"))]);
+    assert!(matches!(select(&tree, &nodes, b"d").unwrap_err(), SelectError::NotFound { .. }));
+    assert!(matches!(select(&tree, &nodes, b"s").unwrap_err(), SelectError::NotFound { .. }));
+    assert!(matches!(select(&tree, &nodes, b"*").unwrap_err(), SelectError::NotFound { .. }));
+    assert!(matches!(
+        select(&tree, &nodes, b"l").unwrap_err(),
+        SelectError::Resolve { source: ResolveError::TooManyLinks { .. }, .. }
+    ));
+}
+
+#[test]
+fn a_selection_digest_sees_names_contents_and_links_only() {
+    let nodes = MemoryNodeStore::default();
+    let plain = tree(
+        &nodes,
+        &[
+            ("d", dir(0o755)),
+            ("d/a", file("F")),
+            ("d/b", file("F")),
+            ("e", dir(0o700)),
+            ("e/a", file("F")),
+            ("e/b", file("F")),
+            ("f", file("F")),
+            ("g", file("F")),
+        ],
+    );
+    let linked =
+        tree_linked(&nodes, &[("d", dir(0o755)), ("d/a", file("F"))], &[("d/b", "d/a"), ("x", "d/a")]);
+    let digest = |tree: &Tree, source: &[u8]| selection_digest(tree, &select(tree, &nodes, source).unwrap());
+    assert_eq!(digest(&plain, b"d"), digest(&plain, b"e"), "a directory's own name and mode are not copied");
+    assert_ne!(digest(&plain, b"f"), digest(&plain, b"g"), "a file's name is");
+    assert_eq!(digest(&plain, b"f"), digest(&plain, b"[f]"));
+    assert_ne!(digest(&plain, b"d"), digest(&linked, b"d"), "links inside are kept");
+    assert_eq!(digest(&plain, b"d/a"), digest(&linked, b"d/a"), "a single file has no links");
+    assert_ne!(digest(&plain, b"[fg]"), digest(&plain, b"f"));
+    assert_ne!(digest(&plain, b"d"), digest(&plain, b"f"));
+}

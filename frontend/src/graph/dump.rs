@@ -1,0 +1,97 @@
+//! A graph as text, for snapshots and for `--debug`.
+
+use std::fmt::Write as _;
+
+use super::{BuildGraph, CopySource, Op, Role, Target};
+
+impl BuildGraph {
+    /// The graph as deterministic text: nodes in the order they were made, then targets with config and history.
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        for index in self.dag.node_indices() {
+            let node = &self.dag[index];
+            let inputs: Vec<String> = self
+                .inputs(index)
+                .into_iter()
+                .map(|(input, from)| {
+                    let role = match input.role {
+                        Role::Root => "root".to_owned(),
+                        Role::Source => "source".to_owned(),
+                        Role::Mount(mount) => format!("mount{mount}"),
+                    };
+                    format!(" {role}=n{}", from.index())
+                })
+                .collect();
+            line(&mut out, format_args!("n{} {}{}", index.index(), node.op.kind(), inputs.concat()));
+            let lines =
+                node.step.lines.map_or_else(String::new, |l| format!(" (lines {}-{})", l.first, l.last));
+            line(&mut out, format_args!("    step {:?} stage {:?}{lines}", node.step.name, node.step.stage));
+            describe(&mut out, &node.op);
+        }
+        for target in &self.targets {
+            describe_target(&mut out, target);
+        }
+        out
+    }
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = out.write_fmt(text);
+    out.push('\n');
+}
+
+fn describe(out: &mut String, op: &Op) {
+    match op {
+        Op::Scratch => {}
+        Op::Image(op) => {
+            line(out, format_args!("    {} {} {}", op.reference, op.manifest, op.platform));
+        }
+        Op::Context(op) => line(out, format_args!("    name {:?}", op.name)),
+        Op::Workdir(op) => line(out, format_args!("    path {:?} user {:?}", op.path, op.user)),
+        Op::Copy(op) => {
+            for source in &op.sources {
+                match source {
+                    CopySource::Path(path) => line(out, format_args!("    path {path:?}")),
+                    CopySource::Inline { name, content } => {
+                        line(out, format_args!("    inline {name:?} {content:?}"));
+                    }
+                }
+            }
+            line(out, format_args!("    dest {:?}", op.dest));
+            if let Some(chown) = &op.chown {
+                line(out, format_args!("    chown {:?}", chown.text));
+            }
+            if let Some(chmod) = op.chmod {
+                line(out, format_args!("    chmod {chmod:04o}"));
+            }
+            line(out, format_args!("    from_context {} unpack {}", op.from_context, op.unpack));
+        }
+        Op::Run(op) => {
+            line(out, format_args!("    argv {:?}", op.argv));
+            for (name, value) in &op.env {
+                line(out, format_args!("    env {name}={value:?}"));
+            }
+            for (name, value) in &op.proxy_env {
+                line(out, format_args!("    proxy {name}={value:?}"));
+            }
+            line(out, format_args!("    cwd {:?} user {:?} network {:?}", op.cwd, op.user, op.network));
+            line(out, format_args!("    platform {}", op.platform));
+            if let Some(script) = &op.script {
+                line(out, format_args!("    script {script:?}"));
+            }
+        }
+    }
+}
+
+fn describe_target(out: &mut String, target: &Target) {
+    let layers: Vec<String> = target.layers.iter().map(|node| format!(" n{}", node.index())).collect();
+    let base = target.base.map_or_else(|| "none".to_owned(), |node| format!("n{}", node.index()));
+    line(out, format_args!("target n{} stage {:?}", target.node.index(), target.stage));
+    line(out, format_args!("    base {base} layers{}", layers.concat()));
+    for step in &target.history {
+        let kind = if step.empty_layer { "empty" } else { "layer" };
+        line(out, format_args!("    {kind} {:?}", step.created_by));
+    }
+    line(out, format_args!("    config {}", String::from_utf8_lossy(&target.config.to_json())));
+}

@@ -1,0 +1,276 @@
+//! AST to [`BuildGraph`], without I/O.
+//!
+//! Lowering needs the configs of base images, and ONBUILD triggers in them can need more. So it is a loop that the
+//! caller drives:
+//!
+//! ```text
+//! loop { match lowering.step() {
+//!     Need(requests) => for each: resolve, lowering.provide(request, image)
+//!     Done(graph) | Failed => leave, after showing lowering.diagnostics()
+//! } }
+//! ```
+//!
+//! A step lowers everything anew from the images provided so far. That costs microseconds per instruction, happens
+//! once more than the longest chain of discoveries, and leaves no half-lowered state to reason about.
+//!
+//! Only stages that the target reaches are lowered. Metadata instructions shape config and history and make no node.
+//! What this version cannot do is an error at its line, never ignored.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rbuild_oci::{Digest, ImageConfig, Platform};
+
+use crate::ast::{CheckOptions, Dockerfile, InstructionKind};
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::graph::BuildGraph;
+use crate::lint;
+use crate::parse::{Parsed, check_options};
+use crate::span::{Lines, Span};
+
+mod environment;
+mod files;
+mod history;
+mod metadata;
+mod nodes;
+mod pass;
+mod ports;
+mod run;
+mod signal;
+mod state;
+
+/// Build-args that steer the builder and need no ARG.
+const CONTROL_ARGS: [&str; 11] = [
+    "BUILDKIT_SYNTAX",
+    "BUILDKIT_DOCKERFILE_CHECK",
+    "BUILDKIT_CACHE_MOUNT_NS",
+    "BUILDKIT_MULTI_PLATFORM",
+    "BUILDKIT_SANDBOX_HOSTNAME",
+    "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
+    "BUILDKIT_INLINE_CACHE",
+    "BUILDKIT_BUILD_NAME",
+    "BUILDKIT_SBOM_SCAN_CONTEXT",
+    "BUILDKIT_SBOM_SCAN_STAGE",
+    "SOURCE_DATE_EPOCH",
+];
+
+/// What the caller wants built.
+#[derive(Debug, Clone)]
+pub struct LowerOptions {
+    /// `--target`: stage name in any case, or index.
+    pub target: Option<String>,
+    /// `--build-arg`.
+    pub build_args: BTreeMap<String, String>,
+    /// `--label`, in order; they beat the Dockerfile's.
+    pub labels: Vec<(String, String)>,
+    /// `--platform`, when given.
+    pub target_platform: Option<Platform>,
+    /// What the build machine is.
+    pub build_platform: Platform,
+    /// `--build-context`.
+    pub named_contexts: BTreeMap<String, NamedContext>,
+}
+
+impl LowerOptions {
+    /// Options with nothing asked for.
+    pub fn new(build_platform: Platform) -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: Vec::new(),
+            target_platform: None,
+            build_platform,
+            named_contexts: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a named context is. Image and layout are resolved by the caller through [`ImageRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A directory.
+    Local,
+    /// An image reference.
+    Image(String),
+    /// An OCI layout.
+    OciLayout,
+}
+
+/// An image that lowering needs pinned.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageRequest {
+    /// Reference as written, after expansion; or the named context's name.
+    pub reference: String,
+    /// The named context that stands for the image.
+    pub named_context: Option<String>,
+    /// Platform wanted.
+    pub platform: Platform,
+    /// Who wants it first.
+    pub span: Span,
+    /// Lines of that.
+    pub lines: Lines,
+}
+
+/// A pinned image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResolvedImage {
+    /// Normalised reference, for people.
+    pub reference: String,
+    /// Digest of the image manifest, never of an index.
+    pub manifest: Digest,
+    /// The image's config.
+    pub config: ImageConfig,
+}
+
+/// Where lowering stands.
+#[derive(Debug)]
+pub enum Progress {
+    /// These images first, at least one.
+    Need(Vec<ImageRequest>),
+    /// The graph.
+    Done(Box<BuildGraph>),
+    /// Errors are in [`Lowering::diagnostics`].
+    Failed,
+}
+
+/// What identifies an image apart from who asks.
+type ImageKey = (String, Option<String>, Platform);
+
+/// A lowering in progress.
+#[derive(Debug)]
+pub struct Lowering {
+    ast: Dockerfile,
+    options: LowerOptions,
+    images: BTreeMap<ImageKey, ResolvedImage>,
+    /// Stages that only ONBUILD triggers want.
+    extra_stages: BTreeSet<usize>,
+    declared: BTreeSet<String>,
+    from_parse: Vec<Diagnostic>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Lowering {
+    /// Starts; nothing is looked at yet.
+    pub fn new(parsed: &Parsed, options: LowerOptions) -> Self {
+        Self {
+            ast: parsed.ast.clone(),
+            options,
+            images: BTreeMap::new(),
+            extra_stages: BTreeSet::new(),
+            declared: BTreeSet::new(),
+            from_parse: parsed.diagnostics.clone(),
+            diagnostics: parsed.diagnostics.clone(),
+        }
+    }
+
+    /// Lowers as far as the images provided allow.
+    pub fn step(&mut self) -> Progress {
+        let check = match self.check_options() {
+            Ok(check) => check,
+            Err(diagnostic) => {
+                self.diagnostics = self.from_parse.clone();
+                self.diagnostics.push(diagnostic);
+                return Progress::Failed;
+            }
+        };
+        self.diagnostics = self.from_parse.clone();
+        self.diagnostics.retain(|d| !lint::is_skipped(d, &check));
+        if self.has_errors() {
+            return Progress::Failed;
+        }
+        loop {
+            let mut outcome = pass::run(&self.ast, &self.options, &self.images, &self.extra_stages);
+            self.declared.append(&mut outcome.declared);
+            // A trigger that wants a stage which was not known to be reachable: lower again with it.
+            let wanted_before = self.extra_stages.len();
+            self.extra_stages.append(&mut outcome.wanted);
+            if self.extra_stages.len() > wanted_before {
+                continue;
+            }
+            self.diagnostics.append(&mut outcome.diagnostics);
+            self.diagnostics.retain(|d| !lint::is_skipped(d, &check));
+            self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+            self.diagnostics.dedup();
+            if self.has_errors() {
+                return Progress::Failed;
+            }
+            if !outcome.needs.is_empty() {
+                return Progress::Need(outcome.needs);
+            }
+            if check.error && self.lint_violations() {
+                return Progress::Failed;
+            }
+            return match outcome.graph {
+                Some(graph) => Progress::Done(Box::new(graph)),
+                None => Progress::Failed,
+            };
+        }
+    }
+
+    /// Answers a request. Providing an image that nobody asked for changes nothing.
+    pub fn provide(&mut self, request: &ImageRequest, image: ResolvedImage) {
+        let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
+        self.images.insert(key, image);
+    }
+
+    /// All that was found so far, the parser's findings included, without the rules that are switched off.
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
+    }
+
+    /// Build-args that no ARG declares, sorted.
+    pub fn unused_build_args(&self) -> Vec<String> {
+        let declares = |name: &str| {
+            self.declared.contains(name)
+                || self.ast.instructions.iter().any(|instruction| match &instruction.kind {
+                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == name),
+                    _ => false,
+                })
+        };
+        let is_used = |name: &str| {
+            CONTROL_ARGS.contains(&name)
+                || environment::is_proxy(name)
+                || environment::is_platform_arg(name)
+                || declares(name)
+        };
+        self.options.build_args.keys().filter(|name| !is_used(name)).cloned().collect()
+    }
+
+    fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    /// The `check` directive, or the build-arg that replaces it.
+    fn check_options(&self) -> Result<CheckOptions, Diagnostic> {
+        let Some(value) = self.options.build_args.get("BUILDKIT_DOCKERFILE_CHECK") else {
+            return Ok(self.ast.check.clone());
+        };
+        check_options(value)
+            .map_err(|text| nowhere(format!("failed to parse BUILDKIT_DOCKERFILE_CHECK: {text}")))
+    }
+
+    fn lint_violations(&mut self) -> bool {
+        let rules: BTreeSet<&str> = self.diagnostics.iter().filter_map(|d| d.rule).collect();
+        if rules.is_empty() {
+            return false;
+        }
+        let names = rules.into_iter().collect::<Vec<_>>().join(", ");
+        self.diagnostics.push(nowhere(format!("lint violation found for rules: {names}")));
+        true
+    }
+}
+
+/// An error about no place in particular.
+fn nowhere(message: String) -> Diagnostic {
+    Diagnostic {
+        rule: None,
+        severity: Severity::Error,
+        message,
+        span: Span::default(),
+        lines: Lines { first: 1, last: 1 },
+        related: Vec::new(),
+        help: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! COPY, ADD, WORKDIR.
+
+use crate::ast::{AddInstruction, CopyInstruction, Instruction, SourceWord, Spanned};
+use crate::dockerignore::clean;
+use crate::expand;
+use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
+use crate::parse::Issue;
+use crate::span::Span;
+
+use super::pass::{Pass, Source, Work, failed};
+
+/// What COPY and ADD have in common.
+struct Transfer<'i> {
+    keyword: &'static str,
+    from: Option<&'i Spanned<String>>,
+    chown: Option<&'i Spanned<String>>,
+    chmod: Option<&'i Spanned<String>>,
+    sources: &'i [SourceWord],
+    dest: &'i Spanned<String>,
+}
+
+impl Pass<'_> {
+    pub(super) fn copy(
+        &mut self,
+        work: &mut Work,
+        instruction: &Instruction,
+        copy: &CopyInstruction,
+    ) -> Result<(), Issue> {
+        let step = work.next_step(instruction);
+        not_yet("COPY --link", copy.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
+        not_yet("COPY --parents", copy.parents.as_ref().filter(|flag| flag.value).map(|flag| flag.span))?;
+        not_yet("COPY --exclude", copy.exclude.first().map(|pattern| pattern.span))?;
+        let transfer = Transfer {
+            keyword: "COPY",
+            from: copy.from.as_ref(),
+            chown: copy.chown.as_ref(),
+            chmod: copy.chmod.as_ref(),
+            sources: &copy.sources,
+            dest: &copy.dest,
+        };
+        self.transfer(work, instruction, step, &transfer)
+    }
+
+    pub(super) fn add(
+        &mut self,
+        work: &mut Work,
+        instruction: &Instruction,
+        add: &AddInstruction,
+    ) -> Result<(), Issue> {
+        let step = work.next_step(instruction);
+        not_yet("ADD --link", add.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
+        not_yet("ADD --exclude", add.exclude.first().map(|pattern| pattern.span))?;
+        not_yet("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span))?;
+        not_yet("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span))?;
+        not_yet("ADD --unpack", add.unpack.as_ref().map(|flag| flag.span))?;
+        let transfer = Transfer {
+            keyword: "ADD",
+            from: None,
+            chown: add.chown.as_ref(),
+            chmod: add.chmod.as_ref(),
+            sources: &add.sources,
+            dest: &add.dest,
+        };
+        self.transfer(work, instruction, step, &transfer)
+    }
+
+    fn transfer(
+        &mut self,
+        work: &mut Work,
+        instruction: &Instruction,
+        step: Step,
+        transfer: &Transfer<'_>,
+    ) -> Result<(), Issue> {
+        let keyword = transfer.keyword;
+        let chown = self.optional(work, transfer.chown)?;
+        let chmod_text = self.optional(work, transfer.chmod)?;
+        let chmod = match (&chmod_text, transfer.chmod) {
+            (Some(text), Some(flag)) => Some(mode(keyword, text, flag.span)?),
+            _ => None,
+        };
+        let (mut paths, mut inline, mut shown) = (Vec::new(), Vec::new(), Vec::new());
+        for source in transfer.sources {
+            match source {
+                SourceWord::Path(word) => {
+                    let text = self.expand(work, word)?;
+                    remote(keyword, &text, word.span)?;
+                    paths.push(CopySource::Path(source_path(&text)));
+                    shown.push(text);
+                }
+                SourceWord::Inline(heredoc) => {
+                    let mut content = heredoc.text();
+                    if heredoc.expand {
+                        let expansion = expand::heredoc(&content, &work.state);
+                        let expansion = expansion.map_err(|error| failed(&heredoc.name, &error))?;
+                        self.undefined(work, &expansion.unset, heredoc.body.span);
+                        content = expansion.text;
+                    }
+                    self.charge(content.len(), heredoc.name.span)?;
+                    inline.push(CopySource::Inline { name: heredoc.name.value.clone(), content });
+                }
+            }
+        }
+        // Docker's history shows the markers after the paths.
+        shown.extend(inline.iter().filter_map(|source| match source {
+            CopySource::Inline { name, .. } => Some(format!("<<{name}")),
+            CopySource::Path(_) => None,
+        }));
+        let dest = self.expand(work, transfer.dest)?;
+        let absolute = destination(work.state.workdir(), &dest);
+        if paths.len() + inline.len() > 1 && !absolute.ends_with('/') {
+            let message = format!(
+                "{keyword} with several sources and the destination {dest:?}: unless it is a directory, later files overwrite earlier ones"
+            );
+            self.warn(work, "MultipleSourcesToFile", message, transfer.dest.span);
+        }
+
+        let mut inputs = vec![(Role::Root, work.state.node)];
+        let mut from_context = transfer.from.is_none();
+        if !paths.is_empty() {
+            let source = match transfer.from {
+                None => self.context_node(None),
+                Some(from) => {
+                    let lines = instruction.lines;
+                    let found = self.source_of(&from.value, work.stage, from.span, lines)?;
+                    from_context = matches!(found, Source::Local(_));
+                    match self.source_node(work, found) {
+                        Some(node) => node,
+                        // Its image or stage is not known yet: this pass will not be the last.
+                        None => return Ok(()),
+                    }
+                }
+            };
+            inputs.push((Role::Source, source));
+        }
+        paths.append(&mut inline);
+        let mut created_by = keyword.to_owned();
+        for (flag, value) in [("chown", &chown), ("chmod", &chmod_text)] {
+            if let Some(value) = value {
+                created_by.push_str(&format!(" --{flag}={value}"));
+            }
+        }
+        created_by.push_str(&format!(" {} {dest} # buildkit", shown.join(" ")));
+        let op = CopyOp {
+            sources: paths,
+            dest: absolute,
+            chown: chown.map(|text| Chown { text }),
+            chmod,
+            from_context,
+            unpack: keyword == "ADD",
+        };
+        work.state.node = self.nodes.add(Op::Copy(op), &inputs, step);
+        work.state.layers.push(work.state.node);
+        work.state.log(created_by, false);
+        Ok(())
+    }
+
+    fn source_node(&mut self, work: &Work, source: Source) -> Option<petgraph::graph::NodeIndex> {
+        match source {
+            Source::Stage(index) => self.states[index].as_ref().map(|state| state.node),
+            Source::Local(name) => Some(self.context_node(Some(&name))),
+            Source::Scratch => Some(self.scratch_node()),
+            Source::Image(request) => {
+                let image = self.image(&request)?;
+                let stage = self.stages.all[work.stage].label();
+                let name = format!("FROM {}", image.reference);
+                let step = Step { name, stage, lines: Some(request.lines) };
+                Some(self.image_node(image, &request.platform, step))
+            }
+        }
+    }
+
+    /// A flag's text after expansion; empty is absent.
+    fn optional(&mut self, work: &Work, flag: Option<&Spanned<String>>) -> Result<Option<String>, Issue> {
+        match flag {
+            None => Ok(None),
+            Some(flag) => Ok(Some(self.expand(work, flag)?).filter(|text| !text.is_empty())),
+        }
+    }
+
+    pub(super) fn workdir(
+        &mut self,
+        work: &mut Work,
+        instruction: &Instruction,
+        path: &Spanned<String>,
+    ) -> Result<(), Issue> {
+        let step = work.next_step(instruction);
+        let text = self.expand(work, path)?;
+        if !work.state.workdir_set && !text.is_empty() && !text.starts_with('/') {
+            let message =
+                format!("Relative workdir {text:?} can have unexpected results if the base image changes");
+            self.warn(work, "WorkdirRelativePath", message, path.span);
+        }
+        work.state.workdir_set = true;
+        let joined = match text.starts_with('/') {
+            true => text,
+            false => format!("{}/{text}", work.state.workdir()),
+        };
+        let absolute = clean(&joined);
+        work.state.config.config.working_dir.clone_from(&absolute);
+        let is_root = absolute == "/";
+        work.state.log(format!("WORKDIR {absolute}"), is_root);
+        if !is_root {
+            let op = WorkdirOp { path: absolute, user: work.state.config.config.user.clone() };
+            work.state.node = self.nodes.add(Op::Workdir(op), &[(Role::Root, work.state.node)], step);
+            work.state.layers.push(work.state.node);
+        }
+        Ok(())
+    }
+}
+
+fn not_yet(what: &str, span: Option<Span>) -> Result<(), Issue> {
+    match span {
+        Some(span) => Err(Issue::new(format!("{what} is not supported yet"), span)),
+        None => Ok(()),
+    }
+}
+
+/// URL and git sources: never for COPY, not yet for ADD.
+fn remote(keyword: &str, text: &str, span: Span) -> Result<(), Issue> {
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    let path = text.split(['#', '?']).next().unwrap_or_default();
+    let is_scp = text.split_once(':').is_some_and(|(host, path)| {
+        host.starts_with("git@") && !host.contains('/') && !path.is_empty() && !path.starts_with("//")
+    });
+    let is_git = text.starts_with("git://")
+        || text.starts_with("ssh://")
+        || is_scp
+        || (is_http && path.trim_end_matches('/').ends_with(".git"));
+    match (is_git, is_http, keyword) {
+        (false, false, _) => Ok(()),
+        (true, _, "COPY") => Err(Issue::new("source can't be a git ref for COPY", span)),
+        (_, _, "COPY") => Err(Issue::new("source can't be a URL for COPY", span)),
+        (true, _, _) => Err(Issue::new("ADD of a git repository is not supported yet", span)),
+        _ => Err(Issue::new("ADD of a URL is not supported yet", span)),
+    }
+}
+
+/// `--chmod` to mode bits.
+fn mode(keyword: &str, text: &str, span: Span) -> Result<u32, Issue> {
+    let invalid = || {
+        let message =
+            format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777");
+        Issue::new(message, span)
+    };
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+        return mode.ok_or_else(invalid);
+    }
+    let is_symbolic = text.split(',').all(|clause| {
+        let rest = clause.trim_start_matches(['u', 'g', 'o', 'a']);
+        rest.starts_with(['+', '-', '='])
+            && rest
+                .chars()
+                .all(|c| matches!(c, '+' | '-' | '=' | 'r' | 'w' | 'x' | 'X' | 's' | 't' | 'u' | 'g' | 'o'))
+    });
+    match is_symbolic {
+        true => Err(Issue::new(format!("{keyword} --chmod with a symbolic mode is not supported yet"), span)),
+        false => Err(Issue::new(format!("invalid chmod parameter: '{text}': invalid syntax"), span)),
+    }
+}
+
+/// A source as the graph wants it: cleaned at the root, so that `..` cannot climb; empty for all of it.
+fn source_path(text: &str) -> String {
+    clean(&format!("/{text}")).trim_start_matches('/').to_owned()
+}
+
+/// The destination: absolute, cleaned, with a final slash when a directory is meant.
+fn destination(workdir: &str, dest: &str) -> String {
+    let is_dir = dest.is_empty() || dest.ends_with('/') || dest == "." || dest.ends_with("/.");
+    let joined = if dest.starts_with('/') { dest.to_owned() } else { format!("{workdir}/{dest}") };
+    let mut absolute = clean(&joined);
+    if is_dir && !absolute.ends_with('/') {
+        absolute.push('/');
+    }
+    absolute
+}

@@ -1,0 +1,40 @@
+//! The graph under construction: equal `(op, inputs)` are one node.
+
+use std::collections::HashMap;
+
+use petgraph::graph::{DiGraph, NodeIndex};
+use rbuild_oci::CanonicalWriter;
+
+use crate::graph::{Input, Node, Op, Role, Step};
+
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    pub(super) dag: DiGraph<Node, Input>,
+    known: HashMap<Vec<u8>, NodeIndex>,
+}
+
+impl Nodes {
+    /// The node for `op` over `inputs` (slot = position); the step of whoever came first stays.
+    pub(super) fn add(&mut self, op: Op, inputs: &[(Role, NodeIndex)], step: Step) -> NodeIndex {
+        let mut key = CanonicalWriter::new("frontend-node");
+        key.value(&op);
+        for (role, node) in inputs {
+            match role {
+                Role::Root => key.str("root"),
+                Role::Source => key.str("source"),
+                Role::Mount(index) => key.str("mount").u64(u64::from(*index)),
+            };
+            key.u64(node.index() as u64);
+        }
+        let key = key.finish();
+        if let Some(node) = self.known.get(&key) {
+            return *node;
+        }
+        let node = self.dag.add_node(Node { op, step });
+        for (slot, (role, input)) in (0_u16..).zip(inputs) {
+            self.dag.add_edge(*input, node, Input { slot, role: *role });
+        }
+        self.known.insert(key, node);
+        node
+    }
+}
