@@ -1,15 +1,18 @@
 //! Judges of built images that this project did not write: skopeo, umoci, runc.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::http;
 use crate::need::{find_program, program_path};
 
 /// A server in a container may take this long to answer.
@@ -168,15 +171,18 @@ fn adapt(spec: &mut Value, variables: &[&str]) {
 #[derive(Debug)]
 pub struct Container {
     runc: Child,
+    /// Unique on the machine: cgroups are named after it.
+    name: String,
     state: PathBuf,
     log: PathBuf,
 }
 
-const CONTAINER: &str = "tested";
-
 impl Container {
     fn start(bundle: &Path, state: &Path) -> Result<Self> {
         let log = bundle.with_file_name("log");
+        let name =
+            bundle.parent().and_then(Path::file_name).context("the bundle lies in a directory of its own")?;
+        let name = name.to_string_lossy().into_owned();
         let output = fs::File::create(&log)?;
         let runc = find_program("runc").context("`runc` is not installed")?;
         // A network namespace of its own with nothing but loopback: two tests may both serve port 80.
@@ -186,40 +192,37 @@ impl Container {
             .arg(runc)
             .arg("--root")
             .arg(state)
+            .arg("--log")
+            .arg(bundle.with_file_name("runc.log"))
             .args(["run", "--bundle"])
             .arg(bundle)
-            .arg(CONTAINER)
+            .arg(&name)
             .env("PATH", program_path())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
             .context("start runc")?;
-        Ok(Self { runc, state: state.to_owned(), log })
+        Ok(Self { runc, name, state: state.to_owned(), log })
     }
 
-    /// Body of `http://127.0.0.1:PORT/PATH` inside the container's network, once it answers.
+    /// Body of `http://127.0.0.1:PORT/PATH` inside the container's network, once it answers with 200.
     ///
     /// # Errors
     ///
     /// When the container ends, or does not answer in time; with what it printed.
     pub fn get(&mut self, port: u16, path: &str) -> Result<String> {
-        let network = format!("--net=/proc/{}/ns/net", self.runc.id());
-        let url = format!("http://127.0.0.1:{port}{path}");
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             if let Some(status) = self.runc.try_wait()? {
                 bail!("the container ended with {status}: {}", self.output());
             }
-            let answer = Command::new("nsenter")
-                .args([&network, "--", "busybox", "wget", "-q", "-T", "5", "-O", "-", &url])
-                .env("PATH", program_path())
-                .output()?;
-            if answer.status.success() {
-                return Ok(String::from_utf8_lossy(&answer.stdout).into_owned());
-            }
-            let why = String::from_utf8_lossy(&answer.stderr).into_owned();
-            ensure!(Instant::now() < deadline, "no answer from {url}: {why}; it printed: {}", self.output());
+            let why = match get_in_network_of(self.runc.id(), port, path) {
+                Ok(answer) if answer.status == 200 => return Ok(answer.body),
+                Ok(answer) => format!("status {}", answer.status),
+                Err(error) => format!("{error:#}"),
+            };
+            ensure!(Instant::now() < deadline, "port {port}, {path}: {why}; it printed: {}", self.output());
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -242,10 +245,14 @@ impl Container {
         Ok(self.output())
     }
 
-    /// What it printed so far.
+    /// What it printed so far, or, when it printed nothing, what runc has to say.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        let printed = fs::read_to_string(&self.log).unwrap_or_default();
+        if printed.is_empty() {
+            return fs::read_to_string(self.log.with_file_name("runc.log")).unwrap_or_default();
+        }
+        printed
     }
 }
 
@@ -254,12 +261,27 @@ impl Drop for Container {
         // runc ends the container's processes; then its own foreground process ends by itself.
         if let Some(runc) = find_program("runc") {
             let mut delete = Command::new(runc);
-            delete.arg("--root").arg(&self.state).args(["delete", "--force", CONTAINER]);
+            delete.arg("--root").arg(&self.state).args(["delete", "--force", &self.name]);
             delete.stdin(Stdio::null()).output().ok();
         }
         self.runc.kill().ok();
         self.runc.wait().ok();
     }
+}
+
+/// Asks from a thread that joins the network namespace of a process: only that thread moves.
+fn get_in_network_of(pid: u32, port: u16, path: &str) -> Result<http::Answer> {
+    let namespace = format!("/proc/{pid}/ns/net");
+    let is_own = fs::read_link(&namespace)? != fs::read_link("/proc/self/ns/net")?;
+    ensure!(is_own, "the container has no network yet");
+    let namespace = fs::File::open(namespace)?;
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            http::get(([127, 0, 0, 1], port).into(), path)
+        });
+        asking.join().unwrap_or_else(|_| bail!("the asking thread panicked"))
+    })
 }
 
 fn tool(name: &str, args: &[&str]) -> Result<Output> {

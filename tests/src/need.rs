@@ -47,7 +47,7 @@ impl Need {
             Self::Registry => &["docker-registry"],
             Self::Bases => &["mmdebstrap", "busybox", "python3", "skopeo", "docker-registry", "unshare"],
             Self::Judges => &["skopeo", "umoci"],
-            Self::Runtime => &["runc", "umoci", "unshare", "nsenter", "busybox"],
+            Self::Runtime => &["runc", "umoci", "unshare", "busybox"],
             Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
             Self::Password => &["htpasswd"],
         }

@@ -66,6 +66,6 @@ fn help_and_version_go_to_stdout() -> Result<()> {
     {
         assert!(build.stdout.contains(flag), "{flag}\n{build}");
     }
-    assert!(env.run(["--version"])?.ok().stdout.starts_with("rbuild "));
+    assert!(env.run(["version"])?.ok().stdout.starts_with("rbuild "));
     Ok(())
 }

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Generate the benchmark workloads deterministically.
+
+usage: gen.py OUT_DIR [REGISTRY [WORKLOAD...]]          all of them, or those named
+
+w1      node app: package.json, install that writes 5,000 files, source copy
+w2      20,000 small files (avg 4 KiB) and a .dockerignore that drops 2,000 more
+w3copy  1 GiB of mixed data, COPY
+w3run   1 GiB of mixed data, made by RUN
+w4      50 RUN steps
+w5      4 independent stages of RUN sleep 2, joined by COPY --from
+w6      FROM node, one trivial RUN
+"""
+import os, random, sys
+
+OUT = sys.argv[1]
+REG = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:5000"
+SYL = [a + b for a in "bcdfghjklmnprstvz" for b in "aeiou"]
+
+
+def write(path, data):
+    path = os.path.join(OUT, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+    os.utime(path, (1700000000, 1700000000))
+
+
+def text(rng, n):
+    """About n bytes of source-like text."""
+    out, size = [], 0
+    while size < n:
+        line = "  const %s%s = %s(%d, '%s');\n" % (rng.choice(SYL), rng.choice(SYL), rng.choice(SYL),
+                                                rng.randrange(10**6), "".join(rng.choices(SYL, k=6)))
+        out.append(line)
+        size += len(line)
+    return "".join(out)[:n]
+
+
+def w1():
+    rng = random.Random(1)
+    write("w1/package.json", '{"name":"app","version":"1.0.0","dependencies":{"left-pad":"1.3.0"},"files":5000}\n')
+    for i in range(300):
+        write(f"w1/src/mod{i // 30}/f{i}.js", text(rng, rng.randrange(1000, 12000)))
+    write("w1/src/index.js", "console.log('hello');\n")
+    write("w1/node_modules/local/ignored.js", text(rng, 50000))
+    write("w1/.dockerignore", "node_modules\n.git\n*.log\n")
+    install = ("const fs=require('fs');const n=JSON.parse(fs.readFileSync('package.json')).files;"
+               "let s=1;const r=()=>(s=(s*1103515245+12345)%2147483648);"
+               "for(let i=0;i<n;i++){const d='node_modules/p'+(i%250)+'/lib';fs.mkdirSync(d,{recursive:true});"
+               "let b='';const k=200+r()%6000;while(b.length<k)b+='exports.x'+r()+'='+r()+';\\\\n';"
+               "fs.writeFileSync(d+'/f'+i+'.js',b);}")
+    write("w1/Dockerfile", f'FROM {REG}/node\nWORKDIR /app\nCOPY package.json ./\nRUN node -e "{install}"\n'
+                           'COPY . .\nENV NODE_ENV=production\nEXPOSE 3000\nCMD ["node", "src/index.js"]\n')
+
+
+def w2():
+    rng = random.Random(2)
+    blob = text(rng, 1 << 20)
+    for i in range(22000):
+        n = min(65536, int(rng.expovariate(1 / 4096)) + 1)
+        off = rng.randrange(len(blob) - n)
+        if i < 20000:
+            name = f"w2/pkg{i // 1000:02d}/d{i // 100 % 10}/file{i}.txt"
+        elif i < 21000:
+            name = f"w2/tmp/{i}.bin"
+        else:
+            name = f"w2/pkg{i % 20:02d}/log/{i}.log"
+        write(name, f"{i}\n" + blob[off:off + n])
+    write("w2/.dockerignore", "tmp\n**/*.log\n!pkg00/keep.log\n.git\n")
+    write("w2/Dockerfile", f"FROM {REG}/busybox\nCOPY . /app\n")
+
+
+def w3copy():
+    rng = random.Random(3)
+    half = bytes(b"0123456789abcdef"[i % 16] for i in range(256))   # 4 bits of entropy a byte
+    words = text(rng, 1 << 20).encode()
+    for i in range(64):                                            # 64 x 16 MiB
+        if i % 4 == 0:
+            data = rng.randbytes(16 << 20)
+        elif i % 4 == 1:
+            data = words[i:] * 17
+        else:
+            data = rng.randbytes(16 << 20).translate(half)
+        write(f"w3copy/data/f{i:02d}.bin", data[:16 << 20])
+    write("w3copy/Dockerfile", f"FROM {REG}/debian\nCOPY data /data\n")
+
+
+def w3run():
+    write("w3run/Dockerfile", f"""FROM {REG}/debian
+RUN mkdir /data && head -c 268435456 /dev/urandom > /data/rand \\
+ && (for i in 1 2 3 4 5 6 7 8; do tar cf - /usr /var; done) | head -c 536870912 > /data/real \\
+ && seq 1 40000000 | head -c 268435456 > /data/text
+""")
+
+
+def w4():
+    write("w4/Dockerfile", f"FROM {REG}/busybox\n" + "".join(f"RUN echo {i} > /f{i}\n" for i in range(1, 51)))
+
+
+def w5():
+    stages = "".join(f"FROM {REG}/busybox AS s{i}\nRUN sleep 2; mkdir /out; echo {i} > /out/{i}\n" for i in range(4))
+    write("w5/Dockerfile", stages + f"FROM {REG}/busybox\n" + "".join(f"COPY --from=s{i} /out/ /out/\n" for i in range(4)))
+
+
+def w6():
+    write("w6/Dockerfile", f"FROM {REG}/node\nRUN true\n")
+
+
+for base in ("busybox", "debian", "node"):
+    write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6):
+    if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
+        fn()
