@@ -44,8 +44,14 @@ pub struct BuildOutcome {
     pub size: u64,
     /// Platform of the image.
     pub platform: Platform,
-    /// True when the image was pushed.
-    pub pushed: bool,
+    /// Names it was pushed under.
+    pub pushed: Vec<Reference>,
+    /// Files and directories written.
+    pub written: Vec<String>,
+    /// Steps that make layers.
+    pub steps: usize,
+    /// Those that were not executed.
+    pub cached: usize,
     /// Warnings of the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     /// Wall time.
@@ -92,8 +98,12 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache).map_err(|e| BuildError::Step(Box::new(e)))?;
     remark_on_network(&graph, &plan, &env);
+    let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+    let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
     let solver = Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
-    let solved = Arc::new(solver).solve().await?;
+    let solver = Arc::new(solver);
+    let solved = Arc::clone(&solver).solve().await?;
+    let executed = solver.executed();
 
     let target = &graph.targets[0];
     let base = target.base.and_then(|node| match &graph.dag[node].op {
@@ -123,7 +133,10 @@ pub async fn build(
         manifest: packed.as_ref().map(|p| (p.digest, p.manifest.len() as u64)),
         size: image.size(),
         platform: image.config.platform.clone(),
-        pushed: request.outputs.iter().any(|output| matches!(output, OutputArg::Image { push: true, .. })),
+        pushed: pushed_names(request),
+        written: written_paths(request),
+        steps,
+        cached: steps.saturating_sub(executed),
         warnings,
         elapsed: started.elapsed(),
     })
@@ -351,6 +364,22 @@ fn store_names(request: &BuildRequest) -> Vec<Reference> {
         }
     }
     names
+}
+
+fn pushed_names(request: &BuildRequest) -> Vec<Reference> {
+    let pushed = |output: &OutputArg| match output {
+        OutputArg::Image { push: true, names, .. } => names.clone(),
+        _ => Vec::new(),
+    };
+    request.outputs.iter().flat_map(pushed).collect()
+}
+
+fn written_paths(request: &BuildRequest) -> Vec<String> {
+    let written = |output: &OutputArg| match output {
+        OutputArg::Oci { dest: cli::Destination::Path(path), .. } => Some(path.display().to_string()),
+        _ => None,
+    };
+    request.outputs.iter().filter_map(written).collect()
 }
 
 fn layer_compression(asked: cli::Compression) -> Compression {

@@ -1,46 +1,68 @@
 //! From typed errors to what people read: message, place, causes, the fix.
 
 use std::error::Error;
-use std::path::Path;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
 
 use rbuild_frontend::span::Lines;
 
 use crate::build::Source;
+use crate::cli::{Env, UsageError};
 use crate::context::scan::ScanError;
 use crate::error::{BuildError, StepError, StepFailure};
-use crate::report::{Excerpt, Kind, Report, StepLog};
+use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
+
+/// Status of a command that the user stopped.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Prints a report to standard error and gives the exit status.
+pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
+    show(&report(error, source), env)
+}
+
+/// Prints what is wrong with a command line.
+pub fn usage(error: &UsageError, env: &Env) -> ExitCode {
+    show(&Report::from(error), env)
+}
+
+fn show(report: &Report, env: &Env) -> ExitCode {
+    // Nobody left to tell when standard error is closed; the status still says it.
+    let _ = std::io::stderr().lock().write_all(report.render(Style::stderr(env)).as_bytes());
+    ExitCode::from(report.exit_code())
+}
 
 /// The report of an error. `source` is the Dockerfile, when one was read.
 pub fn report(error: &BuildError, source: Option<&Source>) -> Report {
+    let file = source.and_then(source_file);
+    if let (BuildError::Dockerfile(diagnostics), Some(file)) = (error, &file) {
+        return Report::dockerfile(file.clone(), diagnostics.clone());
+    }
     let mut report = Report::new(kind(error), message(error));
     report.causes = causes(error);
     report.hints = hints(error);
-    if let Some(lines) = lines(error) {
-        report.excerpt = source.and_then(|source| excerpt(source, lines));
+    if let (Some(lines), Some(file)) = (lines(error), file) {
+        report = report.excerpt(file, lines);
     }
     if let BuildError::Step(step) = error
         && !step.failure.log().is_empty()
     {
-        report.step_log = Some(StepLog { step: step.name.clone(), tail: step.failure.log().to_vec() });
+        report = report.step_log(&step.name, step.failure.log().to_vec());
     }
     report
 }
 
-fn excerpt(source: &Source, lines: Lines) -> Option<Excerpt> {
+/// The Dockerfile as reports show it.
+pub fn source_file(source: &Source) -> Option<SourceFile> {
     let found = source.dockerfile.as_ref()?;
-    Some(Excerpt {
-        file: found.display.clone(),
-        source: String::from_utf8_lossy(&found.bytes).into_owned(),
-        lines,
-    })
+    Some(SourceFile { name: found.display.clone(), bytes: Arc::clone(&found.bytes) })
 }
 
 fn message(error: &BuildError) -> String {
     match error {
-        BuildError::Step(step) => format!("failed to solve: {}", step.failure),
-        BuildError::Base { reference, source, .. } => format!("failed to solve: {reference}: {source}"),
-        BuildError::Interrupted => "canceled: context canceled".to_owned(),
+        BuildError::Step(step) => step.failure.to_string(),
+        BuildError::Base { source, .. } => source.to_string(),
         other => other.to_string(),
     }
 }
@@ -155,9 +177,4 @@ fn is_disk_full(error: &BuildError) -> bool {
         next = cause.source();
     }
     false
-}
-
-/// Path for messages, shortened to the working directory where that is possible.
-pub fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -15,16 +15,16 @@ use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
 use crate::progress::{self, Display, summary::Summary};
+use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
 pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
-    let display = Display::stderr(env);
     let mut source = Source::default();
-    let result = build(request, settings, root, display, &mut source);
+    let result = build(request, settings, root, env, &mut source);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print_build(&error, &source, display, env),
+        Err(error) => failure::print(&error, Some(&source), env),
     }
 }
 
@@ -32,7 +32,7 @@ fn build(
     request: &BuildRequest,
     settings: Settings,
     root: Option<&Path>,
-    display: Display,
+    env: &Env,
     source: &mut Source,
 ) -> Result<(), BuildError> {
     // A failed build must not leave the id of an earlier one.
@@ -40,7 +40,7 @@ fn build(
         remove(path)?;
     }
     let host = Host::open(settings, root)?;
-    let (events, consumer) = progress::start(request.progress, display);
+    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     for flag in &request.flags_without_effect {
         events.remark(format!("{flag} has no effect in rbuild"));
     }
@@ -57,7 +57,9 @@ fn build(
     if request.quiet {
         super::print(&format!("{}\n", outcome.id));
     } else {
-        let text = summary(&outcome).render();
+        let file = failure::source_file(source);
+        let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
+        let text = summary(&outcome).render() + &found.unwrap_or_default();
         // Standard error may be closed; the build has succeeded all the same.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
@@ -66,11 +68,14 @@ fn build(
 
 fn summary(outcome: &BuildOutcome) -> Summary {
     Summary {
-        names: outcome.names.iter().map(rbuild_oci::Reference::familiar).collect(),
-        id: outcome.id,
+        names: outcome.names.clone(),
+        image_id: Some(outcome.id),
         digest: outcome.manifest.map(|(digest, _)| digest),
-        pushed: outcome.pushed,
-        size_bytes: outcome.size,
+        pushed: outcome.pushed.clone(),
+        written: outcome.written.clone(),
+        size_bytes: Some(outcome.size),
+        steps: outcome.steps,
+        cached: outcome.cached,
         elapsed: outcome.elapsed,
     }
 }

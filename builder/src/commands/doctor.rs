@@ -10,7 +10,8 @@ use crate::settings::Settings;
 /// Tries the real steps and prints one line each. Succeeds whatever it finds; the text says what is missing.
 pub(super) fn run(settings: &Settings, root: Option<&Path>) -> Result<(), BuildError> {
     let mut text = String::new();
-    let results = rbuild_sandbox::probe();
+    let store = root.unwrap_or(&settings.default_root);
+    let results = rbuild_sandbox::probe(store);
     let width = results.iter().map(|result| result.name.len()).max().unwrap_or(0);
     for result in &results {
         let mark = if result.ok { "ok     " } else { "missing" };
@@ -21,7 +22,6 @@ pub(super) fn run(settings: &Settings, root: Option<&Path>) -> Result<(), BuildE
     }
     super::print(&text);
     let host = Host::open(settings.clone(), root)?;
-    let store = root.unwrap_or(&settings.default_root);
     super::print(&format!("\nisolation: {}\nstore: {}\n", host.privilege.describe(), store.display()));
     Ok(())
 }

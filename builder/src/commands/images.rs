@@ -42,7 +42,7 @@ fn render(store: &Store, request: &ImagesRequest, now: SystemTime) -> Result<Str
         }
         return Ok(ids.iter().map(|id| format!("{id}\n")).collect());
     }
-    let mut table = vec![vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].into_iter().map(str::to_owned).collect()];
+    let mut table: Vec<Vec<String>> = vec![vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].into_iter().map(str::to_owned).collect()];
     if request.digests {
         table[0].insert(2, "DIGEST".to_owned());
     }

@@ -26,7 +26,7 @@ pub fn main() -> ExitCode {
     let settings = Settings::new(&env, rustix::process::getuid().is_root());
     let invocation = match cli::parse(std::env::args_os(), &env) {
         Ok(invocation) => invocation,
-        Err(usage) => return failure::usage(&usage),
+        Err(usage) => return failure::usage(&usage, &env),
     };
     let root = invocation.root;
     let result = match invocation.command {
@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print(&error, None),
+        Err(error) => failure::print(&error, None, &env),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rbuild_frontend::dockerignore::Ignore;
 
@@ -21,7 +22,7 @@ pub struct FoundDockerfile {
     /// Name for messages: as the user wrote it, or relative to the context.
     pub display: String,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
 }
 
 /// Reads the Dockerfile: `explicit` is relative to the working directory, otherwise the context's default names are
@@ -33,7 +34,7 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
     if let Some(path) = explicit {
         return match read(path) {
             Ok(bytes) => {
-                Ok(FoundDockerfile { display: path.display().to_string(), path: path.to_owned(), bytes })
+                Ok(FoundDockerfile { display: path.display().to_string(), path: path.to_owned(), bytes: bytes.into() })
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
             Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
@@ -42,7 +43,7 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
     for name in DEFAULT_NAMES {
         let path = context.join(name);
         match read(&path) {
-            Ok(bytes) => return Ok(FoundDockerfile { path, display: name.to_owned(), bytes }),
+            Ok(bytes) => return Ok(FoundDockerfile { path, display: name.to_owned(), bytes: bytes.into() }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),
         }

@@ -10,7 +10,7 @@ use rbuild_frontend::graph::{CopyOp, CopySource};
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
 use crate::ops::select::Selection;
-use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes};
+use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
 use crate::progress::VertexId;
 use crate::solve::Solved;
 
@@ -85,7 +85,8 @@ fn layer(
     let draft = env.store.draft(&env.lease)?;
     let sources = Sources { main: source.map(|(_, files)| files), archives: &[] };
     copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set)?;
-    let tree = root.tree.apply(&env.store, &plan.diff)?;
-    let size_bytes = size_bytes(&plan.diff);
-    Ok(NewLayer { draft, diff: plan.diff, tree, size_bytes })
+    let diff = without_same_root(plan.diff, &root.tree.root);
+    let tree = root.tree.apply(&env.store, &diff)?;
+    let size_bytes = size_bytes(&diff);
+    Ok(NewLayer { draft, diff, tree, size_bytes })
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
-use rbuild_cache::layer::{self, LayerReader, Limits, encode_diff};
-use rbuild_cache::store::{BlobWriter, Key, LayerId};
-use rbuild_cache::tree::Tree;
+use rbuild_cache::copy::FileSource;
+use rbuild_cache::layer::{self, LayerReader, Limits, Unpacked, encode_diff};
+use rbuild_cache::store::{BlobWriter, Key, LayerDraft, LayerId};
+use rbuild_cache::tree::{Kind, Tree};
 use rbuild_oci::{CanonicalWriter, ChainId, DiffId};
 use rbuild_registry::RegistryError;
 
@@ -41,14 +42,24 @@ pub async fn materialise(env: &Arc<ExecEnv>, image: &Arc<BaseImage>, vertex: Ver
         let (env, image) = (Arc::clone(env), Arc::clone(image));
         async move { pull_layer(&env, &image, &layer, vertex).await }
     });
+    let mut pending: Vec<Pending> = Vec::new();
     for result in futures_util::future::join_all(pulls).await {
-        result?;
+        pending.extend(result?);
     }
     let mut stack = Vec::with_capacity(image.layers.len());
     for (layer, id) in image.layers.iter().zip(local) {
         let id = match id {
             Some(id) => id,
-            None => env.store.layer_by_diff_id(&layer.diff_id)?.ok_or(StepFailure::LayerVanished(layer.diff_id))?,
+            None => match pending.iter().position(|p| p.layer.diff_id == layer.diff_id) {
+                Some(at) => {
+                    let below = Solved { tree: stack_tree(env, image, &stack)?, stack: stack.clone() };
+                    pending.swap_remove(at).commit(env, &below)?
+                }
+                None => {
+                    let found = env.store.layer_by_diff_id(&layer.diff_id)?;
+                    found.ok_or(StepFailure::LayerVanished(layer.diff_id))?
+                }
+            },
         };
         stack.push(id);
     }
@@ -56,6 +67,33 @@ pub async fn materialise(env: &Arc<ExecEnv>, image: &Arc<BaseImage>, vertex: Ver
     let outcome = if pulled_any { Outcome::Done } else { Outcome::Cached };
     env.events.finished(vertex, outcome);
     Ok(Solved { tree, stack })
+}
+
+/// A verified layer that cannot be committed before the layers below it are known: its archive leaves directories
+/// out, whose metadata must come from below.
+struct Pending {
+    layer: BaseLayer,
+    blob: BlobRef,
+    draft: LayerDraft,
+    unpacked: Unpacked,
+    tar_bytes: u64,
+}
+
+impl Pending {
+    fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
+        let files = env.stack_source(below)?;
+        let fixed = layer::fix_implied(self.draft.diff_fd().as_fd(), env.overlay, &mut self.unpacked, |path| {
+            let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
+            let is_dir = matches!(entry.kind, Kind::Dir(_));
+            Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
+        });
+        fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
+        let size = size_bytes(&self.unpacked.diff);
+        let id = env.store.commit_layer(self.draft, &encode_diff(&self.unpacked.diff), size)?;
+        env.store.set_diff_id(id, &self.layer.diff_id, self.tar_bytes)?;
+        env.store.put_encoding(&self.layer.diff_id, PULLED, &self.blob.digest, self.blob.size)?;
+        Ok(id)
+    }
 }
 
 /// Tree of a stack of image layers, remembered by chain id.
@@ -94,7 +132,7 @@ async fn pull_layer(
     image: &Arc<BaseImage>,
     layer: &BaseLayer,
     vertex: VertexId,
-) -> Result<(), StepFailure> {
+) -> Result<Option<Pending>, StepFailure> {
     let key = pull_key(layer.diff_id);
     let name = format!("pull of {}", layer.diff_id);
     let lock = match env.store.try_key_lock(&key, &name)? {
@@ -111,7 +149,7 @@ async fn pull_layer(
         }
     };
     if env.store.layer_by_diff_id(&layer.diff_id)?.is_some() {
-        return Ok(());
+        return Ok(None);
     }
     let blob = layer.blob.clone().ok_or(StepFailure::LayerVanished(layer.diff_id))?;
     let done = if let Some(file) = env.store.blob(&blob.digest)? {
@@ -142,7 +180,7 @@ async fn download(
     layer: &BaseLayer,
     blob: BlobRef,
     vertex: VertexId,
-) -> Result<(), StepFailure> {
+) -> Result<Option<Pending>, StepFailure> {
     let transfer = Arc::new(env.events.transfer(vertex, blob.digest.to_string(), Some(blob.size)));
     let report = Arc::clone(&transfer);
     let mut stream = env.registry.blob(reference, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
@@ -179,11 +217,11 @@ async fn download(
     if env.cancel.reason().is_some() {
         return Err(StepFailure::Canceled);
     }
-    result?;
+    let pending = result?;
     if let Some(transfer) = Arc::into_inner(transfer) {
         transfer.finish();
     }
-    Ok(())
+    Ok(pending)
 }
 
 async fn send<T: Send + 'static>(sender: &std::sync::mpsc::SyncSender<T>, item: T) -> Result<(), ()> {
@@ -198,19 +236,20 @@ async fn send<T: Send + 'static>(sender: &std::sync::mpsc::SyncSender<T>, item: 
     }
 }
 
-/// Unpacks one layer from its compressed bytes and commits it; with a `writer`, keeps the compressed blob too.
+/// Unpacks one layer from its compressed bytes and commits it, unless that has to wait for the layers below; with a
+/// `writer`, keeps the compressed blob too.
 fn unpack(
     env: &ExecEnv,
     layer: &BaseLayer,
     blob: &BlobRef,
     reader: impl Read,
     writer: Option<BlobWriter>,
-) -> Result<(), StepFailure> {
+) -> Result<Option<Pending>, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer };
     let failed = |source| StepFailure::Blob { layer: blob.digest, source };
     let mut source = LayerReader::open(&mut tee, &blob.media_type, &Limits::default()).map_err(failed)?;
-    let mut unpacked = layer::unpack(&mut source, draft.diff_fd().as_fd(), env.overlay, &Limits::default())
+    let unpacked = layer::unpack(&mut source, draft.diff_fd().as_fd(), env.overlay, &Limits::default())
         .map_err(|source| StepFailure::Unpack { layer: blob.digest, source })?;
     let ends = source.finish().map_err(failed)?;
     if ends.digest != blob.digest || ends.size != blob.size {
@@ -222,11 +261,12 @@ fn unpack(
     if let Some(writer) = tee.writer {
         writer.commit(Some(blob.digest))?;
     }
-    let size = size_bytes(&unpacked.diff);
-    let id = env.store.commit_layer(draft, &encode_diff(&unpacked.diff), size)?;
-    env.store.set_diff_id(id, &layer.diff_id, ends.uncompressed)?;
-    env.store.put_encoding(&layer.diff_id, PULLED, &blob.digest, blob.size)?;
-    Ok(())
+    let pending = Pending { layer: layer.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
+    if !pending.unpacked.implied_dirs.is_empty() {
+        return Ok(Some(pending));
+    }
+    pending.commit(env, &Solved { tree: Tree::empty(), stack: Vec::new() })?;
+    Ok(None)
 }
 
 /// Copies what is read into a blob.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rbuild_cache::copy::StackSource;
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
-use rbuild_cache::tree::Tree;
+use rbuild_cache::tree::{Meta, Tree};
 use rbuild_frontend::graph::Network;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
@@ -86,6 +86,17 @@ where
         Ok(result) => result,
         Err(join) => std::panic::resume_unwind(join.into_panic()),
     }
+}
+
+/// Takes the root out of a diff that leaves it as it was: archives of layers do not list it then.
+pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
+    let is_same = diff.entries.first().is_some_and(|entry| {
+        entry.path.is_root() && matches!(&entry.change, Change::Dir { meta, opaque: false } if meta == root)
+    });
+    if is_same {
+        diff.entries.remove(0);
+    }
+    diff
 }
 
 /// Bytes of the regular files that a layer brings.

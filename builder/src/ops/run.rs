@@ -1,14 +1,14 @@
 //! Executes RUN: overlay mount, sandbox, scan of what changed.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, Mtime, OverlayForm};
+use rbuild_cache::layer::{self, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::tree::Entry;
+use rbuild_cache::tree::Meta;
 use rbuild_frontend::graph::{Network, RunOp};
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
@@ -40,6 +40,7 @@ pub async fn execute(
 
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
+    like_root(draft.diff_fd(), &root.tree.root)?;
     let dirs: Vec<_> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
     let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
     let in_userns = matches!(env.overlay, OverlayForm::User);
@@ -81,6 +82,23 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     Ok(NewLayer { draft, diff, tree, size_bytes })
 }
 
+/// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
+fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
+    use rustix::fs::{Gid, Mode, Uid};
+    let io = |errno: rustix::io::Errno| StepFailure::Io {
+        what: "set up",
+        path: "the step's root directory".to_owned(),
+        source: errno.into(),
+    };
+    if (root.uid, root.gid) != (0, 0) {
+        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))).map_err(io)?;
+    }
+    if root.mode != 0o755 {
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
+    }
+    Ok(())
+}
+
 fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
     let mut environment = op.env.clone();
     for (name, value) in &op.proxy_env {
@@ -118,15 +136,11 @@ struct Parent<'a> {
 }
 
 impl layer::ParentView for Parent<'_> {
-    fn entry(&self, path: &RelPath) -> Result<Option<Entry>, layer::ParentError> {
-        if path.is_root() {
-            return Ok(None);
-        }
-        Ok(self.root.tree.get(&self.env.store, path)?)
-    }
-
-    fn mtime(&self, path: &RelPath) -> Result<Option<Mtime>, layer::ParentError> {
-        Ok(self.files.mtime(path).ok())
+    fn entry(&self, path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        let Some(entry) = self.root.tree.get(&self.env.store, path)? else { return Ok(None) };
+        // A root without layers (scratch) has no directory to ask.
+        let mtime = self.files.mtime(path).unwrap_or_default();
+        Ok(Some(ParentEntry { entry, mtime }))
     }
 }
 

@@ -7,7 +7,7 @@ use rbuild_cache::copy::{self, Owners, Sources};
 use rbuild_frontend::graph::WorkdirOp;
 
 use crate::error::StepFailure;
-use crate::ops::{ExecEnv, NewLayer, blocking, owner};
+use crate::ops::{ExecEnv, NewLayer, blocking, owner, without_same_root};
 use crate::progress::VertexId;
 use crate::solve::Solved;
 
@@ -26,8 +26,9 @@ pub async fn execute(
         let plan = copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
         let draft = env.store.draft(&env.lease)?;
         copy::materialise(&plan, draft.diff_fd().as_fd(), &Sources::default(), Owners::Set)?;
-        let tree = root.tree.apply(&env.store, &plan.diff)?;
-        Ok(NewLayer { draft, diff: plan.diff, tree, size_bytes: 0 })
+        let diff = without_same_root(plan.diff, &root.tree.root);
+        let tree = root.tree.apply(&env.store, &diff)?;
+        Ok(NewLayer { draft, diff, tree, size_bytes: 0 })
     })
     .await
 }

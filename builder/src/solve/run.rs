@@ -1,6 +1,7 @@
 //! Executes what the plan left over.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -41,6 +42,7 @@ pub struct Solver {
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
     first_error: Mutex<Option<StepError>>,
+    executed: AtomicUsize,
 }
 
 impl Solver {
@@ -68,7 +70,12 @@ impl Solver {
             }
         }
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
-        Self { graph, plan, contexts, images, env, use_cache, vertices, cells, first_error: Mutex::new(None) }
+        Self { graph, plan, contexts, images, env, use_cache, vertices, cells, first_error: Mutex::new(None), executed: AtomicUsize::new(0) }
+    }
+
+    /// Steps that were executed so far.
+    pub fn executed(&self) -> usize {
+        self.executed.load(Ordering::Relaxed)
     }
 
     /// Solves all targets. Returns when no task of the build runs any more, whatever the outcome.
@@ -201,6 +208,7 @@ impl Solver {
         };
         let solved = self.record(node, &key, def_key, &root, new, started)?;
         drop(lock);
+        self.executed.fetch_add(1, Ordering::Relaxed);
         self.env.events.finished(vertex, Outcome::Done);
         Ok(solved)
     }
