@@ -6,7 +6,7 @@
 
 mod bus;
 pub mod event;
-mod lines;
+pub(crate) mod lines;
 mod plain;
 mod recorder;
 mod transfers;
