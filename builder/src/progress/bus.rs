@@ -340,9 +340,9 @@ mod tests {
 
     #[test]
     fn log_producers_wait_for_room_while_lifecycle_events_pass() {
-        let (gate, open) = mpsc::channel();
+        let (gate, opened) = mpsc::channel();
         let (seen, results) = mpsc::channel();
-        let (events, handle) = super::open(move || Box::new(Gate { open, seen }));
+        let (events, handle) = open(move || Box::new(Gate { open: opened, seen }));
         let id = events.vertex("step");
         let (progress, steps) = mpsc::channel();
         let producer = std::thread::spawn({
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_consumer_that_dies_stops_nobody() {
-        let (events, handle) = super::open(|| Box::new(Panics));
+        let (events, handle) = open(|| Box::new(Panics));
         let id = events.vertex("step");
         for _ in 0..8 {
             events.log(id, Stream::Stderr, vec![b'x'; LOG_BYTES]);
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn without_events_no_consumer_is_made() {
-        let (_events, handle) = super::open(|| panic!("must not be made"));
+        let (_events, handle) = open(|| panic!("must not be made"));
         assert!(handle.shared.state().thread.is_none());
         handle.finish();
     }
