@@ -405,7 +405,9 @@ fn flags_that_ask_for_what_happens_anyway_pass() {
 fn flags_without_effect_are_accepted_and_listed() {
     let request = build(&["--rm", "--force-rm=true", "--builder", "b", "-m", "2g", "--cpu-shares=3", "."]);
     assert_eq!(request.flags_without_effect, ["--builder", "--cpu-shares", "--force-rm", "--memory", "--rm"]);
-    assert!(build(&["."]).flags_without_effect.is_empty());
+    let warning = build(&["--rm", "-c", "1", "."]).ignored_flags_warning();
+    assert_eq!(warning.as_deref(), Some("WARNING: no effect in rbuild, ignored: --cpu-shares, --rm"));
+    assert_eq!(build(&["."]).ignored_flags_warning(), None);
 }
 
 #[test]

@@ -212,7 +212,10 @@ fn detail_lines(step: &Running, width: usize) -> VecDeque<Line> {
     let detail = |text: &str| Line { text: fit(&format!(" => => {text}"), width), tint: Tint::Dim };
     let mut lines = VecDeque::new();
     lines.extend(step.notes.iter().rev().take(1).map(|note| detail(note)));
-    lines.extend(step.log.iter().map(|line| detail(&format!("# {}", line.replace('\t', "    ")))));
+    let partial = [step.stdout.partial(), step.stderr.partial()];
+    let output: Vec<String> = step.log.iter().cloned().chain(partial.into_iter().flatten()).collect();
+    let newest = &output[output.len().saturating_sub(LOG_LINES)..];
+    lines.extend(newest.iter().map(|line| detail(&format!("# {}", line.replace('\t', "    ")))));
     for (item, transfer) in step.transfers.iter().take(TRANSFER_LINES) {
         let text = transfer_line(item, transfer, width);
         lines.push_back(Line { text, tint: Tint::Dim });
@@ -232,16 +235,18 @@ fn transfer_line(item: &str, transfer: &Transfer, width: usize) -> String {
         None => size_progress(transfer.done_bytes),
     };
     let speed = transfer.speed().map(|speed| format!("  {}/s", size_progress(speed))).unwrap_or_default();
-    let bar = match transfer.total_bytes {
-        Some(total) if total > 0 && width >= 70 => {
+    let bare = format!(" => => {item} {amount}{speed}");
+    match transfer.total_bytes {
+        // The bar is the first to go when a terminal is narrow.
+        Some(total) if total > 0 && columns(&bare) + BAR_CELLS + 3 <= width => {
             let done = u128::from(transfer.done_bytes.min(total)) * BAR_CELLS as u128 / u128::from(total);
             let done = usize::try_from(done).unwrap_or(BAR_CELLS);
             let head = if done < BAR_CELLS { ">" } else { "" };
-            format!("[{:<BAR_CELLS$}] ", "=".repeat(done) + head)
+            let bar = format!("{:<BAR_CELLS$}", "=".repeat(done) + head);
+            format!(" => => {item} [{bar}] {amount}{speed}")
         }
-        _ => String::new(),
-    };
-    fit(&format!(" => => {item} {bar}{amount}{speed}"), width)
+        _ => fit(&bare, width),
+    }
 }
 
 /// `left` and `right` at the two ends of a line.

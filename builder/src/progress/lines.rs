@@ -64,6 +64,11 @@ impl LineSplitter {
         }
     }
 
+    /// The line under way as it looks now, if any: a progress bar that never ends its line.
+    pub(crate) fn partial(&self) -> Option<String> {
+        (!self.line.is_empty()).then(|| clean(&self.line))
+    }
+
     /// The line begun and not ended, if any; the splitter is empty afterwards.
     pub(crate) fn finish(&mut self) -> Option<String> {
         self.pending_return = false;

@@ -1,7 +1,7 @@
 //! The live view on a terminal.
 //!
 //! [`super::layout`] decides what is shown; one indicatif bar, whose message is the whole live part, draws it: each
-//! frame is one write, lines above it stay. Nothing hides the cursor and nothing switches modes, so an abrupt end
+//! frame is one write, and finished steps are real lines above it. Nothing hides the cursor and nothing switches modes, so an abrupt end
 //! leaves the terminal usable. Builds that end within [`QUIET_TIME`] never draw a live part.
 
 use std::time::{Duration, Instant};
@@ -49,11 +49,18 @@ impl Tty {
         });
         let permanent = tinted(&self.board.take_permanent(width), self.color);
         let live = tinted(&self.board.live(now, width, height), self.color);
-        if !permanent.is_empty() {
-            bar.println(permanent);
-        }
         bar.set_message(live);
+        if !permanent.is_empty() {
+            // Not `println`: it pads instead of ending lines, which copies and reflows badly.
+            bar.suspend(|| print_lines(&permanent));
+        }
     }
+}
+
+fn print_lines(text: &str) {
+    let mut output = super::Output::new(std::io::stderr());
+    output.line(text);
+    output.flush();
 }
 
 fn tinted(lines: &[Line], color: bool) -> String {
@@ -93,13 +100,9 @@ impl Consumer for Tty {
             bar.finish_and_clear();
         }
         let (width, _) = Self::size();
-        let mut output = super::Output::new(std::io::stderr());
-        let permanent = self.board.take_permanent(width);
-        if !permanent.is_empty() {
-            output.line(&tinted(&permanent, self.color));
-        }
-        output.line(&self.board.header(now, true, width));
-        output.flush();
+        let mut lines = self.board.take_permanent(width);
+        lines.push(Line { text: self.board.header(now, true, width), tint: Tint::Plain });
+        print_lines(&tinted(&lines, self.color));
     }
 }
 

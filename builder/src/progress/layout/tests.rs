@@ -109,3 +109,13 @@ fn what_never_ended_was_canceled_and_what_never_began_is_not_mentioned() {
     );
     assert_eq!(scene.board.header(scene.at(4000), true, 80), "[+] Building 4.0s (4/5) FINISHED");
 }
+
+#[test]
+fn a_progress_bar_without_line_end_is_seen_moving() {
+    let mut scene = Scene::new();
+    scene.step(1, "[1/1] RUN wget", 0);
+    scene.log(1, "start\n10%\r20%\r");
+    assert_eq!(scene.live(0, 80, 9)[2..], [" => => # start", " => => # 20%"]);
+    scene.log(1, "30%");
+    assert_eq!(scene.live(0, 80, 9)[2..], [" => => # start", " => => # 30%"]);
+}
