@@ -204,6 +204,26 @@ fn is_command(text: &OsStr) -> bool {
     )
 }
 
+/// The command a context's name was probably meant to be: `rbuild imags` builds from the directory `imags`, and
+/// when there is none the user should hear which command is near.
+pub fn similar_command(context: &str) -> Option<&'static str> {
+    let near = |name: &&str| {
+        let (a, b) = (context.as_bytes(), name.as_bytes());
+        let prefix = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+        let suffix =
+            a[prefix..].iter().rev().zip(b[prefix..].iter().rev()).take_while(|(x, y)| x == y).count();
+        // One edit, or two letters swapped.
+        let left = (a.len() - prefix - suffix).max(b.len() - prefix - suffix);
+        b.len() >= 4
+            && (left == 1
+                || (left == 2
+                    && a.len() == b.len()
+                    && a[prefix] == b[prefix + 1]
+                    && a[prefix + 1] == b[prefix]))
+    };
+    ["build", "images", "pull", "push", "doctor", "version"].into_iter().find(|name| near(name))
+}
+
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let first = first_own_argument(&arguments);
     match arguments.get(first) {

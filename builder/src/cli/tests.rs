@@ -466,3 +466,21 @@ fn help_texts() {
     assert_eq!(help(&[]), help(&["--help"]));
     assert_eq!(help(&["help"]), help(&["--help"]));
 }
+
+#[test]
+fn misspelt_commands_are_recognised() {
+    for (typed, meant) in [
+        ("imags", Some("images")),
+        ("image", Some("images")),
+        ("pul", Some("pull")),
+        ("psuh", Some("push")),
+        ("docter", Some("doctor")),
+        ("bulid", Some("build")),
+        (".", None),
+        ("", None),
+        ("src", None),
+        ("images", None),
+    ] {
+        assert_eq!(similar_command(typed), meant, "{typed}");
+    }
+}

@@ -400,4 +400,69 @@ mod tests {
         assert_eq!((events.vertex("a"), events.vertex("b")), (1, 2));
         events.log(1, Stream::Stdout, vec![0; LOG_BYTES * 3]);
     }
+
+    #[test]
+    fn everything_said_before_the_end_arrives_in_each_producer_s_order() {
+        let (events, handle, recorder) = crate::progress::record();
+        let threads: Vec<_> = (0..4)
+            .map(|n| {
+                let events = events.clone();
+                std::thread::spawn(move || {
+                    let id = events.vertex(format!("step {n}"));
+                    events.started(id);
+                    for line in 0..100 {
+                        events.log(id, Stream::Stdout, format!("{line}\n").into_bytes());
+                    }
+                    events.finished(id, Outcome::Done);
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        handle.finish();
+        events.remark("too late");
+        let seen = recorder.take();
+        assert_eq!(seen.len(), 4 * 103);
+        let queued: Vec<VertexId> = seen
+            .iter()
+            .filter_map(|event| if let BuildEvent::Queued { id, .. } = event { Some(*id) } else { None })
+            .collect();
+        assert_eq!(queued, [1, 2, 3, 4], "numbers follow the order of appearance");
+        for id in queued {
+            let logs: Vec<u8> = seen
+                .iter()
+                .filter_map(|event| match event {
+                    BuildEvent::Log { id: of, bytes, .. } if *of == id => Some(bytes.clone()),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            let expected: String = (0..100).map(|line| format!("{line}\n")).collect();
+            assert_eq!(logs, expected.into_bytes());
+        }
+    }
+
+    #[test]
+    fn transfers_are_reported_rarely_and_completely() {
+        let (events, handle, recorder) = crate::progress::record();
+        let id = events.vertex("pull");
+        let meter = events.transfer(id, "sha256:x", Some(100_000));
+        for _ in 0..100_000 {
+            meter.add(1);
+        }
+        meter.finish();
+        handle.finish();
+        let seen = recorder.take();
+        // One per 50 ms at most; the loop takes far less than the five seconds a hundred events would need.
+        assert!(seen.len() < 100, "{}", seen.len());
+        let last = seen.last().unwrap();
+        assert!(
+            matches!(
+                last,
+                BuildEvent::Transfer { done_bytes: 100_000, total_bytes: Some(100_000), finished: true, .. }
+            ),
+            "{last:?}"
+        );
+    }
 }
