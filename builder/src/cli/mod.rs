@@ -104,7 +104,7 @@ where
     I: IntoIterator<Item = OsString>,
 {
     let arguments = with_default_command(arguments.into_iter().collect());
-    let command = parser();
+    let command = parser(env);
     let named = command_name(&arguments, &command);
     let usage = |problem| UsageError { command: named.clone(), problem };
     let matches = match command.try_get_matches_from(&arguments) {
@@ -179,8 +179,13 @@ fn lacks_tag(name: &Reference) -> bool {
     name.tag().is_none() && name.digest().is_none()
 }
 
-fn parser() -> clap::Command {
-    Cli::command().mut_subcommand("build", known_flags::declare)
+fn parser(env: &Env) -> clap::Command {
+    let command = Cli::command().mut_subcommand("build", known_flags::declare);
+    // Help wraps at the terminal's width unless the environment says one.
+    match env.var("COLUMNS").and_then(|columns| columns.parse().ok()) {
+        Some(columns) => command.term_width(columns),
+        None => command,
+    }
 }
 
 /// Index of the first argument that is not a global flag, or the length.

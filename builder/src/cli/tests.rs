@@ -451,7 +451,7 @@ fn arguments_that_are_not_utf8_do_not_panic() {
 
 #[track_caller]
 fn help(line: &[&str]) -> String {
-    match invocation(line, &Env::fixed([])).unwrap().command {
+    match invocation(line, &Env::fixed([("COLUMNS", "100")])).unwrap().command {
         Command::Help(text) => text,
         other => panic!("{other:?}"),
     }
