@@ -7,27 +7,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, copy_file_range,
-    fchmod, fchown, fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat,
-    statat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
 };
-use rustix::io::{Errno, pread, pwrite, write};
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
+use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
-/// Bytes read at once when a file has to be read.
-const BUFFER_BYTES: usize = 256 << 10;
 /// Files that one thread takes at once.
 const BATCH_ENTRIES: usize = 64;
 /// Most threads that fill one layer; more only queue up in the filesystem's journal.
 const THREADS_MAX: usize = 8;
-/// Most bytes asked of one `copy_file_range`.
-const RANGE_BYTES: usize = 1 << 30;
 
 /// Where the files of a plan are read from.
 #[derive(Clone, Copy, Default)]
@@ -400,91 +397,4 @@ fn chown_error(path: &RelPath, meta: &Meta, errno: Errno) -> MaterialiseError {
 fn times(mtime: Mtime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// Copies without the bytes passing through us as far as the kernel can, and says how far.
-fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<u64> {
-    let mut copied = 0;
-    while copied < size {
-        let rest = usize::try_from(size - copied).unwrap_or(RANGE_BYTES).min(RANGE_BYTES);
-        let (mut at, mut to_at) = (copied, copied);
-        match copy_file_range(from, Some(&mut at), to, Some(&mut to_at), rest) {
-            Ok(0) => break,
-            Ok(count) => copied += count as u64,
-            Err(Errno::INTR) => {}
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
-            // Different filesystems, or one that cannot.
-            Err(_) => break,
-        }
-    }
-    Ok(copied)
-}
-
-/// Reads and writes from offset `at` to the end. A short read is the end of a regular file; one byte more than planned
-/// is enough to see that it grew.
-fn copy_rest(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    mut at: u64,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&[u8]),
-) -> rustix::io::Result<()> {
-    buffer.resize(BUFFER_BYTES, 0);
-    while at <= size {
-        let count = match pread(from, &mut buffer[..], at) {
-            Ok(count) => count,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno),
-        };
-        each(&buffer[..count]);
-        let mut rest = &buffer[..count];
-        while !rest.is_empty() {
-            match pwrite(to, rest, at) {
-                Ok(written) => {
-                    at += written as u64;
-                    rest = &rest[written..];
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        if count < BUFFER_BYTES {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn read_all(
-    file: &OwnedFd,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&[u8]),
-) -> rustix::io::Result<()> {
-    buffer.resize(BUFFER_BYTES, 0);
-    let mut at = 0;
-    while at <= size {
-        match pread(file, &mut buffer[..], at) {
-            Ok(0) => break,
-            Ok(count) => {
-                each(&buffer[..count]);
-                at += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
-    while !bytes.is_empty() {
-        match write(file, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }
