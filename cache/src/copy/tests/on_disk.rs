@@ -125,6 +125,39 @@ fn a_file_that_changed_is_named() {
 }
 
 #[test]
+fn many_files_are_made_at_once_and_the_first_error_counts() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dirs: Vec<String> = (0..20).map(|at| format!("d/{at:02}")).collect();
+    let files: Vec<String> = (0..1000).map(|at| format!("{}/f{at:03}", dirs[at % 20])).collect();
+    let mut context = Context::new(&[("d", dir(0o755))]);
+    for at in &dirs {
+        fs::create_dir_all(from.path().join(at)).unwrap();
+        context.entries.push((at, dir(0o755)));
+    }
+    for at in &files {
+        fs::write(from.path().join(at), at).unwrap();
+        context.entries.push((at, file_with(meta(0o640), at)));
+    }
+    let nodes = MemoryNodeStore::default();
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    let into = |name: &str| {
+        let into = to.path().join(name);
+        fs::create_dir(&into).unwrap();
+        into
+    };
+    let whole = into("whole");
+    materialise(&plan, dir_fd(&whole).as_fd(), &sources, Owners::Keep).unwrap();
+    check_on_disk(&whole, &plan);
+    for broken in ["d/00/f000", "d/07/f007", "d/19/f999"] {
+        fs::write(from.path().join(broken), "!").unwrap();
+    }
+    let error = materialise(&plan, dir_fd(&into("broken")).as_fd(), &sources, Owners::Keep).unwrap_err();
+    assert!(matches!(error, MaterialiseError::Changed { source_path } if source_path == path("d/00/f000")));
+}
+
+#[test]
 fn a_file_swapped_for_something_else_is_not_followed() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
