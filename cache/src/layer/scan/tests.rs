@@ -264,3 +264,18 @@ fn four_thousand_levels_are_walked_and_taken_out() {
     assert_eq!(upper.scan(), LayerDiff::default());
     assert_eq!(fs::read_dir(upper.temp.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_file_whose_bytes_are_elsewhere_is_refused() {
+    let upper = Upper::new();
+    upper.write("f", "");
+    let name = match form() {
+        OverlayForm::Trusted => "trusted.overlay.metacopy",
+        OverlayForm::User => "user.overlay.metacopy",
+    };
+    let file = File::open(upper.path("f")).unwrap();
+    rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+    let dir = File::open(upper.temp.path()).unwrap();
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent);
+    assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
+}

@@ -9,8 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::overlay::OverlayForm;
-use super::super::xattrs;
-use super::{ParentEntry, ParentView, ScanError, io_error};
+use super::{ParentEntry, ParentView, ScanError, io_error, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Kind, Meta};
 
@@ -110,7 +109,7 @@ impl Walker<'_> {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(&holder, name, flags, Mode::empty())
                     .map_err(io_error("open directory", path))?;
-                meta.xattrs = xattrs::read_kept(&fd).map_err(io_error("read xattrs of", path))?;
+                meta.xattrs = read_xattrs(&fd, path)?;
                 let lower = matches!(&parent, Some(parent) if matches!(parent.entry.kind, Kind::Dir(_)));
                 let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", path))?;
                 if opaque && !lower {
