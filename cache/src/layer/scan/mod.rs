@@ -70,7 +70,23 @@ pub enum ScanError {
     #[error("the step changed more than {max} files")]
     TooManyEntries {
         /// Limit.
+        max: u64,
+    },
+    /// A path that no layer archive of ours may have: its listing would not unpack again.
+    #[error(
+        "a path in the changes of the step has more than {max} bytes or too many levels: it starts with `{start}`"
+    )]
+    PathTooLong {
+        /// Limit in bytes.
         max: usize,
+        /// First bytes of the path.
+        start: String,
+    },
+    /// All paths together take too much memory.
+    #[error("the names of the files that the step changed take more than {max} bytes")]
+    ListingTooLarge {
+        /// Limit in bytes.
+        max: u64,
     },
     /// overlayfs stored a reference instead of the thing itself.
     #[error(
