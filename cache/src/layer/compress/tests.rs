@@ -61,7 +61,8 @@ fn blocks_share_their_window() {
         (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
     let bytes = noise.repeat(3 * gzip::BLOCK_BYTES / noise.len());
     let (joined, _) = encoded(&bytes, Compression::Gzip { level: 6 }, 2);
-    assert!(joined.size < 35_000, "{}", joined.size);
+    // Three blocks that each start without a window would hold the noise three times: over 60 000 bytes.
+    assert!(joined.size < 50_000, "{}", joined.size);
 }
 
 #[test]
@@ -69,7 +70,9 @@ fn incompressible_bytes_grow_by_little() {
     let bytes: Vec<u8> = (0..40_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
     for level in 1..=9 {
         let (encoded, blob) = encoded(&bytes, Compression::Gzip { level }, 2);
-        assert!(encoded.size < encoded.uncompressed + 1000);
+        // Level 1 has fixed codes only, which cost random bytes a sixteenth; the others store them.
+        let growth = if level == 1 { encoded.uncompressed / 16 } else { 1000 };
+        assert!(encoded.size < encoded.uncompressed + growth, "{level}: {}", encoded.size);
         let mut decoded = Vec::new();
         flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut decoded).unwrap();
         assert!(decoded == bytes);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::super::limits::Limits;
 use super::super::overlay::OverlayForm;
 use super::super::tar::tests::{Raw, pax_of};
-use super::super::unpack::{Unpacked, unpack};
+use super::super::unpack::{UnpackError, Unpacked, unpack};
 use super::*;
 
 fn own_ids() -> (u32, u32) {
@@ -113,7 +113,9 @@ proptest! {
         let temp = tempfile::tempdir().unwrap();
         let dir = File::open(temp.path()).unwrap();
         // A hard link whose target was replaced meanwhile is refused: nothing to compare then.
-        let Ok(first) = unpack(&archive[..], dir.as_fd(), form(), &Limits::default()) else { return Ok(()) };
+        let first = unpack(&archive[..], dir.as_fd(), form(), &Limits::default());
+        prop_assume!(!matches!(first, Err(UnpackError::LinkTarget { .. })));
+        let first = first.unwrap();
         let again = emitted(&temp, &first.diff, None).unwrap();
         let (temp, second) = unpacked(&again);
         prop_assert_eq!(&second.diff, &first.diff);

@@ -8,9 +8,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::dirs::Dirs;
-use super::super::xattrs;
 use super::walk::{Found, What};
-use super::{ScanError, io_error};
+use super::{ScanError, io_error, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
 
@@ -113,7 +112,7 @@ fn read_file(
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file =
         rustix::fs::openat(&holder, path.name(), flags, Mode::empty()).map_err(io_error("open", path))?;
-    let xattrs = xattrs::read_kept(&file).map_err(io_error("read xattrs of", path))?;
+    let xattrs = read_xattrs(&file, path)?;
     let mut hash = blake3::Hasher::new();
     let mut size = 0u64;
     loop {

@@ -12,13 +12,15 @@ mod compare;
 mod hash;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
 use super::diff::{LayerDiff, Mtime};
 use super::overlay::OverlayForm;
+use super::xattrs;
 use crate::path::RelPath;
 use crate::tree::Entry;
 
@@ -68,7 +70,31 @@ pub enum ScanError {
     #[error("the step changed more than {max} files")]
     TooManyEntries {
         /// Limit.
+        max: u64,
+    },
+    /// A path that no layer archive of ours may have: its listing would not unpack again.
+    #[error(
+        "a path in the changes of the step has more than {max} bytes or too many levels: it starts with `{start}`"
+    )]
+    PathTooLong {
+        /// Limit in bytes.
         max: usize,
+        /// First bytes of the path.
+        start: String,
+    },
+    /// All paths together take too much memory.
+    #[error("the names of the files that the step changed take more than {max} bytes")]
+    ListingTooLarge {
+        /// Limit in bytes.
+        max: u64,
+    },
+    /// overlayfs stored a reference instead of the thing itself.
+    #[error(
+        "`{path}` was changed in place of its copy: the overlay must be mounted without metacopy and redirect_dir"
+    )]
+    RefersToLower {
+        /// The file or directory.
+        path: RelPath,
     },
     /// A file changed while it was read: something still runs in the container.
     #[error("`{path}` changed while it was read: a process of the step may still be running")]
@@ -81,6 +107,15 @@ pub enum ScanError {
 fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> ScanError {
     let path = path.clone();
     move |errno| ScanError::Io { step, path, source: errno.into() }
+}
+
+/// Xattrs of something in the upper directory, which must be all there.
+fn read_xattrs(fd: impl AsFd, path: &RelPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ScanError> {
+    let names = xattrs::Names::of(&fd).map_err(io_error("list xattrs of", path))?;
+    if names.refer_to_lower() {
+        return Err(ScanError::RefersToLower { path: path.clone() });
+    }
+    xattrs::read_kept(fd, &names).map_err(io_error("read xattrs of", path))
 }
 
 /// Lists what a RUN changed, and takes what it did not change out of the directory.

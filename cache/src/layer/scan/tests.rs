@@ -53,16 +53,20 @@ impl Upper {
 
     /// Gives the parent exactly what the upper directory has at a path now.
     fn parent_has_as_is(&mut self, path: &str) {
-        let at = self.path(path);
+        self.parent_has(path, &self.path(path));
+    }
+
+    /// Gives the parent what is at `at` on disk.
+    fn parent_has(&mut self, path: &str, at: &Path) {
         let stat = at.symlink_metadata().unwrap();
         let mut mode = stat.mode() & 0o7777;
         let kind = if stat.is_dir() {
             Kind::Dir(NodeDigest([0; 32]))
         } else if stat.is_symlink() {
             mode = 0o777;
-            Kind::Symlink(fs::read_link(&at).unwrap().into_os_string().into_encoded_bytes())
+            Kind::Symlink(fs::read_link(at).unwrap().into_os_string().into_encoded_bytes())
         } else {
-            let body = fs::read(&at).unwrap();
+            let body = fs::read(at).unwrap();
             Kind::File { size: body.len() as u64, content: ContentDigest(*blake3::hash(&body).as_bytes()) }
         };
         let meta = Meta { mode, uid: stat.uid(), gid: stat.gid(), ..Meta::default() };
@@ -263,4 +267,107 @@ fn four_thousand_levels_are_walked_and_taken_out() {
     }
     assert_eq!(upper.scan(), LayerDiff::default());
     assert_eq!(fs::read_dir(upper.temp.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_whose_bytes_are_elsewhere_is_refused() {
+    let upper = Upper::new();
+    upper.write("f", "");
+    let name = match form() {
+        OverlayForm::Trusted => "trusted.overlay.metacopy",
+        OverlayForm::User => "user.overlay.metacopy",
+    };
+    let file = File::open(upper.path("f")).unwrap();
+    rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+    let dir = File::open(upper.temp.path()).unwrap();
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent);
+    assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
+}
+
+/// Runs a script on a real overlay in a mount namespace that ends with it; false if this machine refuses.
+fn run_on_overlay(lower: &Path, upper: &Path, script: &str) -> bool {
+    let temp = upper.parent().unwrap();
+    for dir in ["work", "merged"] {
+        fs::create_dir(temp.join(dir)).unwrap();
+    }
+    let mount = "mount -t overlay overlay -o lowerdir=$1,upperdir=$2,workdir=$3/work $3/merged ; : > $3/mounted; cd $3/merged";
+    let status = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-ec", &format!("{mount}\n{script}"), "sh"])
+        .args([lower, upper, temp])
+        .status();
+    let is_mounted = temp.join("mounted").exists();
+    if is_mounted {
+        assert!(status.unwrap().success(), "the script failed");
+    } else {
+        let required = std::env::var("RBUILD_TEST_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("root"), "no overlay can be mounted here: {status:?}");
+        eprintln!("skipped: no overlay can be mounted here");
+    }
+    is_mounted
+}
+
+#[test]
+fn a_real_overlay_gives_its_changes_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let (lower, upper) = (temp.path().join("lower"), temp.path().join("upper"));
+    for dir in ["", "bin", "etc", "var", "var/lib", "old"] {
+        fs::create_dir(lower.join(dir)).unwrap();
+    }
+    fs::create_dir(&upper).unwrap();
+    let files = ["bin/mode", "bin/opened", "etc/gone", "etc/edited", "var/lib/same", "old/f"];
+    for file in files {
+        fs::write(lower.join(file), file).unwrap();
+    }
+    let script = "
+        chmod $(stat -c %a bin/mode) bin/mode
+        : >> bin/opened
+        rm etc/gone
+        echo more >> etc/edited
+        touch -r var/lib/same var/lib/same
+        echo x > var/temporary; rm var/temporary
+        rm -r old; mkdir old
+        mkdir -p new/deep; echo x > new/deep/f; ln new/deep/f new/link
+    ";
+    if !run_on_overlay(&lower, &upper, script) {
+        return;
+    }
+    let mut view = Upper { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
+    for path in ["", "bin", "etc", "var", "var/lib", "old"].into_iter().chain(files) {
+        view.parent_has(path, &lower.join(path));
+    }
+    let scan =
+        || scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent).unwrap();
+    let diff = scan();
+    assert_eq!(
+        paths(&diff),
+        ["etc", "etc/edited", "etc/gone", "new", "new/deep", "new/deep/f", "new/link", "old"]
+    );
+    assert_eq!(diff.entries[2].change, Change::Whiteout);
+    assert!(matches!(diff.entries[3].change, Change::Dir { opaque: false, .. }));
+    assert!(
+        matches!(&diff.entries[6].change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
+    );
+    assert!(matches!(diff.entries[7].change, Change::Dir { opaque: true, .. }));
+    assert_eq!(scan(), diff, "what was taken out does not come back");
+}
+
+#[test]
+fn a_tree_that_no_archive_could_hold_is_refused() {
+    let upper = Upper::new();
+    let root = File::open(upper.temp.path()).unwrap();
+    let mut dirs = super::super::dirs::Dirs::new(root.as_fd());
+    let mut path = RelPath::root();
+    let name = "n".repeat(255);
+    for _ in 0..130 {
+        rustix::fs::mkdirat(dirs.dir(&path).unwrap(), name.as_str(), Mode::from_raw_mode(0o755)).unwrap();
+        path = path.join(name.as_bytes());
+    }
+    let refused = scan_upper(root.as_fd(), form(), &upper.parent);
+    assert!(matches!(refused, Err(ScanError::PathTooLong { .. })), "{refused:?}");
+    while !path.is_root() {
+        rustix::fs::unlinkat(dirs.parent(&path).unwrap(), path.name(), rustix::fs::AtFlags::REMOVEDIR)
+            .unwrap();
+        dirs.forget(&path);
+        path = path.parent().unwrap();
+    }
 }

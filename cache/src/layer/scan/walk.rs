@@ -8,14 +8,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
 use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
+use super::super::limits::Limits;
 use super::super::overlay::OverlayForm;
-use super::super::xattrs;
-use super::{ParentEntry, ParentView, ScanError, io_error};
+use super::{ParentEntry, ParentView, ScanError, io_error, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Kind, Meta};
-
-/// As for archives: what is listed must be readable again.
-const ENTRIES_MAX: usize = 10_000_000;
 
 const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
@@ -56,7 +53,15 @@ pub(super) fn walk(
     form: OverlayForm,
     parent: &dyn ParentView,
 ) -> Result<Vec<Found>, ScanError> {
-    let mut walker = Walker { dirs: Dirs::new(dir), form, parent, found: Vec::new(), buffer: Vec::new() };
+    let mut walker = Walker {
+        dirs: Dirs::new(dir),
+        form,
+        parent,
+        found: Vec::new(),
+        buffer: Vec::new(),
+        limits: Limits::default(),
+        listing_bytes: 0,
+    };
     walker.buffer.resize_with(32 << 10, MaybeUninit::uninit);
     // A stack of our own: the tree may be deeper than ours.
     let mut stack = Vec::new();
@@ -79,6 +84,9 @@ struct Walker<'a> {
     parent: &'a dyn ParentView,
     found: Vec<Found>,
     buffer: Vec<MaybeUninit<u8>>,
+    /// As for archives: what is listed must unpack again.
+    limits: Limits,
+    listing_bytes: u64,
 }
 
 impl Walker<'_> {
@@ -90,9 +98,7 @@ impl Walker<'_> {
         dir: usize,
         is_merged: bool,
     ) -> Result<Option<Frame>, ScanError> {
-        if self.found.len() >= ENTRIES_MAX {
-            return Err(ScanError::TooManyEntries { max: ENTRIES_MAX });
-        }
+        self.account(path)?;
         let holder = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
         let stat = rustix::fs::statat(&holder, name, NO_FOLLOW).map_err(io_error("look at", path))?;
         let parent = if is_merged {
@@ -110,7 +116,7 @@ impl Walker<'_> {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(&holder, name, flags, Mode::empty())
                     .map_err(io_error("open directory", path))?;
-                meta.xattrs = xattrs::read_kept(&fd).map_err(io_error("read xattrs of", path))?;
+                meta.xattrs = read_xattrs(&fd, path)?;
                 let lower = matches!(&parent, Some(parent) if matches!(parent.entry.kind, Kind::Dir(_)));
                 let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", path))?;
                 if opaque && !lower {
@@ -147,6 +153,25 @@ impl Walker<'_> {
         Ok(frame)
     }
 
+    fn account(&mut self, path: &RelPath) -> Result<(), ScanError> {
+        let Limits { entries_max, path_bytes_max, depth_max, listing_bytes_max, .. } = self.limits;
+        if self.found.len() as u64 >= entries_max {
+            return Err(ScanError::TooManyEntries { max: entries_max });
+        }
+        let bytes = path.as_bytes();
+        // Counting components is for long paths only: each takes two bytes.
+        if bytes.len() > path_bytes_max || (bytes.len() > depth_max && path.components().count() > depth_max)
+        {
+            let start = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]).into_owned();
+            return Err(ScanError::PathTooLong { max: path_bytes_max, start });
+        }
+        self.listing_bytes += bytes.len() as u64;
+        if self.listing_bytes > listing_bytes_max {
+            return Err(ScanError::ListingTooLarge { max: listing_bytes_max });
+        }
+        Ok(())
+    }
+
     fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Vec<Vec<u8>>, ScanError> {
         let mut names = Vec::new();
         let mut entries = RawDir::new(fd, &mut self.buffer);
@@ -156,8 +181,8 @@ impl Walker<'_> {
             if name != b"." && name != b".." {
                 names.push(name.to_vec());
             }
-            if names.len() > ENTRIES_MAX {
-                return Err(ScanError::TooManyEntries { max: ENTRIES_MAX });
+            if names.len() as u64 > self.limits.entries_max {
+                return Err(ScanError::TooManyEntries { max: self.limits.entries_max });
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
