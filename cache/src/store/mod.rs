@@ -83,7 +83,39 @@ pub struct StoreOptions {
     pub durable: bool,
 }
 
-/// An open store. Clones share everything and cost nothing; usable from any thread.
+/// An open store. Clones share everything and cost nothing; usable from any thread, not across a fork.
+///
+/// ```
+/// use rbuild_cache::store::{Key, ResultRecord, Store, StoreOptions};
+/// use rbuild_cache::tree::TreeDigest;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let root = dir.path();
+/// let store = Store::open(root, StoreOptions { id_map: "root".into(), durable: true })?;
+/// let key = Key::content([7; 32]);
+/// let lease = store.lease()?;
+/// let lock = store.key_lock(&key, "RUN make", |holder| eprintln!("waiting for {}", holder.pid))?;
+/// // Whoever held the lock may have done the work: look again before doing it.
+/// if store.result(&key)?.is_none() {
+///     let draft = store.draft(&lease)?;
+///     std::fs::write(draft.diff_path().join("out"), "made")?;
+///     let layer = store.commit_layer(draft, b"encoded diff", 4)?;
+///     let record = ResultRecord {
+///         tree: b"encoded tree".to_vec(),
+///         tree_digest: TreeDigest([0; 32]),
+///         own_layer: Some(layer),
+///         stack: None,
+///         created_unix_ns: 0,
+///         exec_ns: 0,
+///         description: "RUN make".into(),
+///     };
+///     store.put_result(&key, &record)?;
+/// }
+/// drop(lock);
+/// store.sync()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,

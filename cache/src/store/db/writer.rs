@@ -184,9 +184,8 @@ impl Db {
     fn connect(&self) -> Result<Connection, StoreError> {
         let path = self.path();
         let open = || -> Result<(Connection, i64), DbError> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX
-                | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+            // Not SQLite's NOFOLLOW: it refuses links anywhere in the path, such as a linked home directory.
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(&path, flags)?;
             connection.busy_timeout(BUSY_WAIT_MAX)?;
             connection.set_prepared_statement_cache_capacity(STATEMENTS);
