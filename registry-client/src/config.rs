@@ -97,12 +97,12 @@ impl Config {
                 break;
             }
         }
-        if let Some(path) = &settings.daemon_json {
-            if let Some(text) = read_file(path)? {
-                let daemon = daemon::parse(path, &text)?;
-                config.hub_mirrors = daemon.mirrors;
-                config.insecure.extend(daemon.insecure);
-            }
+        if let Some(path) = &settings.daemon_json
+            && let Some(text) = read_file(path)?
+        {
+            let daemon = daemon::parse(path, &text)?;
+            config.hub_mirrors = daemon.mirrors;
+            config.insecure.extend(daemon.insecure);
         }
         Ok(config)
     }

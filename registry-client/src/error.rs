@@ -304,6 +304,9 @@ pub enum Violation {
     /// The config is not an image config.
     #[error("not a container image: its config has media type `{0}`")]
     NotAnImage(String),
+    /// The config's `rootfs` is not a list of layers.
+    #[error("the image config has the unknown rootfs type `{0}`")]
+    RootFs(String),
     /// Layers and diff ids differ in number.
     #[error("the manifest lists {layers} layers and the config {diff_ids}")]
     LayerCount {

@@ -100,6 +100,9 @@ pub(crate) async fn resolve(
     let config_bytes = pull::whole(transport, endpoint, config_digest, size, patience).await?;
     let config: ImageConfig = serde_json::from_slice(&config_bytes)
         .map_err(|source| RegistryError::Config { target: Box::new(target.clone()), source })?;
+    if config.rootfs.kind != "layers" {
+        return Err(protocol(target, Violation::RootFs(escape(&config.rootfs.kind))));
+    }
     let (layers, diff_ids) = (manifest.layers().len(), config.rootfs.diff_ids.len());
     if layers != diff_ids {
         return Err(protocol(target, Violation::LayerCount { layers, diff_ids }));

@@ -160,12 +160,15 @@ struct Source {
     file: RawFile,
 }
 
+/// What a helper said, and when.
+type Answer = (Instant, Option<Credentials>);
+
 /// All sources, read once, at the first challenge.
 pub(crate) struct Keychain {
     sources: OnceCell<Vec<Source>>,
     helper_path: Option<OsString>,
     /// Answers of helpers by (helper, server). The lock is held while a helper runs: one at a time.
-    answers: Mutex<HashMap<(String, String), (Instant, Option<Credentials>)>>,
+    answers: Mutex<HashMap<(String, String), Answer>>,
 }
 
 impl Keychain {
@@ -245,10 +248,10 @@ fn load(settings: &Settings) -> Result<Vec<Source>, KeychainError> {
         sources.push(source);
     }
     let mut add = |path: Option<&PathBuf>, namespaced: bool| -> Result<(), KeychainError> {
-        if let Some((path, text)) = path.map(|path| read_file(path).map(|text| (path, text))).transpose()? {
-            if let Some(text) = text {
-                sources.push(parse(display(path), &text, namespaced)?);
-            }
+        if let Some(path) = path
+            && let Some(text) = read_file(path)?
+        {
+            sources.push(parse(display(path), &text, namespaced)?);
         }
         Ok(())
     };

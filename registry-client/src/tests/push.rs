@@ -30,7 +30,7 @@ fn serve(stored: &mut Stored, request: &Request) -> Reply {
     let session = "/v2/app/blobs/uploads/1?_state=kept";
     match request.method.as_str() {
         "HEAD" => reply(if stored.blobs.contains_key(path.rsplit('/').next().unwrap()) { 200 } else { 404 }),
-        "POST" if query.contains("from=has") => reply(201),
+        "POST" if query.ends_with("from=has") => reply(201),
         "POST" if query.contains("from=forbidden") => reply(401).header("WWW-Authenticate", "Basic"),
         "POST" => {
             stored.session.clear();

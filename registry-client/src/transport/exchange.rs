@@ -108,10 +108,11 @@ impl Transport {
             .await
             .map_err(|_| timed_out(target))?
             .map_err(|source| unreachable(target, source))?;
-        if origin(&exchange.url) == origin(base) && !self.clients.is_proxied(&exchange.url) {
-            if let Some(peer) = answer.remote_addr() {
-                host.found_at(AddressClass::of(peer.ip()));
-            }
+        if origin(&exchange.url) == origin(base)
+            && !self.clients.is_proxied(&exchange.url)
+            && let Some(peer) = answer.remote_addr()
+        {
+            host.found_at(AddressClass::of(peer.ip()));
         }
         Ok(answer)
     }
@@ -218,3 +219,6 @@ pub(crate) fn unreachable(target: &Target, source: reqwest::Error) -> RegistryEr
     });
     RegistryError::Unreachable { target: Box::new(target.clone()), reason, source: Some(Box::new(source)) }
 }
+
+#[cfg(test)]
+mod tests;
