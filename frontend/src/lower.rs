@@ -37,6 +37,7 @@ mod ports;
 mod run;
 mod signal;
 mod state;
+mod unsupported;
 
 /// Build-args that steer the builder and need no ARG.
 const CONTROL_ARGS: [&str; 11] = [

@@ -27,9 +27,6 @@ impl Pass<'_> {
         copy: &CopyInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        not_yet("COPY --link", copy.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
-        not_yet("COPY --parents", copy.parents.as_ref().filter(|flag| flag.value).map(|flag| flag.span))?;
-        not_yet("COPY --exclude", copy.exclude.first().map(|pattern| pattern.span))?;
         let transfer = Transfer {
             keyword: "COPY",
             from: copy.from.as_ref(),
@@ -48,11 +45,6 @@ impl Pass<'_> {
         add: &AddInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        not_yet("ADD --link", add.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
-        not_yet("ADD --exclude", add.exclude.first().map(|pattern| pattern.span))?;
-        not_yet("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span))?;
-        not_yet("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span))?;
-        not_yet("ADD --unpack", add.unpack.as_ref().map(|flag| flag.span))?;
         let transfer = Transfer {
             keyword: "ADD",
             from: None,
@@ -205,13 +197,6 @@ impl Pass<'_> {
             work.state.layers.push(work.state.node);
         }
         Ok(())
-    }
-}
-
-fn not_yet(what: &str, span: Option<Span>) -> Result<(), Issue> {
-    match span {
-        Some(span) => Err(Issue::new(format!("{what} is not supported yet"), span)),
-        None => Ok(()),
     }
 }
 

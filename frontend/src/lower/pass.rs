@@ -19,11 +19,13 @@ use crate::suggest;
 use super::history::go_quote;
 use super::nodes::Nodes;
 use super::state::State;
-use super::{ImageKey, ImageRequest, LowerOptions, NamedContext, ResolvedImage, environment, nowhere};
+use super::{
+    ImageKey, ImageRequest, LowerOptions, NamedContext, ResolvedImage, environment, nowhere, unsupported,
+};
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
 /// chains of stages would otherwise take memory without bound.
-const BYTES_MAX: usize = 256 << 20;
+const BYTES_MAX: usize = 64 << 20;
 
 /// Most variables that are searched for a suggestion.
 const SUGGESTED_FROM_MAX: usize = 256;
@@ -257,14 +259,17 @@ impl<'a> Pass<'a> {
                 Err(issue) => self.report_at(issue, stage.instruction.lines),
             }
             for instruction in stage.body {
-                let Some(name) = copy_from(instruction) else { continue };
-                // Errors are reported where the instruction is lowered.
-                match self.source_of(name, index, instruction.span, instruction.lines) {
+                for issue in unsupported::in_instruction(instruction) {
+                    self.report_at(issue, instruction.lines);
+                }
+                let Some(from) = copy_from(instruction) else { continue };
+                match self.source_of(&from.value, index, from.span, instruction.lines) {
                     Ok(Source::Stage(needed)) => open.push(needed),
                     Ok(Source::Image(request)) => {
                         let _ = self.image(&request);
                     }
-                    _ => {}
+                    Ok(_) => {}
+                    Err(issue) => self.report_at(issue, instruction.lines),
                 }
             }
         }
@@ -277,9 +282,10 @@ impl<'a> Pass<'a> {
                 continue;
             }
             for instruction in stage.body {
-                let Some(name) = copy_from(instruction) else { continue };
-                if let Err(error @ StageError::InvalidIndex(_)) = self.stages.copy_source(name, stage.index) {
-                    self.report_at(Issue::new(error.to_string(), instruction.span), instruction.lines);
+                let Some(from) = copy_from(instruction) else { continue };
+                let found = self.stages.copy_source(&from.value, stage.index);
+                if let Err(error @ StageError::InvalidIndex(_)) = found {
+                    self.report_at(Issue::new(error.to_string(), from.span), instruction.lines);
                 }
             }
         }
@@ -557,8 +563,11 @@ impl<'a> Pass<'a> {
             if let InstructionKind::Arg(args) = &instruction.kind {
                 self.out.declared.extend(args.iter().map(|arg| arg.name.value.clone()));
             }
-            if let Some(name) = copy_from(instruction)
-                && let Ok(Source::Stage(needed)) = self.source_of(name, stage, from.span, from.lines)
+            for issue in unsupported::in_instruction(instruction) {
+                self.report_at(Issue { span: from.span, ..issue }, from.lines);
+            }
+            if let Some(source) = copy_from(instruction)
+                && let Ok(Source::Stage(needed)) = self.source_of(&source.value, stage, from.span, from.lines)
                 && !self.reached.contains(&needed)
             {
                 self.out.wanted.insert(needed);

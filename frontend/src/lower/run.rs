@@ -19,7 +19,6 @@ impl Pass<'_> {
         run: &RunInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        unsupported(run)?;
         let (argv, script) = argv(&work.state, run)?;
         let env = work.state.run_env();
         let bytes = env.iter().map(|(name, value)| name.len() + value.len() + 48);
@@ -43,21 +42,6 @@ impl Pass<'_> {
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
-    }
-}
-
-fn unsupported(run: &RunInstruction) -> Result<(), Issue> {
-    if let Some(mount) = run.mounts.first() {
-        return Err(Issue::new("RUN --mount is not supported yet", mount.span));
-    }
-    if let Some(device) = run.devices.first() {
-        return Err(Issue::new("RUN --device is not supported yet", device.span));
-    }
-    match &run.security {
-        Some(mode) if mode.value == "insecure" => {
-            Err(Issue::new("RUN --security=insecure is not supported yet", mode.span))
-        }
-        _ => Ok(()),
     }
 }
 

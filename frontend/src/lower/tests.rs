@@ -459,7 +459,7 @@ fn golden_154_onbuild() {
         [
             "RUN /bin/sh -c one # buildkit",
             "COPY /t /t # buildkit",
-            "ARG late=1",
+            "ARG late=2",
             "RUN |1 late=2 /bin/sh -c two # buildkit"
         ]
     );
