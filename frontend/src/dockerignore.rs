@@ -113,6 +113,9 @@ impl Ignore {
 
     /// True when the entry at `rel_path` (slash-separated, relative to the context root, no leading slash) is
     /// excluded. Also true for what lies below an excluded directory, unless a later negation brings it back.
+    ///
+    /// An excluded directory may hold entries that are not excluded; it then exists for their sake, with its own
+    /// metadata and nothing else in it.
     pub fn matches(&self, rel_path: &str) -> bool {
         let mut excluded = false;
         for pattern in &self.patterns {

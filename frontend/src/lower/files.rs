@@ -152,7 +152,7 @@ impl Pass<'_> {
             Source::Local(name) => Some(self.context_node(Some(&name))),
             Source::Scratch => Some(self.scratch_node()),
             Source::Image(request) => {
-                let image = self.image(&request)?;
+                let image = &self.image(&request)?.image;
                 let stage = self.stages.all[work.stage].label();
                 let name = format!("FROM {}", image.reference);
                 let step = Step { name, stage, lines: Some(request.lines) };

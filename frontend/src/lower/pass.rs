@@ -20,7 +20,8 @@ use super::history::go_quote;
 use super::nodes::Nodes;
 use super::state::State;
 use super::{
-    ImageKey, ImageRequest, LowerOptions, NamedContext, ResolvedImage, environment, nowhere, unsupported,
+    ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment, nowhere,
+    unsupported,
 };
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
@@ -29,6 +30,9 @@ const BYTES_MAX: usize = 64 << 20;
 
 /// Most variables that are searched for a suggestion.
 const SUGGESTED_FROM_MAX: usize = 256;
+
+/// Errors after which a pass looks no further.
+const DIAGNOSTICS_MAX: usize = 1_000;
 
 /// What a pass found out.
 #[derive(Debug)]
@@ -99,7 +103,7 @@ impl Work {
 pub(super) struct Pass<'a> {
     pub(super) ast: &'a Dockerfile,
     pub(super) options: &'a LowerOptions,
-    images: &'a BTreeMap<ImageKey, ResolvedImage>,
+    images: &'a BTreeMap<ImageKey, Provided>,
     pub(super) stages: Stages<'a>,
     pub(super) nodes: Nodes,
     /// Lowered stages; `None` when not reached or not possible yet.
@@ -119,7 +123,7 @@ pub(super) struct Pass<'a> {
 pub(super) fn run(
     ast: &Dockerfile,
     options: &LowerOptions,
-    images: &BTreeMap<ImageKey, ResolvedImage>,
+    images: &BTreeMap<ImageKey, Provided>,
     extra_stages: &BTreeSet<usize>,
 ) -> Outcome {
     let stages = Stages::of(ast);
@@ -259,6 +263,9 @@ impl<'a> Pass<'a> {
                 Err(issue) => self.report_at(issue, stage.instruction.lines),
             }
             for instruction in stage.body {
+                if self.out.diagnostics.len() > DIAGNOSTICS_MAX {
+                    return;
+                }
                 for issue in unsupported::in_instruction(instruction) {
                     self.report_at(issue, instruction.lines);
                 }
@@ -327,7 +334,7 @@ impl<'a> Pass<'a> {
         if text == "scratch" {
             return Ok(Base::Scratch);
         }
-        if let Some((name, context)) = self.named_context(&text) {
+        if let Some((name, context)) = self.named_context(&text, &platform) {
             return Ok(self.context_base(name, context, platform, span, lines));
         }
         if let Err(error) = Reference::from_str(&text) {
@@ -356,8 +363,16 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn named_context(&self, name: &str) -> Option<(&'a str, &'a NamedContext)> {
+    /// The context of that name: one for just this platform first, then by name, then by what the name means as a
+    /// reference.
+    fn named_context(&self, name: &str, platform: &Platform) -> Option<(&'a str, &'a NamedContext)> {
         let contexts = &self.options.named_contexts;
+        if contexts.is_empty() {
+            return None;
+        }
+        if let Some((key, context)) = contexts.get_key_value(&format!("{name}::{platform}")) {
+            return Some((key, context));
+        }
         if let Some((key, context)) = contexts.get_key_value(name) {
             return Some((key, context));
         }
@@ -382,7 +397,7 @@ impl<'a> Pass<'a> {
             return Ok(Source::Stage(index));
         }
         let platform = self.target_platform().clone();
-        if let Some((key, context)) = self.named_context(name) {
+        if let Some((key, context)) = self.named_context(name, &platform) {
             return Ok(match self.context_base(key, context, platform, span, lines) {
                 Base::Local(name) => Source::Local(name),
                 Base::Image(request) => Source::Image(request),
@@ -401,7 +416,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The pinned image, or `None` after noting that it is needed.
-    pub(super) fn image(&mut self, request: &ImageRequest) -> Option<&'a ResolvedImage> {
+    pub(super) fn image(&mut self, request: &ImageRequest) -> Option<&'a Provided> {
         let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
         let found = self.images.get(&key);
         if found.is_none() {
@@ -460,7 +475,11 @@ impl<'a> Pass<'a> {
                 state
             }
             Base::Image(request) => {
-                let Some(found) = self.image(request) else { return };
+                let Some(Provided { image: found, weight }) = self.image(request) else { return };
+                if let Err(issue) = self.charge(*weight, stage.instruction.span) {
+                    self.report_at(issue, from_lines);
+                    return;
+                }
                 image = Some((found, request.platform.clone()));
                 let mut config = found.config.clone();
                 if !config.platform.satisfies(&request.platform) {
@@ -485,7 +504,9 @@ impl<'a> Pass<'a> {
                     config.config.working_dir = "/".to_owned();
                 }
                 // The node follows when the stage's number of steps is known.
-                State::new(config, request.platform.clone(), NodeIndex::end())
+                let mut state = State::new(config, request.platform.clone(), NodeIndex::end());
+                state.weight += weight;
+                state
             }
         };
         state.ensure_path();

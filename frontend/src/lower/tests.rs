@@ -376,6 +376,11 @@ fn golden_136_named_context_replaces_a_stage() {
     assert!(built.graph.dump().contains("name Some(\"base\")"));
     assert!(built.graph.dump().contains("from_context true"));
     build_with("FROM base", contexts(NamedContext::Image("scratch".to_owned())));
+    let per_platform = options(|o| {
+        o.named_contexts.insert("base".to_owned(), NamedContext::Local);
+        o.named_contexts.insert("base::linux/amd64".to_owned(), NamedContext::OciLayout);
+    });
+    assert_eq!(build_with("FROM base", per_platform).asked, ["base::linux/amd64"]);
 }
 
 #[test]

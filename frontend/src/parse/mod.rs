@@ -54,7 +54,8 @@ pub struct Parsed {
     pub source: Arc<Source>,
     /// Every instruction that could be read.
     pub ast: Dockerfile,
-    /// Errors and lints, by place.
+    /// Errors and lints, by place. Lints that `# check=` switches off are still here:
+    /// [`crate::lower::Lowering::diagnostics`] has all of these, filtered, and those found later.
     pub diagnostics: Vec<Diagnostic>,
 }
 

@@ -230,6 +230,7 @@ fn golden_47_to_52_heredocs() {
         inline("FROM a\nCOPY <<'a.txt' <<\"B\" /d/\n1\na.txt\n2\nB"),
         pairs(&[("a.txt", "1\n"), ("B", "2\n")])
     );
+    assert_eq!(inline("FROM a\nCOPY <<E <<E /d/\n1\nE\n2\nE"), pairs(&[("E", "2\n")]));
     check_error("FROM a\nCOPY <<EOF /f\nx", "unterminated heredoc");
     check_error("FROM a\nCOPY a <<EOF\nx\nEOF", "COPY cannot accept a heredoc as a destination");
     assert_eq!(inline("FROM a\nCOPY <<EOF /f\r\nx\r\nEOF\r\n"), pairs(&[("EOF", "x\r\n")]));
