@@ -27,6 +27,7 @@ use crate::lint;
 use crate::parse::{Parsed, check_options};
 use crate::span::{Lines, Span};
 
+mod bases;
 mod environment;
 mod files;
 mod history;
@@ -36,6 +37,7 @@ mod pass;
 mod ports;
 mod run;
 mod signal;
+mod stages;
 mod state;
 mod unsupported;
 

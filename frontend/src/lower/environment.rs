@@ -8,7 +8,8 @@ use crate::ast::{ArgDeclaration, KeyValue};
 use crate::lint;
 use crate::parse::Issue;
 
-use super::pass::{Pass, Work};
+use super::pass::Pass;
+use super::stages::Work;
 use super::state::State;
 
 /// Proxy arguments: known to RUN without ARG, in either case, never part of a key.

@@ -7,7 +7,9 @@ use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
 use crate::parse::Issue;
 use crate::span::Span;
 
-use super::pass::{Pass, Source, Work, failed};
+use super::bases::Source;
+use super::pass::{Pass, failed};
+use super::stages::Work;
 
 /// What COPY and ADD have in common.
 struct Transfer<'i> {

@@ -5,7 +5,8 @@ use crate::graph::{Network, Op, Role, RunOp};
 use crate::parse::{Issue, is_lone_marker};
 
 use super::environment::proxy_env;
-use super::pass::{Pass, Work};
+use super::pass::Pass;
+use super::stages::Work;
 use super::state::State;
 
 /// Where the script of `RUN <<EOF` with `#!` appears in the step.

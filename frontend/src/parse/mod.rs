@@ -1,7 +1,7 @@
 //! Dockerfile text to AST.
 //!
-//! Three passes: physical lines are joined to logical ones ([`lines`]), a pest grammar cuts each into keyword, flags
-//! and words ([`grammar`]), and one function per instruction gives them a type ([`instruction`]). Positions travel
+//! Three passes: physical lines are joined to logical ones (`lines`), a pest grammar cuts each into keyword, flags
+//! and words (`grammar`), and one function per instruction gives them a type (`instruction`). Positions travel
 //! along in a source map, so every span is in the original bytes. An error ends its instruction, never the file:
 //! one run reports them all.
 

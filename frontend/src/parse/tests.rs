@@ -197,7 +197,7 @@ fn golden_36_to_41_flags() {
     check_error(&copy("--chown"), "missing a value on flag: --chown");
     check_error(&copy("--link="), "missing a value on flag: --link");
     check_error(&copy("--link=maybe"), "expecting boolean value for flag --link, not: maybe");
-    check_error(&copy("--foo=1"), "unknown flag: --foo");
+    check_error(&copy("--foo=1"), "unknown flag: --foo (did you mean from?)");
     check_error(&copy("--form=1"), "unknown flag: --form (did you mean from?)");
     check_error(&copy("--chown=a --chown=b"), "duplicate flag specified: --chown");
     check_error("FROM a\nCMD --x foo", "unknown flag: --x");
@@ -352,6 +352,10 @@ fn ten_thousand_instructions_parse_and_lower_quickly() {
 fn hostile_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("FROM a AS b\n".to_owned()),
+        Just("FROM scratch\n".to_owned()),
+        Just("\nWORKDIR x\nCOPY a* <<-X ./\n\ty\nX\n".to_owned()),
+        Just("\nLABEL a=\"${A##*/}\" 'b'=$c\n".to_owned()),
+        Just("\nEXPOSE 1-9/UDP ".to_owned()),
         Just("RUN <<EOF\n".to_owned()),
         Just("EOF\n".to_owned()),
         Just("COPY --from=b \"x y\" [\"a\", ".to_owned()),
@@ -379,7 +383,17 @@ fn check_spans(bytes: &[u8]) {
     }
     let options = crate::lower::LowerOptions::new(rbuild_oci::Platform::new("linux", "amd64", None));
     let mut lowering = crate::lower::Lowering::new(&parsed, options);
-    let _ = lowering.step();
+    for _ in 0..3 {
+        let crate::lower::Progress::Need(requests) = lowering.step() else { break };
+        for request in requests {
+            let image = crate::lower::ResolvedImage {
+                reference: request.reference.clone(),
+                manifest: rbuild_oci::Digest::of(b"any"),
+                config: rbuild_oci::ImageConfig::empty(request.platform.clone()),
+            };
+            lowering.provide(&request, image);
+        }
+    }
     for diagnostic in lowering.diagnostics() {
         assert!(inside(diagnostic.span), "{diagnostic:?}");
     }
