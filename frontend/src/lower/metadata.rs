@@ -10,7 +10,8 @@ use crate::expand;
 use crate::parse::Issue;
 
 use super::history::{self, plain_list, quoted_list};
-use super::pass::{Pass, Work, failed};
+use super::pass::{Pass, failed};
+use super::stages::Work;
 use super::{ports, signal};
 
 impl Pass<'_> {
