@@ -111,7 +111,8 @@ pub(crate) fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
             &raw const program,
         )
     };
-    check(result).map(drop)
+    // With TSYNC a positive result is the thread that could not follow.
+    if check(result)? == 0 { Ok(()) } else { Err(Errno::BUSY) }
 }
 
 /// Gives one signal its default action, also the two the C library keeps for itself and hides.

@@ -23,6 +23,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("--rootless") => rootless(Path::new(&args[1]), &args[2..]),
+        Some("--bootstrap-error") => {
+            let error = rbuild_sandbox::bootstrap().expect_err("this user has no way in");
+            println!("{error}; {}", error.remedy());
+            ExitCode::SUCCESS
+        }
         Some("--victim") => {
             steps::lifecycle::victim(Path::new(&args[1]));
             ExitCode::SUCCESS
@@ -43,7 +48,11 @@ fn all(filters: &[String]) -> ExitCode {
             require_or_skip("subuid", &why);
             ExitCode::SUCCESS
         }
-        Ok(user) => user.run_self(&["--rootless"], filters),
+        Ok(user) => {
+            steps::setup::check_bootstrap_errors(&user);
+            let status = user.command("--rootless", filters).status().unwrap();
+            if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
     };
     if as_root == ExitCode::SUCCESS { as_user } else { as_root }
 }

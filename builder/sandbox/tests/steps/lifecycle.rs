@@ -15,6 +15,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a_killed_builder_takes_the_step_with_it", a_killed_builder_takes_the_step_with_it),
     ("a_killed_init_is_reported", a_killed_init_is_reported),
     ("orphans_are_reaped", orphans_are_reaped),
+    ("steps_of_many_threads_do_not_mix", steps_of_many_threads_do_not_mix),
+    ("a_large_spec_arrives", a_large_spec_arrives),
     ("the_probe_agrees_that_steps_work", the_probe_agrees_that_steps_work),
 ];
 
@@ -153,4 +155,34 @@ fn the_probe_agrees_that_steps_work(host: &Host) {
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(results.iter().any(|result| result.name == "pivot_root"));
     assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+fn steps_of_many_threads_do_not_mix(host: &Host) {
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            scope.spawn(move || {
+                for n in 0..5 {
+                    let ran = host
+                        .run(&shell(&format!("echo {thread}-{n}; ls /proc/self/fd | wc -l; exit {n}")))
+                        .unwrap();
+                    assert_eq!((ran.exit, ran.stdout), (Exit::Code(n), format!("{thread}-{n}\n4\n")));
+                }
+            });
+        }
+    });
+}
+
+fn a_large_spec_arrives(host: &Host) {
+    let mut spec = shell("wc -c < /etc/hosts; echo $#");
+    spec.hosts = vec![b'\n'; 5 << 20];
+    spec.argv.extend(std::iter::repeat_n("x".repeat(1000), 1001));
+    assert_eq!(host.run(&spec).unwrap().stdout, format!("{}\n1000\n", 5 << 20));
+    // Above what the kernel takes: its own answer, by name.
+    spec.argv.push("x".repeat(1 << 20));
+    match host.run(&spec) {
+        Err(StepError::CommandNotExecutable { source, .. }) => {
+            assert_eq!(source.raw_os_error(), Some(libc::E2BIG))
+        }
+        other => panic!("{other:?}"),
+    }
 }

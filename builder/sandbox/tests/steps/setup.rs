@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -126,45 +126,64 @@ pub(crate) fn run_on(merged: &Merged, spec: &StepSpec) -> Result<Ran, StepError>
 /// A user made for this run, with a sub-id range; removed when dropped.
 pub(crate) struct User {
     name: String,
+    uid: String,
+    /// Holds a copy of this program: where the build directory is may be closed to others.
+    dir: tempfile::TempDir,
 }
 
 impl User {
     pub(crate) fn create() -> Result<User, String> {
         let name = format!("rbuild-test-{}", std::process::id());
-        host_command("useradd", &["--no-create-home", "--shell", "/bin/false", &name])?;
-        let user = User { name };
+        host_command("useradd", &["--no-create-home", "--user-group", "--shell", "/bin/false", &name])?;
+        let dir =
+            tempfile::Builder::new().prefix("rbuild-steps-user").tempdir_in(crate::scratch_base()).unwrap();
+        let mut user = User { name, uid: String::new(), dir };
         for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
             let granted = fs::read_to_string(file).unwrap_or_default();
             if !granted.lines().any(|line| line.starts_with(&format!("{}:", user.name))) {
                 host_command("usermod", &[option, "1000000000-1000065535", &user.name])?;
             }
         }
+        user.uid = host_command("id", &["-u", &user.name])?.trim().to_owned();
+        fs::set_permissions(user.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy("/proc/self/exe", user.dir.path().join("steps")).unwrap();
+        let work = user.dir.path().join("work");
+        fs::create_dir(&work).unwrap();
+        std::os::unix::fs::chown(&work, user.uid.parse().ok(), user.uid.parse().ok()).unwrap();
         Ok(user)
     }
 
-    /// Runs this program as the user, on a directory of its own that goes in as the next argument.
-    pub(crate) fn run_self(&self, args: &[&str], more: &[String]) -> ExitCode {
-        let dir =
-            tempfile::Builder::new().prefix("rbuild-steps-user").tempdir_in(crate::scratch_base()).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        // Where the build directory is may be closed to others.
-        let program = dir.path().join("steps");
-        fs::copy("/proc/self/exe", &program).unwrap();
-        let work = dir.path().join("work");
-        fs::create_dir(&work).unwrap();
-        let ids = ["-u", "-g"].map(|flag| host_command("id", &[flag, &self.name]).unwrap().trim().to_owned());
-        std::os::unix::fs::chown(&work, ids[0].parse().ok(), ids[1].parse().ok()).unwrap();
-        let status = Command::new("setpriv")
-            .args(["--reuid", &ids[0], "--regid", &ids[1], "--clear-groups", "--"])
-            .arg(&program)
-            .args(args)
-            .arg(&work)
-            .args(more)
-            .current_dir("/")
-            .status()
-            .unwrap();
-        if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    /// A command that runs this program as the user; a mode comes first, then a directory of the user's own.
+    pub(crate) fn command(&self, mode: &str, more: &[String]) -> Command {
+        let mut command = self.command_as(&self.uid, mode);
+        command.arg(self.dir.path().join("work")).args(more);
+        command
     }
+
+    fn command_as(&self, uid: &str, mode: &str) -> Command {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command
+            .args(["--reuid", uid, "--regid", uid, "--clear-groups", "--"])
+            .arg(self.dir.path().join("steps"))
+            .arg(mode)
+            .current_dir("/");
+        command
+    }
+}
+
+/// The ways in that do not exist are told by name, with what to do.
+pub(crate) fn check_bootstrap_errors(user: &User) {
+    let output = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // An id nobody has.
+    let text = output(&mut user.command_as("54321", "--bootstrap-error"));
+    assert!(text.contains("add the line `54321:100000:65536` to /etc/subuid"), "{text}");
+    let text = output(user.command("--bootstrap-error", &[]).env("PATH", "/nowhere"));
+    assert!(text.starts_with("`newuidmap` is not installed; install the package `uidmap`"), "{text}");
+    println!("test bootstrap errors name the remedy ... ok");
 }
 
 impl Drop for User {
