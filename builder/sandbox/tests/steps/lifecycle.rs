@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("background_processes_die_with_the_step", background_processes_die_with_the_step),
     ("cancelling_kills_everything", cancelling_kills_everything),
     ("a_killed_builder_takes_the_step_with_it", a_killed_builder_takes_the_step_with_it),
+    ("signals_of_the_terminal_do_not_reach_the_step", signals_of_the_terminal_do_not_reach_the_step),
     ("a_killed_init_is_reported", a_killed_init_is_reported),
     ("orphans_are_reaped", orphans_are_reaped),
     ("steps_of_many_threads_do_not_mix", steps_of_many_threads_do_not_mix),
@@ -127,17 +128,34 @@ fn a_killed_init_is_reported(host: &Host) {
     assert_eq!(alive(&marker), 0);
 }
 
+fn signals_of_the_terminal_do_not_reach_the_step(host: &Host) {
+    let merged = host.merged();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let mut groups = Vec::new();
+    let exit = run_step(&shell("echo ready"), merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {
+        let outer = child_of(rustix::process::getpid().as_raw_nonzero().get());
+        for pid in [outer, child_of(outer)] {
+            groups.push(rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap());
+        }
+    });
+    assert_eq!(exit.unwrap(), Exit::Code(0));
+    assert_eq!(groups.len(), 2);
+    assert!(!groups.contains(&rustix::process::getpgrp()));
+}
+
+/// Some child of a process.
+fn child_of(pid: i32) -> i32 {
+    let is_child = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (parent == pid).then(|| entry.file_name().to_str()?.parse().ok())?
+    };
+    std::fs::read_dir("/proc").unwrap().find_map(is_child).unwrap()
+}
+
 /// Kills the child of our one child: the step's init.
 fn kill_grandchild(pid: i32) {
-    let child_of = |pid: i32| -> i32 {
-        let is_child = |entry: std::io::Result<std::fs::DirEntry>| {
-            let entry = entry.ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let parent: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            (parent == pid).then(|| entry.file_name().to_str()?.parse().ok())?
-        };
-        std::fs::read_dir("/proc").unwrap().find_map(is_child).unwrap()
-    };
     let init = rustix::process::Pid::from_raw(child_of(child_of(pid))).unwrap();
     rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
 }
