@@ -8,6 +8,13 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Instant;
 
+/// Prints the spread; the fastest is what the work costs, the rest is what else the machine does.
+fn summary(what: &str, times: &mut [std::time::Duration]) {
+    times.sort();
+    let at = |part: usize| times[(times.len() - 1) * part / 100];
+    eprintln!("{what}, {} times: fastest {:?}, median {:?}, p90 {:?}", times.len(), at(0), at(50), at(90));
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     rbuild_sandbox::dispatch();
     let mut args = std::env::args().skip(1);
@@ -41,9 +48,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             eprintln!("first: {exit:?} {:?}", times[0]);
         }
     }
-    times.sort();
-    let at = |part: usize| times[(times.len() - 1) * part / 100];
-    eprintln!("of {count}: median {:?}, p90 {:?}, fastest {:?}", at(50), at(90), at(0));
+    summary("step", &mut times);
     std::fs::remove_dir_all(&scratch)?;
+    let mut plain = Vec::new();
+    for _ in 0..count {
+        let started = Instant::now();
+        std::process::Command::new(Path::new(&root).join("bin/busybox")).args(&argv[1..]).output()?;
+        plain.push(started.elapsed());
+    }
+    summary("plain spawn", &mut plain);
     Ok(())
 }
