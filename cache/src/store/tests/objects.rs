@@ -191,13 +191,22 @@ fn a_lease_takes_its_leftovers_along_however_deep_they_are() {
     let draft = store.draft(&lease).unwrap();
     // Deeper than PATH_MAX, as a RUN can nest by relative names.
     let mut at = rustix::io::dup(draft.diff_fd()).unwrap();
-    for depth in 0..3000 {
+    for depth in 0..600 {
         let name = if depth % 2 == 0 { "dddddddddddddddd" } else { "~0" };
         rustix::fs::mkdirat(&at, name, rustix::fs::Mode::RWXU).unwrap();
         rustix::fs::mknodat(&at, "file", rustix::fs::FileType::RegularFile, rustix::fs::Mode::RUSR, 0)
             .unwrap();
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
         at = rustix::fs::openat(&at, name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    // Directories that an ordinary user may not enter, read or change, though they are the user's own.
+    for mode in [0o000, 0o500, 0o300] {
+        let dir = draft.work_path().join(format!("{mode:o}"));
+        std::fs::create_dir_all(dir.join("a/b/c")).unwrap();
+        std::fs::write(dir.join("a/file"), "x").unwrap();
+        for path in [dir.join("a/b"), dir.join("a"), dir] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
     }
     std::fs::set_permissions(draft.work_path(), std::fs::Permissions::from_mode(0o000)).unwrap();
     let work = lease.work_dir();
