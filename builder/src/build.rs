@@ -1,8 +1,8 @@
 //! A build from request to result, top to bottom.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,10 @@ use crate::cli::{self, BuildRequest, ContextArg, NamedContextArg, OutputArg};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::error::BuildError;
-use crate::export::{self, oci_layout::{self, Destination}};
+use crate::export::{
+    self,
+    oci_layout::{self, Destination},
+};
 use crate::host::Host;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -89,18 +92,21 @@ pub async fn build(
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
     let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
     let mut lowering = Lowering::new(&parsed, lower_options(request));
-    let (graph, images) = lower(&mut lowering, &resolver, events, parsed.diagnostics.len(), &mut warnings).await?;
+    let (graph, images) =
+        lower(&mut lowering, &resolver, events, parsed.diagnostics.len(), &mut warnings).await?;
     for name in lowering.unused_build_args() {
         events.remark(format!("[Warning] One or more build-args [{name}] were not consumed"));
     }
 
     let contexts = scan_contexts(request, &graph, context_dir, &dockerfile_path, &env)?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache).map_err(|e| BuildError::Step(Box::new(e)))?;
+    let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
+        .map_err(|e| BuildError::Step(Box::new(e)))?;
     remark_on_network(&graph, &plan, &env);
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
-    let solver = Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
+    let solver =
+        Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
     let solver = Arc::new(solver);
     let solved = Arc::clone(&solver).solve().await?;
     let executed = solver.executed();
@@ -114,7 +120,8 @@ pub async fn build(
     events.started(exporting);
     let image = assemble::assemble(&env, target, &solved[0], base).await;
     let image = ended(events, exporting, image)?;
-    let packed = ended(events, exporting, export_all(request, &env, &registry, image.clone(), events, cancel).await)?;
+    let packed =
+        ended(events, exporting, export_all(request, &env, &registry, image.clone(), events, cancel).await)?;
     if cancel.reason().is_some() {
         events.finished(exporting, Outcome::Canceled);
         return Err(BuildError::Interrupted);
@@ -230,7 +237,11 @@ async fn lower(
     Ok((graph, images))
 }
 
-async fn resolve(resolver: &Resolver, request: &ImageRequest, events: &Events) -> Result<crate::resolve::BaseImage, BuildError> {
+async fn resolve(
+    resolver: &Resolver,
+    request: &ImageRequest,
+    events: &Events,
+) -> Result<crate::resolve::BaseImage, BuildError> {
     let shown = request.reference.parse::<Reference>().map(|r| r.with_default_tag().to_string());
     let shown = shown.unwrap_or_else(|_| request.reference.clone());
     let id = events.vertex(format!("[internal] load metadata for {shown}"));
@@ -393,7 +404,11 @@ fn layer_compression(asked: cli::Compression) -> Compression {
 }
 
 /// Runs short work under a vertex of its own.
-fn vertex<T>(events: &Events, name: &str, work: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+fn vertex<T>(
+    events: &Events,
+    name: &str,
+    work: impl FnOnce() -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
     let id = events.vertex(name);
     events.started(id);
     let result = ended(events, id, work())?;

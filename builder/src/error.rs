@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use rbuild_cache::copy::{CopyError, MaterialiseError, SourceError};
-use rbuild_cache::layer::{CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackError};
+use rbuild_cache::layer::{
+    CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackError,
+};
 use rbuild_cache::store::StoreError;
 use rbuild_cache::tree::select::SelectError;
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
@@ -11,7 +13,7 @@ use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
-use rbuild_oci::{Digest, DiffId};
+use rbuild_oci::{DiffId, Digest};
 use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 

@@ -102,7 +102,9 @@ fn kind(error: &BuildError) -> Kind {
     match error {
         BuildError::Dockerfile(_) => Kind::Dockerfile,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } | BuildError::NoContext(_) => Kind::Build,
-        BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => Kind::Build,
+        BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
+            Kind::Build
+        }
         BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
         BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
@@ -114,18 +116,28 @@ fn kind(error: &BuildError) -> Kind {
 
 fn hints(error: &BuildError) -> Vec<String> {
     if is_disk_full(error) {
-        return vec!["free space on the disk that holds the store, or keep the store elsewhere: --root DIR".to_owned()];
+        return vec![
+            "free space on the disk that holds the store, or keep the store elsewhere: --root DIR".to_owned(),
+        ];
     }
     match error {
         BuildError::NoDockerfile { similar, .. } => match similar.as_slice() {
-            [] => vec!["name the Dockerfile with -f PATH, or run rbuild in the directory that has it".to_owned()],
+            [] => vec![
+                "name the Dockerfile with -f PATH, or run rbuild in the directory that has it".to_owned(),
+            ],
             names => vec![format!("there is {}: use -f", names.join(", "))],
         },
-        BuildError::NoContext(_) => vec!["the last argument is the directory to build from, often `.`".to_owned()],
-        BuildError::Scan(ScanError::Changed(_)) => vec!["run the build again when nothing writes to the context".to_owned()],
+        BuildError::NoContext(_) => {
+            vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        }
+        BuildError::Scan(ScanError::Changed(_)) => {
+            vec!["run the build again when nothing writes to the context".to_owned()]
+        }
         BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
         BuildError::Push { source, .. } => source.hint().into_iter().collect(),
-        BuildError::NoSuchImage(name) => vec![format!("build it with -t {name}, or list what is here: rbuild images")],
+        BuildError::NoSuchImage(name) => {
+            vec![format!("build it with -t {name}, or list what is here: rbuild images")]
+        }
         BuildError::Step(step) => step_hints(step),
         BuildError::Bootstrap(_) => vec!["rbuild doctor says what this host lacks".to_owned()],
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
@@ -146,13 +158,19 @@ fn step_hints(step: &StepError) -> Vec<String> {
             vec!["127 means that the shell found no such command: install it in an earlier step, or check its name".to_owned()]
         }
         StepFailure::Exit { code: 126, .. } => {
-            vec!["126 means that the file is there but cannot be executed: check its mode and its first line".to_owned()]
+            vec![
+                "126 means that the file is there but cannot be executed: check its mode and its first line"
+                    .to_owned(),
+            ]
         }
         StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
             vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
         }
         StepFailure::Select(_) => {
-            vec!["paths are relative to the source's root; a file that .dockerignore excludes is not there".to_owned()]
+            vec![
+                "paths are relative to the source's root; a file that .dockerignore excludes is not there"
+                    .to_owned(),
+            ]
         }
         StepFailure::User(_) => {
             vec!["create it in an earlier RUN, or use numeric ids".to_owned()]

@@ -6,21 +6,20 @@
 pub mod cli;
 pub mod commands;
 
+pub mod assemble;
 pub mod build;
 pub mod context;
+pub mod export;
+pub mod ops;
 pub mod resolve;
 pub mod solve;
-pub mod ops;
-pub mod assemble;
-pub mod export;
 
+pub mod cancel;
 pub mod host;
 pub mod settings;
-pub mod cancel;
-pub mod blobs;
 pub mod timestamp;
 
-pub mod progress;
-pub mod report;
 pub mod error;
 pub mod failure;
+pub mod progress;
+pub mod report;

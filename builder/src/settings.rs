@@ -21,7 +21,8 @@ impl Settings {
     pub fn new(env: &Env, is_root: bool) -> Self {
         let var = |name: &str| env.non_empty(name);
         let home = var("HOME").map(PathBuf::from);
-        let config_home = var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
+        let config_home =
+            var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
         let default_root = if is_root {
             PathBuf::from("/var/lib/rbuild")
         } else {
@@ -30,13 +31,16 @@ impl Settings {
                 .or_else(|| Some(home.as_ref()?.join(".local/share")))
                 .map_or_else(|| std::env::temp_dir().join("rbuild"), |data| data.join("rbuild"))
         };
-        let docker_dir = var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".docker")));
+        let docker_dir =
+            var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".docker")));
         let in_config = |name: &str| config_home.as_ref().map(|dir| dir.join("containers").join(name));
         let auth_files = var("XDG_RUNTIME_DIR")
             .map(|dir| Path::new(&dir).join("containers/auth.json"))
             .into_iter()
             .chain(in_config("auth.json"));
-        let registries = in_config("registries.conf").into_iter().chain([PathBuf::from("/etc/containers/registries.conf")]);
+        let registries = in_config("registries.conf")
+            .into_iter()
+            .chain([PathBuf::from("/etc/containers/registries.conf")]);
         let registry = rbuild_registry::Settings {
             docker_config: docker_dir.map(|dir| dir.join("config.json")),
             docker_auth_config: var("DOCKER_AUTH_CONFIG"),

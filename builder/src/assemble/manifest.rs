@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::layer::{self, Compression};
-use rbuild_oci::{Digest, DiffId, canonical_json, media_type};
+use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
 use serde_json::json;
 
 use crate::assemble::{BuiltImage, ImageLayer};
@@ -42,7 +42,11 @@ pub struct PackedImage {
 
 /// Compresses what was never compressed and writes the manifest. A blob that exists is never encoded again, and a
 /// layer is encoded once in its life for given parameters.
-pub async fn pack(env: &Arc<ExecEnv>, image: BuiltImage, compression: Compression) -> Result<PackedImage, BuildError> {
+pub async fn pack(
+    env: &Arc<ExecEnv>,
+    image: BuiltImage,
+    compression: Compression,
+) -> Result<PackedImage, BuildError> {
     let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), image.clamp, compression));
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
@@ -102,10 +106,17 @@ async fn layer_blob(
         let clamp = if layer.is_base { None } else { clamp };
         let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded =
-            layer::encode(|out| layer::emit_tar(dir.as_fd(), &diff, clamp, out), compression, &mut writer, threads)?;
+        let encoded = layer::encode(
+            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
+            compression,
+            &mut writer,
+            threads,
+        )?;
         if encoded.diff_id != layer.diff_id {
-            return Err(crate::error::StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
+            return Err(crate::error::StepFailure::LayerDiffId {
+                wanted: layer.diff_id,
+                found: encoded.diff_id,
+            });
         }
         let digest = writer.commit(Some(encoded.digest))?;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;

@@ -13,7 +13,11 @@ use crate::report::human;
 use crate::settings::Settings;
 
 /// Prints the table, or one id a line.
-pub(super) fn run(request: &ImagesRequest, settings: Settings, root: Option<&Path>) -> Result<(), BuildError> {
+pub(super) fn run(
+    request: &ImagesRequest,
+    settings: Settings,
+    root: Option<&Path>,
+) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
     super::print(&render(&host.store, request, SystemTime::now())?);
     Ok(())
@@ -42,7 +46,9 @@ fn render(store: &Store, request: &ImagesRequest, now: SystemTime) -> Result<Str
         }
         return Ok(ids.iter().map(|id| format!("{id}\n")).collect());
     }
-    let mut table: Vec<Vec<String>> = vec![vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].into_iter().map(str::to_owned).collect()];
+    let mut table: Vec<Vec<String>> = vec![
+        vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].into_iter().map(str::to_owned).collect(),
+    ];
     if request.digests {
         table[0].insert(2, "DIGEST".to_owned());
     }
@@ -83,7 +89,15 @@ fn created(record: &ImageRecord, now: SystemTime) -> String {
 fn columns(table: &[Vec<String>]) -> String {
     let count = table.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count)
-        .map(|at| table.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0).max(7))
+        .map(|at| {
+            table
+                .iter()
+                .filter_map(|row| row.get(at))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+                .max(7)
+        })
         .collect();
     let mut text = String::new();
     for row in table {

@@ -56,10 +56,9 @@ fn print(text: &str) {
 
 /// Runs a future on a small runtime with signals wired to `cancel`: the first SIGINT or SIGTERM stops the work in
 /// order, a second one ends the process at once (leases and sandboxes die with it).
-fn with_signals<T>(
-    work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>,
-) -> Result<T, BuildError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BuildError::Setup)?;
+fn with_signals<T>(work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>) -> Result<T, BuildError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BuildError::Setup)?;
     let cancel = Cancel::new().map_err(BuildError::Setup)?;
     let result = runtime.block_on(async {
         let signals = tokio::spawn(watch_signals(cancel.clone()));
@@ -73,7 +72,9 @@ fn with_signals<T>(
 
 async fn watch_signals(cancel: Cancel) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return;
     };
     let mut next = async || {

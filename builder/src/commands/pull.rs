@@ -19,7 +19,12 @@ use crate::resolve;
 use crate::settings::Settings;
 
 /// Pulls an image into the store and names it there.
-pub(super) fn run(request: &PullRequest, settings: Settings, root: Option<&Path>, env: &Env) -> Result<(), BuildError> {
+pub(super) fn run(
+    request: &PullRequest,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
     if request.default_tag && !request.quiet {
         super::print("Using default tag: latest\n");
@@ -34,17 +39,21 @@ pub(super) fn run(request: &PullRequest, settings: Settings, root: Option<&Path>
     Ok(())
 }
 
-async fn pull(request: &PullRequest, host: &Host, events: &Events, cancel: &Cancel) -> Result<String, BuildError> {
+async fn pull(
+    request: &PullRequest,
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<String, BuildError> {
     let client = Client::new(host.settings.registry.clone())?;
     let platform = request.platform.clone().unwrap_or_else(Platform::host);
     let env = Arc::new(plain_env(host, events, cancel, client.clone())?);
     let vertex = events.vertex(format!("pulling {}", request.name.familiar()));
     events.started(vertex);
-    let found =
-        super::unless_canceled(cancel, async {
-            Ok(resolve::fetch(&host.store, &client, &request.name, &platform).await?)
-        })
-        .await?;
+    let found = super::unless_canceled(cancel, async {
+        Ok(resolve::fetch(&host.store, &client, &request.name, &platform).await?)
+    })
+    .await?;
     let found = Arc::new(found);
     let solved = image::materialise(&env, &found, vertex).await?;
     let record = export::store::record(&host.store, &env.lease, &found, &solved.stack)?;
@@ -54,7 +63,12 @@ async fn pull(request: &PullRequest, host: &Host, events: &Events, cancel: &Canc
 }
 
 /// Environment for work without RUN steps.
-pub(super) fn plain_env(host: &Host, events: &Events, cancel: &Cancel, client: Client) -> Result<ExecEnv, BuildError> {
+pub(super) fn plain_env(
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+    client: Client,
+) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(ExecEnv {
         store: host.store.clone(),

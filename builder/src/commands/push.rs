@@ -9,17 +9,22 @@ use rbuild_registry::Client;
 
 use crate::assemble::manifest::pack;
 use crate::assemble::{BuiltImage, ImageLayer};
-use crate::blobs;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PushRequest};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
 use crate::progress::{self, Display, Events, Mode, Outcome};
+use crate::resolve::CONFIG_BYTES_MAX;
 use crate::settings::Settings;
 
 /// Pushes an image of the store to the registry its name says.
-pub(super) fn run(request: &PushRequest, settings: Settings, root: Option<&Path>, env: &Env) -> Result<(), BuildError> {
+pub(super) fn run(
+    request: &PushRequest,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
     if request.default_tag && !request.quiet {
         super::print("Using default tag: latest\n");
@@ -34,10 +39,17 @@ pub(super) fn run(request: &PushRequest, settings: Settings, root: Option<&Path>
     Ok(())
 }
 
-async fn push(request: &PushRequest, host: &Host, events: &Events, cancel: &Cancel) -> Result<String, BuildError> {
+async fn push(
+    request: &PushRequest,
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<String, BuildError> {
     let name = request.name.to_string();
     let record = host.store.image(&name)?.ok_or_else(|| BuildError::NoSuchImage(request.name.familiar()))?;
-    let config_bytes = blobs::read(&host.store, &record.config)?
+    let config_bytes = host
+        .store
+        .blob_bytes(&record.config, CONFIG_BYTES_MAX)?
         .ok_or_else(|| BuildError::NoSuchImage(request.name.familiar()))?;
     let config: ImageConfig = serde_json::from_slice(&config_bytes)
         .map_err(|source| crate::resolve::ResolveError::Config { reference: name.clone(), source })?;
@@ -61,10 +73,16 @@ async fn push(request: &PushRequest, host: &Host, events: &Events, cancel: &Canc
     )
     .await?;
     events.finished(vertex, Outcome::Done);
-    host.store.put_image(&name, &rbuild_cache::store::ImageRecord { manifest: Some(packed.digest), ..record })?;
+    host.store
+        .put_image(&name, &rbuild_cache::store::ImageRecord { manifest: Some(packed.digest), ..record })?;
     Ok(if request.quiet {
         format!("{name}\n")
     } else {
-        format!("{}: digest: {} size: {}\n", request.name.tag_or_latest(), packed.digest, packed.manifest.len())
+        format!(
+            "{}: digest: {} size: {}\n",
+            request.name.tag_or_latest(),
+            packed.digest,
+            packed.manifest.len()
+        )
     })
 }

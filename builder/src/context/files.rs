@@ -33,9 +33,11 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
     }
     if let Some(path) = explicit {
         return match read(path) {
-            Ok(bytes) => {
-                Ok(FoundDockerfile { display: path.display().to_string(), path: path.to_owned(), bytes: bytes.into() })
-            }
+            Ok(bytes) => Ok(FoundDockerfile {
+                display: path.display().to_string(),
+                path: path.to_owned(),
+                bytes: bytes.into(),
+            }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
             Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
         };
@@ -82,7 +84,9 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 fn missing(path: &Path) -> BuildError {
     let looks_like_one = |name: &str| {
         let name = name.to_ascii_lowercase();
-        (name.contains("docker") || name.contains("containerfile")) && !name.contains("ignore") && !name.contains("compose")
+        (name.contains("docker") || name.contains("containerfile"))
+            && !name.contains("ignore")
+            && !name.contains("compose")
     };
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -104,7 +108,9 @@ mod tests {
     fn a_missing_dockerfile_names_what_is_there() {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join("Dockerfile.dev"), "FROM scratch").expect("write");
-        let Err(BuildError::NoDockerfile { similar, .. }) = dockerfile(dir.path(), None) else { panic!("found one") };
+        let Err(BuildError::NoDockerfile { similar, .. }) = dockerfile(dir.path(), None) else {
+            panic!("found one")
+        };
         assert_eq!(similar, ["Dockerfile.dev"]);
     }
 

@@ -12,10 +12,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rbuild_cache::path::RelPath;
 use rbuild_cache::layer::Mtime;
+use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
-use rbuild_cache::tree::{ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree};
+use rbuild_cache::tree::{
+    ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree,
+};
 use rbuild_frontend::dockerignore::Ignore;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
@@ -73,6 +75,7 @@ fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> Scan
 }
 
 /// One directory on the walk: its node so far and where it hangs.
+#[derive(Default)]
 struct PendingDir {
     path: Vec<u8>,
     parent: Option<(usize, Vec<u8>)>,
@@ -175,7 +178,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn visit(&mut self, dir: BorrowedFd<'_>, at: usize, name: Vec<u8>, path: Vec<u8>) -> Result<(), ScanError> {
+    fn visit(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        at: usize,
+        name: Vec<u8>,
+        path: Vec<u8>,
+    ) -> Result<(), ScanError> {
         let text = String::from_utf8_lossy(&path);
         let ignored = self.ignore.matches(&text);
         let stat = match rustix::fs::statat(dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
@@ -216,7 +225,10 @@ impl Walk<'_> {
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, OsStr::from_bytes(&name), Vec::new())
                     .map_err(io("read the link", &path))?;
-                Entry { meta: Meta { mode: 0o777, ..Meta::default() }, kind: Kind::Symlink(target.into_bytes()) }
+                Entry {
+                    meta: Meta { mode: 0o777, ..Meta::default() },
+                    kind: Kind::Symlink(target.into_bytes()),
+                }
             }
             FileType::Fifo => Entry { meta, kind: Kind::Fifo },
             // As BuildKit: a socket has no meaning in an image and becomes an empty file.
@@ -265,7 +277,11 @@ impl Walk<'_> {
                 bytes += size;
                 let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
                 let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
-                self.known.push(FingerprintEntry { path: RelPath::clamp(path), stat: file_stat(stat), content });
+                self.known.push(FingerprintEntry {
+                    path: RelPath::clamp(path),
+                    stat: file_stat(stat),
+                    content,
+                });
                 self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
             }
         }
@@ -298,12 +314,6 @@ impl Walk<'_> {
     }
 }
 
-impl Default for PendingDir {
-    fn default() -> Self {
-        Self { path: Vec::new(), parent: None, meta: Meta::default(), node: DirNode::default() }
-    }
-}
-
 fn file_stat(stat: &Stat) -> FileStat {
     let time = |secs: i64, nanos: i64| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
     FileStat {
@@ -326,7 +336,11 @@ fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io:
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
-fn hash_file(root: BorrowedFd<'_>, file: &Unhashed, buffer: &mut [u8]) -> Result<(ContentDigest, u64), ScanError> {
+fn hash_file(
+    root: BorrowedFd<'_>,
+    file: &Unhashed,
+    buffer: &mut [u8],
+) -> Result<(ContentDigest, u64), ScanError> {
     let fd = open_beneath(root, &file.path, OFlags::empty()).map_err(io("open", &file.path))?;
     let changed = || ScanError::Changed(String::from_utf8_lossy(&file.path).into_owned());
     let mut hasher = blake3::Hasher::new();

@@ -26,7 +26,12 @@ pub enum Destination {
 }
 
 /// Writes the image with one index entry per name, or one unnamed entry.
-pub fn write(store: &Store, image: &PackedImage, names: &[Reference], to: &Destination) -> Result<(), BuildError> {
+pub fn write(
+    store: &Store,
+    image: &PackedImage,
+    names: &[Reference],
+    to: &Destination,
+) -> Result<(), BuildError> {
     match to {
         Destination::Archive(path) => {
             let io = |source| BuildError::Export { path: path.clone(), source };
@@ -41,9 +46,8 @@ pub fn write(store: &Store, image: &PackedImage, names: &[Reference], to: &Desti
         }
         Destination::Stdout => archive(store, image, names, io::stdout().lock())
             .map_err(|source| BuildError::Export { path: PathBuf::from("-"), source }),
-        Destination::Directory(path) => {
-            directory(store, image, names, path).map_err(|source| BuildError::Export { path: path.clone(), source })
-        }
+        Destination::Directory(path) => directory(store, image, names, path)
+            .map_err(|source| BuildError::Export { path: path.clone(), source }),
     }
 }
 
@@ -90,7 +94,8 @@ enum Part<'a> {
 }
 
 fn parts(image: &PackedImage) -> Vec<(Digest, Part<'_>)> {
-    let mut parts: Vec<(Digest, Part<'_>)> = image.layers.iter().map(|l| (l.digest, Part::Blob(l.size))).collect();
+    let mut parts: Vec<(Digest, Part<'_>)> =
+        image.layers.iter().map(|l| (l.digest, Part::Blob(l.size))).collect();
     parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
     parts.push((image.digest, Part::Bytes(&image.manifest)));
     parts.sort_by_key(|(digest, _)| *digest);
@@ -100,7 +105,8 @@ fn parts(image: &PackedImage) -> Vec<(Digest, Part<'_>)> {
 
 fn open_blob(store: &Store, digest: Digest) -> io::Result<File> {
     let blob = store.blob(&digest).map_err(io::Error::other)?;
-    blob.map(|blob| blob.file).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
+    blob.map(|blob| blob.file)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
 }
 
 fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Write) -> io::Result<()> {
@@ -122,7 +128,11 @@ fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Wr
         let name = format!("blobs/sha256/{}", digest.hex());
         match part {
             Part::Bytes(bytes) => {
-                tar.append_data(&mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular), name, bytes)?;
+                tar.append_data(
+                    &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
+                    name,
+                    bytes,
+                )?;
             }
             Part::Blob(size) => {
                 let file = open_blob(store, digest)?.take(size);
@@ -131,7 +141,11 @@ fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Wr
         }
     }
     for (name, bytes) in [("index.json", index(image, names)), ("oci-layout", LAYOUT.to_vec())] {
-        tar.append_data(&mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular), name, bytes.as_slice())?;
+        tar.append_data(
+            &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
+            name,
+            bytes.as_slice(),
+        )?;
     }
     tar.into_inner()?.flush()
 }

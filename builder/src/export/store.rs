@@ -4,19 +4,23 @@ use rbuild_cache::store::{ImageRecord, LayerId, Lease, Store};
 use rbuild_oci::{Digest, Reference};
 
 use crate::assemble::BuiltImage;
-use crate::blobs;
 use crate::error::BuildError;
 use crate::resolve::BaseImage;
 use crate::timestamp;
 
 /// The record of a pulled image whose layers are all here.
-pub fn record(store: &Store, lease: &Lease, image: &BaseImage, layers: &[LayerId]) -> Result<ImageRecord, BuildError> {
+pub fn record(
+    store: &Store,
+    lease: &Lease,
+    image: &BaseImage,
+    layers: &[LayerId],
+) -> Result<ImageRecord, BuildError> {
     let mut size_bytes = 0;
     for layer in layers {
         size_bytes += store.layer(*layer)?.and_then(|info| info.tar).map_or(0, |(_, bytes)| bytes);
     }
     Ok(ImageRecord {
-        config: blobs::write(store, lease, &image.config_bytes)?,
+        config: store.put_blob(lease, &image.config_bytes)?,
         layers: layers.to_vec(),
         diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
         manifest: Some(image.identity),
@@ -40,7 +44,7 @@ pub fn tag(
     manifest: Option<Digest>,
 ) -> Result<(), BuildError> {
     let record = ImageRecord {
-        config: blobs::write(store, lease, &image.config_bytes)?,
+        config: store.put_blob(lease, &image.config_bytes)?,
         layers: image.layers.iter().map(|layer| layer.id).collect(),
         diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
         manifest,

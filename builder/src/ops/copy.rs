@@ -63,7 +63,10 @@ fn layer(
                 items.extend(selected.into_iter().map(CopyItem::Selected));
             }
             CopySource::Inline { name, content } => {
-                items.push(CopyItem::Inline { name: name.clone().into_bytes(), content: content.clone().into_bytes() });
+                items.push(CopyItem::Inline {
+                    name: name.clone().into_bytes(),
+                    content: content.clone().into_bytes(),
+                });
             }
         }
     }

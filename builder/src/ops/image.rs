@@ -26,7 +26,11 @@ use crate::solve::Solved;
 const CHUNKS_IN_FLIGHT: usize = 64;
 
 /// Brings in what is missing and returns the image's state.
-pub async fn materialise(env: &Arc<ExecEnv>, image: &Arc<BaseImage>, vertex: VertexId) -> Result<Solved, StepFailure> {
+pub async fn materialise(
+    env: &Arc<ExecEnv>,
+    image: &Arc<BaseImage>,
+    vertex: VertexId,
+) -> Result<Solved, StepFailure> {
     env.events.started(vertex);
     let mut missing = Vec::new();
     let mut local: Vec<Option<LayerId>> = Vec::with_capacity(image.layers.len());
@@ -82,11 +86,12 @@ struct Pending {
 impl Pending {
     fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
         let files = env.stack_source(below)?;
-        let fixed = layer::fix_implied(self.draft.diff_fd().as_fd(), env.overlay, &mut self.unpacked, |path| {
-            let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
-            let is_dir = matches!(entry.kind, Kind::Dir(_));
-            Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
-        });
+        let fixed =
+            layer::fix_implied(self.draft.diff_fd().as_fd(), env.overlay, &mut self.unpacked, |path| {
+                let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
+                let is_dir = matches!(entry.kind, Kind::Dir(_));
+                Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
+            });
         fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
         let size = size_bytes(&self.unpacked.diff);
         let id = env.store.commit_layer(self.draft, &encode_diff(&self.unpacked.diff), size)?;
@@ -141,7 +146,8 @@ async fn pull_layer(
             let (store, events) = (env.store.clone(), env.events.clone());
             blocking(move || {
                 Ok(store.key_lock(&key, &name, |holder| {
-                    let text = format!("waiting for another build that pulls the same layer (pid {})", holder.pid);
+                    let text =
+                        format!("waiting for another build that pulls the same layer (pid {})", holder.pid);
                     events.note(vertex, text);
                 })?)
             })
@@ -183,7 +189,8 @@ async fn download(
 ) -> Result<Option<Pending>, StepFailure> {
     let transfer = Arc::new(env.events.transfer(vertex, blob.digest.to_string(), Some(blob.size)));
     let report = Arc::clone(&transfer);
-    let mut stream = env.registry.blob(reference, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
+    let mut stream =
+        env.registry.blob(reference, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
     let (sender, receiver) = sync_channel::<Result<Bytes, RegistryError>>(CHUNKS_IN_FLIGHT);
     let unpacking = {
         let (env, layer, blob) = (Arc::clone(env), layer.clone(), blob.clone());
@@ -198,9 +205,7 @@ async fn download(
             () = env.cancel.cancelled() => break,
         };
         let (item, is_last) = match chunk {
-            Ok(Some(bytes)) => {
-                (Ok(bytes), false)
-            }
+            Ok(Some(bytes)) => (Ok(bytes), false),
             Ok(None) => break,
             Err(error) => (Err(error), true),
         };
@@ -261,7 +266,8 @@ fn unpack(
     if let Some(writer) = tee.writer {
         writer.commit(Some(blob.digest))?;
     }
-    let pending = Pending { layer: layer.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
+    let pending =
+        Pending { layer: layer.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
     if !pending.unpacked.implied_dirs.is_empty() {
         return Ok(Some(pending));
     }

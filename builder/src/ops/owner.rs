@@ -31,7 +31,10 @@ impl Accounts {
                 .map_err(|source| StepFailure::Io { what: "read", path: path.to_owned(), source })?;
             Ok(bytes)
         };
-        Ok(Self { passwd: passwd::parse_passwd(&text("/etc/passwd")?), group: passwd::parse_group(&text("/etc/group")?) })
+        Ok(Self {
+            passwd: passwd::parse_passwd(&text("/etc/passwd")?),
+            group: passwd::parse_group(&text("/etc/group")?),
+        })
     }
 }
 
@@ -51,7 +54,8 @@ pub fn chown(env: &ExecEnv, root: &Solved, text: &str) -> Result<(u32, u32), Ste
     let (uid, primary) = match user {
         "" | "root" => (0, 0),
         user => {
-            let resolved = passwd::resolve_user(user, &accounts.passwd, &accounts.group).map_err(StepFailure::User)?;
+            let resolved =
+                passwd::resolve_user(user, &accounts.passwd, &accounts.group).map_err(StepFailure::User)?;
             // A number without an entry has no primary group: Docker then takes the number itself.
             let known = accounts.passwd.iter().any(|entry| entry.uid == resolved.uid || entry.name == user);
             (resolved.uid, if known && user.parse::<u32>().is_err() { resolved.gid } else { resolved.uid })
@@ -72,6 +76,7 @@ pub fn workdir(env: &ExecEnv, root: &Solved, user: &str) -> Result<(u32, u32), S
         return Ok((0, 0));
     }
     let accounts = Accounts::read(env, root)?;
-    let resolved = passwd::resolve_user(user, &accounts.passwd, &accounts.group).map_err(StepFailure::User)?;
+    let resolved =
+        passwd::resolve_user(user, &accounts.passwd, &accounts.group).map_err(StepFailure::User)?;
     Ok((resolved.uid, resolved.gid))
 }

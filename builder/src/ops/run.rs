@@ -68,8 +68,7 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
         Exit::Code(code) => return Err(StepFailure::Exit { command, code, log: tail.into_bytes() }),
         Exit::Signal(signal) => return Err(StepFailure::Signal { command, signal, log: tail.into_bytes() }),
     }
-    // The upper is mounted `volatile`: this flushes nothing but reports a write-back error that would otherwise be lost.
-    rustix::fs::syncfs(&merged).map_err(|errno| StepFailure::Io {
+    written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",
         path: "the step's layer".to_owned(),
         source: errno.into(),
@@ -80,6 +79,16 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes })
+}
+
+/// Reports a write-back error of the upper that would otherwise be lost: it is mounted `volatile`, so this flushes
+/// nothing.
+fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    // A mount fd is an `O_PATH` one, which syncfs refuses.
+    let root =
+        rustix::fs::openat(merged, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::syncfs(&root)
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.

@@ -23,7 +23,8 @@ pub async fn execute(
     blocking(move || {
         let owner = owner::workdir(&env, &root, &op.user)?;
         let parents = env.stack_source(&root)?;
-        let plan = copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
+        let plan =
+            copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
         let draft = env.store.draft(&env.lease)?;
         copy::materialise(&plan, draft.diff_fd().as_fd(), &Sources::default(), Owners::Set)?;
         let diff = without_same_root(plan.diff, &root.tree.root);

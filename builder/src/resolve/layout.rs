@@ -131,13 +131,19 @@ impl Layout {
     }
 
     /// Finds the image for `tag` or `digest` (the only image when neither is given) and `platform`.
-    pub fn image(&self, tag: Option<&str>, digest: Option<Digest>, platform: &Platform) -> Result<LayoutImage, LayoutError> {
+    pub fn image(
+        &self,
+        tag: Option<&str>,
+        digest: Option<Digest>,
+        platform: &Platform,
+    ) -> Result<LayoutImage, LayoutError> {
         let index_path = self.path.join("index.json");
         let bytes = self.read_all("index.json", Document::BYTES_MAX as u64)?;
         let Document::Index(index) = self.document(&index_path, &bytes)? else {
             return Err(self.no_image("an index"));
         };
-        let matching: Vec<&Descriptor> = index.manifests().iter().filter(|d| self.is_named(d, tag, digest)).collect();
+        let matching: Vec<&Descriptor> =
+            index.manifests().iter().filter(|d| self.is_named(d, tag, digest)).collect();
         let wanted = digest.map(|d| d.to_string()).or_else(|| tag.map(str::to_owned));
         let Some(first) = matching.first() else {
             let have: Vec<&str> = index.manifests().iter().filter_map(ref_name).collect();
@@ -164,15 +170,15 @@ impl Layout {
             let path = self.blob_path(digest);
             match self.document(&path, &bytes)? {
                 Document::Index(index) => {
-                    descriptor = Document::choose(&index, platform).cloned().ok_or_else(|| LayoutError::NoPlatform {
-                        path: self.path.clone(),
-                        platform: platform.clone(),
+                    descriptor = Document::choose(&index, platform).cloned().ok_or_else(|| {
+                        LayoutError::NoPlatform { path: self.path.clone(), platform: platform.clone() }
                     })?;
                 }
                 Document::Manifest(manifest) => {
                     let (config_digest, config_bytes) = self.verified(manifest.config(), CONFIG_BYTES_MAX)?;
-                    let config = serde_json::from_slice(&config_bytes)
-                        .map_err(|source| LayoutError::Config { path: self.blob_path(config_digest), source })?;
+                    let config = serde_json::from_slice(&config_bytes).map_err(|source| {
+                        LayoutError::Config { path: self.blob_path(config_digest), source }
+                    })?;
                     return Ok(LayoutImage {
                         manifest_digest: digest,
                         manifest: *manifest,
@@ -196,14 +202,19 @@ impl Layout {
     }
 
     fn no_image(&self, wanted: &str) -> LayoutError {
-        LayoutError::NoSuchImage { path: self.path.clone(), wanted: wanted.to_owned(), have: "nothing usable".to_owned() }
+        LayoutError::NoSuchImage {
+            path: self.path.clone(),
+            wanted: wanted.to_owned(),
+            have: "nothing usable".to_owned(),
+        }
     }
 
     fn verified(&self, descriptor: &Descriptor, bytes_max: u64) -> Result<(Digest, Vec<u8>), LayoutError> {
         let text = descriptor.digest().to_string();
-        let digest: Digest = text
-            .parse()
-            .map_err(|_| LayoutError::Digest { path: self.path.clone(), digest: text.chars().take(80).collect() })?;
+        let digest: Digest = text.parse().map_err(|_| LayoutError::Digest {
+            path: self.path.clone(),
+            digest: text.chars().take(80).collect(),
+        })?;
         let bytes = self.read_all(&format!("blobs/sha256/{}", digest.hex()), bytes_max)?;
         if Digest::of(&bytes) != digest || bytes.len() as u64 != descriptor.size() {
             return Err(LayoutError::Damaged { path: self.blob_path(digest), digest });
@@ -235,7 +246,8 @@ impl Layout {
         let io = |source: std::io::Error| LayoutError::Io { path: self.path.join(name), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let fd = rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), resolve).map_err(|e| io(e.into()))?;
+        let fd =
+            rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), resolve).map_err(|e| io(e.into()))?;
         let file = File::from(fd);
         if !file.metadata().map_err(io)?.is_file() {
             return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));

@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rbuild_cache::store::{Resolution, ResolvedLayer, Store};
-use rbuild_oci::{Digest, DiffId, ImageConfig, Manifest, Platform, Reference, ReferenceError};
+use rbuild_oci::{DiffId, Digest, ImageConfig, Manifest, Platform, Reference, ReferenceError};
 use rbuild_registry::{Client, RegistryError};
 
 use crate::cli::NamedContextArg;
-use crate::blobs;
 use crate::resolve::layout::{Layout, LayoutError};
 use crate::timestamp;
+
+/// Largest image config read back from the store.
+pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
 /// A compressed layer as its image names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,14 +141,26 @@ pub struct Resolver {
 
 impl Resolver {
     /// A resolver; nothing is contacted yet.
-    pub fn new(store: Store, registry: Client, named: BTreeMap<String, NamedContextArg>, always: bool) -> Self {
+    pub fn new(
+        store: Store,
+        registry: Client,
+        named: BTreeMap<String, NamedContextArg>,
+        always: bool,
+    ) -> Self {
         Self { store, registry, named, always }
     }
 
     /// Finds the image `text`, or the one that the named context `named` stands for.
-    pub async fn resolve(&self, text: &str, named: Option<&str>, platform: &Platform) -> Result<BaseImage, ResolveError> {
+    pub async fn resolve(
+        &self,
+        text: &str,
+        named: Option<&str>,
+        platform: &Platform,
+    ) -> Result<BaseImage, ResolveError> {
         match named.and_then(|name| self.named.get(name)) {
-            Some(NamedContextArg::OciLayout { dir, tag, digest }) => self.from_layout(dir, tag.as_deref(), *digest, platform),
+            Some(NamedContextArg::OciLayout { dir, tag, digest }) => {
+                Self::in_layout(dir, tag.as_deref(), *digest, platform)
+            }
             Some(NamedContextArg::Image(reference)) => self.by_reference(reference.clone(), platform).await,
             Some(NamedContextArg::Dir(_)) | None => {
                 let reference = text
@@ -157,8 +171,7 @@ impl Resolver {
         }
     }
 
-    fn from_layout(
-        &self,
+    fn in_layout(
         dir: &std::path::Path,
         tag: Option<&str>,
         digest: Option<Digest>,
@@ -178,7 +191,11 @@ impl Resolver {
         })
     }
 
-    async fn by_reference(&self, reference: Reference, platform: &Platform) -> Result<BaseImage, ResolveError> {
+    async fn by_reference(
+        &self,
+        reference: Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, ResolveError> {
         let reference = reference.with_default_tag();
         if !self.always {
             let recorded = self.recorded(&reference, platform)?;
@@ -192,11 +209,17 @@ impl Resolver {
         fetch(&self.store, &self.registry, &reference, platform).await
     }
 
-    fn recorded(&self, reference: &Reference, platform: &Platform) -> Result<Option<BaseImage>, ResolveError> {
+    fn recorded(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<BaseImage>, ResolveError> {
         let Some(resolution) = self.store.resolution(&reference.to_string(), &platform.to_string())? else {
             return Ok(None);
         };
-        let Some(config_bytes) = blobs::read(&self.store, &resolution.config)? else { return Ok(None) };
+        let Some(config_bytes) = self.store.blob_bytes(&resolution.config, CONFIG_BYTES_MAX)? else {
+            return Ok(None);
+        };
         let config = serde_json::from_slice(&config_bytes)
             .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
         let layers = resolution
@@ -241,8 +264,8 @@ pub async fn fetch(
         })
     });
     let resolution = Resolution {
-        manifest: blobs::write(store, &lease, &found.manifest_bytes)?,
-        config: blobs::write(store, &lease, &found.config_bytes)?,
+        manifest: store.put_blob(&lease, &found.manifest_bytes)?,
+        config: store.put_blob(&lease, &found.config_bytes)?,
         layers: recorded.collect(),
         resolved_unix_ns: timestamp::unix_ns(),
         served_by: found.served_by,
@@ -259,12 +282,18 @@ pub async fn fetch(
 }
 
 /// An image that was built or pulled here under this very name, when all its layers are still here.
-fn local_image(store: &Store, reference: &Reference, platform: &Platform) -> Result<Option<BaseImage>, ResolveError> {
+fn local_image(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<BaseImage>, ResolveError> {
     let Some(record) = store.image(&reference.to_string())? else { return Ok(None) };
-    if reference.digest().is_some_and(|digest| Some(digest) != record.manifest) || !store.has_layers(&record.layers)? {
+    if reference.digest().is_some_and(|digest| Some(digest) != record.manifest)
+        || !store.has_layers(&record.layers)?
+    {
         return Ok(None);
     }
-    let Some(config_bytes) = blobs::read(store, &record.config)? else { return Ok(None) };
+    let Some(config_bytes) = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)? else { return Ok(None) };
     let config: ImageConfig = serde_json::from_slice(&config_bytes)
         .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
     if !config.platform.satisfies(platform) {
@@ -282,7 +311,11 @@ fn local_image(store: &Store, reference: &Reference, platform: &Platform) -> Res
     }))
 }
 
-fn base_layers(reference: &str, manifest: &Manifest, config: &ImageConfig) -> Result<Vec<BaseLayer>, ResolveError> {
+fn base_layers(
+    reference: &str,
+    manifest: &Manifest,
+    config: &ImageConfig,
+) -> Result<Vec<BaseLayer>, ResolveError> {
     let diff_ids = &config.rootfs.diff_ids;
     if manifest.layers().len() != diff_ids.len() {
         return Err(ResolveError::LayerCount {
@@ -297,7 +330,8 @@ fn base_layers(reference: &str, manifest: &Manifest, config: &ImageConfig) -> Re
             reference: reference.to_owned(),
             digest: text.chars().take(80).collect(),
         })?;
-        let blob = BlobRef { digest, size: descriptor.size(), media_type: descriptor.media_type().to_string() };
+        let blob =
+            BlobRef { digest, size: descriptor.size(), media_type: descriptor.media_type().to_string() };
         Ok(BaseLayer { diff_id: *diff_id, blob: Some(blob) })
     };
     manifest.layers().iter().zip(diff_ids).map(layer).collect()

@@ -35,7 +35,12 @@ pub struct Plan {
 /// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed.
 ///
 /// Fails with the first COPY whose context source does not exist: nothing has run by then.
-pub fn plan(graph: &BuildGraph, contexts: &Contexts, store: &Store, use_cache: bool) -> Result<Plan, StepError> {
+pub fn plan(
+    graph: &BuildGraph,
+    contexts: &Contexts,
+    store: &Store,
+    use_cache: bool,
+) -> Result<Plan, StepError> {
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
     let mut selections = HashMap::new();
@@ -48,20 +53,25 @@ pub fn plan(graph: &BuildGraph, contexts: &Contexts, store: &Store, use_cache: b
         for (input, producer) in graph.inputs(node) {
             let digest = match &graph.dag[producer].op {
                 Op::Context(context) => {
-                    let scanned = contexts.get(&context.name).expect("every context of the graph was scanned");
+                    let scanned =
+                        contexts.get(&context.name).expect("every context of the graph was scanned");
                     let selection = context_selection(op, scanned)
                         .map_err(|failure| StepError::new(&graph.dag[node].step, failure))?;
                     let digest = selection.digest;
                     selections.insert(node, Arc::new(selection));
                     digest
                 }
-                _ => def_keys.get(&producer).map(|key: &Key| key.digest).expect("inputs come first in topological order"),
+                _ => def_keys
+                    .get(&producer)
+                    .map(|key: &Key| key.digest)
+                    .expect("inputs come first in topological order"),
             };
             digests.push(InputDigest { slot: input.slot, digest });
         }
         def_keys.insert(node, keys::def_key(op, &digests));
     }
-    let mut plan = Plan { needed: Vec::new(), hits: HashMap::new(), covered: Vec::new(), def_keys, selections };
+    let mut plan =
+        Plan { needed: Vec::new(), hits: HashMap::new(), covered: Vec::new(), def_keys, selections };
     demand(graph, store, use_cache, &order, &mut plan)?;
     Ok(plan)
 }
@@ -82,7 +92,10 @@ fn demand(
         }
         let step = &graph.dag[node].step;
         let may_hit = use_cache && matches!(graph.dag[node].op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
-        if may_hit && let Some(solved) = by_definition(store, &plan.def_keys[&node]).map_err(|f| StepError::new(step, f))? {
+        if may_hit
+            && let Some(solved) =
+                by_definition(store, &plan.def_keys[&node]).map_err(|f| StepError::new(step, f))?
+        {
             plan.hits.insert(node, Arc::new(solved));
             continue;
         }

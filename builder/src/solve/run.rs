@@ -70,7 +70,18 @@ impl Solver {
             }
         }
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
-        Self { graph, plan, contexts, images, env, use_cache, vertices, cells, first_error: Mutex::new(None), executed: AtomicUsize::new(0) }
+        Self {
+            graph,
+            plan,
+            contexts,
+            images,
+            env,
+            use_cache,
+            vertices,
+            cells,
+            first_error: Mutex::new(None),
+            executed: AtomicUsize::new(0),
+        }
     }
 
     /// Steps that were executed so far.
@@ -157,14 +168,19 @@ impl Solver {
         Ok(inputs)
     }
 
-    async fn solve_node(&self, node: NodeIndex, inputs: &[(u16, Role, Arc<Solved>)]) -> Result<Arc<Solved>, StepFailure> {
+    async fn solve_node(
+        &self,
+        node: NodeIndex,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Arc<Solved>, StepFailure> {
         let op = &self.graph.dag[node].op;
         match op {
             Op::Scratch => Ok(Arc::new(Solved { tree: Tree::empty(), stack: Vec::new() })),
             Op::Context(_) => unreachable!("contexts are leaves, never solved"),
             Op::Image(image) => {
                 let vertex = self.vertices[&node];
-                let base = self.images.get(&image.manifest).expect("lowering only names images that were resolved");
+                let base =
+                    self.images.get(&image.manifest).expect("lowering only names images that were resolved");
                 Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
             }
             Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => self.step(node, op, inputs).await,
@@ -172,13 +188,19 @@ impl Solver {
     }
 
     /// A step that makes a layer: content look-up, lock, second look-up, execution, record.
-    async fn step(&self, node: NodeIndex, op: &Op, inputs: &[(u16, Role, Arc<Solved>)]) -> Result<Arc<Solved>, StepFailure> {
+    async fn step(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Arc<Solved>, StepFailure> {
         let vertex = self.vertices[&node];
         let root = inputs
             .iter()
             .find_map(|(_, role, solved)| (*role == Role::Root).then(|| Arc::clone(solved)))
             .expect("every step has a root input");
-        let source = inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
+        let source =
+            inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
         let selection = self.selection(node, op, source.as_deref())?;
         let mut digests = vec![InputDigest { slot: 0, digest: root.tree.digest().0 }];
         if let Some(selection) = &selection {
@@ -213,7 +235,12 @@ impl Solver {
         Ok(solved)
     }
 
-    fn selection(&self, node: NodeIndex, op: &Op, source: Option<&Solved>) -> Result<Option<Arc<Selection>>, StepFailure> {
+    fn selection(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        source: Option<&Solved>,
+    ) -> Result<Option<Arc<Selection>>, StepFailure> {
         if let Some(selection) = self.plan.selections.get(&node) {
             return Ok(Some(Arc::clone(selection)));
         }
@@ -236,7 +263,12 @@ impl Solver {
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
     }
 
-    fn by_content(&self, key: &Key, def_key: &Key, root: &Solved) -> Result<Option<Arc<Solved>>, StepFailure> {
+    fn by_content(
+        &self,
+        key: &Key,
+        def_key: &Key,
+        root: &Solved,
+    ) -> Result<Option<Arc<Solved>>, StepFailure> {
         if !self.use_cache {
             return Ok(None);
         }
@@ -252,10 +284,12 @@ impl Solver {
         if let Some(lock) = self.env.store.try_key_lock(key, name)? {
             return Ok(lock);
         }
-        let (store, key, name, events) = (self.env.store.clone(), *key, name.to_owned(), self.env.events.clone());
+        let (store, key, name, events) =
+            (self.env.store.clone(), *key, name.to_owned(), self.env.events.clone());
         let waiting = tokio::task::spawn_blocking(move || {
             store.key_lock(&key, &name, |holder| {
-                events.note(vertex, format!("waiting for the same step in another build (pid {})", holder.pid));
+                events
+                    .note(vertex, format!("waiting for the same step in another build (pid {})", holder.pid));
             })
         });
         tokio::select! {
