@@ -58,21 +58,11 @@ impl<'root> Creator<'root> {
             }
             Ok(())
         })?;
-        self.apply(&file, path, meta, mtime)?;
-        Ok(content)
-    }
-
-    /// Owner, xattrs, mode, times: chown takes setuid and capabilities away, so it is first; a mode without write
-    /// permission would forbid xattrs to an ordinary user; everything touches the times.
-    fn apply(&self, fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
-        let fd = fd.as_fd();
         if self.own != Some((meta.uid, meta.gid)) {
-            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-            rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| owner_error(path, meta, errno))?;
+            chown(&file, path, meta)?;
         }
-        xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(io_error("set the mode of", path))?;
-        rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
+        apply(&file, path, meta, mtime)?;
+        Ok(content)
     }
 
     pub(super) fn dir(&mut self, path: &RelPath) -> Result<(), UnpackError> {
@@ -87,7 +77,9 @@ impl<'root> Creator<'root> {
         if dir.opaque {
             self.form.set_opaque(&fd).map_err(io_error("mark opaque", path))?;
         }
-        self.apply(&fd, path, &dir.meta, dir.mtime)
+        // It may have had another owner before: the root, or an implied directory.
+        chown(&fd, path, &dir.meta)?;
+        apply(&fd, path, &dir.meta, dir.mtime)
     }
 
     pub(super) fn mark_opaque(&mut self, path: &RelPath) -> Result<(), UnpackError> {
@@ -164,6 +156,20 @@ impl<'root> Creator<'root> {
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
         rustix::fs::unlinkat(&parent, path.name(), flags).map_err(io_error("replace", path))
     }
+}
+
+fn chown(fd: impl AsFd, path: &RelPath, meta: &Meta) -> Result<(), UnpackError> {
+    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+    rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| owner_error(path, meta, errno))
+}
+
+/// Xattrs, mode, times, after the owner: chown takes setuid and capabilities away; a mode without write permission
+/// would forbid xattrs to an ordinary user; everything touches the times.
+fn apply(fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
+    let fd = fd.as_fd();
+    xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(io_error("set the mode of", path))?;
+    rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
 }
 
 /// EINVAL from chown means an id without a place in the user namespace; so does EPERM without privileges.
