@@ -130,15 +130,17 @@ fn a_killed_init_is_reported(host: &Host) {
 
 fn signals_of_the_terminal_do_not_reach_the_step(host: &Host) {
     let merged = host.merged();
-    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let (cancel, trigger) = rustix::pipe::pipe().unwrap();
     let mut groups = Vec::new();
-    let exit = run_step(&shell("echo ready"), merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {
-        let outer = child_of(rustix::process::getpid().as_raw_nonzero().get());
-        for pid in [outer, child_of(outer)] {
-            groups.push(rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap());
-        }
-    });
-    assert_eq!(exit.unwrap(), Exit::Code(0));
+    let result =
+        run_step(&shell("echo ready; exec sleep 1000"), merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {
+            let outer = child_of(rustix::process::getpid().as_raw_nonzero().get());
+            for pid in [outer, child_of(outer)] {
+                groups.push(rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap());
+            }
+            rustix::io::write(&trigger, b"x").unwrap();
+        });
+    assert!(matches!(result, Err(StepError::Cancelled)), "{result:?}");
     assert_eq!(groups.len(), 2);
     assert!(!groups.contains(&rustix::process::getpgrp()));
 }
