@@ -1,5 +1,6 @@
 //! Blobs: one file per deed.
 
+mod body;
 pub(crate) mod mount;
 pub(crate) mod pull;
 pub(crate) mod push;

@@ -7,11 +7,14 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rbuild_oci::{Digest, Platform, Reference, media_type};
 use rbuild_registry::{BytesSource, Client, ErrorKind, PushOutcome, Settings};
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// `hunter2` for `user`, hashed with bcrypt at its lowest cost.
 const HTPASSWD: &str = "user:$2y$04$abcdefghijklmnopqrstuuV3duMsC0HpUex6N9qapiuOHHWkwRXVm\n";
@@ -175,4 +178,59 @@ async fn a_loopback_registry_with_tls_is_found_to_speak_it() {
     };
     let Some(server) = Server::start(extra, certificate) else { return };
     round_trip(&Client::new(Settings::default()).unwrap(), &server.reference("app:1.0")).await;
+}
+
+/// Forwards to `server`, cutting each of the first `cuts` connections that carry more than `limit` bytes one way.
+async fn breaking_proxy(server: String, limit: u64, cuts: usize) -> (String, Arc<AtomicU64>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let (left, carried) = (Arc::new(AtomicUsize::new(cuts)), Arc::new(AtomicU64::new(0)));
+    let total = carried.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let upstream = tokio::net::TcpStream::connect(&server).await.unwrap();
+            let ((client_read, client_write), (server_read, server_write)) =
+                (client.into_split(), upstream.into_split());
+            let (left, total) = (left.clone(), total.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = forward(client_read, server_write, limit, &left, &total) => {}
+                    () = forward(server_read, client_write, limit, &left, &total) => {}
+                }
+            });
+        }
+    });
+    (host, carried)
+}
+
+/// Returns, and so closes, when either side does or when it is time to cut.
+async fn forward(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    limit: u64,
+    left: &AtomicUsize,
+    total: &AtomicU64,
+) {
+    let (mut buffer, mut carried) = (vec![0; 64 << 10], 0);
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+        carried += read as u64;
+        total.fetch_add(read as u64, Ordering::Relaxed);
+        let take = |left: usize| left.checked_sub(1);
+        if carried > limit && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn transfers_survive_connections_that_break() {
+    let Some(server) = Server::start("", |_| {}) else { return };
+    // The layer has 12 MB: its upload breaks twice, then its download.
+    let (host, carried) = breaking_proxy(server.host.clone(), 5_000_000, 3).await;
+    let to: Reference = format!("{host}/app:1.0").parse().unwrap();
+    round_trip(&Client::new(Settings::default()).unwrap(), &to).await;
+    eprintln!("carried {} bytes", carried.load(Ordering::Relaxed));
 }

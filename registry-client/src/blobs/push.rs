@@ -9,21 +9,19 @@
 //!                                   └──▶ POST uploads/ again
 //! ```
 //!
-//! The last piece of a body is sent only after the digest over all of it was found right, so a file that changed
-//! under us can never become a blob under the wrong name, whatever the registry checks.
+//! What is sent is checked on the way out, see [`super::body`].
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
-use rbuild_oci::{Digest, Sha256};
+use rbuild_oci::Digest;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Body, Method, Response, StatusCode, Url};
 
-use super::source::{BlobBody, BlobSource};
+use super::body::{SourceFailure, Watch, checked};
+use super::source::BlobSource;
 use crate::auth::{Scope, lock};
 use crate::endpoint::Endpoint;
 use crate::error::{RegistryError, Target, Violation, escape};
@@ -276,81 +274,6 @@ impl Upload<'_> {
     fn source_error(&self, source: io::Error) -> RegistryError {
         RegistryError::Source { target: Box::new(self.target.clone()), source }
     }
-}
-
-/// What the sender of a body leaves for the one who waits for the answer.
-#[derive(Default)]
-struct Watch {
-    pieces: AtomicU64,
-    done: AtomicBool,
-    /// The source is being read: silence is its fault, not the registry's.
-    reading: AtomicBool,
-    failure: Mutex<Option<SourceFailure>>,
-}
-
-/// Why a body ended itself.
-enum SourceFailure {
-    Read(io::Error),
-    Digest(Digest),
-    Size(u64),
-}
-
-/// The body from `offset` on, with all of it hashed and the last piece held back until the hash was compared.
-fn checked(
-    body: BlobBody,
-    digest: Digest,
-    size: u64,
-    offset: u64,
-    progress: Progress,
-    watch: Arc<Watch>,
-) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let state = (body, Some(Sha256::new()), 0u64);
-    let pieces = futures_util::stream::try_unfold(state, move |(mut body, mut hash, mut position)| {
-        let (progress, watch) = (progress.clone(), watch.clone());
-        async move {
-            let fail = |failure| {
-                *lock(&watch.failure) = Some(failure);
-                io::Error::other("the blob to upload is not what it should be")
-            };
-            watch.pieces.fetch_add(1, Ordering::Relaxed);
-            loop {
-                watch.reading.store(true, Ordering::Relaxed);
-                let next = body.next().await;
-                watch.reading.store(false, Ordering::Relaxed);
-                let Some(piece) = next else {
-                    return if position == size {
-                        watch.done.store(true, Ordering::Relaxed);
-                        Ok(None)
-                    } else {
-                        Err(fail(SourceFailure::Size(position)))
-                    };
-                };
-                let mut piece: Bytes = piece.map_err(|source| fail(SourceFailure::Read(source)))?;
-                let begin = position;
-                position += piece.len() as u64;
-                if position > size {
-                    return Err(fail(SourceFailure::Size(position)));
-                }
-                if let Some(hash) = &mut hash {
-                    hash.update(&piece);
-                }
-                if position == size {
-                    match hash.take().map(Sha256::finish) {
-                        Some(actual) if actual != digest => return Err(fail(SourceFailure::Digest(actual))),
-                        _ => watch.done.store(true, Ordering::Relaxed),
-                    }
-                }
-                // Bytes the registry has already are hashed and not sent.
-                let known = offset.saturating_sub(begin).min(piece.len() as u64);
-                let piece = piece.split_off(known as usize);
-                if !piece.is_empty() {
-                    progress(position);
-                    return Ok(Some((piece, (body, hash, position))));
-                }
-            }
-        }
-    });
-    pieces.into_stream()
 }
 
 /// `POST uploads/`: the address of a new session.

@@ -182,3 +182,48 @@ async fn secrets_reflected_by_a_registry_do_not_reach_the_message() {
     let text = format!("{error} {error:?}");
     assert!(!text.contains("hunter2") && !text.contains('\u{1b}'), "{text}");
 }
+
+#[tokio::test]
+async fn identity_tokens_are_refresh_tokens_and_registry_tokens_are_used_as_they_are() {
+    let server = tokens(200, r#"{"access_token":"right"}"#).await;
+    let fake = bearer_registry(&server.host, |token| token == "right").await;
+    let with = |entry: &str| {
+        let text = format!(r#"{{"auths":{{"{}":{entry}}}}}"#, fake.host);
+        Client::new(Settings { docker_auth_config: Some(text), ..settings() }).unwrap()
+    };
+    let target = reference(&fake.host, "app:1");
+    with(r#"{"registrytoken":"right"}"#).resolve(&target, &amd64()).await.unwrap();
+    assert!(server.lines().is_empty());
+    with(r#"{"identitytoken":"re+fresh"}"#).resolve(&target, &amd64()).await.unwrap();
+    let form = String::from_utf8(server.seen()[0].body.clone()).unwrap();
+    assert!(form.contains("grant_type=refresh_token&refresh_token=re%2Bfresh"), "{form}");
+}
+
+#[tokio::test]
+async fn a_token_server_that_refuses_the_password_is_the_one_named() {
+    let server = Fake::start(|_| reply(401).body(r#"{"details":"incorrect username or password"}"#)).await;
+    let fake = bearer_registry(&server.host, |_| true).await;
+    let client = Client::new(with_password(&[&fake.host])).unwrap();
+    let error = client.resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized);
+    let expected = format!(
+        "get a token from 127.0.0.1 to pull manifest `1` of {}/app: the credentials were refused (HTTP 401): \
+         incorrect username or password",
+        fake.host
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(error.hint().unwrap().contains(&format!("docker login {}", fake.host)));
+}
+
+#[tokio::test]
+async fn parallel_requests_share_one_token() {
+    let server = tokens(200, "").await;
+    let fake = bearer_registry(&server.host, |token| token == "token-0").await;
+    let (client, target) = (client(), reference(&fake.host, "app:1"));
+    let platform = amd64();
+    let all = (0..8).map(|_| client.resolve(&target, &platform));
+    for result in futures_util::future::join_all(all).await {
+        result.unwrap();
+    }
+    assert_eq!(server.lines().len(), 1, "{:?}", server.lines());
+}

@@ -35,12 +35,14 @@ pub(super) struct Reply {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     cut: Option<usize>,
+    /// Stay silent instead of closing after [`Self::cut`].
+    stall: bool,
     /// Answer without reading more than this much of the request body, then close.
     body_read_max: Option<usize>,
 }
 
 pub(super) fn reply(status: u16) -> Reply {
-    Reply { status, headers: Vec::new(), body: Vec::new(), cut: None, body_read_max: None }
+    Reply { status, headers: Vec::new(), body: Vec::new(), cut: None, stall: false, body_read_max: None }
 }
 
 impl Reply {
@@ -58,6 +60,11 @@ impl Reply {
     pub(super) fn cut(mut self, after: usize) -> Self {
         self.cut = Some(after);
         self
+    }
+
+    /// Promises the whole body and falls silent after so many bytes.
+    pub(super) fn stall(self, after: usize) -> Self {
+        Self { stall: true, ..self.cut(after) }
     }
 
     /// Closes the connection without an answer after so many bytes of the request's body.
@@ -140,6 +147,10 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>, seen: Arc<Mutex<Vec<R
         if stream.write_all(head.as_bytes()).await.is_err() || stream.write_all(&body[..sent]).await.is_err()
         {
             return;
+        }
+        if answer.stall {
+            // Ends with the server.
+            std::future::pending::<()>().await;
         }
         if answer.cut.is_some() {
             return;

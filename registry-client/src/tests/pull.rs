@@ -266,3 +266,110 @@ async fn blocked_registries_are_not_contacted() {
     let error = client.resolve(&"bad.test/x:1".parse().unwrap(), &amd64()).await.unwrap_err();
     assert!(matches!(&error, RegistryError::Blocked { prefix, .. } if prefix == "bad.test"));
 }
+
+#[tokio::test]
+async fn silence_in_a_download_ends_at_the_idle_deadline() {
+    let blob = vec![1; 10_000];
+    let sent = blob.clone();
+    let fake = Fake::start(move |request| match request.header("range") {
+        _ if request.path == "/v2/" => reply(200),
+        "" => reply(200).body(sent.clone()).stall(100),
+        _ => reply(206).header("Content-Range", "bytes 100-9999/10000").body(&sent[100..]),
+    })
+    .await;
+    let mut settings = settings();
+    settings.deadlines.idle = Duration::from_millis(50);
+    let client = Client::new(settings).unwrap();
+    assert_eq!(read(&client, &reference(&fake.host, "app"), &blob).await.unwrap(), blob);
+    assert_eq!(fake.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn downloads_from_one_host_wait_for_their_turn() {
+    let blob = vec![1; 100];
+    let sent = blob.clone();
+    let fake = Fake::start(move |_| reply(200).body(sent.clone())).await;
+    let client = Client::new(Settings { transfers_per_host: 1, ..settings() }).unwrap();
+    let (from, digest) = (reference(&fake.host, "app"), Digest::of(&blob));
+    let first = client.blob(&from, digest, 100, |_| {}).await.unwrap();
+    let mut second = Box::pin(client.blob(&from, digest, 100, |_| {}));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err());
+    drop(first);
+    let mut second = second.await.unwrap();
+    while second.chunk().await.unwrap().is_some() {}
+}
+
+#[tokio::test]
+async fn operations_can_be_spawned_on_any_thread() {
+    fn check<T: Send>(_: T) {}
+    let (client, image) = (client(), reference("r.test", "app"));
+    let source = crate::BytesSource(bytes::Bytes::new());
+    check(client.resolve(&image, &amd64()));
+    check(client.blob(&image, Digest::of(b""), 0, |_| {}));
+    check(client.push_permission(&image));
+    check(client.has_blob(&image, Digest::of(b"")));
+    check(client.mount_blob(&image, Digest::of(b""), "other"));
+    check(client.push_blob(&image, Digest::of(b""), 0, &source, |_| {}));
+    check(client.push_manifest(&image, media_type::OCI_MANIFEST, Vec::new()));
+}
+
+#[tokio::test]
+async fn a_config_that_does_not_belong_to_its_manifest_is_refused() {
+    let mut image = Image::new("amd64");
+    let two_layers = json!({"schemaVersion": 2, "config": descriptor(media_type::OCI_CONFIG, &image.config),
+        "layers": [descriptor(media_type::OCI_LAYER, &image.layer), descriptor(media_type::OCI_LAYER, b"")]});
+    image.manifest = serde_json::to_vec(&two_layers).unwrap();
+    let fake = Fake::start(move |request| image.serve(request, "1")).await;
+    let error = client().resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap_err();
+    let expected = Violation::LayerCount { layers: 2, diff_ids: 1 };
+    assert!(
+        matches!(&error, RegistryError::Protocol { violation, .. } if *violation == expected),
+        "{error:?}"
+    );
+
+    let chart = json!({"schemaVersion": 2, "config": descriptor("application/vnd.cncf.helm.config.v1+json", b"{}"),
+        "layers": []});
+    let chart = serde_json::to_vec(&chart).unwrap();
+    let fake = Fake::start(move |_| reply(200).body(chart.clone())).await;
+    let error = client().resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsuitable, "{error:?}");
+}
+
+#[tokio::test]
+async fn indexes_that_never_end_are_refused() {
+    // Each level names the next by digest, built from the inside out.
+    let mut levels: Vec<Vec<u8>> = vec![Image::new("amd64").manifest];
+    for _ in 0..5 {
+        let mut entry = descriptor(media_type::OCI_INDEX, &levels[levels.len() - 1]);
+        entry["platform"] = json!({"os": "linux", "architecture": "amd64"});
+        let index = json!({"schemaVersion": 2, "manifests": [entry]});
+        levels.push(serde_json::to_vec(&index).unwrap());
+    }
+    let fake = Fake::start(move |request| {
+        let named = request.path.rsplit('/').next().unwrap();
+        let found = levels.iter().find(|level| Digest::of(level).to_string() == named);
+        reply(200).body(found.or(levels.last()).unwrap().clone())
+    })
+    .await;
+    let error = client().resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Protocol { violation: Violation::IndexDepth, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_asked_for_hosts_that_are_not_on_this_machine() {
+    let image = Image::new("amd64");
+    let proxy = Fake::start(move |request| {
+        let mut inner = request.clone();
+        inner.path = request.path.trim_start_matches("http://r.test").to_owned();
+        image.serve(&inner, "10")
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = dir.path().join("daemon.json");
+    std::fs::write(&daemon, r#"{"registry-mirrors":["http://r.test"]}"#).unwrap();
+    let proxies = crate::ProxySettings { http: Some(proxy.host.clone()), ..Default::default() };
+    let client = Client::new(Settings { daemon_json: Some(daemon), proxies, ..settings() }).unwrap();
+    let found = client.resolve(&"node:10".parse().unwrap(), &amd64()).await.unwrap();
+    assert_eq!(found.served_by, "r.test");
+    assert_eq!(proxy.lines()[0], "GET http://r.test/v2/library/node/manifests/10");
+}

@@ -194,3 +194,74 @@ async fn a_registry_that_stores_something_else_is_caught() {
         "{error:?}"
     );
 }
+
+#[tokio::test]
+async fn uploads_sent_elsewhere_go_without_credentials() {
+    let bytes = blob();
+    let storage = Fake::start(|_| reply(201)).await;
+    let address = format!("http://{}/bucket?signature=s", storage.host);
+    let fake = Fake::start(move |request| match request.method.as_str() {
+        _ if request.header("authorization").is_empty() => reply(401).header("WWW-Authenticate", "Basic"),
+        "HEAD" => reply(404),
+        _ => reply(202).header("Location", address.clone()),
+    })
+    .await;
+    let text = format!(r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, fake.host);
+    let client = Client::new(Settings { docker_auth_config: Some(text), ..settings() }).unwrap();
+    let source = BytesSource(bytes.clone().into());
+    let to = reference(&fake.host, "app");
+    client.push_blob(&to, Digest::of(&bytes), bytes.len() as u64, &source, |_| {}).await.unwrap();
+    let seen = storage.seen();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].path.starts_with("/bucket?signature=s&digest=sha256"), "{}", seen[0].path);
+    assert_eq!((seen[0].header("authorization"), seen[0].body.len()), ("", bytes.len()));
+}
+
+#[tokio::test]
+async fn a_token_that_expires_during_an_upload_is_renewed() {
+    let bytes = blob();
+    let fake = Fake::start(move |request| match request.method.as_str() {
+        "HEAD" => reply(404),
+        "POST" => reply(202).header("Location", "/v2/app/blobs/uploads/1"),
+        "PUT" if request.header("authorization").is_empty() => reply(401).header("WWW-Authenticate", "Basic"),
+        "PUT" => reply(201),
+        _ => reply(404),
+    })
+    .await;
+    let text = format!(r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, fake.host);
+    let client = Client::new(Settings { docker_auth_config: Some(text), ..settings() }).unwrap();
+    let source = BytesSource(bytes.clone().into());
+    let to = reference(&fake.host, "app");
+    client.push_blob(&to, Digest::of(&bytes), bytes.len() as u64, &source, |_| {}).await.unwrap();
+    let puts = fake.seen().iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(puts, 2);
+}
+
+#[tokio::test]
+async fn an_upload_nobody_answers_ends_at_its_deadline() {
+    let fake = Fake::start(|request| match request.method.as_str() {
+        "HEAD" | "GET" => reply(404),
+        "POST" => reply(202).header("Location", "/v2/app/blobs/uploads/1"),
+        _ => reply(201).body("x").header("X-Never", "sent").stall(0),
+    })
+    .await;
+    let mut settings = settings();
+    settings.deadlines.commit = Duration::from_millis(50);
+    settings.deadlines.first_byte = Duration::from_millis(200);
+    let client = Client::new(settings).unwrap();
+    let to = reference(&fake.host, "app");
+    // The head of the answer comes, so the upload itself counts as done.
+    let source = BytesSource(Bytes::from_static(b"abc"));
+    client.push_blob(&to, Digest::of(b"abc"), 3, &source, |_| {}).await.unwrap();
+
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}/upload", silent.local_addr().unwrap());
+    let fake = Fake::start(move |request| match request.method.as_str() {
+        "HEAD" | "GET" => reply(404),
+        _ => reply(202).header("Location", address.clone()),
+    })
+    .await;
+    let to = reference(&fake.host, "app");
+    let error = client.push_blob(&to, Digest::of(b"abc"), 3, &source, |_| {}).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unreachable { reason: crate::Reason::Timeout, .. }), "{error:?}");
+}

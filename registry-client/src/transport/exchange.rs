@@ -194,30 +194,31 @@ pub(crate) fn timed_out(target: &Target) -> RegistryError {
 pub(crate) fn unreachable(target: &Target, source: reqwest::Error) -> RegistryError {
     let source = source.without_url();
     let mut cause = source.source();
-    let mut reason = None;
+    let mut is_tls = false;
     while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        if error.is::<InternalName>() || inner.is_some_and(|inner| inner.is::<InternalName>()) {
-            let name = error.to_string();
-            return violation(target, Violation::InternalAddress(escape(&name)));
+        if let Some(internal) = error.downcast_ref::<InternalName>() {
+            return violation(target, Violation::InternalAddress(escape(&internal.to_string())));
         }
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            reason = Some(Reason::Tls);
-        }
-        cause = error.source();
+        is_tls |= error.is::<rustls::Error>();
+        cause = beneath(error);
     }
-    let reason = reason.unwrap_or_else(|| {
-        if source.is_dns() {
-            Reason::Name
-        } else if source.is_timeout() {
-            Reason::Timeout
-        } else if source.is_connect() {
-            Reason::Connect
-        } else {
-            Reason::Broken
-        }
-    });
+    let reason = match () {
+        () if is_tls => Reason::Tls,
+        () if source.is_dns() => Reason::Name,
+        () if source.is_timeout() => Reason::Timeout,
+        () if source.is_connect() => Reason::Connect,
+        () => Reason::Broken,
+    };
     RegistryError::Unreachable { target: Box::new(target.clone()), reason, source: Some(Box::new(source)) }
+}
+
+/// The cause of an error. An I/O error that wraps another answers with the cause of that one and so hides it: TLS
+/// errors come in two such layers.
+fn beneath<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| error.source())
 }
 
 #[cfg(test)]

@@ -106,6 +106,8 @@ impl Transport {
                 return Ok(second);
             }
             match error {
+                // On this machine «refused» means that nothing runs there; waiting does not start it.
+                Some(error) if refused && host.security() == Security::Loopback => return Err(error),
                 // It answered, if strangely, and the other scheme does not work: let real requests tell.
                 None => return Ok(first),
                 Some(error) if !retry::may_pass(&error, waits.count()) => return Err(error),

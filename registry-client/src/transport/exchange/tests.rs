@@ -93,3 +93,24 @@ async fn loopback_is_never_reached_through_a_proxy() {
         assert!(!proxied(url), "{url}");
     }
 }
+
+#[tokio::test]
+async fn tls_failures_are_told_apart_from_failed_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://{}/", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // Not TLS.
+            let _ =
+                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let transport = Transport::new(Settings::default());
+    let route = Route { trust: Trust::Unverified, guard: None, proxied: false };
+    let client = transport.clients.get(&route).unwrap_or_else(|_| panic!("no client"));
+    let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
+    server.abort();
+    assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Tls, .. }), "{error:?}");
+    let error = unreachable(&target(), client.get("https://127.0.0.1:1/").send().await.unwrap_err());
+    assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Connect, .. }), "{error:?}");
+}
