@@ -105,11 +105,13 @@ fn naive_verdict(lines: &[(bool, String)], path: &str) -> bool {
 proptest! {
     #[test]
     fn agrees_with_a_naive_matcher(
-        lines in proptest::collection::vec((any::<bool>(), "(\\*\\*/)?[ab*?]{1,3}(/(\\*\\*/)?[ab?]{1,2}){0,2}"), 1..5),
+        // `**x` without a slash is looser in Go than its own regular expression; it has a test of its own.
+        lines in proptest::collection::vec(
+            (any::<bool>(), "(\\*\\*/)?([ab?]{1,2}\\*?|\\*[ab?]?)(/(\\*\\*/)?[ab?]{1,2}){0,2}(/\\*\\*)?"),
+            1..5,
+        ),
         path in "[ab]{1,2}(/[ab]{1,2}){0,3}",
     ) {
-        // `**x` without a slash is looser in Go than its own regular expression; it has a test of its own.
-        prop_assume!(lines.iter().all(|(_, p)| !p.replace("**/", "").contains("**")));
         let text: String = lines.iter().map(|(n, p)| format!("{}{p}\n", if *n { "!" } else { "" })).collect();
         let ignore = ignore(&text);
         prop_assert_eq!(ignore.matches(&path), naive_verdict(&lines, &path), "{}", text);

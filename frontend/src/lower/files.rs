@@ -37,7 +37,7 @@ impl Pass<'_> {
             sources: &copy.sources,
             dest: &copy.dest,
         };
-        self.transfer(work, instruction, step, &transfer)
+        self.transfer(work, step, &transfer)
     }
 
     pub(super) fn add(
@@ -55,16 +55,10 @@ impl Pass<'_> {
             sources: &add.sources,
             dest: &add.dest,
         };
-        self.transfer(work, instruction, step, &transfer)
+        self.transfer(work, step, &transfer)
     }
 
-    fn transfer(
-        &mut self,
-        work: &mut Work,
-        instruction: &Instruction,
-        step: Step,
-        transfer: &Transfer<'_>,
-    ) -> Result<(), Issue> {
+    fn transfer(&mut self, work: &mut Work, step: Step, transfer: &Transfer<'_>) -> Result<(), Issue> {
         let keyword = transfer.keyword;
         let chown = self.optional(work, transfer.chown)?;
         let chmod_text = self.optional(work, transfer.chmod)?;
@@ -114,8 +108,8 @@ impl Pass<'_> {
             let source = match transfer.from {
                 None => self.context_node(None),
                 Some(from) => {
-                    let lines = instruction.lines;
-                    let found = self.source_of(&from.value, work.stage, from.span, lines)?;
+                    let (span, lines) = work.place(from.span);
+                    let found = self.source_of(&from.value, work.stage, span, lines)?;
                     from_context = matches!(found, Source::Local(_));
                     match self.source_node(work, found) {
                         Some(node) => node,

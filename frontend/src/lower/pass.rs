@@ -258,7 +258,7 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn warn(&mut self, work: &Work, rule: &'static str, message: impl Into<String>, span: Span) {
-        let (span, lines) = work.trigger.unwrap_or((span, work.lines));
+        let (span, lines) = work.place(span);
         self.out.diagnostics.extend(lint::finding(rule, message, span, lines, &work.skip_rules));
     }
 
@@ -268,7 +268,7 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn report(&mut self, work: &Work, issue: Issue) {
-        let (span, lines) = work.trigger.unwrap_or((issue.span, work.lines));
+        let (span, lines) = work.place(issue.span);
         self.report_at(Issue { span, ..issue }, lines);
     }
 

@@ -36,6 +36,11 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Where something is in the Dockerfile: what a trigger says is on the FROM line.
+    pub(super) fn place(&self, span: Span) -> (Span, Lines) {
+        self.trigger.unwrap_or((span, self.lines))
+    }
+
     /// The progress entry of the next counted instruction.
     pub(super) fn next_step(&mut self, instruction: &Instruction) -> Step {
         let keyword = instruction.keyword.value.to_ascii_uppercase();

@@ -472,6 +472,14 @@ fn golden_154_onbuild() {
     assert!(built.names().contains(&"[tool 2/2] RUN tool"), "{:?}", built.names());
     assert!(built.lowering.unused_build_args().is_empty());
     assert_eq!(scratch("ONBUILD RUN  X y").config().on_build, ["RUN  X y"]);
+    // What a trigger asks for is asked for by the FROM line.
+    base.config.on_build = vec!["COPY --from=tool:1 a b".to_owned()];
+    let mut lowering = Lowering::new(&parse(b"FROM onbuild"), options(|_| {}));
+    let Progress::Need(first) = lowering.step() else { panic!("needs the base") };
+    let manifest = Digest::of(b"base");
+    lowering.provide(&first[0], ResolvedImage { reference: String::new(), manifest, config: base.clone() });
+    let Progress::Need(second) = lowering.step() else { panic!("needs the trigger's image") };
+    assert_eq!((second[0].reference.as_str(), second[0].span), ("tool:1", Span { start: 0, end: 12 }));
     base.config.on_build = vec!["FOO".to_owned()];
     let errors = drive("FROM onbuild", options(|_| {}), &BTreeMap::from([("onbuild", base)])).err();
     assert!(

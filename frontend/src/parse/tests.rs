@@ -289,6 +289,19 @@ fn hard_errors_have_dockers_words() {
 }
 
 #[test]
+fn mounts_are_checked_field_by_field() {
+    for (mount, wanted) in [
+        ("typ=tmpfs,target=/t", "unexpected key 'typ' in 'typ=tmpfs' (did you mean type?)"),
+        ("type=tmp,target=/t", "unsupported mount type \"tmp\""),
+        ("target", "invalid field 'target' must be a key=value pair"),
+        ("from=$X,target=/t", "'from' doesn't support variable expansion, define alias stage instead"),
+    ] {
+        check_error(&format!("FROM a\nRUN --mount={mount} true"), wanted);
+    }
+    check_ok("FROM a\nRUN --mount=type=cache,TARGET=/c,ro --mount='\"type=bind\",\"dst=/a,b\",rw' true");
+}
+
+#[test]
 fn one_run_reports_the_errors_of_every_line() {
     assert_eq!(errors("FROM a\nFOO\nENV x\nRUN ok\nUSER").len(), 3);
 }
@@ -346,6 +359,16 @@ fn ten_thousand_instructions_parse_and_lower_quickly() {
     println!("10,000 instructions: {taken:?}, of it parsing {parse_taken:?}");
     // Half a second alone on a slow core; the rest is for a loaded machine. A quadratic step would take minutes.
     assert!(taken.as_secs() < 10, "{taken:?}");
+}
+
+#[test]
+fn megabytes_of_continuations_and_quotes_parse() {
+    for piece in ["x y \\\n", "'a \\\n", "\"\\\n", "--a=\"\\\n", "<<E \\\n", "[\"a\", \\\n"] {
+        for keyword in ["RUN", "COPY", "ENV", "ONBUILD RUN", "HEALTHCHECK CMD", "FROM"] {
+            let text = format!("FROM scratch\n{keyword} {}", piece.repeat(30_000));
+            assert!(parse(text.as_bytes()).diagnostics.len() <= 2, "{keyword} {piece:?}");
+        }
+    }
 }
 
 /// Lines that reach far into the grammar, glued together at random.
