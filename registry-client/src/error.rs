@@ -304,6 +304,9 @@ pub enum Violation {
     /// The config is not an image config.
     #[error("not a container image: its config has media type `{0}`")]
     NotAnImage(String),
+    /// Bytes that no header can carry as a media type.
+    #[error("`{0}` is not a media type")]
+    MediaType(String),
     /// The config's `rootfs` is not a list of layers.
     #[error("the image config has the unknown rootfs type `{0}`")]
     RootFs(String),

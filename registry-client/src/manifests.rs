@@ -204,7 +204,7 @@ pub(crate) async fn push(
     }
     let mut headers = HeaderMap::new();
     let value = HeaderValue::from_str(media_type)
-        .map_err(|_| protocol(target.clone(), Violation::NotAnImage(escape(media_type))))?;
+        .map_err(|_| protocol(target.clone(), Violation::MediaType(escape(media_type))))?;
     headers.insert(CONTENT_TYPE, value);
     let host = transport.host(endpoint);
     let call = Call {

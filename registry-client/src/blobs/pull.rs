@@ -31,7 +31,9 @@ pub struct BlobStream {
     size: u64,
     target: Target,
     progress: Progress,
+    /// Gone once the stream ended, well or not.
     hash: Option<Sha256>,
+    verified: bool,
     received: u64,
     answer: Option<Response>,
     /// Bytes of the current answer that were delivered before: the server ignored our range.
@@ -90,6 +92,7 @@ pub(crate) async fn open(
         target,
         progress,
         hash: Some(Sha256::new()),
+        verified: false,
         received: 0,
         answer: Some(answer.0),
         skip: 0,
@@ -187,12 +190,25 @@ fn range_start(text: &str) -> Option<u64> {
 }
 
 impl BlobStream {
-    /// The next piece; `None` once everything came and was verified.
+    /// The next piece; `None` once everything came and was verified. After an error there are only errors.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        if self.verified {
+            return Ok(None);
+        }
+        if self.hash.is_none() {
+            let target = Box::new(self.target.clone());
+            return Err(RegistryError::Unreachable { target, reason: Reason::Broken, source: None });
+        }
+        let next = self.next().await;
+        if next.is_err() {
+            self.hash = None;
+            self.answer = None;
+        }
+        next
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
-            if self.hash.is_none() {
-                return Ok(None);
-            }
             match self.step().await {
                 Ok(Some(bytes)) if bytes.is_empty() => {}
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
@@ -267,7 +283,10 @@ impl BlobStream {
                 let target = Box::new(self.target.clone());
                 Err(RegistryError::DigestMismatch { target, expected: self.digest, actual })
             }
-            _ => Ok(()),
+            _ => {
+                self.verified = true;
+                Ok(())
+            }
         }
     }
 

@@ -268,6 +268,15 @@ async fn blocked_registries_are_not_contacted() {
 }
 
 #[tokio::test]
+async fn a_stream_that_failed_never_reports_a_good_end() {
+    let fake = Fake::start(|_| reply(200).body("wrong")).await;
+    let from = reference(&fake.host, "app");
+    let mut stream = client().blob(&from, Digest::of(b"right"), 5, |_| {}).await.unwrap();
+    while stream.chunk().await.is_ok_and(|chunk| chunk.is_some()) {}
+    assert!(stream.chunk().await.is_err());
+}
+
+#[tokio::test]
 async fn silence_in_a_download_ends_at_the_idle_deadline() {
     let blob = vec![1; 10_000];
     let sent = blob.clone();
