@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`dispatch`] must be the first thing a program does: children are the program itself, executed again under another
-//! argv[0]. This crate is the only one with `unsafe`, all of it in `sys`; it knows nothing of images, layers or tokio.
+//! name in `argv[0]`. This crate is the only one with `unsafe`, all of it in `sys`; it knows nothing of images, layers or tokio.
 //!
 //! What a step gets: namespaces for mounts, pids, ipc, host name, cgroups and (unless it shares the host's) network; the
 //! 14 default capabilities for root and none for others; a default-deny system call filter; masked `/proc` and `/sys`; a
@@ -41,7 +41,7 @@ pub use spec::{Exit, Network, StepSpec, Stream};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
 ///
-/// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at argv[0] and returns.
+/// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at `argv[0]` and returns.
 pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
     if name == self_copy::STEP_MARKER {

@@ -2,7 +2,7 @@
 //!
 //! Has its own `main`, as every program that uses the crate: `dispatch` comes first, `bootstrap` before any thread. What
 //! cannot run here says «skipped: why»; capabilities named in `RBUILD_TEST_REQUIRE` (`root`, `userns`, `overlay`,
-//! `subuid`) must work.
+//! `subuid`, `cc`) must work.
 #![expect(clippy::unwrap_used, reason = "a test; there is no #[test] function for clippy to go by")]
 
 mod steps {

@@ -1,6 +1,6 @@
 //! What a step cannot do: the S suite as far as a shell can ask.
 
-use super::setup::{Host, run_on, shell};
+use super::setup::{Host, require_or_skip, run_on, shell};
 use crate::Case;
 use rbuild_sandbox::{Exit, Network, StepSpec};
 
@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("no_network_is_only_loopback", no_network_is_only_loopback),
     ("kernel_directories_that_are_symlinks_are_refused", kernel_directories_that_are_symlinks_are_refused),
     ("setuid_programs_work", setuid_programs_work),
+    ("denied_calls_are_denied_on_every_abi", denied_calls_are_denied_on_every_abi),
 ];
 
 const DEFAULT_SET: &str = "00000000a80425fb";
@@ -186,4 +187,23 @@ fn setuid_programs_work(host: &Host) {
         .to_vec();
     let ran = run_on(&host.merged_over(&[&host.lower, &layer]), &spec).unwrap();
     assert_eq!(ran.stdout, format!("0\nCapEff:\t{DEFAULT_SET}\n"), "{ran:?}");
+}
+
+fn denied_calls_are_denied_on_every_abi(host: &Host) {
+    let (layer, _) = host.new_upper();
+    let (source, program) = (layer.join("denied.c"), layer.join("denied"));
+    std::fs::write(&source, include_str!("denied.c")).unwrap();
+    let args = ["-static", "-o", program.to_str().unwrap(), source.to_str().unwrap()];
+    if let Err(why) = crate::host_command("cc", &args) {
+        return require_or_skip("cc", &why);
+    }
+    for user in ["", "app"] {
+        let mut spec = shell("/denied");
+        spec.user = user.to_owned();
+        assert_eq!(
+            run_on(&host.merged_over(&[&host.lower, &layer]), &spec).unwrap().stdout,
+            "done\n",
+            "{user:?}"
+        );
+    }
 }
