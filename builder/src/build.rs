@@ -11,7 +11,8 @@ use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Network, Op};
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
-use rbuild_frontend::parse::parse;
+use rbuild_frontend::parse::{Parsed, parse};
+use rbuild_frontend::stage::Stages;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
@@ -30,7 +31,7 @@ use crate::export::{
 use crate::host::Host;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
-use crate::resolve::{BaseImages, Resolver};
+use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
 
@@ -85,15 +86,16 @@ pub async fn build(
     let parsed = parse(&found.bytes);
     let dockerfile_path = found.path.clone();
     source.dockerfile = Some(found);
-    let mut warnings = diagnostics(&parsed.diagnostics, events)?;
+    let found = if parsed.has_errors() { parsed.diagnostics.as_slice() } else { &[] };
+    diagnostics(found, events)?;
 
     let registry = Client::new(host.settings.registry.clone())?;
     let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
     let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
     let mut lowering = Lowering::new(&parsed, lower_options(request));
-    let (graph, images) =
-        lower(&mut lowering, &resolver, events, parsed.diagnostics.len(), &mut warnings).await?;
+    let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let warnings = diagnostics(lowering.diagnostics(), events)?;
     for name in lowering.unused_build_args() {
         events.remark(format!("[Warning] One or more build-args [{name}] were not consumed"));
     }
@@ -204,20 +206,24 @@ fn diagnostics(found: &[Diagnostic], events: &Events) -> Result<Vec<Diagnostic>,
 /// Lowers until no more base images are wanted; all images of a round are resolved at the same time.
 async fn lower(
     lowering: &mut Lowering,
+    parsed: &Parsed,
     resolver: &Resolver,
     events: &Events,
-    already_seen: usize,
-    warnings: &mut Vec<Diagnostic>,
 ) -> Result<(BuildGraph, BaseImages), BuildError> {
     let mut images = BaseImages::new();
-    let outcome = loop {
+    loop {
         match lowering.step() {
-            Progress::Failed => break None,
-            Progress::Done(graph) => break Some(*graph),
+            Progress::Failed => return Err(BuildError::Dockerfile(lowering.diagnostics().to_vec())),
+            Progress::Done(graph) => return Ok((*graph, images)),
             Progress::Need(requests) => {
-                let rounds = requests.iter().map(|request| resolve(resolver, request, events));
-                for (request, image) in requests.iter().zip(futures_util::future::join_all(rounds).await) {
-                    let image = image?;
+                let round = requests.iter().map(|request| resolve(resolver, request, events));
+                for (request, image) in requests.iter().zip(futures_util::future::join_all(round).await) {
+                    let image = image.map_err(|source| BuildError::Base {
+                        reference: shown(&request.reference),
+                        lines: Some(request.lines),
+                        stages: possible_stages(parsed, request),
+                        source,
+                    })?;
                     lowering.provide(
                         request,
                         ResolvedImage {
@@ -230,29 +236,42 @@ async fn lower(
                 }
             }
         }
-    };
-    let new = lowering.diagnostics().get(already_seen..).unwrap_or_default();
-    warnings.extend(diagnostics(new, events)?);
-    let graph = outcome.ok_or_else(|| BuildError::Dockerfile(Vec::new()))?;
-    Ok((graph, images))
+    }
 }
 
 async fn resolve(
     resolver: &Resolver,
     request: &ImageRequest,
     events: &Events,
-) -> Result<crate::resolve::BaseImage, BuildError> {
-    let shown = request.reference.parse::<Reference>().map(|r| r.with_default_tag().to_string());
-    let shown = shown.unwrap_or_else(|_| request.reference.clone());
-    let id = events.vertex(format!("[internal] load metadata for {shown}"));
+) -> Result<BaseImage, ResolveError> {
+    let id = events.vertex(format!("[internal] load metadata for {}", shown(&request.reference)));
     events.started(id);
-    let result = resolver
-        .resolve(&request.reference, request.named_context.as_deref(), &request.platform)
-        .await
-        .map_err(|source| BuildError::Base { reference: shown, lines: Some(request.lines), source });
-    let result = ended(events, id, result)?;
-    events.finished(id, Outcome::Done);
-    Ok(result)
+    let result =
+        resolver.resolve(&request.reference, request.named_context.as_deref(), &request.platform).await;
+    events.finished(
+        id,
+        result.as_ref().map_or_else(|error| Outcome::Error(error.to_string()), |_| Outcome::Done),
+    );
+    result
+}
+
+/// The full reference of what was written, or that itself when it is none.
+fn shown(reference: &str) -> String {
+    let parsed = reference.parse::<Reference>().map(|r| r.with_default_tag().to_string());
+    parsed.unwrap_or_else(|_| reference.to_owned())
+}
+
+/// Names of earlier stages, when the image is wanted by something other than FROM: the name may be a misspelt stage.
+fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
+    let stages: Vec<_> =
+        Stages::of(&parsed.ast).all.iter().map(|stage| (stage.label(), stage.instruction.lines)).collect();
+    if stages.iter().any(|(_, lines)| *lines == request.lines) {
+        return Vec::new();
+    }
+    let earlier = stages.into_iter().filter(|(_, lines)| lines.first < request.lines.first);
+    let mut names: Vec<String> = earlier.map(|(name, _)| name).collect();
+    names.pop();
+    names
 }
 
 /// Scans every context that the graph reads.

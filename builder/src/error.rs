@@ -66,6 +66,8 @@ pub enum BuildError {
         reference: String,
         /// Lines of the instruction that names it.
         lines: Option<Lines>,
+        /// Stage names that `--from` could have meant.
+        stages: Vec<String>,
         /// Why.
         #[source]
         source: ResolveError,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rbuild_frontend::span::Lines;
 
 use crate::build::Source;
-use crate::cli::{Env, UsageError};
+use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
 use crate::error::{BuildError, StepError, StepFailure};
 use crate::report::{Kind, Report, SourceFile, Style};
@@ -127,11 +127,23 @@ fn hints(error: &BuildError) -> Vec<String> {
             ],
             names => vec![format!("there is {}: use -f", names.join(", "))],
         },
+        BuildError::NoContext(path) if similar_command(&path.to_string_lossy()).is_some() => {
+            let command = similar_command(&path.to_string_lossy()).unwrap_or_default();
+            vec![format!("did you mean the command `rbuild {command}`?")]
+        }
         BuildError::NoContext(_) => {
             vec!["the last argument is the directory to build from, often `.`".to_owned()]
         }
         BuildError::Scan(ScanError::Changed(_)) => {
             vec!["run the build again when nothing writes to the context".to_owned()]
+        }
+        BuildError::Base { reference, stages, source, .. } if !stages.is_empty() => {
+            let names = stages.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let mut hints = vec![format!(
+                "no earlier stage has that name, so it is the image {reference}; stages: {names}"
+            )];
+            hints.extend(resolve_hints(source));
+            hints
         }
         BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
         BuildError::Push { source, .. } => source.hint().into_iter().collect(),
@@ -139,7 +151,9 @@ fn hints(error: &BuildError) -> Vec<String> {
             vec![format!("build it with -t {name}, or list what is here: rbuild images")]
         }
         BuildError::Step(step) => step_hints(step),
-        BuildError::Bootstrap(_) => vec!["rbuild doctor says what this host lacks".to_owned()],
+        BuildError::Bootstrap(source) => {
+            vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
+        }
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
         _ => Vec::new(),
     }

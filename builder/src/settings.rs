@@ -20,6 +20,7 @@ impl Settings {
     /// Reads what is needed from `env`; `is_root` says whether the user is uid 0 outside of any namespace of ours.
     pub fn new(env: &Env, is_root: bool) -> Self {
         let var = |name: &str| env.non_empty(name);
+        let either = |name: &str| var(name).or_else(|| var(&name.to_ascii_lowercase()));
         let home = var("HOME").map(PathBuf::from);
         let config_home =
             var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
@@ -51,6 +52,15 @@ impl Settings {
                 None => registries.collect(),
             },
             daemon_json: Some(PathBuf::from("/etc/docker/daemon.json")),
+            certs_dirs: in_config("certs.d")
+                .into_iter()
+                .chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from))
+                .collect(),
+            proxies: rbuild_registry::ProxySettings {
+                http: either("HTTP_PROXY"),
+                https: either("HTTPS_PROXY"),
+                no_proxy: either("NO_PROXY"),
+            },
             ..rbuild_registry::Settings::default()
         };
         Self { default_root, registry }

@@ -14,6 +14,10 @@ const SNIPPET_BYTES: usize = 1 << 20;
 
 /// Draws one diagnostic's place: carets on a terminal, Docker's excerpt elsewhere.
 pub(super) fn place(diagnostic: &Diagnostic, file: &SourceFile, style: Style) -> String {
+    // A span of nothing at the start stands for «no place»: a target that does not exist, say.
+    if diagnostic.span == Span::default() {
+        return String::new();
+    }
     match std::str::from_utf8(&file.bytes) {
         Ok(source) if style.snippets && source.len() <= SNIPPET_BYTES => {
             snippet(diagnostic, &file.name, source, style)
@@ -68,15 +72,11 @@ fn range(span: Span, source: &str) -> Range<usize> {
     start..boundary(span.end).max(start)
 }
 
-/// The line that names the error, as Docker's last line does: `dockerfile parse error on line 3: …`.
+/// The line that names the error. Parse errors say `dockerfile parse error on line 3: …` themselves.
 pub(super) fn sentence(diagnostic: &Diagnostic) -> String {
     let message = clean_text(&diagnostic.message);
     let rule = diagnostic.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
-    if diagnostic.lines.first == 0 || message.contains("dockerfile parse error") {
-        format!("{rule}{message}")
-    } else {
-        format!("dockerfile parse error on line {}: {rule}{message}", diagnostic.lines.first)
-    }
+    format!("{rule}{message}")
 }
 
 /// The list of warnings that ends a build; empty when there are none. Drawn out with their places when `expand`.
