@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
@@ -174,6 +174,7 @@ fn exec_env(
             cli::Network::Host => Network::Host,
         },
         source_date_epoch: request.source_date_epoch,
+        mount_points: OnceLock::new(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! `rbuild pull`.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rbuild_frontend::graph::Network;
 use rbuild_oci::Platform;
@@ -81,5 +81,6 @@ pub(super) fn plain_env(
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         default_network: Network::None,
         source_date_epoch: None,
+        mount_points: OnceLock::new(),
     })
 }

@@ -7,7 +7,8 @@ pub mod run;
 pub mod select;
 pub mod workdir;
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use rbuild_cache::copy::StackSource;
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
@@ -44,6 +45,8 @@ pub struct ExecEnv {
     pub default_network: Network,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub source_date_epoch: Option<i64>,
+    /// Lowest layer of every step's mount, made by the first step.
+    pub mount_points: OnceLock<PathBuf>,
 }
 
 /// An executed step's layer, before it is committed.

@@ -1,14 +1,16 @@
 //! Executes RUN: overlay mount, sandbox, scan of what changed.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, OverlayForm, ParentEntry, ParentViewError};
+use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::tree::Meta;
+use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Network, RunOp};
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
@@ -41,8 +43,9 @@ pub async fn execute(
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
-    let dirs: Vec<_> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
-    let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+    let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
+    let mut dirs = vec![mount_points(env)?];
+    dirs.extend(layers.iter().map(PathBuf::as_path));
     let in_userns = matches!(env.overlay, OverlayForm::User);
     let upper = (draft.diff_path(), draft.work_path());
     let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
@@ -74,11 +77,30 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
         source: errno.into(),
     })?;
     drop(merged);
-    let parent = Parent { env, root, files: env.stack_source(root)? };
+    let parent = Parent { env, root, files: OnceCell::new() };
     let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes })
+}
+
+/// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they
+/// need not be made, and removed again, in each step's upper; where it does, its own hide these.
+fn mount_points(env: &ExecEnv) -> Result<&Path, StepFailure> {
+    if let Some(dir) = env.mount_points.get() {
+        return Ok(dir);
+    }
+    let io =
+        |source: std::io::Error| StepFailure::Io { what: "set up", path: "mount points".to_owned(), source };
+    let dir = env.lease.new_dir()?;
+    std::fs::create_dir(dir.join("etc")).map_err(io)?;
+    for name in ["etc/hosts", "etc/resolv.conf"] {
+        std::fs::write(dir.join(name), "").map_err(io)?;
+    }
+    for (path, mode) in [("", 0o755), ("etc", 0o755), ("etc/hosts", 0o644), ("etc/resolv.conf", 0o644)] {
+        std::fs::set_permissions(dir.join(path), std::fs::Permissions::from_mode(mode)).map_err(io)?;
+    }
+    Ok(env.mount_points.get_or_init(|| dir))
 }
 
 /// Reports a write-back error of the upper that would otherwise be lost: it is mounted `volatile`, so this flushes
@@ -141,14 +163,27 @@ fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
 struct Parent<'a> {
     env: &'a ExecEnv,
     root: &'a Solved,
-    files: StackSource,
+    files: OnceCell<StackSource>,
+}
+
+impl Parent<'_> {
+    fn files(&self) -> Result<&StackSource, StepFailure> {
+        if let Some(files) = self.files.get() {
+            return Ok(files);
+        }
+        let files = self.env.stack_source(self.root)?;
+        Ok(self.files.get_or_init(|| files))
+    }
 }
 
 impl layer::ParentView for Parent<'_> {
     fn entry(&self, path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
         let Some(entry) = self.root.tree.get(&self.env.store, path)? else { return Ok(None) };
-        // A root without layers (scratch) has no directory to ask.
-        let mtime = self.files.mtime(path).unwrap_or_default();
+        // Directories are compared without their times: a step that only adds things opens no lower layer.
+        let mtime = match entry.kind {
+            Kind::Dir(_) => Mtime::default(),
+            _ => self.files()?.mtime(path)?,
+        };
         Ok(Some(ParentEntry { entry, mtime }))
     }
 }
