@@ -1,6 +1,25 @@
-//! Builds OCI images from Dockerfiles.
+//! rbuild: from a Dockerfile to an OCI image.
+//!
+//! The composition root: `build` reads top to bottom. See `ARCHITECTURE.md` beside this crate.
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod commands;
+
+pub mod assemble;
+pub mod build;
+pub mod context;
+pub mod export;
+pub mod ops;
+pub mod resolve;
+pub mod solve;
+
+pub mod cancel;
+pub mod host;
+pub mod settings;
+pub mod timestamp;
+
+pub mod error;
+pub mod failure;
 pub mod progress;
 pub mod report;

@@ -40,6 +40,8 @@ struct Pattern {
     tokens: Vec<Token>,
     /// `**x` without a slash matches any path that ends in x.
     loose_suffix: bool,
+    /// The path, when nothing in the pattern is special.
+    literal: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +99,9 @@ impl Ignore {
             let loose_suffix = tokens.first() == Some(&Token::Components)
                 && !pattern.starts_with("**/")
                 && tokens[1..].iter().all(|t| matches!(t, Token::Char(_)));
-            patterns.push(Pattern { negated, tokens, loose_suffix });
+            let literal = tokens.iter().map(|t| if let Token::Char(c) = t { Some(*c) } else { None });
+            let literal = literal.collect::<Option<String>>();
+            patterns.push(Pattern { negated, tokens, loose_suffix, literal });
         }
         Ok(Self { patterns })
     }
@@ -109,6 +113,9 @@ impl Ignore {
 
     /// True when the entry at `rel_path` (slash-separated, relative to the context root, no leading slash) is
     /// excluded. Also true for what lies below an excluded directory, unless a later negation brings it back.
+    ///
+    /// An excluded directory may hold entries that are not excluded; it then exists for their sake, with its own
+    /// metadata and nothing else in it.
     pub fn matches(&self, rel_path: &str) -> bool {
         let mut excluded = false;
         for pattern in &self.patterns {
@@ -134,12 +141,19 @@ impl Ignore {
 impl Pattern {
     /// Matches the path or one of its parents.
     fn covers(&self, path: &str) -> bool {
+        // Most patterns are plain paths, and most walks are long.
+        if let Some(literal) = &self.literal {
+            let rest = path.strip_prefix(literal.as_str());
+            return rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        }
         let mut live = self.start();
+        let mut next = vec![false; live.len()];
         for c in path.chars() {
             if c == '/' && self.accepts(&live) {
                 return true;
             }
-            live = self.step(&live, c);
+            self.step(&live, c, &mut next);
+            std::mem::swap(&mut live, &mut next);
             if !live.contains(&true) {
                 return false;
             }
@@ -150,7 +164,12 @@ impl Pattern {
     /// Could match something below `dir`.
     fn reaches_below(&self, dir: &str) -> bool {
         let below = dir.chars().chain(std::iter::once('/'));
-        let live = below.fold(self.start(), |live, c| self.step(&live, c));
+        let mut live = self.start();
+        let mut next = vec![false; live.len()];
+        for c in below {
+            self.step(&live, c, &mut next);
+            std::mem::swap(&mut live, &mut next);
+        }
         live.contains(&true)
     }
 
@@ -182,8 +201,8 @@ impl Pattern {
         }
     }
 
-    fn step(&self, live: &[bool], c: char) -> Vec<bool> {
-        let mut next = vec![false; live.len()];
+    fn step(&self, live: &[bool], c: char, next: &mut [bool]) {
+        next.fill(false);
         for (index, token) in self.tokens.iter().enumerate() {
             let (here, inside) = (live[2 * index], live[2 * index + 1]);
             let after = 2 * index + 2;
@@ -206,8 +225,7 @@ impl Pattern {
                 _ => {}
             }
         }
-        self.close(&mut next);
-        next
+        self.close(next);
     }
 }
 

@@ -59,7 +59,7 @@ pub enum Role {
     Root,
     /// Files are copied from it (COPY, ADD). The selection is in [`CopyOp::sources`].
     Source,
-    /// It is mounted during RUN. The selection is in the mount with this index in [`RunOp::mounts`].
+    /// It is mounted during RUN. The selection is in the RUN's mount with this index.
     Mount(u16),
 }
 

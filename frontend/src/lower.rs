@@ -27,6 +27,7 @@ use crate::lint;
 use crate::parse::{Parsed, check_options};
 use crate::span::{Lines, Span};
 
+mod bases;
 mod environment;
 mod files;
 mod history;
@@ -36,7 +37,9 @@ mod pass;
 mod ports;
 mod run;
 mod signal;
+mod stages;
 mod state;
+mod unsupported;
 
 /// Build-args that steer the builder and need no ARG.
 const CONTROL_ARGS: [&str; 11] = [
@@ -135,12 +138,20 @@ pub enum Progress {
 /// What identifies an image apart from who asks.
 type ImageKey = (String, Option<String>, Platform);
 
+/// An image that was provided.
+#[derive(Debug)]
+struct Provided {
+    image: ResolvedImage,
+    /// Size of its config document: what each stage that starts from it copies.
+    weight: usize,
+}
+
 /// A lowering in progress.
 #[derive(Debug)]
 pub struct Lowering {
     ast: Dockerfile,
     options: LowerOptions,
-    images: BTreeMap<ImageKey, ResolvedImage>,
+    images: BTreeMap<ImageKey, Provided>,
     /// Stages that only ONBUILD triggers want.
     extra_stages: BTreeSet<usize>,
     declared: BTreeSet<String>,
@@ -209,7 +220,8 @@ impl Lowering {
     /// Answers a request. Providing an image that nobody asked for changes nothing.
     pub fn provide(&mut self, request: &ImageRequest, image: ResolvedImage) {
         let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
-        self.images.insert(key, image);
+        let weight = image.config.to_json().len();
+        self.images.insert(key, Provided { image, weight });
     }
 
     /// All that was found so far, the parser's findings included, without the rules that are switched off.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::ast::{Dockerfile, FromInstruction, Instruction, InstructionKind};
+use crate::ast::{Dockerfile, FromInstruction, Instruction, InstructionKind, Spanned};
 use crate::suggest;
 
 /// One FROM block.
@@ -155,7 +155,8 @@ impl<'a> Stages<'a> {
             }
             let stage = &self.all[index];
             let base = self.earlier(&stage.from.image.value, index);
-            let copied = stage.body.iter().filter_map(|i| copy_from(i)).filter_map(|name| {
+            let copied = stage.body.iter().filter_map(copy_from).filter_map(|from| {
+                let name = &from.value;
                 let by_index = name.parse().ok().filter(|index| *index < self.all.len());
                 by_index.or_else(|| self.earlier(name, index)).or_else(|| {
                     self.by_name.get(&name.to_lowercase()).and_then(|found| found.first()).copied()
@@ -173,9 +174,9 @@ impl<'a> Stages<'a> {
 }
 
 /// The `--from` of an instruction.
-pub(crate) fn copy_from(instruction: &Instruction) -> Option<&str> {
+pub(crate) fn copy_from(instruction: &Instruction) -> Option<&Spanned<String>> {
     match &instruction.kind {
-        InstructionKind::Copy(copy) => copy.from.as_ref().map(|from| from.value.as_str()),
+        InstructionKind::Copy(copy) => copy.from.as_ref(),
         _ => None,
     }
 }

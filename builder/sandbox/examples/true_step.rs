@@ -1,12 +1,20 @@
 //! Measures what a step costs: runs `/bin/true` of a root directory, given as argument, a number of times.
 //!
-//! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`.
+//! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
+//! `NETWORK=host` the steps share the host's network.
 
-use rbuild_sandbox::{StepSpec, Stream, mount_overlay, run_step};
+use rbuild_sandbox::{Network, StepSpec, Stream, mount_overlay, run_step};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Instant;
+
+/// Prints the spread; the fastest is what the work costs, the rest is what else the machine does.
+fn summary(what: &str, times: &mut [std::time::Duration]) {
+    times.sort();
+    let at = |part: usize| times[(times.len() - 1) * part / 100];
+    eprintln!("{what}, {} times: fastest {:?}, median {:?}, p90 {:?}", times.len(), at(0), at(50), at(90));
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     rbuild_sandbox::dispatch();
@@ -17,6 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words = if rest.is_empty() { vec!["true".to_owned()] } else { rest };
     let mut argv = vec!["/bin/busybox".to_owned()];
     argv.extend(words);
+    let is_host = std::env::var("NETWORK").is_ok_and(|network| network == "host");
+    let network = if is_host { Network::Host } else { Network::None };
     let scratch = Path::new(&root).with_extension("scratch");
     let (cancel, _never) = rustix::pipe::pipe()?;
     let mut times = Vec::new();
@@ -25,25 +35,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let work = scratch.join(format!("{n}-work"));
         std::fs::create_dir_all(&upper)?;
         std::fs::create_dir_all(&work)?;
+        let mut spec = StepSpec::new(argv.clone());
+        spec.network = network;
         let started = Instant::now();
         let merged =
             mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
-        let exit =
-            run_step(&StepSpec::new(argv.clone()), merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
-                let _closed = match stream {
-                    Stream::Stdout => std::io::stdout().write_all(bytes),
-                    Stream::Stderr => std::io::stderr().write_all(bytes),
-                };
-            })?;
+        let exit = run_step(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
+            let _closed = match stream {
+                Stream::Stdout => std::io::stdout().write_all(bytes),
+                Stream::Stderr => std::io::stderr().write_all(bytes),
+            };
+        })?;
         drop(merged);
         times.push(started.elapsed());
         if n == 0 {
             eprintln!("first: {exit:?} {:?}", times[0]);
         }
     }
-    times.sort();
-    let at = |part: usize| times[(times.len() - 1) * part / 100];
-    eprintln!("of {count}: median {:?}, p90 {:?}, fastest {:?}", at(50), at(90), at(0));
+    summary("step", &mut times);
     std::fs::remove_dir_all(&scratch)?;
+    let mut plain = Vec::new();
+    for _ in 0..count {
+        let started = Instant::now();
+        std::process::Command::new(Path::new(&root).join("bin/busybox")).args(&argv[1..]).output()?;
+        plain.push(started.elapsed());
+    }
+    summary("plain spawn", &mut plain);
     Ok(())
 }

@@ -5,11 +5,15 @@
 //! ```
 //!
 //! [`dispatch`] must be the first thing a program does: children are the program itself, executed again under another
-//! argv[0]. This crate is the only one with `unsafe`, all of it in `sys`; it knows nothing of images, layers or tokio.
+//! name in `argv[0]`. This crate is the only one with `unsafe`, all of it in `sys`; it knows nothing of images, layers or tokio.
 //!
 //! What a step gets: namespaces for mounts, pids, ipc, host name, cgroups and (unless it shares the host's) network; the
 //! 14 default capabilities for root and none for others; a default-deny system call filter; masked `/proc` and `/sys`; a
 //! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker.
+
+mod bootstrap;
+mod idmap;
+mod probe;
 
 mod error;
 mod overlay;
@@ -27,18 +31,27 @@ mod self_copy;
 mod sys;
 mod wire;
 
+pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
+pub use idmap::IdRange;
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::run_step;
+pub use probe::{ProbeResult, probe};
 pub use spec::{Exit, Network, StepSpec, Stream};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
 ///
-/// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at argv[0] and returns.
+/// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at `argv[0]` and returns.
 pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
     if name == self_copy::STEP_MARKER {
         std::process::exit(child::outer_main());
+    }
+    if name == self_copy::IDMAP_MARKER {
+        std::process::exit(bootstrap::helper_main());
+    }
+    if name == self_copy::PROBE_MARKER {
+        std::process::exit(probe::probe_main());
     }
 }
 

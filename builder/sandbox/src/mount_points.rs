@@ -82,8 +82,14 @@ impl MountPoints {
         }
         let error =
             |path: &str, errno: Errno| StepError::MountPoint { path: path.to_owned(), source: errno.into() };
-        // Not recorded: a working directory is part of the layer, as with docker.
-        walk(root, cwd, Kind::Directory, None).map_err(|e| error(cwd, e))?;
+        // Below a kernel file system it exists there or nowhere: what we made would be hidden, and end up in the layer.
+        let is_in_kernel_fs = components(cwd.as_bytes())
+            .next()
+            .is_some_and(|top| matches!(top.as_slice(), b"proc" | b"sys" | b"dev"));
+        if !is_in_kernel_fs {
+            // Not recorded: a working directory is part of the layer, as with docker.
+            walk(root, cwd, Kind::Directory, None).map_err(|e| error(cwd, e))?;
+        }
         for path in files {
             walk(root, path, Kind::File, Some(&mut self.made)).map_err(|e| error(path, e))?;
         }

@@ -171,6 +171,8 @@ impl Running {
         let mut outer = Command::new(program.path())
             .arg0(STEP_MARKER)
             .env_clear()
+            // Ctrl-C at a terminal goes to the builder's process group; what happens to the step is the builder's to decide.
+            .process_group(0)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

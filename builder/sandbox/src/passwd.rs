@@ -96,7 +96,7 @@ pub enum UserError {
 }
 
 /// Parses an id: decimal digits only, not -1, which the calls that take ids read as «keep».
-fn parse_id(text: &str) -> Option<u32> {
+pub(crate) fn parse_id(text: &str) -> Option<u32> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }

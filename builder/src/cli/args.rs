@@ -53,12 +53,15 @@ pub(crate) enum CommandArgs {
 ///
 /// The context is the directory COPY and ADD read from; the Dockerfile is `Dockerfile` in it unless -f says otherwise.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(
+    override_usage = "rbuild [build] [OPTIONS] CONTEXT",
+    after_long_help = "\
 Examples:
   rbuild -t user/app:1.0 .
   rbuild -t user/app:dev -f Dockerfile.dev --build-arg VERSION=1.2 .
   rbuild -t registry.example/app:1.0 --push .
-  rbuild -o type=oci,dest=app.tar .")]
+  rbuild -o type=oci,dest=app.tar ."
+)]
 pub(crate) struct BuildArgs {
     /// Directory to build from
     #[arg(value_name = "CONTEXT")]

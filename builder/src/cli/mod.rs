@@ -104,7 +104,7 @@ where
     I: IntoIterator<Item = OsString>,
 {
     let arguments = with_default_command(arguments.into_iter().collect());
-    let command = parser();
+    let command = parser(env);
     let named = command_name(&arguments, &command);
     let usage = |problem| UsageError { command: named.clone(), problem };
     let matches = match command.try_get_matches_from(&arguments) {
@@ -179,8 +179,13 @@ fn lacks_tag(name: &Reference) -> bool {
     name.tag().is_none() && name.digest().is_none()
 }
 
-fn parser() -> clap::Command {
-    Cli::command().mut_subcommand("build", known_flags::declare)
+fn parser(env: &Env) -> clap::Command {
+    let command = Cli::command().mut_subcommand("build", known_flags::declare);
+    // Help wraps at the terminal's width unless the environment says one.
+    match env.var("COLUMNS").and_then(|columns| columns.parse().ok()) {
+        Some(columns) => command.term_width(columns),
+        None => command,
+    }
 }
 
 /// Index of the first argument that is not a global flag, or the length.
@@ -202,6 +207,26 @@ fn is_command(text: &OsStr) -> bool {
         text.to_str(),
         Some("build" | "b" | "images" | "pull" | "push" | "doctor" | "version" | "-h" | "--help")
     )
+}
+
+/// The command a context's name was probably meant to be: `rbuild imags` builds from the directory `imags`, and
+/// when there is none the user should hear which command is near.
+pub fn similar_command(context: &str) -> Option<&'static str> {
+    let near = |name: &&str| {
+        let (a, b) = (context.as_bytes(), name.as_bytes());
+        let prefix = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+        let suffix =
+            a[prefix..].iter().rev().zip(b[prefix..].iter().rev()).take_while(|(x, y)| x == y).count();
+        // One edit, or two letters swapped.
+        let left = (a.len() - prefix - suffix).max(b.len() - prefix - suffix);
+        b.len() >= 4
+            && (left == 1
+                || (left == 2
+                    && a.len() == b.len()
+                    && a[prefix] == b[prefix + 1]
+                    && a[prefix + 1] == b[prefix]))
+    };
+    ["build", "images", "pull", "push", "doctor", "version"].into_iter().find(|name| near(name))
 }
 
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {

@@ -127,6 +127,14 @@ impl BuildRequest {
     }
 }
 
+impl BuildRequest {
+    /// The one warning about flags that were accepted and do nothing.
+    pub fn ignored_flags_warning(&self) -> Option<String> {
+        let flags = self.flags_without_effect.join(", ");
+        (!flags.is_empty()).then(|| format!("WARNING: no effect in rbuild, ignored: {flags}"))
+    }
+}
+
 /// A name to give: a reference without digest, `latest` filled in.
 pub(crate) fn parse_tag(text: &str) -> Result<Reference, Problem> {
     let tag: Reference = text.parse().map_err(|cause| Problem::Tag { value: text.to_owned(), cause })?;

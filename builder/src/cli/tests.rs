@@ -405,7 +405,9 @@ fn flags_that_ask_for_what_happens_anyway_pass() {
 fn flags_without_effect_are_accepted_and_listed() {
     let request = build(&["--rm", "--force-rm=true", "--builder", "b", "-m", "2g", "--cpu-shares=3", "."]);
     assert_eq!(request.flags_without_effect, ["--builder", "--cpu-shares", "--force-rm", "--memory", "--rm"]);
-    assert!(build(&["."]).flags_without_effect.is_empty());
+    let warning = build(&["--rm", "-c", "1", "."]).ignored_flags_warning();
+    assert_eq!(warning.as_deref(), Some("WARNING: no effect in rbuild, ignored: --cpu-shares, --rm"));
+    assert_eq!(build(&["."]).ignored_flags_warning(), None);
 }
 
 #[test]
@@ -449,7 +451,7 @@ fn arguments_that_are_not_utf8_do_not_panic() {
 
 #[track_caller]
 fn help(line: &[&str]) -> String {
-    match invocation(line, &Env::fixed([])).unwrap().command {
+    match invocation(line, &Env::fixed([("COLUMNS", "100")])).unwrap().command {
         Command::Help(text) => text,
         other => panic!("{other:?}"),
     }
@@ -463,4 +465,22 @@ fn help_texts() {
     insta::assert_snapshot!("help_pull", help(&["pull", "--help"]));
     assert_eq!(help(&[]), help(&["--help"]));
     assert_eq!(help(&["help"]), help(&["--help"]));
+}
+
+#[test]
+fn misspelt_commands_are_recognised() {
+    for (typed, meant) in [
+        ("imags", Some("images")),
+        ("image", Some("images")),
+        ("pul", Some("pull")),
+        ("psuh", Some("push")),
+        ("docter", Some("doctor")),
+        ("bulid", Some("build")),
+        (".", None),
+        ("", None),
+        ("src", None),
+        ("images", None),
+    ] {
+        assert_eq!(similar_command(typed), meant, "{typed}");
+    }
 }

@@ -64,6 +64,11 @@ impl LineSplitter {
         }
     }
 
+    /// The line under way as it looks now, if any: a progress bar that never ends its line.
+    pub(crate) fn partial(&self) -> Option<String> {
+        (!self.line.is_empty()).then(|| clean(&self.line))
+    }
+
     /// The line begun and not ended, if any; the splitter is empty afterwards.
     pub(crate) fn finish(&mut self) -> Option<String> {
         self.pending_return = false;
@@ -216,5 +221,26 @@ mod tests {
         assert!(lengths.iter().all(|length| *length <= LINE_BYTES));
         let rest = splitter.finish().map_or(0, |line| line.len());
         assert_eq!(lengths.iter().sum::<usize>() + rest, text.len());
+    }
+
+    #[test]
+    fn lines_do_not_depend_on_how_the_bytes_were_chunked() {
+        let mut bytes = b"a\r\nb\rc\n\r\r\nd\xff\xc3\xa9\x1b[1mx\n\n".repeat(3);
+        bytes.extend(std::iter::repeat_n("\u{20ac}".as_bytes(), LINE_BYTES).flatten());
+        bytes.extend(b"\r\nend");
+        let split = |size: usize| {
+            let mut splitter = LineSplitter::default();
+            let mut lines = Vec::new();
+            for chunk in bytes.chunks(size) {
+                splitter.push(chunk, |line| lines.push(line));
+            }
+            lines.extend(splitter.finish());
+            lines
+        };
+        let whole = split(bytes.len());
+        assert!(whole.len() > 15);
+        for size in [1, 2, 3, 7, 1000, LINE_BYTES - 1, LINE_BYTES, LINE_BYTES + 1] {
+            assert!(split(size) == whole, "chunks of {size}");
+        }
     }
 }

@@ -6,10 +6,14 @@
 
 mod bus;
 pub mod event;
-mod lines;
+mod json;
+mod layout;
+pub(crate) mod lines;
 mod plain;
 mod recorder;
+pub mod summary;
 mod transfers;
+mod tty;
 
 use std::io::{IsTerminal as _, Write};
 use std::str::FromStr;
@@ -17,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use bus::{ConsumerHandle, Events, TransferMeter};
 pub use event::{BuildEvent, Outcome, Stream, VertexId};
+pub use json::{JSON_VERSION, JsonEvent};
 pub use recorder::{Recorder, record};
 
 /// How progress is shown.
@@ -80,7 +85,13 @@ impl Display {
 pub fn start(mode: Mode, display: Display) -> (Events, ConsumerHandle) {
     match mode {
         Mode::Quiet | Mode::None => bus::silent(),
-        _ => bus::open(|| Box::new(plain::Plain::new(std::io::stderr(), Instant::now()))),
+        Mode::RawJson => bus::open(|| Box::new(json::Json::new(std::io::stderr()))),
+        Mode::Auto | Mode::Tty if display.terminal => {
+            bus::open(move || Box::new(tty::Tty::new(display.color)))
+        }
+        Mode::Plain | Mode::Auto | Mode::Tty => {
+            bus::open(|| Box::new(plain::Plain::new(std::io::stderr(), Instant::now())))
+        }
     }
 }
 

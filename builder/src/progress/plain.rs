@@ -56,8 +56,6 @@ struct Vertex {
     waiting_bytes: usize,
     waiting_since: Option<Instant>,
     finished: bool,
-    /// Its last line is printed: nothing follows.
-    closed: bool,
     failed: bool,
 }
 
@@ -173,7 +171,8 @@ impl<W: Write> Plain<W> {
         vertex.waiting_bytes = 0;
         vertex.waiting_since = None;
         if vertex.finished {
-            vertex.closed = true;
+            // Nothing follows: late events of this number are dropped.
+            self.vertices.remove(&id);
             self.output.line("");
             self.floor = None;
         }
@@ -196,7 +195,7 @@ impl<W: Write> Plain<W> {
     fn with(&mut self, id: VertexId, change: impl FnOnce(&mut Vertex, Instant)) {
         let now = self.now;
         if let Some(vertex) = self.vertices.get_mut(&id)
-            && !vertex.closed
+            && !vertex.finished
         {
             change(vertex, now);
         }
@@ -233,7 +232,7 @@ impl<W: Write> Consumer for Plain<W> {
                 self.now = self.now.max(at);
                 self.with(id, |vertex, _| vertex.started = Some(at));
                 // The header at once when the floor is free: people see what runs before it prints anything.
-                if self.floor.is_none() && self.vertices.get(&id).is_some_and(|vertex| !vertex.closed) {
+                if self.floor.is_none() && self.vertices.contains_key(&id) {
                     self.speak();
                     if self.floor.is_none() {
                         self.take_floor(id);
@@ -265,15 +264,11 @@ impl<W: Write> Consumer for Plain<W> {
                 });
             }
             BuildEvent::Warning(diagnostic) => match self.definition {
-                Some(id) => {
-                    let text = warning_words(&diagnostic);
-                    match self.vertices.get(&id) {
-                        // Already closed: a line of its own paragraph, as for a remark.
-                        Some(vertex) if vertex.closed => self.remarks.push(text),
-                        _ => self.with(id, |vertex, now| vertex.say(now, text)),
-                    }
+                Some(id) if self.vertices.get(&id).is_some_and(|vertex| !vertex.finished) => {
+                    self.with(id, |vertex, now| vertex.say(now, warning_words(&diagnostic)));
                 }
-                None => self.remarks.push(warning_words(&diagnostic)),
+                // That vertex is done or never was: a paragraph of its own, as for a remark.
+                _ => self.remarks.push(warning_words(&diagnostic)),
             },
             BuildEvent::Remark(text) => self.remarks.push(clean_text(&text).into_owned()),
         }

@@ -77,7 +77,7 @@ impl Planner<'_> {
                 _ => links.get(&item.path).copied(),
             };
             let origin = origin.map(|path| FileOrigin::Archive { index, path });
-            self.view.put(dest, Planned { entry, mtime: Some(item.mtime), origin, link })?;
+            self.view.replace(dest, Planned { entry, mtime: Some(item.mtime), origin, link })?;
         }
         Ok(())
     }

@@ -3,25 +3,28 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, copy_file_range,
-    fchmod, fchown, fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat,
-    statat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
 };
-use rustix::io::{Errno, pread, read, write};
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
+use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
-/// Bytes read at once when a file has to be read.
-const BUFFER_BYTES: usize = 256 << 10;
-/// Most bytes asked of one `copy_file_range`.
-const RANGE_BYTES: usize = 1 << 30;
+/// Files that one thread takes at once.
+const BATCH_ENTRIES: usize = 64;
+/// Most threads that fill one layer; more only queue up in the filesystem's journal.
+const THREADS_MAX: usize = 8;
 
 /// Where the files of a plan are read from.
 #[derive(Clone, Copy, Default)]
@@ -103,17 +106,70 @@ pub fn materialise(
 ) -> Result<(), MaterialiseError> {
     let origins: HashMap<&RelPath, &FileOrigin> =
         plan.files.iter().map(|(path, origin)| (path, origin)).collect();
-    let mut filler = Filler { root: dir, sources, owners, last: None, buffer: Vec::new() };
+    let (mut dirs, mut links, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for entry in &plan.diff.entries {
-        filler.entry(entry, origins.get(&entry.path).copied())?;
+        let kind = match &entry.change {
+            Change::Dir { .. } => &mut dirs,
+            Change::Hardlink { .. } => &mut links,
+            _ => &mut others,
+        };
+        kind.push((entry, origins.get(&entry.path).copied()));
     }
+    let mut filler = Filler::new(dir, sources, owners);
+    filler.entries(&dirs)?;
+    fill_all(&others, || Filler::new(dir, sources, owners))?;
+    filler.entries(&links)?;
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
-    for entry in plan.diff.entries.iter().rev() {
+    for (entry, _) in dirs.iter().rev() {
         if let Change::Dir { meta, opaque } = &entry.change {
             filler.finish_dir(&entry.path, meta, *opaque, entry.mtime)?;
         }
     }
     Ok(())
+}
+
+type Work<'a> = (&'a DiffEntry, Option<&'a FileOrigin>);
+
+/// Makes entries whose directories exist, on several threads when there are many: making a file is a dozen system
+/// calls that mostly wait for the filesystem. Gives the first error in the order of `work` among those met.
+fn fill_all<'a>(work: &[Work<'_>], filler: impl Fn() -> Filler<'a> + Sync) -> Result<(), MaterialiseError> {
+    let batches: Vec<&[Work<'_>]> = work.chunks(BATCH_ENTRIES).collect();
+    let threads =
+        std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(batches.len());
+    if threads <= 1 {
+        return filler().entries(work);
+    }
+    let next = AtomicUsize::new(0);
+    let first_error: Mutex<Option<(usize, MaterialiseError)>> = Mutex::new(None);
+    let run = || {
+        let mut filler = filler();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(batch) = batches.get(at) else { return };
+            if let Err(error) = filler.entries(batch) {
+                // No new batches for anyone; those before this one were taken already and run to their end.
+                next.store(batches.len(), Ordering::Relaxed);
+                let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(earlier, _)| at < *earlier) {
+                    *first = Some((at, error));
+                }
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Should the system refuse a thread, the ones there are do all the work.
+            if std::thread::Builder::new().name("copy".into()).spawn_scoped(scope, run).is_err() {
+                break;
+            }
+        }
+        run();
+    });
+    match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
 
 struct Filler<'a> {
@@ -123,6 +179,8 @@ struct Filler<'a> {
     /// Directory of the last entry.
     last: Option<(RelPath, OwnedFd)>,
     buffer: Vec<u8>,
+    /// Set once the filesystems have shown that they do not share extents.
+    is_clone_refused: bool,
 }
 
 fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> MaterialiseError {
@@ -130,7 +188,15 @@ fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> Materialise
     move |errno| MaterialiseError::Io { action, path: path.clone(), source: errno.into() }
 }
 
-impl Filler<'_> {
+impl<'a> Filler<'a> {
+    fn new(root: BorrowedFd<'a>, sources: &'a Sources<'a>, owners: Owners) -> Self {
+        Self { root, sources, owners, last: None, buffer: Vec::new(), is_clone_refused: false }
+    }
+
+    fn entries(&mut self, work: &[Work<'_>]) -> Result<(), MaterialiseError> {
+        work.iter().try_for_each(|(entry, origin)| self.entry(entry, *origin))
+    }
+
     fn entry(&mut self, entry: &DiffEntry, origin: Option<&FileOrigin>) -> Result<(), MaterialiseError> {
         let path = &entry.path;
         let Some(parent) = path.parent() else { return Ok(()) };
@@ -219,7 +285,7 @@ impl Filler<'_> {
         if size == 0 {
             return Ok(());
         }
-        let is_cloned = ioctl_ficlone(file, &opened).is_ok();
+        let is_cloned = self.clone_file(file, &opened);
         let is_right = if source.is_immutable() {
             if !is_cloned {
                 copy_in_kernel(&opened, file, size)
@@ -241,6 +307,16 @@ impl Filler<'_> {
             hasher.finalize().as_bytes() == &content.0
         };
         if is_right { Ok(()) } else { Err(changed()) }
+    }
+
+    /// Shares the source's extents where the filesystem can.
+    fn clone_file(&mut self, to: &OwnedFd, from: &OwnedFd) -> bool {
+        if self.is_clone_refused {
+            return false;
+        }
+        let cloned = ioctl_ficlone(to, from);
+        self.is_clone_refused = matches!(cloned, Err(Errno::NOTSUP | Errno::XDEV | Errno::NOTTY));
+        cloned.is_ok()
     }
 
     /// Owner, then xattrs and mode (a change of owner clears capabilities and setuid), then times.
@@ -321,81 +397,4 @@ fn chown_error(path: &RelPath, meta: &Meta, errno: Errno) -> MaterialiseError {
 fn times(mtime: Mtime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// Copies without the bytes passing through us as far as the kernel can, and says how far.
-fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<u64> {
-    let mut copied = 0;
-    while copied < size {
-        let rest = usize::try_from(size - copied).unwrap_or(RANGE_BYTES).min(RANGE_BYTES);
-        let (mut at, mut to_at) = (copied, copied);
-        match copy_file_range(from, Some(&mut at), to, Some(&mut to_at), rest) {
-            Ok(0) => break,
-            Ok(count) => copied += count as u64,
-            Err(Errno::INTR) => {}
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
-            // Different filesystems, or one that cannot.
-            Err(_) => break,
-        }
-    }
-    Ok(copied)
-}
-
-/// Reads and writes from offset `at`; one byte more than planned is enough to see that a file grew.
-fn copy_rest(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    mut at: u64,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&[u8]),
-) -> rustix::io::Result<()> {
-    rustix::fs::seek(to, rustix::fs::SeekFrom::Start(at))?;
-    buffer.resize(BUFFER_BYTES, 0);
-    while at <= size {
-        let count = match pread(from, &mut buffer[..], at) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno),
-        };
-        each(&buffer[..count]);
-        write_all(to, &buffer[..count])?;
-        at += count as u64;
-    }
-    Ok(())
-}
-
-fn read_all(
-    file: &OwnedFd,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&[u8]),
-) -> rustix::io::Result<()> {
-    rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
-    buffer.resize(BUFFER_BYTES, 0);
-    let mut at = 0;
-    while at <= size {
-        match read(file, &mut buffer[..]) {
-            Ok(0) => break,
-            Ok(count) => {
-                each(&buffer[..count]);
-                at += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
-    while !bytes.is_empty() {
-        match write(file, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

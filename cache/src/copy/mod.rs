@@ -15,10 +15,11 @@
 //! | `archive` | unpacked archives merged into the image |
 //! | `workdir` | WORKDIR |
 //! | `view` | the parent tree with what is planned so far |
-//! | `materialise` | filling the layer directory |
+//! | `materialise`, `bytes` | filling the layer directory |
 //! | `source`, `stack` | reading a context directory, a stack of layers |
 
 mod archive;
+mod bytes;
 mod materialise;
 mod plan;
 mod source;

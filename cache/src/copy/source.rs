@@ -1,5 +1,6 @@
 //! Reading the files that a COPY takes.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,14 +61,13 @@ pub enum SourceError {
 pub struct DirSource {
     root: OwnedFd,
     is_immutable: bool,
-    /// Directory of the last look-up: siblings come one after the other.
-    last: Mutex<Option<(RelPath, Arc<OwnedFd>)>>,
+    dirs: RecentDirs<OwnedFd>,
 }
 
 impl DirSource {
     /// Reads below `root`, a directory whose files may change at any time.
     pub fn new(root: OwnedFd) -> Self {
-        Self { root, is_immutable: false, last: Mutex::new(None) }
+        Self { root, is_immutable: false, dirs: RecentDirs::default() }
     }
 
     /// Reads below `root`, a directory that only this process changes, such as a freshly unpacked archive.
@@ -77,18 +77,39 @@ impl DirSource {
 
     fn parent(&self, path: &RelPath) -> Result<Option<Arc<OwnedFd>>, SourceError> {
         let Some(parent) = path.parent() else { return Ok(None) };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, fd)) = &*last
-            && *at == parent
-        {
-            return Ok(Some(Arc::clone(fd)));
+        let open = || open_dir(self.root.as_fd(), &parent);
+        match self.dirs.get_or(&parent, open) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(errno) => Err(source_error("open the directory of", path, errno)),
         }
-        let fd = match open_dir(self.root.as_fd(), &parent) {
-            Ok(fd) => Arc::new(fd),
-            Err(errno) => return Err(source_error("open the directory of", path, errno)),
-        };
-        *last = Some((parent, Arc::clone(&fd)));
-        Ok(Some(fd))
+    }
+}
+
+/// What was opened for the directories looked up last: siblings come one after the other, from each thread.
+#[derive(Debug)]
+pub(super) struct RecentDirs<T>(Mutex<VecDeque<(RelPath, Arc<T>)>>);
+
+/// As many as there may be threads reading, and some.
+const RECENT_DIRS: usize = 16;
+
+impl<T> Default for RecentDirs<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> RecentDirs<T> {
+    /// What was opened for `dir`, opening it when that is long ago.
+    pub(super) fn get_or<E>(&self, dir: &RelPath, open: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, opened)) = lock().iter().find(|(at, _)| at == dir) {
+            return Ok(Arc::clone(opened));
+        }
+        let opened = Arc::new(open()?);
+        let mut recent = lock();
+        recent.truncate(RECENT_DIRS - 1);
+        recent.push_front((dir.clone(), Arc::clone(&opened)));
+        Ok(opened)
     }
 }
 

@@ -1,12 +1,12 @@
 //! Reading a stack of layer directories as one state.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fstat, statat};
 use rustix::io::Errno;
 
-use super::source::{FileSource, SourceError, mtime_of, open_dir, open_file, source_error};
+use super::source::{FileSource, RecentDirs, SourceError, mtime_of, open_dir, open_file, source_error};
 use crate::layer::Mtime;
 use crate::path::RelPath;
 
@@ -18,34 +18,28 @@ use crate::path::RelPath;
 pub struct StackSource {
     /// Base first.
     layers: Vec<OwnedFd>,
-    /// Directory of the last look-up in the layers that have it, topmost first.
-    last: Mutex<Option<(RelPath, Arc<Vec<OwnedFd>>)>>,
+    /// Directories in the layers that have them, topmost first.
+    recent: RecentDirs<Vec<OwnedFd>>,
 }
 
 impl StackSource {
     /// Takes the layers' directories, base first. None are needed for `FROM scratch`.
     pub fn new(layers: Vec<OwnedFd>) -> Self {
-        Self { layers, last: Mutex::new(None) }
+        Self { layers, recent: RecentDirs::default() }
     }
 
     fn dirs(&self, dir: &RelPath) -> Result<Arc<Vec<OwnedFd>>, SourceError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, fds)) = &*last
-            && at == dir
-        {
-            return Ok(Arc::clone(fds));
-        }
-        let mut fds = Vec::new();
-        for layer in self.layers.iter().rev() {
-            match open_dir(layer.as_fd(), dir) {
-                Ok(fd) => fds.push(fd),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(errno) => return Err(source_error("open the directory", dir, errno)),
+        self.recent.get_or(dir, || {
+            let mut fds = Vec::new();
+            for layer in self.layers.iter().rev() {
+                match open_dir(layer.as_fd(), dir) {
+                    Ok(fd) => fds.push(fd),
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(errno) => return Err(source_error("open the directory", dir, errno)),
+                }
             }
-        }
-        let fds = Arc::new(fds);
-        *last = Some((dir.clone(), Arc::clone(&fds)));
-        Ok(fds)
+            Ok(fds)
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod archives;
 mod on_disk;
+mod random;
 mod rules;
 
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! The parent tree with what is planned so far.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::tree::{
     CodecError, DirNode, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Meta, NodeDigest, NodeStore,
-    NodeStoreError, PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, load, resolve_in, strip,
+    NodeStoreError, PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, load_node, resolve_in, strip,
 };
 
 /// What directories made on the way to a destination get.
@@ -39,14 +39,16 @@ pub(super) struct View<'a> {
     parent: &'a Tree,
     pending: BTreeMap<RelPath, Planned>,
     links_total: u64,
+    /// Directories of the parent tree that something else took the place of, if only for a while.
+    replaced: BTreeSet<RelPath>,
     /// Nodes loaded so far: siblings ask for the same ones over and over.
     loaded: RefCell<HashMap<NodeDigest, Arc<DirNode>>>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree) -> Self {
-        let (pending, loaded) = (BTreeMap::new(), RefCell::default());
-        Self { nodes, parent, pending, links_total: 0, loaded }
+        let (pending, replaced, loaded) = (BTreeMap::new(), BTreeSet::new(), RefCell::default());
+        Self { nodes, parent, pending, links_total: 0, replaced, loaded }
     }
 
     /// A number for one more group of hardlinks.
@@ -83,7 +85,18 @@ impl<'a> View<'a> {
         Ok(Some(entry))
     }
 
-    /// Plans one path. Replacing a directory by something else drops what was planned below it.
+    /// Plans something that is not a directory, whatever is there.
+    pub(super) fn replace(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
+        if let Some(Entry { kind: Kind::Dir(node), .. }) = self.entry_at(&path)? {
+            if node != *EMPTY_NODE {
+                self.replaced.insert(path.clone());
+            }
+            self.drop_below(&path);
+        }
+        self.put(path, planned)
+    }
+
+    /// Plans one path. What is there must not be a directory unless the new entry is one too.
     pub(super) fn put(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
         let unfit = |source| CopyError::Unfit { path: path.clone(), source };
         if path.as_bytes().len() > PATH_BYTES_MAX {
@@ -93,9 +106,6 @@ impl<'a> View<'a> {
             check_name(path.name()).map_err(unfit)?;
         }
         planned.entry.check().map_err(unfit)?;
-        if !matches!(planned.entry.kind, Kind::Dir(_)) {
-            self.drop_below(&path);
-        }
         self.pending.insert(path, planned);
         Ok(())
     }
@@ -143,7 +153,9 @@ impl<'a> View<'a> {
             };
             let meta = entry.meta;
             let change = match entry.kind {
-                Kind::Dir(node) => Change::Dir { meta, opaque: self.hides(&path, &node)? },
+                Kind::Dir(node) => {
+                    Change::Dir { meta, opaque: node == *EMPTY_NODE && self.replaced.contains(&path) }
+                }
                 Kind::File { size, content } => match link.and_then(|link| first.get(&link)) {
                     Some(target) => Change::Hardlink { target: target.clone() },
                     None => {
@@ -181,15 +193,6 @@ impl<'a> View<'a> {
         }
         Ok(())
     }
-
-    /// True when the parent state has a directory at `path` of which nothing may show through.
-    fn hides(&self, path: &RelPath, shows: &NodeDigest) -> Result<bool, NodeStoreError> {
-        if *shows != *EMPTY_NODE {
-            return Ok(false);
-        }
-        let old = self.parent.get(self.nodes, path)?;
-        Ok(matches!(old, Some(Entry { kind: Kind::Dir(node), .. }) if node != *EMPTY_NODE))
-    }
 }
 
 impl Lookup for View<'_> {
@@ -209,7 +212,7 @@ impl Lookup for View<'_> {
         let node = match loaded.get(digest) {
             Some(node) => Arc::clone(node),
             None => {
-                let node = load(self.nodes, digest)?;
+                let node = load_node(self.nodes, digest)?;
                 loaded.insert(*digest, Arc::clone(&node));
                 node
             }

@@ -145,7 +145,8 @@ impl<'a> Decoder<'a> {
         let count = self.number()?;
         // Every entry takes at least five bytes: a made-up count reserves nothing.
         let most = (self.bytes.len() - self.at) / 5;
-        let count = usize::try_from(count).ok().filter(|count| *count <= most).ok_or("more entries than bytes")?;
+        let count =
+            usize::try_from(count).ok().filter(|count| *count <= most).ok_or("more entries than bytes")?;
         let mut entries: Vec<DiffEntry> = Vec::with_capacity(count);
         for _ in 0..count {
             let previous = entries.last().map(|entry| &entry.path);
@@ -158,7 +159,11 @@ impl<'a> Decoder<'a> {
             }
             entries.push(entry);
         }
-        if self.at == self.bytes.len() { Ok(LayerDiff { entries }) } else { Err("bytes after the last entry") }
+        if self.at == self.bytes.len() {
+            Ok(LayerDiff { entries })
+        } else {
+            Err("bytes after the last entry")
+        }
     }
 
     fn entry(&mut self, previous: Option<&RelPath>) -> Result<DiffEntry, &'static str> {
@@ -177,7 +182,8 @@ impl<'a> Decoder<'a> {
         let secs = self.number()?;
         let secs = (secs >> 1).cast_signed() ^ -(secs & 1).cast_signed();
         let nanos = self.number()?;
-        let nanos = u32::try_from(nanos).ok().filter(|n| *n < 1_000_000_000).ok_or("nanoseconds out of range")?;
+        let nanos =
+            u32::try_from(nanos).ok().filter(|n| *n < 1_000_000_000).ok_or("nanoseconds out of range")?;
         let change = self.change(kind, &path)?;
         Ok(DiffEntry { path, change, mtime: Mtime { secs, nanos } })
     }
@@ -194,7 +200,9 @@ impl<'a> Decoder<'a> {
                 let content = self.take(32)?.try_into().map_err(|_| "a digest is cut")?;
                 Change::File { meta, size, content: ContentDigest(content) }
             }
-            4 => Change::Hardlink { target: RelPath::new(self.string()?).map_err(|_| "a target is not clean")? },
+            4 => Change::Hardlink {
+                target: RelPath::new(self.string()?).map_err(|_| "a target is not clean")?,
+            },
             5 => Change::Symlink { meta: self.meta()?, target: self.string()?.to_vec() },
             6 => Change::CharDevice { meta: self.meta()?, major: self.small()?, minor: self.small()? },
             7 => Change::BlockDevice { meta: self.meta()?, major: self.small()?, minor: self.small()? },
@@ -252,3 +260,6 @@ impl<'a> Decoder<'a> {
         Ok(taken)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,8 @@ const PIECE_BYTES_MAX: usize = 4000;
 /// `openat2` answers EAGAIN when something below was renamed meanwhile.
 const AGAIN_MAX: usize = 16;
 
-const DIR_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIR_FLAGS: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens directories below one root, never through a link, keeping the last few open.
 ///

@@ -4,8 +4,10 @@
 //! everything in it. The verbs:
 //!
 //! ```text
+//!        ┌──────── unpack_blob ───────┐
 //!  blob ─▶ LayerReader ─▶ tar ─▶ unpack ─▶ directory + LayerDiff ─▶ emit_tar ─▶ encode ─▶ blob
 //!          (inflate, both hashes)             ▲                                  (both hashes, deflate)
+//!                          RUN ─▶ scan_upper ─┘
 //! ```
 //!
 //! Archives, and what a RUN left behind, are hostile: every name is resolved one component at a time below an open
@@ -20,6 +22,8 @@ mod dirs;
 mod emit;
 mod limits;
 mod overlay;
+mod pipe;
+mod scan;
 mod tar;
 mod unpack;
 mod xattrs;
@@ -31,5 +35,7 @@ pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{EmitError, emit_tar};
 pub use limits::Limits;
 pub use overlay::OverlayForm;
+pub use pipe::{UnpackBlobError, unpack_blob};
+pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper};
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

@@ -21,24 +21,47 @@ pub(super) fn is_kept(name: &[u8]) -> bool {
         && !RESERVED.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Reads the kept xattrs of an open file or directory: one `flistxattr` when it has none.
-pub(super) fn read_kept(fd: impl AsFd) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
-    let fd = fd.as_fd();
-    let mut names = [0u8; 1024];
-    let listed = match rustix::fs::flistxattr(fd, &mut names[..]) {
-        Ok(len) => names[..len].to_vec(),
-        Err(Errno::OPNOTSUPP) => Vec::new(),
-        // The kernel caps a list at 64 KiB.
-        Err(Errno::RANGE) => {
-            let mut names = vec![0u8; 64 << 10];
-            let len = rustix::fs::flistxattr(fd, &mut names[..])?;
-            names.truncate(len);
-            names
+/// Names of a file's xattrs, as the kernel lists them.
+pub(super) struct Names(Vec<u8>);
+
+impl Names {
+    /// One `flistxattr` for almost every file.
+    pub(super) fn of(fd: impl AsFd) -> Result<Self, Errno> {
+        let fd = fd.as_fd();
+        let mut names = [0u8; 1024];
+        match rustix::fs::flistxattr(fd, &mut names[..]) {
+            Ok(len) => Ok(Self(names[..len].to_vec())),
+            Err(Errno::OPNOTSUPP) => Ok(Self(Vec::new())),
+            // The kernel caps a list at 64 KiB.
+            Err(Errno::RANGE) => {
+                let mut names = vec![0u8; 64 << 10];
+                let len = rustix::fs::flistxattr(fd, &mut names[..])?;
+                names.truncate(len);
+                Ok(Self(names))
+            }
+            Err(errno) => Err(errno),
         }
-        Err(errno) => return Err(errno),
-    };
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|b| *b == 0).filter(|name| !name.is_empty())
+    }
+
+    /// True when overlayfs keeps the file's bytes or the directory's entries elsewhere (`metacopy`, `redirect`), so
+    /// that what is here is not all.
+    pub(super) fn refer_to_lower(&self) -> bool {
+        self.iter().any(|name| {
+            let name = name.strip_prefix(b"trusted.overlay.").or_else(|| name.strip_prefix(b"user.overlay."));
+            matches!(name, Some(b"metacopy" | b"redirect"))
+        })
+    }
+}
+
+/// Reads the kept ones of `names`, which are those of `fd`.
+pub(super) fn read_kept(fd: impl AsFd, names: &Names) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+    let fd = fd.as_fd();
     let mut kept = BTreeMap::new();
-    for name in listed.split(|b| *b == 0).filter(|name| is_kept(name)) {
+    for name in names.iter().filter(|name| is_kept(name)) {
         let size = rustix::fs::fgetxattr_query(fd, name)?;
         let mut value = vec![0u8; size];
         let len = if size == 0 { 0 } else { rustix::fs::fgetxattr(fd, name, &mut value[..])? };

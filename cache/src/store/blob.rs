@@ -105,6 +105,23 @@ impl Store {
         }
     }
 
+    /// Stores a blob held in memory.
+    pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let mut writer = self.ingest(lease)?;
+        writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.temp))?;
+        writer.commit(None)
+    }
+
+    /// Reads a small blob (a manifest or a config) whole, hashing it every time: these decide things. `None` as for
+    /// [`Store::blob`], and for one over `limit_bytes`.
+    pub fn blob_bytes(&self, digest: &Digest, limit_bytes: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(blob) = self.blob(digest)?.filter(|blob| blob.size <= limit_bytes) else { return Ok(None) };
+        let mut bytes = Vec::with_capacity(usize::try_from(blob.size).unwrap_or(0) + 1);
+        let path = self.inner.layout.path(&layout::blob(digest));
+        blob.file.take(limit_bytes).read_to_end(&mut bytes).doing("read", &path)?;
+        Ok((Digest::of(&bytes) == *digest).then_some(bytes))
+    }
+
     /// Remembers that `blob` is the layer `diff_id`, compressed as `params` says. Only for bytes that were produced
     /// or verified here: everything later trusts it.
     pub fn put_encoding(

@@ -56,6 +56,23 @@ pub struct FileStat {
     pub gid: u32,
 }
 
+impl From<&rustix::fs::Stat> for FileStat {
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        // The kernel gives no negative size, and no fraction of a second above a thousand million.
+        let nanos = |nanos| u32::try_from(nanos).unwrap_or(0);
+        Self {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: Mtime { secs: stat.st_mtime, nanos: nanos(stat.st_mtime_nsec) },
+            ctime: Mtime { secs: stat.st_ctime, nanos: nanos(stat.st_ctime_nsec) },
+            ino: stat.st_ino,
+            dev: stat.st_dev,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }
+    }
+}
+
 /// A file and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FingerprintEntry {
@@ -68,7 +85,7 @@ pub struct FingerprintEntry {
 }
 
 /// The moment a scan began, by the clock that also stamps files. Take it before the first `stat`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScanMoment(Mtime);
 
 impl ScanMoment {
@@ -76,7 +93,12 @@ impl ScanMoment {
     pub fn now() -> Self {
         // File times are stamped with the coarse clock: the fine one runs up to a tick ahead of it.
         let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
-        Self(Mtime { secs: now.tv_sec, nanos: u32::try_from(now.tv_nsec).unwrap_or(0) })
+        Self::at(now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    /// A moment given in whole seconds since the epoch and nanoseconds above them.
+    pub const fn at(secs: i64, nanos: u32) -> Self {
+        Self(Mtime { secs, nanos })
     }
 }
 
@@ -92,7 +114,7 @@ pub struct FingerprintIndex {
 impl FingerprintIndex {
     /// An index that knows nothing.
     pub fn empty() -> Self {
-        Self { bytes: Vec::new(), starts: Vec::new(), scanned: ScanMoment(Mtime::default()) }
+        Self { bytes: Vec::new(), starts: Vec::new(), scanned: ScanMoment::at(0, 0) }
     }
 
     /// Number of files.
@@ -235,7 +257,7 @@ fn parse(mut bytes: Vec<u8>) -> Option<FingerprintIndex> {
     if magic != MAGIC {
         return None;
     }
-    let scanned = ScanMoment(Mtime { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) });
+    let scanned = ScanMoment::at(i64::from_le_bytes(*secs), u32::from_le_bytes(*nanos));
     let count = u32::from_le_bytes(*count) as usize;
     let mut starts = Vec::with_capacity(count.min(length / (2 + STAT_BYTES + CONTENT_BYTES)));
     let mut at = HEAD_BYTES;
@@ -269,7 +291,7 @@ fn stat_bytes(stat: &FileStat) -> [u8; STAT_BYTES] {
 }
 
 /// True when a change after the scan began would show as another time.
-fn settled(time: Mtime, scanned: ScanMoment) -> bool {
+pub(super) fn settled(time: Mtime, scanned: ScanMoment) -> bool {
     let ns = |time: Mtime| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
     let margin = if time.nanos == 0 { WHOLE_SECONDS_MARGIN_NS } else { MARGIN_NS };
     ns(time) + margin < ns(scanned.0)

@@ -73,7 +73,8 @@ impl<'de> Deserialize<'de> for LayerId {
 #[derive(Debug)]
 pub struct LayerDraft {
     _lease: Lease,
-    /// Holds `layer/diff` and `work`.
+    /// Becomes the layer: holds `diff`. Overlay's own directory is beside it, named `<dir>.work`: it must not move
+    /// along.
     dir: String,
     root: PathBuf,
     diff: OwnedFd,
@@ -83,7 +84,7 @@ pub struct LayerDraft {
 impl LayerDraft {
     /// Path of the directory that becomes the layer.
     pub fn diff_path(&self) -> PathBuf {
-        self.root.join(format!("{}/layer/diff", self.dir))
+        self.root.join(format!("{}/diff", self.dir))
     }
 
     /// The same, open (`O_RDONLY | O_DIRECTORY`).
@@ -93,7 +94,7 @@ impl LayerDraft {
 
     /// Path of the directory for overlay's own use.
     pub fn work_path(&self) -> PathBuf {
-        self.root.join(format!("{}/work", self.dir))
+        self.root.join(format!("{}.work", self.dir))
     }
 
     /// The same, open.
@@ -120,12 +121,12 @@ impl Store {
     pub fn draft(&self, lease: &Lease) -> Result<LayerDraft, StoreError> {
         let layout = &self.inner.layout;
         let dir = lease.next_path();
-        for below in ["", "/layer", "/layer/diff", "/work"] {
-            layout.make_dir(&format!("{dir}{below}"))?;
+        for suffix in ["", "/diff", ".work"] {
+            layout.make_dir(&format!("{dir}{suffix}"))?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let diff = layout.open(&format!("{dir}/layer/diff"), flags)?;
-        let work = layout.open(&format!("{dir}/work"), flags)?;
+        let diff = layout.open(&format!("{dir}/diff"), flags)?;
+        let work = layout.open(&format!("{dir}.work"), flags)?;
         // The merged root shows this mode to everybody in the image.
         let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
         rustix::fs::fchmod(&diff, mode).doing("change the mode of", &layout.path(&dir))?;
@@ -143,22 +144,26 @@ impl Store {
     ) -> Result<LayerId, StoreError> {
         let boot = self.boot()?;
         let layout = &self.inner.layout;
-        let from = format!("{}/layer", draft.dir);
+        let from = &draft.dir;
         layout.write_new(&format!("{from}/entries"), &sidecar(entries, size_bytes))?;
         let id = loop {
             let id = LayerId(layout::random_id()?);
-            if layout.publish(&from, &layout::layer(id))? {
+            if layout.publish(from, &layout::layer(id))? {
                 break id;
             }
         };
-        self.inner.index.write("record a layer", |transaction| {
+        let recorded = self.inner.index.write("record a layer", |transaction| {
             let sql = "INSERT INTO layers (id, size, created, used, boot, epoch, durable)
                 VALUES (?1, ?2, ?3, ?3, ?4, (SELECT current FROM epoch), 0)";
             let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
             transaction.prepare_cached(sql)?.execute((id.to_sql(), size, now_unix_ns(), boot.0))?;
             Ok(())
-        })?;
-        Ok(id)
+        });
+        if recorded.is_err() {
+            // Without a row it is garbage: back to where the lease cleans up.
+            let _ = layout.publish(&layout::layer(id), from);
+        }
+        recorded.map(|()| id)
     }
 
     /// What is known of a layer; `None` when it is not there or its directory vanished.

@@ -39,6 +39,13 @@ impl Lease {
         self.inner.layout.path(&self.work())
     }
 
+    /// Makes a new empty directory (0700) in it, for mount points and other scratch.
+    pub fn new_dir(&self) -> Result<PathBuf, StoreError> {
+        let dir = self.next_path();
+        self.inner.layout.make_dir(&dir)?;
+        Ok(self.inner.layout.path(&dir))
+    }
+
     /// `work/<id>`, relative to the root.
     pub(super) fn work(&self) -> String {
         format!("work/{}", self.inner.id)

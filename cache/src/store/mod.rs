@@ -28,7 +28,7 @@
 //! 4. Unfinished work belongs to a lease, and a lease is alive exactly while its file is flocked (`lease`).
 //! 5. Transactions are short, start as writers (`BEGIN IMMEDIATE`), and span renames at most: no network, no process,
 //!    no other lock. Look-ups never write.
-//! 6. Records and nodes carry a checksum, layer sidecars a BLAKE3, blobs are their digest: what changed on disk is
+//! 6. Records carry a checksum, layer sidecars a BLAKE3, nodes and blobs are their digest: what changed on disk is
 //!    noticed when it is next used. Damaged cache records are misses.
 //! 7. Lock order: store (shared) → lease → key → SQLite (`lock`).
 //!
@@ -44,7 +44,6 @@ mod layout;
 mod lease;
 mod lock;
 mod meta;
-mod node_codec;
 mod nodes;
 mod resolution;
 mod result;
@@ -84,7 +83,39 @@ pub struct StoreOptions {
     pub durable: bool,
 }
 
-/// An open store. Clones share everything and cost nothing; usable from any thread.
+/// An open store. Clones share everything and cost nothing; usable from any thread, not across a fork.
+///
+/// ```
+/// use rbuild_cache::store::{Key, ResultRecord, Store, StoreOptions};
+/// use rbuild_cache::tree::TreeDigest;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let root = dir.path();
+/// let store = Store::open(root, StoreOptions { id_map: "root".into(), durable: true })?;
+/// let key = Key::content([7; 32]);
+/// let lease = store.lease()?;
+/// let lock = store.key_lock(&key, "RUN make", |holder| eprintln!("waiting for {}", holder.pid))?;
+/// // Whoever held the lock may have done the work: look again before doing it.
+/// if store.result(&key)?.is_none() {
+///     let draft = store.draft(&lease)?;
+///     std::fs::write(draft.diff_path().join("out"), "made")?;
+///     let layer = store.commit_layer(draft, b"encoded diff", 4)?;
+///     let record = ResultRecord {
+///         tree: b"encoded tree".to_vec(),
+///         tree_digest: TreeDigest([0; 32]),
+///         own_layer: Some(layer),
+///         stack: None,
+///         created_unix_ns: 0,
+///         exec_ns: 0,
+///         description: "RUN make".into(),
+///     };
+///     store.put_result(&key, &record)?;
+/// }
+/// drop(lock);
+/// store.sync()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,

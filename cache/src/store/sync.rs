@@ -4,8 +4,7 @@ use rusqlite::Transaction;
 
 use super::db::{DbError, mark};
 use super::error::StoreError;
-use super::{Store, image};
-use crate::store::image::ImageRecord;
+use super::{ImageRecord, Store, image};
 
 impl Store {
     /// Makes everything committed so far durable: one flush of the file system, then the rows. Does nothing when
@@ -44,24 +43,35 @@ impl Store {
         if !is_waiting && images.is_empty() {
             return Ok(());
         }
-        let covered: i64 = self.inner.index.write("raise the epoch", |transaction| {
-            let sql = "UPDATE epoch SET current = current + 1 RETURNING current - 1";
-            Ok(transaction.query_row(sql, [], |row| row.get(0))?)
-        })?;
+        let covered = self.raise_epoch()?;
         // The descriptor is as old as this store handle: errors of any write-back since then are reported here.
         if is_waiting && let Err(source) = rustix::fs::syncfs(self.inner.layout.fd()) {
-            self.inner.index.write_durably("drop unsynced rows", |transaction| {
-                for table in mark::MARKED {
-                    let sql = format!("DELETE FROM {table} WHERE durable = 0 AND epoch <= ?1");
-                    transaction.execute(&sql, [covered])?;
-                }
-                Ok(())
-            })?;
+            self.drop_unsynced(covered)?;
             return Err(StoreError::Sync {
                 root: self.inner.layout.root().to_owned(),
                 source: source.into(),
             });
         }
+        self.mark_durable(covered, images)?;
+        self.inner.trees.checkpoint()?;
+        self.inner.index.checkpoint()
+    }
+
+    /// Begins a sync: rows written from here on are not covered by it. Returns the last epoch that is.
+    pub(super) fn raise_epoch(&self) -> Result<i64, StoreError> {
+        self.inner.index.write("raise the epoch", |transaction| {
+            let sql = "UPDATE epoch SET current = current + 1 RETURNING current - 1";
+            Ok(transaction.query_row(sql, [], |row| row.get(0))?)
+        })
+    }
+
+    /// Ends a sync whose flush went well.
+    pub(super) fn mark_durable(
+        &self,
+        covered: i64,
+        images: &[(&str, &ImageRecord)],
+    ) -> Result<(), StoreError> {
+        let boot = self.boot()?;
         self.inner.index.write_durably("mark rows durable", |transaction| {
             for table in mark::MARKED {
                 let sql =
@@ -69,9 +79,18 @@ impl Store {
                 transaction.prepare_cached(&sql)?.execute((covered, boot.0))?;
             }
             images.iter().try_for_each(|(name, record)| image::insert(transaction, name, record, boot, true))
-        })?;
-        self.inner.trees.checkpoint()?;
-        self.inner.index.checkpoint()
+        })
+    }
+
+    /// Ends a sync whose flush failed: nobody knows which bytes were lost. Their files are garbage from now on.
+    pub(super) fn drop_unsynced(&self, covered: i64) -> Result<(), StoreError> {
+        self.inner.index.write_durably("drop unsynced rows", |transaction| {
+            for table in mark::MARKED {
+                let sql = format!("DELETE FROM {table} WHERE durable = 0 AND epoch <= ?1");
+                transaction.execute(&sql, [covered])?;
+            }
+            Ok(())
+        })
     }
 
     /// Removes rows that an earlier boot left unsynced, and moves their directories into `into` (below `work/`).

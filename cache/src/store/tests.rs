@@ -1,7 +1,12 @@
 //! One test per promise of the module head, most with a fresh store each.
 
+mod damage;
 mod door;
+mod durability;
 mod objects;
+mod processes;
+mod speed;
+mod stat_index;
 
 use std::io::Write;
 use std::path::Path;
@@ -50,14 +55,14 @@ fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
     }
 }
 
-/// A node whose content depends on `seed`, under a made-up digest.
+/// A node whose content depends on `seed`.
 fn node(seed: u32) -> (NodeDigest, Arc<DirNode>) {
     let mut node = DirNode::default();
     let meta = Meta { mode: 0o644, uid: seed, gid: 0, xattrs: [(b"user.a".to_vec(), b"b".to_vec())].into() };
     let target = seed.to_string().into_bytes();
     node.entries.insert(b"link".to_vec(), Entry { meta, kind: Kind::Symlink(target) });
     node.entries.insert(b"pipe".to_vec(), Entry { meta: Meta::default(), kind: Kind::Fifo });
-    (NodeDigest(*blake3::hash(&seed.to_le_bytes()).as_bytes()), Arc::new(node))
+    (node.digest(), Arc::new(node))
 }
 
 /// Runs SQL on the index behind the store's back.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{DEPTH_MAX, Entry, Kind, NodeStore, Tree, TreeError, Walk, load};
+use super::{DEPTH_MAX, Entry, Kind, NodeStore, Tree, TreeError, Walk, load_node};
 use crate::path::RelPath;
 
 /// One path at which two trees differ.
@@ -38,7 +38,7 @@ pub fn difference(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> Result<Vec<T
                     return Err(TreeError::TooDeep { path });
                 }
                 if a != b {
-                    let (a, b) = (load(nodes, a)?, load(nodes, b)?);
+                    let (a, b) = (load_node(nodes, a)?, load_node(nodes, b)?);
                     let names: BTreeSet<&Vec<u8>> = a.entries.keys().chain(b.entries.keys()).collect();
                     for name in names.into_iter().rev() {
                         let (old, new) = (a.entries.get(name).cloned(), b.entries.get(name).cloned());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, Entry, Kind, LinkGroups, Meta, NodeDigest,
-    NodeStore, Tree, TreeError, check_name, load,
+    NodeStore, Tree, TreeError, check_name, load_node,
 };
 use crate::layer::{Change, LayerDiff};
 use crate::path::RelPath;
@@ -54,7 +54,7 @@ impl OpenDir {
 
     fn node(&mut self, nodes: &dyn NodeStore) -> Result<&mut DirNode, TreeError> {
         if self.node.is_none() {
-            self.node = Some(DirNode::clone(&*load(nodes, &self.base)?));
+            self.node = Some(DirNode::clone(&*load_node(nodes, &self.base)?));
         }
         Ok(self.node.as_mut().expect("filled just above"))
     }

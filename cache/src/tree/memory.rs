@@ -39,7 +39,8 @@ impl NodeStore for MemoryNodeStore {
     }
 }
 
-/// Loads a node; the empty one is known without asking, so that an empty tree needs no store.
-pub(crate) fn load(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+/// Loads a node. The empty one is known without asking, and no store needs to keep it: this is how every reader of
+/// trees loads.
+pub fn load_node(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
     if *digest == *EMPTY_NODE { Ok(Arc::default()) } else { nodes.node(digest) }
 }

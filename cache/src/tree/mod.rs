@@ -30,7 +30,7 @@ mod walk;
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{TreeChange, difference};
 pub use links::LinkGroups;
-pub use memory::MemoryNodeStore;
+pub use memory::{MemoryNodeStore, load_node};
 pub use node::{
     ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
 };
@@ -41,7 +41,6 @@ pub use walk::{DEPTH_MAX, Walk};
 pub(crate) use codec::check_name;
 pub(crate) use digest::EMPTY_NODE;
 pub(crate) use links::{below, strip};
-pub(crate) use memory::load;
 
 use crate::path::RelPath;
 
@@ -121,7 +120,7 @@ impl Tree {
         let mut entry = self.root_entry();
         for name in path.components() {
             let Kind::Dir(node) = entry.kind else { return Ok(None) };
-            match load(nodes, &node)?.entries.get(name) {
+            match load_node(nodes, &node)?.entries.get(name) {
                 Some(child) => entry = child.clone(),
                 None => return Ok(None),
             }

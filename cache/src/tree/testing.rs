@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
 use super::{ContentDigest, Kind, Meta, NodeStore, Tree};
 use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
@@ -77,4 +79,55 @@ pub(crate) fn listing(nodes: &dyn NodeStore, tree: &Tree) -> Vec<String> {
             format!("{tag} {mode:o} {uid}:{gid} {path}{rest}")
         })
         .collect()
+}
+
+/// A model of a tree: what is at each path, hardlinked files sharing a number.
+pub(crate) type Model = BTreeMap<RelPath, (Change, Option<u8>)>;
+
+pub(crate) fn apply_model(steps: &[(Vec<&'static str>, u8)]) -> Model {
+    let mut model = Model::new();
+    for (parts, what) in steps {
+        let at = path(&parts.join("/"));
+        let parents_ok = std::iter::successors(at.parent(), RelPath::parent)
+            .filter(|dir| !dir.is_root())
+            .all(|dir| matches!(model.get(&dir), Some((Change::Dir { .. }, _))));
+        if !parents_ok {
+            continue;
+        }
+        let keeps_children = matches!(what, 0..=2) && matches!(model.get(&at), Some((Change::Dir { .. }, _)));
+        if !keeps_children {
+            model.retain(|path, _| super::strip(path, &at).is_none());
+        }
+        let value = match what {
+            0 => (dir(0o755), None),
+            1 => (dir(0o700), None),
+            2 => (Change::Dir { meta: owned(0o755, 1, 2), opaque: false }, None),
+            3 => (file("one"), None),
+            4 => (file_with(owned(0o600, 3, 4), "two"), None),
+            5 => (link("x/y"), None),
+            6 => (Change::Fifo { meta: meta(0o644) }, None),
+            7 => (file("linked"), Some(7)),
+            8 => (file("linked"), Some(8)),
+            _ => continue,
+        };
+        model.insert(at, value);
+    }
+    model
+}
+
+pub(crate) fn model_diff(model: &Model) -> LayerDiff {
+    let mut first: BTreeMap<u8, RelPath> = BTreeMap::new();
+    diff_of(model.iter().map(|(path, (change, link))| {
+        let change = match link.map(|link| first.entry(link).or_insert_with(|| path.clone())) {
+            Some(target) if target != path => Change::Hardlink { target: target.clone() },
+            _ => change.clone(),
+        };
+        (path.clone(), change)
+    }))
+}
+
+/// Steps for [`apply_model`].
+pub(crate) fn steps() -> impl Strategy<Value = Vec<(Vec<&'static str>, u8)>> {
+    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("a.b")];
+    proptest::collection::vec((proptest::collection::vec(name, 1..4), 0_u8..10), 0..40)
 }

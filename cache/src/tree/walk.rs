@@ -1,6 +1,6 @@
 //! Everything below a path.
 
-use super::{Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError, load};
+use super::{Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError, load_node};
 use crate::path::RelPath;
 
 /// Deepest nesting of directories: a path of `PATH_BYTES_MAX` bytes has no more components.
@@ -38,7 +38,7 @@ impl Iterator for Walk<'_> {
             if depth >= DEPTH_MAX {
                 return Some(Err(TreeError::TooDeep { path }));
             }
-            let node = match load(self.nodes, node) {
+            let node = match load_node(self.nodes, node) {
                 Ok(node) => node,
                 Err(error) => return Some(Err(error.into())),
             };

@@ -86,7 +86,7 @@ pub struct Expansion {
 
 /// Expands one word; blanks in it or in values do not split it.
 pub fn word(text: &str, escape: char, variables: &dyn Variables) -> Result<Expansion, ExpandError> {
-    run(text, escape, variables, false).map(|(expansion, _)| expansion)
+    run(text, escape, variables, false, None).map(|(expansion, _)| expansion)
 }
 
 /// Expands and splits at blanks that are not quoted, those in values included (EXPOSE).
@@ -95,12 +95,13 @@ pub fn words(
     escape: char,
     variables: &dyn Variables,
 ) -> Result<(Vec<String>, BTreeSet<String>), ExpandError> {
-    run(text, escape, variables, false).map(|(expansion, words)| (words, expansion.unset))
+    let collected = Some(Words::default());
+    run(text, escape, variables, false, collected).map(|(expansion, words)| (words, expansion.unset))
 }
 
 /// Expands the body of a here-document: quotes are plain text, `\c` is `c`, backslash-newline keeps the newline.
 pub fn heredoc(text: &str, variables: &dyn Variables) -> Result<Expansion, ExpandError> {
-    run(text, '\\', variables, true).map(|(expansion, _)| expansion)
+    run(text, '\\', variables, true, None).map(|(expansion, _)| expansion)
 }
 
 fn run(
@@ -108,6 +109,7 @@ fn run(
     escape: char,
     variables: &dyn Variables,
     raw_quotes: bool,
+    words: Option<Words>,
 ) -> Result<(Expansion, Vec<String>), ExpandError> {
     let mut expander = Expander {
         rest: text.chars(),
@@ -115,13 +117,13 @@ fn run(
         raw_quotes,
         variables,
         unset: BTreeSet::new(),
-        words: Words::default(),
+        words,
         depth: 0,
         steps: PATTERN_STEPS_MAX,
     };
     let mut out = String::with_capacity(text.len());
     expander.until(None, false, &mut out)?;
-    let words = expander.words.finish();
+    let words = expander.words.map(Words::finish).unwrap_or_default();
     Ok((Expansion { text: out, unset: expander.unset }, words))
 }
 
@@ -158,7 +160,8 @@ struct Expander<'a> {
     raw_quotes: bool,
     variables: &'a dyn Variables,
     unset: BTreeSet<String>,
-    words: Words,
+    /// Only when they are asked for.
+    words: Option<Words>,
     depth: usize,
     steps: usize,
 }
@@ -211,10 +214,12 @@ impl Expander<'_> {
                     }
                 }
             }
-            if self.depth == 0 {
+            if self.depth == 0
+                && let Some(words) = &mut self.words
+            {
                 match splits {
-                    true => self.words.splitting(&out[from..]),
-                    false => self.words.whole(&out[from..]),
+                    true => words.splitting(&out[from..]),
+                    false => words.whole(&out[from..]),
                 }
             }
             if out.len() > RESULT_BYTES_MAX {

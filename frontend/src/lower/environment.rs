@@ -8,11 +8,15 @@ use crate::ast::{ArgDeclaration, KeyValue};
 use crate::lint;
 use crate::parse::Issue;
 
-use super::pass::{Pass, Work};
+use super::pass::Pass;
+use super::stages::Work;
 use super::state::State;
 
 /// Proxy arguments: known to RUN without ARG, in either case, never part of a key.
 const PROXY_ARGS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Arguments that steer the SBOM scanner and are no environment even when declared.
+const STEERING_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 pub(super) fn is_proxy(name: &str) -> bool {
     PROXY_ARGS.contains(&name) || PROXY_ARGS.iter().any(|proxy| proxy.to_ascii_lowercase() == name)
@@ -100,13 +104,15 @@ impl Pass<'_> {
                 Some(default) => Some(self.expand(work, default)?),
                 None => None,
             };
-            shown.push(match &default {
-                Some(default) => format!("{name}={default}"),
-                None => name.clone(),
-            });
             let given = self.options.build_args.get(&name).cloned();
             let value = given.or(default).or_else(|| self.global.get(&name).cloned());
             self.charge(value.as_ref().map_or(0, String::len), arg.name.span)?;
+            // The value in force, as BuildKit logs it: a build-arg or global value shows, too.
+            shown.push(match &value {
+                Some(value) => format!("{name}={value}"),
+                None => name.clone(),
+            });
+            let value = value.filter(|_| !STEERING_ARGS.contains(&name.as_str()));
             work.state.set_arg(&name, value);
         }
         work.state.log(format!("ARG {}", shown.join(" ")), true);

@@ -7,7 +7,9 @@ use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
 use crate::parse::Issue;
 use crate::span::Span;
 
-use super::pass::{Pass, Source, Work, failed};
+use super::bases::Source;
+use super::pass::{Pass, failed};
+use super::stages::Work;
 
 /// What COPY and ADD have in common.
 struct Transfer<'i> {
@@ -27,9 +29,6 @@ impl Pass<'_> {
         copy: &CopyInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        not_yet("COPY --link", copy.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
-        not_yet("COPY --parents", copy.parents.as_ref().filter(|flag| flag.value).map(|flag| flag.span))?;
-        not_yet("COPY --exclude", copy.exclude.first().map(|pattern| pattern.span))?;
         let transfer = Transfer {
             keyword: "COPY",
             from: copy.from.as_ref(),
@@ -38,7 +37,7 @@ impl Pass<'_> {
             sources: &copy.sources,
             dest: &copy.dest,
         };
-        self.transfer(work, instruction, step, &transfer)
+        self.transfer(work, step, &transfer)
     }
 
     pub(super) fn add(
@@ -48,11 +47,6 @@ impl Pass<'_> {
         add: &AddInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        not_yet("ADD --link", add.link.as_ref().filter(|link| link.value).map(|link| link.span))?;
-        not_yet("ADD --exclude", add.exclude.first().map(|pattern| pattern.span))?;
-        not_yet("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span))?;
-        not_yet("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span))?;
-        not_yet("ADD --unpack", add.unpack.as_ref().map(|flag| flag.span))?;
         let transfer = Transfer {
             keyword: "ADD",
             from: None,
@@ -61,16 +55,10 @@ impl Pass<'_> {
             sources: &add.sources,
             dest: &add.dest,
         };
-        self.transfer(work, instruction, step, &transfer)
+        self.transfer(work, step, &transfer)
     }
 
-    fn transfer(
-        &mut self,
-        work: &mut Work,
-        instruction: &Instruction,
-        step: Step,
-        transfer: &Transfer<'_>,
-    ) -> Result<(), Issue> {
+    fn transfer(&mut self, work: &mut Work, step: Step, transfer: &Transfer<'_>) -> Result<(), Issue> {
         let keyword = transfer.keyword;
         let chown = self.optional(work, transfer.chown)?;
         let chmod_text = self.optional(work, transfer.chmod)?;
@@ -120,8 +108,8 @@ impl Pass<'_> {
             let source = match transfer.from {
                 None => self.context_node(None),
                 Some(from) => {
-                    let lines = instruction.lines;
-                    let found = self.source_of(&from.value, work.stage, from.span, lines)?;
+                    let (span, lines) = work.place(from.span);
+                    let found = self.source_of(&from.value, work.stage, span, lines)?;
                     from_context = matches!(found, Source::Local(_));
                     match self.source_node(work, found) {
                         Some(node) => node,
@@ -160,7 +148,7 @@ impl Pass<'_> {
             Source::Local(name) => Some(self.context_node(Some(&name))),
             Source::Scratch => Some(self.scratch_node()),
             Source::Image(request) => {
-                let image = self.image(&request)?;
+                let image = &self.image(&request)?.image;
                 let stage = self.stages.all[work.stage].label();
                 let name = format!("FROM {}", image.reference);
                 let step = Step { name, stage, lines: Some(request.lines) };
@@ -205,13 +193,6 @@ impl Pass<'_> {
             work.state.layers.push(work.state.node);
         }
         Ok(())
-    }
-}
-
-fn not_yet(what: &str, span: Option<Span>) -> Result<(), Issue> {
-    match span {
-        Some(span) => Err(Issue::new(format!("{what} is not supported yet"), span)),
-        None => Ok(()),
     }
 }
 

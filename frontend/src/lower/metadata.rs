@@ -10,7 +10,8 @@ use crate::expand;
 use crate::parse::Issue;
 
 use super::history::{self, plain_list, quoted_list};
-use super::pass::{Pass, Work, failed};
+use super::pass::{Pass, failed};
+use super::stages::Work;
 use super::{ports, signal};
 
 impl Pass<'_> {
@@ -160,7 +161,7 @@ impl Pass<'_> {
 
     /// Only the last of these counts in a stage; the rule points at the ones that do not.
     fn once(&mut self, work: &mut Work, instruction: &Instruction, keyword: &'static str) {
-        let place = (instruction.span, instruction.lines);
+        let place = work.place(instruction.span);
         if let Some(earlier) = work.seen.insert(keyword, place) {
             let message = format!(
                 "Multiple {keyword} instructions should not be used in the same stage because only the last one will be used"

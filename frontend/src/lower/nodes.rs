@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use petgraph::graph::{DiGraph, NodeIndex};
-use rbuild_oci::CanonicalWriter;
+use rbuild_oci::{CanonicalWriter, Digest};
 
 use crate::graph::{Input, Node, Op, Role, Step};
 
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     pub(super) dag: DiGraph<Node, Input>,
-    known: HashMap<Vec<u8>, NodeIndex>,
+    /// By digest, not by the encoding: encodings of RUN carry whole environments.
+    known: HashMap<Digest, NodeIndex>,
 }
 
 impl Nodes {
@@ -26,7 +27,7 @@ impl Nodes {
             };
             key.u64(node.index() as u64);
         }
-        let key = key.finish();
+        let key = Digest::of(&key.finish());
         if let Some(node) = self.known.get(&key) {
             return *node;
         }

@@ -5,7 +5,8 @@ use crate::graph::{Network, Op, Role, RunOp};
 use crate::parse::{Issue, is_lone_marker};
 
 use super::environment::proxy_env;
-use super::pass::{Pass, Work};
+use super::pass::Pass;
+use super::stages::Work;
 use super::state::State;
 
 /// Where the script of `RUN <<EOF` with `#!` appears in the step.
@@ -19,7 +20,6 @@ impl Pass<'_> {
         run: &RunInstruction,
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
-        unsupported(run)?;
         let (argv, script) = argv(&work.state, run)?;
         let env = work.state.run_env();
         let bytes = env.iter().map(|(name, value)| name.len() + value.len() + 48);
@@ -43,21 +43,6 @@ impl Pass<'_> {
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
-    }
-}
-
-fn unsupported(run: &RunInstruction) -> Result<(), Issue> {
-    if let Some(mount) = run.mounts.first() {
-        return Err(Issue::new("RUN --mount is not supported yet", mount.span));
-    }
-    if let Some(device) = run.devices.first() {
-        return Err(Issue::new("RUN --device is not supported yet", device.span));
-    }
-    match &run.security {
-        Some(mode) if mode.value == "insecure" => {
-            Err(Issue::new("RUN --security=insecure is not supported yet", mode.span))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Shapes of arguments that several instructions share.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::ast::{ArgDeclaration, Command, Heredoc, KeyValue, SourceWord, Spanned};
 
 use super::grammar::{self, Piece};
@@ -102,20 +104,21 @@ pub(super) fn copy_words(
         let message = format!("{keyword} cannot accept a heredoc as a destination");
         return Err(Issue::new(message, dest.span));
     }
-    let sources = words.into_iter().map(|word| match body_of(&word.value, &line.heredocs) {
-        Some(heredoc) => SourceWord::Inline(heredoc),
-        None => SourceWord::Path(word),
-    });
-    Ok((sources.collect(), dest))
-}
-
-/// The body for a source word; of two with one name the last wins.
-fn body_of(word: &str, heredocs: &[Heredoc]) -> Option<Heredoc> {
-    if heredocs.is_empty() {
-        return None;
+    // Of two bodies with one name the last wins, and there is one file: bodies are never multiplied.
+    let last: HashMap<&str, &Heredoc> = line.heredocs.iter().map(|h| (h.name.value.as_str(), h)).collect();
+    let mut seen = HashSet::new();
+    let mut sources = Vec::with_capacity(words.len());
+    for word in words {
+        let marker = if last.is_empty() { None } else { heredoc::marker(&word.value) };
+        match marker.and_then(|marker| last.get(marker.name.as_str()).copied()) {
+            Some(heredoc) if seen.insert(heredoc.name.value.as_str()) => {
+                sources.push(SourceWord::Inline(heredoc.clone()));
+            }
+            Some(_) => {}
+            None => sources.push(SourceWord::Path(word)),
+        }
     }
-    let marker = heredoc::marker(word)?;
-    heredocs.iter().rev().find(|h| h.name.value == marker.name).cloned()
+    Ok((sources, dest))
 }
 
 /// `k=v …`, or the old form `KEY rest` (then the flag is true).

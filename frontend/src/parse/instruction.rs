@@ -10,7 +10,7 @@ use super::arguments::{command, copy_words, declarations, json, key_values, one,
 use super::flags::{Flags, Takes};
 use super::grammar::{self, Piece};
 use super::lines::Logical;
-use super::{Issue, KEYWORDS, duration};
+use super::{Issue, KEYWORDS, duration, mount};
 
 /// Reads a line. The error names its place in the file.
 pub(super) fn read(line: &Logical, escape: char) -> Result<Instruction, Issue> {
@@ -202,8 +202,10 @@ fn run(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<RunInstruction,
     if command == Command::Exec(Vec::new()) {
         return Err(Issue::new("arguments are required", line.span(rest.at, rest.end())));
     }
+    let mounts = flags.list("mount");
+    mounts.iter().try_for_each(mount::check)?;
     Ok(RunInstruction {
-        mounts: flags.list("mount"),
+        mounts,
         network,
         security,
         devices: flags.list("device"),

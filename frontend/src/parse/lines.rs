@@ -199,10 +199,10 @@ impl<'a> Scanner<'a> {
         }
         let trimmed = logical.text.trim_end().len();
         logical.text.truncate(trimmed);
-        if let Err(issue) = self.heredocs(&mut logical) {
-            self.out.diagnostics.push(positioned(issue, logical.lines));
+        match self.heredocs(&mut logical) {
+            Ok(()) => self.out.logical.push(logical),
+            Err(issue) => self.out.diagnostics.push(positioned(issue, logical.lines)),
         }
-        self.out.logical.push(logical);
     }
 
     /// The next line of a continued instruction; comments and blank lines are passed over.

@@ -1,7 +1,7 @@
 //! Dockerfile text to AST.
 //!
-//! Three passes: physical lines are joined to logical ones ([`lines`]), a pest grammar cuts each into keyword, flags
-//! and words ([`grammar`]), and one function per instruction gives them a type ([`instruction`]). Positions travel
+//! Three passes: physical lines are joined to logical ones (`lines`), a pest grammar cuts each into keyword, flags
+//! and words (`grammar`), and one function per instruction gives them a type (`instruction`). Positions travel
 //! along in a source map, so every span is in the original bytes. An error ends its instruction, never the file:
 //! one run reports them all.
 
@@ -21,6 +21,7 @@ mod grammar;
 mod heredoc;
 mod instruction;
 mod lines;
+mod mount;
 
 pub(crate) use directives::check_options;
 pub(crate) use lines::Logical;
@@ -54,7 +55,8 @@ pub struct Parsed {
     pub source: Arc<Source>,
     /// Every instruction that could be read.
     pub ast: Dockerfile,
-    /// Errors and lints, by place.
+    /// Errors and lints, by place. Lints that `# check=` switches off are still here:
+    /// [`crate::lower::Lowering::diagnostics`] has all of these, filtered, and those found later.
     pub diagnostics: Vec<Diagnostic>,
 }
 

@@ -22,8 +22,8 @@ pub struct ImageConfig {
     /// CPU architecture, os and variant, flattened into the document.
     #[serde(flatten)]
     pub platform: Platform,
-    /// How to run a container of the image.
-    #[serde(default)]
+    /// How to run a container of the image. `null` in imported images.
+    #[serde(default, deserialize_with = "null_default")]
     pub config: ContainerConfig,
     /// Layers, base first.
     pub rootfs: RootFs,
@@ -88,7 +88,7 @@ pub struct ContainerConfig {
 #[serde(rename_all = "PascalCase", default)]
 pub struct Healthcheck {
     /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", text]`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_default")]
     pub test: Vec<String>,
     /// Time between checks.
     #[serde(skip_serializing_if = "is_zero")]
@@ -182,4 +182,80 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: Value) -> Result<ImageConfig, serde_json::Error> {
+        serde_json::from_slice(&serde_json::to_vec(&value).unwrap())
+    }
+
+    #[test]
+    fn docker_extensions_and_unknown_fields_survive_a_round_trip() {
+        let value = json!({
+            "architecture": "amd64", "os": "linux", "created": "2024-01-01T00:00:00Z", "docker_version": "20",
+            "config": {"Env": ["A=b"], "Cmd": ["sh"], "OnBuild": ["RUN x"], "Shell": ["/bin/sh", "-c"],
+                "Healthcheck": {"Test": ["CMD", "x"], "Interval": 5}, "Hostname": "h", "Labels": {"a": "b"}},
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"")]},
+            "history": [{"created_by": "x", "empty_layer": true, "own": 1}],
+        });
+        let config = parse(value.clone()).unwrap();
+        assert_eq!(config.extra.get("docker_version"), Some(&json!("20")));
+        assert_eq!(config.config.extra.get("Hostname"), Some(&json!("h")));
+        assert!(!config.extra.contains_key("architecture"), "flattened fields are not kept twice");
+        assert_eq!(serde_json::from_slice::<Value>(&config.to_json()).unwrap(), value);
+        assert_eq!(parse(serde_json::from_slice(&config.to_json()).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn nulls_are_read_as_absent() {
+        let config = parse(json!({
+            "architecture": "x86_64", "os": "linux", "config": null, "history": null,
+            "rootfs": {"type": "layers", "diff_ids": null},
+        }))
+        .unwrap();
+        assert_eq!(config, ImageConfig::empty("linux/amd64".parse().unwrap()));
+        let inner = json!({"Env": null, "Cmd": null, "Labels": null, "Volumes": null, "ExposedPorts": null,
+            "OnBuild": null, "Entrypoint": null, "Healthcheck": {"Test": null}});
+        let config: ContainerConfig = serde_json::from_value(inner).unwrap();
+        assert_eq!(config.healthcheck, Some(Healthcheck::default()));
+    }
+
+    #[test]
+    fn an_empty_command_is_not_an_absent_one() {
+        let config = ContainerConfig { cmd: Some(Vec::new()), ..ContainerConfig::default() };
+        assert_eq!(serde_json::to_value(&config).unwrap(), json!({"Cmd": []}));
+        assert_eq!(serde_json::from_value::<ContainerConfig>(json!({"Cmd": []})).unwrap(), config);
+    }
+
+    #[test]
+    fn wrong_types_are_errors() {
+        for value in [
+            json!({"os": "linux", "rootfs": {"type": "layers"}}),
+            json!({"os": "linux", "architecture": "amd64"}),
+            json!({"os": "linux", "architecture": 64, "rootfs": {"type": "layers"}}),
+            json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": ["x"]}}),
+            json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"}, "config": {"Env": "A=b"}}),
+        ] {
+            assert!(parse(value.clone()).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn equal_configs_have_equal_bytes_whatever_the_order_of_their_fields() {
+        let a: ImageConfig = serde_json::from_str(
+            r#"{"os":"linux","architecture":"amd64","b":1,"a":2,"rootfs":{"type":"layers","diff_ids":[]}}"#,
+        )
+        .unwrap();
+        let b: ImageConfig = serde_json::from_str(
+            r#"{"a":2,"rootfs":{"diff_ids":[],"type":"layers"},"b":1,"architecture":"amd64","os":"linux"}"#,
+        )
+        .unwrap();
+        assert_eq!(a.id(), b.id());
+        assert!(a.to_json().starts_with(br#"{"a":2,"architecture":"#));
+    }
 }

@@ -117,3 +117,64 @@ impl fmt::Debug for Sha256 {
         f.write_str("Sha256")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn the_digest_of_nothing_is_the_known_one() {
+        assert_eq!(Digest::of(b"").to_string(), EMPTY);
+        assert_eq!(Digest::of(b"").short(), "e3b0c44298fc");
+        assert_eq!(EMPTY.parse(), Ok(Digest::of(b"")));
+    }
+
+    #[test]
+    fn anything_but_64_lower_case_hex_digits_is_refused() {
+        let hex = &EMPTY["sha256:".len()..];
+        for text in ["", "sha256", hex, &format!("sha512:{hex}"), &format!("SHA256:{hex}"), "md5:abc"] {
+            assert!(matches!(text.parse::<Digest>(), Err(DigestError::Algorithm(_))), "{text}");
+        }
+        for text in [
+            "sha256:",
+            &EMPTY[..EMPTY.len() - 1],
+            &format!("{EMPTY}0"),
+            &EMPTY.to_uppercase().replace("SHA", "sha"),
+            &format!("sha256:../{}", &hex[3..]),
+            &format!(" {EMPTY}").trim_start().replace('e', "g"),
+            &format!("{EMPTY}\n"),
+        ] {
+            assert!(matches!(text.parse::<Digest>(), Err(DigestError::Encoding(_))), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(bytes: [u8; 32]) {
+            let digest = Digest::from_bytes(bytes);
+            prop_assert_eq!(digest.to_string().parse(), Ok(digest));
+            let json = serde_json::to_string(&digest).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
+        }
+
+        #[test]
+        fn hashing_in_pieces_is_hashing_at_once(bytes: Vec<u8>, cut: prop::sample::Index) {
+            let cut = cut.index(bytes.len() + 1);
+            let mut hash = Sha256::new();
+            hash.update(&bytes[..cut]);
+            hash.update(&bytes[cut..]);
+            prop_assert_eq!(hash.finish(), Digest::of(&bytes));
+        }
+
+        #[test]
+        fn only_what_prints_the_same_parses(text in ".*") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+            }
+        }
+    }
+}

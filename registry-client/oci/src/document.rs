@@ -28,6 +28,11 @@ pub mod media_type {
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     /// Docker layer, gzip.
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+    /// True for the types of manifests and indexes.
+    pub fn is_document(kind: &str) -> bool {
+        matches!(kind, OCI_MANIFEST | OCI_INDEX | DOCKER_MANIFEST | DOCKER_LIST)
+    }
 }
 
 /// A manifest or an index, told apart by shape and media type.
@@ -94,6 +99,12 @@ impl Document {
             return Err(DocumentError::Ambiguous("its `schemaVersion` is not 2".into()));
         }
         let kinds = [value.get("mediaType").and_then(|v| v.as_str()), content_type];
+        if let [Some(stated), Some(sent)] = kinds
+            && stated != sent
+            && [stated, sent].iter().all(|kind| media_type::is_document(kind))
+        {
+            return Err(DocumentError::Ambiguous(format!("it says `{stated}` and was sent as `{sent}`")));
+        }
         for kind in kinds.into_iter().flatten() {
             let says_index = matches!(kind, media_type::OCI_INDEX | media_type::DOCKER_LIST);
             let says_manifest = matches!(kind, media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST);
@@ -110,18 +121,141 @@ impl Document {
         })
     }
 
-    /// Chooses the entry of `index` for `wanted`: exact match first, then the first that satisfies it. Attestations
-    /// (`unknown/unknown`) are never chosen.
+    /// Chooses the entry of `index` for `wanted`: an exact match, else the highest variant that satisfies it; among
+    /// equals the first. Attestations (`unknown/unknown`) are never chosen.
     pub fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
         let platform = |d: &Descriptor| {
             d.platform().as_ref().map(|p| {
                 Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref())
             })
         };
-        let candidates = || index.manifests().iter().filter_map(|d| platform(d).map(|p| (d, p)));
-        candidates()
-            .find(|(_, p)| p == wanted)
-            .or_else(|| candidates().find(|(_, p)| p.satisfies(wanted)))
-            .map(|(d, _)| d)
+        let mut best: Option<(&Descriptor, Platform)> = None;
+        for descriptor in index.manifests() {
+            let Some(found) = platform(descriptor).filter(|found| found.satisfies(wanted)) else { continue };
+            if found == *wanted {
+                return Some(descriptor);
+            }
+            if best.as_ref().is_none_or(|(_, best)| found.variant > best.variant) {
+                best = Some((descriptor, found));
+            }
+        }
+        best.map(|(descriptor, _)| descriptor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: &serde_json::Value, content_type: Option<&str>) -> Result<Document, DocumentError> {
+        Document::parse(&serde_json::to_vec(value).unwrap(), content_type)
+    }
+
+    fn manifest() -> serde_json::Value {
+        let config = json!({"mediaType": media_type::OCI_CONFIG, "digest": Digest::of(b""), "size": 0});
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": []})
+    }
+
+    fn index(platforms: &[(&str, &str, Option<&str>)]) -> Index {
+        let entries: Vec<_> = platforms
+            .iter()
+            .enumerate()
+            .map(|(number, (os, architecture, variant))| {
+                let mut platform = json!({"os": os, "architecture": architecture});
+                if let Some(variant) = variant {
+                    platform["variant"] = json!(variant);
+                }
+                json!({"mediaType": media_type::OCI_MANIFEST, "digest": Digest::of(b""), "size": number,
+                    "platform": platform})
+            })
+            .collect();
+        match parse(&json!({"schemaVersion": 2, "manifests": entries}), None) {
+            Ok(Document::Index(index)) => *index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The position of the entry chosen.
+    fn choose(platforms: &[(&str, &str, Option<&str>)], wanted: &str) -> Option<u64> {
+        Document::choose(&index(platforms), &wanted.parse().unwrap()).map(Descriptor::size)
+    }
+
+    #[test]
+    fn manifests_and_indexes_are_told_apart_by_shape() {
+        assert!(matches!(parse(&manifest(), Some(media_type::OCI_MANIFEST)), Ok(Document::Manifest(_))));
+        assert!(matches!(parse(&manifest(), Some("text/plain")), Ok(Document::Manifest(_))));
+        let index = json!({"schemaVersion": 2, "manifests": []});
+        assert!(matches!(parse(&index, Some(media_type::DOCKER_LIST)), Ok(Document::Index(_))));
+    }
+
+    #[test]
+    fn documents_that_can_be_read_two_ways_are_refused() {
+        let mut both = manifest();
+        both["manifests"] = json!([]);
+        let mut old = manifest();
+        old["schemaVersion"] = json!(1);
+        let mut mislabelled = manifest();
+        mislabelled["mediaType"] = json!(media_type::OCI_INDEX);
+        for (value, content_type) in [
+            (both, None),
+            (old, None),
+            (mislabelled, None),
+            (manifest(), Some(media_type::OCI_INDEX)),
+            (manifest(), Some(media_type::DOCKER_MANIFEST)),
+            (json!({"schemaVersion": 2}), None),
+            (json!({"schemaVersion": 1, "fsLayers": []}), None),
+            (json!([]), None),
+        ] {
+            let result = parse(&value, content_type);
+            assert!(
+                matches!(result, Err(DocumentError::Ambiguous(_))),
+                "{value} {content_type:?}: {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn large_deep_and_broken_documents_are_refused() {
+        let large = vec![b' '; Document::BYTES_MAX + 1];
+        assert!(matches!(Document::parse(&large, None), Err(DocumentError::TooLarge { .. })));
+        let deep = "[".repeat(100_000);
+        assert!(matches!(Document::parse(deep.as_bytes(), None), Err(DocumentError::Json(_))));
+        let mut hostile = manifest();
+        hostile["config"]["digest"] = json!("sha256:../../etc/passwd");
+        assert!(matches!(parse(&hostile, None), Err(DocumentError::Json(_))));
+        hostile["config"]["digest"] = json!(Digest::of(b""));
+        hostile["config"]["size"] = json!(-1);
+        assert!(matches!(parse(&hostile, None), Err(DocumentError::Json(_))));
+    }
+
+    #[test]
+    fn the_best_fitting_platform_is_chosen_and_attestations_never() {
+        let all = [
+            ("unknown", "unknown", None),
+            ("linux", "arm", Some("v5")),
+            ("linux", "arm", Some("v6")),
+            ("linux", "amd64", Some("v3")),
+            ("linux", "amd64", None),
+            ("linux", "arm64", Some("v8")),
+            ("linux", "amd64", None),
+        ];
+        assert_eq!(choose(&all, "linux/amd64"), Some(4));
+        assert_eq!(choose(&all, "linux/amd64/v3"), Some(3));
+        assert_eq!(choose(&all, "linux/amd64/v4"), Some(3));
+        assert_eq!(choose(&all, "linux/arm64"), Some(5));
+        assert_eq!(choose(&all, "linux/arm/v7"), Some(2));
+        assert_eq!(choose(&all, "linux/s390x"), None);
+        assert_eq!(choose(&all[..1], "linux/amd64"), None);
+        assert_eq!(choose(&[("linux", "amd64", Some("v3"))], "linux/amd64"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused_without_panic(bytes: Vec<u8>) {
+            let _ = Document::parse(&bytes, None);
+        }
     }
 }

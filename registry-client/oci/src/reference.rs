@@ -69,11 +69,16 @@ impl Reference {
         format!("{}/{}", self.domain, self.repository)
     }
 
-    /// What people write for [`Self::name`]: without `docker.io/` and `library/`.
+    /// What people write for [`Self::name`]: without `docker.io/` and `library/`, unless the rest would then be read
+    /// as another registry (`docker.io/a.b/c`).
     pub fn familiar_name(&self) -> String {
         match (self.domain.as_str(), self.repository.strip_prefix("library/")) {
             ("docker.io", Some(short)) if !short.contains('/') => short.to_owned(),
-            ("docker.io", _) => self.repository.clone(),
+            ("docker.io", _)
+                if !self.repository.split_once('/').is_some_and(|(first, _)| names_domain(first)) =>
+            {
+                self.repository.clone()
+            }
             _ => self.name(),
         }
     }
@@ -129,13 +134,7 @@ impl FromStr for Reference {
             return Err(syntax());
         }
         let (domain, path) = match name.split_once('/') {
-            Some((first, path))
-                if first.contains(['.', ':'])
-                    || first == "localhost"
-                    || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-            {
-                (first, path.to_owned())
-            }
+            Some((first, path)) if names_domain(first) => (first, path.to_owned()),
             _ => ("docker.io", name.to_owned()),
         };
         let domain =
@@ -158,6 +157,11 @@ impl FromStr for Reference {
         }
         Ok(Self { domain: domain.to_owned(), repository: path, tag: tag.map(str::to_owned), digest })
     }
+}
+
+/// Whether a first component is a registry rather than a part of a repository.
+fn names_domain(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
@@ -212,3 +216,6 @@ impl fmt::Display for Reference {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

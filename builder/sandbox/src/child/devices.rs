@@ -1,4 +1,9 @@
 //! A minimal `/dev`: six devices, terminals, shared memory, message queues, links.
+//!
+//! The devices are bind mounts of the host's, verified by number, on every rung: the tmpfs itself, like every other file
+//! system of a step, is `nodev`. Root of a step keeps CAP_MKNOD, and without that a node it makes for a disk of the host
+//! would open. (docker relies on the device control group; we need none. Difference: a `null` a step makes itself cannot
+//! be opened either.)
 
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::mount::{self, INERT};
@@ -34,24 +39,16 @@ pub(super) fn open_host_device(name: &str) -> Result<OwnedFd, SetupFailure> {
     open().at_path(SetupStep::DeviceNode, &path)
 }
 
-/// Where device nodes come from.
-pub(super) enum HostDevices {
-    /// Root makes them.
-    Make,
-    /// A user namespace cannot, and shows those of the host.
-    Bind(Vec<(&'static str, OwnedFd)>),
-}
+/// Bind mounts of the host's devices, detached, to be put in place after the host's `/dev` is out of reach.
+pub(super) struct HostDevices(Vec<(&'static str, OwnedFd)>);
 
 impl HostDevices {
-    pub(super) fn open(in_user_namespace: bool) -> Result<HostDevices, SetupFailure> {
-        if !in_user_namespace {
-            return Ok(HostDevices::Make);
-        }
+    pub(super) fn open() -> Result<HostDevices, SetupFailure> {
         let bind = |name: &'static str| {
             let fd = open_host_device(name)?;
             Ok((name, mount::bind(fd.as_fd()).at_path(SetupStep::DeviceNode, name)?))
         };
-        DEVICES.iter().map(|(name, ..)| bind(name)).collect::<Result<_, _>>().map(HostDevices::Bind)
+        DEVICES.iter().map(|(name, ..)| bind(name)).collect::<Result<_, _>>().map(HostDevices)
     }
 }
 
@@ -63,7 +60,9 @@ pub(super) fn mount_dev(
 ) -> Result<(), SetupFailure> {
     // Mode 0755, not the default 1777: the sticky-directory rule would refuse `> /dev/null` in a user namespace.
     let options = [("mode", Some("0755")), ("size", Some("64m"))];
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+        .union(MountAttrFlags::MOUNT_ATTR_STRICTATIME);
     let dev = mount::new_fs("tmpfs", &options, attributes).at(SetupStep::Dev)?;
     mount::attach(dev.as_fd(), target).at(SetupStep::Dev)?;
     add_nodes(dev.as_fd(), devices)?;
@@ -110,30 +109,13 @@ fn mount_at(
 }
 
 fn add_nodes(dev: BorrowedFd<'_>, devices: &HostDevices) -> Result<(), SetupFailure> {
-    match devices {
-        HostDevices::Make => {
-            for (name, major, minor) in DEVICES {
-                let device = rustix::fs::makedev(*major, *minor);
-                rustix::fs::mknodat(
-                    dev,
-                    *name,
-                    FileType::CharacterDevice,
-                    Mode::from_raw_mode(0o666),
-                    device,
-                )
-                .at_path(SetupStep::DeviceNode, name)?;
-            }
-        }
-        HostDevices::Bind(mounts) => {
-            for (name, mount) in mounts {
-                let bind = || {
-                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                    let file = rustix::fs::openat(dev, *name, flags, Mode::from_raw_mode(0o666))?;
-                    mount::attach(mount.as_fd(), file.as_fd())
-                };
-                bind().at_path(SetupStep::DeviceNode, name)?;
-            }
-        }
+    for (name, mount) in &devices.0 {
+        let bind = || {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(dev, *name, flags, Mode::from_raw_mode(0o666))?;
+            mount::attach(mount.as_fd(), file.as_fd())
+        };
+        bind().at_path(SetupStep::DeviceNode, name)?;
     }
     Ok(())
 }

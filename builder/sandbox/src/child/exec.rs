@@ -30,7 +30,7 @@ fn prepare(spec: &ChildSpec) -> Result<(), SetupFailure> {
     rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
     rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
     for signal in 1..=64 {
-        // KILL, STOP and the two signals a C library keeps for itself cannot be changed, nor ignored.
+        // KILL and STOP cannot be changed, nor ignored.
         let _unchangeable = sys::default_signal(signal);
     }
     sys::unblock_signals().at(SetupStep::Signals)?;

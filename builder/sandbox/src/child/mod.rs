@@ -29,8 +29,9 @@ const EXIT_BROKEN: i32 = 121;
 
 /// The body of the outer process; the socket is standard input.
 pub(crate) fn outer_main() -> i32 {
+    let closed = sys::close_from_3().at(SetupStep::CloseFds);
     let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else { return EXIT_BROKEN };
-    match outer(&socket) {
+    match closed.and_then(|()| outer(&socket)) {
         Ok(code) => code,
         Err(failure) => report(socket.as_fd(), &failure.into()),
     }

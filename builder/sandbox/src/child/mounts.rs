@@ -32,6 +32,10 @@ const PROC_READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Hidden in /sys; each cpu's `thermal_throttle` as well.
 const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
 
+/// For what a step may execute.
+const NOSUID_NODEV: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
 /// Makes `root` the root of this process with everything a step sees in it.
 pub(super) fn enter_root(spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -39,12 +43,14 @@ pub(super) fn enter_root(spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFai
     // While the host's /proc and devices can still be looked at: a fresh proc is refused to a user namespace that cannot see
     // a complete one.
     let proc_mount = mount::new_fs("proc", &[], INERT).at(SetupStep::Proc)?;
-    let host_devices = devices::HostDevices::open(spec.in_user_namespace)?;
+    let host_devices = devices::HostDevices::open()?;
     let sys_mount = new_sys(spec).at(SetupStep::Sys)?;
 
     let scratch = Scratch::mount()?;
     mount::attach(root.as_fd(), scratch.root_target.as_fd()).at(SetupStep::AttachRoot)?;
     let root = root.as_fd();
+    // See `devices` for why.
+    mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
 
     mount::attach(proc_mount.as_fd(), target(root, "proc")?.as_fd()).at(SetupStep::Proc)?;
     protect_proc(proc_mount.as_fd(), &scratch)?;
@@ -54,7 +60,8 @@ pub(super) fn enter_root(spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFai
     for (index, (path, mode, content)) in spec.files.iter().enumerate() {
         let file = scratch.file(index, *mode, content).at_path(SetupStep::BindFile, path)?;
         let file = mount::bind(file.as_fd()).at_path(SetupStep::BindFile, path)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let is_program = mode & 0o111 != 0;
+        let attributes = if is_program { NOSUID_NODEV } else { INERT };
         mount::restrict(file.as_fd(), attributes | MountAttrFlags::MOUNT_ATTR_RDONLY, false)
             .at_path(SetupStep::BindFile, path)?;
         mount::attach(file.as_fd(), target(root, path)?.as_fd()).at_path(SetupStep::BindFile, path)?;
@@ -174,7 +181,7 @@ impl Scratch {
     fn mount() -> Result<Scratch, SetupFailure> {
         let null = devices::open_host_device("null")?;
         let options = [("mode", Some("0700")), ("size", Some("64m"))];
-        let mount = mount::new_fs("tmpfs", &options, INERT).at(SetupStep::Scratch)?;
+        let mount = mount::new_fs("tmpfs", &options, NOSUID_NODEV).at(SetupStep::Scratch)?;
         let place = open_in(rustix::fs::CWD, "/dev", ResolveFlags::NO_SYMLINKS).at(SetupStep::Scratch)?;
         mount::attach(mount.as_fd(), place.as_fd()).at(SetupStep::Scratch)?;
         let dir = |name: &str, mode| {

@@ -132,3 +132,13 @@ fn kernel_directories_that_are_symlinks_are_refused() {
         assert!(matches!(error, Some(StepError::NotADirectory { path }) if path == name));
     }
 }
+
+#[test]
+fn a_working_directory_below_a_kernel_file_system_is_not_made() {
+    let dir = prepared();
+    let before = listing(dir.path());
+    for cwd in ["/proc/self/fd/7", "//dev/x", "/./sys/y"] {
+        MountPoints::create(root_at(dir.path()).as_fd(), cwd, &[]).unwrap().remove();
+        assert_eq!(listing(dir.path()), before, "{cwd}");
+    }
+}

@@ -31,7 +31,11 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
         for compression in [Compression::None, DEFAULT_GZIP, Compression::Gzip { level: 9 }, DEFAULT_ZSTD] {
             let (one, blob) = encoded(&bytes, compression, 1);
             for threads in 2..=4 {
-                assert_eq!(encoded(&bytes, compression, threads), (one, blob.clone()), "{len} {compression:?}");
+                assert_eq!(
+                    encoded(&bytes, compression, threads),
+                    (one, blob.clone()),
+                    "{len} {compression:?}"
+                );
             }
             let mut decoded = Vec::new();
             match compression {
@@ -53,10 +57,12 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
 #[test]
 fn blocks_share_their_window() {
     // Random bytes repeated at a distance below 32 KiB compress across block borders only with a dictionary.
-    let noise: Vec<u8> = (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+    let noise: Vec<u8> =
+        (0..20_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
     let bytes = noise.repeat(3 * gzip::BLOCK_BYTES / noise.len());
     let (joined, _) = encoded(&bytes, Compression::Gzip { level: 6 }, 2);
-    assert!(joined.size < 35_000, "{}", joined.size);
+    // Three blocks that each start without a window would hold the noise three times: over 60 000 bytes.
+    assert!(joined.size < 50_000, "{}", joined.size);
 }
 
 #[test]
@@ -64,7 +70,9 @@ fn incompressible_bytes_grow_by_little() {
     let bytes: Vec<u8> = (0..40_000u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
     for level in 1..=9 {
         let (encoded, blob) = encoded(&bytes, Compression::Gzip { level }, 2);
-        assert!(encoded.size < encoded.uncompressed + 1000);
+        // Level 1 has fixed codes only, which cost random bytes a sixteenth; the others store them.
+        let growth = if level == 1 { encoded.uncompressed / 16 } else { 1000 };
+        assert!(encoded.size < encoded.uncompressed + growth, "{level}: {}", encoded.size);
         let mut decoded = Vec::new();
         flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut decoded).unwrap();
         assert!(decoded == bytes);
@@ -93,7 +101,10 @@ fn a_full_disk_is_the_sinks_failure_and_a_bad_source_is_the_sources() {
     for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD] {
         for threads in [1, 3] {
             let full = encode(|out| out.write_all(&bytes), compression, &mut Full(1000), threads);
-            assert!(matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull), "{full:?}");
+            assert!(
+                matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull),
+                "{full:?}"
+            );
             let source = |out: &mut dyn Write| {
                 out.write_all(&bytes)?;
                 Err(io::Error::from(io::ErrorKind::InvalidData))

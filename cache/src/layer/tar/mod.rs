@@ -131,4 +131,4 @@ pub enum TarError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

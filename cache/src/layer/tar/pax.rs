@@ -32,7 +32,10 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
     Ok(records)
 }
 
-fn split_record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Key, value, and what follows the record.
+type Split<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+fn split_record(data: &[u8]) -> Result<Split<'_>, &'static str> {
     // 1 MiB, the most an extension may have, takes seven digits.
     let blank = data.iter().take(8).position(|b| *b == b' ').ok_or("a record has no length")?;
     let length = decimal(&data[..blank]).ok_or("a record's length is not a number")?;

@@ -256,7 +256,8 @@ impl Extensions {
 fn header_name(header: &Block) -> Vec<u8> {
     let name = block::text(&header[field::NAME]);
     // GNU archives keep times where POSIX has the prefix.
-    let prefix = if &header[field::MAGIC] == block::USTAR { block::text(&header[field::PREFIX]) } else { b"" };
+    let prefix =
+        if &header[field::MAGIC] == block::USTAR { block::text(&header[field::PREFIX]) } else { b"" };
     if prefix.is_empty() { name.to_vec() } else { [prefix, name].join(&b'/') }
 }
 
@@ -264,7 +265,12 @@ fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK_BYTES as u64
 }
 
-fn signed(header: &Block, range: std::ops::Range<usize>, field: &'static str, at: u64) -> Result<i64, TarError> {
+fn signed(
+    header: &Block,
+    range: std::ops::Range<usize>,
+    field: &'static str,
+    at: u64,
+) -> Result<i64, TarError> {
     block::number(&header[range]).ok_or(TarError::Number { field, at })
 }
 

@@ -58,26 +58,17 @@ impl<'root> Creator<'root> {
             }
             Ok(())
         })?;
-        self.apply(&file, path, meta, mtime)?;
-        Ok(content)
-    }
-
-    /// Owner, xattrs, mode, times: chown takes setuid and capabilities away, so it is first; a mode without write
-    /// permission would forbid xattrs to an ordinary user; everything touches the times.
-    fn apply(&self, fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
-        let fd = fd.as_fd();
         if self.own != Some((meta.uid, meta.gid)) {
-            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-            rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| owner_error(path, meta, errno))?;
+            chown(&file, path, meta)?;
         }
-        xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(io_error("set the mode of", path))?;
-        rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
+        apply(&file, path, meta, mtime)?;
+        Ok(content)
     }
 
     pub(super) fn dir(&mut self, path: &RelPath) -> Result<(), UnpackError> {
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
-        rustix::fs::mkdirat(&parent, path.name(), WORKING_DIR_MODE).map_err(io_error("create directory", path))
+        rustix::fs::mkdirat(&parent, path.name(), WORKING_DIR_MODE)
+            .map_err(io_error("create directory", path))
     }
 
     /// Gives a directory its metadata, when nothing will be made inside any more.
@@ -86,7 +77,9 @@ impl<'root> Creator<'root> {
         if dir.opaque {
             self.form.set_opaque(&fd).map_err(io_error("mark opaque", path))?;
         }
-        self.apply(&fd, path, &dir.meta, dir.mtime)
+        // It may have had another owner before: the root, or an implied directory.
+        chown(&fd, path, &dir.meta)?;
+        apply(&fd, path, &dir.meta, dir.mtime)
     }
 
     pub(super) fn mark_opaque(&mut self, path: &RelPath) -> Result<(), UnpackError> {
@@ -132,8 +125,9 @@ impl<'root> Creator<'root> {
             return Ok(node);
         }
         made.map_err(io_error("create", path))?;
-        let (Node::Symlink { meta, mtime, .. } | Node::Device { meta, mtime, .. } | Node::Fifo { meta, mtime }) =
-            &node
+        let (Node::Symlink { meta, mtime, .. }
+        | Node::Device { meta, mtime, .. }
+        | Node::Fifo { meta, mtime }) = &node
         else {
             return Ok(node);
         };
@@ -164,8 +158,22 @@ impl<'root> Creator<'root> {
     }
 }
 
+fn chown(fd: impl AsFd, path: &RelPath, meta: &Meta) -> Result<(), UnpackError> {
+    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+    rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| owner_error(path, meta, errno))
+}
+
+/// Xattrs, mode, times, after the owner: chown takes setuid and capabilities away; a mode without write permission
+/// would forbid xattrs to an ordinary user; everything touches the times.
+fn apply(fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
+    let fd = fd.as_fd();
+    xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(io_error("set the mode of", path))?;
+    rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
+}
+
 /// EINVAL from chown means an id without a place in the user namespace; so does EPERM without privileges.
-fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
+pub(super) fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
     match errno {
         Errno::INVAL | Errno::PERM | Errno::OVERFLOW => {
             UnpackError::OwnerOutsideMap { path: path.clone(), uid: meta.uid, gid: meta.gid }
@@ -175,7 +183,7 @@ fn owner_error(path: &RelPath, meta: &Meta, errno: Errno) -> UnpackError {
 }
 
 /// Both times: an access time of now would make equal layers differ on disk.
-pub(super) fn times(mtime: Mtime) -> Timestamps {
+pub(in super::super) fn times(mtime: Mtime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }

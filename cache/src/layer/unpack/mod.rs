@@ -21,6 +21,7 @@ use super::{TarError, xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
+pub(super) use create::times;
 pub use implied::fix_implied;
 
 /// What [`unpack`] made.
@@ -181,9 +182,10 @@ impl Unpacker<'_> {
                 Ok(())
             }
             Name::Whiteout(path) => self.whiteout(path),
-            Name::Entry(path) if path.is_root() && member.kind != MemberKind::Dir => {
-                Err(UnpackError::Name { name: shorten(&member.path), why: "it is the root but not a directory" })
-            }
+            Name::Entry(path) if path.is_root() && member.kind != MemberKind::Dir => Err(UnpackError::Name {
+                name: shorten(&member.path),
+                why: "it is the root but not a directory",
+            }),
             Name::Entry(path) => self.entry(path, member, tar),
         }
     }
@@ -209,7 +211,9 @@ impl Unpacker<'_> {
         if !matches!(kind, MemberKind::Hardlink { .. }) {
             self.xattrs_dropped += (given - meta.xattrs.len()) as u64;
         }
-        self.account(path.as_bytes().len() + meta.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>())?;
+        self.account(
+            path.as_bytes().len() + meta.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>(),
+        )?;
         let node = match kind {
             MemberKind::Dir => return self.dir(&path, meta, mtime),
             MemberKind::Hardlink { target } => return self.hardlink(&path, &target),

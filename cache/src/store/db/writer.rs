@@ -16,6 +16,9 @@ use crate::store::lock;
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Prepared statements kept per connection: all we have.
 const STATEMENTS: usize = 64;
+/// A shorter WAL is left alone: the next process reads half a megabyte in about 0.15 ms, emptying it costs two
+/// waits for the disk.
+const CHECKPOINT_WAL_BYTES_MIN: u64 = 512 * 1024;
 /// Reader connections kept for reuse; more are opened while more threads read at once.
 const READERS_KEPT: usize = 8;
 
@@ -28,7 +31,23 @@ pub(in crate::store) struct Db {
     layout: Arc<Layout>,
     schema: &'static Schema,
     readers: Mutex<Vec<Connection>>,
-    writer: Mutex<Option<Connection>>,
+    writer: Mutex<Option<Writer>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    /// What its `synchronous` is set to.
+    flush: Flush,
+}
+
+/// When a transaction counts as committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    /// Once it is in the WAL's pages; the WAL is flushed at checkpoints.
+    Later,
+    /// Once the WAL is on the disk.
+    Now,
 }
 
 /// What a closure over a connection fails with.
@@ -87,7 +106,7 @@ impl Db {
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
-        self.write_as("NORMAL", doing, change)
+        self.write_as(Flush::Later, doing, change)
     }
 
     /// As [`Self::write`], but returns only when the transaction is on the disk.
@@ -96,14 +115,17 @@ impl Db {
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
-        self.write_as("FULL", doing, change)
+        self.write_as(Flush::Now, doing, change)
     }
 
-    /// Moves the WAL into the database file and empties it, if nobody is in the way. The next process to open the
-    /// file would otherwise read the whole WAL first.
+    /// Moves the WAL into the database file and empties it, if it has grown and nobody is in the way. The first
+    /// process to open the file would otherwise read the whole WAL.
     pub(in crate::store) fn checkpoint(&self) -> Result<(), StoreError> {
+        if file_size(&self.wal_path()) < CHECKPOINT_WAL_BYTES_MIN {
+            return Ok(());
+        }
         let mut writer = lock(&self.writer);
-        let Some(connection) = writer.as_mut() else { return Ok(()) };
+        let Some(Writer { connection, .. }) = writer.as_mut() else { return Ok(()) };
         let run = |connection: &Connection| -> rusqlite::Result<()> {
             connection.busy_timeout(Duration::ZERO)?;
             // The row says whether readers were in the way; then it simply happens another time.
@@ -119,24 +141,31 @@ impl Db {
 
     /// Size of the database and its WAL in bytes.
     pub(in crate::store) fn size_bytes(&self) -> u64 {
-        let size = |path: PathBuf| std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.len());
-        size(self.path()) + size(self.layout.path(&format!("{}-wal", self.schema.file)))
+        file_size(&self.path()) + file_size(&self.wal_path())
     }
 
     fn write_as<T>(
         &self,
-        synchronous: &str,
+        flush: Flush,
         doing: &'static str,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>,
     ) -> Result<T, StoreError> {
         let mut writer = lock(&self.writer);
         if writer.is_none() {
-            *writer = Some(self.connect()?);
+            let connection = self.connect()?;
+            connection
+                .pragma_update(None, "synchronous", "NORMAL")
+                .map_err(|error| self.explain("open the database", error.into()))?;
+            *writer = Some(Writer { connection, flush: Flush::Later });
         }
-        let connection = writer.as_mut().expect("connected above");
+        let writer = writer.as_mut().expect("connected above");
         let result = (|| {
-            connection.pragma_update(None, "synchronous", synchronous)?;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if writer.flush != flush {
+                let level = if flush == Flush::Now { "FULL" } else { "NORMAL" };
+                writer.connection.pragma_update(None, "synchronous", level)?;
+                writer.flush = flush;
+            }
+            let transaction = writer.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
             transaction.commit()?;
             Ok(value)
@@ -148,12 +177,15 @@ impl Db {
         self.layout.path(self.schema.file)
     }
 
+    fn wal_path(&self) -> PathBuf {
+        self.layout.path(&format!("{}-wal", self.schema.file))
+    }
+
     fn connect(&self) -> Result<Connection, StoreError> {
         let path = self.path();
         let open = || -> Result<(Connection, i64), DbError> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-                | OpenFlags::SQLITE_OPEN_NO_MUTEX
-                | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+            // Not SQLite's NOFOLLOW: it refuses links anywhere in the path, such as a linked home directory.
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(&path, flags)?;
             connection.busy_timeout(BUSY_WAIT_MAX)?;
             connection.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -221,6 +253,10 @@ impl Db {
             _ => StoreError::Database { doing, path, source },
         }
     }
+}
+
+fn file_size(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 /// A panic while holding one of these leaves a connection or a list of connections: both stay usable.

@@ -19,6 +19,17 @@ fn a_new_store_is_private_and_opens_again() {
 }
 
 #[test]
+fn a_store_below_a_linked_directory_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("disk")).unwrap();
+    std::os::unix::fs::symlink("disk", dir.path().join("home")).unwrap();
+    let store = open(&dir.path().join("home/store"));
+    let lease = store.lease().unwrap();
+    let digest = commit_blob(&store, &lease, b"x");
+    assert!(open(&dir.path().join("disk/store")).blob(&digest).unwrap().is_some());
+}
+
+#[test]
 fn a_directory_that_others_can_write_is_refused_with_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();

@@ -37,6 +37,24 @@ fn a_blob_with_another_digest_than_expected_is_refused_and_discarded() {
 }
 
 #[test]
+fn a_small_blob_is_read_whole_up_to_its_limit() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let digest = store.put_blob(&lease, b"{}").unwrap();
+    assert_eq!(store.blob_bytes(&digest, 2).unwrap().as_deref(), Some(&b"{}"[..]));
+    assert_eq!(store.blob_bytes(&digest, 1).unwrap(), None);
+    assert_eq!(store.blob_bytes(&Digest::of(b"other"), 2).unwrap(), None);
+}
+
+#[test]
+fn a_lease_hands_out_directories_nobody_else_has() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let (a, b) = (lease.new_dir().unwrap(), lease.new_dir().unwrap());
+    assert!(a != b && a.is_dir() && b.is_dir() && a.starts_with(lease.work_dir()));
+}
+
+#[test]
 fn storing_a_blob_twice_keeps_one() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
@@ -173,13 +191,22 @@ fn a_lease_takes_its_leftovers_along_however_deep_they_are() {
     let draft = store.draft(&lease).unwrap();
     // Deeper than PATH_MAX, as a RUN can nest by relative names.
     let mut at = rustix::io::dup(draft.diff_fd()).unwrap();
-    for depth in 0..3000 {
+    for depth in 0..600 {
         let name = if depth % 2 == 0 { "dddddddddddddddd" } else { "~0" };
         rustix::fs::mkdirat(&at, name, rustix::fs::Mode::RWXU).unwrap();
         rustix::fs::mknodat(&at, "file", rustix::fs::FileType::RegularFile, rustix::fs::Mode::RUSR, 0)
             .unwrap();
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
         at = rustix::fs::openat(&at, name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    // Directories that an ordinary user may not enter, read or change, though they are the user's own.
+    for mode in [0o000, 0o500, 0o300] {
+        let dir = draft.work_path().join(format!("{mode:o}"));
+        std::fs::create_dir_all(dir.join("a/b/c")).unwrap();
+        std::fs::write(dir.join("a/file"), "x").unwrap();
+        for path in [dir.join("a/b"), dir.join("a"), dir] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
     }
     std::fs::set_permissions(draft.work_path(), std::fs::Permissions::from_mode(0o000)).unwrap();
     let work = lease.work_dir();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::layer::{DiffEntry, Mtime};
 use crate::tree::testing::{
-    diff, diff_of, dir, file, file_with, link, listing, meta, owned, path, tree, tree_linked,
+    apply_model, diff, diff_of, dir, file, link, listing, meta, model_diff, path, steps, tree, tree_linked,
 };
 use crate::tree::{MemoryNodeStore, difference};
 
@@ -98,51 +98,6 @@ fn malformed_diffs_are_refused() {
     assert!(nodes.is_empty(), "a refused diff keeps nothing");
 }
 
-/// A model of a tree: what is at each path, hardlinked files sharing a number.
-type Model = BTreeMap<RelPath, (Change, Option<u8>)>;
-
-fn apply_model(steps: &[(Vec<&'static str>, u8)]) -> Model {
-    let mut model = Model::new();
-    for (parts, what) in steps {
-        let at = path(&parts.join("/"));
-        let parents_ok = std::iter::successors(at.parent(), RelPath::parent)
-            .filter(|dir| !dir.is_root())
-            .all(|dir| matches!(model.get(&dir), Some((Change::Dir { .. }, _))));
-        if !parents_ok {
-            continue;
-        }
-        let keeps_children = matches!(what, 0..=2) && matches!(model.get(&at), Some((Change::Dir { .. }, _)));
-        if !keeps_children {
-            model.retain(|path, _| super::super::strip(path, &at).is_none());
-        }
-        let value = match what {
-            0 => (dir(0o755), None),
-            1 => (dir(0o700), None),
-            2 => (Change::Dir { meta: owned(0o755, 1, 2), opaque: false }, None),
-            3 => (file("one"), None),
-            4 => (file_with(owned(0o600, 3, 4), "two"), None),
-            5 => (link("x/y"), None),
-            6 => (Change::Fifo { meta: meta(0o644) }, None),
-            7 => (file("linked"), Some(7)),
-            8 => (file("linked"), Some(8)),
-            _ => continue,
-        };
-        model.insert(at, value);
-    }
-    model
-}
-
-fn model_diff(model: &Model) -> LayerDiff {
-    let mut first: BTreeMap<u8, RelPath> = BTreeMap::new();
-    diff_of(model.iter().map(|(path, (change, link))| {
-        let change = match link.map(|link| first.entry(link).or_insert_with(|| path.clone())) {
-            Some(target) if target != path => Change::Hardlink { target: target.clone() },
-            _ => change.clone(),
-        };
-        (path.clone(), change)
-    }))
-}
-
 /// The layer that turns `old` into `new`.
 fn layer_between(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> LayerDiff {
     let mut changes: BTreeMap<RelPath, Change> = BTreeMap::new();
@@ -180,11 +135,6 @@ fn layer_between(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> LayerDiff {
     diff_of(changes)
 }
 
-fn steps() -> impl Strategy<Value = Vec<(Vec<&'static str>, u8)>> {
-    let name = prop_oneof![Just("a"), Just("b"), Just("c"), Just("a.b")];
-    proptest::collection::vec((proptest::collection::vec(name, 1..4), 0_u8..10), 0..40)
-}
-
 proptest! {
     #[test]
     fn applying_a_difference_gives_the_other_tree(old in steps(), new in steps()) {
@@ -214,7 +164,7 @@ proptest! {
 fn fresh_into(from: &MemoryNodeStore, to: &MemoryNodeStore, tree: &Tree) {
     for step in tree.walk(from, &RelPath::root()).unwrap() {
         if let Kind::Dir(node) = step.unwrap().1.kind {
-            to.put_nodes(&[(node, load(from, &node).unwrap())]).unwrap();
+            to.put_nodes(&[(node, load_node(from, &node).unwrap())]).unwrap();
         }
     }
 }

@@ -10,7 +10,7 @@ mod pattern;
 #[cfg(test)]
 mod tests;
 
-use super::{Entry, Kind, LastLink, NodeStore, NodeStoreError, ResolveError, Tree, load};
+use super::{Entry, Kind, LastLink, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
 use crate::path::RelPath;
 pub use pattern::{Pattern, PatternError, has_wildcard};
 
@@ -79,13 +79,18 @@ pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<S
         let mut next = Vec::new();
         for (dir, entry) in level {
             let Kind::Dir(node) = &entry.kind else { continue };
-            let node = load(nodes, node)?;
+            let node = load_node(nodes, node)?;
             let matching = node.entries.iter().filter(|(name, _)| pattern.matches(name));
             next.extend(matching.map(|(name, entry)| (dir.join(name), entry.clone())));
         }
         level = next;
     }
-    level.into_iter().map(|(path, _)| follow(tree, nodes, &path)).collect()
+    let explicit = |(path, entry): (RelPath, Entry)| match entry.kind {
+        Kind::Symlink(_) => follow(tree, nodes, &path),
+        // Already a real path; resolving each of many siblings again would load their directory as often.
+        _ => Ok(Selected { name: path.name().to_vec(), path, entry }),
+    };
+    level.into_iter().map(explicit).collect()
 }
 
 fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected, SelectError> {

@@ -1,0 +1,208 @@
+//! How steps end: by themselves, cancelled, and with a builder that is killed.
+
+use super::setup::{Host, run_on, shell};
+use crate::Case;
+use rbuild_sandbox::{Exit, StepError, Stream, run_step};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub(crate) const CASES: &[Case] = &[
+    ("background_processes_die_with_the_step", background_processes_die_with_the_step),
+    ("cancelling_kills_everything", cancelling_kills_everything),
+    ("a_killed_builder_takes_the_step_with_it", a_killed_builder_takes_the_step_with_it),
+    ("signals_of_the_terminal_do_not_reach_the_step", signals_of_the_terminal_do_not_reach_the_step),
+    ("a_killed_init_is_reported", a_killed_init_is_reported),
+    ("orphans_are_reaped", orphans_are_reaped),
+    ("steps_of_many_threads_do_not_mix", steps_of_many_threads_do_not_mix),
+    ("a_large_spec_arrives", a_large_spec_arrives),
+    ("the_probe_agrees_that_steps_work", the_probe_agrees_that_steps_work),
+];
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How many processes of the host have `marker` among their arguments.
+fn alive(marker: &str) -> usize {
+    let has_marker = |entry: std::io::Result<std::fs::DirEntry>| {
+        let line = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(marker).then_some(())
+    };
+    std::fs::read_dir("/proc").unwrap().filter_map(has_marker).count()
+}
+
+/// A word no other process has in its arguments; a number of seconds, to be an argument of `sleep`.
+fn marker(n: u32) -> String {
+    format!("4{:07}{n}", std::process::id())
+}
+
+fn background_processes_die_with_the_step(host: &Host) {
+    let marker = marker(1);
+    // Ignoring SIGTERM, in sessions of their own, without any of the step's descriptors.
+    let script = format!(
+        "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; sleep {marker}' </dev/null >/dev/null 2>&1 & done; \
+         sleep {marker} & exit 5"
+    );
+    assert_eq!(host.run(&shell(&script)).unwrap().exit, Exit::Code(5));
+    assert_eq!(alive(&marker), 0);
+}
+
+fn cancelling_kills_everything(host: &Host) {
+    let marker = marker(2);
+    let (cancel, trigger) = rustix::pipe::pipe().unwrap();
+    let merged = host.merged();
+    let spec = shell(&format!("trap '' TERM INT; sleep {marker} & sleep {marker} & echo ready; wait; wait"));
+    let started = Instant::now();
+    let result = run_step(&spec, merged.fd.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
+        assert_eq!((stream, bytes), (Stream::Stdout, &b"ready\n"[..]));
+        rustix::io::write(&trigger, b"x").unwrap();
+    });
+    assert!(matches!(result, Err(StepError::Cancelled)), "{result:?}");
+    assert!(started.elapsed() < DEADLINE);
+    assert_eq!(alive(&marker), 0);
+    // Cancelled before it starts: nothing runs to its end, nothing is left.
+    let result = run_step(
+        &shell(&format!("sleep {marker}")),
+        host.merged().fd.as_fd(),
+        cancel.as_fd(),
+        &mut |_, _| {},
+    );
+    assert!(matches!(result, Err(StepError::Cancelled)), "{result:?}");
+    assert_eq!(alive(&marker), 0);
+}
+
+/// A builder to be killed: runs a step on the directory, says when it runs.
+pub(crate) fn victim(dir: &Path) {
+    let root = std::fs::File::open(dir).unwrap();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let marker = std::env::var("VICTIM_MARKER").unwrap();
+    let spec = shell(&format!("setsid sleep {marker} & sleep {marker} & echo ready; wait; wait"));
+    let exit = run_step(&spec, root.as_fd(), cancel.as_fd(), &mut |_, bytes| {
+        std::io::stdout().write_all(bytes).unwrap();
+        std::io::stdout().flush().unwrap();
+    });
+    println!("{exit:?}");
+}
+
+fn a_killed_builder_takes_the_step_with_it(host: &Host) {
+    let marker = marker(3);
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let mut builder = Command::new("/proc/self/exe")
+        .args(["--victim".as_ref(), host.lower.as_os_str()])
+        .env("VICTIM_MARKER", &marker)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(builder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    assert!(alive(&marker) >= 2);
+    builder.kill().unwrap();
+    builder.wait().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while alive(&marker) > 0 {
+        assert!(Instant::now() < deadline, "the step outlives its builder");
+        std::thread::yield_now();
+    }
+    assert_eq!(mounts(), before);
+    // The mount points of a killed builder are garbage its store removes with the layer; this root is shared by the cases.
+    for name in ["etc/hosts", "etc/resolv.conf"] {
+        std::fs::remove_file(host.lower.join(name)).unwrap();
+    }
+}
+
+fn a_killed_init_is_reported(host: &Host) {
+    let marker = marker(4);
+    let merged = host.merged();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let result = run_step(
+        &shell(&format!("echo ready; sleep {marker}")),
+        merged.fd.as_fd(),
+        cancel.as_fd(),
+        &mut |_, _| kill_grandchild(own),
+    );
+    assert!(matches!(result, Err(StepError::Died { .. })), "{result:?}");
+    assert_eq!(alive(&marker), 0);
+}
+
+fn signals_of_the_terminal_do_not_reach_the_step(host: &Host) {
+    let merged = host.merged();
+    let (cancel, trigger) = rustix::pipe::pipe().unwrap();
+    let mut groups = Vec::new();
+    let result =
+        run_step(&shell("echo ready; exec sleep 1000"), merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {
+            let outer = child_of(rustix::process::getpid().as_raw_nonzero().get());
+            for pid in [outer, child_of(outer)] {
+                groups.push(rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).unwrap());
+            }
+            rustix::io::write(&trigger, b"x").unwrap();
+        });
+    assert!(matches!(result, Err(StepError::Cancelled)), "{result:?}");
+    assert_eq!(groups.len(), 2);
+    assert!(!groups.contains(&rustix::process::getpgrp()));
+}
+
+/// Some child of a process.
+fn child_of(pid: i32) -> i32 {
+    let is_child = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (parent == pid).then(|| entry.file_name().to_str()?.parse().ok())?
+    };
+    std::fs::read_dir("/proc").unwrap().find_map(is_child).unwrap()
+}
+
+/// Kills the child of our one child: the step's init.
+fn kill_grandchild(pid: i32) {
+    let init = rustix::process::Pid::from_raw(child_of(child_of(pid))).unwrap();
+    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+}
+
+fn orphans_are_reaped(host: &Host) {
+    let script = "for i in 1 2 3 4 5 6 7 8; do (true & true & ) & done; wait; \
+                  n=0; while grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; do n=$((n+1)); [ $n -gt 10000 ] && exit 1; done; exit 0";
+    assert_eq!(run_on(&host.merged(), &shell(script)).unwrap().exit, Exit::Code(0));
+}
+
+fn the_probe_agrees_that_steps_work(host: &Host) {
+    let (dir, _) = host.new_upper();
+    let results = rbuild_sandbox::probe(&dir);
+    let failed: Vec<_> = results.iter().filter(|result| !result.ok).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(results.iter().any(|result| result.name == "pivot_root"));
+    assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+fn steps_of_many_threads_do_not_mix(host: &Host) {
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            scope.spawn(move || {
+                for n in 0..5 {
+                    let ran = host
+                        .run(&shell(&format!("echo {thread}-{n}; ls /proc/self/fd | wc -l; exit {n}")))
+                        .unwrap();
+                    assert_eq!((ran.exit, ran.stdout), (Exit::Code(n), format!("{thread}-{n}\n4\n")));
+                }
+            });
+        }
+    });
+}
+
+fn a_large_spec_arrives(host: &Host) {
+    let mut spec = shell("wc -c < /etc/hosts; echo $#");
+    spec.hosts = vec![b'\n'; 5 << 20];
+    spec.argv.extend(std::iter::repeat_n("x".repeat(1000), 1001));
+    assert_eq!(host.run(&spec).unwrap().stdout, format!("{}\n1000\n", 5 << 20));
+    // Above what the kernel takes: its own answer, by name.
+    spec.argv.push("x".repeat(1 << 20));
+    match host.run(&spec) {
+        Err(StepError::CommandNotExecutable { source, .. }) => {
+            assert_eq!(source.raw_os_error(), Some(libc::E2BIG))
+        }
+        other => panic!("{other:?}"),
+    }
+}

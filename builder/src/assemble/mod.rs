@@ -1,0 +1,220 @@
+//! From a solved target to an image: layer identities, config, history, manifest.
+//!
+//! Times come from the records of the layers, not from the clock, so a fully cached build gives the same image digest
+//! as the build that made the layers.
+
+pub mod manifest;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::store::LayerId;
+use rbuild_frontend::graph::Target;
+use rbuild_oci::{DiffId, Digest, History, ImageConfig};
+
+use crate::error::BuildError;
+use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::resolve::BaseImage;
+use crate::solve::Solved;
+use crate::timestamp::rfc3339;
+
+/// `comment` of history entries that come from a Dockerfile.
+const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
+
+/// One layer of a finished image.
+#[derive(Debug, Clone)]
+pub struct ImageLayer {
+    /// Its directory in the store.
+    pub id: LayerId,
+    /// Digest of its tar.
+    pub diff_id: DiffId,
+    /// Bytes of its tar.
+    pub size: u64,
+    /// True for layers of the base image, which are never rewritten.
+    pub is_base: bool,
+}
+
+/// A finished image, not yet exported.
+#[derive(Debug, Clone)]
+pub struct BuiltImage {
+    /// Its config.
+    pub config: ImageConfig,
+    /// The config's bytes.
+    pub config_bytes: Vec<u8>,
+    /// Digest of the config: the image id.
+    pub id: Digest,
+    /// Its layers, base first.
+    pub layers: Vec<ImageLayer>,
+    /// The base image, when there is one.
+    pub base: Option<Arc<BaseImage>>,
+    /// Times in new layers later than this are set back to it.
+    pub clamp: Option<i64>,
+}
+
+impl BuiltImage {
+    /// Uncompressed size of all layers.
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.size).sum()
+    }
+}
+
+/// Puts the image of `target` together. Layers whose tar was never emitted are hashed now, in parallel.
+pub async fn assemble(
+    env: &Arc<ExecEnv>,
+    target: &Target,
+    solved: &Solved,
+    base: Option<Arc<BaseImage>>,
+) -> Result<BuiltImage, BuildError> {
+    let new_count = target.layers.len().min(solved.stack.len());
+    let base_count = solved.stack.len() - new_count;
+    let clamp = env.source_date_epoch;
+    let layers = solved.stack.iter().enumerate().map(|(at, id)| {
+        let (env, id, is_base) = (Arc::clone(env), *id, at < base_count);
+        async move { image_layer(&env, id, is_base, clamp).await }
+    });
+    let mut identified = Vec::with_capacity(solved.stack.len());
+    for layer in futures_util::future::join_all(layers).await {
+        identified.push(layer?);
+    }
+    let mut config = target.config.clone();
+    config.rootfs.diff_ids = identified.iter().map(|(layer, _)| layer.diff_id).collect();
+    let base_created = config.history.iter().rev().find_map(|entry| entry.created.clone());
+    let base_created = base_created.or_else(|| base.as_ref().and_then(|b| b.config.created.clone()));
+    let times: Vec<i64> = identified[base_count..].iter().map(|(_, created_ns)| *created_ns).collect();
+    history(&mut config, target, &times, base_created, clamp);
+    let config_bytes = config.to_json();
+    let layers = identified.into_iter().map(|(layer, _)| layer).collect();
+    Ok(BuiltImage { id: Digest::of(&config_bytes), config, config_bytes, layers, base, clamp })
+}
+
+/// Appends this build's history. An entry without a layer takes the time of the next layer; after the last layer, the
+/// time of the last one; without any new layer, the base image's, so that nothing depends on the clock.
+fn history(
+    config: &mut ImageConfig,
+    target: &Target,
+    layer_times_ns: &[i64],
+    base_created: Option<String>,
+    clamp: Option<i64>,
+) {
+    let text = |ns: i64| match clamp {
+        Some(epoch) => rfc3339(epoch, 0),
+        None => rfc3339(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000) as u32),
+    };
+    // Layers of a canonical result may be older than the ones below them: never let history run backwards.
+    let mut latest = i64::MIN;
+    let times: Vec<String> = layer_times_ns
+        .iter()
+        .map(|ns| {
+            latest = latest.max(*ns);
+            text(latest)
+        })
+        .collect();
+    let none = clamp.map(|epoch| rfc3339(epoch, 0)).or(base_created).unwrap_or_else(|| rfc3339(0, 0));
+    let mut next = 0;
+    for step in &target.history {
+        let created = times.get(next).or_else(|| times.last()).unwrap_or(&none).clone();
+        config.history.push(History {
+            created: Some(created),
+            created_by: Some(step.created_by.clone()),
+            comment: Some(HISTORY_COMMENT.to_owned()),
+            empty_layer: step.empty_layer,
+            ..History::default()
+        });
+        if !step.empty_layer {
+            next += 1;
+        }
+    }
+    config.created = Some(times.last().unwrap_or(&none).clone());
+}
+
+async fn image_layer(
+    env: &Arc<ExecEnv>,
+    id: LayerId,
+    is_base: bool,
+    clamp: Option<i64>,
+) -> Result<(ImageLayer, i64), BuildError> {
+    let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
+    let created_ns = info.created_unix_ns;
+    let clamp = if is_base { None } else { clamp };
+    if let (Some((diff_id, size)), None) = (info.tar, clamp) {
+        return Ok((ImageLayer { id, diff_id, size, is_base }, created_ns));
+    }
+    let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
+    let worker = Arc::clone(env);
+    let layer = blocking(move || {
+        let diff = layer_diff(&worker, id)?;
+        let dir = worker.store.layer_dir(id)?;
+        let encoded = layer::encode(
+            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
+            Compression::None,
+            &mut std::io::sink(),
+            1,
+        )?;
+        if clamp.is_none() {
+            worker.store.set_diff_id(id, &encoded.diff_id, encoded.uncompressed)?;
+        }
+        Ok(ImageLayer { id, diff_id: encoded.diff_id, size: encoded.uncompressed, is_base })
+    })
+    .await?;
+    Ok((layer, created_ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use petgraph::graph::NodeIndex;
+    use rbuild_frontend::graph::HistoryStep;
+    use rbuild_oci::Platform;
+
+    fn created(steps: &[bool], times: &[i64], base: Option<&str>, clamp: Option<i64>) -> Vec<String> {
+        let mut config = ImageConfig::empty(Platform::new("linux", "amd64", None));
+        let target = Target {
+            node: NodeIndex::new(0),
+            stage: "stage-0".into(),
+            config: config.clone(),
+            history: steps
+                .iter()
+                .map(|empty| HistoryStep { created_by: "x".into(), empty_layer: *empty })
+                .collect(),
+            layers: Vec::new(),
+            base: None,
+        };
+        history(&mut config, &target, times, base.map(str::to_owned), clamp);
+        config.history.into_iter().filter_map(|entry| entry.created).chain(config.created).collect()
+    }
+
+    #[test]
+    fn metadata_takes_the_next_layers_time_and_trailing_metadata_the_last() {
+        let second = 1_000_000_000;
+        assert_eq!(
+            created(&[true, false, true, false, true], &[second, 2 * second], None, None),
+            [
+                "1970-01-01T00:00:01Z",
+                "1970-01-01T00:00:01Z",
+                "1970-01-01T00:00:02Z",
+                "1970-01-01T00:00:02Z",
+                "1970-01-01T00:00:02Z",
+                "1970-01-01T00:00:02Z",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_image_without_new_layers_keeps_the_bases_time() {
+        let base = "2020-02-02T02:02:02Z";
+        assert_eq!(created(&[true], &[], Some(base), None), [base, base]);
+    }
+
+    #[test]
+    fn the_epoch_wins_everywhere() {
+        assert_eq!(created(&[false, true], &[5], None, Some(0)), ["1970-01-01T00:00:00Z"; 3]);
+    }
+
+    #[test]
+    fn an_older_canonical_layer_does_not_turn_time_back() {
+        let second = 1_000_000_000;
+        let times = created(&[false, false], &[9 * second, 3 * second], None, None);
+        assert_eq!(times, ["1970-01-01T00:00:09Z"; 3]);
+    }
+}

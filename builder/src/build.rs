@@ -1,0 +1,448 @@
+//! A build from request to result, top to bottom.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
+use rbuild_frontend::diagnostic::{Diagnostic, Severity};
+use rbuild_frontend::dockerignore::Ignore;
+use rbuild_frontend::graph::{BuildGraph, Network, Op};
+use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
+use rbuild_frontend::parse::{Parsed, parse};
+use rbuild_frontend::stage::Stages;
+use rbuild_oci::{Digest, Platform, Reference};
+use rbuild_registry::Client;
+use tokio::sync::Semaphore;
+
+use crate::assemble::manifest::{PackedImage, pack};
+use crate::assemble::{self, BuiltImage};
+use crate::cancel::Cancel;
+use crate::cli::{self, BuildRequest, ContextArg, NamedContextArg, OutputArg};
+use crate::context::files::{self, FoundDockerfile};
+use crate::context::scan::scan;
+use crate::error::BuildError;
+use crate::export::{
+    self,
+    oci_layout::{self, Destination},
+};
+use crate::host::Host;
+use crate::ops::{ExecEnv, blocking};
+use crate::progress::{Events, Outcome, VertexId};
+use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
+use crate::solve::plan::{self, Contexts};
+use crate::solve::run::Solver;
+
+/// What a build gave.
+#[derive(Debug, Clone)]
+pub struct BuildOutcome {
+    /// Names it got.
+    pub names: Vec<Reference>,
+    /// Image id: digest of the config.
+    pub id: Digest,
+    /// Digest, size and media type of the manifest, when an exporter made one.
+    pub manifest: Option<(Digest, u64)>,
+    /// Uncompressed size of all layers.
+    pub size: u64,
+    /// Platform of the image.
+    pub platform: Platform,
+    /// Names it was pushed under.
+    pub pushed: Vec<Reference>,
+    /// Files and directories written.
+    pub written: Vec<String>,
+    /// Steps that make layers.
+    pub steps: usize,
+    /// Those that were not executed.
+    pub cached: usize,
+    /// Warnings of the Dockerfile.
+    pub warnings: Vec<Diagnostic>,
+    /// Wall time.
+    pub elapsed: Duration,
+}
+
+/// The Dockerfile as far as it was read, for reports.
+#[derive(Debug, Default)]
+pub struct Source {
+    /// What was read; `None` until then.
+    pub dockerfile: Option<FoundDockerfile>,
+}
+
+/// Builds. `source` is filled as soon as the Dockerfile is read, so that a report can draw it whatever happens later.
+/// On failure nothing is tagged and nothing unfinished stays in the store.
+pub async fn build(
+    request: &BuildRequest,
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+    source: &mut Source,
+) -> Result<BuildOutcome, BuildError> {
+    let started = Instant::now();
+    let ContextArg::Local(context_dir) = &request.context;
+    let found = vertex(events, "[internal] load build definition from Dockerfile", || {
+        files::dockerfile(context_dir, request.dockerfile.as_deref())
+    })?;
+    let parsed = parse(&found.bytes);
+    let dockerfile_path = found.path.clone();
+    source.dockerfile = Some(found);
+    let found = if parsed.has_errors() { parsed.diagnostics.as_slice() } else { &[] };
+    diagnostics(found, events)?;
+
+    let registry = Client::new(host.settings.registry.clone())?;
+    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
+    let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
+    let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
+    let mut lowering = Lowering::new(&parsed, lower_options(request));
+    let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let warnings = diagnostics(lowering.diagnostics(), events)?;
+    for name in lowering.unused_build_args() {
+        events.remark(format!("[Warning] One or more build-args [{name}] were not consumed"));
+    }
+
+    let contexts = scan_contexts(request, &graph, context_dir, &dockerfile_path, &env)?;
+    let graph = Arc::new(graph);
+    let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
+        .map_err(|e| BuildError::Step(Box::new(e)))?;
+    remark_on_network(&graph, &plan, &env);
+    let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+    let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
+    let solver =
+        Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
+    let solver = Arc::new(solver);
+    let solved = Arc::clone(&solver).solve().await?;
+    let executed = solver.executed();
+
+    let target = &graph.targets[0];
+    let base = target.base.and_then(|node| match &graph.dag[node].op {
+        Op::Image(image) => images.get(&image.manifest).cloned(),
+        _ => None,
+    });
+    let exporting = events.vertex("exporting to image");
+    events.started(exporting);
+    let image = assemble::assemble(&env, target, &solved[0], base).await;
+    let image = ended(events, exporting, image)?;
+    let packed =
+        ended(events, exporting, export_all(request, &env, &registry, image.clone(), events, cancel).await)?;
+    if cancel.reason().is_some() {
+        events.finished(exporting, Outcome::Canceled);
+        return Err(BuildError::Interrupted);
+    }
+    let names = store_names(request);
+    let manifest = packed.as_ref().map(|p| p.digest);
+    ended(events, exporting, export::store::tag(&host.store, &env.lease, &names, &image, manifest))?;
+    events.note(exporting, format!("writing image {}", image.id));
+    for name in &names {
+        events.note(exporting, format!("naming to {name}"));
+    }
+    events.finished(exporting, Outcome::Done);
+    Ok(BuildOutcome {
+        names,
+        id: image.id,
+        manifest: packed.as_ref().map(|p| (p.digest, p.manifest.len() as u64)),
+        size: image.size(),
+        platform: image.config.platform.clone(),
+        pushed: pushed_names(request),
+        written: written_paths(request),
+        steps,
+        cached: steps.saturating_sub(executed),
+        warnings,
+        elapsed: started.elapsed(),
+    })
+}
+
+fn exec_env(
+    request: &BuildRequest,
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+    registry: Client,
+) -> Result<ExecEnv, BuildError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(ExecEnv {
+        store: host.store.clone(),
+        lease: host.store.lease()?,
+        registry,
+        events: events.clone(),
+        cancel: cancel.clone(),
+        overlay: host.overlay,
+        run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
+        disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        default_network: match request.network {
+            cli::Network::Default => Network::Default,
+            cli::Network::None => Network::None,
+            cli::Network::Host => Network::Host,
+        },
+        source_date_epoch: request.source_date_epoch,
+    })
+}
+
+fn lower_options(request: &BuildRequest) -> LowerOptions {
+    let named = |arg: &NamedContextArg| match arg {
+        NamedContextArg::Dir(_) => NamedContext::Local,
+        NamedContextArg::Image(reference) => NamedContext::Image(reference.to_string()),
+        NamedContextArg::OciLayout { .. } => NamedContext::OciLayout,
+    };
+    LowerOptions {
+        target: request.target.clone(),
+        build_args: request.build_args.clone(),
+        labels: request.labels.clone().into_iter().collect(),
+        target_platform: request.platform.clone(),
+        build_platform: Platform::host(),
+        named_contexts: request.named_contexts.iter().map(|(name, arg)| (name.clone(), named(arg))).collect(),
+    }
+}
+
+/// Sends warnings on, and fails when there are errors.
+fn diagnostics(found: &[Diagnostic], events: &Events) -> Result<Vec<Diagnostic>, BuildError> {
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        found.iter().cloned().partition(|diagnostic| diagnostic.severity == Severity::Error);
+    for warning in &warnings {
+        events.warning(warning.clone());
+    }
+    if errors.is_empty() { Ok(warnings) } else { Err(BuildError::Dockerfile(errors)) }
+}
+
+/// Lowers until no more base images are wanted; all images of a round are resolved at the same time.
+async fn lower(
+    lowering: &mut Lowering,
+    parsed: &Parsed,
+    resolver: &Resolver,
+    events: &Events,
+) -> Result<(BuildGraph, BaseImages), BuildError> {
+    let mut images = BaseImages::new();
+    loop {
+        match lowering.step() {
+            Progress::Failed => return Err(BuildError::Dockerfile(lowering.diagnostics().to_vec())),
+            Progress::Done(graph) => return Ok((*graph, images)),
+            Progress::Need(requests) => {
+                let round = requests.iter().map(|request| resolve(resolver, request, events));
+                for (request, image) in requests.iter().zip(futures_util::future::join_all(round).await) {
+                    let image = image.map_err(|source| BuildError::Base {
+                        reference: shown(&request.reference),
+                        lines: Some(request.lines),
+                        stages: possible_stages(parsed, request),
+                        source,
+                    })?;
+                    lowering.provide(
+                        request,
+                        ResolvedImage {
+                            reference: image.reference.clone(),
+                            manifest: image.identity,
+                            config: image.config.clone(),
+                        },
+                    );
+                    images.insert(image.identity, Arc::new(image));
+                }
+            }
+        }
+    }
+}
+
+async fn resolve(
+    resolver: &Resolver,
+    request: &ImageRequest,
+    events: &Events,
+) -> Result<BaseImage, ResolveError> {
+    let id = events.vertex(format!("[internal] load metadata for {}", shown(&request.reference)));
+    events.started(id);
+    let result =
+        resolver.resolve(&request.reference, request.named_context.as_deref(), &request.platform).await;
+    events.finished(
+        id,
+        result.as_ref().map_or_else(|error| Outcome::Error(error.to_string()), |_| Outcome::Done),
+    );
+    result
+}
+
+/// The full reference of what was written, or that itself when it is none.
+fn shown(reference: &str) -> String {
+    let parsed = reference.parse::<Reference>().map(|r| r.with_default_tag().to_string());
+    parsed.unwrap_or_else(|_| reference.to_owned())
+}
+
+/// Names of earlier stages, when the image is wanted by something other than FROM: the name may be a misspelt stage.
+fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
+    let stages: Vec<_> =
+        Stages::of(&parsed.ast).all.iter().map(|stage| (stage.label(), stage.instruction.lines)).collect();
+    if stages.iter().any(|(_, lines)| *lines == request.lines) {
+        return Vec::new();
+    }
+    let earlier = stages.into_iter().filter(|(_, lines)| lines.first < request.lines.first);
+    let mut names: Vec<String> = earlier.map(|(name, _)| name).collect();
+    names.pop();
+    names
+}
+
+/// Scans every context that the graph reads.
+fn scan_contexts(
+    request: &BuildRequest,
+    graph: &BuildGraph,
+    context_dir: &Path,
+    dockerfile: &Path,
+    env: &ExecEnv,
+) -> Result<Contexts, BuildError> {
+    let events = &env.events;
+    let mut contexts = Contexts::new();
+    for node in graph.dag.node_weights() {
+        let Op::Context(context) = &node.op else { continue };
+        let (dir, ignore): (&Path, Ignore) = match &context.name {
+            None => (context_dir, files::ignore(context_dir, Some(dockerfile))?),
+            Some(name) => {
+                let arg = request.named_contexts.iter().find(|(known, _)| known == name).map(|(_, arg)| arg);
+                let Some(NamedContextArg::Dir(dir)) = arg else { continue };
+                (dir.as_path(), files::ignore(dir, None)?)
+            }
+        };
+        let title = match &context.name {
+            None => "[internal] load build context".to_owned(),
+            Some(name) => format!("[context {name}] load from client"),
+        };
+        let scanned = vertex(events, &title, || -> Result<_, BuildError> {
+            let path = dir.canonicalize().map_err(|_| BuildError::NoContext(dir.to_owned()))?;
+            let identity = *blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes();
+            let index = env.store.fingerprints(&identity)?;
+            let mut scanned = scan(dir, &ignore, &index)?;
+            if let Some((moment, known)) = scanned.fingerprints.take() {
+                env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
+            }
+            Ok(scanned)
+        })?;
+        for skipped in &scanned.skipped {
+            events.remark(skipped.clone());
+        }
+        contexts.insert(context.name.clone(), Arc::new(scanned));
+    }
+    Ok(contexts)
+}
+
+fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
+    let shares = |network: Network| match network {
+        Network::Default => env.default_network != Network::None,
+        Network::Host => true,
+        Network::None => false,
+    };
+    let runs_on_host = |node: &petgraph::graph::NodeIndex| match &graph.dag[*node].op {
+        Op::Run(run) => shares(run.network),
+        _ => false,
+    };
+    if plan.needed.iter().any(runs_on_host) {
+        env.events.remark("RUN steps share the host's network (--network=none cuts it off)");
+    }
+}
+
+/// Writes what the outputs ask for. `None` when nothing needed a manifest.
+async fn export_all(
+    request: &BuildRequest,
+    env: &Arc<ExecEnv>,
+    registry: &Client,
+    image: BuiltImage,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<Option<PackedImage>, BuildError> {
+    let mut packed: Option<Arc<PackedImage>> = None;
+    for output in &request.outputs {
+        let (names, compression) = match output {
+            OutputArg::CacheOnly | OutputArg::Image { push: false, .. } => continue,
+            OutputArg::Image { names, compression, .. } | OutputArg::Oci { names, compression, .. } => {
+                (names, layer_compression(*compression))
+            }
+        };
+        let this = Arc::new(pack(env, image.clone(), compression).await?);
+        if cancel.reason().is_some() {
+            return Err(BuildError::Interrupted);
+        }
+        match output {
+            OutputArg::Oci { dest, archive, .. } => {
+                let dest = match (dest, archive) {
+                    (cli::Destination::Stdout, _) => Destination::Stdout,
+                    (cli::Destination::Path(path), true) => Destination::Archive(path.clone()),
+                    (cli::Destination::Path(path), false) => Destination::Directory(path.clone()),
+                };
+                let (store, names, image) = (env.store.clone(), names.clone(), Arc::clone(&this));
+                let id = events.vertex("exporting to oci image format");
+                events.started(id);
+                let written = blocking(move || Ok(oci_layout::write(&store, &image, &names, &dest))).await?;
+                ended(events, id, written)?;
+                events.note(id, format!("exporting manifest {}", this.digest));
+                events.finished(id, Outcome::Done);
+            }
+            _ => {
+                let shown: Vec<String> = names.iter().map(Reference::familiar).collect();
+                let id = events.vertex(format!("pushing {}", shown.join(", ")));
+                events.started(id);
+                let pushing = export::registry::push(registry, &env.store, &this, names, events, id);
+                let pushed = tokio::select! {
+                    pushed = pushing => pushed,
+                    () = cancel.cancelled() => Err(BuildError::Interrupted),
+                };
+                ended(events, id, pushed)?;
+                events.finished(id, Outcome::Done);
+            }
+        }
+        packed.get_or_insert(this);
+    }
+    Ok(packed.map(|packed| (*packed).clone()))
+}
+
+/// Names that the image gets in the store: those of `-t`, and of outputs that make an image here.
+fn store_names(request: &BuildRequest) -> Vec<Reference> {
+    let mut names = request.tags.clone();
+    for output in &request.outputs {
+        if let OutputArg::Image { names: more, .. } = output {
+            names.extend(more.iter().filter(|name| !request.tags.contains(name)).cloned());
+        }
+    }
+    names
+}
+
+fn pushed_names(request: &BuildRequest) -> Vec<Reference> {
+    let pushed = |output: &OutputArg| match output {
+        OutputArg::Image { push: true, names, .. } => names.clone(),
+        _ => Vec::new(),
+    };
+    request.outputs.iter().flat_map(pushed).collect()
+}
+
+fn written_paths(request: &BuildRequest) -> Vec<String> {
+    let written = |output: &OutputArg| match output {
+        OutputArg::Oci { dest: cli::Destination::Path(path), .. } => Some(path.display().to_string()),
+        _ => None,
+    };
+    request.outputs.iter().filter_map(written).collect()
+}
+
+fn layer_compression(asked: cli::Compression) -> Compression {
+    match asked {
+        cli::Compression::Unchanged | cli::Compression::Gzip(None) => DEFAULT_GZIP,
+        cli::Compression::Uncompressed => Compression::None,
+        cli::Compression::Gzip(Some(level)) => Compression::Gzip { level: u32::from(level) },
+        cli::Compression::Zstd(None) => DEFAULT_ZSTD,
+        cli::Compression::Zstd(Some(level)) => Compression::Zstd { level: i32::from(level) },
+    }
+}
+
+/// Runs short work under a vertex of its own.
+fn vertex<T>(
+    events: &Events,
+    name: &str,
+    work: impl FnOnce() -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
+    let id = events.vertex(name);
+    events.started(id);
+    let result = ended(events, id, work())?;
+    events.finished(id, Outcome::Done);
+    Ok(result)
+}
+
+/// Ends a vertex when its work failed.
+fn ended<T>(events: &Events, id: VertexId, result: Result<T, BuildError>) -> Result<T, BuildError> {
+    if let Err(error) = &result {
+        let outcome = match error {
+            BuildError::Interrupted => Outcome::Canceled,
+            error => Outcome::Error(error.to_string()),
+        };
+        events.finished(id, outcome);
+    }
+    result
+}

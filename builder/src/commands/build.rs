@@ -1,0 +1,123 @@
+//! `rbuild build`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use rbuild_oci::media_type;
+use serde_json::json;
+
+use crate::build::{self, BuildOutcome, Source};
+use crate::cli::{BuildRequest, Env};
+use crate::commands::with_signals;
+use crate::error::BuildError;
+use crate::failure;
+use crate::host::Host;
+use crate::progress::{self, Display, summary::Summary};
+use crate::report::{Style, warnings};
+use crate::settings::Settings;
+
+/// Builds, then says what came out or what went wrong.
+pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
+    let mut source = Source::default();
+    let result = build(request, settings, root, env, &mut source);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::print(&error, Some(&source), env),
+    }
+}
+
+fn build(
+    request: &BuildRequest,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+    source: &mut Source,
+) -> Result<(), BuildError> {
+    // A failed build must not leave the id of an earlier one.
+    if let Some(path) = &request.iidfile {
+        remove(path)?;
+    }
+    let host = Host::open(settings, root)?;
+    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
+    for flag in &request.flags_without_effect {
+        events.remark(format!("{flag} has no effect in rbuild"));
+    }
+    let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
+    drop(events);
+    consumer.finish();
+    let outcome = result?;
+    if let Some(path) = &request.iidfile {
+        write_whole(path, outcome.id.to_string().as_bytes())?;
+    }
+    if let Some(path) = &request.metadata_file {
+        write_whole(path, metadata(&outcome).as_bytes())?;
+    }
+    if request.quiet {
+        super::print(&format!("{}\n", outcome.id));
+    } else {
+        let file = failure::source_file(source);
+        let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
+        let text = summary(&outcome).render() + &found.unwrap_or_default();
+        // Standard error may be closed; the build has succeeded all the same.
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    }
+    Ok(())
+}
+
+fn summary(outcome: &BuildOutcome) -> Summary {
+    Summary {
+        names: outcome.names.clone(),
+        image_id: Some(outcome.id),
+        digest: outcome.manifest.map(|(digest, _)| digest),
+        pushed: outcome.pushed.clone(),
+        written: outcome.written.clone(),
+        size_bytes: Some(outcome.size),
+        steps: outcome.steps,
+        cached: outcome.cached,
+        elapsed: outcome.elapsed,
+    }
+}
+
+/// The metadata document of buildx. An image that no exporter wrote has no manifest yet: its id stands for the
+/// digest, as with Docker's own store.
+fn metadata(outcome: &BuildOutcome) -> String {
+    let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
+    let mut document = json!({
+        "containerimage.config.digest": outcome.id,
+        "containerimage.digest": outcome.manifest.map_or(outcome.id, |(digest, _)| digest),
+    });
+    if let Some((digest, size)) = outcome.manifest {
+        document["containerimage.descriptor"] = json!({
+            "mediaType": media_type::OCI_MANIFEST,
+            "digest": digest,
+            "size": size,
+            "platform": outcome.platform,
+        });
+    }
+    if !names.is_empty() {
+        document["image.name"] = names.join(",").into();
+    }
+    serde_json::to_string_pretty(&document).unwrap_or_default()
+}
+
+fn remove(path: &Path) -> Result<(), BuildError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(BuildError::Export { path: path.to_owned(), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file under a temporary name and renames it.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map_err(|source| BuildError::Export { path: path.to_owned(), source })
+}

@@ -1,0 +1,101 @@
+//! The commands: from a checked command line to an exit status.
+
+mod build;
+mod doctor;
+mod images;
+mod pull;
+mod push;
+mod version;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use crate::cancel::{Cancel, Reason};
+use crate::cli::{self, Command, Env};
+use crate::error::BuildError;
+use crate::failure;
+use crate::settings::Settings;
+
+/// Status of a command that SIGTERM ended.
+const EXIT_TERMINATED: u8 = 143;
+
+/// Parses the command line, runs the command and reports what went wrong.
+pub fn main() -> ExitCode {
+    let env = Env::process();
+    // Before privileges change: HOME and the user's files mean the user's.
+    let settings = Settings::new(&env, rustix::process::getuid().is_root());
+    let invocation = match cli::parse(std::env::args_os(), &env) {
+        Ok(invocation) => invocation,
+        Err(usage) => return failure::usage(&usage, &env),
+    };
+    let root = invocation.root;
+    let result = match invocation.command {
+        Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
+        Command::Images(request) => images::run(&request, settings, root.as_deref()),
+        Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
+        Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
+        Command::Doctor => doctor::run(&settings, root.as_deref()),
+        Command::Version => version::run(),
+        Command::Help(text) => {
+            print(&text);
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::print(&error, None, &env),
+    }
+}
+
+/// Writes to standard output; a closed pipe ends the output, not the program.
+fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Runs a future on a small runtime with signals wired to `cancel`: the first SIGINT or SIGTERM stops the work in
+/// order, a second one ends the process at once (leases and sandboxes die with it).
+fn with_signals<T>(work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>) -> Result<T, BuildError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BuildError::Setup)?;
+    let cancel = Cancel::new().map_err(BuildError::Setup)?;
+    let result = runtime.block_on(async {
+        let signals = tokio::spawn(watch_signals(cancel.clone()));
+        let result = work(cancel).await;
+        signals.abort();
+        result
+    });
+    runtime.shutdown_background();
+    result
+}
+
+async fn watch_signals(cancel: Cancel) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    let mut next = async || {
+        tokio::select! {
+            _ = interrupt.recv() => failure::EXIT_INTERRUPTED,
+            _ = terminate.recv() => EXIT_TERMINATED,
+        }
+    };
+    next().await;
+    cancel.cancel(Reason::Interrupted);
+    let status = next().await;
+    std::process::exit(i32::from(status));
+}
+
+/// Awaits work that may be stopped.
+async fn unless_canceled<T>(
+    cancel: &Cancel,
+    work: impl Future<Output = Result<T, BuildError>>,
+) -> Result<T, BuildError> {
+    tokio::select! {
+        result = work => result,
+        () = cancel.cancelled() => Err(BuildError::Interrupted),
+    }
+}

@@ -1,0 +1,85 @@
+//! `rbuild pull`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rbuild_frontend::graph::Network;
+use rbuild_oci::Platform;
+use rbuild_registry::Client;
+use tokio::sync::Semaphore;
+
+use crate::cancel::Cancel;
+use crate::cli::{Env, PullRequest};
+use crate::error::BuildError;
+use crate::export;
+use crate::host::Host;
+use crate::ops::{ExecEnv, image};
+use crate::progress::{self, Display, Events, Mode};
+use crate::resolve;
+use crate::settings::Settings;
+
+/// Pulls an image into the store and names it there.
+pub(super) fn run(
+    request: &PullRequest,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> Result<(), BuildError> {
+    let host = Host::open(settings, root)?;
+    if request.default_tag && !request.quiet {
+        super::print("Using default tag: latest\n");
+    }
+    let mode = if request.quiet { Mode::Quiet } else { Mode::Auto };
+    let (events, consumer) = progress::start(mode, Display::stderr(env));
+    let result = super::with_signals(async |cancel| pull(request, &host, &events, &cancel).await);
+    drop(events);
+    consumer.finish();
+    let line = result?;
+    super::print(&line);
+    Ok(())
+}
+
+async fn pull(
+    request: &PullRequest,
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<String, BuildError> {
+    let client = Client::new(host.settings.registry.clone())?;
+    let platform = request.platform.clone().unwrap_or_else(Platform::host);
+    let env = Arc::new(plain_env(host, events, cancel, client.clone())?);
+    let vertex = events.vertex(format!("pulling {}", request.name.familiar()));
+    events.started(vertex);
+    let found = super::unless_canceled(cancel, async {
+        Ok(resolve::fetch(&host.store, &client, &request.name, &platform).await?)
+    })
+    .await?;
+    let found = Arc::new(found);
+    let solved = image::materialise(&env, &found, vertex).await?;
+    let record = export::store::record(&host.store, &env.lease, &found, &solved.stack)?;
+    host.store.put_image(&request.name.to_string(), &record)?;
+    let name = request.name.to_string();
+    Ok(if request.quiet { format!("{name}\n") } else { format!("Digest: {}\n{name}\n", found.identity) })
+}
+
+/// Environment for work without RUN steps.
+pub(super) fn plain_env(
+    host: &Host,
+    events: &Events,
+    cancel: &Cancel,
+    client: Client,
+) -> Result<ExecEnv, BuildError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(ExecEnv {
+        store: host.store.clone(),
+        lease: host.store.lease()?,
+        registry: client,
+        events: events.clone(),
+        cancel: cancel.clone(),
+        overlay: host.overlay,
+        run_slots: Arc::new(Semaphore::new(1)),
+        disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        default_network: Network::None,
+        source_date_epoch: None,
+    })
+}

@@ -1,0 +1,361 @@
+//! Walks a local build context into a tree.
+//!
+//! The walk goes by directory fd and never follows a symlink, so a context cannot make it read anything outside. Ignored
+//! directories are not entered. Owners become 0:0 whatever the host says (dockerfile reference 3.4); mtimes stay out
+//! of the tree. File contents are hashed only where the stat index does not already know them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rbuild_cache::layer::Mtime;
+use rbuild_cache::path::RelPath;
+use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+use rbuild_cache::tree::{
+    ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree,
+};
+use rbuild_frontend::dockerignore::Ignore;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
+
+/// Deepest directory that is walked.
+const DEPTH_MAX: usize = 4096;
+/// Files below this many are hashed on the walking thread: starting helpers would cost more.
+const PARALLEL_HASH_MIN: usize = 64;
+
+/// A scanned context.
+pub struct ScannedContext {
+    /// Its tree, owners 0:0, ignored entries absent.
+    pub tree: Tree,
+    /// The tree's directory nodes.
+    pub nodes: Arc<MemoryNodeStore>,
+    /// The context directory.
+    pub dir: OwnedFd,
+    /// Number of regular files.
+    pub files: usize,
+    /// Bytes that had to be read and hashed.
+    pub hashed_bytes: u64,
+    /// Entries that were left out, with the reason.
+    pub skipped: Vec<String>,
+    /// The next stat index, when it differs from the last one.
+    pub fingerprints: Option<(ScanMoment, Vec<FingerprintEntry>)>,
+}
+
+/// Why a context cannot be scanned.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// A directory or file cannot be opened, listed or read.
+    #[error("cannot {what} `{path}` in the build context")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Path relative to the context.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Directories nest too deep.
+    #[error("`{0}` in the build context is nested deeper than {DEPTH_MAX} directories")]
+    TooDeep(String),
+    /// A file was not the same before and after it was hashed.
+    #[error("`{0}` in the build context changed while it was being read")]
+    Changed(String),
+    /// The trees could not be kept.
+    #[error(transparent)]
+    Tree(#[from] rbuild_cache::tree::NodeStoreError),
+}
+
+fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> ScanError {
+    let path = String::from_utf8_lossy(path).into_owned();
+    move |errno| ScanError::Io { what, path, source: errno.into() }
+}
+
+/// One directory on the walk: its node so far and where it hangs.
+#[derive(Default)]
+struct PendingDir {
+    path: Vec<u8>,
+    parent: Option<(usize, Vec<u8>)>,
+    meta: Meta,
+    node: DirNode,
+}
+
+/// A file whose content is not known yet.
+struct Unhashed {
+    dir: usize,
+    path: Vec<u8>,
+    stat: Stat,
+}
+
+/// Scans `root`.
+///
+/// `ignore` decides what is left out; the Dockerfile and the ignore file themselves are read by the builder elsewhere.
+/// `index` is the stat index of the last scan, or empty.
+pub fn scan(root: &Path, ignore: &Ignore, index: &FingerprintIndex) -> Result<ScannedContext, ScanError> {
+    // Before the first look at any file: what changes from here on is not trusted next time.
+    let moment = ScanMoment::now();
+    let dir = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io("open", root.as_os_str().as_bytes()))?;
+    let mut walk = Walk {
+        ignore,
+        index,
+        dirs: Vec::new(),
+        unhashed: Vec::new(),
+        known: Vec::new(),
+        hint: 0,
+        hits: 0,
+        files: 0,
+        skipped: Vec::new(),
+        links: BTreeMap::new(),
+    };
+    let root_meta = Meta { mode: 0o755, ..Meta::default() };
+    walk.dirs.push(PendingDir { path: Vec::new(), parent: None, meta: root_meta, node: DirNode::default() });
+    let mut next = 0;
+    while next < walk.dirs.len() {
+        walk.list(dir.as_fd(), next)?;
+        next += 1;
+    }
+    let hashed_bytes = walk.hash(dir.as_fd())?;
+    let changed = !walk.unhashed.is_empty() || walk.hits != index.len();
+    let (files, skipped) = (walk.files, std::mem::take(&mut walk.skipped));
+    let known = std::mem::take(&mut walk.known);
+    let (tree, nodes) = walk.finish()?;
+    Ok(ScannedContext {
+        tree,
+        nodes,
+        dir,
+        files,
+        hashed_bytes,
+        skipped,
+        fingerprints: changed.then_some((moment, known)),
+    })
+}
+
+struct Walk<'a> {
+    ignore: &'a Ignore,
+    index: &'a FingerprintIndex,
+    dirs: Vec<PendingDir>,
+    unhashed: Vec<Unhashed>,
+    known: Vec<FingerprintEntry>,
+    hint: usize,
+    hits: usize,
+    files: usize,
+    skipped: Vec<String>,
+    /// Paths of files with several names, by device and inode.
+    links: BTreeMap<(u64, u64), Vec<RelPath>>,
+}
+
+impl Walk<'_> {
+    /// Lists one directory: files and links into its node, directories onto the work list.
+    fn list(&mut self, root: BorrowedFd<'_>, at: usize) -> Result<(), ScanError> {
+        let path = self.dirs[at].path.clone();
+        if path.iter().filter(|b| **b == b'/').count() >= DEPTH_MAX {
+            return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
+        }
+        let dir = open_beneath(root, &path, OFlags::DIRECTORY).map_err(io("open", &path))?;
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut reader = RawDir::new(&dir, buffer.spare_capacity_mut());
+        while let Some(entry) = reader.next() {
+            let entry = entry.map_err(io("list", &path))?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            let mut child = path.clone();
+            if !child.is_empty() {
+                child.push(b'/');
+            }
+            child.extend_from_slice(&name);
+            self.visit(dir.as_fd(), at, name, child)?;
+        }
+        Ok(())
+    }
+
+    fn visit(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        at: usize,
+        name: Vec<u8>,
+        path: Vec<u8>,
+    ) -> Result<(), ScanError> {
+        let text = String::from_utf8_lossy(&path);
+        let ignored = self.ignore.matches(&text);
+        let stat = match rustix::fs::statat(dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // It vanished between listing and looking: as if it had never been there.
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(io("look at", &path)(errno)),
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if ignored && (kind != FileType::Directory || self.ignore.may_skip_dir(&text)) {
+            return Ok(());
+        }
+        let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
+        let entry = match kind {
+            FileType::Directory => {
+                self.dirs.push(PendingDir { path, parent: Some((at, name)), meta, node: DirNode::default() });
+                return Ok(());
+            }
+            FileType::RegularFile => {
+                self.files += 1;
+                if stat.st_nlink > 1 {
+                    self.links.entry((stat.st_dev, stat.st_ino)).or_default().push(RelPath::clamp(&path));
+                }
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                let (rel, seen) = (RelPath::clamp(&path), file_stat(&stat));
+                match self.index.lookup(&rel, &seen, &mut self.hint) {
+                    Some(content) => {
+                        self.hits += 1;
+                        self.known.push(FingerprintEntry { path: rel, stat: seen, content });
+                        Entry { meta, kind: Kind::File { size, content } }
+                    }
+                    None => {
+                        self.unhashed.push(Unhashed { dir: at, path, stat });
+                        return Ok(());
+                    }
+                }
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, OsStr::from_bytes(&name), Vec::new())
+                    .map_err(io("read the link", &path))?;
+                Entry {
+                    meta: Meta { mode: 0o777, ..Meta::default() },
+                    kind: Kind::Symlink(target.into_bytes()),
+                }
+            }
+            FileType::Fifo => Entry { meta, kind: Kind::Fifo },
+            // As BuildKit: a socket has no meaning in an image and becomes an empty file.
+            FileType::Socket => {
+                let content = ContentDigest(*blake3::hash(b"").as_bytes());
+                Entry { meta, kind: Kind::File { size: 0, content } }
+            }
+            _ => {
+                self.skipped.push(format!("`{text}` is a device and was left out of the build context"));
+                return Ok(());
+            }
+        };
+        self.dirs[at].node.entries.insert(name, entry);
+        Ok(())
+    }
+
+    /// Hashes what the stat index did not know, on both cores when there is much.
+    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<u64, ScanError> {
+        let todo = &self.unhashed;
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(usize, ContentDigest, u64)>, ScanError> {
+            let mut done = Vec::new();
+            let mut buffer = vec![0; 256 << 10];
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(file) = todo.get(at) else { return Ok(done) };
+                let (content, size) = hash_file(root, file, &mut buffer)?;
+                done.push((at, content, size));
+            }
+        };
+        let threads = if todo.len() < PARALLEL_HASH_MIN {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, usize::from).min(8)
+        };
+        let results = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut results = vec![work()];
+            results.extend(helpers.into_iter().map(|h| h.join().expect("hashing does not panic")));
+            results
+        });
+        let mut bytes = 0;
+        for result in results {
+            for (at, content, size) in result? {
+                let Unhashed { dir, path, stat } = &self.unhashed[at];
+                bytes += size;
+                let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
+                let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
+                self.known.push(FingerprintEntry {
+                    path: RelPath::clamp(path),
+                    stat: file_stat(stat),
+                    content,
+                });
+                self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Closes directories from the leaves up. A directory that was only entered for a re-included file is dropped again
+    /// when nothing was found.
+    fn finish(mut self) -> Result<(Tree, Arc<MemoryNodeStore>), ScanError> {
+        let nodes = Arc::new(MemoryNodeStore::default());
+        let mut batch = Vec::with_capacity(self.dirs.len());
+        for at in (1..self.dirs.len()).rev() {
+            let dir = &mut self.dirs[at];
+            let node = std::mem::take(&mut dir.node);
+            let (parent, name) = dir.parent.take().expect("every directory but the root has a parent");
+            let meta = std::mem::take(&mut dir.meta);
+            let text = String::from_utf8_lossy(&dir.path);
+            if node.entries.is_empty() && self.ignore.matches(&text) {
+                continue;
+            }
+            let digest = node.digest();
+            batch.push((digest, Arc::new(node)));
+            self.dirs[parent].node.entries.insert(name, Entry { meta, kind: Kind::Dir(digest) });
+        }
+        let root = std::mem::take(&mut self.dirs[0]);
+        let digest = root.node.digest();
+        batch.push((digest, Arc::new(root.node)));
+        nodes.put_nodes(&batch)?;
+        Ok((Tree { root: root.meta, node: digest, links: LinkGroups::new(self.links.into_values()) }, nodes))
+    }
+}
+
+fn file_stat(stat: &Stat) -> FileStat {
+    let time = |secs: i64, nanos: i64| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
+    FileStat {
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec as i64),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec as i64),
+        ino: stat.st_ino,
+        dev: stat.st_dev,
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    }
+}
+
+fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::ResolveFlags;
+    let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+}
+
+fn hash_file(
+    root: BorrowedFd<'_>,
+    file: &Unhashed,
+    buffer: &mut [u8],
+) -> Result<(ContentDigest, u64), ScanError> {
+    let fd = open_beneath(root, &file.path, OFlags::empty()).map_err(io("open", &file.path))?;
+    let changed = || ScanError::Changed(String::from_utf8_lossy(&file.path).into_owned());
+    let mut hasher = blake3::Hasher::new();
+    let mut size = 0;
+    loop {
+        let count = rustix::io::read(&fd, &mut *buffer).map_err(io("read", &file.path))?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        size += count as u64;
+    }
+    let after = rustix::fs::fstat(&fd).map_err(io("look at", &file.path))?;
+    if file_stat(&after) != file_stat(&file.stat) || size != u64::try_from(after.st_size).unwrap_or(0) {
+        return Err(changed());
+    }
+    Ok((ContentDigest(*hasher.finalize().as_bytes()), size))
+}

@@ -1,0 +1,282 @@
+//! What can go wrong in a build, by what was being done to which thing.
+
+use std::path::PathBuf;
+
+use rbuild_cache::copy::{CopyError, MaterialiseError, SourceError};
+use rbuild_cache::layer::{
+    CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackError,
+};
+use rbuild_cache::store::StoreError;
+use rbuild_cache::tree::select::SelectError;
+use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
+use rbuild_frontend::diagnostic::Diagnostic;
+use rbuild_frontend::dockerignore::IgnoreError;
+use rbuild_frontend::graph::Step;
+use rbuild_frontend::span::Lines;
+use rbuild_oci::{DiffId, Digest};
+use rbuild_registry::RegistryError;
+use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
+
+use crate::context::scan::ScanError;
+use crate::resolve::ResolveError;
+use crate::resolve::layout::LayoutError;
+
+/// A build that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile has errors; each diagnostic is drawn on its own.
+    #[error("the Dockerfile has errors")]
+    Dockerfile(Vec<Diagnostic>),
+    /// There is no Dockerfile.
+    #[error("failed to read dockerfile: open {}: no such file or directory", .path.display())]
+    NoDockerfile {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Files beside it that look like one.
+        similar: Vec<String>,
+    },
+    /// The Dockerfile or an ignore file cannot be read.
+    #[error("failed to read `{}`", .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The context is not a directory that can be read.
+    #[error("unable to prepare context: path \"{}\" not found", .0.display())]
+    NoContext(PathBuf),
+    /// An ignore file has a bad pattern.
+    #[error("failed to parse `{}`", .path.display())]
+    Ignore {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: IgnoreError,
+    },
+    /// The context cannot be scanned.
+    #[error("failed to read the build context")]
+    Scan(#[from] ScanError),
+    /// A base image cannot be had.
+    #[error("failed to resolve source metadata for {reference}")]
+    Base {
+        /// Image, as normalised.
+        reference: String,
+        /// Lines of the instruction that names it.
+        lines: Option<Lines>,
+        /// Stage names that `--from` could have meant.
+        stages: Vec<String>,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
+    /// An image for `pull` or `push` cannot be had.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// A step failed.
+    #[error(transparent)]
+    Step(Box<StepError>),
+    /// Work outside a step failed.
+    #[error(transparent)]
+    Work(#[from] StepFailure),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A layer that an image needs is gone from the store.
+    #[error("layer {0} is no longer in the store")]
+    LayerVanished(String),
+    /// A result cannot be written.
+    #[error("failed to write `{}`", .path.display())]
+    Export {
+        /// Where to.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A push failed.
+    #[error("failed to push {reference}")]
+    Push {
+        /// Destination.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<RegistryError>,
+    },
+    /// No image of that name is in the store.
+    #[error("An image does not exist locally with the tag: {0}")]
+    NoSuchImage(String),
+    /// Registry settings are broken.
+    #[error(transparent)]
+    RegistryConfig(#[from] rbuild_registry::ConfigError),
+    /// The process cannot get the privileges a build needs.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The runtime, a pipe or a thread cannot be had.
+    #[error("cannot set up the build")]
+    Setup(#[source] std::io::Error),
+    /// Ctrl-C or SIGTERM.
+    #[error("context canceled")]
+    Interrupted,
+}
+
+/// A failed step and where it stands.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+pub struct StepError {
+    /// `[build 2/4] RUN make`.
+    pub name: String,
+    /// Its lines.
+    pub lines: Option<Lines>,
+    /// Why.
+    #[source]
+    pub failure: StepFailure,
+}
+
+impl StepError {
+    /// Names the step.
+    pub fn new(step: &Step, failure: StepFailure) -> Self {
+        Self { name: step.name.clone(), lines: step.lines, failure }
+    }
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepFailure {
+    /// The command ended with a status other than 0.
+    #[error("process \"{command}\" did not complete successfully: exit code: {code}")]
+    Exit {
+        /// Its argv, joined.
+        command: String,
+        /// Status.
+        code: i32,
+        /// End of its output.
+        log: Vec<u8>,
+    },
+    /// The command was killed.
+    #[error("process \"{command}\" did not complete successfully: killed by signal {signal}")]
+    Signal {
+        /// Its argv, joined.
+        command: String,
+        /// Signal number.
+        signal: i32,
+        /// End of its output.
+        log: Vec<u8>,
+    },
+    /// The sandbox could not be set up or the command not started.
+    #[error("{source}")]
+    Sandbox {
+        /// Why.
+        source: rbuild_sandbox::StepError,
+        /// End of its output.
+        log: Vec<u8>,
+    },
+    /// The overlay cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The build was stopped.
+    #[error("canceled")]
+    Canceled,
+    /// A source does not exist.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// A copy is not possible.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// A source file cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A path in the image cannot be resolved.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A tree cannot be edited.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// A directory node cannot be loaded.
+    #[error(transparent)]
+    Node(#[from] NodeStoreError),
+    /// What a step changed cannot be read.
+    #[error(transparent)]
+    LayerScan(#[from] LayerScanError),
+    /// A layer cannot be written as an archive.
+    #[error(transparent)]
+    Encode(#[from] EncodeError<EmitError>),
+    /// A layer's files cannot be written.
+    #[error(transparent)]
+    Materialise(#[from] MaterialiseError),
+    /// A layer's recorded listing is damaged.
+    #[error("the recorded listing of a layer is damaged")]
+    Listing(#[from] CodecError),
+    /// A pulled layer cannot be decompressed.
+    #[error("failed to decompress layer {layer}")]
+    Blob {
+        /// Its blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: DecompressError,
+    },
+    /// A pulled layer cannot be unpacked.
+    #[error("failed to unpack layer {layer}")]
+    Unpack {
+        /// Its blob.
+        layer: Digest,
+        /// Why.
+        #[source]
+        source: UnpackError,
+    },
+    /// A pulled layer's bytes are not what the manifest says.
+    #[error("layer {wanted} was received as {found}")]
+    LayerDigest {
+        /// In the manifest.
+        wanted: Digest,
+        /// Of the bytes.
+        found: Digest,
+    },
+    /// A layer's tar is not what the config says.
+    #[error("layer content {found} does not match the diff id {wanted}")]
+    LayerDiffId {
+        /// In the config.
+        wanted: DiffId,
+        /// Of the bytes.
+        found: DiffId,
+    },
+    /// A layer is gone and cannot be fetched again.
+    #[error("layer {0} is no longer in the store and cannot be fetched again")]
+    LayerVanished(DiffId),
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A layout failed.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A user or group that `--chown` or USER names cannot be resolved.
+    #[error(transparent)]
+    User(UserError),
+    /// A file cannot be used.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StepFailure {
+    /// End of the step's output, when it has one.
+    pub fn log(&self) -> &[u8] {
+        match self {
+            Self::Exit { log, .. } | Self::Signal { log, .. } | Self::Sandbox { log, .. } => log,
+            _ => &[],
+        }
+    }
+}

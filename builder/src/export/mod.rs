@@ -1,0 +1,5 @@
+//! Finished images leave the build here: local store, OCI layout, registry.
+
+pub mod oci_layout;
+pub mod registry;
+pub mod store;

@@ -1,0 +1,179 @@
+//! Writes an OCI image layout, as a directory or as one tar (image-spec, image-layout.md).
+//!
+//! Both are written beside their destination under a temporary name and renamed when complete, so a failed export
+//! leaves nothing and an older file stays until the new one is whole.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rbuild_cache::store::Store;
+use rbuild_oci::{Digest, Reference, canonical_json, media_type};
+use serde_json::{Value, json};
+
+use crate::assemble::manifest::PackedImage;
+use crate::error::BuildError;
+
+/// Where the layout goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// One tar file.
+    Archive(PathBuf),
+    /// A tar on standard output.
+    Stdout,
+    /// A directory; blobs already there stay, `index.json` is replaced.
+    Directory(PathBuf),
+}
+
+/// Writes the image with one index entry per name, or one unnamed entry.
+pub fn write(
+    store: &Store,
+    image: &PackedImage,
+    names: &[Reference],
+    to: &Destination,
+) -> Result<(), BuildError> {
+    match to {
+        Destination::Archive(path) => {
+            let io = |source| BuildError::Export { path: path.clone(), source };
+            let temporary = sibling(path);
+            let result = File::create(&temporary)
+                .and_then(|file| archive(store, image, names, BufWriter::new(file)))
+                .and_then(|()| fs::rename(&temporary, path));
+            if result.is_err() {
+                let _ = fs::remove_file(&temporary);
+            }
+            result.map_err(io)
+        }
+        Destination::Stdout => archive(store, image, names, io::stdout().lock())
+            .map_err(|source| BuildError::Export { path: PathBuf::from("-"), source }),
+        Destination::Directory(path) => directory(store, image, names, path)
+            .map_err(|source| BuildError::Export { path: path.clone(), source }),
+    }
+}
+
+fn sibling(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
+}
+
+fn index(image: &PackedImage, names: &[Reference]) -> Vec<u8> {
+    let entry = |annotations: Option<Value>| {
+        let mut entry = json!({
+            "mediaType": media_type::OCI_MANIFEST,
+            "digest": image.digest,
+            "size": image.manifest.len(),
+            "platform": image.image.config.platform,
+        });
+        if let Some(annotations) = annotations {
+            entry["annotations"] = annotations;
+        }
+        entry
+    };
+    let created = image.image.config.created.clone().unwrap_or_default();
+    let mut manifests: Vec<Value> = names
+        .iter()
+        .map(|name| {
+            let name = name.clone().with_default_tag();
+            entry(Some(json!({
+                "io.containerd.image.name": name.to_string(),
+                "org.opencontainers.image.ref.name": name.tag_or_latest(),
+                "org.opencontainers.image.created": created,
+            })))
+        })
+        .collect();
+    if manifests.is_empty() {
+        manifests.push(entry(None));
+    }
+    canonical_json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
+}
+
+/// A blob of the layout: bytes in memory or a blob of the store.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    Blob(u64),
+}
+
+fn parts(image: &PackedImage) -> Vec<(Digest, Part<'_>)> {
+    let mut parts: Vec<(Digest, Part<'_>)> =
+        image.layers.iter().map(|l| (l.digest, Part::Blob(l.size))).collect();
+    parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
+    parts.push((image.digest, Part::Bytes(&image.manifest)));
+    parts.sort_by_key(|(digest, _)| *digest);
+    parts.dedup_by_key(|(digest, _)| *digest);
+    parts
+}
+
+fn open_blob(store: &Store, digest: Digest) -> io::Result<File> {
+    let blob = store.blob(&digest).map_err(io::Error::other)?;
+    blob.map(|blob| blob.file)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
+}
+
+fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Write) -> io::Result<()> {
+    let mut tar = tar::Builder::new(out);
+    let header = |size: u64, mode: u32, kind: tar::EntryType| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(mode);
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_entry_type(kind);
+        header
+    };
+    for dir in ["blobs/", "blobs/sha256/"] {
+        tar.append_data(&mut header(0, 0o755, tar::EntryType::Directory), dir, io::empty())?;
+    }
+    for (digest, part) in parts(image) {
+        let name = format!("blobs/sha256/{}", digest.hex());
+        match part {
+            Part::Bytes(bytes) => {
+                tar.append_data(
+                    &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
+                    name,
+                    bytes,
+                )?;
+            }
+            Part::Blob(size) => {
+                let file = open_blob(store, digest)?.take(size);
+                tar.append_data(&mut header(size, 0o644, tar::EntryType::Regular), name, file)?;
+            }
+        }
+    }
+    for (name, bytes) in [("index.json", index(image, names)), ("oci-layout", LAYOUT.to_vec())] {
+        tar.append_data(
+            &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
+            name,
+            bytes.as_slice(),
+        )?;
+    }
+    tar.into_inner()?.flush()
+}
+
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+fn directory(store: &Store, image: &PackedImage, names: &[Reference], to: &Path) -> io::Result<()> {
+    let blobs = to.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    for (digest, part) in parts(image) {
+        let path = blobs.join(digest.hex());
+        match part {
+            Part::Bytes(bytes) => replace(&path, &mut &*bytes)?,
+            Part::Blob(size) if fs::metadata(&path).is_ok_and(|m| m.len() == size) => {}
+            Part::Blob(size) => replace(&path, &mut open_blob(store, digest)?.take(size))?,
+        }
+    }
+    replace(&to.join("oci-layout"), &mut &*LAYOUT)?;
+    replace(&to.join("index.json"), &mut &*index(image, names))
+}
+
+fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {
+    let temporary = sibling(path);
+    let result = File::create(&temporary)
+        .and_then(|mut file| io::copy(from, &mut file))
+        .and_then(|_| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}

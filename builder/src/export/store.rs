@@ -1,0 +1,58 @@
+//! Names an image in the local store.
+
+use rbuild_cache::store::{ImageRecord, LayerId, Lease, Store};
+use rbuild_oci::{Digest, Reference};
+
+use crate::assemble::BuiltImage;
+use crate::error::BuildError;
+use crate::resolve::BaseImage;
+use crate::timestamp;
+
+/// The record of a pulled image whose layers are all here.
+pub fn record(
+    store: &Store,
+    lease: &Lease,
+    image: &BaseImage,
+    layers: &[LayerId],
+) -> Result<ImageRecord, BuildError> {
+    let mut size_bytes = 0;
+    for layer in layers {
+        size_bytes += store.layer(*layer)?.and_then(|info| info.tar).map_or(0, |(_, bytes)| bytes);
+    }
+    Ok(ImageRecord {
+        config: store.put_blob(lease, &image.config_bytes)?,
+        layers: layers.to_vec(),
+        diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
+        manifest: Some(image.identity),
+        platform: image.config.platform.to_string(),
+        size_bytes,
+        created_unix_ns: created_ns(image.config.created.as_deref()),
+    })
+}
+
+fn created_ns(created: Option<&str>) -> i64 {
+    created.and_then(timestamp::parse_rfc3339).unwrap_or(0).saturating_mul(1_000_000_000)
+}
+
+/// Records the image under every name and makes it durable, all names or none. Its layers are in the store already;
+/// nothing is compressed.
+pub fn tag(
+    store: &Store,
+    lease: &Lease,
+    names: &[Reference],
+    image: &BuiltImage,
+    manifest: Option<Digest>,
+) -> Result<(), BuildError> {
+    let record = ImageRecord {
+        config: store.put_blob(lease, &image.config_bytes)?,
+        layers: image.layers.iter().map(|layer| layer.id).collect(),
+        diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
+        manifest,
+        platform: image.config.platform.to_string(),
+        size_bytes: image.size(),
+        created_unix_ns: created_ns(image.config.created.as_deref()),
+    };
+    let names: Vec<String> = names.iter().map(|name| name.clone().with_default_tag().to_string()).collect();
+    let records: Vec<_> = names.iter().map(|name| (name.as_str(), &record)).collect();
+    Ok(store.put_images(&records)?)
+}

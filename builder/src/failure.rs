@@ -1,0 +1,212 @@
+//! From typed errors to what people read: message, place, causes, the fix.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use rbuild_frontend::span::Lines;
+
+use crate::build::Source;
+use crate::cli::{Env, UsageError, similar_command};
+use crate::context::scan::ScanError;
+use crate::error::{BuildError, StepError, StepFailure};
+use crate::report::{Kind, Report, SourceFile, Style};
+use crate::resolve::ResolveError;
+
+/// Status of a command that the user stopped.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Prints a report to standard error and gives the exit status.
+pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
+    show(&report(error, source), env)
+}
+
+/// Prints what is wrong with a command line.
+pub fn usage(error: &UsageError, env: &Env) -> ExitCode {
+    show(&Report::from(error), env)
+}
+
+fn show(report: &Report, env: &Env) -> ExitCode {
+    // Nobody left to tell when standard error is closed; the status still says it.
+    let _ = std::io::stderr().lock().write_all(report.render(Style::stderr(env)).as_bytes());
+    ExitCode::from(report.exit_code())
+}
+
+/// The report of an error. `source` is the Dockerfile, when one was read.
+pub fn report(error: &BuildError, source: Option<&Source>) -> Report {
+    let file = source.and_then(source_file);
+    if let (BuildError::Dockerfile(diagnostics), Some(file)) = (error, &file) {
+        return Report::dockerfile(file.clone(), diagnostics.clone());
+    }
+    let mut report = Report::new(kind(error), message(error));
+    report.causes = causes(error);
+    report.hints = hints(error);
+    if let (Some(lines), Some(file)) = (lines(error), file) {
+        report = report.excerpt(file, lines);
+    }
+    if let BuildError::Step(step) = error
+        && !step.failure.log().is_empty()
+    {
+        report = report.step_log(&step.name, step.failure.log().to_vec());
+    }
+    report
+}
+
+/// The Dockerfile as reports show it.
+pub fn source_file(source: &Source) -> Option<SourceFile> {
+    let found = source.dockerfile.as_ref()?;
+    Some(SourceFile { name: found.display.clone(), bytes: Arc::clone(&found.bytes) })
+}
+
+fn message(error: &BuildError) -> String {
+    match error {
+        BuildError::Step(step) => step.failure.to_string(),
+        BuildError::Base { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn lines(error: &BuildError) -> Option<Lines> {
+    match error {
+        BuildError::Step(step) => step.lines,
+        BuildError::Base { lines, .. } => *lines,
+        _ => None,
+    }
+}
+
+/// Texts of the chain below the message. A cause whose text the line above already ends with says nothing new.
+fn causes(error: &BuildError) -> Vec<String> {
+    let mut next: Option<&dyn Error> = match error {
+        BuildError::Step(step) => step.failure.source(),
+        BuildError::Base { source, .. } => source.source(),
+        other => other.source(),
+    };
+    let mut texts: Vec<String> = Vec::new();
+    let mut above = message(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !above.ends_with(&text) {
+            texts.push(text.clone());
+        }
+        above = text;
+        next = cause.source();
+    }
+    texts
+}
+
+fn kind(error: &BuildError) -> Kind {
+    if is_disk_full(error) {
+        return Kind::Exhausted;
+    }
+    match error {
+        BuildError::Dockerfile(_) => Kind::Dockerfile,
+        BuildError::NoDockerfile { .. } | BuildError::Read { .. } | BuildError::NoContext(_) => Kind::Build,
+        BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
+            Kind::Build
+        }
+        BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
+        BuildError::RegistryConfig(_) => Kind::Registry,
+        BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
+        BuildError::Export { .. } => Kind::Build,
+        BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
+        BuildError::Interrupted => Kind::Interrupted,
+    }
+}
+
+fn hints(error: &BuildError) -> Vec<String> {
+    if is_disk_full(error) {
+        return vec![
+            "free space on the disk that holds the store, or keep the store elsewhere: --root DIR".to_owned(),
+        ];
+    }
+    match error {
+        BuildError::NoDockerfile { similar, .. } => match similar.as_slice() {
+            [] => vec![
+                "name the Dockerfile with -f PATH, or run rbuild in the directory that has it".to_owned(),
+            ],
+            names => vec![format!("there is {}: use -f", names.join(", "))],
+        },
+        BuildError::NoContext(path) if similar_command(&path.to_string_lossy()).is_some() => {
+            let command = similar_command(&path.to_string_lossy()).unwrap_or_default();
+            vec![format!("did you mean the command `rbuild {command}`?")]
+        }
+        BuildError::NoContext(_) => {
+            vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        }
+        BuildError::Scan(ScanError::Changed(_)) => {
+            vec!["run the build again when nothing writes to the context".to_owned()]
+        }
+        BuildError::Base { reference, stages, source, .. } if !stages.is_empty() => {
+            let names = stages.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let mut hints = vec![format!(
+                "no earlier stage has that name, so it is the image {reference}; stages: {names}"
+            )];
+            hints.extend(resolve_hints(source));
+            hints
+        }
+        BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
+        BuildError::Push { source, .. } => source.hint().into_iter().collect(),
+        BuildError::NoSuchImage(name) => {
+            vec![format!("build it with -t {name}, or list what is here: rbuild images")]
+        }
+        BuildError::Step(step) => step_hints(step),
+        BuildError::Bootstrap(source) => {
+            vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
+        }
+        BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+fn resolve_hints(error: &ResolveError) -> Vec<String> {
+    match error {
+        ResolveError::Registry { source, .. } => source.hint().into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn step_hints(step: &StepError) -> Vec<String> {
+    match &step.failure {
+        StepFailure::Exit { code: 127, command, .. } if command.starts_with("/bin/sh") => {
+            vec!["127 means that the shell found no such command: install it in an earlier step, or check its name".to_owned()]
+        }
+        StepFailure::Exit { code: 126, .. } => {
+            vec![
+                "126 means that the file is there but cannot be executed: check its mode and its first line"
+                    .to_owned(),
+            ]
+        }
+        StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
+            vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
+        }
+        StepFailure::Select(_) => {
+            vec![
+                "paths are relative to the source's root; a file that .dockerignore excludes is not there"
+                    .to_owned(),
+            ]
+        }
+        StepFailure::User(_) => {
+            vec!["create it in an earlier RUN, or use numeric ids".to_owned()]
+        }
+        StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// ENOSPC or EDQUOT anywhere in the chain.
+fn is_disk_full(error: &BuildError) -> bool {
+    let mut next: Option<&dyn Error> = Some(error);
+    while let Some(cause) = next {
+        let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let errno = cause.downcast_ref::<rustix::io::Errno>();
+        let full = matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+            || matches!(errno, Some(&rustix::io::Errno::NOSPC | &rustix::io::Errno::DQUOT))
+            || cause.to_string().contains("database or disk is full");
+        if full {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}

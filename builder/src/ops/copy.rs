@@ -1,0 +1,95 @@
+//! Executes COPY and ADD: a plan on trees, then files into a fresh layer directory. No mount, no sandbox.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Owners, Sources};
+use rbuild_cache::tree::Tree;
+use rbuild_frontend::graph::{CopyOp, CopySource};
+
+use crate::context::ScannedContext;
+use crate::error::StepFailure;
+use crate::ops::select::Selection;
+use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
+use crate::progress::VertexId;
+use crate::solve::Solved;
+
+/// Where the files come from.
+pub enum Origin {
+    /// A build context.
+    Context(Arc<ScannedContext>),
+    /// Another stage or image.
+    Stage(Arc<Solved>),
+    /// Only here-documents.
+    Inline,
+}
+
+/// Copies into a new layer on top of `root`.
+pub async fn execute(
+    env: &Arc<ExecEnv>,
+    copy: &CopyOp,
+    root: &Arc<Solved>,
+    origin: Origin,
+    selection: Option<Arc<Selection>>,
+    vertex: VertexId,
+) -> Result<NewLayer, StepFailure> {
+    let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
+    env.events.started(vertex);
+    let (env, copy, root) = (Arc::clone(env), copy.clone(), Arc::clone(root));
+    blocking(move || layer(&env, &copy, &root, &origin, selection.as_deref())).await
+}
+
+fn layer(
+    env: &ExecEnv,
+    op: &CopyOp,
+    root: &Solved,
+    origin: &Origin,
+    selection: Option<&Selection>,
+) -> Result<NewLayer, StepFailure> {
+    let owner = op.chown.as_ref().map(|chown| owner::chown(env, root, &chown.text)).transpose()?;
+    let parents = env.stack_source(root)?;
+    let options = CopyOptions {
+        dest: op.dest.clone(),
+        owner,
+        chmod: op.chmod,
+        from_context: op.from_context,
+        now: env.now(),
+    };
+    let mut items = Vec::new();
+    for (at, source) in op.sources.iter().enumerate() {
+        match source {
+            CopySource::Path(_) => {
+                let selected = selection.map(|s| s.sources[at].clone()).unwrap_or_default();
+                items.extend(selected.into_iter().map(CopyItem::Selected));
+            }
+            CopySource::Inline { name, content } => {
+                items.push(CopyItem::Inline {
+                    name: name.clone().into_bytes(),
+                    content: content.clone().into_bytes(),
+                });
+            }
+        }
+    }
+    let (source_tree, files): (Option<&Tree>, Option<Box<dyn FileSource>>) = match origin {
+        Origin::Context(context) => {
+            let dir = context.dir.try_clone().map_err(|source| StepFailure::Io {
+                what: "hold",
+                path: "the build context".to_owned(),
+                source,
+            })?;
+            (Some(&context.tree), Some(Box::new(DirSource::new(dir))))
+        }
+        Origin::Stage(solved) => (Some(&solved.tree), Some(Box::new(env.stack_source(solved)?))),
+        Origin::Inline => (None, None),
+    };
+    let nodes = crate::context::nodes_of(env, origin);
+    let source = source_tree.zip(files.as_deref());
+    let plan = copy::plan(nodes.as_ref(), &root.tree, &parents, source, &items, &options)?;
+    let draft = env.store.draft(&env.lease)?;
+    let sources = Sources { main: source.map(|(_, files)| files), archives: &[] };
+    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set)?;
+    let diff = without_same_root(plan.diff, &root.tree.root);
+    let tree = root.tree.apply(&env.store, &diff)?;
+    let size_bytes = size_bytes(&diff);
+    Ok(NewLayer { draft, diff, tree, size_bytes })
+}

@@ -1,0 +1,114 @@
+//! What each op does when it is executed.
+
+pub mod copy;
+pub mod image;
+pub mod owner;
+pub mod run;
+pub mod select;
+pub mod workdir;
+
+use std::sync::Arc;
+
+use rbuild_cache::copy::StackSource;
+use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
+use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
+use rbuild_cache::tree::{Meta, Tree};
+use rbuild_frontend::graph::Network;
+use rbuild_registry::Client;
+use tokio::sync::Semaphore;
+
+use crate::cancel::Cancel;
+use crate::error::StepFailure;
+use crate::progress::Events;
+use crate::solve::Solved;
+
+/// What every op needs from its build.
+pub struct ExecEnv {
+    /// The store.
+    pub store: Store,
+    /// Protects everything unfinished.
+    pub lease: Lease,
+    /// Registry access, set up on first use.
+    pub registry: Client,
+    /// Where events go.
+    pub events: Events,
+    /// The build's switch.
+    pub cancel: Cancel,
+    /// How overlay marks are written in layer directories.
+    pub overlay: OverlayForm,
+    /// RUN steps at once. Not the core count: a step that sleeps must not block another.
+    pub run_slots: Arc<Semaphore>,
+    /// Unpacking and copying at once.
+    pub disk_slots: Arc<Semaphore>,
+    /// Network of RUN steps that ask for the default.
+    pub default_network: Network,
+    /// `SOURCE_DATE_EPOCH`, in seconds.
+    pub source_date_epoch: Option<i64>,
+}
+
+/// An executed step's layer, before it is committed.
+pub struct NewLayer {
+    /// Its directory in the work area.
+    pub draft: LayerDraft,
+    /// What it changes.
+    pub diff: LayerDiff,
+    /// State after it.
+    pub tree: Tree,
+    /// Bytes of regular files in it.
+    pub size_bytes: u64,
+}
+
+impl ExecEnv {
+    /// Time for directories that a step makes: now, or the epoch that was asked for.
+    pub fn now(&self) -> Mtime {
+        if let Some(secs) = self.source_date_epoch {
+            return Mtime { secs, nanos: 0 };
+        }
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Mtime { secs: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nanos: now.subsec_nanos() }
+    }
+
+    /// Files of a state, read from its layers without a mount.
+    pub fn stack_source(&self, solved: &Solved) -> Result<StackSource, StepFailure> {
+        let dirs = solved.stack.iter().map(|layer| self.store.layer_dir(*layer));
+        Ok(StackSource::new(dirs.collect::<Result<_, _>>()?))
+    }
+}
+
+/// Runs blocking work on its own thread and waits for it, however long the caller's switch is thrown: work that owns a
+/// draft must end before its directory is removed.
+pub async fn blocking<T, F>(work: F) -> Result<T, StepFailure>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, StepFailure> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(join) => std::panic::resume_unwind(join.into_panic()),
+    }
+}
+
+/// Takes the root out of a diff that leaves it as it was: archives of layers do not list it then.
+pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
+    let is_same = diff.entries.first().is_some_and(|entry| {
+        entry.path.is_root() && matches!(&entry.change, Change::Dir { meta, opaque: false } if meta == root)
+    });
+    if is_same {
+        diff.entries.remove(0);
+    }
+    diff
+}
+
+/// Bytes of the regular files that a layer brings.
+pub fn size_bytes(diff: &LayerDiff) -> u64 {
+    let size = |entry: &rbuild_cache::layer::DiffEntry| match &entry.change {
+        Change::File { size, .. } => *size,
+        _ => 0,
+    };
+    diff.entries.iter().map(size).sum()
+}
+
+/// The recorded diff of a layer.
+pub fn layer_diff(env: &ExecEnv, layer: LayerId) -> Result<LayerDiff, StepFailure> {
+    Ok(decode_diff(&env.store.layer_entries(layer)?)?)
+}

@@ -1,0 +1,186 @@
+//! Executes RUN: overlay mount, sandbox, scan of what changed.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rbuild_cache::copy::{FileSource, StackSource};
+use rbuild_cache::layer::{self, OverlayForm, ParentEntry, ParentViewError};
+use rbuild_cache::path::RelPath;
+use rbuild_cache::tree::Meta;
+use rbuild_frontend::graph::{Network, RunOp};
+use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
+
+use crate::error::StepFailure;
+use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
+use crate::progress::{Stream, VertexId};
+use crate::solve::Solved;
+
+/// Output kept for the failure report.
+const LOG_TAIL_BYTES_MAX: usize = 64 << 10;
+
+/// Runs the step on top of `root` and returns what it changed. A non-zero exit is [`StepFailure::Exit`]; nothing of
+/// the step is alive and nothing is mounted when this returns.
+pub async fn execute(
+    env: &Arc<ExecEnv>,
+    op: &RunOp,
+    root: &Arc<Solved>,
+    vertex: VertexId,
+) -> Result<NewLayer, StepFailure> {
+    let slots = Arc::clone(&env.run_slots);
+    let _slot = slots.acquire().await.expect("the semaphore is never closed");
+    if env.cancel.reason().is_some() {
+        return Err(StepFailure::Canceled);
+    }
+    env.events.started(vertex);
+    let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
+    blocking(move || layer(&env, &op, &root, vertex)).await
+}
+
+fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
+    let draft = env.store.draft(&env.lease)?;
+    like_root(draft.diff_fd(), &root.tree.root)?;
+    let dirs: Vec<_> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
+    let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+    let in_userns = matches!(env.overlay, OverlayForm::User);
+    let upper = (draft.diff_path(), draft.work_path());
+    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
+    let mut tail = Tail::default();
+    let spec = spec(env, op)?;
+    let exit = rbuild_sandbox::run_step(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
+        tail.push(bytes);
+        let stream = match stream {
+            SandboxStream::Stdout => Stream::Stdout,
+            SandboxStream::Stderr => Stream::Stderr,
+        };
+        env.events.log(vertex, stream, bytes.to_vec());
+    });
+    let exit = match exit {
+        Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
+        Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
+        Ok(exit) => exit,
+    };
+    let command = op.argv.join(" ");
+    match exit {
+        Exit::Code(0) => {}
+        _ if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
+        Exit::Code(code) => return Err(StepFailure::Exit { command, code, log: tail.into_bytes() }),
+        Exit::Signal(signal) => return Err(StepFailure::Signal { command, signal, log: tail.into_bytes() }),
+    }
+    written_back(&merged).map_err(|errno| StepFailure::Io {
+        what: "write",
+        path: "the step's layer".to_owned(),
+        source: errno.into(),
+    })?;
+    drop(merged);
+    let parent = Parent { env, root, files: env.stack_source(root)? };
+    let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
+    let tree = root.tree.apply(&env.store, &diff)?;
+    let size_bytes = size_bytes(&diff);
+    Ok(NewLayer { draft, diff, tree, size_bytes })
+}
+
+/// Reports a write-back error of the upper that would otherwise be lost: it is mounted `volatile`, so this flushes
+/// nothing.
+fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    // A mount fd is an `O_PATH` one, which syncfs refuses.
+    let root =
+        rustix::fs::openat(merged, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::syncfs(&root)
+}
+
+/// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
+fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
+    use rustix::fs::{Gid, Mode, Uid};
+    let io = |errno: rustix::io::Errno| StepFailure::Io {
+        what: "set up",
+        path: "the step's root directory".to_owned(),
+        source: errno.into(),
+    };
+    if (root.uid, root.gid) != (0, 0) {
+        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))).map_err(io)?;
+    }
+    if root.mode != 0o755 {
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
+    }
+    Ok(())
+}
+
+fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
+    let mut environment = op.env.clone();
+    for (name, value) in &op.proxy_env {
+        if !environment.iter().any(|(known, _)| known == name) {
+            environment.push((name.clone(), value.clone()));
+        }
+    }
+    let network = match (op.network, env.default_network) {
+        (Network::None, _) | (Network::Default, Network::None) => rbuild_sandbox::Network::None,
+        _ => rbuild_sandbox::Network::Host,
+    };
+    let script = op.script.as_ref().map(|text| {
+        let path = op.argv.first().cloned().unwrap_or_default();
+        (path, text.clone().into_bytes())
+    });
+    Ok(StepSpec {
+        argv: op.argv.clone(),
+        env: environment,
+        cwd: op.cwd.clone(),
+        user: op.user.clone(),
+        network,
+        script,
+        hosts: b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
+        // Without one the step has no name resolution, as on the host.
+        resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+        ..StepSpec::new(Vec::new())
+    })
+}
+
+/// The state below the step, as the scanner asks for it.
+struct Parent<'a> {
+    env: &'a ExecEnv,
+    root: &'a Solved,
+    files: StackSource,
+}
+
+impl layer::ParentView for Parent<'_> {
+    fn entry(&self, path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        let Some(entry) = self.root.tree.get(&self.env.store, path)? else { return Ok(None) };
+        // A root without layers (scratch) has no directory to ask.
+        let mtime = self.files.mtime(path).unwrap_or_default();
+        Ok(Some(ParentEntry { entry, mtime }))
+    }
+}
+
+/// The last bytes of a step's output.
+#[derive(Default)]
+struct Tail(VecDeque<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES_MAX)..];
+        let excess = (self.0.len() + bytes.len()).saturating_sub(LOG_TAIL_BYTES_MAX);
+        self.0.drain(..excess);
+        self.0.extend(bytes);
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        self.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tail_keeps_the_last_bytes() {
+        let mut tail = Tail::default();
+        tail.push(&vec![b'a'; LOG_TAIL_BYTES_MAX]);
+        tail.push(b"end");
+        let bytes = tail.into_bytes();
+        assert_eq!(bytes.len(), LOG_TAIL_BYTES_MAX);
+        assert!(bytes.ends_with(b"aend"));
+    }
+}

@@ -1,0 +1,338 @@
+//! From image names to pinned images: local store, recorded resolutions, layouts, registries.
+//!
+//! Order: a named context, then an image in the local store, then a tag resolved before, then the registry. `--pull`
+//! asks the registry first and fails when it cannot answer. A resolution is recorded with the manifest's and config's
+//! digests, so a later build needs no network.
+
+pub mod layout;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use rbuild_cache::store::{Resolution, ResolvedLayer, Store};
+use rbuild_oci::{DiffId, Digest, ImageConfig, Manifest, Platform, Reference, ReferenceError};
+use rbuild_registry::{Client, RegistryError};
+
+use crate::cli::NamedContextArg;
+use crate::resolve::layout::{Layout, LayoutError};
+use crate::timestamp;
+
+/// Largest image config read back from the store.
+pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
+
+/// A compressed layer as its image names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobRef {
+    /// Digest of the compressed bytes.
+    pub digest: Digest,
+    /// Their length.
+    pub size: u64,
+    /// Media type in the manifest.
+    pub media_type: String,
+}
+
+/// Name under which the store remembers a layer's compressed form as some registry or layout has it.
+pub const PULLED: &str = "pulled";
+
+/// One layer of a base image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseLayer {
+    /// Digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// Where its compressed bytes are known; `None` for images built here.
+    pub blob: Option<BlobRef>,
+}
+
+/// Where a base image's layers come from when they are not local.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A registry.
+    Registry(Reference),
+    /// An OCI layout directory.
+    Layout(Arc<Layout>),
+    /// Only the local store has it.
+    Local,
+}
+
+/// A pinned image.
+#[derive(Debug, Clone)]
+pub struct BaseImage {
+    /// Normalised name, for people and records.
+    pub reference: String,
+    /// What pins it: the manifest's digest, or the config's for an image built here.
+    pub identity: Digest,
+    /// Its config's bytes, as its maker wrote them.
+    pub config_bytes: Vec<u8>,
+    /// Its config.
+    pub config: ImageConfig,
+    /// Its layers, base first.
+    pub layers: Vec<BaseLayer>,
+    /// Where missing layers come from.
+    pub origin: Origin,
+}
+
+/// Base images of one build by identity.
+pub type BaseImages = HashMap<Digest, Arc<BaseImage>>;
+
+/// Why an image cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The name is not a reference.
+    #[error("failed to parse the image name `{text}`")]
+    Reference {
+        /// What was written.
+        text: String,
+        /// Why.
+        #[source]
+        source: ReferenceError,
+    },
+    /// The registry did not give it.
+    #[error("{reference}")]
+    Registry {
+        /// Normalised name.
+        reference: String,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
+    /// A layout did not give it.
+    #[error("failed to read the image layout")]
+    Layout(#[from] LayoutError),
+    /// Its config and manifest disagree.
+    #[error("image {reference} lists {layers} layers in its manifest but {diff_ids} in its config")]
+    LayerCount {
+        /// Name.
+        reference: String,
+        /// In the manifest.
+        layers: usize,
+        /// In the config.
+        diff_ids: usize,
+    },
+    /// A descriptor's digest is not sha256.
+    #[error("image {reference} names a layer by `{digest}`, which is not a sha256 digest")]
+    LayerDigest {
+        /// Name.
+        reference: String,
+        /// The text.
+        digest: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] rbuild_cache::store::StoreError),
+    /// A stored config does not parse.
+    #[error("the stored config of {reference} is damaged")]
+    Config {
+        /// Name.
+        reference: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Resolves names for one build.
+pub struct Resolver {
+    store: Store,
+    registry: Client,
+    named: BTreeMap<String, NamedContextArg>,
+    /// True for `--pull`.
+    always: bool,
+}
+
+impl Resolver {
+    /// A resolver; nothing is contacted yet.
+    pub fn new(
+        store: Store,
+        registry: Client,
+        named: BTreeMap<String, NamedContextArg>,
+        always: bool,
+    ) -> Self {
+        Self { store, registry, named, always }
+    }
+
+    /// Finds the image `text`, or the one that the named context `named` stands for.
+    pub async fn resolve(
+        &self,
+        text: &str,
+        named: Option<&str>,
+        platform: &Platform,
+    ) -> Result<BaseImage, ResolveError> {
+        match named.and_then(|name| self.named.get(name)) {
+            Some(NamedContextArg::OciLayout { dir, tag, digest }) => {
+                Self::in_layout(dir, tag.as_deref(), *digest, platform)
+            }
+            Some(NamedContextArg::Image(reference)) => self.by_reference(reference.clone(), platform).await,
+            Some(NamedContextArg::Dir(_)) | None => {
+                let reference = text
+                    .parse::<Reference>()
+                    .map_err(|source| ResolveError::Reference { text: text.to_owned(), source })?;
+                self.by_reference(reference, platform).await
+            }
+        }
+    }
+
+    fn in_layout(
+        dir: &std::path::Path,
+        tag: Option<&str>,
+        digest: Option<Digest>,
+        platform: &Platform,
+    ) -> Result<BaseImage, ResolveError> {
+        let layout = Layout::open(dir)?;
+        let image = layout.image(tag, digest, platform)?;
+        let reference = format!("oci-layout://{}", dir.display());
+        let layers = base_layers(&reference, &image.manifest, &image.config)?;
+        Ok(BaseImage {
+            reference,
+            identity: image.manifest_digest,
+            config_bytes: image.config_bytes,
+            config: image.config,
+            layers,
+            origin: Origin::Layout(Arc::new(layout)),
+        })
+    }
+
+    async fn by_reference(
+        &self,
+        reference: Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, ResolveError> {
+        let reference = reference.with_default_tag();
+        if !self.always {
+            let recorded = self.recorded(&reference, platform)?;
+            match (local_image(&self.store, &reference, platform)?, recorded) {
+                // Pulled here: the record also knows where its layers can be had again.
+                (Some(local), Some(recorded)) if local.identity == recorded.identity => return Ok(recorded),
+                (Some(image), _) | (None, Some(image)) => return Ok(image),
+                (None, None) => {}
+            }
+        }
+        fetch(&self.store, &self.registry, &reference, platform).await
+    }
+
+    fn recorded(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<BaseImage>, ResolveError> {
+        let Some(resolution) = self.store.resolution(&reference.to_string(), &platform.to_string())? else {
+            return Ok(None);
+        };
+        let Some(config_bytes) = self.store.blob_bytes(&resolution.config, CONFIG_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        let config = serde_json::from_slice(&config_bytes)
+            .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
+        let layers = resolution
+            .layers
+            .into_iter()
+            .map(|layer| BaseLayer {
+                diff_id: layer.diff_id,
+                blob: Some(BlobRef { digest: layer.blob, size: layer.size, media_type: layer.media_type }),
+            })
+            .collect();
+        Ok(Some(BaseImage {
+            reference: reference.to_string(),
+            identity: resolution.manifest,
+            config_bytes,
+            config,
+            layers,
+            origin: Origin::Registry(reference.clone()),
+        }))
+    }
+}
+
+/// Asks the registry and records the answer.
+pub async fn fetch(
+    store: &Store,
+    registry: &Client,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<BaseImage, ResolveError> {
+    let found = registry
+        .resolve(reference, platform)
+        .await
+        .map_err(|source| ResolveError::Registry { reference: reference.to_string(), source })?;
+    let layers = base_layers(&reference.to_string(), &found.manifest, &found.config)?;
+    let lease = store.lease()?;
+    let recorded = layers.iter().filter_map(|layer| {
+        let blob = layer.blob.clone()?;
+        Some(ResolvedLayer {
+            diff_id: layer.diff_id,
+            blob: blob.digest,
+            size: blob.size,
+            media_type: blob.media_type,
+        })
+    });
+    let resolution = Resolution {
+        manifest: store.put_blob(&lease, &found.manifest_bytes)?,
+        config: store.put_blob(&lease, &found.config_bytes)?,
+        layers: recorded.collect(),
+        resolved_unix_ns: timestamp::unix_ns(),
+        served_by: found.served_by,
+    };
+    store.put_resolution(&reference.to_string(), &platform.to_string(), &resolution)?;
+    Ok(BaseImage {
+        reference: reference.to_string(),
+        identity: found.manifest_digest,
+        config_bytes: found.config_bytes,
+        config: found.config,
+        layers,
+        origin: Origin::Registry(reference.clone()),
+    })
+}
+
+/// An image that was built or pulled here under this very name, when all its layers are still here.
+fn local_image(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<BaseImage>, ResolveError> {
+    let Some(record) = store.image(&reference.to_string())? else { return Ok(None) };
+    if reference.digest().is_some_and(|digest| Some(digest) != record.manifest)
+        || !store.has_layers(&record.layers)?
+    {
+        return Ok(None);
+    }
+    let Some(config_bytes) = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)? else { return Ok(None) };
+    let config: ImageConfig = serde_json::from_slice(&config_bytes)
+        .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
+    if !config.platform.satisfies(platform) {
+        return Ok(None);
+    }
+    let layers = record.diff_ids.iter().map(|diff_id| BaseLayer { diff_id: *diff_id, blob: None }).collect();
+    let identity = record.manifest.unwrap_or(record.config);
+    Ok(Some(BaseImage {
+        reference: reference.to_string(),
+        identity,
+        config_bytes,
+        config,
+        layers,
+        origin: Origin::Local,
+    }))
+}
+
+fn base_layers(
+    reference: &str,
+    manifest: &Manifest,
+    config: &ImageConfig,
+) -> Result<Vec<BaseLayer>, ResolveError> {
+    let diff_ids = &config.rootfs.diff_ids;
+    if manifest.layers().len() != diff_ids.len() {
+        return Err(ResolveError::LayerCount {
+            reference: reference.to_owned(),
+            layers: manifest.layers().len(),
+            diff_ids: diff_ids.len(),
+        });
+    }
+    let layer = |(descriptor, diff_id): (&rbuild_oci::Descriptor, &DiffId)| {
+        let text = descriptor.digest().to_string();
+        let digest = text.parse().map_err(|_| ResolveError::LayerDigest {
+            reference: reference.to_owned(),
+            digest: text.chars().take(80).collect(),
+        })?;
+        let blob =
+            BlobRef { digest, size: descriptor.size(), media_type: descriptor.media_type().to_string() };
+        Ok(BaseLayer { diff_id: *diff_id, blob: Some(blob) })
+    };
+    manifest.layers().iter().zip(diff_ids).map(layer).collect()
+}

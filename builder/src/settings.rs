@@ -1,0 +1,68 @@
+//! What the environment and the user's files say, read once.
+//!
+//! The only place that reads the process environment. Everything is read before privileges change, because HOME may
+//! mean something else afterwards.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::Env;
+
+/// What the environment says.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
+    pub default_root: PathBuf,
+    /// Registry access.
+    pub registry: rbuild_registry::Settings,
+}
+
+impl Settings {
+    /// Reads what is needed from `env`; `is_root` says whether the user is uid 0 outside of any namespace of ours.
+    pub fn new(env: &Env, is_root: bool) -> Self {
+        let var = |name: &str| env.non_empty(name);
+        let either = |name: &str| var(name).or_else(|| var(&name.to_ascii_lowercase()));
+        let home = var("HOME").map(PathBuf::from);
+        let config_home =
+            var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
+        let default_root = if is_root {
+            PathBuf::from("/var/lib/rbuild")
+        } else {
+            var("XDG_DATA_HOME")
+                .map(PathBuf::from)
+                .or_else(|| Some(home.as_ref()?.join(".local/share")))
+                .map_or_else(|| std::env::temp_dir().join("rbuild"), |data| data.join("rbuild"))
+        };
+        let docker_dir =
+            var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".docker")));
+        let in_config = |name: &str| config_home.as_ref().map(|dir| dir.join("containers").join(name));
+        let auth_files = var("XDG_RUNTIME_DIR")
+            .map(|dir| Path::new(&dir).join("containers/auth.json"))
+            .into_iter()
+            .chain(in_config("auth.json"));
+        let registries = in_config("registries.conf")
+            .into_iter()
+            .chain([PathBuf::from("/etc/containers/registries.conf")]);
+        let registry = rbuild_registry::Settings {
+            docker_config: docker_dir.map(|dir| dir.join("config.json")),
+            docker_auth_config: var("DOCKER_AUTH_CONFIG"),
+            registry_auth_file: var("REGISTRY_AUTH_FILE").map(PathBuf::from),
+            containers_auth_files: auth_files.collect(),
+            registries_conf: match var("CONTAINERS_REGISTRIES_CONF") {
+                Some(file) => vec![PathBuf::from(file)],
+                None => registries.collect(),
+            },
+            daemon_json: Some(PathBuf::from("/etc/docker/daemon.json")),
+            certs_dirs: in_config("certs.d")
+                .into_iter()
+                .chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from))
+                .collect(),
+            proxies: rbuild_registry::ProxySettings {
+                http: either("HTTP_PROXY"),
+                https: either("HTTPS_PROXY"),
+                no_proxy: either("NO_PROXY"),
+            },
+            ..rbuild_registry::Settings::default()
+        };
+        Self { default_root, registry }
+    }
+}

@@ -1,0 +1,142 @@
+//! Keys for all nodes and the part of the graph that must be solved.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use petgraph::graph::NodeIndex;
+use rbuild_cache::store::{Key, Store};
+use rbuild_cache::tree::Tree;
+use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
+
+use crate::context::ScannedContext;
+use crate::error::{StepError, StepFailure};
+use crate::ops::select::{Selection, select_sources};
+use crate::solve::Solved;
+use crate::solve::keys::{self, InputDigest};
+
+/// Contexts by name, the main one under `None`.
+pub type Contexts = BTreeMap<Option<String>, Arc<ScannedContext>>;
+
+/// What has to be done for a build.
+#[derive(Debug)]
+pub struct Plan {
+    /// Nodes to solve, inputs before consumers.
+    pub needed: Vec<NodeIndex>,
+    /// Nodes whose result is known by definition key.
+    pub hits: HashMap<NodeIndex, Arc<Solved>>,
+    /// Nodes below a hit that were never looked at, in topological order.
+    pub covered: Vec<NodeIndex>,
+    /// Definition key of every node but contexts.
+    pub def_keys: HashMap<NodeIndex, Key>,
+    /// What each COPY from a context selects.
+    pub selections: HashMap<NodeIndex, Arc<Selection>>,
+}
+
+/// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed.
+///
+/// Fails with the first COPY whose context source does not exist: nothing has run by then.
+pub fn plan(
+    graph: &BuildGraph,
+    contexts: &Contexts,
+    store: &Store,
+    use_cache: bool,
+) -> Result<Plan, StepError> {
+    let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
+    let mut def_keys = HashMap::new();
+    let mut selections = HashMap::new();
+    for &node in &order {
+        let op = &graph.dag[node].op;
+        if matches!(op, Op::Context(_)) {
+            continue;
+        }
+        let mut digests = Vec::new();
+        for (input, producer) in graph.inputs(node) {
+            let digest = match &graph.dag[producer].op {
+                Op::Context(context) => {
+                    let scanned =
+                        contexts.get(&context.name).expect("every context of the graph was scanned");
+                    let selection = context_selection(op, scanned)
+                        .map_err(|failure| StepError::new(&graph.dag[node].step, failure))?;
+                    let digest = selection.digest;
+                    selections.insert(node, Arc::new(selection));
+                    digest
+                }
+                _ => def_keys
+                    .get(&producer)
+                    .map(|key: &Key| key.digest)
+                    .expect("inputs come first in topological order"),
+            };
+            digests.push(InputDigest { slot: input.slot, digest });
+        }
+        def_keys.insert(node, keys::def_key(op, &digests));
+    }
+    let mut plan =
+        Plan { needed: Vec::new(), hits: HashMap::new(), covered: Vec::new(), def_keys, selections };
+    demand(graph, store, use_cache, &order, &mut plan)?;
+    Ok(plan)
+}
+
+/// Walks down from the targets; a hit is not entered.
+fn demand(
+    graph: &BuildGraph,
+    store: &Store,
+    use_cache: bool,
+    order: &[NodeIndex],
+    plan: &mut Plan,
+) -> Result<(), StepError> {
+    let mut seen = vec![false; graph.dag.node_count()];
+    let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).collect();
+    while let Some(node) = work.pop() {
+        if std::mem::replace(&mut seen[node.index()], true) {
+            continue;
+        }
+        let step = &graph.dag[node].step;
+        let may_hit = use_cache && matches!(graph.dag[node].op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+        if may_hit
+            && let Some(solved) =
+                by_definition(store, &plan.def_keys[&node]).map_err(|f| StepError::new(step, f))?
+        {
+            plan.hits.insert(node, Arc::new(solved));
+            continue;
+        }
+        work.extend(graph.inputs(node).into_iter().map(|(_, producer)| producer));
+    }
+    for &node in order {
+        let is_context = matches!(graph.dag[node].op, Op::Context(_));
+        if is_context || plan.hits.contains_key(&node) {
+            continue;
+        }
+        if seen[node.index()] { plan.needed.push(node) } else { plan.covered.push(node) }
+    }
+    Ok(())
+}
+
+fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure> {
+    let Some(record) = store.result(key)? else { return Ok(None) };
+    let (Some(stack), Some(tree)) = (record.stack, Tree::decode(&record.tree).ok()) else { return Ok(None) };
+    Ok(Some(Solved { tree, stack }))
+}
+
+fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
+    let Op::Copy(copy) = op else { unreachable!("only COPY reads a context in this version") };
+    Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
+}
+
+/// Patterns that the reachable steps select from context `name`: the union decides what must be hashed.
+pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<&'a str> {
+    let mut patterns = Vec::new();
+    for node in graph.dag.node_indices() {
+        let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
+        let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
+            input.role == Role::Source
+                && matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name)
+        });
+        if reads {
+            patterns.extend(sources.iter().filter_map(|source| match source {
+                CopySource::Path(path) => Some(path.as_str()),
+                CopySource::Inline { .. } => None,
+            }));
+        }
+    }
+    patterns
+}

@@ -1,0 +1,342 @@
+//! Executes what the plan left over.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use petgraph::graph::NodeIndex;
+use rbuild_cache::layer::encode_diff;
+use rbuild_cache::store::{Key, KeyLock, ResultRecord};
+use rbuild_cache::tree::Tree;
+use rbuild_frontend::graph::{BuildGraph, Op, Role};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::cancel::Reason;
+use crate::error::{BuildError, StepError, StepFailure};
+use crate::ops::select::{Selection, select_sources};
+use crate::ops::{self, ExecEnv, NewLayer};
+use crate::progress::{Outcome, VertexId};
+use crate::resolve::BaseImages;
+use crate::solve::Solved;
+use crate::solve::keys::{self, InputDigest};
+use crate::solve::plan::{Contexts, Plan};
+use crate::timestamp;
+
+/// A node's result as its consumers wait for it; `Err` means «will never come».
+type Cell = watch::Sender<Option<Result<Arc<Solved>, Stopped>>>;
+
+/// An input failed or the build was stopped; the reason is kept once, by the solver.
+#[derive(Debug, Clone, Copy)]
+struct Stopped;
+
+/// Everything the tasks of one build share.
+pub struct Solver {
+    graph: Arc<BuildGraph>,
+    plan: Plan,
+    contexts: Contexts,
+    images: BaseImages,
+    env: Arc<ExecEnv>,
+    use_cache: bool,
+    vertices: HashMap<NodeIndex, VertexId>,
+    cells: HashMap<NodeIndex, Cell>,
+    first_error: Mutex<Option<StepError>>,
+    executed: AtomicUsize,
+}
+
+impl Solver {
+    /// Announces all nodes in order and prepares the cells.
+    pub fn new(
+        graph: Arc<BuildGraph>,
+        plan: Plan,
+        contexts: Contexts,
+        images: BaseImages,
+        env: Arc<ExecEnv>,
+        use_cache: bool,
+    ) -> Self {
+        let mut vertices = HashMap::new();
+        let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
+        for node in order {
+            if matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
+                continue;
+            }
+            let id = env.events.vertex(&graph.dag[node].step.name);
+            vertices.insert(node, id);
+            let is_known = plan.hits.contains_key(&node) || plan.covered.contains(&node);
+            if is_known {
+                env.events.started(id);
+                env.events.finished(id, Outcome::Cached);
+            }
+        }
+        let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
+        Self {
+            graph,
+            plan,
+            contexts,
+            images,
+            env,
+            use_cache,
+            vertices,
+            cells,
+            first_error: Mutex::new(None),
+            executed: AtomicUsize::new(0),
+        }
+    }
+
+    /// Steps that were executed so far.
+    pub fn executed(&self) -> usize {
+        self.executed.load(Ordering::Relaxed)
+    }
+
+    /// Solves all targets. Returns when no task of the build runs any more, whatever the outcome.
+    pub async fn solve(self: Arc<Self>) -> Result<Vec<Arc<Solved>>, BuildError> {
+        let mut tasks = JoinSet::new();
+        for &node in &self.plan.needed {
+            let solver = Arc::clone(&self);
+            tasks.spawn(async move { solver.node(node).await });
+        }
+        while let Some(joined) = tasks.join_next().await {
+            if let Err(panic) = joined {
+                self.env.cancel.cancel(Reason::Failure);
+                std::panic::resume_unwind(panic.into_panic());
+            }
+        }
+        if self.env.cancel.reason() == Some(Reason::Interrupted) {
+            return Err(BuildError::Interrupted);
+        }
+        if let Some(error) = self.first_error.lock().expect("no holder panics").take() {
+            return Err(BuildError::Step(Box::new(error)));
+        }
+        self.graph
+            .targets
+            .iter()
+            .map(|target| self.known(target.node).ok_or(BuildError::Interrupted))
+            .collect()
+    }
+
+    fn known(&self, node: NodeIndex) -> Option<Arc<Solved>> {
+        match self.plan.hits.get(&node) {
+            Some(solved) => Some(Arc::clone(solved)),
+            None => self.cells.get(&node)?.borrow().as_ref()?.as_ref().ok().cloned(),
+        }
+    }
+
+    async fn node(&self, node: NodeIndex) {
+        let result = match self.inputs(node).await {
+            Err(stopped) => Err(stopped),
+            Ok(_) if self.env.cancel.reason().is_some() => Err(Stopped),
+            Ok(inputs) => self.solve_node(node, &inputs).await.map_err(|failure| self.failed(node, failure)),
+        };
+        self.cells[&node].send_replace(Some(result));
+    }
+
+    /// Notes the first failure, stops the build, ends the vertex.
+    fn failed(&self, node: NodeIndex, failure: StepFailure) -> Stopped {
+        let outcome = match (self.env.cancel.reason(), &failure) {
+            (Some(_), StepFailure::Canceled) => Outcome::Canceled,
+            _ => Outcome::Error(failure.to_string()),
+        };
+        if !matches!(failure, StepFailure::Canceled) {
+            let mut first = self.first_error.lock().expect("no holder panics");
+            first.get_or_insert_with(|| StepError::new(&self.graph.dag[node].step, failure));
+        }
+        if let Some(id) = self.vertices.get(&node) {
+            self.env.events.finished(*id, outcome);
+        }
+        self.env.cancel.cancel(Reason::Failure);
+        Stopped
+    }
+
+    /// Waits for all inputs but contexts, by slot.
+    async fn inputs(&self, node: NodeIndex) -> Result<Vec<(u16, Role, Arc<Solved>)>, Stopped> {
+        let mut inputs = Vec::new();
+        for (input, producer) in self.graph.inputs(node) {
+            if matches!(self.graph.dag[producer].op, Op::Context(_)) {
+                continue;
+            }
+            let solved = match self.plan.hits.get(&producer) {
+                Some(solved) => Arc::clone(solved),
+                None => {
+                    let mut cell = self.cells[&producer].subscribe();
+                    let value = cell.wait_for(Option::is_some).await.map_err(|_| Stopped)?;
+                    value.as_ref().expect("waited for").clone()?
+                }
+            };
+            inputs.push((input.slot, input.role, solved));
+        }
+        Ok(inputs)
+    }
+
+    async fn solve_node(
+        &self,
+        node: NodeIndex,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Arc<Solved>, StepFailure> {
+        let op = &self.graph.dag[node].op;
+        match op {
+            Op::Scratch => Ok(Arc::new(Solved { tree: Tree::empty(), stack: Vec::new() })),
+            Op::Context(_) => unreachable!("contexts are leaves, never solved"),
+            Op::Image(image) => {
+                let vertex = self.vertices[&node];
+                let base =
+                    self.images.get(&image.manifest).expect("lowering only names images that were resolved");
+                Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
+            }
+            Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => self.step(node, op, inputs).await,
+        }
+    }
+
+    /// A step that makes a layer: content look-up, lock, second look-up, execution, record.
+    async fn step(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Arc<Solved>, StepFailure> {
+        let vertex = self.vertices[&node];
+        let root = inputs
+            .iter()
+            .find_map(|(_, role, solved)| (*role == Role::Root).then(|| Arc::clone(solved)))
+            .expect("every step has a root input");
+        let source =
+            inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
+        let selection = self.selection(node, op, source.as_deref())?;
+        let mut digests = vec![InputDigest { slot: 0, digest: root.tree.digest().0 }];
+        if let Some(selection) = &selection {
+            digests.push(InputDigest { slot: 1, digest: selection.digest });
+        }
+        let key = keys::content_key(op, &digests);
+        let def_key = &self.plan.def_keys[&node];
+        if let Some(solved) = self.by_content(&key, def_key, &root)? {
+            self.cached(vertex);
+            return Ok(solved);
+        }
+        let lock = self.lock(&key, &self.graph.dag[node].step.name, vertex).await?;
+        // Another process may have finished it between the look-up and the lock.
+        if let Some(solved) = self.by_content(&key, def_key, &root)? {
+            self.cached(vertex);
+            return Ok(solved);
+        }
+        let started = Instant::now();
+        let new = match op {
+            Op::Run(run) => ops::run::execute(&self.env, run, &root, vertex).await?,
+            Op::Copy(copy) => {
+                let origin = self.origin(node, source);
+                ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?
+            }
+            Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, &root, vertex).await?,
+            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+        };
+        let solved = self.record(node, &key, def_key, &root, new, started)?;
+        drop(lock);
+        self.executed.fetch_add(1, Ordering::Relaxed);
+        self.env.events.finished(vertex, Outcome::Done);
+        Ok(solved)
+    }
+
+    fn selection(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        source: Option<&Solved>,
+    ) -> Result<Option<Arc<Selection>>, StepFailure> {
+        if let Some(selection) = self.plan.selections.get(&node) {
+            return Ok(Some(Arc::clone(selection)));
+        }
+        match (op, source) {
+            (Op::Copy(copy), Some(source)) => {
+                Ok(Some(Arc::new(select_sources(copy, &source.tree, &self.env.store)?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn origin(&self, node: NodeIndex, source: Option<Arc<Solved>>) -> ops::copy::Origin {
+        if let Some(source) = source {
+            return ops::copy::Origin::Stage(source);
+        }
+        let context = self.graph.inputs(node).into_iter().find_map(|(_, producer)| {
+            let Op::Context(context) = &self.graph.dag[producer].op else { return None };
+            self.contexts.get(&context.name).cloned()
+        });
+        context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
+    }
+
+    fn by_content(
+        &self,
+        key: &Key,
+        def_key: &Key,
+        root: &Solved,
+    ) -> Result<Option<Arc<Solved>>, StepFailure> {
+        if !self.use_cache {
+            return Ok(None);
+        }
+        let Some(record) = self.env.store.result(key)? else { return Ok(None) };
+        let (Some(layer), Ok(tree)) = (record.own_layer, Tree::decode(&record.tree)) else { return Ok(None) };
+        let mut stack = root.stack.clone();
+        stack.push(layer);
+        self.env.store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
+        Ok(Some(Arc::new(Solved { tree, stack })))
+    }
+
+    async fn lock(&self, key: &Key, name: &str, vertex: VertexId) -> Result<KeyLock, StepFailure> {
+        if let Some(lock) = self.env.store.try_key_lock(key, name)? {
+            return Ok(lock);
+        }
+        let (store, key, name, events) =
+            (self.env.store.clone(), *key, name.to_owned(), self.env.events.clone());
+        let waiting = tokio::task::spawn_blocking(move || {
+            store.key_lock(&key, &name, |holder| {
+                events
+                    .note(vertex, format!("waiting for the same step in another build (pid {})", holder.pid));
+            })
+        });
+        tokio::select! {
+            lock = waiting => Ok(lock.expect("locking does not panic")?),
+            () = self.env.cancel.cancelled() => Err(StepFailure::Canceled),
+        }
+    }
+
+    fn cached(&self, vertex: VertexId) {
+        self.env.events.started(vertex);
+        self.env.events.finished(vertex, Outcome::Cached);
+    }
+
+    /// Commits a new layer and records it under both keys. A step that was executed again and gave an equal tree keeps
+    /// the older layer, so everything after it stays cached and the image's digest does not move.
+    fn record(
+        &self,
+        node: NodeIndex,
+        key: &Key,
+        def_key: &Key,
+        root: &Solved,
+        new: NewLayer,
+        started: Instant,
+    ) -> Result<Arc<Solved>, StepFailure> {
+        let store = &self.env.store;
+        let (parent, child) = (root.tree.digest(), new.tree.digest());
+        let older = if self.use_cache { store.result_by_trees(&parent, &child)? } else { None };
+        let layer = match older {
+            Some(layer) => layer,
+            None => {
+                let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
+                store.put_result_by_trees(&parent, &child, layer)?
+            }
+        };
+        let mut stack = root.stack.clone();
+        stack.push(layer);
+        let record = ResultRecord {
+            tree: new.tree.encode(),
+            tree_digest: child,
+            own_layer: Some(layer),
+            stack: None,
+            created_unix_ns: timestamp::unix_ns(),
+            exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            description: self.graph.dag[node].step.name.clone(),
+        };
+        store.put_result(key, &record)?;
+        store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
+        Ok(Arc::new(Solved { tree: new.tree, stack }))
+    }
+}

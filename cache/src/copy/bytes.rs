@@ -1,0 +1,100 @@
+//! Moving a file's bytes.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::copy_file_range;
+use rustix::io::{Errno, pread, pwrite, write};
+
+/// Bytes read at once when a file has to be read.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Most bytes asked of one `copy_file_range`.
+const RANGE_BYTES: usize = 1 << 30;
+
+/// Copies without the bytes passing through us as far as the kernel can, and says how far.
+pub(super) fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix::io::Result<u64> {
+    let mut copied = 0;
+    while copied < size {
+        let rest = usize::try_from(size - copied).unwrap_or(RANGE_BYTES).min(RANGE_BYTES);
+        let (mut at, mut to_at) = (copied, copied);
+        match copy_file_range(from, Some(&mut at), to, Some(&mut to_at), rest) {
+            Ok(0) => break,
+            Ok(count) => copied += count as u64,
+            Err(Errno::INTR) => {}
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(errno),
+            // Different filesystems, or one that cannot.
+            Err(_) => break,
+        }
+    }
+    Ok(copied)
+}
+
+/// Reads and writes from offset `at` to the end. A short read is the end of a regular file; one byte more than planned
+/// is enough to see that it grew.
+pub(super) fn copy_rest(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    mut at: u64,
+    size: u64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8]),
+) -> rustix::io::Result<()> {
+    buffer.resize(BUFFER_BYTES, 0);
+    while at <= size {
+        let count = match pread(from, &mut buffer[..], at) {
+            Ok(count) => count,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        each(&buffer[..count]);
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            match pwrite(to, rest, at) {
+                Ok(written) => {
+                    at += written as u64;
+                    rest = &rest[written..];
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        if count < BUFFER_BYTES {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads from the start, in the same way.
+pub(super) fn read_all(
+    file: &OwnedFd,
+    size: u64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8]),
+) -> rustix::io::Result<()> {
+    buffer.resize(BUFFER_BYTES, 0);
+    let mut at = 0;
+    while at <= size {
+        match pread(file, &mut buffer[..], at) {
+            Ok(0) => break,
+            Ok(count) => {
+                each(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all at the current offset.
+pub(super) fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match write(file, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::tree::testing::{apply_model, model_diff, steps};
+use crate::tree::{Kind, LastLink};
+
+proptest! {
+    /// Whatever is copied where: it is refused with a reason, or the layer fits the parent and means what it says.
+    #[test]
+    fn plans_fit_their_parent(
+        parent in steps(), source in steps(),
+        patterns in proptest::collection::vec(prop_oneof![
+            Just("*"), Just("a"), Just("b*"), Just("/"), Just("a/*"), Just("../c"), Just("[ab]/?"),
+        ], 1..3),
+        dest in prop_oneof![
+            Just("/"), Just("/a"), Just("/a/b"), Just("/b/"), Just("/n/e/w"), Just("/n/e/w/"), Just("/c/../a/."),
+        ],
+    ) {
+        let nodes = MemoryNodeStore::default();
+        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps))).unwrap();
+        let (parent, source) = (build(&parent), build(&source));
+        let selected: Vec<_> = patterns
+            .iter()
+            .filter_map(|pattern| select(&source, &nodes, pattern.as_bytes()).ok())
+            .flatten()
+            .collect();
+        for item in &selected {
+            let real = source.get(&nodes, &item.path).unwrap();
+            prop_assert_eq!(real.as_ref(), Some(&item.entry), "selected what is really there");
+            prop_assert!(!matches!(item.entry.kind, Kind::Symlink(_)));
+        }
+        let items: Vec<_> = selected.iter().cloned().map(CopyItem::Selected).collect();
+        let from = Some((&source, &FakeTimes(500) as &dyn FileSource));
+        let Ok(plan) = plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest)) else {
+            return Ok(());
+        };
+        let next = parent.apply(&nodes, &plan.diff).unwrap();
+        let mut files = 0;
+        for entry in &plan.diff.entries {
+            let resolved = next.resolve(&nodes, entry.path.as_bytes(), LastLink::Keep).unwrap();
+            prop_assert_eq!(&resolved.path, &entry.path, "layer paths are real paths");
+            match &entry.change {
+                Change::File { .. } => {
+                    prop_assert_eq!(&plan.files[files].0, &entry.path);
+                    files += 1;
+                }
+                Change::Dir { opaque, .. } => prop_assert!(!opaque),
+                Change::Whiteout => prop_assert!(false, "COPY removes nothing"),
+                _ => {}
+            }
+        }
+        prop_assert_eq!(files, plan.files.len());
+        // The last item is there in full: its files with their bytes.
+        if let Some(last) = selected.last()
+            && matches!(last.entry.kind, Kind::Dir(_))
+        {
+            let top = next.resolve(&nodes, RelPath::clamp(dest.as_bytes()).as_bytes(), LastLink::Follow).unwrap();
+            for step in source.walk(&nodes, &last.path).unwrap().skip(1) {
+                let (rel, entry) = step.unwrap();
+                let copied = next.get(&nodes, &crate::tree::below(&top.path, &rel)).unwrap().unwrap();
+                prop_assert_eq!(copied.meta.mode, entry.meta.mode);
+                if !matches!(entry.kind, Kind::Dir(_)) {
+                    prop_assert_eq!(copied.kind, entry.kind);
+                }
+            }
+        }
+        // Doing it again changes nothing.
+        let again = super::super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest));
+        if let Ok(again) = again {
+            let whole = next.apply(&nodes, &again.diff).unwrap();
+            if dest.ends_with('/') || dest.ends_with("/.") {
+                prop_assert_eq!(whole.digest(), next.digest());
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! From an upper directory that a RUN left behind to a listing.
+//!
+//! ```text
+//!  walk (sorted, one stat each) ─▶ hash files (two threads when large) ─▶ compare with the parent, deepest first
+//! ```
+//!
+//! overlayfs copies a file up when it is opened for writing or its mode is set, changed or not. What equals the
+//! parent is taken out of the directory again, so that a layer holds changes only and a step that changed nothing
+//! gives an empty layer.
+
+mod compare;
+mod hash;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+use super::diff::{LayerDiff, Mtime};
+use super::overlay::OverlayForm;
+use super::xattrs;
+use crate::path::RelPath;
+use crate::tree::Entry;
+
+/// An entry of the layers below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentEntry {
+    /// Metadata, type, content. The digest inside a directory's kind is not looked at.
+    pub entry: Entry,
+    /// Modification time, as the layer directory that has it says.
+    pub mtime: Mtime,
+}
+
+/// A look-up in the parent failed.
+pub type ParentViewError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The merged state the RUN started from.
+pub trait ParentView {
+    /// The entry at a path (the root is the empty one), `None` if there is none. A path below something that is not a
+    /// directory has none.
+    fn entry(&self, path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError>;
+}
+
+/// Why an upper directory could not be listed. It is left in place, possibly with no-op copies taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// A system call failed.
+    #[error("{step} `{path}` in the changes of the step")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To what, below the root.
+        path: RelPath,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Asking the parent failed.
+    #[error("look up `{path}` in the layers below")]
+    Parent {
+        /// The entry.
+        path: RelPath,
+        /// Cause.
+        #[source]
+        source: ParentViewError,
+    },
+    /// More entries than any layer may have.
+    #[error("the step changed more than {max} files")]
+    TooManyEntries {
+        /// Limit.
+        max: u64,
+    },
+    /// A path that no layer archive of ours may have: its listing would not unpack again.
+    #[error(
+        "a path in the changes of the step has more than {max} bytes or too many levels: it starts with `{start}`"
+    )]
+    PathTooLong {
+        /// Limit in bytes.
+        max: usize,
+        /// First bytes of the path.
+        start: String,
+    },
+    /// All paths together take too much memory.
+    #[error("the names of the files that the step changed take more than {max} bytes")]
+    ListingTooLarge {
+        /// Limit in bytes.
+        max: u64,
+    },
+    /// overlayfs stored a reference instead of the thing itself.
+    #[error(
+        "`{path}` was changed in place of its copy: the overlay must be mounted without metacopy and redirect_dir"
+    )]
+    RefersToLower {
+        /// The file or directory.
+        path: RelPath,
+    },
+    /// A file changed while it was read: something still runs in the container.
+    #[error("`{path}` changed while it was read: a process of the step may still be running")]
+    Changing {
+        /// The file.
+        path: RelPath,
+    },
+}
+
+fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> ScanError {
+    let path = path.clone();
+    move |errno| ScanError::Io { step, path, source: errno.into() }
+}
+
+/// Xattrs of something in the upper directory, which must be all there.
+fn read_xattrs(fd: impl AsFd, path: &RelPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ScanError> {
+    let names = xattrs::Names::of(&fd).map_err(io_error("list xattrs of", path))?;
+    if names.refer_to_lower() {
+        return Err(ScanError::RefersToLower { path: path.clone() });
+    }
+    xattrs::read_kept(fd, &names).map_err(io_error("read xattrs of", path))
+}
+
+/// Lists what a RUN changed, and takes what it did not change out of the directory.
+///
+/// `dir` is the upper directory, unmounted or at least at rest. Taken out are: files, links and devices equal to the
+/// parent's (times included; names of a file with several hard links are kept, for they may be new); directories with
+/// the parent's metadata and nothing changed below, whatever their time (containerd compares neither); whiteouts of
+/// nothing; opaque marks over nothing, which overlayfs sets on every new directory. Sockets are removed, as in every
+/// image; one that hid something becomes a whiteout. The root is listed only when its owner, mode or xattrs differ.
+/// Kept are the xattrs that layers carry, never overlayfs' own.
+pub fn scan_upper(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    parent: &dyn ParentView,
+) -> Result<LayerDiff, ScanError> {
+    let mut found = walk::walk(dir, form, parent)?;
+    hash::hash_files(dir, &mut found)?;
+    compare::settle(dir, found)
+}
+
+#[cfg(test)]
+mod tests;

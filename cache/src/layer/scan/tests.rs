@@ -1,0 +1,373 @@
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, Timespec, Timestamps};
+
+use super::super::diff::Change;
+use super::super::overlay;
+use super::*;
+use crate::tree::{ContentDigest, Kind, Meta, NodeDigest};
+
+struct Upper {
+    temp: tempfile::TempDir,
+    parent: HashMap<RelPath, ParentEntry>,
+}
+
+impl ParentView for HashMap<RelPath, ParentEntry> {
+    fn entry(&self, path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        Ok(self.get(path).cloned())
+    }
+}
+
+fn form() -> OverlayForm {
+    if rustix::process::geteuid().is_root() { OverlayForm::Trusted } else { OverlayForm::User }
+}
+
+impl Upper {
+    fn new() -> Self {
+        let mut upper = Self { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
+        upper.parent_has_as_is("");
+        upper
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    fn write(&self, path: &str, body: &str) {
+        fs::write(self.path(path), body).unwrap();
+    }
+
+    fn mkdir(&self, path: &str) {
+        fs::create_dir(self.path(path)).unwrap();
+    }
+
+    fn whiteout(&self, path: &str) {
+        let path = self.path(path);
+        let dir = File::open(path.parent().unwrap()).unwrap();
+        overlay::create_whiteout(&dir, path.file_name().unwrap().as_encoded_bytes()).unwrap();
+    }
+
+    /// Gives the parent exactly what the upper directory has at a path now.
+    fn parent_has_as_is(&mut self, path: &str) {
+        self.parent_has(path, &self.path(path));
+    }
+
+    /// Gives the parent what is at `at` on disk.
+    fn parent_has(&mut self, path: &str, at: &Path) {
+        let stat = at.symlink_metadata().unwrap();
+        let mut mode = stat.mode() & 0o7777;
+        let kind = if stat.is_dir() {
+            Kind::Dir(NodeDigest([0; 32]))
+        } else if stat.is_symlink() {
+            mode = 0o777;
+            Kind::Symlink(fs::read_link(at).unwrap().into_os_string().into_encoded_bytes())
+        } else {
+            let body = fs::read(at).unwrap();
+            Kind::File { size: body.len() as u64, content: ContentDigest(*blake3::hash(&body).as_bytes()) }
+        };
+        let meta = Meta { mode, uid: stat.uid(), gid: stat.gid(), ..Meta::default() };
+        let mtime = Mtime { secs: stat.mtime(), nanos: stat.mtime_nsec() as u32 };
+        self.parent.insert(RelPath::new(path).unwrap(), ParentEntry { entry: Entry { meta, kind }, mtime });
+    }
+
+    #[track_caller]
+    fn scan(&self) -> LayerDiff {
+        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent).unwrap()
+    }
+}
+
+fn paths(diff: &LayerDiff) -> Vec<String> {
+    diff.entries.iter().map(|entry| entry.path.to_string()).collect()
+}
+
+fn mtime_of(path: &Path) -> (i64, i64) {
+    let stat = path.symlink_metadata().unwrap();
+    (stat.mtime(), stat.mtime_nsec())
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+#[test]
+fn no_op_copy_ups_are_taken_out_with_their_directories() {
+    let mut upper = Upper::new();
+    upper.mkdir("etc");
+    upper.mkdir("etc/deep");
+    upper.write("etc/deep/same", "body");
+    std::os::unix::fs::symlink("same", upper.path("etc/deep/link")).unwrap();
+    for path in ["etc", "etc/deep", "etc/deep/same", "etc/deep/link"] {
+        upper.parent_has_as_is(path);
+    }
+    assert_eq!(upper.scan(), LayerDiff::default());
+    assert!(!is_there(&upper.path("etc")));
+}
+
+#[test]
+fn any_difference_is_a_change_and_lists_the_way_to_it() {
+    type Edit = fn(&Upper);
+    let edits: [(&str, Edit); 3] = [
+        ("content", |upper| {
+            let path = upper.path("d/f");
+            let (secs, nanos) = mtime_of(&path);
+            upper.write("d/f", "doby");
+            let time = Timespec { tv_sec: secs, tv_nsec: nanos };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(File::open(path).unwrap(), &times).unwrap();
+        }),
+        ("mode", |upper| {
+            rustix::fs::chmod(upper.path("d/f"), Mode::from_raw_mode(0o4711)).unwrap();
+        }),
+        ("time", |upper| {
+            let time = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(File::open(upper.path("d/f")).unwrap(), &times).unwrap();
+        }),
+    ];
+    for (what, edit) in edits {
+        let mut upper = Upper::new();
+        upper.mkdir("d");
+        upper.write("d/f", "body");
+        upper.write("d/same", "same");
+        for path in ["d", "d/f", "d/same"] {
+            upper.parent_has_as_is(path);
+        }
+        edit(&upper);
+        let before = mtime_of(&upper.path("d"));
+        assert_eq!(paths(&upper.scan()), ["d", "d/f"], "{what}");
+        assert!(!is_there(&upper.path("d/same")));
+        assert_eq!(
+            mtime_of(&upper.path("d")),
+            before,
+            "taking out the equal file left the directory's time alone"
+        );
+    }
+}
+
+#[test]
+fn whiteouts_count_only_over_something() {
+    let mut upper = Upper::new();
+    upper.mkdir("d");
+    upper.write("d/gone", "x");
+    for path in ["d", "d/gone"] {
+        upper.parent_has_as_is(path);
+    }
+    fs::remove_file(upper.path("d/gone")).unwrap();
+    upper.whiteout("d/gone");
+    upper.whiteout("d/never-was");
+    let diff = upper.scan();
+    assert_eq!(paths(&diff), ["d", "d/gone"]);
+    assert_eq!(diff.entries[1].change, Change::Whiteout);
+    assert!(!is_there(&upper.path("d/never-was")));
+}
+
+#[test]
+fn opaque_marks_count_only_over_a_directory() {
+    let mut upper = Upper::new();
+    for path in ["new", "replaced"] {
+        upper.mkdir(path);
+        upper.write(&format!("{path}/f"), "x");
+    }
+    for path in ["replaced", "replaced/f"] {
+        upper.parent_has_as_is(path);
+    }
+    for path in ["new", "replaced"] {
+        let dir = File::open(upper.path(path)).unwrap();
+        form().set_opaque(&dir).unwrap();
+    }
+    let diff = upper.scan();
+    // `replaced/f` equals what the parent had there, but nothing of that shows through any more.
+    assert_eq!(paths(&diff), ["new", "new/f", "replaced", "replaced/f"]);
+    assert!(matches!(diff.entries[0].change, Change::Dir { opaque: false, .. }));
+    assert!(matches!(diff.entries[2].change, Change::Dir { opaque: true, .. }));
+    assert!(!form().is_opaque(File::open(upper.path("new")).unwrap()).unwrap());
+}
+
+#[test]
+fn sockets_go_and_what_they_hid_stays_hidden() {
+    let mut upper = Upper::new();
+    upper.write("hidden", "x");
+    upper.parent_has_as_is("hidden");
+    fs::remove_file(upper.path("hidden")).unwrap();
+    let _listening: Vec<_> = ["hidden", "new"]
+        .iter()
+        .map(|name| std::os::unix::net::UnixListener::bind(upper.path(name)).unwrap())
+        .collect();
+    let diff = upper.scan();
+    assert_eq!(paths(&diff), ["hidden"]);
+    assert_eq!(diff.entries[0].change, Change::Whiteout);
+    assert!(!is_there(&upper.path("new")));
+    assert_eq!(upper.path("hidden").symlink_metadata().unwrap().rdev(), 0);
+}
+
+#[test]
+fn hard_links_form_a_group_even_with_a_copied_up_name() {
+    let mut upper = Upper::new();
+    upper.write("a", "body");
+    upper.parent_has_as_is("a");
+    fs::hard_link(upper.path("a"), upper.path("b")).unwrap();
+    let diff = upper.scan();
+    assert!(matches!(&diff.entries[0].change, Change::File { size: 4, .. }));
+    assert!(matches!(&diff.entries[1].change, Change::Hardlink { target } if target.as_bytes() == b"a"));
+}
+
+#[test]
+fn a_new_root_mode_lists_the_root() {
+    let mut upper = Upper::new();
+    upper.write("f", "x");
+    assert_eq!(paths(&upper.scan()), ["f"]);
+    upper.parent.get_mut(&RelPath::root()).unwrap().entry.meta.mode ^= 0o1;
+    assert_eq!(paths(&upper.scan()), ["", "f"]);
+}
+
+#[test]
+fn many_files_give_the_same_listing_on_two_threads() {
+    let upper = Upper::new();
+    for dir in 0..20 {
+        upper.mkdir(&format!("d{dir}"));
+        for file in 0..30 {
+            upper.write(&format!("d{dir}/f{file}"), &format!("{dir} {file}"));
+        }
+    }
+    let diff = upper.scan();
+    assert_eq!(diff.entries.len(), 20 * 31);
+    assert!(diff.entries.is_sorted_by(|a, b| a.path < b.path));
+    for entry in &diff.entries {
+        let Change::File { content, .. } = &entry.change else { continue };
+        let body = fs::read(upper.path(&entry.path.to_string())).unwrap();
+        assert_eq!(content.0, *blake3::hash(&body).as_bytes());
+    }
+}
+
+#[test]
+fn four_thousand_levels_are_walked_and_taken_out() {
+    // Deeper than any path string the kernel takes, and than a recursion should go.
+    let mut upper = Upper::new();
+    let root = File::open(upper.temp.path()).unwrap();
+    let mut dirs = super::super::dirs::Dirs::new(root.as_fd());
+    let mut path = RelPath::root();
+    for _ in 0..4000 {
+        rustix::fs::mkdirat(dirs.dir(&path).unwrap(), "dd", Mode::from_raw_mode(0o755)).unwrap();
+        path = path.join(b"dd");
+    }
+    let diff = upper.scan();
+    assert_eq!(diff.entries.len(), 4000);
+    let meta = match &diff.entries[0].change {
+        Change::Dir { meta, .. } => meta.clone(),
+        other => panic!("{other:?}"),
+    };
+    let kind = Kind::Dir(NodeDigest([0; 32]));
+    for entry in diff.entries {
+        let same = Entry { meta: meta.clone(), kind: kind.clone() };
+        upper.parent.insert(entry.path, ParentEntry { entry: same, mtime: entry.mtime });
+    }
+    assert_eq!(upper.scan(), LayerDiff::default());
+    assert_eq!(fs::read_dir(upper.temp.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_whose_bytes_are_elsewhere_is_refused() {
+    let upper = Upper::new();
+    upper.write("f", "");
+    let name = match form() {
+        OverlayForm::Trusted => "trusted.overlay.metacopy",
+        OverlayForm::User => "user.overlay.metacopy",
+    };
+    let file = File::open(upper.path("f")).unwrap();
+    rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
+    let dir = File::open(upper.temp.path()).unwrap();
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent);
+    assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
+}
+
+/// Runs a script on a real overlay in a mount namespace that ends with it; false if this machine refuses.
+fn run_on_overlay(lower: &Path, upper: &Path, script: &str) -> bool {
+    let temp = upper.parent().unwrap();
+    for dir in ["work", "merged"] {
+        fs::create_dir(temp.join(dir)).unwrap();
+    }
+    let mount = "mount -t overlay overlay -o lowerdir=$1,upperdir=$2,workdir=$3/work $3/merged ; : > $3/mounted; cd $3/merged";
+    let status = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-ec", &format!("{mount}\n{script}"), "sh"])
+        .args([lower, upper, temp])
+        .status();
+    let is_mounted = temp.join("mounted").exists();
+    if is_mounted {
+        assert!(status.unwrap().success(), "the script failed");
+    } else {
+        let required = std::env::var("RBUILD_TEST_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("root"), "no overlay can be mounted here: {status:?}");
+        eprintln!("skipped: no overlay can be mounted here");
+    }
+    is_mounted
+}
+
+#[test]
+fn a_real_overlay_gives_its_changes_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let (lower, upper) = (temp.path().join("lower"), temp.path().join("upper"));
+    for dir in ["", "bin", "etc", "var", "var/lib", "old"] {
+        fs::create_dir(lower.join(dir)).unwrap();
+    }
+    fs::create_dir(&upper).unwrap();
+    let files = ["bin/mode", "bin/opened", "etc/gone", "etc/edited", "var/lib/same", "old/f"];
+    for file in files {
+        fs::write(lower.join(file), file).unwrap();
+    }
+    let script = "
+        chmod $(stat -c %a bin/mode) bin/mode
+        : >> bin/opened
+        rm etc/gone
+        echo more >> etc/edited
+        touch -r var/lib/same var/lib/same
+        echo x > var/temporary; rm var/temporary
+        rm -r old; mkdir old
+        mkdir -p new/deep; echo x > new/deep/f; ln new/deep/f new/link
+    ";
+    if !run_on_overlay(&lower, &upper, script) {
+        return;
+    }
+    let mut view = Upper { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
+    for path in ["", "bin", "etc", "var", "var/lib", "old"].into_iter().chain(files) {
+        view.parent_has(path, &lower.join(path));
+    }
+    let scan =
+        || scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent).unwrap();
+    let diff = scan();
+    assert_eq!(
+        paths(&diff),
+        ["etc", "etc/edited", "etc/gone", "new", "new/deep", "new/deep/f", "new/link", "old"]
+    );
+    assert_eq!(diff.entries[2].change, Change::Whiteout);
+    assert!(matches!(diff.entries[3].change, Change::Dir { opaque: false, .. }));
+    assert!(
+        matches!(&diff.entries[6].change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
+    );
+    assert!(matches!(diff.entries[7].change, Change::Dir { opaque: true, .. }));
+    assert_eq!(scan(), diff, "what was taken out does not come back");
+}
+
+#[test]
+fn a_tree_that_no_archive_could_hold_is_refused() {
+    let upper = Upper::new();
+    let root = File::open(upper.temp.path()).unwrap();
+    let mut dirs = super::super::dirs::Dirs::new(root.as_fd());
+    let mut path = RelPath::root();
+    let name = "n".repeat(255);
+    for _ in 0..130 {
+        rustix::fs::mkdirat(dirs.dir(&path).unwrap(), name.as_str(), Mode::from_raw_mode(0o755)).unwrap();
+        path = path.join(name.as_bytes());
+    }
+    let refused = scan_upper(root.as_fd(), form(), &upper.parent);
+    assert!(matches!(refused, Err(ScanError::PathTooLong { .. })), "{refused:?}");
+    while !path.is_root() {
+        rustix::fs::unlinkat(dirs.parent(&path).unwrap(), path.name(), rustix::fs::AtFlags::REMOVEDIR)
+            .unwrap();
+        dirs.forget(&path);
+        path = path.parent().unwrap();
+    }
+}

@@ -1,0 +1,106 @@
+//! Prints what a process pays for the store; the bounds are many times the measured values, so that only a change
+//! of kind (a sync, a scan, a statement per row prepared anew) fails them.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::layer::Mtime;
+use crate::path::RelPath;
+use crate::tree::{ContentDigest, NodeStore};
+
+#[test]
+fn opening_and_fifty_look_ups_cost_about_a_millisecond() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let layers: Vec<_> = (0..20).map(|n| commit_layer(&store, &lease, &n.to_string())).collect();
+    for n in 0..50 {
+        store.put_result(&Key::def([n; 32]), &record(Some(layers[0]), Some(layers.clone()))).unwrap();
+    }
+    store.sync().unwrap();
+    let root = store.root().to_owned();
+    drop((lease, store));
+    let mut times = Vec::new();
+    let mut opens = Vec::new();
+    for _ in 0..20 {
+        let begun = Instant::now();
+        let store = open(&root);
+        opens.push(begun.elapsed());
+        assert!(store.result(&Key::def([0; 32])).unwrap().is_some());
+        let first = begun.elapsed();
+        for n in 1..50 {
+            assert!(store.result(&Key::def([n; 32])).unwrap().is_some());
+        }
+        times.push((begun.elapsed(), first));
+    }
+    times.sort();
+    opens.sort();
+    let (all, first) = times[times.len() / 2];
+    println!("open {:?}, with one look-up {first:?}, with 50 (each checking 21 layers) {all:?}", opens[10]);
+    assert!(all < Duration::from_millis(100), "{all:?}");
+}
+
+#[test]
+fn three_thousand_nodes_are_stored_in_one_transaction() {
+    let (_dir, store) = fresh();
+    let nodes: Vec<_> = (0..3000).map(node).collect();
+    let begun = Instant::now();
+    store.put_nodes(&nodes).unwrap();
+    let put = begun.elapsed();
+    let root = store.root().to_owned();
+    drop(store);
+    let wal = std::fs::metadata(root.join("trees.sqlite-wal")).unwrap().len();
+    let other = open(&root);
+    let begun = Instant::now();
+    other.node(&nodes[0].0).unwrap();
+    println!("first node with {wal} bytes of WAL to read: {:?}", begun.elapsed());
+    let begun = Instant::now();
+    for (digest, _) in &nodes {
+        other.node(digest).unwrap();
+    }
+    let cold = begun.elapsed();
+    println!("3,000 nodes: stored in {put:?}, loaded one by one in {cold:?}");
+    assert!(put < Duration::from_secs(5) && cold < Duration::from_secs(5));
+}
+
+#[test]
+fn a_step_s_rows_are_written_without_waiting_for_the_disk() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let begun = Instant::now();
+    for n in 0..100 {
+        let id = commit_layer(&store, &lease, "x");
+        store.put_result(&Key::content([n; 32]), &record(Some(id), None)).unwrap();
+        store.put_result(&Key::def([n; 32]), &record(Some(id), Some(vec![id]))).unwrap();
+    }
+    let all = begun.elapsed();
+    let begun = Instant::now();
+    store.sync().unwrap();
+    println!("commit of a step with both keys: {:?}; sync {:?}", all / 100, begun.elapsed());
+    assert!(all < Duration::from_secs(10));
+}
+
+#[test]
+fn a_stat_index_of_twenty_thousand_files_is_read_at_once() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let mtime = Mtime { secs: 10, nanos: 1 };
+    let stat = FileStat { size: 3, mtime, ctime: mtime, ino: 4, dev: 5, mode: 0o644, uid: 6, gid: 7 };
+    let mut entries: Vec<_> = (0..20_000)
+        .map(|n| FingerprintEntry {
+            path: RelPath::new(format!("src/module-{}/component/file-{n}.js", n % 100)).unwrap(),
+            stat,
+            content: ContentDigest([1; 32]),
+        })
+        .collect();
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let begun = Instant::now();
+    store.put_fingerprints(&lease, &[0; 32], ScanMoment::now(), &entries).unwrap();
+    let saved = begun.elapsed();
+    let begun = Instant::now();
+    let index = store.fingerprints(&[0; 32]).unwrap();
+    let loaded = begun.elapsed();
+    let mut hint = 0;
+    assert!(entries.iter().all(|entry| index.lookup(&entry.path, &entry.stat, &mut hint).is_some()));
+    println!("20,000 fingerprints: saved {saved:?}, loaded {loaded:?}, with look-ups {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}

@@ -1,0 +1,207 @@
+//! What stages start from and copy from: which stages are needed, which images and contexts.
+
+use std::str::FromStr;
+
+use rbuild_oci::{Platform, Reference};
+
+use crate::parse::Issue;
+use crate::span::{Lines, Span};
+use crate::stage::{StageError, copy_from};
+use crate::suggest;
+
+use super::pass::{DIAGNOSTICS_MAX, Pass, normalise};
+use super::{ImageRequest, NamedContext, unsupported};
+
+/// What a stage starts from.
+#[derive(Debug, Clone)]
+pub(super) enum Base {
+    Scratch,
+    Stage(usize),
+    Image(ImageRequest),
+    Local(String),
+}
+
+/// What `--from` means.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    Stage(usize),
+    Image(ImageRequest),
+    Local(String),
+    Scratch,
+}
+
+impl<'a> Pass<'a> {
+    /// Finds the stages that are needed and what they start from.
+    pub(super) fn reach(&mut self, roots: impl Iterator<Item = usize>) {
+        let mut open: Vec<usize> = roots.collect();
+        while let Some(index) = open.pop() {
+            if !self.reached.insert(index) {
+                continue;
+            }
+            let stage = self.stages.all[index];
+            match self.base_of(index) {
+                Ok(base) => {
+                    if let Base::Stage(needed) = &base {
+                        open.push(*needed);
+                    }
+                    let replaced = self.own_context(index).is_some();
+                    self.bases[index] = Some(base);
+                    if replaced {
+                        continue;
+                    }
+                }
+                Err(issue) => self.report_at(issue, stage.instruction.lines),
+            }
+            for instruction in stage.body {
+                if self.out.diagnostics.len() > DIAGNOSTICS_MAX {
+                    return;
+                }
+                for issue in unsupported::in_instruction(instruction) {
+                    self.report_at(issue, instruction.lines);
+                }
+                let Some(from) = copy_from(instruction) else { continue };
+                match self.source_of(&from.value, index, from.span, instruction.lines) {
+                    Ok(Source::Stage(needed)) => open.push(needed),
+                    Ok(Source::Image(request)) => {
+                        let _ = self.image(&request);
+                    }
+                    Ok(_) => {}
+                    Err(issue) => self.report_at(issue, instruction.lines),
+                }
+            }
+        }
+    }
+
+    /// Of stages that are not needed only impossible indexes are errors.
+    pub(super) fn check_unreached(&mut self) {
+        for stage in self.stages.all.clone() {
+            if self.reached.contains(&stage.index) {
+                continue;
+            }
+            for instruction in stage.body {
+                let Some(from) = copy_from(instruction) else { continue };
+                let found = self.stages.copy_source(&from.value, stage.index);
+                if let Err(error @ StageError::InvalidIndex(_)) = found {
+                    self.report_at(Issue::new(error.to_string(), from.span), instruction.lines);
+                }
+            }
+        }
+    }
+
+    /// The named context that replaces a whole stage.
+    pub(super) fn own_context(&self, stage: usize) -> Option<(&'a str, &'a NamedContext)> {
+        let name = self.stages.all[stage].from.name.as_ref()?;
+        let lower = name.value.to_lowercase();
+        let found = self.options.named_contexts.iter().find(|(key, _)| key.to_lowercase() == lower);
+        found.map(|(key, context)| (key.as_str(), context))
+    }
+
+    fn base_of(&mut self, index: usize) -> Result<Base, Issue> {
+        let stage = self.stages.all[index];
+        let (span, lines) = (stage.instruction.span, stage.instruction.lines);
+        let platform = match &stage.from.platform {
+            None => self.target_platform().clone(),
+            Some(text) => {
+                let value = self.expand_global(text, stage.instruction)?;
+                if value.is_empty() {
+                    let message = format!("empty platform value from expression {}", text.value);
+                    return Err(Issue::new(message, text.span));
+                }
+                Platform::from_str(&value).map_err(|error| Issue::new(error.to_string(), text.span))?
+            }
+        };
+        if let Some((name, context)) = self.own_context(index) {
+            return Ok(self.context_base(name, context, platform, span, lines));
+        }
+        let image = &stage.from.image;
+        let text = self.expand_global(image, stage.instruction)?;
+        if text.is_empty() {
+            return Err(Issue::new(format!("base name ({}) should not be blank", image.value), image.span));
+        }
+        if let Some(earlier) = self.stages.earlier(&text, index) {
+            return Ok(Base::Stage(earlier));
+        }
+        if text == "scratch" {
+            return Ok(Base::Scratch);
+        }
+        if let Some((name, context)) = self.named_context(&text, &platform) {
+            return Ok(self.context_base(name, context, platform, span, lines));
+        }
+        if let Err(error) = Reference::from_str(&text) {
+            let message = format!("failed to parse stage name {text:?}: {error}");
+            return Err(Issue::new(message, image.span));
+        }
+        let named_context = None;
+        Ok(Base::Image(ImageRequest { reference: text, named_context, platform, span: image.span, lines }))
+    }
+
+    fn context_base(
+        &self,
+        name: &str,
+        context: &NamedContext,
+        platform: Platform,
+        span: Span,
+        lines: Lines,
+    ) -> Base {
+        match context {
+            NamedContext::Local => Base::Local(name.to_owned()),
+            NamedContext::Image(reference) if reference == "scratch" => Base::Scratch,
+            NamedContext::Image(_) | NamedContext::OciLayout => {
+                let (reference, named_context) = (name.to_owned(), Some(name.to_owned()));
+                Base::Image(ImageRequest { reference, named_context, platform, span, lines })
+            }
+        }
+    }
+
+    /// The context of that name: one for just this platform first, then by name, then by what the name means as a
+    /// reference.
+    fn named_context(&self, name: &str, platform: &Platform) -> Option<(&'a str, &'a NamedContext)> {
+        let contexts = &self.options.named_contexts;
+        if contexts.is_empty() {
+            return None;
+        }
+        if let Some((key, context)) = contexts.get_key_value(&format!("{name}::{platform}")) {
+            return Some((key, context));
+        }
+        if let Some((key, context)) = contexts.get_key_value(name) {
+            return Some((key, context));
+        }
+        let key = *self.contexts.get(&normalise(name)?)?;
+        contexts.get(key).map(|context| (key, context))
+    }
+
+    /// What `--from=name` means in a stage.
+    pub(super) fn source_of(
+        &self,
+        name: &str,
+        stage: usize,
+        span: Span,
+        lines: Lines,
+    ) -> Result<Source, Issue> {
+        if name.contains('$') {
+            let message = "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround";
+            return Err(Issue::new(message, span));
+        }
+        let found = self.stages.copy_source(name, stage);
+        if let Some(index) = found.map_err(|error| Issue::new(error.to_string(), span))? {
+            return Ok(Source::Stage(index));
+        }
+        let platform = self.target_platform().clone();
+        if let Some((key, context)) = self.named_context(name, &platform) {
+            return Ok(match self.context_base(key, context, platform, span, lines) {
+                Base::Local(name) => Source::Local(name),
+                Base::Image(request) => Source::Image(request),
+                _ => Source::Scratch,
+            });
+        }
+        if name == "scratch" {
+            return Ok(Source::Scratch);
+        }
+        if let Err(error) = Reference::from_str(name) {
+            let hint = suggest::hint(name, self.stages.names());
+            return Err(Issue::new(format!("invalid --from={name}: {error}{hint}"), span));
+        }
+        let (reference, named_context) = (name.to_owned(), None);
+        Ok(Source::Image(ImageRequest { reference, named_context, platform, span, lines }))
+    }
+}

@@ -1,0 +1,236 @@
+//! One stage from its base to its last instruction, ONBUILD triggers included.
+
+use std::collections::HashMap;
+
+use petgraph::graph::NodeIndex;
+use rbuild_oci::ImageConfig;
+
+use crate::ast::{Instruction, InstructionKind};
+use crate::graph::{CopyOp, CopySource, Op, Role, Step};
+use crate::lint;
+use crate::parse::{Issue, forbidden_trigger, parse_trigger};
+use crate::span::{Lines, Span};
+use crate::stage::copy_from;
+
+use super::bases::{Base, Source};
+use super::pass::Pass;
+use super::state::State;
+use super::{Provided, unsupported};
+
+/// A stage being lowered.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) state: State,
+    pub(super) stage: usize,
+    pub(super) label: String,
+    /// Prefix of progress names: empty, or the stage's name and a blank.
+    prefix: String,
+    steps_total: usize,
+    steps_done: usize,
+    /// Set while triggers run: where the FROM line is.
+    pub(super) trigger: Option<(Span, Lines)>,
+    pub(super) lines: Lines,
+    pub(super) skip_rules: Vec<String>,
+    /// Where CMD, ENTRYPOINT and HEALTHCHECK were seen in this stage.
+    pub(super) seen: HashMap<&'static str, (Span, Lines)>,
+}
+
+impl Work {
+    /// Where something is in the Dockerfile: what a trigger says is on the FROM line.
+    pub(super) fn place(&self, span: Span) -> (Span, Lines) {
+        self.trigger.unwrap_or((span, self.lines))
+    }
+
+    /// The progress entry of the next counted instruction.
+    pub(super) fn next_step(&mut self, instruction: &Instruction) -> Step {
+        let keyword = instruction.keyword.value.to_ascii_uppercase();
+        let rest = instruction.text.get(instruction.keyword.value.len()..).unwrap_or_default();
+        let onbuild = if self.trigger.is_some() { "ONBUILD " } else { "" };
+        self.named_step(&format!("{onbuild}{keyword}{rest}"))
+    }
+
+    fn named_step(&mut self, text: &str) -> Step {
+        self.steps_done += 1;
+        let width = self.steps_total.to_string().len();
+        let name = format!("[{}{:>width$}/{}] {text}", self.prefix, self.steps_done, self.steps_total);
+        let lines = self.trigger.map_or(self.lines, |(_, lines)| lines);
+        Step { name, stage: self.label.clone(), lines: Some(lines) }
+    }
+}
+
+impl Pass<'_> {
+    /// Lowers a stage, if its base is known.
+    pub(super) fn stage(&mut self, index: usize) {
+        let stage = self.stages.all[index];
+        let Some(base) = self.bases[index].clone() else { return };
+        let label = stage.label();
+        let prefix = if self.stages.all.len() == 1 { String::new() } else { format!("{label} ") };
+        let from_lines = stage.instruction.lines;
+        let mut image = None;
+        let mut state = match &base {
+            Base::Scratch => {
+                let platform = self.target_platform().clone();
+                let mut config = ImageConfig::empty(platform.clone());
+                config.config.working_dir = "/".to_owned();
+                State::new(config, platform, self.scratch_node())
+            }
+            Base::Local(name) => self.local_state(name, &label, from_lines),
+            Base::Stage(needed) => {
+                let Some(state) = &self.states[*needed] else { return };
+                let (weight, mut state) = (state.weight, state.clone());
+                if let Err(issue) = self.charge(weight, stage.instruction.span) {
+                    self.report_at(issue, from_lines);
+                    return;
+                }
+                state.cmd_set = false;
+                state
+            }
+            Base::Image(request) => {
+                let Some(Provided { image: found, weight }) = self.image(request) else { return };
+                if let Err(issue) = self.charge(*weight, stage.instruction.span) {
+                    self.report_at(issue, from_lines);
+                    return;
+                }
+                image = Some((found, request.platform.clone()));
+                let mut config = found.config.clone();
+                if !config.platform.satisfies(&request.platform) {
+                    let message = format!(
+                        "Base image {} was pulled with platform \"{}\", expected \"{}\" for current build",
+                        request.reference, config.platform, request.platform
+                    );
+                    let rules = &stage.instruction.skip_rules;
+                    let found = lint::finding(
+                        "InvalidBaseImagePlatform",
+                        message,
+                        stage.from.image.span,
+                        from_lines,
+                        rules,
+                    );
+                    self.out.diagnostics.extend(found);
+                }
+                if self.options.target_platform.is_some() {
+                    config.platform = self.target_platform().clone();
+                }
+                if config.rootfs.diff_ids.is_empty() && config.config.working_dir.is_empty() {
+                    config.config.working_dir = "/".to_owned();
+                }
+                // The node follows when the stage's number of steps is known.
+                let mut state = State::new(config, request.platform.clone(), NodeIndex::end());
+                state.weight += weight;
+                state
+            }
+        };
+        state.ensure_path();
+        let triggers = self.triggers(&std::mem::take(&mut state.config.config.on_build), index);
+        let body: &[Instruction] = if self.own_context(index).is_some() { &[] } else { stage.body };
+        let counted = triggers.iter().chain(body).filter(|instruction| is_counted(instruction)).count();
+        let mut work = Work {
+            state,
+            stage: index,
+            label,
+            prefix,
+            steps_total: counted + usize::from(image.is_some()),
+            steps_done: 0,
+            trigger: None,
+            lines: from_lines,
+            skip_rules: Vec::new(),
+            seen: HashMap::new(),
+        };
+        if let Some((found, platform)) = image {
+            let step = work.named_step(&format!("FROM {}", found.reference));
+            work.state.node = self.image_node(found, &platform, step);
+            work.state.base = Some(work.state.node);
+        }
+        work.trigger = Some((stage.instruction.span, from_lines));
+        for instruction in &triggers {
+            self.instruction(&mut work, instruction);
+        }
+        work.trigger = None;
+        for instruction in body {
+            self.instruction(&mut work, instruction);
+        }
+        self.states[index] = Some(work.state);
+    }
+
+    /// A directory as base: one layer with all its files on nothing.
+    fn local_state(&mut self, name: &str, label: &str, lines: Lines) -> State {
+        let (root, source) = (self.scratch_node(), self.context_node(Some(name)));
+        let op = CopyOp {
+            sources: vec![CopySource::Path(String::new())],
+            dest: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            from_context: true,
+            unpack: false,
+        };
+        let step =
+            Step { name: format!("[context {name}] COPY . /"), stage: label.to_owned(), lines: Some(lines) };
+        let node = self.nodes.add(Op::Copy(op), &[(Role::Root, root), (Role::Source, source)], step);
+        let platform = self.target_platform().clone();
+        let mut state = State::new(ImageConfig::empty(platform.clone()), platform, node);
+        state.config.config.working_dir = "/".to_owned();
+        state.layers.push(node);
+        state.log("COPY . / # buildkit".to_owned(), false);
+        state
+    }
+
+    /// Parses a base's ONBUILD triggers and notes which stages and images they bring in.
+    fn triggers(&mut self, texts: &[String], stage: usize) -> Vec<Instruction> {
+        let from = self.stages.all[stage].instruction;
+        let mut instructions = Vec::new();
+        for text in texts {
+            let parsed = parse_trigger(text, self.ast.escape).and_then(|parsed| {
+                let forbidden = parsed.iter().find_map(|i| forbidden_trigger(&i.keyword.value));
+                forbidden.map_or(Ok(parsed), |message| Err(Issue::new(message, from.span)))
+            });
+            match parsed {
+                Ok(mut parsed) => instructions.append(&mut parsed),
+                Err(issue) => {
+                    let message = format!("cannot run trigger `ONBUILD {text}`: {}", issue.message);
+                    self.report_at(Issue::new(message, from.span), from.lines);
+                }
+            }
+        }
+        for instruction in &instructions {
+            if let InstructionKind::Arg(args) = &instruction.kind {
+                self.out.declared.extend(args.iter().map(|arg| arg.name.value.clone()));
+            }
+            for issue in unsupported::in_instruction(instruction) {
+                self.report_at(Issue { span: from.span, ..issue }, from.lines);
+            }
+            if let Some(source) = copy_from(instruction)
+                && let Ok(Source::Stage(needed)) = self.source_of(&source.value, stage, from.span, from.lines)
+                && !self.reached.contains(&needed)
+            {
+                self.out.wanted.insert(needed);
+            }
+        }
+        instructions
+    }
+
+    fn instruction(&mut self, work: &mut Work, instruction: &Instruction) {
+        use InstructionKind as Kind;
+        work.lines = instruction.lines;
+        work.skip_rules.clone_from(&instruction.skip_rules);
+        let done = match &instruction.kind {
+            Kind::Run(run) => self.run(work, instruction, run),
+            Kind::Copy(copy) => self.copy(work, instruction, copy),
+            Kind::Add(add) => self.add(work, instruction, add),
+            Kind::Workdir(path) => self.workdir(work, instruction, path),
+            Kind::Env(pairs) => self.env(work, pairs),
+            Kind::Arg(declarations) => self.arg(work, declarations),
+            Kind::Label(pairs) => self.label(work, pairs),
+            Kind::From(_) => Ok(()),
+            other => self.metadata(work, instruction, other),
+        };
+        if let Err(issue) = done {
+            self.report(work, issue);
+        }
+    }
+}
+
+/// Instructions that make a progress entry.
+fn is_counted(instruction: &Instruction) -> bool {
+    use InstructionKind::{Add, Copy, Run, Workdir};
+    matches!(instruction.kind, Run(_) | Copy(_) | Add(_) | Workdir(_))
+}

@@ -1,0 +1,37 @@
+//! What the language has and this version does not do. Found before any image is asked for.
+
+use crate::ast::{Instruction, InstructionKind};
+use crate::parse::Issue;
+use crate::span::Span;
+
+/// Errors for every such thing in an instruction, as far as its text shows it; sources that are URLs show only after
+/// expansion.
+pub(super) fn in_instruction(instruction: &Instruction) -> Vec<Issue> {
+    let mut found: Vec<(&str, Option<Span>)> = Vec::new();
+    match &instruction.kind {
+        InstructionKind::Run(run) => {
+            let insecure = run.security.as_ref().filter(|mode| mode.value == "insecure");
+            found.push(("RUN --mount", run.mounts.first().map(|mount| mount.span)));
+            found.push(("RUN --device", run.devices.first().map(|device| device.span)));
+            found.push(("RUN --security=insecure", insecure.map(|mode| mode.span)));
+        }
+        InstructionKind::Copy(copy) => {
+            found.push(("COPY --link", copy.link.as_ref().filter(|flag| flag.value).map(|flag| flag.span)));
+            let parents = copy.parents.as_ref().filter(|flag| flag.value);
+            found.push(("COPY --parents", parents.map(|flag| flag.span)));
+            found.push(("COPY --exclude", copy.exclude.first().map(|pattern| pattern.span)));
+        }
+        InstructionKind::Add(add) => {
+            found.push(("ADD --link", add.link.as_ref().filter(|flag| flag.value).map(|flag| flag.span)));
+            found.push(("ADD --exclude", add.exclude.first().map(|pattern| pattern.span)));
+            found.push(("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span)));
+            found.push(("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span)));
+            found.push(("ADD --unpack", add.unpack.as_ref().map(|flag| flag.span)));
+        }
+        _ => {}
+    }
+    found
+        .into_iter()
+        .filter_map(|(what, span)| Some(Issue::new(format!("{what} is not supported yet"), span?)))
+        .collect()
+}

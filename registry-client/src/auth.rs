@@ -1,0 +1,187 @@
+//! Who we are to a registry: challenges answered with credentials or tokens.
+//!
+//! The first request to a host goes out bare. Its `401` is remembered per host, so later requests carry their
+//! authorization at once. Credentials are looked up at that moment and no earlier.
+
+pub(crate) mod challenge;
+mod helper;
+pub(crate) mod keychain;
+pub(crate) mod token;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+
+use challenge::Challenge;
+use keychain::Credentials;
+pub use keychain::KeychainError;
+use token::Token;
+
+use crate::error::{RegistryError, Target, Violation, escape};
+use crate::transport::{Host, Transport};
+
+/// Access to one repository, as token servers name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Scope {
+    repository: String,
+    actions: &'static str,
+}
+
+impl Scope {
+    pub(crate) fn pull(repository: &str) -> Self {
+        Self { repository: repository.to_owned(), actions: "pull" }
+    }
+
+    pub(crate) fn push(repository: &str) -> Self {
+        Self { repository: repository.to_owned(), actions: "pull,push" }
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "repository:{}:{}", self.repository, self.actions)
+    }
+}
+
+/// What is known about authentication at one host.
+#[derive(Default)]
+pub(crate) struct HostAuth {
+    challenge: Mutex<Option<Challenge>>,
+    tokens: Mutex<HashMap<token::Key, Token>>,
+    /// Held while a token is fetched: parallel requests wait for one token instead of asking for many.
+    fetching: tokio::sync::Mutex<()>,
+}
+
+/// A ready header and the texts in it that must not be printed.
+#[derive(Clone, Default)]
+pub(crate) struct Authorization {
+    /// The `Authorization` value; marked sensitive.
+    pub(crate) header: Option<HeaderValue>,
+    /// Secrets a registry might reflect in an error.
+    pub(crate) secrets: Vec<String>,
+    /// Whether the user has credentials for this host.
+    pub(crate) has_credentials: bool,
+    /// The cached token in use, to be dropped when it is refused.
+    token: Option<token::Key>,
+}
+
+impl HostAuth {
+    /// Remembers the challenge of a `401` from the registry's own origin.
+    ///
+    /// Drops the token that was refused. False when the challenge is one we cannot answer.
+    pub(crate) fn challenged(&self, headers: &HeaderMap, used: &Authorization) -> bool {
+        let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        if let Some(key) = &used.token {
+            lock(&self.tokens).remove(key);
+        }
+        match challenge::choose(values) {
+            Some(found) => {
+                *lock(&self.challenge) = Some(found);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The challenge's own words about the scope, when it concerns a repository we asked for anyway.
+    fn suggested_scope(challenge: &Challenge, scopes: &[Scope]) -> Option<String> {
+        let Challenge::Bearer { scope: Some(scope), .. } = challenge else { return None };
+        let ours = |part: &str| {
+            scopes.iter().any(|scope| {
+                part.strip_prefix("repository:")
+                    .and_then(|rest| rest.strip_prefix(scope.repository.as_str()))
+                    .is_some_and(|rest| rest.starts_with(':'))
+            })
+        };
+        scope.split(' ').all(ours).then(|| scope.clone())
+    }
+
+    fn cached(&self, key: &token::Key) -> Option<String> {
+        lock(&self.tokens).get(key).filter(|token| token.expires > Instant::now()).map(|t| t.value.clone())
+    }
+}
+
+impl Transport {
+    /// The authorization a request to `host` needs, as far as its challenge is known. `insist` asks for the scope the
+    /// registry suggested after ours was not enough.
+    pub(crate) async fn authorize(
+        &self,
+        host: &Host,
+        scopes: &[Scope],
+        target: &Target,
+        insist: bool,
+    ) -> Result<Authorization, RegistryError> {
+        let Some(challenge) = lock(&host.auth.challenge).clone() else { return Ok(Authorization::default()) };
+        let repository = scopes.first().map_or("", |scope| scope.repository.as_str());
+        let credentials = self.keychain().find(self.settings(), host.name(), repository).await;
+        let credentials = credentials
+            .map_err(|source| RegistryError::Credentials { target: Box::new(target.clone()), source })?;
+        let has_credentials = credentials.is_some();
+        let secret = credentials.as_ref().map(|found| found.secret().to_owned());
+        let mut authorization = Authorization {
+            secrets: secret.into_iter().collect(),
+            has_credentials,
+            ..Authorization::default()
+        };
+        match (&challenge, credentials) {
+            (Challenge::Basic, Some(Credentials::Basic { user, password })) => {
+                authorization.header = basic(&user, &password);
+            }
+            (_, Some(Credentials::RegistryToken(token))) => authorization.header = bearer(&token),
+            // A refresh token means nothing to a registry that wants a password.
+            (Challenge::Basic, _) => {}
+            (Challenge::Bearer { realm, service, .. }, credentials) => {
+                let suggested = insist.then(|| HostAuth::suggested_scope(&challenge, scopes)).flatten();
+                let scopes = suggested
+                    .map(|scope| scope.split(' ').map(str::to_owned).collect())
+                    .unwrap_or_else(|| scopes.iter().map(ToString::to_string).collect());
+                let key = token::Key { realm: realm.clone(), service: service.clone(), scopes };
+                let _one_at_a_time = host.auth.fetching.lock().await;
+                let value = match host.auth.cached(&key) {
+                    Some(value) => value,
+                    None => {
+                        let token = self.fetch_token(host, &key, credentials.as_ref(), target).await?;
+                        let value = token.value.clone();
+                        lock(&host.auth.tokens).insert(key.clone(), token);
+                        value
+                    }
+                };
+                authorization.header = bearer(&value);
+                authorization.token = Some(key);
+                authorization.secrets.push(value);
+            }
+        }
+        Ok(authorization)
+    }
+}
+
+/// The error for a `401` that offers nothing we can answer.
+pub(crate) fn unsupported(headers: &HeaderMap, target: &Target) -> Option<RegistryError> {
+    let value = headers.get(WWW_AUTHENTICATE)?;
+    let words = escape(&String::from_utf8_lossy(value.as_bytes()).chars().take(200).collect::<String>());
+    Some(RegistryError::Protocol { target: Box::new(target.clone()), violation: Violation::Challenge(words) })
+}
+
+pub(crate) fn basic(user: &str, password: &str) -> Option<HeaderValue> {
+    sensitive(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {token}"))
+}
+
+/// `None` for bytes that no header may hold: then the request goes out bare and is refused by the registry.
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Locks a mutex whose holders never panic midway: every critical section is a plain map or option access.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,209 @@
+//! The façade: which places to ask, in which order. The work is done by the modules named after it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use rbuild_oci::{Digest, Platform, Reference};
+
+use crate::BlobStream;
+use crate::auth::{Scope, lock};
+use crate::blobs::push::{Progress, PushOutcome};
+use crate::blobs::source::BlobSource;
+use crate::blobs::{self, mount, pull, push};
+use crate::config::{Candidates, ConfigError};
+use crate::endpoint::Endpoint;
+use crate::error::{ErrorKind, RegistryError, Target};
+use crate::manifests::{self, ResolvedImage};
+use crate::settings::Settings;
+use crate::transport::Transport;
+use crate::transport::retry::Patience;
+
+/// A client of all registries. Cheap to clone; clones share connections, tokens and limits.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Arc<Transport>,
+    /// The endpoint that served a repository's manifest last: its blobs are there too.
+    served: Mutex<HashMap<String, Endpoint>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    /// Makes a client. Nothing is read or connected before the first request; only settings that are wrong in
+    /// themselves are refused here.
+    pub fn new(settings: Settings) -> Result<Self, ConfigError> {
+        let bad = |setting, value: &String| ConfigError::Setting { setting, value: value.clone() };
+        if let Some(host) = settings.insecure.iter().find(|host| host.trim().is_empty() || host.contains(' '))
+        {
+            return Err(bad("insecure", host));
+        }
+        if !settings.user_agent.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(bad("user agent", &settings.user_agent));
+        }
+        let transport = Arc::new(Transport::new(settings));
+        Ok(Self { inner: Arc::new(Inner { transport, served: Mutex::new(HashMap::new()) }) })
+    }
+
+    /// Finds the image for a platform: mirrors in order, then the registry itself. Layers are not fetched.
+    pub async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, RegistryError> {
+        let transport = &self.inner.transport;
+        let action = || "pull manifest".to_owned();
+        let endpoints = self.pull_endpoints(reference, &action).await?;
+        let (image, endpoint) = first(endpoints, |endpoint, patience| async move {
+            let image = manifests::resolve(transport, &endpoint, reference, platform, patience).await?;
+            Ok((image, endpoint))
+        })
+        .await?;
+        lock(&self.inner.served).insert(reference.name(), endpoint);
+        Ok(image)
+    }
+
+    /// Opens a blob of the repository `source` names. The place that served its manifest is asked first.
+    ///
+    /// `progress` is told the bytes received so far. At most [`Settings::transfers_per_host`] streams of a host are
+    /// open at a time; this waits for its turn.
+    pub async fn blob(
+        &self,
+        source: &Reference,
+        digest: Digest,
+        size: u64,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<BlobStream, RegistryError> {
+        let progress: Progress = Arc::new(progress);
+        let mut endpoints = self.pull_endpoints(source, &|| format!("pull blob {}", digest.short())).await?;
+        if let Some(served) = lock(&self.inner.served).get(&source.name()) {
+            // Stable: the rest keeps its order.
+            endpoints.sort_by_key(|endpoint| endpoint != served);
+        }
+        let transport = &self.inner.transport;
+        first(endpoints, |endpoint, patience| {
+            let progress = progress.clone();
+            async move { pull::open(transport, &endpoint, digest, size, progress, patience).await }
+        })
+        .await
+    }
+
+    /// Proves that the credentials allow pushing to the repository, by opening and cancelling an upload.
+    pub async fn push_permission(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let endpoint = self.push_endpoint(reference, &|| "check push permission".to_owned()).await?;
+        push::check_permission(&self.inner.transport, &endpoint).await
+    }
+
+    /// Whether the repository has the blob. Mirrors are not asked.
+    pub async fn has_blob(&self, reference: &Reference, digest: Digest) -> Result<bool, RegistryError> {
+        let endpoint = self.push_endpoint(reference, &|| format!("look for blob {}", digest.short())).await?;
+        let scope = Scope::pull(&endpoint.repository);
+        blobs::exists(&self.inner.transport, &endpoint, digest, scope).await
+    }
+
+    /// Makes a blob of another repository of the same registry part of this one. False when it must be uploaded.
+    pub async fn mount_blob(
+        &self,
+        to: &Reference,
+        digest: Digest,
+        from_repository: &str,
+    ) -> Result<bool, RegistryError> {
+        let endpoint = self.push_endpoint(to, &|| format!("mount blob {}", digest.short())).await?;
+        mount::mount(&self.inner.transport, &endpoint, digest, from_repository).await
+    }
+
+    /// Uploads a blob unless it is there. The digest is checked against the bytes before the last of them is sent.
+    pub async fn push_blob(
+        &self,
+        to: &Reference,
+        digest: Digest,
+        size: u64,
+        body: &dyn BlobSource,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<PushOutcome, RegistryError> {
+        let endpoint = self.push_endpoint(to, &|| format!("push blob {}", digest.short())).await?;
+        push::push(&self.inner.transport, &endpoint, digest, size, body, Arc::new(progress)).await
+    }
+
+    /// Stores a manifest or index under the reference's tag, or its digest when it has no tag.
+    pub async fn push_manifest(
+        &self,
+        to: &Reference,
+        media_type: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Digest, RegistryError> {
+        let endpoint = self.push_endpoint(to, &|| "push manifest".to_owned()).await?;
+        manifests::push(&self.inner.transport, &endpoint, to, media_type, bytes).await
+    }
+
+    async fn pull_endpoints(
+        &self,
+        reference: &Reference,
+        action: &(dyn Fn() -> String + Sync),
+    ) -> Result<Vec<Endpoint>, RegistryError> {
+        let config = self.inner.transport.config().await?;
+        allowed(config.pull_candidates(reference), reference, action)
+    }
+
+    async fn push_endpoint(
+        &self,
+        reference: &Reference,
+        action: &(dyn Fn() -> String + Sync),
+    ) -> Result<Endpoint, RegistryError> {
+        let config = self.inner.transport.config().await?;
+        let mut endpoints = allowed(config.push_endpoint(reference), reference, action)?;
+        Ok(endpoints.pop().expect("the registry itself is always a candidate"))
+    }
+}
+
+fn allowed(
+    candidates: Candidates,
+    reference: &Reference,
+    action: &(dyn Fn() -> String + Sync),
+) -> Result<Vec<Endpoint>, RegistryError> {
+    match candidates {
+        Candidates::Endpoints(endpoints) => Ok(endpoints),
+        Candidates::Blocked(prefix) => {
+            let target = Target {
+                host: reference.domain().to_owned(),
+                repository: reference.repository().to_owned(),
+                action: action(),
+            };
+            Err(RegistryError::Blocked { target: Box::new(target), prefix })
+        }
+    }
+}
+
+/// Tries the endpoints in order. All but the last get one chance: whoever stands behind them may be quicker than
+/// waiting. Local mistakes (a broken credentials file) end the search at once.
+async fn first<T, F>(
+    endpoints: Vec<Endpoint>,
+    mut attempt: impl FnMut(Endpoint, Patience) -> F,
+) -> Result<T, RegistryError>
+where
+    F: Future<Output = Result<T, RegistryError>>,
+{
+    let mut failures = Vec::new();
+    let last = endpoints.len().saturating_sub(1);
+    for (index, endpoint) in endpoints.into_iter().enumerate() {
+        let patience = if index == last { Patience::Full } else { Patience::None };
+        match attempt(endpoint, patience).await {
+            Ok(found) => return Ok(found),
+            Err(error) if error.kind() == ErrorKind::Local => return Err(error),
+            Err(error) => failures.push(error),
+        }
+    }
+    let upstream = failures.pop().expect("candidates are never empty");
+    if failures.is_empty() {
+        return Err(upstream);
+    }
+    Err(RegistryError::AfterMirrors { mirrors: failures, upstream: Box::new(upstream) })
+}

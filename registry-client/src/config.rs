@@ -1,0 +1,195 @@
+//! Which places serve a repository: `registries.conf`, Docker's `daemon.json`, and the caller's insecure list.
+
+mod daemon;
+mod registries;
+
+use std::io::{ErrorKind, Read};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rbuild_oci::Reference;
+
+use crate::Settings;
+use crate::endpoint::{Endpoint, Security, is_hub, security, split_port};
+use crate::limits::CONFIG_FILE_BYTES_MAX;
+
+pub(crate) use registries::Rule;
+
+/// A configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// It exists but cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not the TOML of registries.conf.
+    #[error("`{}` is not a valid registries.conf", path.display())]
+    Registries {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: toml::de::Error,
+    },
+    /// Not the JSON of Docker's daemon.json.
+    #[error("`{}` is not a valid daemon.json", path.display())]
+    Daemon {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A mirror or registry location that is not `host[:port][/path]`.
+    #[error("`{}` names `{location}`, which is not a registry location (host[:port][/path])", path.display())]
+    Location {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        location: String,
+    },
+    /// The version 1 format (`[registries.search]`), unsupported by current tools too.
+    #[error("`{}` uses the old version 1 format: write `[[registry]]` tables instead", path.display())]
+    OldFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A `host[:port]` or proxy setting that cannot be parsed.
+    #[error("setting `{setting}` has the unusable value `{value}`")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// The parsed configuration.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    rules: Vec<Rule>,
+    hub_mirrors: Vec<Endpoint>,
+    insecure: Vec<String>,
+}
+
+/// The places to ask for a reference, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Candidates {
+    /// Mirrors first, the registry itself last; never empty.
+    Endpoints(Vec<Endpoint>),
+    /// The entry with this prefix forbids the registry.
+    Blocked(String),
+}
+
+impl Config {
+    /// Reads every configured file. Absent files are fine.
+    pub(crate) fn load(settings: &Settings) -> Result<Self, ConfigError> {
+        let mut config = Self { insecure: settings.insecure.clone(), ..Self::default() };
+        for path in &settings.registries_conf {
+            if let Some(text) = read_file(path)? {
+                config.rules = registries::load(path, &text)?;
+                break;
+            }
+        }
+        if let Some(path) = &settings.daemon_json
+            && let Some(text) = read_file(path)?
+        {
+            let daemon = daemon::parse(path, &text)?;
+            config.hub_mirrors = daemon.mirrors;
+            config.insecure.extend(daemon.insecure);
+        }
+        Ok(config)
+    }
+
+    /// Where to pull `reference` from.
+    pub(crate) fn pull_candidates(&self, reference: &Reference) -> Candidates {
+        let rule = registries::rule_for(&self.rules, reference);
+        if let Some(rule) = rule.filter(|rule| rule.blocked) {
+            return Candidates::Blocked(rule.prefix.clone());
+        }
+        let mut endpoints = rule.map(|rule| rule.mirrors_for(reference, self)).unwrap_or_default();
+        if is_hub(reference.domain()) {
+            endpoints.extend(self.hub_mirrors.iter().map(|mirror| {
+                let repository = match mirror.repository.as_str() {
+                    "" => reference.repository().to_owned(),
+                    path => format!("{path}/{}", reference.repository()),
+                };
+                Endpoint { repository, ..mirror.clone() }
+            }));
+        }
+        let upstream = rule
+            .and_then(|rule| rule.location_for(reference, self))
+            .unwrap_or_else(|| Endpoint::of(reference, self.is_insecure(reference.domain())));
+        endpoints.retain(|mirror| *mirror != upstream);
+        endpoints.push(upstream);
+        Candidates::Endpoints(endpoints)
+    }
+
+    /// Where to push `reference`: mirrors take no part, a moved location does.
+    pub(crate) fn push_endpoint(&self, reference: &Reference) -> Candidates {
+        match self.pull_candidates(reference) {
+            Candidates::Endpoints(mut all) => Candidates::Endpoints(all.split_off(all.len() - 1)),
+            blocked => blocked,
+        }
+    }
+
+    /// How the host of a token server or another address named by a registry may be spoken to.
+    pub(crate) fn security_of(&self, host: &str) -> Security {
+        security(host, self.is_insecure(host))
+    }
+
+    fn is_insecure(&self, host: &str) -> bool {
+        self.rules.iter().any(|rule| rule.insecure && rule.is_host(host))
+            || self.insecure.iter().any(|entry| host_matches(entry, host))
+    }
+}
+
+/// `host`, `host:port` or CIDR, against `host[:port]`.
+fn host_matches(entry: &str, host: &str) -> bool {
+    let entry = entry.trim().trim_end_matches('/');
+    let entry = entry.strip_prefix("http://").or_else(|| entry.strip_prefix("https://")).unwrap_or(entry);
+    let (name, port) = split_port(host);
+    if let Some((network, bits)) = entry.split_once('/') {
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse();
+        return match (network.parse(), bits.parse(), address) {
+            (Ok(network), Ok(bits), Ok(address)) => in_network(address, network, bits),
+            _ => false,
+        };
+    }
+    // An entry without a port means every port of the host only when the reference names none either, as in Docker.
+    let (entry_name, entry_port) = split_port(entry);
+    entry_name.eq_ignore_ascii_case(name) && entry_port == port
+}
+
+fn in_network(address: IpAddr, network: IpAddr, bits: u32) -> bool {
+    let masked = |value: u128, width: u32| value.checked_shr(width.saturating_sub(bits)).unwrap_or(0);
+    match (address, network) {
+        (IpAddr::V4(a), IpAddr::V4(n)) if bits <= 32 => {
+            masked(u128::from(a.to_bits()), 32) == masked(u128::from(n.to_bits()), 32)
+        }
+        (IpAddr::V6(a), IpAddr::V6(n)) if bits <= 128 => masked(a.to_bits(), 128) == masked(n.to_bits(), 128),
+        _ => false,
+    }
+}
+
+/// Reads a text file; `None` when it does not exist.
+pub(crate) fn read_file(path: &Path) -> Result<Option<String>, ConfigError> {
+    let error = |source| ConfigError::Read { path: path.to_owned(), source };
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(error(e)),
+    };
+    let mut text = String::new();
+    file.take(CONFIG_FILE_BYTES_MAX).read_to_string(&mut text).map_err(error)?;
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Where a repository is served: host, path there, and how far the host is trusted.
+
+use rbuild_oci::Reference;
+
+use crate::transport::address::AddressClass;
+
+/// How a host may be spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Security {
+    /// `https` with a verified certificate, nothing else.
+    Verified,
+    /// Listed as insecure: `https` without verification, else `http`.
+    Insecure,
+    /// This machine: `http`, else `https` without verification (as Docker treats 127.0.0.0/8).
+    Loopback,
+    /// Configured with an `http://` address.
+    Plain,
+}
+
+/// One place that may serve (or take) a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Host as named in the reference or the mirror setting; the key for credentials and certificates.
+    pub(crate) host: String,
+    /// Repository there; differs from the reference's when a mirror has a path.
+    pub(crate) repository: String,
+    /// How to speak to it.
+    pub(crate) security: Security,
+}
+
+impl Endpoint {
+    /// The registry a reference names, under the `insecure` judgement of the configuration.
+    pub(crate) fn of(reference: &Reference, insecure: bool) -> Self {
+        Self {
+            host: reference.domain().to_owned(),
+            repository: reference.repository().to_owned(),
+            security: security(reference.domain(), insecure),
+        }
+    }
+}
+
+/// The security of a host by name and setting.
+pub(crate) fn security(host: &str, insecure: bool) -> Security {
+    match AddressClass::of_literal(split_port(host).0) {
+        Some(AddressClass::Loopback) => Security::Loopback,
+        _ if insecure => Security::Insecure,
+        _ => Security::Verified,
+    }
+}
+
+/// The host that answers API requests for a domain: Docker Hub's differs from its name.
+pub(crate) fn api_host(host: &str) -> &str {
+    if is_hub(host) { "registry-1.docker.io" } else { host }
+}
+
+/// True for the names of Docker Hub.
+pub(crate) fn is_hub(host: &str) -> bool {
+    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
+}
+
+/// Splits `host[:port]`, brackets of IPv6 addresses kept.
+pub(crate) fn split_port(host: &str) -> (&str, Option<u16>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') && (name.starts_with('[') || !name.contains(':')) => {
+            (name, port.parse().ok())
+        }
+        _ => (host, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_recognised_with_and_without_port() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000", "[::1]"] {
+            assert_eq!(security(host, false), Security::Loopback, "{host}");
+        }
+        for host in ["example.com", "localhost.example.com", "10.0.0.1:5000", "[fd00::1]:5000"] {
+            assert_eq!(security(host, false), Security::Verified, "{host}");
+            assert_eq!(security(host, true), Security::Insecure, "{host}");
+        }
+    }
+
+    #[test]
+    fn ports_split_off_names_and_bracketed_addresses() {
+        assert_eq!(split_port("a.b:5000"), ("a.b", Some(5000)));
+        assert_eq!(split_port("[::1]:5000"), ("[::1]", Some(5000)));
+        assert_eq!(split_port("[::1]"), ("[::1]", None));
+        assert_eq!(split_port("::1"), ("::1", None));
+        assert_eq!(split_port("a.b"), ("a.b", None));
+    }
+}

@@ -1,0 +1,101 @@
+//! What the caller decides: plain data, no environment, no files opened.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to reach registries. Paths that do not exist are fine; files that do not parse are errors that name the file.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Docker's `config.json` (the file, not its directory).
+    pub docker_config: Option<PathBuf>,
+    /// The JSON text of `DOCKER_AUTH_CONFIG`.
+    pub docker_auth_config: Option<String>,
+    /// `--authfile` or `$REGISTRY_AUTH_FILE`: like [`Self::containers_auth_files`], asked before Docker's file.
+    pub registry_auth_file: Option<PathBuf>,
+    /// `containers/auth.json` files, whose keys may be namespaces. Asked in order, after Docker's file.
+    pub containers_auth_files: Vec<PathBuf>,
+    /// Candidates for `registries.conf`: the first that exists counts, with its `registries.conf.d/*.conf`.
+    pub registries_conf: Vec<PathBuf>,
+    /// Docker's `daemon.json`, for `registry-mirrors` and `insecure-registries`.
+    pub daemon_json: Option<PathBuf>,
+    /// Registries (`host[:port]`) that may be spoken to without verified TLS, or in clear text.
+    pub insecure: Vec<String>,
+    /// `certs.d` directories: the first that has a folder for `host[:port]` gives its CA (`*.crt`) and client pair
+    /// (`*.cert` and `*.key`).
+    pub certs_dirs: Vec<PathBuf>,
+    /// Hosts (`host[:port]`) at internal addresses a public registry may refer to (token server, storage).
+    pub internal_hosts: Vec<String>,
+    /// Proxies. Loopback addresses are never reached through one.
+    pub proxies: ProxySettings,
+    /// `PATH` in which credential helpers are looked up; `None` means the process's own.
+    pub helper_path: Option<OsString>,
+    /// Blob transfers at one host at a time, in each direction.
+    pub transfers_per_host: usize,
+    /// Time limits.
+    pub deadlines: Deadlines,
+    /// `User-Agent` sent.
+    pub user_agent: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            docker_config: None,
+            docker_auth_config: None,
+            registry_auth_file: None,
+            containers_auth_files: Vec::new(),
+            registries_conf: Vec::new(),
+            daemon_json: None,
+            insecure: Vec::new(),
+            certs_dirs: Vec::new(),
+            internal_hosts: Vec::new(),
+            proxies: ProxySettings::default(),
+            helper_path: None,
+            transfers_per_host: 6,
+            deadlines: Deadlines::default(),
+            user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// Proxy addresses as the usual variables hold them.
+#[derive(Debug, Clone, Default)]
+pub struct ProxySettings {
+    /// Proxy for `http://` addresses.
+    pub http: Option<String>,
+    /// Proxy for `https://` addresses.
+    pub https: Option<String>,
+    /// Comma-separated exceptions: hosts, `.suffix`, addresses, CIDR ranges, `*`.
+    pub no_proxy: Option<String>,
+}
+
+/// Time limits and the pace of retries.
+#[derive(Debug, Clone)]
+pub struct Deadlines {
+    /// Opening a connection, TLS included.
+    pub connect: Duration,
+    /// From a request to the first byte of its answer.
+    pub first_byte: Duration,
+    /// Silence within a transfer.
+    pub idle: Duration,
+    /// From the last byte of an upload to the registry's answer: large blobs are verified on the other side first.
+    pub commit: Duration,
+    /// First wait before a retry; doubles each time, with jitter.
+    pub backoff: Duration,
+    /// No retry of a request starts later than this after its first try.
+    pub retry_budget: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_byte: Duration::from_secs(60),
+            idle: Duration::from_secs(30),
+            commit: Duration::from_secs(300),
+            backoff: Duration::from_millis(250),
+            retry_budget: Duration::from_secs(600),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A request and the redirects behind it.
+//!
+//! An origin is scheme, host and port. Credentials go to the origin they were made for and are dropped for good at
+//! the first hop elsewhere; `https` never becomes `http`; addresses more internal than the registry's own are
+//! refused, by literal before connecting and by resolved address while connecting.
+
+use std::error::Error as _;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Method, Response, Url};
+
+use super::address::AddressClass;
+use super::clients::{Route, Trust};
+use super::resolver::InternalName;
+use super::{Host, Transport};
+use crate::endpoint::Security;
+use crate::error::{Reason, RegistryError, Target, Violation, escape};
+use crate::limits::REDIRECTS_MAX;
+
+/// A request as it goes out.
+#[derive(Clone)]
+pub(crate) struct Exchange {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Option<Bytes>,
+    /// For the origin of `url` only.
+    pub(crate) authorization: Option<HeaderValue>,
+}
+
+/// Scheme, host and port.
+pub(crate) fn origin(url: &Url) -> (String, String, Option<u16>) {
+    let host = url.host_str().unwrap_or_default().to_owned();
+    (url.scheme().to_owned(), host, url.port_or_known_default())
+}
+
+/// An address without what may be secret in it (signed queries, user data), for messages.
+fn printable(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Both fail only for addresses that cannot hold user data.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    escape(url.as_str())
+}
+
+/// Resolves `text` against `base`, as `Location` headers want it.
+pub(crate) fn join(base: &Url, text: &str, target: &Target) -> Result<Url, RegistryError> {
+    base.join(text).map_err(|_| RegistryError::Protocol {
+        target: Box::new(target.clone()),
+        violation: Violation::Address(escape(text)),
+    })
+}
+
+impl Transport {
+    /// Sends the request, following redirects of requests that can be repeated. The last answer is returned.
+    pub(crate) async fn exchange(
+        &self,
+        host: &Host,
+        mut exchange: Exchange,
+        target: &Target,
+    ) -> Result<Response, RegistryError> {
+        let base = self.base(host, target, &super::Patience::None).await?;
+        let home = origin(&exchange.url);
+        for _ in 0..=REDIRECTS_MAX {
+            let answer = self.hop(host, &exchange, &base, target).await?;
+            let status = answer.status().as_u16();
+            let repeatable = match exchange.method {
+                Method::GET | Method::HEAD => matches!(status, 301 | 302 | 303 | 307 | 308),
+                // A token request carries its secret in the body: it stays where it is.
+                _ => matches!(status, 307 | 308) && exchange.body.is_none(),
+            };
+            let Some(location) = answer.headers().get(LOCATION).filter(|_| repeatable) else {
+                return Ok(answer);
+            };
+            let next = join(&exchange.url, &String::from_utf8_lossy(location.as_bytes()), target)?;
+            if exchange.url.scheme() == "https" && next.scheme() == "http" {
+                return Err(violation(target, Violation::Downgrade(printable(&next))));
+            }
+            if origin(&next) != home {
+                exchange.authorization = None;
+            }
+            exchange.url = next;
+        }
+        Err(violation(target, Violation::Redirects))
+    }
+
+    /// One request, no redirect.
+    pub(super) async fn hop(
+        &self,
+        host: &Host,
+        exchange: &Exchange,
+        base: &Url,
+        target: &Target,
+    ) -> Result<Response, RegistryError> {
+        let client = self.client_for(host, &exchange.url, base, target).await?;
+        let mut request = client.request(exchange.method.clone(), exchange.url.clone());
+        request = request.headers(exchange.headers.clone());
+        if let Some(value) = &exchange.authorization {
+            request = request.header(AUTHORIZATION, value.clone());
+        }
+        if let Some(body) = &exchange.body {
+            request = request.body(body.clone());
+        }
+        let answer = tokio::time::timeout(self.deadlines().first_byte, request.send())
+            .await
+            .map_err(|_| timed_out(target))?
+            .map_err(|source| unreachable(target, source))?;
+        if origin(&exchange.url) == origin(base)
+            && !self.clients.is_proxied(&exchange.url)
+            && let Some(peer) = answer.remote_addr()
+        {
+            host.found_at(AddressClass::of(peer.ip()));
+        }
+        Ok(answer)
+    }
+
+    /// The client with the trust and the guard that `url` needs, seen from `host`.
+    pub(crate) async fn client_for(
+        &self,
+        host: &Host,
+        url: &Url,
+        base: &Url,
+        target: &Target,
+    ) -> Result<reqwest::Client, RegistryError> {
+        let own = origin(url) == origin(base);
+        let security = if own { host.security() } else { self.check(host, url, base, target).await? };
+        let trust = match (url.scheme(), security) {
+            ("http", _) => Trust::None,
+            (_, Security::Insecure | Security::Loopback) => Trust::Unverified,
+            _ => self.clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
+        };
+        let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
+        let route = Route { trust, guard, proxied: self.clients.is_proxied(url) };
+        self.clients.get(&route).map_err(|error| match error {
+            super::clients::ClientError::Build(source) => RegistryError::Unreachable {
+                target: Box::new(target.clone()),
+                reason: Reason::TrustStore,
+                source: Some(Box::new(source)),
+            },
+            super::clients::ClientError::Config(error) => RegistryError::Settings(error),
+        })
+    }
+
+    /// Judges an address the registry named.
+    async fn check(
+        &self,
+        host: &Host,
+        url: &Url,
+        base: &Url,
+        target: &Target,
+    ) -> Result<Security, RegistryError> {
+        let name = url.host_str().unwrap_or_default();
+        let usable =
+            matches!(url.scheme(), "http" | "https") && !name.is_empty() && url.username().is_empty();
+        if !usable || url.password().is_some() {
+            return Err(violation(target, Violation::Address(printable(url))));
+        }
+        let security = self.config().await?.security_of(&authority(url));
+        if base.scheme() == "https" && url.scheme() == "http" && security != Security::Insecure {
+            return Err(violation(target, Violation::Downgrade(printable(url))));
+        }
+        let refused = AddressClass::of_literal(name).is_some_and(|class| !host.class().may_name(class));
+        if refused && !self.is_internal_host(url) {
+            return Err(violation(target, Violation::InternalAddress(printable(url))));
+        }
+        Ok(security)
+    }
+
+    fn is_internal_host(&self, url: &Url) -> bool {
+        let (authority, name) = (authority(url), url.host_str().unwrap_or_default());
+        self.settings.internal_hosts.iter().any(|host| *host == authority || host == name)
+    }
+}
+
+/// `host[:port]` of an address.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn violation(target: &Target, violation: Violation) -> RegistryError {
+    RegistryError::Protocol { target: Box::new(target.clone()), violation }
+}
+
+/// A deadline passed.
+pub(crate) fn timed_out(target: &Target) -> RegistryError {
+    RegistryError::Unreachable { target: Box::new(target.clone()), reason: Reason::Timeout, source: None }
+}
+
+/// Classifies a failed request. The address is cut out: its query may be signed.
+pub(crate) fn unreachable(target: &Target, source: reqwest::Error) -> RegistryError {
+    let source = source.without_url();
+    let mut cause = source.source();
+    let mut is_tls = false;
+    while let Some(error) = cause {
+        if let Some(internal) = error.downcast_ref::<InternalName>() {
+            return violation(target, Violation::InternalAddress(escape(&internal.to_string())));
+        }
+        is_tls |= error.is::<rustls::Error>();
+        cause = beneath(error);
+    }
+    let reason = match () {
+        () if is_tls => Reason::Tls,
+        () if source.is_dns() => Reason::Name,
+        () if source.is_timeout() => Reason::Timeout,
+        () if source.is_connect() => Reason::Connect,
+        () => Reason::Broken,
+    };
+    RegistryError::Unreachable { target: Box::new(target.clone()), reason, source: Some(Box::new(source)) }
+}
+
+/// The cause of an error. An I/O error that wraps another answers with the cause of that one and so hides it: TLS
+/// errors come in two such layers.
+fn beneath<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| error.source())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+use super::*;
+use crate::Settings;
+use crate::endpoint::security;
+use crate::transport::clients::Clients;
+
+fn target() -> Target {
+    Target { host: "r.test".into(), repository: "app".into(), action: "pull".into() }
+}
+
+/// Judges `url` as an address named by the registry `host`, which was found in `class`.
+async fn judge(
+    settings: &Settings,
+    host: &str,
+    class: AddressClass,
+    url: &str,
+) -> Result<Security, RegistryError> {
+    let transport = Transport::new(settings.clone());
+    let state = Host::new(host, security(host, false), 1);
+    state.found_at(class);
+    let base = Url::parse(&format!("https://{host}/")).unwrap();
+    transport.check(&state, &Url::parse(url).unwrap(), &base, &target()).await
+}
+
+fn violated(result: Result<Security, RegistryError>) -> Violation {
+    match result {
+        Err(RegistryError::Protocol { violation, .. }) => violation,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_public_registry_cannot_aim_us_inside() {
+    let settings = Settings::default();
+    for url in [
+        "https://127.0.0.1/token",
+        "https://localhost:5000/token",
+        "https://[::1]/token",
+        "https://169.254.169.254/latest/meta-data",
+        "https://10.0.0.1/",
+        "https://[::ffff:192.168.0.1]/",
+        "https://0.0.0.0/",
+        // Numbers in other bases are addresses too; the URL parser normalises them.
+        "https://0x7f000001/",
+        "https://2130706433/",
+    ] {
+        let found = violated(judge(&settings, "r.test", AddressClass::Public, url).await);
+        assert!(matches!(found, Violation::InternalAddress(_)), "{url}: {found:?}");
+    }
+    assert!(judge(&settings, "r.test", AddressClass::Public, "https://auth.test/").await.is_ok());
+    assert!(judge(&settings, "r.test", AddressClass::Private, "https://10.0.0.1/").await.is_ok());
+    let metadata = judge(&settings, "localhost", AddressClass::Loopback, "https://169.254.169.254/").await;
+    assert!(matches!(violated(metadata), Violation::InternalAddress(_)));
+    let allowed = Settings { internal_hosts: vec!["10.0.0.1:8443".into()], ..Settings::default() };
+    assert!(judge(&allowed, "r.test", AddressClass::Public, "https://10.0.0.1:8443/").await.is_ok());
+    assert!(judge(&allowed, "r.test", AddressClass::Public, "https://10.0.0.1/").await.is_err());
+}
+
+#[tokio::test]
+async fn https_never_becomes_http_and_odd_addresses_are_refused() {
+    let settings = Settings::default();
+    let found = violated(judge(&settings, "r.test", AddressClass::Public, "http://auth.test/t?sig=s3").await);
+    assert_eq!(found, Violation::Downgrade("http://auth.test/t".into()), "signed queries are not printed");
+    for url in ["ftp://auth.test/", "file:///etc/passwd", "https://user:hunter2@auth.test/", "data:,x"] {
+        let found = violated(judge(&settings, "r.test", AddressClass::Public, url).await);
+        assert!(matches!(&found, Violation::Address(text) if !text.contains("hunter2")), "{url}: {found:?}");
+    }
+    let insecure = Settings { insecure: vec!["auth.test".into()], ..Settings::default() };
+    assert!(judge(&insecure, "r.test", AddressClass::Public, "http://auth.test/").await.is_ok());
+}
+
+#[tokio::test]
+async fn names_that_resolve_inside_are_refused_while_connecting() {
+    // `x.localhost` stands for any name an attacker lets point to this machine.
+    let transport = Transport::new(Settings::default());
+    let route = Route { trust: Trust::None, guard: Some(AddressClass::Public), proxied: false };
+    let client = transport.clients.get(&route).unwrap_or_else(|_| panic!("no client"));
+    let error = client.get("http://x.localhost:1/").send().await.unwrap_err();
+    let error = unreachable(&target(), error);
+    assert!(
+        matches!(&error, RegistryError::Protocol { violation: Violation::InternalAddress(name), .. } if name == "x.localhost"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn loopback_is_never_reached_through_a_proxy() {
+    let proxies = crate::ProxySettings { http: Some("proxy.test:3128".into()), https: None, no_proxy: None };
+    let clients = Clients::new(&Settings { proxies, ..Settings::default() });
+    let proxied = |url: &str| clients.is_proxied(&Url::parse(url).unwrap());
+    assert!(proxied("http://r.test/"));
+    assert!(!proxied("https://r.test/"), "no proxy is set for https");
+    for url in ["http://localhost:5000/", "http://127.0.0.1/", "http://[::1]:5000/", "http://a.localhost/"] {
+        assert!(!proxied(url), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn tls_failures_are_told_apart_from_failed_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://{}/", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // Not TLS.
+            let _ =
+                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let transport = Transport::new(Settings::default());
+    let route = Route { trust: Trust::Unverified, guard: None, proxied: false };
+    let client = transport.clients.get(&route).unwrap_or_else(|_| panic!("no client"));
+    let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
+    server.abort();
+    assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Tls, .. }), "{error:?}");
+    let error = unreachable(&target(), client.get("https://127.0.0.1:1/").send().await.unwrap_err());
+    assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Connect, .. }), "{error:?}");
+}

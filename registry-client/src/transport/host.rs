@@ -1,0 +1,145 @@
+//! What is known about one host, and finding out whether it speaks TLS.
+
+use std::sync::{Arc, Mutex};
+
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode, Url};
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::Transport;
+use super::address::AddressClass;
+use super::exchange::{self, Exchange};
+use super::retry::{self, Patience};
+use crate::auth::{Authorization, HostAuth, lock};
+use crate::endpoint::{Security, api_host, split_port};
+use crate::error::{Reason, RegistryError, Target, Violation, escape};
+
+/// The shared state of one host.
+pub(crate) struct Host {
+    name: String,
+    security: Security,
+    base: OnceCell<Url>,
+    class: Mutex<AddressClass>,
+    pub(crate) auth: HostAuth,
+    /// Bounds parallel downloads. Apart from uploads: a stream that feeds an upload to the same host must not wait
+    /// for the permit its consumer waits to release.
+    pub(crate) pulls: Arc<Semaphore>,
+    /// Bounds parallel uploads.
+    pub(crate) pushes: Arc<Semaphore>,
+}
+
+impl Host {
+    pub(super) fn new(name: &str, security: Security, transfers: usize) -> Self {
+        let literal = AddressClass::of_literal(split_port(name).0);
+        Self {
+            name: name.to_owned(),
+            security,
+            base: OnceCell::new(),
+            class: Mutex::new(literal.unwrap_or(AddressClass::Public)),
+            auth: HostAuth::default(),
+            pulls: Arc::new(Semaphore::new(transfers)),
+            pushes: Arc::new(Semaphore::new(transfers)),
+        }
+    }
+
+    /// The host as named in references.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn security(&self) -> Security {
+        self.security
+    }
+
+    /// The network the host was found in; public until proven otherwise.
+    pub(super) fn class(&self) -> AddressClass {
+        *lock(&self.class)
+    }
+
+    pub(super) fn found_at(&self, class: AddressClass) {
+        *lock(&self.class) = class;
+    }
+}
+
+impl Transport {
+    /// The address requests to `host` start with. Hosts that may speak either scheme are asked once; everything
+    /// else is `https` without asking.
+    pub(crate) async fn base(
+        &self,
+        host: &Host,
+        target: &Target,
+        patience: &Patience,
+    ) -> Result<Url, RegistryError> {
+        let find = || async {
+            let [http, https] = ["http", "https"].map(|scheme| base_url(scheme, host.name(), target));
+            match host.security() {
+                Security::Verified => https,
+                Security::Plain => http,
+                // Loopback registries speak plain http nearly always: that order costs them no failed handshake.
+                Security::Loopback => self.choose(host, http?, https?, target, *patience).await,
+                Security::Insecure => self.choose(host, https?, http?, target, *patience).await,
+            }
+        };
+        host.base.get_or_try_init(find).await.cloned()
+    }
+
+    /// The first scheme that works, asking `/v2/` without credentials.
+    async fn choose(
+        &self,
+        host: &Host,
+        first: Url,
+        second: Url,
+        target: &Target,
+        patience: Patience,
+    ) -> Result<Url, RegistryError> {
+        let mut waits = retry::Waits::new(patience, self.deadlines().backoff, self.deadlines().retry_budget);
+        loop {
+            let error = match self.probe(host, &first, target).await {
+                Ok(true) => return Ok(first),
+                Ok(false) => None,
+                Err(error) => Some(error),
+            };
+            // With a port given, a refused connection is refused for both schemes.
+            let refused = matches!(&error, Some(RegistryError::Unreachable { reason: Reason::Connect, .. }));
+            let same_port = first.port_or_known_default() == second.port_or_known_default();
+            if !(refused && same_port) && self.probe(host, &second, target).await.is_ok_and(|speaks| speaks) {
+                return Ok(second);
+            }
+            match error {
+                // On this machine «refused» means that nothing runs there; waiting does not start it.
+                Some(error) if refused && host.security() == Security::Loopback => return Err(error),
+                // It answered, if strangely, and the other scheme does not work: let real requests tell.
+                None => return Ok(first),
+                Some(error) if !retry::may_pass(&error, waits.count()) => return Err(error),
+                Some(error) => {
+                    if !waits.wait(None).await {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the scheme of `base` is spoken there. A challenge in the answer is remembered.
+    async fn probe(&self, host: &Host, base: &Url, target: &Target) -> Result<bool, RegistryError> {
+        let url = exchange::join(base, "/v2/", target)?;
+        let exchange =
+            Exchange { method: Method::GET, url, headers: HeaderMap::new(), body: None, authorization: None };
+        let answer = self.hop(host, &exchange, base, target).await?;
+        // TLS servers answer clear text with 400; registries never answer `/v2/` so.
+        if answer.status() == StatusCode::BAD_REQUEST {
+            return Ok(false);
+        }
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            host.auth.challenged(answer.headers(), &Authorization::default());
+        }
+        Ok(true)
+    }
+}
+
+fn base_url(scheme: &str, host: &str, target: &Target) -> Result<Url, RegistryError> {
+    Url::parse(&format!("{scheme}://{}/", api_host(host))).map_err(|_| RegistryError::Protocol {
+        target: Box::new(target.clone()),
+        violation: Violation::Address(escape(host)),
+    })
+}
