@@ -122,7 +122,7 @@ fn run_command_not_found() -> Result<()> {
 #[test]
 fn a_step_killed_by_a_signal_is_said_so() -> Result<()> {
     need!(Root, Registry, Bases);
-    check_dockerfile("FROM busybox\nRUN kill -9 $$\n", &[], &["Dockerfile:2", "137"])
+    check_dockerfile("FROM busybox\nRUN kill -9 $$\n", &[], &["Dockerfile:2", "signal 9"])
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn disk_full() -> Result<()> {
     let (_registry, env) = world()?;
     let store = env.work().join("small-disk");
     let env = env.with_store(&store);
-    let _disk = SmallDisk::mount(&store, "size=32m")?;
+    let _disk = SmallDisk::mount(&store, "size=32m,mode=700")?;
     let filler = "x".repeat(1 << 20);
 
     // In a step: the step's own message, and its exit status.
@@ -204,7 +204,7 @@ fn disk_full_while_a_base_is_unpacked() -> Result<()> {
     let (_registry, env) = world()?;
     let store = env.work().join("small-disk");
     let env = env.with_store(&store);
-    let _disk = SmallDisk::mount(&store, "size=48m")?;
+    let _disk = SmallDisk::mount(&store, "size=48m,mode=700")?;
     let context = env.context("large", "FROM debian\nRUN true\n", &[])?;
     check_bad(&env, &context, &[], &["space", &store.to_string_lossy()])?;
     check_next_build_works(&env)

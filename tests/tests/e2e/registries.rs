@@ -36,12 +36,20 @@ fn push_sends_what_a_build_kept() -> Result<()> {
     let (registry, env) = world()?;
     let context = env.context("pushed", "FROM busybox\nRUN echo pushed > /x\n", &[])?;
     let name = format!("{}/pushed/image:2", registry.host());
-    let (_, digest) = env.build_digest(&context, &["-t", &name])?;
+    let (_, id) = env.build_id(&context, &["-t", &name])?;
     assert!(judge::manifest(&format!("docker://{name}")).is_err(), "a build without --push pushes nothing");
     let run = env.run(["push", &name])?.ok();
     let last = run.stdout.lines().last().unwrap_or_default();
+    let digest = judge::manifest(&format!("docker://{name}"))?["Digest"].clone();
+    let digest = digest.as_str().context("digest")?;
     assert!(last.starts_with(&format!("2: digest: {digest} size: ")), "{run}");
-    assert_eq!(judge::manifest(&format!("docker://{name}"))?["Digest"], json!(digest));
+    let (pushed, same) = env.build_id(&context, &["-t", &name, "--push"])?;
+    assert_eq!(id, same, "{pushed}");
+    assert_eq!(
+        judge::manifest(&format!("docker://{name}"))?["Digest"],
+        json!(digest),
+        "one image, one digest"
+    );
     assert_eq!(judge::unpack(&format!("docker://{name}"))?.text("/x")?, "pushed\n");
     Ok(())
 }
@@ -60,7 +68,7 @@ fn credentials_come_from_the_docker_config_file() -> Result<()> {
     env.build(&context, &["-t", &name])?.exits(1).says(&[&host]);
     let wrong = json!({"auths": {&host: {"auth": "dXNlcjp3cm9uZw=="}}});
     env.write("home/.docker/config.json", &wrong.to_string())?;
-    env.build(&context, &["-t", &name])?.exits(1).says(&[&host, "config.json"]);
+    env.build(&context, &["-t", &name])?.exits(1).says(&[&host, "docker login"]);
 
     let right = json!({"auths": {&host: {"auth": CREDENTIALS}}, "unknown": {"kept": true}});
     env.write("home/.docker/config.json", &right.to_string())?;

@@ -28,9 +28,9 @@ fn an_ordinary_user_gets_the_same_image_as_root() -> Result<()> {
         let context = env.context("owners", OWNERS, FILES)?;
         let file = env.work().join("owners.tar");
         let output = format!("type=oci,dest={}", file.display());
-        let (run, digest) = env.build_digest(&context, &["-t", "me/owners", "-o", &output])?;
+        let (run, digest) = env.build_id(&context, &["-t", "me/owners", "-o", &output])?;
         assert_eq!(run.executed().len(), 5, "{run}");
-        let (again, second) = env.build_digest(&context, &["-t", "me/owners"])?;
+        let (again, second) = env.build_id(&context, &["-t", "me/owners"])?;
         again.assert_all_cached();
         assert_eq!(digest, second);
         let listing = judge::unpack(&format!("oci-archive:{}", file.display()))?.listing()?;

@@ -84,8 +84,8 @@ fn apache_serves_its_page() -> Result<()> {
     let (registry, env) = world()?;
     let context = env.fixture("tutorial/apache")?;
     let name = format!("{}/me/apache", registry.host());
-    let (_, first) = env.build_digest(&context, &["-t", &name, "--push"])?;
-    let (again, second) = env.build_digest(&context, &["-t", &name])?;
+    let (_, first) = env.build_id(&context, &["-t", &name, "--push"])?;
+    let (again, second) = env.build_id(&context, &["-t", &name])?;
     again.assert_all_cached();
     assert_eq!(first, second);
 
@@ -107,7 +107,7 @@ fn the_site_is_built_in_one_image_and_served_from_another() -> Result<()> {
     let (registry, env) = world()?;
     let context = env.fixture("tutorial/react")?;
     let name = format!("{}/me/site:latest", registry.host());
-    let (_, first) = env.build_digest(&context, &["-t", &name, "--push"])?;
+    let (_, first) = env.build_id(&context, &["-t", &name, "--push"])?;
 
     let image = format!("docker://{name}");
     let config = judge::config(&image)?;
@@ -120,7 +120,7 @@ fn the_site_is_built_in_one_image_and_served_from_another() -> Result<()> {
 
     // Another source, but the same site: what comes after the build step stays.
     fs::write(context.join("notes.txt"), "not part of the site\n")?;
-    let (noted, second) = env.build_digest(&context, &["-t", &name])?;
+    let (noted, second) = env.build_id(&context, &["-t", &name])?;
     assert_eq!(
         noted.executed(),
         ["[builder 5/6] COPY . .", "[builder 6/6] RUN npm run build"],
