@@ -41,6 +41,9 @@ pub fn unpack(
     files: &dyn FileSource,
 ) -> Result<Option<Unarchived>, StepFailure> {
     let Kind::File { size, content } = &selected.entry.kind else { return Ok(None) };
+    if *size == 0 {
+        return Ok(None);
+    }
     let (path, limits) = (&selected.path, Limits::default());
     match layer::is_archive(File::from(files.open(path)?), &limits) {
         Ok(true) => {}

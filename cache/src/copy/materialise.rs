@@ -289,6 +289,10 @@ impl<'a> Filler<'a> {
             }
         };
         let opened = source.open(from);
+        if size == 0 && matches!(opened, Err(SourceError::NotRegular { .. })) {
+            // A socket, which counts as an empty file. Whatever it is, none of its bytes were planned.
+            return Ok(());
+        }
         let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
         let changed = || MaterialiseError::Changed { source_path: from.clone() };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));

@@ -191,6 +191,18 @@ fn a_file_swapped_for_something_else_is_not_followed() {
 }
 
 #[test]
+fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    drop(std::os::unix::net::UnixListener::bind(from.path().join("d")).unwrap());
+    let (context, nodes) = (Context::new(&[("d", file(""))]), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/s");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+    check_on_disk(to.path(), &plan);
+}
+
+#[test]
 fn the_topmost_layer_with_an_entry_shows() {
     let layers = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     for (layer, content) in layers.iter().zip(["base", "middle", "top"]) {
