@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use rbuild_cache::copy::{CopyError, MaterialiseError, SourceError};
 use rbuild_cache::layer::{
-    CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackError,
+    CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackBlobError,
+    UnpackError,
 };
 use rbuild_cache::store::StoreError;
 use rbuild_cache::tree::select::SelectError;
@@ -226,6 +227,35 @@ pub enum StepFailure {
         /// Why.
         #[source]
         source: UnpackError,
+    },
+    /// A local archive is compressed in a way that ADD does not know yet.
+    #[error(
+        "cannot unpack `{path}`: {compression} is not supported yet by ADD: \
+         compress it with gzip or zstd, or use COPY to have it in the image as it is"
+    )]
+    AddCompression {
+        /// In the context.
+        path: String,
+        /// Name of the compression.
+        compression: &'static str,
+    },
+    /// It cannot be told whether a local file is an archive.
+    #[error("cannot decompress `{path}`, which ADD would have to unpack")]
+    AddRead {
+        /// In the context.
+        path: String,
+        /// Why.
+        #[source]
+        source: DecompressError,
+    },
+    /// A local archive cannot be unpacked.
+    #[error("cannot unpack `{path}`")]
+    AddUnpack {
+        /// In the context.
+        path: String,
+        /// Why.
+        #[source]
+        source: UnpackBlobError,
     },
     /// A pulled layer's bytes are not what the manifest says.
     #[error("layer {wanted} was received as {found}")]

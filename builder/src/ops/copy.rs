@@ -1,4 +1,6 @@
 //! Executes COPY and ADD: a plan on trees, then files into a fresh layer directory. No mount, no sandbox.
+//!
+//! Archives that ADD meets are unpacked first: what is in them is part of the plan.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use rbuild_frontend::graph::{CopyOp, CopySource};
 
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
+use crate::ops::archive::{self, Unarchived};
 use crate::ops::select::Selection;
 use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
 use crate::progress::VertexId;
@@ -55,21 +58,6 @@ fn layer(
         from_context: op.from_context,
         now: env.now(),
     };
-    let mut items = Vec::new();
-    for (at, source) in op.sources.iter().enumerate() {
-        match source {
-            CopySource::Path(_) => {
-                let selected = selection.map(|s| s.sources[at].clone()).unwrap_or_default();
-                items.extend(selected.into_iter().map(CopyItem::Selected));
-            }
-            CopySource::Inline { name, content } => {
-                items.push(CopyItem::Inline {
-                    name: name.clone().into_bytes(),
-                    content: content.clone().into_bytes(),
-                });
-            }
-        }
-    }
     let (source_tree, files): (Option<&Tree>, Option<Box<dyn FileSource>>) = match origin {
         Origin::Context(context) => {
             let dir = context.dir.try_clone().map_err(|source| StepFailure::Io {
@@ -82,14 +70,59 @@ fn layer(
         Origin::Stage(solved) => (Some(&solved.tree), Some(Box::new(env.stack_source(solved)?))),
         Origin::Inline => (None, None),
     };
+    let unarchived = match &files {
+        Some(files) if op.unpack => unarchive(env, selection, files.as_ref())?,
+        _ => Vec::new(),
+    };
+    let items = items(op, selection, &unarchived);
     let nodes = crate::context::nodes_of(env, origin);
     let source = source_tree.zip(files.as_deref());
     let plan = copy::plan(nodes.as_ref(), &root.tree, &parents, source, &items, &options)?;
     let draft = env.store.draft(&env.lease)?;
-    let sources = Sources { main: source.map(|(_, files)| files), archives: &[] };
-    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set)?;
+    let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
+    let sources = Sources { main: source.map(|(_, files)| files), archives: &archives };
+    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set, env.overlay)?;
     let diff = without_same_root(plan.diff, &root.tree.root);
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes })
+}
+
+/// Unpacks what is an archive among all selected entries, in their order; `None` for what is not.
+fn unarchive(
+    env: &ExecEnv,
+    selection: Option<&Selection>,
+    files: &dyn FileSource,
+) -> Result<Vec<Option<Unarchived>>, StepFailure> {
+    let selected = selection.into_iter().flat_map(|selection| selection.sources.iter().flatten());
+    selected.map(|selected| archive::unpack(env, selected, files)).collect()
+}
+
+/// What to copy, in the arguments' order. `unarchived` is empty, or has a place for each selected entry.
+fn items<'a>(
+    op: &CopyOp,
+    selection: Option<&Selection>,
+    unarchived: &'a [Option<Unarchived>],
+) -> Vec<CopyItem<'a>> {
+    let mut items = Vec::new();
+    let mut unarchived = unarchived.iter();
+    for (at, source) in op.sources.iter().enumerate() {
+        match source {
+            CopySource::Path(_) => {
+                for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
+                    items.push(match unarchived.next() {
+                        Some(Some(archive)) => CopyItem::Archive(archive.archive()),
+                        _ => CopyItem::Selected(selected.clone()),
+                    });
+                }
+            }
+            CopySource::Inline { name, content } => {
+                items.push(CopyItem::Inline {
+                    name: name.clone().into_bytes(),
+                    content: content.clone().into_bytes(),
+                });
+            }
+        }
+    }
+    items
 }

@@ -1,7 +1,8 @@
 //! Makes a base image's layers local: download, verify, decompress, unpack, all layers at once.
 //!
-//! Each layer streams socket -> SHA-256 and blob file -> inflate -> SHA-256 -> files, with bounded buffers. Nothing
-//! becomes visible before the blob's digest and the layer's diff id both match.
+//! Each layer streams socket -> SHA-256 and blob file -> inflate -> SHA-256 -> files, with bounded buffers; inflating
+//! and making files are two threads. Nothing becomes visible before the blob's digest and the layer's diff id both
+//! match.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -10,7 +11,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use rbuild_cache::copy::FileSource;
-use rbuild_cache::layer::{self, LayerReader, Limits, Unpacked, encode_diff};
+use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked, encode_diff};
 use rbuild_cache::store::{BlobWriter, Key, LayerDraft, LayerId};
 use rbuild_cache::tree::{Kind, Tree};
 use rbuild_oci::{CanonicalWriter, ChainId, DiffId};
@@ -247,16 +248,17 @@ fn unpack(
     env: &ExecEnv,
     layer: &BaseLayer,
     blob: &BlobRef,
-    reader: impl Read,
+    reader: impl Read + Send,
     writer: Option<BlobWriter>,
 ) -> Result<Option<Pending>, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer };
-    let failed = |source| StepFailure::Blob { layer: blob.digest, source };
-    let mut source = LayerReader::open(&mut tee, &blob.media_type, &Limits::default()).map_err(failed)?;
-    let unpacked = layer::unpack(&mut source, draft.diff_fd().as_fd(), env.overlay, &Limits::default())
-        .map_err(|source| StepFailure::Unpack { layer: blob.digest, source })?;
-    let ends = source.finish().map_err(failed)?;
+    let (dir, media_type) = (draft.diff_fd().as_fd(), Some(blob.media_type.as_str()));
+    let (unpacked, ends) = layer::unpack_blob(&mut tee, media_type, dir, env.overlay, &Limits::default())
+        .map_err(|error| match error {
+            UnpackBlobError::Decompress(source) => StepFailure::Blob { layer: blob.digest, source },
+            UnpackBlobError::Unpack(source) => StepFailure::Unpack { layer: blob.digest, source },
+        })?;
     if ends.digest != blob.digest || ends.size != blob.size {
         return Err(StepFailure::LayerDigest { wanted: blob.digest, found: ends.digest });
     }

@@ -1,5 +1,6 @@
 //! What each op does when it is executed.
 
+pub mod archive;
 pub mod copy;
 pub mod image;
 pub mod owner;

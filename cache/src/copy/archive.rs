@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::plan::{Archive, Planner};
-use super::view::Planned;
+use super::view::{NewDirs, Planned};
 use super::{CopyError, FileOrigin};
-use crate::layer::Change;
+use crate::layer::{Change, Mtime};
 use crate::path::RelPath;
 use crate::tree::{EMPTY_NODE, Entry, Kind, Meta};
 
@@ -14,7 +14,8 @@ impl Planner<'_> {
     ///
     /// Entries keep mode, owner (unless `--chown`) and time; `--chmod` does not apply. A directory over a directory
     /// gives it new metadata; any other clash replaces what is there, with all below it. Directories that the archive
-    /// only implies go through an existing directory, also behind a symlink, and change nothing.
+    /// only implies go through an existing directory, also behind a symlink, and change nothing; missing ones are made
+    /// 0755 and, whatever `--chown` says, for root; anything else in their place is an error.
     pub(super) fn archive(&mut self, index: usize, archive: &Archive<'_>) -> Result<(), CopyError> {
         let mut top_dirs = self.new_dirs();
         top_dirs.mode = 0o755;
@@ -42,9 +43,12 @@ impl Planner<'_> {
             let dest = dirs.get(&parent).ok_or_else(not_directory)?.join(item.path.name());
             let (mut entry, origin) = match &item.change {
                 Change::Whiteout => return Err(CopyError::Whiteout { path: item.path.clone() }),
-                Change::Dir { meta, .. } => {
-                    let is_implied = archive.implied.binary_search(&item.path).is_ok();
-                    let real = self.archive_dir(&dest, meta, is_implied, item.mtime)?;
+                Change::Dir { meta, opaque } => {
+                    let real = if archive.implied.binary_search(&item.path).is_ok() {
+                        self.implied_dir(&dest)?
+                    } else {
+                        self.archive_dir(dest, meta, *opaque, item.mtime)?
+                    };
                     dirs.insert(item.path.clone(), real);
                     continue;
                 }
@@ -82,36 +86,38 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Plans a directory of an archive and gives its real path.
+    /// Finds or makes a directory that the archive does not list, and gives its real path.
+    fn implied_dir(&mut self, dest: &RelPath) -> Result<RelPath, CopyError> {
+        let found = self.view.resolve(dest)?;
+        if !matches!(found.entry.kind, Kind::Dir(_)) {
+            return Err(CopyError::NotDirectory { path: found.path });
+        }
+        let new = NewDirs { mode: 0o755, owner: (0, 0), now: self.options.now };
+        self.view.make_dirs(&found, found.missing.len(), new)
+    }
+
+    /// Plans a directory of an archive and gives its path. An opaque one comes after something else of its name in the
+    /// same archive, so nothing of the image is left in it.
     fn archive_dir(
         &mut self,
-        dest: &RelPath,
+        dest: RelPath,
         meta: &Meta,
-        is_implied: bool,
-        mtime: crate::layer::Mtime,
+        is_opaque: bool,
+        mtime: Mtime,
     ) -> Result<RelPath, CopyError> {
-        let existing = self.view.entry_at(dest)?;
-        if is_implied {
-            match &existing {
-                Some(Entry { kind: Kind::Dir(_), .. }) => return Ok(dest.clone()),
-                Some(Entry { kind: Kind::Symlink(_), .. }) => {
-                    let found = self.view.resolve(dest)?;
-                    if found.exists() && matches!(found.entry.kind, Kind::Dir(_)) {
-                        return Ok(found.path);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let node = match existing {
-            Some(Entry { kind: Kind::Dir(node), .. }) => node,
+        let node = match self.view.entry_at(&dest)? {
+            Some(Entry { kind: Kind::Dir(node), .. }) if !is_opaque => node,
             _ => *EMPTY_NODE,
         };
         let mut entry = entry(meta, Kind::Dir(node));
         self.chown(&mut entry.meta);
         let planned = Planned { entry, mtime: Some(mtime), origin: None, link: None };
-        self.view.put(dest.clone(), planned)?;
-        Ok(dest.clone())
+        if is_opaque {
+            self.view.replace(dest.clone(), planned)?;
+        } else {
+            self.view.put(dest.clone(), planned)?;
+        }
+        Ok(dest)
     }
 
     fn chown(&self, meta: &mut Meta) {

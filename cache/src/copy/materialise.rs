@@ -17,7 +17,7 @@ use rustix::process::{Gid, Uid};
 use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime};
+use crate::layer::{Change, DiffEntry, Mtime, OverlayForm};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
@@ -97,12 +97,15 @@ pub enum MaterialiseError {
 /// Writes a plan's layer into `dir`, an empty directory (the plan's root) that no one else writes to.
 ///
 /// Bytes are cloned, copied by the kernel, or read and written, whatever works first. Files of sources that may change
-/// are hashed on the way and must be what the plan says; others only have to have its size. Nothing is synced.
+/// are hashed on the way and must be what the plan says; others only have to have its size. Directories that hide lower
+/// ones are marked in `form`. A device that the kernel refuses to make, as it does inside a user namespace, is left
+/// out: images made from the plan's diff have it. Nothing is synced.
 pub fn materialise(
     plan: &CopyPlan,
     dir: BorrowedFd<'_>,
     sources: &Sources<'_>,
     owners: Owners,
+    form: OverlayForm,
 ) -> Result<(), MaterialiseError> {
     let origins: HashMap<&RelPath, &FileOrigin> =
         plan.files.iter().map(|(path, origin)| (path, origin)).collect();
@@ -122,7 +125,7 @@ pub fn materialise(
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
     for (entry, _) in dirs.iter().rev() {
         if let Change::Dir { meta, opaque } = &entry.change {
-            filler.finish_dir(&entry.path, meta, *opaque, entry.mtime)?;
+            filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;
         }
     }
     Ok(())
@@ -242,20 +245,30 @@ impl<'a> Filler<'a> {
                 self.finish_name(path, dir, meta, entry.mtime, true)
             }
             Change::CharDevice { meta, major, minor } => {
-                let device = makedev(*major, *minor);
-                mknodat(dir, name, FileType::CharacterDevice, private, device)
-                    .map_err(failed("make device", path))?;
-                self.finish_name(path, dir, meta, entry.mtime, true)
+                self.device(entry, dir, FileType::CharacterDevice, (*major, *minor), meta)
             }
             Change::BlockDevice { meta, major, minor } => {
-                let device = makedev(*major, *minor);
-                mknodat(dir, name, FileType::BlockDevice, private, device)
-                    .map_err(failed("make device", path))?;
-                self.finish_name(path, dir, meta, entry.mtime, true)
+                self.device(entry, dir, FileType::BlockDevice, (*major, *minor), meta)
             }
             // Overlay's mark for a name that is gone.
             Change::Whiteout => mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
                 .map_err(failed("make whiteout", path)),
+        }
+    }
+
+    fn device(
+        &self,
+        entry: &DiffEntry,
+        dir: BorrowedFd<'_>,
+        kind: FileType,
+        (major, minor): (u32, u32),
+        meta: &Meta,
+    ) -> Result<(), MaterialiseError> {
+        let path = &entry.path;
+        match mknodat(dir, path.name(), kind, Mode::from_raw_mode(0o600), makedev(major, minor)) {
+            Err(Errno::PERM) => Ok(()),
+            Err(errno) => Err(failed("make device", path)(errno)),
+            Ok(()) => self.finish_name(path, dir, meta, entry.mtime, true),
         }
     }
 
@@ -276,6 +289,10 @@ impl<'a> Filler<'a> {
             }
         };
         let opened = source.open(from);
+        if size == 0 && matches!(opened, Err(SourceError::NotRegular { .. })) {
+            // A socket, which counts as an empty file. Whatever it is, none of its bytes were planned.
+            return Ok(());
+        }
         let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
         let changed = || MaterialiseError::Changed { source_path: from.clone() };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
@@ -374,16 +391,15 @@ impl<'a> Filler<'a> {
         &self,
         path: &RelPath,
         meta: &Meta,
-        is_opaque: bool,
+        opaque: Option<OverlayForm>,
         mtime: Mtime,
     ) -> Result<(), MaterialiseError> {
         let place = open_dir(self.root, path).map_err(failed("open", path))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(place, ".", flags, Mode::empty()).map_err(failed("open", path))?;
-        if is_opaque {
+        if let Some(form) = opaque {
             // Unlike kept xattrs this one decides what shows through, so it must not be lost.
-            fsetxattr(&fd, "user.overlay.opaque", b"y", XattrFlags::empty())
-                .map_err(failed("mark as opaque", path))?;
+            form.set_opaque(&fd).map_err(failed("mark as opaque", path))?;
         }
         self.finish_fd(path, fd.as_fd(), meta, mtime)
     }

@@ -24,7 +24,7 @@ impl OverlayForm {
     }
 
     /// Marks a directory opaque.
-    pub(super) fn set_opaque(self, dir: impl AsFd) -> Result<(), Errno> {
+    pub(crate) fn set_opaque(self, dir: impl AsFd) -> Result<(), Errno> {
         rustix::fs::fsetxattr(dir, self.opaque_name(), b"y", XattrFlags::empty())
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::decompress::{DecompressError, LayerReader, LayerSums};
 use super::limits::Limits;
 use super::overlay::OverlayForm;
-use super::unpack::{UnpackError, Unpacked, unpack};
+use super::unpack::{UnpackError, Unpacked, unpack, unpack_added};
 
 /// Tar bytes handed over at once.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -37,16 +37,35 @@ pub fn unpack_blob(
     form: OverlayForm,
     limits: &Limits,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
+    let open = || match media_type {
+        Some(media_type) => LayerReader::open(blob, media_type, limits),
+        None => LayerReader::sniff(blob, limits),
+    };
+    on_two_threads(open, |tar| unpack(tar, dir, form, limits))
+}
+
+/// Unpacks the archive that ADD was given into the empty directory `dir`, inflating on a second thread, going by its
+/// first bytes. See [`super::is_archive`] for what to give it.
+///
+/// The bytes of regular files are in `dir` at the paths of the listing, without its owners, modes and times; nothing
+/// else of the listing need be there. Names that climb out with `..` stay at the top; what means a deletion in image
+/// layers is refused, so is an entry below a file or symbolic link of the same archive.
+pub fn unpack_archive(
+    file: impl Read + Send,
+    dir: BorrowedFd<'_>,
+    limits: &Limits,
+) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
+    on_two_threads(|| LayerReader::sniff(file, limits), |tar| unpack_added(tar, dir, limits))
+}
+
+fn on_two_threads<R: Read>(
+    open: impl FnOnce() -> Result<LayerReader<R>, DecompressError> + Send,
+    unpack: impl FnOnce(Blocks) -> Result<Unpacked, UnpackError>,
+) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
     let (sender, receiver) = sync_channel(BLOCKS_WAITING_MAX);
     std::thread::scope(|scope| {
-        let inflating = scope.spawn(move || {
-            let reader = match media_type {
-                Some(media_type) => LayerReader::open(blob, media_type, limits),
-                None => LayerReader::sniff(blob, limits),
-            };
-            reader.and_then(|reader| inflate(reader, &sender))
-        });
-        let unpacked = unpack(Blocks { receiver, block: Vec::new(), at: 0 }, dir, form, limits);
+        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender)));
+        let unpacked = unpack(Blocks { receiver, block: Vec::new(), at: 0 });
         let sums = inflating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (unpacked, sums) {
             // What goes wrong while inflating reaches the other side as a stream that ends too early.

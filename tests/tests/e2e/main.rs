@@ -1,9 +1,11 @@
 //! The real `rbuild` on real parts, end to end. One binary, so that its tests share one registry.
 #![forbid(unsafe_code)]
 
+mod add;
 mod bad_input;
 mod caching;
 mod contexts;
+mod copy;
 mod images;
 mod interrupt;
 mod outputs;

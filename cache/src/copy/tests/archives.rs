@@ -80,6 +80,36 @@ fn implied_directories_go_through_links_and_change_nothing() {
 }
 
 #[test]
+fn missing_implied_directories_are_roots_even_with_chown() {
+    let base = [("gone", link("usr/later/on")), ("usr", dir(0o711)), ("f", file("F"))];
+    let entries = [("gone", dir(0o755)), ("gone/x", file("x")), ("new", dir(0o755)), ("new/y", file("y"))];
+    let mut image = Image::with(&base);
+    let with_owner = CopyOptions { owner: Some((1, 2)), ..options("/") };
+    add(&mut image, &entries, &["gone", "new"], &with_owner).unwrap();
+    image.check(&[
+        "f 644 0:0 f 1",
+        "l 777 0:0 gone -> usr/later/on",
+        "d 755 0:0 new",
+        "f 644 1:2 new/y 1",
+        "d 711 0:0 usr",
+        "d 755 0:0 usr/later",
+        "d 755 0:0 usr/later/on",
+        "f 644 1:2 usr/later/on/x 1",
+    ]);
+    assert_eq!(image.mtime("new"), NOW);
+    let error = add(&mut image, &[("f", dir(0o755)), ("f/x", file("x"))], &["f"], &options("/")).unwrap_err();
+    assert_eq!(error.to_string(), "/f: not a directory");
+}
+
+#[test]
+fn a_directory_after_a_file_of_its_name_hides_the_image_s() {
+    let mut image = Image::with(&[("a", dir(0o755)), ("a/old", file("old"))]);
+    let entries = [("a", Change::Dir { meta: owned(0o700, 0, 0), opaque: true }), ("a/new", file("n"))];
+    add(&mut image, &entries, &[], &options("/")).unwrap();
+    image.check(&["d 700 0:0 a", "f 644 0:0 a/new 1"]);
+}
+
+#[test]
 fn archives_need_a_directory_and_have_no_whiteouts() {
     let mut image = Image::with(&[("f", file("F"))]);
     let error = add(&mut image, &[("x", file("x"))], &[], &options("/f")).unwrap_err();

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::*;
-use crate::layer::{DiffEntry, LayerDiff};
+use crate::layer::{DiffEntry, LayerDiff, OverlayForm};
 use crate::tree::testing::{dir, file, file_with, link, meta};
 use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
 
@@ -100,7 +100,7 @@ fn a_plan_becomes_a_directory() {
         let plan = plan_all(&context, &nodes, &source, "/new/n");
         let sources = Sources { main: Some(&source), archives: &[] };
         let owners = if is_root { Owners::Set } else { Owners::Keep };
-        materialise(&plan, dir_fd(&into).as_fd(), &sources, owners).unwrap();
+        materialise(&plan, dir_fd(&into).as_fd(), &sources, owners, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
         let when = plan.diff.entries.iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
         assert_eq!(when, Mtime { secs: 1_234_567, nanos: 89 });
@@ -118,7 +118,8 @@ fn a_file_that_changed_is_named() {
         fs::write(from.path().join("d/a"), bytes).unwrap();
         let into = to.path().join(case);
         fs::create_dir(&into).unwrap();
-        let error = materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep).unwrap_err();
+        let error =
+            materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap_err();
         assert!(matches!(&error, MaterialiseError::Changed { source_path } if *source_path == path("d/a")));
         assert_eq!(error.to_string(), "/d/a changed while it was being copied");
     }
@@ -148,12 +149,14 @@ fn many_files_are_made_at_once_and_the_first_error_counts() {
         into
     };
     let whole = into("whole");
-    materialise(&plan, dir_fd(&whole).as_fd(), &sources, Owners::Keep).unwrap();
+    materialise(&plan, dir_fd(&whole).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
     check_on_disk(&whole, &plan);
     for broken in ["d/00/f000", "d/07/f007", "d/19/f999"] {
         fs::write(from.path().join(broken), "!").unwrap();
     }
-    let error = materialise(&plan, dir_fd(&into("broken")).as_fd(), &sources, Owners::Keep).unwrap_err();
+    let error =
+        materialise(&plan, dir_fd(&into("broken")).as_fd(), &sources, Owners::Keep, OverlayForm::User)
+            .unwrap_err();
     assert!(matches!(error, MaterialiseError::Changed { source_path } if source_path == path("d/00/f000")));
 }
 
@@ -166,7 +169,8 @@ fn a_file_swapped_for_something_else_is_not_followed() {
     fs::remove_file(from.path().join("d/a")).unwrap();
     symlink("/etc/passwd", from.path().join("d/a")).unwrap();
     let sources = Sources { main: Some(&source), archives: &[] };
-    let error = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep).unwrap_err();
+    let error =
+        materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap_err();
     assert!(
         matches!(error, MaterialiseError::Source { source: SourceError::NotRegular { .. }, .. }),
         "{error}"
@@ -184,6 +188,18 @@ fn a_file_swapped_for_something_else_is_not_followed() {
         matches!(fresh.open(&path("d/empty")), Err(SourceError::Missing { .. })),
         "no parent link either"
     );
+}
+
+#[test]
+fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    drop(std::os::unix::net::UnixListener::bind(from.path().join("d")).unwrap());
+    let (context, nodes) = (Context::new(&[("d", file(""))]), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/s");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+    check_on_disk(to.path(), &plan);
 }
 
 #[test]
@@ -221,7 +237,7 @@ fn an_owner_we_may_not_give_is_named() {
     let entries = vec![root, DiffEntry { path: path("l"), change, mtime: NOW }];
     let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
     let sources = Sources::default();
-    let result = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Set);
+    let result = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Set, OverlayForm::User);
     // Full privileges may give a file to anyone.
     if ourselves().0 != 0 {
         assert!(matches!(result, Err(MaterialiseError::Chown { path, .. }) if path.to_string() == "l"));
@@ -231,15 +247,31 @@ fn an_owner_we_may_not_give_is_named() {
 }
 
 #[test]
-fn opaque_directories_are_marked_and_whiteouts_made() {
-    let to = tempfile::tempdir().unwrap();
+fn opaque_directories_are_marked_in_the_form_of_the_store() {
     let opaque = Change::Dir { meta: meta(0o755), opaque: true };
     let root = DiffEntry { path: path(""), change: dir(0o700), mtime: NOW };
     let entries = vec![root, DiffEntry { path: path("o"), change: opaque, mtime: NOW }];
     let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
-    materialise(&plan, dir_fd(to.path()).as_fd(), &Sources::default(), Owners::Keep).unwrap();
-    let mut value = [0; 8];
-    let got = rustix::fs::getxattr(to.path().join("o"), "user.overlay.opaque", &mut value[..]).unwrap();
-    assert_eq!(&value[..got], b"y");
-    assert_eq!(to.path().metadata().unwrap().mode() & 0o7777, 0o700, "the layer's root is the merged root");
+    let marks =
+        [(OverlayForm::User, "user.overlay.opaque"), (OverlayForm::Trusted, "trusted.overlay.opaque")];
+    // Only full privileges may write the other one.
+    for (form, mark) in marks.into_iter().take(if ourselves().0 == 0 { 2 } else { 1 }) {
+        let to = tempfile::tempdir().unwrap();
+        let into = dir_fd(to.path());
+        materialise(&plan, into.as_fd(), &Sources::default(), Owners::Keep, form).unwrap();
+        let mut value = [0; 8];
+        for (_, each) in marks {
+            let got = rustix::fs::getxattr(to.path().join("o"), each, &mut value[..]);
+            assert_eq!(
+                got.map(|len| value[..len] == *b"y").unwrap_or(false),
+                each == mark,
+                "{form:?} {each}"
+            );
+        }
+        assert_eq!(
+            to.path().metadata().unwrap().mode() & 0o7777,
+            0o700,
+            "the layer's root is the merged root"
+        );
+    }
 }

@@ -21,7 +21,7 @@ pub(super) mod field {
     pub(in super::super) const PREFIX: Range<usize> = 345..500;
 }
 
-pub(super) type Block = [u8; BLOCK_BYTES];
+pub(in super::super) type Block = [u8; BLOCK_BYTES];
 
 /// Magic and version of POSIX archives. GNU's differ, and so does what their prefix field means.
 pub(super) const USTAR: &[u8; 8] = b"ustar\x0000";
@@ -82,7 +82,7 @@ pub(super) fn put_number(field: &mut [u8], value: u32) {
 }
 
 /// True when the checksum field matches; old writers summed signed bytes, which is accepted as everywhere.
-pub(super) fn checksum_holds(block: &Block) -> bool {
+pub(in super::super) fn checksum_holds(block: &Block) -> bool {
     let Some(stated) = octal(&block[field::CHECKSUM]) else { return false };
     let (unsigned, signed) = checksums(block);
     stated == unsigned || i64::try_from(stated) == Ok(signed)

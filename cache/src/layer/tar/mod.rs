@@ -12,6 +12,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::io;
 
+pub(super) use block::{Block, checksum_holds};
 pub(super) use reader::TarReader;
 pub(super) use writer::TarWriter;
 

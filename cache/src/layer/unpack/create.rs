@@ -20,6 +20,8 @@ const WORKING_DIR_MODE: Mode = Mode::RWXU;
 pub(super) struct Creator<'root> {
     dirs: Dirs<'root>,
     form: OverlayForm,
+    /// Only regular files and directories are made, for us to read: no owners, modes, times, links to elsewhere.
+    is_bare: bool,
     /// Whom new files belong to; `None` when the filesystem decides.
     own: Option<(u32, u32)>,
 }
@@ -34,7 +36,12 @@ impl<'root> Creator<'root> {
         // A setgid directory gives its group to what is made inside.
         let inherits = Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
         let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Ok(Self { dirs: Dirs::new(root), form, own: (!inherits).then_some(ids) })
+        Ok(Self { dirs: Dirs::new(root), form, is_bare: false, own: (!inherits).then_some(ids) })
+    }
+
+    /// Makes what is needed to read the files' bytes later, nothing else.
+    pub(super) fn bare(root: BorrowedFd<'root>) -> Self {
+        Self { dirs: Dirs::new(root), form: OverlayForm::User, is_bare: true, own: None }
     }
 
     pub(super) fn file(
@@ -58,6 +65,9 @@ impl<'root> Creator<'root> {
             }
             Ok(())
         })?;
+        if self.is_bare {
+            return Ok(content);
+        }
         if self.own != Some((meta.uid, meta.gid)) {
             chown(&file, path, meta)?;
         }
@@ -73,6 +83,9 @@ impl<'root> Creator<'root> {
 
     /// Gives a directory its metadata, when nothing will be made inside any more.
     pub(super) fn finish_dir(&mut self, path: &RelPath, dir: &DirNode) -> Result<(), UnpackError> {
+        if self.is_bare {
+            return Ok(());
+        }
         let fd = self.open_dir(path)?;
         if dir.opaque {
             self.form.set_opaque(&fd).map_err(io_error("mark opaque", path))?;
@@ -108,6 +121,9 @@ impl<'root> Creator<'root> {
 
     /// Makes a symlink, device or fifo. A device the kernel refuses comes back marked absent.
     pub(super) fn special(&mut self, path: &RelPath, mut node: Node) -> Result<Node, UnpackError> {
+        if self.is_bare {
+            return Ok(node);
+        }
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
         let name = path.name();
         let make = |kind, device| rustix::fs::mknodat(&parent, name, kind, Mode::RUSR | Mode::WUSR, device);
@@ -148,6 +164,11 @@ impl<'root> Creator<'root> {
 
     pub(super) fn remove(&mut self, path: &RelPath, node: &Node) -> Result<(), UnpackError> {
         let flags = match node {
+            Node::Whiteout | Node::Symlink { .. } | Node::Device { .. } | Node::Fifo { .. }
+                if self.is_bare =>
+            {
+                return Ok(());
+            }
             Node::Device { is_absent: true, .. } => return Ok(()),
             Node::Dir(_) => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),

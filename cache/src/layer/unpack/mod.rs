@@ -53,6 +53,20 @@ pub enum UnpackError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// ADD only: an entry below a file or symbolic link of the same archive.
+    #[error("`{path}` is below `{above}`, which is not a directory in the same archive")]
+    BelowNonDirectory {
+        /// The entry.
+        path: RelPath,
+        /// What it is below.
+        above: RelPath,
+    },
+    /// ADD only: a character device 0:0, which would be a deletion in an image layer.
+    #[error("`{path}` is a character device 0:0, which means a deletion in image layers")]
+    WhiteoutDevice {
+        /// The entry.
+        path: RelPath,
+    },
     /// A hard link to something that is not an earlier regular file of this archive.
     #[error("`{path}` is a hard link to `{target}`, which is not an earlier regular file of the archive")]
     LinkTarget {
@@ -139,9 +153,33 @@ pub fn unpack(
     form: OverlayForm,
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
+    unpack_as(Purpose::Layer, Creator::new(dir, form)?, reader, limits)
+}
+
+/// Unpacks an archive for ADD: what it lists goes into the [`Unpacked`], the bytes of its files into the empty directory
+/// `dir`, where they are ours alone, without the owners, modes and times of the listing. Links to elsewhere, devices
+/// and pipes are in the listing only.
+///
+/// Unlike in a layer, names that climb out with `..` stay at the top; names and devices that mean deletions in layers
+/// are refused; so is an entry below something that the same archive has as a file or symbolic link.
+pub(super) fn unpack_added(
+    reader: impl Read,
+    dir: BorrowedFd<'_>,
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
+    unpack_as(Purpose::Add, Creator::bare(dir), reader, limits)
+}
+
+fn unpack_as(
+    purpose: Purpose,
+    creator: Creator<'_>,
+    reader: impl Read,
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
     let mut tar = TarReader::new(reader, limits);
     let mut unpacker = Unpacker {
-        creator: Creator::new(dir, form)?,
+        purpose,
+        creator,
         listing: Listing::default(),
         limits,
         entries: 0,
@@ -156,7 +194,17 @@ pub fn unpack(
     unpacker.finish()
 }
 
+/// What the entries of an archive mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Changes to lower layers.
+    Layer,
+    /// Files for ADD to put into an image.
+    Add,
+}
+
 struct Unpacker<'a> {
+    purpose: Purpose,
     creator: Creator<'a>,
     listing: Listing,
     limits: &'a Limits,
@@ -172,8 +220,8 @@ impl Unpacker<'_> {
         if self.entries > self.limits.entries_max {
             return Err(UnpackError::TooManyEntries { max: self.limits.entries_max });
         }
-        let name = names::resolve(&member.path, self.limits)
-            .map_err(|why| UnpackError::Name { name: shorten(&member.path), why })?;
+        let name =
+            self.name(&member.path).map_err(|why| UnpackError::Name { name: shorten(&member.path), why })?;
         match name {
             Name::AufsMetadata => Ok(()),
             Name::Opaque(dir) => {
@@ -186,8 +234,36 @@ impl Unpacker<'_> {
                 name: shorten(&member.path),
                 why: "it is the root but not a directory",
             }),
-            Name::Entry(path) => self.entry(path, member, tar),
+            Name::Entry(path) => {
+                if self.purpose == Purpose::Add {
+                    self.check_added(&path, &member.kind)?;
+                }
+                self.entry(path, member, tar)
+            }
         }
+    }
+
+    fn name(&self, name: &[u8]) -> Result<Name, &'static str> {
+        match self.purpose {
+            Purpose::Layer => names::resolve(name, self.limits),
+            Purpose::Add => names::resolve_added(name, self.limits).map(Name::Entry),
+        }
+    }
+
+    /// Refuses what other tools do in ways that a layer cannot say, or that depends on what the image has there.
+    fn check_added(&self, path: &RelPath, kind: &MemberKind) -> Result<(), UnpackError> {
+        if *kind == (MemberKind::CharDevice { major: 0, minor: 0 }) {
+            return Err(UnpackError::WhiteoutDevice { path: path.clone() });
+        }
+        // All above something listed are directories, so the nearest one decides.
+        for above in std::iter::successors(path.parent(), RelPath::parent) {
+            match self.listing.get(&above) {
+                None => {}
+                Some(Node::Dir(_)) => break,
+                Some(_) => return Err(UnpackError::BelowNonDirectory { path: path.clone(), above }),
+            }
+        }
+        Ok(())
     }
 
     fn whiteout(&mut self, path: RelPath) -> Result<(), UnpackError> {
@@ -270,7 +346,7 @@ impl Unpacker<'_> {
 
     fn hardlink(&mut self, path: &RelPath, target: &[u8]) -> Result<(), UnpackError> {
         let refuse = || UnpackError::LinkTarget { path: path.clone(), target: shorten(target) };
-        let Ok(Name::Entry(first)) = names::resolve(target, self.limits) else { return Err(refuse()) };
+        let Ok(Name::Entry(first)) = self.name(target) else { return Err(refuse()) };
         let Some(Node::File { group }) = self.listing.get(&first) else { return Err(refuse()) };
         let group = *group;
         if first == *path {

@@ -6,6 +6,7 @@ use super::super::diff::{Change, DiffEntry};
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
 
+#[derive(Debug)]
 struct Case {
     temp: tempfile::TempDir,
     result: Result<Unpacked, UnpackError>,
@@ -380,4 +381,82 @@ fn times_keep_their_nanoseconds_and_directories_their_own() {
     assert_eq!(at("d"), (1000, 250_000_000));
     assert_eq!(at("d/f"), (-4, 500_000_000));
     assert_eq!(case.unpacked().diff.entries[1].mtime, Mtime { secs: -4, nanos: 500_000_000 });
+}
+
+fn add(parts: &[Vec<u8>]) -> Case {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::create_dir(temp.path().join("layer")).unwrap();
+    let dir = File::open(temp.path().join("layer")).unwrap();
+    let result = unpack_added(&parts.concat()[..], dir.as_fd(), &Limits::default());
+    Case { temp, result }
+}
+
+#[test]
+fn case_111_names_that_climb_stay_at_the_top_of_an_added_archive() {
+    for (name, lands) in
+        [(&b"../evil"[..], "evil"), (b"/../evil", "evil"), (b"a/../../evil", "evil"), (b"../../b/c", "b/c")]
+    {
+        let case = add(&[file(name, b"body"), link(b"../l", b'1', name)]);
+        assert_eq!(std::fs::read(case.path(lands)).unwrap(), b"body");
+        assert_eq!(std::fs::read(case.path("l")).unwrap(), b"body");
+        case.nothing_escaped();
+    }
+}
+
+#[test]
+fn an_added_archive_is_listed_in_full_but_only_its_bytes_are_on_disk() {
+    let case = add(&[
+        Raw::new(b"d/", b'5').mode(0o1777).raw(108..116, b"0000005").seal(),
+        Raw::new(b"d/su", b'0').mode(0o6755).raw(108..116, b"0211060").with(b"x"),
+        link(b"d/also", b'1', b"d/su"),
+        link(b"sym", b'2', b"/etc/passwd"),
+        entry(b"pipe", b'6'),
+        Raw::new(b"null", b'3').raw(329..337, b"0000001").raw(337..345, b"0000003").seal(),
+        entry(b"pipe2", b'6'),
+        file(b"pipe2", b"not a pipe"),
+        file(b"implied/f", b""),
+    ]);
+    assert_eq!(case.paths(), ["d", "d/also", "d/su", "implied", "implied/f", "null", "pipe", "pipe2", "sym"]);
+    assert_eq!(case.unpacked().implied_dirs, [RelPath::new("implied").unwrap()]);
+    assert!(matches!(case.change("d"), Change::Dir { meta, .. } if (meta.mode, meta.uid) == (0o1777, 5)));
+    let Change::File { meta, .. } = case.change("d/also") else { panic!("a file") };
+    assert_eq!((meta.mode, meta.uid), (0o6755, 70_192));
+    assert!(matches!(case.change("null"), Change::CharDevice { major: 1, minor: 3, .. }));
+    assert!(matches!(case.change("pipe2"), Change::File { size: 10, .. }));
+    assert!(matches!(case.change("sym"), Change::Symlink { target, .. } if target == b"/etc/passwd"));
+    for absent in ["null", "pipe", "sym"] {
+        assert!(case.path(absent).symlink_metadata().is_err(), "{absent}");
+    }
+    let stat = case.path("d/su").metadata().unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    assert_eq!((stat.mode() & 0o7077, stat.uid()), (0, own), "no foreign setuid file lies about");
+    assert_eq!(std::fs::read(case.path("d/also")).unwrap(), b"x");
+}
+
+#[test]
+fn an_added_archive_deletes_nothing() {
+    for name in [&b".wh.x"[..], b"d/.wh.x", b".wh..wh..opq", b"d/.wh..wh..opq", b".wh..wh.plnk/1", b".wh.x/y"]
+    {
+        let case = add(&[entry(b"d/", b'5'), file(name, b"")]);
+        assert!(matches!(case.result, Err(UnpackError::Name { .. })), "{name:?}: {:?}", case.result);
+    }
+    let zero = Raw::new(b"zero", b'3').raw(329..337, b"0000000").raw(337..345, b"0000000").seal();
+    assert!(matches!(add(&[zero]).result, Err(UnpackError::WhiteoutDevice { .. })));
+}
+
+#[test]
+fn an_added_archive_has_nothing_below_its_own_links_and_files() {
+    let sym = || link(b"a", b'2', b"/etc");
+    for parts in [
+        vec![sym(), file(b"a/x", b"x")],
+        vec![sym(), file(b"a/deep/er/x", b"x")],
+        vec![file(b"a", b"x"), entry(b"a/b/", b'5')],
+    ] {
+        let case = add(&parts);
+        let Err(UnpackError::BelowNonDirectory { above, .. }) = &case.result else { panic!("{case:?}") };
+        assert_eq!(above.as_bytes(), b"a");
+        case.nothing_escaped();
+    }
+    let replaced = add(&[sym(), entry(b"a/", b'5'), file(b"a/x", b"x")]);
+    assert!(matches!(replaced.change("a"), Change::Dir { opaque: true, .. }));
 }
