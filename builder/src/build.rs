@@ -96,8 +96,9 @@ pub async fn build(
     let mut lowering = Lowering::new(&parsed, lower_options(request));
     let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
-    for name in lowering.unused_build_args() {
-        events.remark(format!("[Warning] One or more build-args [{name}] were not consumed"));
+    let unused = lowering.unused_build_args();
+    if !unused.is_empty() {
+        events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
     let contexts = scan_contexts(request, &graph, context_dir, &dockerfile_path, &env)?;
@@ -137,7 +138,7 @@ pub async fn build(
     }
     events.finished(exporting, Outcome::Done);
     Ok(BuildOutcome {
-        names,
+        names: all_names(request),
         id: image.id,
         manifest: packed.as_ref().map(|p| (p.digest, p.manifest.len() as u64)),
         size: image.size(),
@@ -386,23 +387,38 @@ async fn export_all(
     Ok(packed.map(|packed| (*packed).clone()))
 }
 
-/// Names that the image gets in the store: those of `-t`, and of outputs that make an image here.
+/// Names that the image gets in the store: those of outputs that make an image here.
 fn store_names(request: &BuildRequest) -> Vec<Reference> {
-    let mut names = request.tags.clone();
-    for output in &request.outputs {
-        if let OutputArg::Image { names: more, .. } = output {
-            names.extend(more.iter().filter(|name| !request.tags.contains(name)).cloned());
-        }
-    }
-    names
+    names_of(request, |output| match output {
+        OutputArg::Image { names, .. } => names.clone(),
+        OutputArg::Oci { .. } | OutputArg::CacheOnly => Vec::new(),
+    })
+}
+
+/// Names that the image gets anywhere.
+fn all_names(request: &BuildRequest) -> Vec<Reference> {
+    names_of(request, |output| match output {
+        OutputArg::Image { names, .. } | OutputArg::Oci { names, .. } => names.clone(),
+        OutputArg::CacheOnly => Vec::new(),
+    })
 }
 
 fn pushed_names(request: &BuildRequest) -> Vec<Reference> {
-    let pushed = |output: &OutputArg| match output {
+    names_of(request, |output| match output {
         OutputArg::Image { push: true, names, .. } => names.clone(),
         _ => Vec::new(),
-    };
-    request.outputs.iter().flat_map(pushed).collect()
+    })
+}
+
+/// Each name once, in the order of the outputs.
+fn names_of(request: &BuildRequest, of: impl Fn(&OutputArg) -> Vec<Reference>) -> Vec<Reference> {
+    let mut names: Vec<Reference> = Vec::new();
+    for name in request.outputs.iter().flat_map(of) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn written_paths(request: &BuildRequest) -> Vec<String> {

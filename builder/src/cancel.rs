@@ -10,8 +10,10 @@ use tokio::sync::Notify;
 /// Why a build stops early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The user or the system asked (SIGINT, SIGTERM).
+    /// The user asked (SIGINT).
     Interrupted,
+    /// The system asked (SIGTERM).
+    Terminated,
     /// Another step failed.
     Failure,
 }
@@ -39,7 +41,8 @@ impl Cancel {
     pub fn cancel(&self, reason: Reason) {
         let value = match reason {
             Reason::Interrupted => 1,
-            Reason::Failure => 2,
+            Reason::Terminated => 2,
+            Reason::Failure => 3,
         };
         if self.0.state.compare_exchange(0, value, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             // The pipe is empty and has room for one byte; it stays readable for every waiter.
@@ -53,6 +56,7 @@ impl Cancel {
         match self.0.state.load(Ordering::SeqCst) {
             0 => None,
             1 => Some(Reason::Interrupted),
+            2 => Some(Reason::Terminated),
             _ => Some(Reason::Failure),
         }
     }

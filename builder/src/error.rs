@@ -118,9 +118,12 @@ pub enum BuildError {
     /// The runtime, a pipe or a thread cannot be had.
     #[error("cannot set up the build")]
     Setup(#[source] std::io::Error),
-    /// Ctrl-C or SIGTERM.
-    #[error("context canceled")]
+    /// Ctrl-C.
+    #[error("canceled: interrupted (SIGINT)")]
     Interrupted,
+    /// SIGTERM.
+    #[error("canceled: terminated (SIGTERM)")]
+    Terminated,
 }
 
 /// A failed step and where it stands.

@@ -14,12 +14,15 @@ use crate::error::{BuildError, StepError, StepFailure};
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
-/// Status of a command that the user stopped.
+/// Status of a command that SIGINT ended.
 pub const EXIT_INTERRUPTED: u8 = 130;
+/// Status of a command that SIGTERM ended.
+pub const EXIT_TERMINATED: u8 = 143;
 
 /// Prints a report to standard error and gives the exit status.
 pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
-    show(&report(error, source), env)
+    let status = show(&report(error, source), env);
+    if matches!(error, BuildError::Terminated) { ExitCode::from(EXIT_TERMINATED) } else { status }
 }
 
 /// Prints what is wrong with a command line.
@@ -110,7 +113,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
         BuildError::Export { .. } => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
-        BuildError::Interrupted => Kind::Interrupted,
+        BuildError::Interrupted | BuildError::Terminated => Kind::Interrupted,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::commands::with_signals;
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
-use crate::progress::{self, Display, summary::Summary};
+use crate::progress::{self, Display, Mode, summary::Summary};
 use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
@@ -53,6 +53,9 @@ fn build(
     }
     if let Some(path) = &request.metadata_file {
         write_whole(path, metadata(&outcome).as_bytes())?;
+    }
+    if matches!(request.progress, Mode::RawJson) {
+        return Ok(());
     }
     if request.quiet {
         super::print(&format!("{}\n", outcome.id));

@@ -16,9 +16,6 @@ use crate::error::BuildError;
 use crate::failure;
 use crate::settings::Settings;
 
-/// Status of a command that SIGTERM ended.
-const EXIT_TERMINATED: u8 = 143;
-
 /// Parses the command line, runs the command and reports what went wrong.
 pub fn main() -> ExitCode {
     let env = Env::process();
@@ -62,9 +59,15 @@ fn with_signals<T>(work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>) -> R
     let cancel = Cancel::new().map_err(BuildError::Setup)?;
     let result = runtime.block_on(async {
         let signals = tokio::spawn(watch_signals(cancel.clone()));
+        let reason = cancel.clone();
         let result = work(cancel).await;
         signals.abort();
-        result
+        // Whatever broke because of a signal, the signal is what ended the command.
+        match (result, reason.reason()) {
+            (Err(_), Some(Reason::Terminated)) => Err(BuildError::Terminated),
+            (Err(_), Some(Reason::Interrupted)) => Err(BuildError::Interrupted),
+            (result, _) => result,
+        }
     });
     runtime.shutdown_background();
     result
@@ -79,14 +82,17 @@ async fn watch_signals(cancel: Cancel) {
     };
     let mut next = async || {
         tokio::select! {
-            _ = interrupt.recv() => failure::EXIT_INTERRUPTED,
-            _ = terminate.recv() => EXIT_TERMINATED,
+            _ = interrupt.recv() => Reason::Interrupted,
+            _ = terminate.recv() => Reason::Terminated,
         }
     };
+    let first = next().await;
+    cancel.cancel(first);
     next().await;
-    cancel.cancel(Reason::Interrupted);
-    let status = next().await;
-    std::process::exit(i32::from(status));
+    std::process::exit(i32::from(match first {
+        Reason::Terminated => failure::EXIT_TERMINATED,
+        Reason::Interrupted | Reason::Failure => failure::EXIT_INTERRUPTED,
+    }));
 }
 
 /// Awaits work that may be stopped.

@@ -102,7 +102,7 @@ impl Solver {
                 std::panic::resume_unwind(panic.into_panic());
             }
         }
-        if self.env.cancel.reason() == Some(Reason::Interrupted) {
+        if matches!(self.env.cancel.reason(), Some(Reason::Interrupted | Reason::Terminated)) {
             return Err(BuildError::Interrupted);
         }
         if let Some(error) = self.first_error.lock().expect("no holder panics").take() {
@@ -321,7 +321,9 @@ impl Solver {
             Some(layer) => layer,
             None => {
                 let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
-                store.put_result_by_trees(&parent, &child, layer)?
+                let canonical = store.put_result_by_trees(&parent, &child, layer)?;
+                // `--no-cache` asks for what this execution made, new times included.
+                if self.use_cache { canonical } else { layer }
             }
         };
         let mut stack = root.stack.clone();

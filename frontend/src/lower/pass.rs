@@ -98,7 +98,12 @@ pub(super) fn run(
     };
     match pass.stages.target(options.target.as_deref()) {
         Ok(target) => pass.all(target, extra_stages),
-        Err(error) => pass.out.diagnostics.push(nowhere(error.to_string())),
+        Err(error) => {
+            let names: Vec<&str> = pass.stages.names().collect();
+            let help =
+                (!names.is_empty()).then(|| format!("stages of this Dockerfile: {}", names.join(", ")));
+            pass.out.diagnostics.push(Diagnostic { help, ..nowhere(error.to_string()) });
+        }
     }
     pass.out.needs = pass.needs.into_values().collect();
     pass.out
