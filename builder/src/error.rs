@@ -8,7 +8,6 @@ use rbuild_cache::layer::{
     UnpackError,
 };
 use rbuild_cache::store::StoreError;
-use rbuild_cache::tree::select::SelectError;
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
@@ -19,6 +18,7 @@ use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
 use crate::context::scan::ScanError;
+use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
 
@@ -185,7 +185,7 @@ pub enum StepFailure {
     Canceled,
     /// A source does not exist.
     #[error(transparent)]
-    Select(#[from] SelectError),
+    Select(#[from] SelectionError),
     /// A copy is not possible.
     #[error(transparent)]
     Copy(#[from] CopyError),

@@ -69,12 +69,28 @@ impl Ignore {
     pub fn parse(bytes: &[u8]) -> Result<Self, IgnoreError> {
         let text = String::from_utf8_lossy(bytes);
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with('#'));
+        Self::from_lines(lines)
+    }
+
+    /// The patterns of `--exclude`: as in a file, but `#` is nothing special. An error's line is the pattern's number.
+    pub fn excluding<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, IgnoreError> {
+        Self::from_lines(patterns.into_iter().enumerate())
+    }
+
+    /// Excludes all but what `pattern` covers, and so matches like `COPY --parents`: the directories on the way to a
+    /// match are excluded but [not to be skipped](Ignore::may_skip_dir). An empty pattern covers everything.
+    pub fn all_but(pattern: &str) -> Result<Self, IgnoreError> {
+        if pattern.is_empty() {
+            return Ok(Self::default());
+        }
+        Ok(Self { patterns: vec![Pattern::new("**", false, 1)?, Pattern::new(pattern, true, 1)?] })
+    }
+
+    fn from_lines<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Self, IgnoreError> {
         let mut patterns = Vec::new();
-        for (index, line) in text.lines().enumerate() {
+        for (index, line) in lines {
             let number = index + 1;
-            if line.starts_with('#') {
-                continue;
-            }
             let line = line.trim();
             let (negated, body) = match line.strip_prefix('!') {
                 Some(rest) => (true, rest.trim()),
@@ -89,19 +105,7 @@ impl Ignore {
             if patterns.len() >= Self::PATTERNS_MAX {
                 return Err(IgnoreError::TooMany);
             }
-            let cleaned = clean(body);
-            let pattern = match cleaned.strip_prefix('/') {
-                Some(rest) if !rest.is_empty() => rest,
-                _ => &cleaned,
-            };
-            let tokens = tokens(pattern)
-                .ok_or_else(|| IgnoreError::Syntax { line: number, pattern: pattern.to_owned() })?;
-            let loose_suffix = tokens.first() == Some(&Token::Components)
-                && !pattern.starts_with("**/")
-                && tokens[1..].iter().all(|t| matches!(t, Token::Char(_)));
-            let literal = tokens.iter().map(|t| if let Token::Char(c) = t { Some(*c) } else { None });
-            let literal = literal.collect::<Option<String>>();
-            patterns.push(Pattern { negated, tokens, loose_suffix, literal });
+            patterns.push(Pattern::new(body, negated, number)?);
         }
         Ok(Self { patterns })
     }
@@ -139,6 +143,22 @@ impl Ignore {
 }
 
 impl Pattern {
+    fn new(body: &str, negated: bool, line: usize) -> Result<Self, IgnoreError> {
+        let cleaned = clean(body);
+        let pattern = match cleaned.strip_prefix('/') {
+            Some(rest) if !rest.is_empty() => rest,
+            _ => &cleaned,
+        };
+        let tokens =
+            tokens(pattern).ok_or_else(|| IgnoreError::Syntax { line, pattern: pattern.to_owned() })?;
+        let loose_suffix = tokens.first() == Some(&Token::Components)
+            && !pattern.starts_with("**/")
+            && tokens[1..].iter().all(|t| matches!(t, Token::Char(_)));
+        let literal = tokens.iter().map(|t| if let Token::Char(c) = t { Some(*c) } else { None });
+        let literal = literal.collect::<Option<String>>();
+        Ok(Self { negated, tokens, loose_suffix, literal })
+    }
+
     /// Matches the path or one of its parents.
     fn covers(&self, path: &str) -> bool {
         // Most patterns are plain paths, and most walks are long.

@@ -8,7 +8,7 @@
 //! This module knows nothing of the AST, so that a second frontend could produce the same type.
 
 use petgraph::graph::{DiGraph, NodeIndex};
-use rbuild_oci::{Canonical, CanonicalWriter, Digest, ImageConfig, Platform};
+use rbuild_oci::{Canonical, CanonicalWriter, Digest, FileMode, ImageConfig, Platform};
 
 use crate::span::Lines;
 
@@ -104,6 +104,13 @@ pub enum CopySource {
     /// A path or Go wildcard pattern, relative to the source root, cleaned, without leading `/`; empty means the
     /// whole root.
     Path(String),
+    /// `COPY --parents`: all that an ignore-file pattern matches, with its path kept.
+    Below {
+        /// What paths are kept relative to: as in [`CopySource::Path`].
+        pivot: String,
+        /// Relative to the pivot, cleaned; `**` is any depth. Empty means everything.
+        pattern: String,
+    },
     /// A here-document.
     Inline {
         /// File name (the heredoc word).
@@ -129,12 +136,16 @@ pub struct CopyOp {
     pub dest: String,
     /// Owner; `None` means 0:0 for context files and kept for `--from`.
     pub chown: Option<Chown>,
-    /// Octal mode bits (0 to 0o7777) from `--chmod`.
-    pub chmod: Option<u32>,
+    /// `--chmod`.
+    pub chmod: Option<FileMode>,
     /// True when the source is a build context, so owners are not taken from the host.
     pub from_context: bool,
-    /// True for ADD: local archives are unpacked.
+    /// True for ADD, unless it says otherwise: local archives are unpacked.
     pub unpack: bool,
+    /// `--link`: the files are copied onto nothing and the layer is put on top of the root, whatever the root has.
+    pub link: bool,
+    /// `--exclude`: ignore-file patterns, relative to each copied directory.
+    pub exclude: Vec<String>,
 }
 
 /// WORKDIR's directory. Input: slot 0 the root.
@@ -240,7 +251,7 @@ impl Op {
 /// |---|---|---|
 /// | image | manifest digest | reference, platform |
 /// | context | name | (its content enters through each consumer's selection) |
-/// | copy | sources, dest, chown, chmod, from_context, unpack | |
+/// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
 /// | run | argv, env, cwd, user, network, platform, script | proxy_env |
 impl Canonical for Op {
@@ -259,14 +270,17 @@ impl Canonical for Op {
                 for source in &op.sources {
                     match source {
                         CopySource::Path(path) => out.str("path").str(path),
+                        CopySource::Below { pivot, pattern } => out.str("below").str(pivot).str(pattern),
                         CopySource::Inline { name, content } => out.str("inline").str(name).str(content),
                     };
                 }
                 out.str(&op.dest)
                     .value(&op.chown.as_ref().map(|c| c.text.clone()))
-                    .value(&op.chmod.map(u64::from))
+                    .value(&op.chmod)
                     .bool(op.from_context)
-                    .bool(op.unpack);
+                    .bool(op.unpack)
+                    .bool(op.link)
+                    .value(&op.exclude);
             }
             Self::Workdir(op) => {
                 out.str(&op.path).str(&op.user);

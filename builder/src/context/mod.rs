@@ -5,32 +5,38 @@ pub mod scan;
 
 use std::sync::Arc;
 
-use rbuild_cache::tree::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+use rbuild_cache::tree::{DirNode, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError};
 
 use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
+use crate::ops::select::Selection;
 
 pub use scan::ScannedContext;
 
-/// Directory nodes for planning a copy: a context's own nodes live in memory, everything else in the store.
-pub fn nodes_of<'a>(env: &'a ExecEnv, origin: &'a Origin) -> Box<dyn NodeStore + 'a> {
-    match origin {
-        Origin::Context(context) => Box::new(Layered { context, env }),
-        Origin::Stage(_) | Origin::Inline => Box::new(env.store.clone()),
-    }
+/// Directory nodes for planning a copy: those of a context and of pruned selections live in memory, everything else in
+/// the store.
+pub fn nodes_of<'a>(
+    env: &'a ExecEnv,
+    origin: &'a Origin,
+    selection: Option<&'a Selection>,
+) -> impl NodeStore + 'a {
+    let context = match origin {
+        Origin::Context(context) => Some(&*context.nodes),
+        Origin::Stage(_) | Origin::Inline => None,
+    };
+    let memory = [context, selection.map(|selection| &*selection.pruned)];
+    Layered { memory, env }
 }
 
 struct Layered<'a> {
-    context: &'a Arc<ScannedContext>,
+    memory: [Option<&'a MemoryNodeStore>; 2],
     env: &'a ExecEnv,
 }
 
 impl NodeStore for Layered<'_> {
     fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
-        match self.context.nodes.node(digest) {
-            Err(NodeStoreError::Missing(_)) => self.env.store.node(digest),
-            found => found,
-        }
+        let found = self.memory.iter().flatten().find_map(|nodes| nodes.node(digest).ok());
+        found.map_or_else(|| self.env.store.node(digest), Ok)
     }
 
     fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {

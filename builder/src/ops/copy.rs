@@ -49,40 +49,42 @@ fn layer(
     origin: &Origin,
     selection: Option<&Selection>,
 ) -> Result<NewLayer, StepFailure> {
-    let owner = op.chown.as_ref().map(|chown| owner::chown(env, root, &chown.text)).transpose()?;
-    let parents = env.stack_source(root)?;
+    // The layer of `--link` is made on nothing: neither files nor accounts of the root matter.
+    let below = if op.link { &Solved { tree: Tree::empty(), stack: Vec::new() } } else { root };
+    let owner = op.chown.as_ref().map(|chown| owner::chown(env, below, &chown.text)).transpose()?;
+    let parents = env.stack_source(below)?;
     let options = CopyOptions {
         dest: op.dest.clone(),
         owner,
-        chmod: op.chmod,
+        chmod: op.chmod.clone(),
         from_context: op.from_context,
         now: env.now(),
     };
-    let (source_tree, files): (Option<&Tree>, Option<Box<dyn FileSource>>) = match origin {
+    let files: Option<Box<dyn FileSource>> = match origin {
         Origin::Context(context) => {
             let dir = context.dir.try_clone().map_err(|source| StepFailure::Io {
                 what: "hold",
                 path: "the build context".to_owned(),
                 source,
             })?;
-            (Some(&context.tree), Some(Box::new(DirSource::new(dir))))
+            Some(Box::new(DirSource::new(dir)))
         }
-        Origin::Stage(solved) => (Some(&solved.tree), Some(Box::new(env.stack_source(solved)?))),
-        Origin::Inline => (None, None),
+        Origin::Stage(solved) => Some(Box::new(env.stack_source(solved)?)),
+        Origin::Inline => None,
     };
     let unarchived = match &files {
         Some(files) if op.unpack => unarchive(env, selection, files.as_ref())?,
         _ => Vec::new(),
     };
     let items = items(op, selection, &unarchived);
-    let nodes = crate::context::nodes_of(env, origin);
-    let source = source_tree.zip(files.as_deref());
-    let plan = copy::plan(nodes.as_ref(), &root.tree, &parents, source, &items, &options)?;
+    let nodes = crate::context::nodes_of(env, origin, selection);
+    let source = files.as_deref();
+    let plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
     let draft = env.store.draft(&env.lease)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
-    let sources = Sources { main: source.map(|(_, files)| files), archives: &archives };
+    let sources = Sources { main: source, archives: &archives };
     copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set, env.overlay)?;
-    let diff = without_same_root(plan.diff, &root.tree.root);
+    let diff = without_same_root(plan.diff, &below.tree.root);
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes })
@@ -108,7 +110,7 @@ fn items<'a>(
     let mut unarchived = unarchived.iter();
     for (at, source) in op.sources.iter().enumerate() {
         match source {
-            CopySource::Path(_) => {
+            CopySource::Path(_) | CopySource::Below { .. } => {
                 for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
                     items.push(match unarchived.next() {
                         Some(Some(archive)) => CopyItem::Archive(archive.archive()),

@@ -1,7 +1,13 @@
 //! What a COPY or ADD takes from its source.
 
-use rbuild_cache::tree::select::{SelectError, Selected, select, selection_digest};
-use rbuild_cache::tree::{NodeStore, Tree};
+use std::sync::Arc;
+
+use rbuild_cache::path::RelPath;
+use rbuild_cache::tree::select::{
+    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest,
+};
+use rbuild_cache::tree::{Kind, MemoryNodeStore, NodeStore, NodeStoreError, Tree, load_node};
+use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
 
 /// The selected entries of one COPY, by source argument.
@@ -9,20 +15,104 @@ use rbuild_frontend::graph::{CopyOp, CopySource};
 pub struct Selection {
     /// One list per [`CopySource`], empty for inline ones, in the arguments' order.
     pub sources: Vec<Vec<Selected>>,
+    /// Nodes of directories that are selected without some of what is in them.
+    pub pruned: Arc<MemoryNodeStore>,
     /// Digest of everything selected, for keys.
     pub digest: [u8; 32],
 }
 
+/// Why nothing can be selected.
+#[derive(Debug, thiserror::Error)]
+pub enum SelectionError {
+    /// A source.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// `--exclude` or `--parents` over a source that is too deep or cannot be read.
+    #[error(transparent)]
+    Prune(#[from] PruneError),
+    /// A pattern of `--exclude` or `--parents`; lowering has checked them all.
+    #[error(transparent)]
+    Pattern(#[from] IgnoreError),
+}
+
 /// Selects on the source tree, without touching files.
-pub fn select_sources(copy: &CopyOp, tree: &Tree, nodes: &dyn NodeStore) -> Result<Selection, SelectError> {
+pub fn select_sources(
+    copy: &CopyOp,
+    tree: &Tree,
+    nodes: &dyn NodeStore,
+) -> Result<Selection, SelectionError> {
+    let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
+    let pruned = MemoryNodeStore::default();
     let mut sources = Vec::with_capacity(copy.sources.len());
     for source in &copy.sources {
-        sources.push(match source {
-            CopySource::Path(pattern) => select(tree, nodes, pattern.as_bytes())?,
+        let mut selected = match source {
+            CopySource::Path(path) => select(tree, nodes, path.as_bytes())?,
+            CopySource::Below { pivot, .. } => select(tree, nodes, pivot.as_bytes())?,
             CopySource::Inline { .. } => Vec::new(),
-        });
+        };
+        let pattern = match source {
+            CopySource::Below { pattern, .. } => pattern,
+            CopySource::Path(_) | CopySource::Inline { .. } => "",
+        };
+        let include = Ignore::all_but(pattern)?;
+        if let CopySource::Below { pivot, pattern } = source {
+            // Paths are kept below directories only.
+            selected.retain(|item| matches!(item.entry.kind, Kind::Dir(_)));
+            require(pivot, pattern, &selected, nodes)?;
+        }
+        if !include.is_empty() || !exclude.is_empty() {
+            for item in &mut selected {
+                prune(item, nodes, &pruned, &|path, is_dir| keep(&[&include, &exclude], path, is_dir))?;
+            }
+        }
+        sources.push(selected);
     }
     let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
-    let digest = selection_digest(tree, &all);
-    Ok(Selection { sources, digest })
+    let digest = selection_digest(&all);
+    Ok(Selection { sources, pruned: Arc::new(pruned), digest })
+}
+
+/// What of a directory stays: all that no filter refuses, and the directories that lead there.
+fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
+    let path = String::from_utf8_lossy(path.as_bytes());
+    if !filters.iter().any(|filter| filter.matches(&path)) {
+        Keep::Yes
+    } else if is_dir && !filters.iter().any(|filter| filter.may_skip_dir(&path)) {
+        Keep::ForItsContents
+    } else {
+        Keep::No
+    }
+}
+
+/// A source of `--parents` without wildcards must be there; links on the way are not followed.
+fn require(
+    pivot: &str,
+    pattern: &str,
+    selected: &[Selected],
+    nodes: &dyn NodeStore,
+) -> Result<(), SelectionError> {
+    if [pivot, pattern].iter().any(|text| has_wildcard(text.as_bytes())) {
+        return Ok(());
+    }
+    // Without wildcards a backslash still escapes.
+    let path = RelPath::clamp(pattern.replace('\\', "").as_bytes());
+    for item in selected {
+        if exists(&item.entry.kind, &path, nodes).map_err(SelectError::from)? {
+            return Ok(());
+        }
+    }
+    let path = RelPath::clamp(format!("{pivot}/{pattern}").as_bytes());
+    Err(SelectError::NotFound { path }.into())
+}
+
+fn exists(dir: &Kind, path: &RelPath, nodes: &dyn NodeStore) -> Result<bool, NodeStoreError> {
+    let mut kind = dir.clone();
+    for name in path.components() {
+        let Kind::Dir(node) = kind else { return Ok(false) };
+        match load_node(nodes, &node)?.entries.get(name) {
+            Some(entry) => kind = entry.kind.clone(),
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }

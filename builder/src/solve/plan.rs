@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{Key, Store};
 use rbuild_cache::tree::Tree;
-use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
+use rbuild_frontend::graph::{BuildGraph, Op};
 
 use crate::context::ScannedContext;
 use crate::error::{StepError, StepFailure};
@@ -120,23 +120,4 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY reads a context in this version") };
     Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
-}
-
-/// Patterns that the reachable steps select from context `name`: the union decides what must be hashed.
-pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<&'a str> {
-    let mut patterns = Vec::new();
-    for node in graph.dag.node_indices() {
-        let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
-        let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
-            input.role == Role::Source
-                && matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name)
-        });
-        if reads {
-            patterns.extend(sources.iter().filter_map(|source| match source {
-                CopySource::Path(path) => Some(path.as_str()),
-                CopySource::Inline { .. } => None,
-            }));
-        }
-    }
-    patterns
 }

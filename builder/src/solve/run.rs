@@ -202,19 +202,23 @@ impl Solver {
         let source =
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
         let selection = self.selection(node, op, source.as_deref())?;
-        let mut digests = vec![InputDigest { slot: 0, digest: root.tree.digest().0 }];
+        let is_linked = matches!(op, Op::Copy(copy) if copy.link);
+        let mut digests = Vec::new();
+        if !is_linked {
+            digests.push(InputDigest { slot: 0, digest: root.tree.digest().0 });
+        }
         if let Some(selection) = &selection {
             digests.push(InputDigest { slot: 1, digest: selection.digest });
         }
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
-        if let Some(solved) = self.by_content(&key, def_key, &root)? {
+        if let Some(solved) = self.by_content(&key, def_key, &root, is_linked)? {
             self.cached(vertex);
             return Ok(solved);
         }
         let lock = self.lock(&key, &self.graph.dag[node].step.name, vertex).await?;
         // Another process may have finished it between the look-up and the lock.
-        if let Some(solved) = self.by_content(&key, def_key, &root)? {
+        if let Some(solved) = self.by_content(&key, def_key, &root, is_linked)? {
             self.cached(vertex);
             return Ok(solved);
         }
@@ -268,15 +272,28 @@ impl Solver {
         key: &Key,
         def_key: &Key,
         root: &Solved,
+        is_linked: bool,
     ) -> Result<Option<Arc<Solved>>, StepFailure> {
         if !self.use_cache {
             return Ok(None);
         }
         let Some(record) = self.env.store.result(key)? else { return Ok(None) };
-        let (Some(layer), Ok(tree)) = (record.own_layer, Tree::decode(&record.tree)) else { return Ok(None) };
+        let (Some(layer), Ok(mut tree)) = (record.own_layer, Tree::decode(&record.tree)) else {
+            return Ok(None);
+        };
+        if is_linked {
+            // The record may be of another root: its layer is right for any, its tree is not.
+            tree = root.tree.apply(&self.env.store, &ops::layer_diff(&self.env, layer)?)?;
+        }
         let mut stack = root.stack.clone();
         stack.push(layer);
-        self.env.store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
+        let record = ResultRecord {
+            tree: tree.encode(),
+            tree_digest: tree.digest(),
+            stack: Some(stack.clone()),
+            ..record
+        };
+        self.env.store.put_result(def_key, &record)?;
         Ok(Some(Arc::new(Solved { tree, stack })))
     }
 
@@ -315,13 +332,20 @@ impl Solver {
         started: Instant,
     ) -> Result<Arc<Solved>, StepFailure> {
         let store = &self.env.store;
-        let (parent, child) = (root.tree.digest(), new.tree.digest());
-        let older = if self.use_cache { store.result_by_trees(&parent, &child)? } else { None };
+        let child = new.tree.digest();
+        let (parent, made) = match &self.graph.dag[node].op {
+            // Made on nothing. A layer that leads from this root to the same state may lack what this root has.
+            Op::Copy(copy) if copy.link => {
+                (Tree::empty().digest(), Tree::empty().apply(store, &new.diff)?.digest())
+            }
+            _ => (root.tree.digest(), child),
+        };
+        let older = if self.use_cache { store.result_by_trees(&parent, &made)? } else { None };
         let layer = match older {
             Some(layer) => layer,
             None => {
                 let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
-                let canonical = store.put_result_by_trees(&parent, &child, layer)?;
+                let canonical = store.put_result_by_trees(&parent, &made, layer)?;
                 // `--no-cache` asks for what this execution made, new times included.
                 if self.use_cache { canonical } else { layer }
             }

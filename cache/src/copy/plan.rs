@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use rbuild_oci::FileMode;
+
 use super::view::{NewDirs, Planned, View};
 use super::{CopyError, CopyPlan, FileOrigin, FileSource};
 use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::tree::select::Selected;
-use crate::tree::{ContentDigest, EMPTY_NODE, Entry, Kind, Meta, NodeStore, Tree, Walk, below};
+use crate::tree::{ContentDigest, EMPTY_NODE, Entry, Kind, LinkGroups, Meta, NodeStore, Tree, Walk, below};
 
 /// How one COPY or ADD copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +18,8 @@ pub struct CopyOptions {
     pub dest: String,
     /// `--chown`, for everything copied and every directory made.
     pub owner: Option<(u32, u32)>,
-    /// `--chmod`, for files and directories; directories made on the way take its permission bits.
-    pub chmod: Option<u32>,
+    /// `--chmod`, for files and directories; directories made on the way take an octal one's permission bits.
+    pub chmod: Option<FileMode>,
     /// True when sources come from a build context, whose owners mean nothing: they become 0:0.
     pub from_context: bool,
     /// Modification time of directories made on the way and of heredocs.
@@ -51,15 +53,15 @@ pub struct Archive<'a> {
 
 /// Plans one instruction.
 ///
-/// `parent` is the state copied into, `parent_times` its modification times. `source` is what
-/// [`CopyItem::Selected`] items were selected from. With no items, or none that hold anything, the layer has nothing
+/// `parent` is the state copied into, `parent_times` its modification times. `source` has the
+/// files that [`CopyItem::Selected`] items were selected from. With no items, or none that hold anything, the layer has nothing
 /// but the root. Rules: dockerfile reference 3.4 to 3.6; where a rule depends on an earlier item of the same
 /// instruction (a link it made, a file it put there), that item counts as already copied.
 pub fn plan(
     nodes: &dyn NodeStore,
     parent: &Tree,
     parent_times: &dyn FileSource,
-    source: Option<(&Tree, &dyn FileSource)>,
+    source: Option<&dyn FileSource>,
     items: &[CopyItem<'_>],
     options: &CopyOptions,
 ) -> Result<CopyPlan, CopyError> {
@@ -81,16 +83,16 @@ pub fn plan(
 pub(super) struct Planner<'a> {
     nodes: &'a dyn NodeStore,
     pub(super) view: View<'a>,
-    source: Option<(&'a Tree, &'a dyn FileSource)>,
+    source: Option<&'a dyn FileSource>,
     pub(super) options: &'a CopyOptions,
 }
 
 impl Planner<'_> {
     fn selected(&mut self, item: &Selected) -> Result<(), CopyError> {
         let no_source = || CopyError::NoSource { path: item.path.clone() };
-        let (tree, files) = self.source.ok_or_else(no_source)?;
+        let files = self.source.ok_or_else(no_source)?;
         if matches!(item.entry.kind, Kind::Dir(_)) {
-            return self.contents(item, tree, files);
+            return self.contents(item, files);
         }
         let planned = self.sourced(item.entry.clone(), item.path.clone(), files)?;
         self.file(&item.name, planned)
@@ -99,7 +101,7 @@ impl Planner<'_> {
     fn inline(&mut self, name: &[u8], content: &[u8]) -> Result<(), CopyError> {
         let kind = Kind::File { size: content.len() as u64, content: ContentDigest::of(content) };
         let (uid, gid) = self.options.owner.unwrap_or((0, 0));
-        let mode = self.options.chmod.unwrap_or(0o644);
+        let mode = self.mode(0o644, false);
         let entry = Entry { meta: Meta { mode, uid, gid, ..Meta::default() }, kind };
         let origin = Some(FileOrigin::Inline(content.to_vec()));
         self.file(name, Planned { entry, mtime: Some(self.options.now), origin, link: None })
@@ -128,13 +130,13 @@ impl Planner<'_> {
 
     /// Copies what is in a directory into the destination. The destination itself keeps its metadata; directories
     /// below it take the source's, whether they exist or not.
-    fn contents(&mut self, item: &Selected, tree: &Tree, files: &dyn FileSource) -> Result<(), CopyError> {
+    fn contents(&mut self, item: &Selected, files: &dyn FileSource) -> Result<(), CopyError> {
         let must_be_dir = self.dest_is_dir();
         let top = self.dest_dir(|path| match must_be_dir {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
-        let links: HashMap<RelPath, u64> = self.number_links(tree, &item.path);
+        let links: HashMap<RelPath, u64> = self.number_links(&item.links);
         for step in Walk::of(self.nodes, item.entry.clone()).skip(1) {
             let (rel, entry) = step?;
             let dest = below(&top, &rel);
@@ -161,9 +163,9 @@ impl Planner<'_> {
     }
 
     /// Numbers for the hardlink groups inside a directory, by path relative to it.
-    fn number_links(&mut self, tree: &Tree, dir: &RelPath) -> HashMap<RelPath, u64> {
+    fn number_links(&mut self, groups: &LinkGroups) -> HashMap<RelPath, u64> {
         let mut links = HashMap::new();
-        for group in tree.links.below(dir).groups() {
+        for group in groups.groups() {
             let link = self.view.new_link();
             links.extend(group.iter().map(|path| (path.clone(), link)));
         }
@@ -177,15 +179,21 @@ impl Planner<'_> {
         if let Some(owner) = self.options.owner.or(own) {
             (entry.meta.uid, entry.meta.gid) = owner;
         }
-        match (&mut entry.kind, self.options.chmod) {
+        match (&entry.kind, &self.options.chmod) {
             (Kind::Symlink(_), _) | (_, None) => {}
-            (_, Some(mode)) => entry.meta.mode = mode,
+            (kind, Some(mode)) => {
+                entry.meta.mode = mode.apply(entry.meta.mode, matches!(kind, Kind::Dir(_)));
+            }
         }
         if let Kind::Dir(node) = &mut entry.kind {
             *node = *EMPTY_NODE;
         }
         let origin = matches!(entry.kind, Kind::File { .. }).then_some(FileOrigin::Source(path));
         Ok(Planned { entry, mtime: Some(mtime), origin, link: None })
+    }
+
+    fn mode(&self, mode: u32, is_dir: bool) -> u32 {
+        self.options.chmod.as_ref().map_or(mode, |chmod| chmod.apply(mode, is_dir))
     }
 
     /// The destination as a directory, made when it is missing; `in_the_way` says what to report when it is something
@@ -211,7 +219,7 @@ impl Planner<'_> {
 
     pub(super) fn new_dirs(&self) -> NewDirs {
         NewDirs {
-            mode: self.options.chmod.map_or(0o755, |mode| mode & 0o777),
+            mode: self.options.chmod.as_ref().and_then(FileMode::octal).map_or(0o755, |mode| mode & 0o777),
             owner: self.options.owner.unwrap_or((0, 0)),
             now: self.options.now,
         }

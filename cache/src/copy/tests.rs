@@ -65,7 +65,7 @@ impl Image {
             .flat_map(|pattern| select(&source, &self.nodes, pattern.as_bytes()).unwrap())
             .map(CopyItem::Selected)
             .collect();
-        let from = Some((&source, &FakeTimes(500) as &dyn FileSource));
+        let from = Some(&FakeTimes(500) as &dyn FileSource);
         let plan = plan(&self.nodes, &self.tree, &FakeTimes(100), from, &items, &options)?;
         self.apply(plan);
         Ok(self)

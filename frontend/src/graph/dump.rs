@@ -53,6 +53,9 @@ fn describe(out: &mut String, op: &Op) {
             for source in &op.sources {
                 match source {
                     CopySource::Path(path) => line(out, format_args!("    path {path:?}")),
+                    CopySource::Below { pivot, pattern } => {
+                        line(out, format_args!("    below {pivot:?} {pattern:?}"));
+                    }
                     CopySource::Inline { name, content } => {
                         line(out, format_args!("    inline {name:?} {content:?}"));
                     }
@@ -62,10 +65,14 @@ fn describe(out: &mut String, op: &Op) {
             if let Some(chown) = &op.chown {
                 line(out, format_args!("    chown {:?}", chown.text));
             }
-            if let Some(chmod) = op.chmod {
-                line(out, format_args!("    chmod {chmod:04o}"));
+            if let Some(chmod) = &op.chmod {
+                line(out, format_args!("    chmod {chmod}"));
             }
-            line(out, format_args!("    from_context {} unpack {}", op.from_context, op.unpack));
+            let link = if op.link { " link" } else { "" };
+            line(out, format_args!("    from_context {} unpack {}{link}", op.from_context, op.unpack));
+            for pattern in &op.exclude {
+                line(out, format_args!("    exclude {pattern:?}"));
+            }
         }
         Op::Run(op) => {
             line(out, format_args!("    argv {:?}", op.argv));

@@ -1,11 +1,13 @@
 //! COPY, ADD, WORKDIR.
 
 use crate::ast::{AddInstruction, CopyInstruction, Instruction, SourceWord, Spanned};
-use crate::dockerignore::clean;
+use crate::dockerignore::{Ignore, IgnoreError, clean};
 use crate::expand;
 use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
 use crate::parse::Issue;
 use crate::span::Span;
+
+use rbuild_oci::FileMode;
 
 use super::bases::Source;
 use super::pass::{Pass, failed};
@@ -17,6 +19,10 @@ struct Transfer<'i> {
     from: Option<&'i Spanned<String>>,
     chown: Option<&'i Spanned<String>>,
     chmod: Option<&'i Spanned<String>>,
+    link: bool,
+    parents: bool,
+    unpack: bool,
+    exclude: &'i [Spanned<String>],
     sources: &'i [SourceWord],
     dest: &'i Spanned<String>,
 }
@@ -34,6 +40,10 @@ impl Pass<'_> {
             from: copy.from.as_ref(),
             chown: copy.chown.as_ref(),
             chmod: copy.chmod.as_ref(),
+            link: is_set(copy.link.as_ref()),
+            parents: is_set(copy.parents.as_ref()),
+            unpack: false,
+            exclude: &copy.exclude,
             sources: &copy.sources,
             dest: &copy.dest,
         };
@@ -52,6 +62,10 @@ impl Pass<'_> {
             from: None,
             chown: add.chown.as_ref(),
             chmod: add.chmod.as_ref(),
+            link: is_set(add.link.as_ref()),
+            parents: false,
+            unpack: add.unpack.as_ref().is_none_or(|flag| flag.value),
+            exclude: &add.exclude,
             sources: &add.sources,
             dest: &add.dest,
         };
@@ -63,16 +77,23 @@ impl Pass<'_> {
         let chown = self.optional(work, transfer.chown)?;
         let chmod_text = self.optional(work, transfer.chmod)?;
         let chmod = match (&chmod_text, transfer.chmod) {
-            (Some(text), Some(flag)) => Some(mode(keyword, text, flag.span)?),
+            (Some(text), Some(flag)) => {
+                let mode = text.parse::<FileMode>();
+                Some(mode.map_err(|error| Issue::new(error.to_string(), flag.span))?)
+            }
             _ => None,
         };
+        let exclude = excluded(transfer.exclude)?;
         let (mut paths, mut inline, mut shown) = (Vec::new(), Vec::new(), Vec::new());
         for source in transfer.sources {
             match source {
                 SourceWord::Path(word) => {
                     let text = self.expand(work, word)?;
                     remote(keyword, &text, word.span)?;
-                    paths.push(CopySource::Path(source_path(&text)));
+                    paths.push(match transfer.parents {
+                        true => kept_path(&text, word.span)?,
+                        false => CopySource::Path(source_path(&text)),
+                    });
                     shown.push(text);
                 }
                 SourceWord::Inline(heredoc) => {
@@ -91,10 +112,13 @@ impl Pass<'_> {
         // Docker's history shows the markers after the paths.
         shown.extend(inline.iter().filter_map(|source| match source {
             CopySource::Inline { name, .. } => Some(format!("<<{name}")),
-            CopySource::Path(_) => None,
+            CopySource::Path(_) | CopySource::Below { .. } => None,
         }));
         let dest = self.expand(work, transfer.dest)?;
-        let absolute = destination(work.state.workdir(), &dest);
+        let mut absolute = destination(work.state.workdir(), &dest);
+        if transfer.parents && !absolute.ends_with('/') {
+            absolute.push('/');
+        }
         if paths.len() + inline.len() > 1 && !absolute.ends_with('/') {
             let message = format!(
                 "{keyword} with several sources and the destination {dest:?}: unless it is a directory, later files overwrite earlier ones"
@@ -122,6 +146,9 @@ impl Pass<'_> {
         }
         paths.append(&mut inline);
         let mut created_by = keyword.to_owned();
+        if transfer.parents {
+            created_by.push_str(" --parents");
+        }
         for (flag, value) in [("chown", &chown), ("chmod", &chmod_text)] {
             if let Some(value) = value {
                 created_by.push_str(&format!(" --{flag}={value}"));
@@ -134,7 +161,9 @@ impl Pass<'_> {
             chown: chown.map(|text| Chown { text }),
             chmod,
             from_context,
-            unpack: keyword == "ADD",
+            unpack: transfer.unpack,
+            link: transfer.link,
+            exclude,
         };
         work.state.node = self.nodes.add(Op::Copy(op), &inputs, step);
         work.state.layers.push(work.state.node);
@@ -216,28 +245,33 @@ fn remote(keyword: &str, text: &str, span: Span) -> Result<(), Issue> {
     }
 }
 
-/// `--chmod` to mode bits.
-fn mode(keyword: &str, text: &str, span: Span) -> Result<u32, Issue> {
-    let invalid = || {
-        let message =
-            format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777");
-        Issue::new(message, span)
+fn is_set(flag: Option<&Spanned<bool>>) -> bool {
+    flag.is_some_and(|flag| flag.value)
+}
+
+/// `--exclude` patterns, which are not expanded, checked.
+fn excluded(patterns: &[Spanned<String>]) -> Result<Vec<String>, Issue> {
+    for pattern in patterns {
+        Ignore::excluding([pattern.value.as_str()]).map_err(|error| bad_pattern(&error, pattern.span))?;
+    }
+    Ok(patterns.iter().map(|pattern| pattern.value.clone()).collect())
+}
+
+fn bad_pattern(error: &IgnoreError, span: Span) -> Issue {
+    let message = match error {
+        IgnoreError::LoneNegation { .. } => "illegal exclusion pattern: \"!\"".to_owned(),
+        IgnoreError::Syntax { pattern, .. } => format!("syntax error in pattern `{pattern}`"),
+        IgnoreError::TooMany => error.to_string(),
     };
-    if text.starts_with(|c: char| c.is_ascii_digit()) {
-        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
-        return mode.ok_or_else(invalid);
-    }
-    let is_symbolic = text.split(',').all(|clause| {
-        let rest = clause.trim_start_matches(['u', 'g', 'o', 'a']);
-        rest.starts_with(['+', '-', '='])
-            && rest
-                .chars()
-                .all(|c| matches!(c, '+' | '-' | '=' | 'r' | 'w' | 'x' | 'X' | 's' | 't' | 'u' | 'g' | 'o'))
-    });
-    match is_symbolic {
-        true => Err(Issue::new(format!("{keyword} --chmod with a symbolic mode is not supported yet"), span)),
-        false => Err(Issue::new(format!("invalid chmod parameter: '{text}': invalid syntax"), span)),
-    }
+    Issue::new(message, span)
+}
+
+/// A source of `--parents`: what is before the first `/./` is not kept.
+fn kept_path(text: &str, span: Span) -> Result<CopySource, Issue> {
+    let (pivot, pattern) = text.split_once("/./").unwrap_or(("", text));
+    let pattern = source_path(pattern);
+    Ignore::all_but(&pattern).map_err(|error| bad_pattern(&error, span))?;
+    Ok(CopySource::Below { pivot: source_path(pivot), pattern })
 }
 
 /// A source as the graph wants it: cleaned at the root, so that `..` cannot climb; empty for all of it.

@@ -162,6 +162,8 @@ impl Pass<'_> {
             chmod: None,
             from_context: true,
             unpack: false,
+            link: false,
+            exclude: Vec::new(),
         };
         let step =
             Step { name: format!("[context {name}] COPY . /"), stage: label.to_owned(), lines: Some(lines) };

@@ -15,18 +15,9 @@ pub(super) fn in_instruction(instruction: &Instruction) -> Vec<Issue> {
             found.push(("RUN --device", run.devices.first().map(|device| device.span)));
             found.push(("RUN --security=insecure", insecure.map(|mode| mode.span)));
         }
-        InstructionKind::Copy(copy) => {
-            found.push(("COPY --link", copy.link.as_ref().filter(|flag| flag.value).map(|flag| flag.span)));
-            let parents = copy.parents.as_ref().filter(|flag| flag.value);
-            found.push(("COPY --parents", parents.map(|flag| flag.span)));
-            found.push(("COPY --exclude", copy.exclude.first().map(|pattern| pattern.span)));
-        }
         InstructionKind::Add(add) => {
-            found.push(("ADD --link", add.link.as_ref().filter(|flag| flag.value).map(|flag| flag.span)));
-            found.push(("ADD --exclude", add.exclude.first().map(|pattern| pattern.span)));
             found.push(("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span)));
             found.push(("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span)));
-            found.push(("ADD --unpack", add.unpack.as_ref().map(|flag| flag.span)));
         }
         _ => {}
     }

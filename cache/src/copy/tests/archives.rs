@@ -24,7 +24,7 @@ fn archives_keep_owners_and_modes() {
         ("bin/b", Change::Hardlink { target: path("bin/a") }),
     ];
     let mut image = Image::scratch();
-    let with_mode = CopyOptions { chmod: Some(0o600), ..options("/dest") };
+    let with_mode = CopyOptions { chmod: Some("600".parse().unwrap()), ..options("/dest") };
     add(&mut image, &entries, &[], &with_mode).unwrap();
     image.check(&[
         "d 755 0:0 dest",

@@ -48,7 +48,7 @@ fn plan_all(context: &Context, nodes: &MemoryNodeStore, source: &dyn FileSource,
     let items: Vec<_> = select(&tree, nodes, b"d").unwrap().into_iter().map(CopyItem::Selected).collect();
     let options = CopyOptions { owner: Some(ourselves()), ..options(dest) };
     let stack = StackSource::new(Vec::new());
-    plan(nodes, &Tree::empty(), &stack, Some((&tree, source)), &items, &options).unwrap()
+    plan(nodes, &Tree::empty(), &stack, Some(source), &items, &options).unwrap()
 }
 
 /// What a directory really holds, as a diff without times; symlinks' own modes are left as planned.

@@ -30,7 +30,7 @@ proptest! {
             prop_assert!(!matches!(item.entry.kind, Kind::Symlink(_)));
         }
         let items: Vec<_> = selected.iter().cloned().map(CopyItem::Selected).collect();
-        let from = Some((&source, &FakeTimes(500) as &dyn FileSource));
+        let from = Some(&FakeTimes(500) as &dyn FileSource);
         let Ok(plan) = plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest)) else {
             return Ok(());
         };

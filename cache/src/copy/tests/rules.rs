@@ -53,7 +53,7 @@ fn case_83_chown_is_for_parents_too() {
 fn case_84_chmod_is_for_all_but_symlinks() {
     let mut context = dir_tree();
     context.entries.push(("d/l", link("x")));
-    let with_mode = CopyOptions { chmod: Some(0o4700), ..options("/x/y") };
+    let with_mode = CopyOptions { chmod: Some("4700".parse().unwrap()), ..options("/x/y") };
     let image = Image::scratch().copy_as(&context, &["d"], with_mode).unwrap();
     image.check(&[
         "d 700 0:0 x",

@@ -6,13 +6,15 @@
 //! (dockerfile reference 3.4.)
 
 mod pattern;
+mod prune;
 
 #[cfg(test)]
 mod tests;
 
-use super::{Entry, Kind, LastLink, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
+use super::{Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
 use crate::path::RelPath;
 pub use pattern::{Pattern, PatternError, has_wildcard};
+pub use prune::{Keep, PruneError, prune};
 
 /// Version prefix of [`selection_digest`].
 const DIGEST_CONTEXT: &[u8] = b"rbuild selection 1\0";
@@ -27,6 +29,8 @@ pub struct Selected {
     pub path: RelPath,
     /// What is there; never a symlink.
     pub entry: Entry,
+    /// Hardlink groups inside a directory, relative to it.
+    pub links: LinkGroups,
 }
 
 /// Why a source selects nothing.
@@ -88,22 +92,28 @@ pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<S
     let explicit = |(path, entry): (RelPath, Entry)| match entry.kind {
         Kind::Symlink(_) => follow(tree, nodes, &path),
         // Already a real path; resolving each of many siblings again would load their directory as often.
-        _ => Ok(Selected { name: path.name().to_vec(), path, entry }),
+        _ => Ok(selected(tree, path.name(), path.clone(), entry)),
     };
     level.into_iter().map(explicit).collect()
 }
 
 fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected, SelectError> {
     match tree.resolve(nodes, path.as_bytes(), LastLink::Follow) {
-        Ok(found) if found.exists() => {
-            Ok(Selected { name: path.name().to_vec(), path: found.path, entry: found.entry })
-        }
+        Ok(found) if found.exists() => Ok(selected(tree, path.name(), found.path, found.entry)),
         Ok(_) | Err(ResolveError::NotDirectory { .. } | ResolveError::NotFound { .. }) => {
             Err(SelectError::NotFound { path: path.clone() })
         }
         Err(ResolveError::Nodes(error)) => Err(error.into()),
         Err(source) => Err(SelectError::Resolve { path: path.clone(), source }),
     }
+}
+
+fn selected(tree: &Tree, name: &[u8], path: RelPath, entry: Entry) -> Selected {
+    let links = match entry.kind {
+        Kind::Dir(_) => tree.links.below(&path),
+        _ => LinkGroups::default(),
+    };
+    Selected { name: name.to_vec(), path, entry, links }
 }
 
 /// Identity of what was selected, for cache keys: equal digests copy equally to any destination.
@@ -117,8 +127,9 @@ fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected
 /// | hardlink groups inside a directory | they stay linked |
 ///
 /// Not in it: paths of the items, a directory's own name and metadata (its contents are copied, not itself), times,
-/// links that leave a directory. An instruction that copies directories themselves (`--parents`) needs more than this.
-pub fn selection_digest(tree: &Tree, selected: &[Selected]) -> [u8; 32] {
+/// links that leave a directory. `--parents`
+/// selects the directory that paths are kept below, pruned ([`prune()`]), so kept directories are inside it.
+pub fn selection_digest(selected: &[Selected]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -135,9 +146,8 @@ pub fn selection_digest(tree: &Tree, selected: &[Selected]) -> [u8; 32] {
         // A marker no base name can be, as it holds a `/`.
         field(b"dir/");
         field(&node.0);
-        let links = tree.links.below(&item.path);
-        field(&(links.groups().len() as u64).to_le_bytes());
-        for group in links.groups() {
+        field(&(item.links.groups().len() as u64).to_le_bytes());
+        for group in item.links.groups() {
             field(&(group.len() as u64).to_le_bytes());
             for path in group {
                 field(path.as_bytes());

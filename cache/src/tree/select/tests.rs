@@ -155,7 +155,7 @@ fn a_selection_digest_sees_names_contents_and_links_only() {
     );
     let linked =
         tree_linked(&nodes, &[("d", dir(0o755)), ("d/a", file("F"))], &[("d/b", "d/a"), ("x", "d/a")]);
-    let digest = |tree: &Tree, source: &[u8]| selection_digest(tree, &select(tree, &nodes, source).unwrap());
+    let digest = |tree: &Tree, source: &[u8]| selection_digest(&select(tree, &nodes, source).unwrap());
     assert_eq!(digest(&plain, b"d"), digest(&plain, b"e"), "a directory's own name and mode are not copied");
     assert_ne!(digest(&plain, b"f"), digest(&plain, b"g"), "a file's name is");
     assert_eq!(digest(&plain, b"f"), digest(&plain, b"[f]"));
@@ -163,4 +163,44 @@ fn a_selection_digest_sees_names_contents_and_links_only() {
     assert_eq!(digest(&plain, b"d/a"), digest(&linked, b"d/a"), "a single file has no links");
     assert_ne!(digest(&plain, b"[fg]"), digest(&plain, b"f"));
     assert_ne!(digest(&plain, b"d"), digest(&plain, b"f"));
+}
+
+fn pruned(entries: &[(&str, crate::layer::Change)], keep: impl Fn(&str) -> Keep) -> Vec<String> {
+    let nodes = MemoryNodeStore::default();
+    let tree = tree(&nodes, entries);
+    let mut selected = select(&tree, &nodes, b"").unwrap().remove(0);
+    prune(&mut selected, &nodes, &nodes, &|path, _| keep(&path.to_string())).unwrap();
+    let Kind::Dir(node) = selected.entry.kind else { panic!("still a directory") };
+    crate::tree::testing::listing(&nodes, &Tree { node, ..Tree::empty() })
+}
+
+#[test]
+fn pruning_keeps_directories_for_what_is_in_them() {
+    let entries = [
+        ("a", dir(0o700)),
+        ("a/deep", dir(0o711)),
+        ("a/deep/x", file("x")),
+        ("a/y", file("yy")),
+        ("b", dir(0o755)),
+        ("b/y", file("yy")),
+        ("empty", dir(0o755)),
+    ];
+    let only_x = |path: &str| if path.ends_with('x') { Keep::Yes } else { Keep::ForItsContents };
+    assert_eq!(pruned(&entries, only_x), ["d 700 0:0 a", "d 711 0:0 a/deep", "f 644 0:0 a/deep/x 1"]);
+    let not_a = |path: &str| if path == "a" { Keep::No } else { Keep::Yes };
+    assert_eq!(pruned(&entries, not_a), ["d 755 0:0 b", "f 644 0:0 b/y 2", "d 755 0:0 empty"]);
+}
+
+#[test]
+fn pruned_links_no_longer_count() {
+    let nodes = MemoryNodeStore::default();
+    let entries = [("d", dir(0o755)), ("d/one", file("x"))];
+    let linked = tree_linked(&nodes, &entries, &[("d/two", "d/one"), ("d/x", "d/one")]);
+    let mut selected = select(&linked, &nodes, b"d").unwrap().remove(0);
+    let whole = selection_digest(&[selected.clone()]);
+    let keep = |path: &RelPath, _| if path.name() == b"one" { Keep::No } else { Keep::Yes };
+    prune(&mut selected, &nodes, &nodes, &keep).unwrap();
+    assert_eq!(selected.links.groups().len(), 1);
+    assert_eq!(selected.links.groups()[0].len(), 2);
+    assert_ne!(selection_digest(&[selected]), whole);
 }
