@@ -30,7 +30,7 @@ pub struct ProbeResult {
 
 /// Tries everything a build needs, with scratch directories below `work_dir` (where the store is, or would be).
 ///
-/// Call it before [`bootstrap`](crate::bootstrap), so that the way in is tried as well; a separate process does the
+/// Call it before [`bootstrap`](fn@crate::bootstrap), so that the way in is tried as well; a separate process does the
 /// trying. Blocks for some ten milliseconds. Results are in the order of a build; after a failure what depends on it is
 /// left out.
 pub fn probe(work_dir: &Path) -> Vec<ProbeResult> {

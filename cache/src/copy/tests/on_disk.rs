@@ -203,6 +203,33 @@ fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
 }
 
 #[test]
+fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("one"), "1").unwrap();
+    fs::hard_link(from.path().join("one"), from.path().join("two")).unwrap();
+    let (uid, gid) = ourselves();
+    let one = file_with(Meta { mode: 0o6755, uid, gid, ..Meta::default() }, "1");
+    let listing =
+        crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
+    let items = [CopyItem::Archive(Archive { diff: &listing, implied: &[] })];
+    let options = CopyOptions { owner: Some((uid, gid)), ..options("/d") };
+    let stack = StackSource::new(Vec::new());
+    let plan = plan(&MemoryNodeStore::default(), &Tree::empty(), &stack, None, &items, &options).unwrap();
+    for (name, source, is_taken) in [
+        ("taken", DirSource::disposable(dir_fd(from.path())), true),
+        ("copied", DirSource::immutable(dir_fd(from.path())), false),
+    ] {
+        let into = to.path().join(name);
+        fs::create_dir(&into).unwrap();
+        let before = fs::metadata(from.path().join("one")).unwrap();
+        let sources = Sources { main: None, archives: &[&source] };
+        materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+        check_on_disk(&into, &plan);
+        assert_eq!(fs::metadata(into.join("d/two")).unwrap().ino() == before.ino(), is_taken, "{name}");
+    }
+}
+
+#[test]
 fn the_topmost_layer_with_an_entry_shows() {
     let layers = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     for (layer, content) in layers.iter().zip(["base", "middle", "top"]) {
