@@ -8,6 +8,7 @@ mod contexts;
 mod copy;
 mod images;
 mod interrupt;
+mod language;
 mod outputs;
 mod registries;
 mod rootless;
