@@ -12,6 +12,7 @@ mod outputs;
 mod registries;
 mod rootless;
 mod stages;
+mod steps;
 mod tutorial;
 
 use std::sync::Arc;
