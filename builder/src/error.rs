@@ -48,6 +48,9 @@ pub enum BuildError {
     /// The context is not a directory that can be read.
     #[error("unable to prepare context: path \"{}\" not found", .0.display())]
     NoContext(PathBuf),
+    /// The context is something other than a directory.
+    #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
+    ContextNotDirectory(PathBuf),
     /// An ignore file has a bad pattern.
     #[error("failed to parse `{}`", .path.display())]
     Ignore {

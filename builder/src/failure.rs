@@ -104,7 +104,8 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) => Kind::Dockerfile,
-        BuildError::NoDockerfile { .. } | BuildError::Read { .. } | BuildError::NoContext(_) => Kind::Build,
+        BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
+        BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
             Kind::Build
         }
@@ -136,6 +137,12 @@ fn hints(error: &BuildError) -> Vec<String> {
         }
         BuildError::NoContext(_) => {
             vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        }
+        BuildError::ContextNotDirectory(path) => {
+            vec![format!(
+                "to build with this Dockerfile, name it with -f and give a directory: -f {} .",
+                path.display()
+            )]
         }
         BuildError::Scan(ScanError::Changed(_)) => {
             vec!["run the build again when nothing writes to the context".to_owned()]

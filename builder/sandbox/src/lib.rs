@@ -21,6 +21,7 @@ pub mod passwd;
 mod spec;
 
 mod parent;
+mod spawner;
 
 mod channel;
 mod child;
@@ -35,7 +36,7 @@ pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
-pub use parent::run_step;
+pub use parent::{Teardown, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe};
 pub use spec::{Exit, Network, StepSpec, Stream};
 
@@ -44,8 +45,8 @@ pub use spec::{Exit, Network, StepSpec, Stream};
 /// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at `argv[0]` and returns.
 pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
-    if name == self_copy::STEP_MARKER {
-        std::process::exit(child::outer_main());
+    if name == self_copy::SPAWNER_MARKER {
+        std::process::exit(child::spawner_main());
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());

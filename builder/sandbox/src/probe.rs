@@ -154,7 +154,7 @@ fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
 
 /// What the parts of a step are called, in the order the child does them.
 const PARTS: &[(&str, &[SetupStep])] = &[
-    ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath, SetupStep::CloneRoot]),
+    ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath]),
     ("namespaces", &[SetupStep::Unshare, SetupStep::Fork, SetupStep::Session, SetupStep::Keyring]),
     ("loopback device", &[SetupStep::Loopback]),
     ("fresh /proc", &[SetupStep::PrivateMounts, SetupStep::Proc, SetupStep::MaskProc]),

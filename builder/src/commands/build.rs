@@ -58,7 +58,7 @@ fn build(
         return Ok(());
     }
     if request.quiet {
-        super::print(&format!("{}\n", outcome.id));
+        super::print(&format!("{}\n", outcome.id))?;
     } else {
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));

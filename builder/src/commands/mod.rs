@@ -33,10 +33,7 @@ pub fn main() -> ExitCode {
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),
         Command::Version => version::run(),
-        Command::Help(text) => {
-            print(&text);
-            Ok(())
-        }
+        Command::Help(text) => print(&text),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,11 +41,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes to standard output; a closed pipe ends the output, not the program.
-fn print(text: &str) {
-    use std::io::Write;
+/// Writes to standard output. A reader that went away has seen enough; any other failure means that a result did not
+/// arrive.
+fn print(text: &str) -> Result<(), BuildError> {
+    use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(BuildError::Export { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs a future on a small runtime with signals wired to `cancel`: the first SIGINT or SIGTERM stops the work in

@@ -1,4 +1,4 @@
-//! The last mile: standard streams, signals, identity, working directory, exec.
+//! The last mile: standard streams, identity, working directory, exec.
 
 use super::identity;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
@@ -12,14 +12,14 @@ use std::ffi::{CStr, CString};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Becomes the command; returns why it could not.
-pub(super) fn exec_command(spec: &ChildSpec) -> SetupFailure {
-    match prepare(spec) {
+pub(super) fn exec_command(spec: &ChildSpec, seccomp: &[u8]) -> SetupFailure {
+    match prepare(spec, seccomp) {
         Err(failure) => failure,
         Ok(()) => exec(spec),
     }
 }
 
-fn prepare(spec: &ChildSpec) -> Result<(), SetupFailure> {
+fn prepare(spec: &ChildSpec, seccomp: &[u8]) -> Result<(), SetupFailure> {
     // No parent-death signal: the kernel kills this process when init, its parent, ends.
     rustix::process::setsid().at(SetupStep::Session)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -29,12 +29,7 @@ fn prepare(spec: &ChildSpec) -> Result<(), SetupFailure> {
     let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
     rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
     rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
-    for signal in 1..=64 {
-        // KILL and STOP cannot be changed, nor ignored.
-        let _unchangeable = sys::default_signal(signal);
-    }
-    sys::unblock_signals().at(SetupStep::Signals)?;
-    identity::become_user(spec)?;
+    identity::become_user(spec, seccomp)?;
     enter_working_directory(&spec.cwd)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::close_on_exec_from_3().at(SetupStep::CloseFds)
