@@ -107,7 +107,8 @@ fn open_layer(path: &Path) -> Result<(OwnedFd, String), MountError> {
 /// without it the root is read-only. The upper is mounted `volatile`: it can never be an upper again, and what is in it is
 /// durable only after the caller syncs it. `in_user_namespace` selects `user.overlay.*` attributes, which is what this
 /// process must use when it is not root of the host (see [`in_user_namespace`](crate::in_user_namespace)).
-/// The mount can be given to one [`run_step`](crate::run_step), and stays usable by descriptor after it.
+/// The mount can be given to one [`run_step`](crate::run_step), and stays usable by descriptor after it. An upper becomes a
+/// lower only when its overlay is gone: the descriptor dropped and the [`Teardown`](crate::Teardown) over.
 pub fn mount_overlay(
     lowers: &[&Path],
     upper: Option<(&Path, &Path)>,
