@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! main ── dispatch() ── bootstrap() ── … ── mount_overlay() ──▶ merged root (an fd) ──▶ run_step()
+//!                                                                                         │
+//!                                        spawner (one per process) ── init (one per step) ── command
 //! ```
 //!
 //! [`dispatch`] must be the first thing a program does: children are the program itself, executed again under another

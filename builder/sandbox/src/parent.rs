@@ -188,9 +188,6 @@ struct Running {
 
 impl Running {
     fn start(flavour: Flavour, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
-        let socket = spawner::take(flavour)?;
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
-        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
         // the builder's stays detached. Otherwise the builder's own mount is moved in.
         let clone = match mount::bind(root) {
@@ -199,16 +196,22 @@ impl Running {
             Err(errno) => return Err(parent("clone the root mount")(errno)),
         };
         let root = clone.as_ref().map_or(root, AsFd::as_fd);
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let mut running = Running {
-            socket,
+            socket: spawner::take(flavour)?,
             stdout: Some(stdout),
             stderr: Some(stderr),
             teardown: Teardown { init: None },
             reports: Vec::new(),
             report: None,
         };
-        // From here on init can be killed by its descriptor.
-        running.receive_report()?;
+        // With its first report init can be killed by its descriptor.
+        if !running.receive_report()? {
+            // Nothing was started: the spawner is being killed. By now it is dead, and the next request starts another one.
+            running.socket = spawner::take(flavour)?;
+            running.receive_report()?;
+        }
         let encoded = spec.encode();
         let fds = [root, their_stdout.as_fd(), their_stderr.as_fd()];
         let socket = running.socket.as_fd();
@@ -275,6 +278,8 @@ impl Running {
         if !matches!(self.report, Some(Report::Exited(_) | Report::Signaled(_))) {
             // Init went without saying that the others are gone; they go with it.
             drop(Teardown { init: self.teardown.init.take() });
+            // Whatever killed it may be about to kill the next one.
+            spawner::discard_spare();
         }
         // Nobody is left who could write: what the pipes hold is all there will be, also where the step managed to give their
         // ends to somebody outside.

@@ -52,6 +52,11 @@ pub(crate) fn stock(flavour: Flavour) {
     }
 }
 
+/// Does without the init in stock.
+pub(crate) fn discard_spare() {
+    spawner().spare = None;
+}
+
 /// Whether there is somebody at the other end.
 fn is_open(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];

@@ -1,7 +1,6 @@
-//! Who the command is: filter, capabilities and ids, in the one order that works.
+//! Who the command is: capabilities and ids, in the one order that works.
 
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
-use crate::sys;
 use crate::wire::ChildSpec;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -42,12 +41,8 @@ pub(super) fn limit_capabilities() -> Result<(), SetupFailure> {
     Ok(())
 }
 
-/// Becomes the user of the step.
-///
-/// The filter comes first: loading it without `no_new_privs`, which stays off so that setuid programs work, takes
-/// CAP_SYS_ADMIN. It allows every call made from here to exec.
-pub(super) fn become_user(spec: &ChildSpec, seccomp: &[u8]) -> Result<(), SetupFailure> {
-    sys::load_seccomp(seccomp).at(SetupStep::Seccomp)?;
+/// Becomes the user of the step; the filter is loaded.
+pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
     match rustix::thread::clear_ambient_capability_set() {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(errno) => return Err(errno).at(SetupStep::Capabilities),

@@ -13,12 +13,11 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template) -> i32 {
-    let outcome = prepare(socket, flavour, template).and_then(|world| {
+    let outcome = prepare(socket, flavour, template).and_then(|(command, world)| {
         // A spare nobody needed.
         let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };
-        order.streams()?;
-        enter(world, &order.spec, order.root)?;
-        start(socket, &order.spec, &template.seccomp).map(Some)
+        enter(world, &order.spec, order.root.as_fd())?;
+        start(command, &order).map(Some)
     });
     match outcome {
         Ok(None) => 0,
@@ -28,7 +27,11 @@ pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template)
 }
 
 /// Everything that does not depend on the step.
-fn prepare(socket: &OwnedFd, flavour: Flavour, template: &Template) -> Result<mounts::World, SetupFailure> {
+fn prepare(
+    socket: &OwnedFd,
+    flavour: Flavour,
+    template: &Template,
+) -> Result<(Waiting, mounts::World), SetupFailure> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;
     // `getppid` is 0 across a pid namespace. A spawner that died before the call above can be seen to be dead.
     let mut spawner = [PollFd::new(&template.spawner, PollFlags::IN)];
@@ -60,20 +63,47 @@ fn prepare(socket: &OwnedFd, flavour: Flavour, template: &Template) -> Result<mo
     }
     // Modes given below are meant as written.
     rustix::process::umask(rustix::fs::Mode::empty());
-    mounts::World::assemble(flavour, template.in_user_namespace)
+    let command = Waiting::fork(socket, &template.seccomp)?;
+    let world = mounts::World::assemble(flavour, template.in_user_namespace)?;
+    Ok((command, world))
 }
 
-/// The step, as it comes over the socket.
-struct Order {
-    spec: ChildSpec,
-    root: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+/// The process that becomes the command. It loads the filter while init mounts, and then waits for the step.
+struct Waiting {
+    pid: Pid,
+    socket: OwnedFd,
+}
+
+impl Waiting {
+    fn fork(reports: &OwnedFd, seccomp: &[u8]) -> Result<Waiting, SetupFailure> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .at(SetupStep::Fork)?;
+        match sys::fork().at(SetupStep::Fork)? {
+            Fork::Child => {
+                drop(ours);
+                if let Some(failure) = exec::command_main(&theirs, seccomp) {
+                    super::report(reports.as_fd(), &failure.into());
+                }
+                std::process::exit(EXIT_BROKEN)
+            }
+            Fork::Parent(pid) => Ok(Waiting { pid, socket: ours }),
+        }
+    }
+}
+
+/// The step, as it comes over a socket.
+pub(super) struct Order {
+    pub(super) spec: ChildSpec,
+    bytes: Vec<u8>,
+    pub(super) root: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
 }
 
 impl Order {
     /// Waits for the length, the spec, and the descriptors that come with the first byte; `None` if there never was one.
-    fn receive(socket: BorrowedFd<'_>) -> Result<Option<Order>, SetupFailure> {
+    pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Order>, SetupFailure> {
         let mut fds = Vec::new();
         let mut read_exact = |buffer: &mut [u8]| {
             let mut filled = 0;
@@ -101,17 +131,19 @@ impl Order {
         let spec = ChildSpec::decode(&bytes).map_err(|_| Errno::BADMSG).at(SetupStep::ReceiveSpec)?;
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or(Errno::BADF).at(SetupStep::ReceiveSpec);
-        Ok(Some(Order { spec, root: next()?, stdout: next()?, stderr: next()? }))
+        let (root, stdout, stderr) = (next()?, next()?, next()?);
+        Ok(Some(Order { spec, bytes, root, stdout, stderr }))
     }
 
-    /// Makes the step's pipes standard output and error.
-    fn streams(&self) -> Result<(), SetupFailure> {
-        rustix::stdio::dup2_stdout(&self.stdout).at(SetupStep::Stdio)?;
-        rustix::stdio::dup2_stderr(&self.stderr).at(SetupStep::Stdio)
+    /// Passes the order on.
+    fn send(&self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let fds = [self.root.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()];
+        channel::send_with_fds(socket, &(self.bytes.len() as u64).to_le_bytes(), &fds)?;
+        channel::send_all(socket, &self.bytes)
     }
 }
 
-fn enter(world: mounts::World, spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
+fn enter(world: mounts::World, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
     world.enter(spec, root)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).at(SetupStep::Hostname)?;
     // From here on /proc/1 shows nothing to the step: not our program, descriptors or environment.
@@ -119,24 +151,20 @@ fn enter(world: mounts::World, spec: &ChildSpec, root: OwnedFd) -> Result<(), Se
 }
 
 /// Starts the command and reaps until it, and everything it left behind, is gone.
-fn start(socket: &OwnedFd, spec: &ChildSpec, seccomp: &[u8]) -> Result<Report, SetupFailure> {
-    match sys::fork().at(SetupStep::Fork)? {
-        Fork::Child => {
-            let failure = exec::exec_command(spec, seccomp);
-            super::report(socket.as_fd(), &failure.into());
-            std::process::exit(EXIT_BROKEN)
-        }
-        Fork::Parent(command) => {
-            // What is left to do needs one right: to kill what other users of the step left behind.
-            let kill = CapabilitySet::KILL;
-            let sets =
-                CapabilitySets { effective: kill, permitted: kill, inheritable: CapabilitySet::empty() };
-            rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)?;
-            let report = reap_until(command).at(SetupStep::Wait)?;
-            kill_the_rest().at(SetupStep::Wait)?;
-            Ok(report)
-        }
+fn start(command: Waiting, order: &Order) -> Result<Report, SetupFailure> {
+    // What is left to do needs one right: to kill what other users of the step left behind.
+    let kill = CapabilitySet::KILL;
+    let sets = CapabilitySets { effective: kill, permitted: kill, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)?;
+    match order.send(command.socket.as_fd()) {
+        // It failed before, has reported that, and the builder goes by the first report.
+        Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+        Err(errno) => return Err(errno).at(SetupStep::ReceiveSpec),
     }
+    drop(command.socket);
+    let report = reap_until(command.pid).at(SetupStep::Wait)?;
+    kill_the_rest().at(SetupStep::Wait)?;
+    Ok(report)
 }
 
 fn reap_until(command: Pid) -> Result<Report, Errno> {

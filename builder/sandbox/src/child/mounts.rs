@@ -67,10 +67,9 @@ impl World {
     }
 
     /// Makes `root` the root of this process with everything the step sees in it.
-    pub(super) fn enter(self, spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
+    pub(super) fn enter(self, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
         let place = self.scratch.place("root")?;
-        mount::attach(root.as_fd(), place.as_fd()).at(SetupStep::AttachRoot)?;
-        let root = root.as_fd();
+        mount::attach(root, place.as_fd()).at(SetupStep::AttachRoot)?;
         // See `devices` for why.
         mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
 
@@ -100,7 +99,7 @@ impl World {
 }
 
 /// Makes sure nothing is left on top of the root: «..» of a mount below it climbs onto whatever covers it.
-fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
     let root = rustix::fs::fstat(root)?;
     for path in ["/", "/proc/..", "/dev/.."] {
         let seen = rustix::fs::stat(path)?;
