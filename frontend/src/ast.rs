@@ -61,6 +61,19 @@ pub struct CheckOptions {
     pub skip_all: bool,
     /// A reported rule fails the build.
     pub error: bool,
+    /// Experimental rules to report too.
+    pub experimental: Vec<String>,
+    /// Report all experimental rules.
+    pub experimental_all: bool,
+}
+
+impl Instruction {
+    /// What a comment directly above says about `name`: the rest of a line `# NAME text`.
+    pub fn description(&self, name: &str) -> Option<&str> {
+        let text = |line: &'_ String| line.strip_prefix(name)?.strip_prefix(' ').map(str::len);
+        let (line, length) = self.comments.iter().find_map(|line| Some((line, text(line)?)))?;
+        Some(line[line.len() - length..].trim())
+    }
 }
 
 /// One instruction.
@@ -76,6 +89,8 @@ pub struct Instruction {
     pub lines: Lines,
     /// Lint rules that a comment directly above switches off.
     pub skip_rules: Vec<String>,
+    /// Comment lines directly above, without `#` and trimmed; `# check=` lines are not among them.
+    pub comments: Vec<String>,
     /// What it says.
     pub kind: InstructionKind,
 }

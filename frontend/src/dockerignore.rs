@@ -110,6 +110,11 @@ impl Ignore {
         Ok(Self { patterns })
     }
 
+    /// True when a pattern brings something back, so that no path says for all below it.
+    pub fn has_negation(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.negated)
+    }
+
     /// True when no pattern is there.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()

@@ -12,6 +12,7 @@ use rbuild_oci::{Canonical, CanonicalWriter, Digest, FileMode, ImageConfig, Plat
 
 use crate::span::Lines;
 
+mod draw;
 mod dump;
 
 /// The graph and what was asked for.

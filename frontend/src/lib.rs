@@ -16,6 +16,7 @@ pub mod gowild;
 pub mod graph;
 pub mod lint;
 pub mod lower;
+pub mod outline;
 pub mod parse;
 pub mod source;
 pub mod span;

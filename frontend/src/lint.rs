@@ -1,19 +1,50 @@
-//! Lint rules: names, and those that need only the AST.
+//! Lint rules: the table ([`rules`]), those that need only the AST, and advice.
 //!
 //! Rules about values and stages are checked while lowering, on the reachable stages only. Every finding carries its
 //! rule's name; [`is_skipped`] decides afterwards whether anyone hears of it.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use rbuild_oci::Platform;
 
 use crate::ast::{CheckOptions, Dockerfile, FromInstruction, Instruction, InstructionKind};
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::dockerignore::Ignore;
 use crate::parse::Logical;
 use crate::span::{Lines, Span};
 
+pub(crate) mod advice;
+pub mod rules;
+
+use rules::RuleKind;
+
+/// What rules want to know about the main context.
+#[derive(Debug, Clone, Default)]
+pub struct ContextFacts {
+    /// Its ignore file.
+    pub ignore: Ignore,
+    /// True when there is one.
+    pub has_ignore_file: bool,
+    /// Which of `node_modules` and `.git` it has and does not ignore.
+    pub heavy: Vec<String>,
+}
+
 /// True when the check options silence this finding. Errors are never silenced.
 pub fn is_skipped(diagnostic: &Diagnostic, check: &CheckOptions) -> bool {
-    diagnostic.severity == Severity::Warning
-        && diagnostic.rule.is_some_and(|rule| check.skip_all || check.skip.iter().any(|skip| skip == rule))
+    let Some(rule) = diagnostic.rule.filter(|_| diagnostic.severity == Severity::Warning) else {
+        return false;
+    };
+    let has = |names: &[String]| names.iter().any(|name| name == rule);
+    let is_off = rules::find(rule).is_some_and(|rule| rule.kind == RuleKind::Experimental)
+        && !check.experimental_all
+        && !has(&check.experimental);
+    is_off || check.skip_all || has(&check.skip)
+}
+
+/// True when `# check=error=true` fails because of this finding.
+pub(crate) fn is_violation(rule: &str) -> bool {
+    rules::find(rule).is_none_or(|rule| rule.kind != RuleKind::Advice)
 }
 
 /// A finding, unless a comment above the instruction skips the rule.
@@ -24,6 +55,7 @@ pub(crate) fn finding(
     lines: Lines,
     skip_rules: &[String],
 ) -> Option<Diagnostic> {
+    debug_assert!(rules::find(rule).is_some(), "{rule} is not in the table");
     if skip_rules.iter().any(|skip| skip == rule || skip == "all") {
         return None;
     }
@@ -48,6 +80,9 @@ pub(crate) fn syntactic(ast: &Dockerfile, lines: &[Logical], out: &mut Vec<Diagn
         }
     }
     instruction_casing(ast, out);
+    for instruction in &ast.instructions {
+        descriptions(instruction, out);
+    }
     let mut names: BTreeMap<String, Span> = BTreeMap::new();
     for instruction in &ast.instructions {
         match &instruction.kind {
@@ -97,12 +132,48 @@ fn instruction_casing(ast: &Dockerfile, out: &mut Vec<Diagnostic>) {
     }
 }
 
+/// A comment right above ARG or FROM is a description, and begins with what it describes.
+fn descriptions(instruction: &Instruction, out: &mut Vec<Diagnostic>) {
+    let names: Vec<&str> = match &instruction.kind {
+        InstructionKind::Arg(args) => args.iter().map(|arg| arg.name.value.as_str()).collect(),
+        InstructionKind::From(from) => from.name.iter().map(|name| name.value.as_str()).collect(),
+        _ => return,
+    };
+    let (Some(comment), Some(first)) = (instruction.comments.last(), names.first()) else { return };
+    if names.contains(&comment.split(' ').next().unwrap_or_default()) {
+        return;
+    }
+    let example = if names.len() > 1 { "<arg_key>" } else { first };
+    let keyword = instruction.keyword.value.to_ascii_uppercase();
+    let message = format!("Comment for {keyword} should follow the format: `# {example} <description>`");
+    push(out, "InvalidDefinitionDescription", message, instruction.span, instruction);
+}
+
+/// Rules about `--platform` as it is written.
+fn platform_rules(from: &FromInstruction, instruction: &Instruction, out: &mut Vec<Diagnostic>) {
+    let Some(platform) = &from.platform else { return };
+    if matches!(platform.value.as_str(), "$TARGETPLATFORM" | "${TARGETPLATFORM}") {
+        let message = format!(
+            "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+            platform.value
+        );
+        push(out, "RedundantTargetPlatform", message, platform.span, instruction);
+    }
+    let Ok(constant) = Platform::from_str(&platform.value) else { return };
+    let name = from.name.as_ref().map(|name| name.value.to_lowercase()).unwrap_or_default();
+    if !name.contains(&constant.os) && !name.contains(&constant.architecture) {
+        let message = format!("FROM --platform flag should not use constant value {:?}", platform.value);
+        push(out, "FromPlatformFlagConstDisallowed", message, platform.span, instruction);
+    }
+}
+
 fn from_rules(
     from: &FromInstruction,
     instruction: &Instruction,
     names: &mut BTreeMap<String, Span>,
     out: &mut Vec<Diagnostic>,
 ) {
+    platform_rules(from, instruction, out);
     if let Some(as_word) = &from.as_word {
         let keyword = instruction.keyword.value.as_str();
         let is_one_case = keyword == keyword.to_ascii_lowercase() || keyword == keyword.to_ascii_uppercase();

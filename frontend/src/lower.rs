@@ -18,12 +18,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rbuild_oci::{Digest, ImageConfig, Platform};
+use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
 use crate::ast::{CheckOptions, Dockerfile, InstructionKind};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::graph::BuildGraph;
-use crate::lint;
+use crate::lint::{self, ContextFacts};
 use crate::parse::{Parsed, check_options};
 use crate::span::{Lines, Span};
 
@@ -71,6 +71,12 @@ pub struct LowerOptions {
     pub build_platform: Platform,
     /// `--build-context`.
     pub named_contexts: BTreeMap<String, NamedContext>,
+    /// What is known about the main context; `None` keeps the rules about it silent.
+    pub context: Option<ContextFacts>,
+    /// Lower all stages, so that rules are checked in those that the target does not reach too.
+    pub all_stages: bool,
+    /// Give advice ([`lint::rules::RuleKind::Advice`]).
+    pub advice: bool,
 }
 
 impl LowerOptions {
@@ -83,6 +89,9 @@ impl LowerOptions {
             target_platform: None,
             build_platform,
             named_contexts: BTreeMap::new(),
+            context: None,
+            all_stages: false,
+            advice: false,
         }
     }
 }
@@ -144,6 +153,8 @@ struct Provided {
     image: ResolvedImage,
     /// Size of its config document: what each stage that starts from it copies.
     weight: usize,
+    /// Its config is not known: what it may set counts as set.
+    opaque: bool,
 }
 
 /// A lowering in progress.
@@ -221,7 +232,20 @@ impl Lowering {
     pub fn provide(&mut self, request: &ImageRequest, image: ResolvedImage) {
         let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
         let weight = image.config.to_json().len();
-        self.images.insert(key, Provided { image, weight });
+        self.images.insert(key, Provided { image, weight, opaque: false });
+    }
+
+    /// Answers a request without knowing the image: nothing of its config or triggers is taken, and rules that would
+    /// need them stay silent. The graph is good for looking at, not for building.
+    pub fn provide_opaque(&mut self, request: &ImageRequest) {
+        let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
+        let reference = request.reference.parse::<Reference>();
+        let reference =
+            reference.map_or_else(|_| request.reference.clone(), |r| r.with_default_tag().to_string());
+        let manifest = Digest::of(format!("opaque {reference} {}", request.platform).as_bytes());
+        let image =
+            ResolvedImage { reference, manifest, config: ImageConfig::empty(request.platform.clone()) };
+        self.images.insert(key, Provided { image, weight: 0, opaque: true });
     }
 
     /// All that was found so far, the parser's findings included, without the rules that are switched off.
@@ -261,7 +285,8 @@ impl Lowering {
     }
 
     fn lint_violations(&mut self) -> bool {
-        let rules: BTreeSet<&str> = self.diagnostics.iter().filter_map(|d| d.rule).collect();
+        let rules: BTreeSet<&str> =
+            self.diagnostics.iter().filter_map(|d| d.rule).filter(|rule| lint::is_violation(rule)).collect();
         if rules.is_empty() {
             return false;
         }

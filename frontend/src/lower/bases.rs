@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use rbuild_oci::{Platform, Reference};
 
+use crate::expand;
+use crate::lint;
 use crate::parse::Issue;
 use crate::span::{Lines, Span};
 use crate::stage::{StageError, copy_from};
@@ -114,6 +116,7 @@ impl<'a> Pass<'a> {
             return Ok(self.context_base(name, context, platform, span, lines));
         }
         let image = &stage.from.image;
+        self.default_image(index);
         let text = self.expand_global(image, stage.instruction)?;
         if text.is_empty() {
             return Err(Issue::new(format!("base name ({}) should not be blank", image.value), image.span));
@@ -131,8 +134,48 @@ impl<'a> Pass<'a> {
             let message = format!("failed to parse stage name {text:?}: {error}");
             return Err(Issue::new(message, image.span));
         }
+        if self.options.advice {
+            self.latest(index, &text);
+        }
         let named_context = None;
         Ok(Base::Image(ImageRequest { reference: text, named_context, platform, span: image.span, lines }))
+    }
+
+    /// Advice about images whose tag moves.
+    fn latest(&mut self, index: usize, text: &str) {
+        let stage = self.stages.all[index];
+        let moves = Reference::from_str(text)
+            .is_ok_and(|image| image.digest().is_none() && image.tag().is_none_or(|tag| tag == "latest"));
+        if moves {
+            let message = format!("The base image {text} has no version: it changes when its maker says so");
+            let (lines, rules) = (stage.instruction.lines, &stage.instruction.skip_rules);
+            let found = lint::finding("LatestBaseImage", message, stage.from.image.span, lines, rules);
+            self.out.diagnostics.extend(found);
+        }
+    }
+
+    /// With the defaults of ARGs alone the line should name an image, too.
+    fn default_image(&mut self, index: usize) {
+        let stage = self.stages.all[index];
+        let image = &stage.from.image;
+        let expansion = expand::word(&image.value, self.ast.escape, &self.global_defaults);
+        let Ok(expansion) = expansion else { return };
+        // A variable that is not declared has a rule of its own.
+        if !image.value.contains('$') || !expansion.unset.iter().all(|n| self.global_declared.contains(n)) {
+            return;
+        }
+        if expansion.text.is_empty() || Reference::from_str(&expansion.text).is_err() {
+            let message =
+                format!("Default value for ARG {} results in empty or invalid base image name", image.value);
+            let (lines, rules) = (stage.instruction.lines, &stage.instruction.skip_rules);
+            self.out.diagnostics.extend(lint::finding(
+                "InvalidDefaultArgInFrom",
+                message,
+                image.span,
+                lines,
+                rules,
+            ));
+        }
     }
 
     fn context_base(

@@ -90,6 +90,9 @@ impl Pass<'_> {
                 SourceWord::Path(word) => {
                     let text = self.expand(work, word)?;
                     remote(keyword, &text, word.span)?;
+                    if transfer.from.is_none() {
+                        self.ignored(work, keyword, &text, word.span);
+                    }
                     paths.push(match transfer.parents {
                         true => kept_path(&text, word.span)?,
                         false => CopySource::Path(source_path(&text)),
@@ -169,6 +172,20 @@ impl Pass<'_> {
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
+    }
+
+    /// A source that the ignore file takes away. Says nothing when a negation may bring it back.
+    fn ignored(&mut self, work: &Work, keyword: &str, text: &str, span: Span) {
+        let Some(facts) = self.options.context.as_ref().filter(|facts| !facts.ignore.has_negation()) else {
+            return;
+        };
+        let path = source_path(text);
+        // The whole context is gone only when everything is; any name does to find out.
+        let probe = if path.is_empty() { "\u{1}" } else { &path };
+        if facts.ignore.matches(probe) {
+            let message = format!("Attempting to {keyword} file {text:?} that is excluded by .dockerignore");
+            self.warn(work, "CopyIgnoredFile", message, span);
+        }
     }
 
     fn source_node(&mut self, work: &Work, source: Source) -> Option<petgraph::graph::NodeIndex> {

@@ -57,6 +57,8 @@ pub(super) struct Pass<'a> {
     pub(super) reached: BTreeSet<usize>,
     /// Global ARGs with values, the built-in ones included.
     pub(super) global: HashMap<String, String>,
+    /// The same without what the command line says.
+    pub(super) global_defaults: HashMap<String, String>,
     pub(super) global_declared: BTreeSet<String>,
     /// Named contexts by normalised reference.
     pub(super) contexts: BTreeMap<String, &'a str>,
@@ -83,6 +85,7 @@ pub(super) fn run(
         bases: (0..count).map(|_| None).collect(),
         reached: BTreeSet::new(),
         global: HashMap::new(),
+        global_defaults: HashMap::new(),
         global_declared: BTreeSet::new(),
         contexts: normalised.collect(),
         needs: BTreeMap::new(),
@@ -116,7 +119,8 @@ pub(super) fn normalise(name: &str) -> Option<String> {
 impl<'a> Pass<'a> {
     fn all(&mut self, target: usize, extra_stages: &BTreeSet<usize>) {
         self.globals();
-        self.reach(std::iter::once(target).chain(extra_stages.iter().copied()));
+        let all = if self.options.all_stages { self.stages.all.len() } else { 0 };
+        self.reach(std::iter::once(target).chain(extra_stages.iter().copied()).chain(0..all));
         self.check_unreached();
         for stage in self.reached.clone() {
             self.stage(stage);
@@ -151,6 +155,7 @@ impl<'a> Pass<'a> {
         let stage = self.options.target.clone().or_else(|| last.map(|name| name.value.to_lowercase()));
         self.global = environment::platform_args(&self.options.build_platform, self.target_platform());
         self.global.insert("TARGETSTAGE".to_owned(), stage.unwrap_or_else(|| "default".to_owned()));
+        self.global_defaults = self.global.clone();
         for (name, value) in &self.options.build_args {
             if environment::is_platform_arg(name) {
                 self.global.insert(name.clone(), value.clone());
@@ -161,6 +166,12 @@ impl<'a> Pass<'a> {
             let InstructionKind::Arg(declarations) = &instruction.kind else { continue };
             for arg in declarations {
                 self.global_declared.insert(arg.name.value.clone());
+                if let Some(default) = &arg.default
+                    && let Ok(expansion) =
+                        expand::word(&default.value, self.ast.escape, &self.global_defaults)
+                {
+                    self.global_defaults.insert(arg.name.value.clone(), expansion.text);
+                }
                 let value = match (self.options.build_args.get(&arg.name.value), &arg.default) {
                     (Some(given), _) => given.clone(),
                     (None, Some(default)) => match self.expand_global(default, instruction) {
@@ -238,6 +249,9 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn undefined(&mut self, work: &Work, unset: &BTreeSet<String>, span: Span) {
+        if work.state.opaque {
+            return;
+        }
         for name in unset.iter().filter(|name| !work.state.args.contains(name)) {
             let hint = match work.state.effective.len() {
                 0..=SUGGESTED_FROM_MAX => {

@@ -86,7 +86,7 @@ impl Pass<'_> {
                 state
             }
             Base::Image(request) => {
-                let Some(Provided { image: found, weight }) = self.image(request) else { return };
+                let Some(Provided { image: found, weight, opaque }) = self.image(request) else { return };
                 if let Err(issue) = self.charge(*weight, stage.instruction.span) {
                     self.report_at(issue, from_lines);
                     return;
@@ -117,10 +117,14 @@ impl Pass<'_> {
                 // The node follows when the stage's number of steps is known.
                 let mut state = State::new(config, request.platform.clone(), NodeIndex::end());
                 state.weight += weight;
+                state.opaque = *opaque;
                 state
             }
         };
         state.ensure_path();
+        if self.options.advice && self.own_context(index).is_none() {
+            lint::advice::stage(stage.body, self.options.context.as_ref(), &mut self.out.diagnostics);
+        }
         let triggers = self.triggers(&std::mem::take(&mut state.config.config.on_build), index);
         let body: &[Instruction] = if self.own_context(index).is_some() { &[] } else { stage.body };
         let counted = triggers.iter().chain(body).filter(|instruction| is_counted(instruction)).count();

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) workdir_set: bool,
     /// A CMD was there, in this stage.
     pub(super) cmd_set: bool,
+    /// The base image is not known, so any variable may come from it.
+    pub(super) opaque: bool,
     /// Bytes a copy of this state takes, roughly; for the budget.
     pub(super) weight: usize,
 }
@@ -77,6 +79,7 @@ impl State {
             history: Vec::new(),
             workdir_set: false,
             cmd_set: false,
+            opaque: false,
             weight: 0,
             config,
         };

@@ -59,8 +59,7 @@ pub(crate) fn check_options(value: &str) -> Result<CheckOptions, String> {
         let (key, value) = part.split_once('=').ok_or_else(invalid)?;
         match key.trim() {
             "skip" => names(value, &mut options.skip, &mut options.skip_all),
-            // No experimental rule exists here yet, so the list changes nothing.
-            "experimental" => {}
+            "experimental" => names(value, &mut options.experimental, &mut options.experimental_all),
             "error" => {
                 options.error = match value.trim().to_ascii_lowercase().as_str() {
                     "true" | "1" | "t" => true,
@@ -74,15 +73,15 @@ pub(crate) fn check_options(value: &str) -> Result<CheckOptions, String> {
     Ok(options)
 }
 
-/// Rules that `# check=skip=A,B remark` above an instruction switches off; other comments: none.
-pub(super) fn rules_above(comment: &str) -> Vec<String> {
-    let Some(directive) = read(comment, 0).filter(|d| d.key.value == "check") else { return Vec::new() };
+/// Rules that `# check=skip=A,B remark` above an instruction switches off; `None` for other comments.
+pub(super) fn rules_above(comment: &str) -> Option<Vec<String>> {
+    let directive = read(comment, 0).filter(|d| d.key.value == "check")?;
     let value = directive.value.value.split_whitespace().next().unwrap_or_default();
     let mut options = check_options(value).unwrap_or_default();
     if options.skip_all {
         options.skip = vec!["all".to_owned()];
     }
-    options.skip
+    Some(options.skip)
 }
 
 fn names(value: &str, skip: &mut Vec<String>, all: &mut bool) {

@@ -30,6 +30,7 @@ pub(super) fn read(line: &Logical, escape: char) -> Result<Instruction, Issue> {
         span: line.span,
         lines: line.lines,
         skip_rules: line.skip_rules.clone(),
+        comments: line.comments.clone(),
         kind: kind(&upper, &flags, line, rest, escape)?,
     })
 }

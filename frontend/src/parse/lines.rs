@@ -23,6 +23,8 @@ pub(crate) struct Logical {
     pub(crate) blank_inside: Option<u32>,
     /// Rules switched off by a comment directly above.
     pub(crate) skip_rules: Vec<String>,
+    /// Other comment lines directly above.
+    pub(crate) comments: Vec<String>,
     pub(crate) heredocs: Vec<Heredoc>,
 }
 
@@ -158,21 +160,28 @@ impl<'a> Scanner<'a> {
     }
 
     fn instructions(&mut self) {
-        let mut skip_rules = Vec::new();
+        let (mut skip_rules, mut comments) = (Vec::new(), Vec::new());
         while let Some(line) = self.take() {
             let body = line.text.trim_start();
             if body.is_empty() {
                 skip_rules.clear();
-            } else if body.starts_with('#') {
-                skip_rules = directives::rules_above(body);
+                comments.clear();
+            } else if let Some(comment) = body.strip_prefix('#') {
+                match directives::rules_above(body) {
+                    Some(rules) => skip_rules = rules,
+                    None => {
+                        skip_rules.clear();
+                        comments.push(comment.trim().to_owned());
+                    }
+                }
             } else {
-                self.instruction(line, std::mem::take(&mut skip_rules));
+                self.instruction(line, std::mem::take(&mut skip_rules), std::mem::take(&mut comments));
             }
         }
     }
 
     /// Joins the lines of one instruction that begins on `first`, and reads its here-documents.
-    fn instruction(&mut self, first: Physical<'a>, skip_rules: Vec<String>) {
+    fn instruction(&mut self, first: Physical<'a>, skip_rules: Vec<String>, comments: Vec<String>) {
         let indent = first.text.len() - first.text.trim_start().len();
         let mut piece = Physical { text: &first.text[indent..], start: first.start + indent, ..first };
         let start = piece.start;
@@ -183,6 +192,7 @@ impl<'a> Scanner<'a> {
             span: Span { start, end: start },
             blank_inside: None,
             skip_rules,
+            comments,
             heredocs: Vec::new(),
         };
         loop {
