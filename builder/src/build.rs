@@ -93,7 +93,13 @@ pub async fn build(
     let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
     let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
-    let mut lowering = Lowering::new(&parsed, lower_options(request));
+    let mut lowering = Lowering::new(
+        &parsed,
+        LowerOptions {
+            context: Some(files::facts(context_dir, &dockerfile_path)?),
+            ..lower_options(request)
+        },
+    );
     let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     let unused = lowering.unused_build_args();
@@ -179,7 +185,8 @@ fn exec_env(
     })
 }
 
-fn lower_options(request: &BuildRequest) -> LowerOptions {
+/// What the frontend is told of the command line.
+pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
     let named = |arg: &NamedContextArg| match arg {
         NamedContextArg::Dir(_) => NamedContext::Local,
         NamedContextArg::Image(reference) => NamedContext::Image(reference.to_string()),
@@ -190,8 +197,8 @@ fn lower_options(request: &BuildRequest) -> LowerOptions {
         build_args: request.build_args.clone(),
         labels: request.labels.clone().into_iter().collect(),
         target_platform: request.platform.clone(),
-        build_platform: Platform::host(),
         named_contexts: request.named_contexts.iter().map(|(name, arg)| (name.clone(), named(arg))).collect(),
+        ..LowerOptions::new(Platform::host())
     }
 }
 

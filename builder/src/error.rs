@@ -45,6 +45,9 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// A target that is not there.
+    #[error(transparent)]
+    Stage(rbuild_frontend::stage::StageError),
     /// The context is not a directory that can be read.
     #[error("unable to prepare context: path \"{}\" not found", .0.display())]
     NoContext(PathBuf),

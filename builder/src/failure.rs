@@ -103,7 +103,7 @@ fn kind(error: &BuildError) -> Kind {
         return Kind::Exhausted;
     }
     match error {
-        BuildError::Dockerfile(_) => Kind::Dockerfile,
+        BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {

@@ -8,6 +8,7 @@ pub mod commands;
 
 pub mod assemble;
 pub mod build;
+pub mod check;
 pub mod context;
 pub mod export;
 pub mod ops;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -292,7 +293,19 @@ impl TestEnv {
         let line: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
         let line = format!("rbuild {}", line.join(" "));
         let at = Instant::now();
-        let child = command.spawn().with_context(|| format!("start {line}"))?;
+        // A child that another test forks while this test's binary is being copied holds the copy open for writing until
+        // it executes its own.
+        let child = loop {
+            match command.spawn() {
+                Err(e)
+                    if e.kind() == ErrorKind::ExecutableFileBusy
+                        && at.elapsed() < Duration::from_secs(10) =>
+                {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                spawned => break spawned.with_context(|| format!("start {line}"))?,
+            }
+        };
         Ok(Started { child, line, at })
     }
 

@@ -37,6 +37,8 @@ pub(crate) enum CommandArgs {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<BuildArgs>),
+    /// Show the graph of a Dockerfile's steps without building
+    Graph(GraphArgs),
     /// List the images in the store
     Images(ImagesArgs),
     /// Pull an image from a registry
@@ -93,6 +95,21 @@ pub(crate) struct BuildArgs {
     /// Build for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
     #[arg(long = "platform", value_name = "OS/ARCH", help_heading = "What to build")]
     pub(crate) platforms: Vec<String>,
+
+    /// Only check the Dockerfile, as --call=check does
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
+    pub(crate) check: bool,
+    /// Say something about the Dockerfile in place of building: check, outline or targets[,format=json]
+    #[arg(
+        long,
+        value_name = "METHOD",
+        default_value = "build",
+        hide_default_value = true,
+        help_heading = "What to build"
+    )]
+    pub(crate) call: String,
 
     /// Execute every step again
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
@@ -156,6 +173,29 @@ pub(crate) struct BuildArgs {
           hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
           help_heading = "What to show")]
     pub(crate) quiet: bool,
+}
+
+/// Show the graph of a Dockerfile's steps without building
+///
+/// What the target needs is marked. No registry is asked: of base images that are not in the store only the name is
+/// known.
+#[derive(Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// Directory to build from
+    #[arg(value_name = "CONTEXT", default_value = ".")]
+    pub(crate) context: String,
+    /// Read this Dockerfile (default: CONTEXT/Dockerfile)
+    #[arg(short = 'f', long, value_name = "PATH")]
+    pub(crate) file: Option<String>,
+    /// Mark what this stage needs (default: the last)
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Set a build argument; without a value, take it from the environment
+    #[arg(long = "build-arg", value_name = "KEY[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+    /// Print text, dot (for Graphviz) or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "dot", "json"])]
+    pub(crate) format: String,
 }
 
 /// List the images in the store

@@ -24,7 +24,7 @@ pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use output::{Compression, Destination, OutputArg};
-pub use request::{BuildRequest, Network};
+pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
 pub use source::{ContextArg, NamedContextArg};
 
 use args::{Cli, CommandArgs};
@@ -45,6 +45,8 @@ pub struct Invocation {
 pub enum Command {
     /// Build an image.
     Build(Box<BuildRequest>),
+    /// Show a build graph.
+    Graph(GraphRequest),
     /// List images.
     Images(ImagesRequest),
     /// Pull an image.
@@ -139,6 +141,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             }
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
+        CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
         CommandArgs::Images(args) => Command::Images(ImagesRequest {
             name: args.name.as_deref().map(parse_image).transpose()?,
             quiet: args.quiet,
@@ -205,7 +208,7 @@ fn first_own_argument(arguments: &[OsString]) -> usize {
 fn is_command(text: &OsStr) -> bool {
     matches!(
         text.to_str(),
-        Some("build" | "b" | "images" | "pull" | "push" | "doctor" | "version" | "-h" | "--help")
+        Some("build" | "b" | "graph" | "images" | "pull" | "push" | "doctor" | "version" | "-h" | "--help")
     )
 }
 
@@ -226,7 +229,7 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
                     && a[prefix] == b[prefix + 1]
                     && a[prefix + 1] == b[prefix]))
     };
-    ["build", "images", "pull", "push", "doctor", "version"].into_iter().find(|name| near(name))
+    ["build", "graph", "images", "pull", "push", "doctor", "version"].into_iter().find(|name| near(name))
 }
 
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {

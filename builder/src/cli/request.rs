@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use rbuild_oci::{Platform, Reference};
 
-use super::args::BuildArgs;
+use super::args::{BuildArgs, GraphArgs};
 use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
@@ -23,6 +23,8 @@ pub struct BuildRequest {
     pub dockerfile: Option<PathBuf>,
     /// Names of the image, tags filled in, without duplicates, in the order given.
     pub tags: Vec<Reference>,
+    /// What to say about the Dockerfile in place of building.
+    pub call: Option<Call>,
     /// The stage to build; `None` means the last.
     pub target: Option<String>,
     /// Build arguments; the last of a name wins. Holds `SOURCE_DATE_EPOCH` whenever that is known.
@@ -55,6 +57,71 @@ pub struct BuildRequest {
     pub jobs: Option<NonZeroUsize>,
     /// Flags that were given and have no effect here, with their dashes.
     pub flags_without_effect: Vec<String>,
+}
+
+/// What `rbuild graph` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphRequest {
+    /// The build context.
+    pub context: ContextArg,
+    /// The Dockerfile; `None` means `Dockerfile` in the context.
+    pub dockerfile: Option<PathBuf>,
+    /// The stage whose needs are marked; `None` means the last.
+    pub target: Option<String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+    /// How to print.
+    pub format: GraphFormat,
+}
+
+/// How a graph is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GraphFormat {
+    /// Lines.
+    Text,
+    /// Graphviz.
+    Dot,
+    /// JSON.
+    Json,
+}
+
+impl GraphRequest {
+    /// Checks what was typed.
+    pub(crate) fn from_args(args: GraphArgs, env: &Env) -> Result<Self, Problem> {
+        Ok(Self {
+            context: parse_context(&args.context)?,
+            dockerfile: args.file.as_deref().map(parse_dockerfile).transpose()?,
+            target: args.target.filter(|target| !target.is_empty()),
+            build_args: parse_build_args(&args.build_args, env)?,
+            format: match args.format.as_str() {
+                "dot" => GraphFormat::Dot,
+                "json" => GraphFormat::Json,
+                _ => GraphFormat::Text,
+            },
+        })
+    }
+}
+
+/// A question about the Dockerfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// What is asked.
+    pub method: CallMethod,
+    /// Answer in JSON.
+    pub json: bool,
+    /// Exit with 0 whatever the answer is.
+    pub ignore_status: bool,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallMethod {
+    /// What the rules say.
+    Check,
+    /// Which arguments, secrets and keys a target takes.
+    Outline,
+    /// Which targets there are.
+    Targets,
 }
 
 /// Network of RUN steps.
@@ -106,6 +173,7 @@ impl BuildRequest {
         Ok(Self {
             context,
             dockerfile: args.file.as_deref().map(parse_dockerfile).transpose()?,
+            call: parse_call(&args.call, args.check)?,
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,
             named_contexts,
@@ -144,7 +212,7 @@ pub(crate) fn parse_tag(text: &str) -> Result<Reference, Problem> {
     Ok(tag.with_default_tag())
 }
 
-fn parse_build_args(texts: &[String], env: &Env) -> Result<BTreeMap<String, String>, Problem> {
+pub(crate) fn parse_build_args(texts: &[String], env: &Env) -> Result<BTreeMap<String, String>, Problem> {
     let mut found = BTreeMap::new();
     for text in texts {
         let (key, value) = split_pair("--build-arg", text)?;
@@ -260,6 +328,42 @@ pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Plat
         return Err(Problem::ValueNotYet { flag: FLAG, what });
     }
     Ok(platforms.pop())
+}
+
+/// `METHOD[,format=json|text][,ignorestatus[=BOOL]]`; `--check` is `check`.
+fn parse_call(text: &str, check: bool) -> Result<Option<Call>, Problem> {
+    const FLAG: &str = "--call";
+    let fields =
+        parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.to_owned(), cause })?;
+    let invalid =
+        |expected: &str| Problem::Value { flag: FLAG, value: text.to_owned(), expected: expected.to_owned() };
+    let (mut method, mut json, mut ignore_status) = (None, false, false);
+    for (at, field) in fields.iter().enumerate() {
+        match field.split_once('=') {
+            None if at == 0 || field.starts_with("method") => method = Some(field.as_str()),
+            Some(("method", value)) => method = Some(value),
+            Some(("format", "json")) => json = true,
+            Some(("format", "text")) => json = false,
+            Some(("ignorestatus", value)) => {
+                ignore_status =
+                    super::args::go_bool(value).map_err(|_| invalid("expected ignorestatus=BOOL"))?;
+            }
+            None if field == "ignorestatus" => ignore_status = true,
+            _ => return Err(invalid("expected METHOD[,format=json|text][,ignorestatus=BOOL]")),
+        }
+    }
+    let method = match method.unwrap_or("build") {
+        "build" | "" => None,
+        "check" | "lint" => Some(CallMethod::Check),
+        "outline" => Some(CallMethod::Outline),
+        "targets" => Some(CallMethod::Targets),
+        _ => return Err(invalid("expected build, check, outline or targets")),
+    };
+    if check && !matches!(method, None | Some(CallMethod::Check)) {
+        return Err(Problem::Conflict("--check", format!("--call={text}")));
+    }
+    let method = if check { Some(CallMethod::Check) } else { method };
+    Ok(method.map(|method| Call { method, json, ignore_status }))
 }
 
 fn parse_network(text: &str) -> Result<Network, Problem> {

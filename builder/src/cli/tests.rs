@@ -379,13 +379,26 @@ fn documented_flags_that_are_missing_are_named() {
         &["--load", "."],
         &["--sbom=true", "."],
         &["--provenance", "mode=max", "."],
-        &["--call", "check", "."],
-        &["--check", "."],
         &["--tls-verify=false", "."],
     ] {
         let flag = line[0].split('=').next().unwrap();
         assert_eq!(refused(line), format!("{flag} is not supported yet"));
     }
+}
+
+#[test]
+fn calls_are_read_as_buildx_reads_them() {
+    use CallMethod::{Check, Outline, Targets};
+    let call = |line: &[&str]| build(line).call.map(|call| (call.method, call.json, call.ignore_status));
+    assert_eq!(call(&["--check", "."]), Some((Check, false, false)));
+    assert_eq!(call(&["--call=lint", "."]), Some((Check, false, false)));
+    assert_eq!(call(&["--call", "outline,format=json", "."]), Some((Outline, true, false)));
+    assert_eq!(call(&["--call=targets,ignorestatus=true", "."]), Some((Targets, false, true)));
+    assert_eq!(call(&["--call=check", "--check", "."]), Some((Check, false, false)));
+    assert_eq!(call(&["--check=false", "."]), None);
+    assert!(refused(&["--call=wat", "."]).contains("expected build, check, outline or targets"));
+    assert!(refused(&["--call=check,format=xml", "."]).contains("format=json|text"));
+    assert!(refused(&["--call=outline", "--check", "."]).contains("cannot be used together"));
 }
 
 #[test]

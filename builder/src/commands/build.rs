@@ -20,6 +20,9 @@ use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
 pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
+    if let Some(call) = request.call {
+        return super::call::run(request, call, env);
+    }
     let mut source = Source::default();
     let result = build(request, settings, root, env, &mut source);
     match result {

@@ -1,7 +1,9 @@
 //! The commands: from a checked command line to an exit status.
 
 mod build;
+mod call;
 mod doctor;
+mod graph;
 mod images;
 mod pull;
 mod push;
@@ -28,6 +30,7 @@ pub fn main() -> ExitCode {
     let root = invocation.root;
     let result = match invocation.command {
         Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
+        Command::Graph(request) => return graph::run(&request, settings, root.as_deref(), &env),
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_frontend::dockerignore::Ignore;
+use rbuild_frontend::lint::ContextFacts;
 
 use crate::error::BuildError;
 
@@ -61,6 +62,22 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
 /// Reads the ignore file: `<Dockerfile>.dockerignore` when it exists, even empty, else the context's `.dockerignore`.
 /// Named contexts pass no Dockerfile.
 pub fn ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, BuildError> {
+    Ok(find_ignore(context, dockerfile)?.unwrap_or_default())
+}
+
+/// What lint rules want to know about a directory as main context.
+pub fn facts(context: &Path, dockerfile: &Path) -> Result<ContextFacts, BuildError> {
+    let ignore = find_ignore(context, Some(dockerfile))?;
+    let has_ignore_file = ignore.is_some();
+    let ignore = ignore.unwrap_or_default();
+    let is_heavy = |name: &&str| {
+        !ignore.matches(name) && context.join(name).symlink_metadata().is_ok_and(|m| m.is_dir())
+    };
+    let heavy = [".git", "node_modules"].into_iter().filter(is_heavy).map(str::to_owned).collect();
+    Ok(ContextFacts { ignore, has_ignore_file, heavy })
+}
+
+fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<Ignore>, BuildError> {
     let beside = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".dockerignore");
@@ -68,12 +85,15 @@ pub fn ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, Build
     });
     for path in beside.into_iter().chain([context.join(".dockerignore")]) {
         match read(&path) {
-            Ok(bytes) => return Ignore::parse(&bytes).map_err(|source| BuildError::Ignore { path, source }),
+            Ok(bytes) => {
+                let ignore = Ignore::parse(&bytes);
+                return ignore.map(Some).map_err(|source| BuildError::Ignore { path, source });
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),
         }
     }
-    Ok(Ignore::default())
+    Ok(None)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
+use rbuild_frontend::lint::rules::{self, RuleKind};
 use rbuild_frontend::span::Span;
 
 use super::{Excerpt, SourceFile, Style, excerpt};
@@ -100,6 +101,33 @@ pub fn warnings(diagnostics: &[Diagnostic], file: &SourceFile, expand: bool, sty
     if style.github {
         let all: Vec<Diagnostic> = found.into_iter().cloned().collect();
         text.push_str(&github_annotations(&all, file));
+    }
+    text
+}
+
+/// What a check found, each with its place, why it matters and how to mend it.
+pub fn findings(diagnostics: &[Diagnostic], file: &SourceFile, style: Style) -> String {
+    let mut text = String::new();
+    for diagnostic in diagnostics {
+        let rule = diagnostic.rule.and_then(rules::find);
+        let title = match rule {
+            Some(rule) if rule.kind == RuleKind::Advice => format!("ADVICE: {}", rule.name),
+            Some(rule) => format!("WARNING: {}", rule.name),
+            None => "WARNING".to_owned(),
+        };
+        text.push_str(&format!("\n{title}\n{}\n", clean_text(&diagnostic.message)));
+        text.push_str(&place(diagnostic, file, style));
+        if let Some(rule) = rule {
+            text.push_str(&format!("why: {}\n", rule.why));
+        }
+        let fix = diagnostic.help.as_deref().or(rule.map(|rule| rule.fix));
+        // Carets show the help of a diagnostic themselves.
+        if let Some(fix) = fix.filter(|_| diagnostic.help.is_none() || !style.snippets) {
+            text.push_str(&format!("instead: {}\n", clean_text(fix)));
+        }
+    }
+    if style.github {
+        text.push_str(&github_annotations(diagnostics, file));
     }
     text
 }

@@ -18,7 +18,7 @@ use rbuild_frontend::span::Lines;
 
 use crate::cli::{Problem, UsageError};
 
-pub use diagnostics::{github_annotations, warnings};
+pub use diagnostics::{findings, github_annotations, warnings};
 pub use render::Style;
 
 /// Whose fault it is, which decides the exit status.

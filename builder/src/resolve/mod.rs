@@ -171,6 +171,18 @@ impl Resolver {
         }
     }
 
+    /// The image when it is in the store; nobody else is asked, whatever `--pull` says.
+    pub fn stored(&self, text: &str, platform: &Platform) -> Result<Option<BaseImage>, ResolveError> {
+        let reference = text
+            .parse::<Reference>()
+            .map_err(|source| ResolveError::Reference { text: text.to_owned(), source })?
+            .with_default_tag();
+        match local_image(&self.store, &reference, platform)? {
+            Some(image) => Ok(Some(image)),
+            None => self.recorded(&reference, platform),
+        }
+    }
+
     fn in_layout(
         dir: &std::path::Path,
         tag: Option<&str>,

@@ -133,3 +133,113 @@ fn sources_and_owners_that_are_not_there_are_named() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+#[test]
+fn a_check_reports_rules_and_contacts_nobody() -> Result<()> {
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let text = "FROM busybox\nCOPY . .\nRUN npm install\nCMD echo\nFROM busybox:1 AS Up\n";
+    let context = env.context("check", text, &[("node_modules/x", ""), ("package.json", "{}")])?;
+    let path = context.to_str().context("UTF-8")?;
+    let run = env.run(["--check", path])?.exits(1);
+    let all = format!("{}{}", run.stdout, run.stderr);
+    for wanted in [
+        "Check complete, 5 warnings have been found!",
+        "WARNING: JSONArgsRecommended",
+        "WARNING: StageNameCasing",
+        "ADVICE: CacheOrder",
+        "ADVICE: LatestBaseImage",
+        "ADVICE: MissingIgnoreFile",
+        "   4 | >>> CMD echo",
+        "copy package.json and package-lock.json before line 3, and move line 2 below it",
+    ] {
+        assert!(all.contains(wanted), "no {wanted:?}\n{run}");
+    }
+    let run = env.run(["build", "--call=check,format=json", path])?.exits(1);
+    let json: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    let rules: Vec<_> =
+        json["warnings"].as_array().context("a list")?.iter().map(|w| w["ruleName"].as_str()).collect();
+    assert!(rules.contains(&Some("JSONArgsRecommended")), "{json}");
+    assert_eq!(json["sources"][0]["filename"], "Dockerfile");
+    env.run(["build", "--call=check,ignorestatus=true", path])?.ok();
+    assert!(!env.store().exists(), "a check needs no store");
+    Ok(())
+}
+
+#[test]
+fn exit_statuses_of_checks() -> Result<()> {
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    for (name, text, status, message) in [
+        ("clean", "FROM busybox:1\n", 0, "Check complete, no warnings found."),
+        ("advice", "FROM busybox\n", 0, "ADVICE: LatestBaseImage"),
+        ("skipped", "# check=skip=all\nFROM busybox\nCMD echo\n", 0, "no warnings found"),
+        ("warning", "FROM busybox:1\nCMD echo\n", 1, "WARNING: JSONArgsRecommended"),
+        ("error", "# check=error=true\nFROM busybox:1\nCMD echo\n", 1, "lint violation found for rules"),
+        ("unreached", "FROM busybox:1 AS x\nSTOPSIGNAL x\nFROM x\n", 1, "invalid signal: x"),
+        ("broken", "FROM busybox:1\nFOO\n", 1, "unknown instruction: FOO"),
+    ] {
+        let context = env.context(name, text, &[])?;
+        let run = env.run(["--check", context.to_str().context("UTF-8")?])?.exits(status);
+        assert!(format!("{}{}", run.stdout, run.stderr).contains(message), "{message}\n{run}");
+    }
+    Ok(())
+}
+
+#[test]
+fn outlines_and_targets_are_printed() -> Result<()> {
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let text = "# V the version\nARG V=1\n# base common\nFROM busybox:$V AS base\nARG MODE=debug\n\
+                FROM base\nRUN --mount=type=secret,id=npm,required true\n";
+    let context = env.context("outline", text, &[])?;
+    let path = context.to_str().context("UTF-8")?;
+    let run = env.run(["build", "--call=targets", path])?.ok();
+    assert_eq!(run.stdout, "TARGET      DESCRIPTION\nbase        common\n(default)\n");
+    let run = env.run(["build", "--call=outline", "--build-arg=MODE=release", path])?.ok();
+    assert_eq!(
+        run.stdout,
+        "TARGET: default\n\nBUILD ARG   VALUE     DESCRIPTION\nV           1         the version\n\
+         MODE        release\n\nSECRET   REQUIRED\nnpm      true\n"
+    );
+    let run = env.run(["build", "--call=targets,format=json", path])?.ok();
+    let json: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    assert_eq!(json["targets"][0]["base"], "busybox:$V");
+    assert_eq!(json["targets"][1]["default"], true);
+    env.run(["build", "--call=outline", "--target=bse", path])?.exits(1).says(&["did you mean base?"]);
+    Ok(())
+}
+
+#[test]
+fn a_graph_is_drawn_without_a_registry() -> Result<()> {
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let text = "FROM busybox AS a\nRUN x\nFROM busybox AS unused\nRUN y\nFROM scratch\nCOPY --from=a /x /\n";
+    let context = env.context("graph", text, &[])?;
+    let path = context.to_str().context("UTF-8")?;
+    let run = env.run(["graph", path])?.ok();
+    for line in ["[a 2/2] RUN x", "  <- root ", "target stage-2 is node"] {
+        assert!(run.stdout.contains(line), "{line}\n{run}");
+    }
+    let marked = |run: &rbuild_tests::Run, step: &str| {
+        run.stdout.lines().any(|line| line.starts_with('*') && line.contains(step))
+    };
+    assert!(marked(&run, "RUN x") && !marked(&run, "RUN y"), "{run}");
+    let run = env.run(["graph", "--target", "unused", path])?.ok();
+    assert!(!marked(&run, "RUN x") && marked(&run, "RUN y"), "{run}");
+    assert!(env.run(["graph", "--format=dot", path])?.ok().stdout.starts_with("digraph build {"));
+    let json: serde_json::Value =
+        serde_json::from_str(&env.run(["graph", "--format=json", path])?.ok().stdout)?;
+    assert_eq!(json["targets"][0]["stage"], "stage-2");
+    env.run(["graph", "--target", "nosuch", path])?.exits(1).says(&["target stage"]);
+    assert!(!env.store().exists(), "looking makes no store");
+    Ok(())
+}
+
+#[test]
+fn a_graph_knows_the_triggers_of_images_in_the_store() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let base = env.context("base", "FROM scratch\nCOPY f /\nONBUILD COPY g /\n", &[("f", "F")])?;
+    env.build(&base, &["-t", "me/base"])?.ok();
+    let child = env.context("child", "FROM me/base\n", &[])?;
+    let run = env.run(["graph", child.to_str().context("UTF-8")?])?.ok();
+    assert!(run.stdout.contains("ONBUILD COPY g /"), "{run}");
+    Ok(())
+}
