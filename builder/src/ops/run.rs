@@ -1,7 +1,7 @@
 //! Executes RUN: overlay mount, sandbox, scan of what changed.
 
 use std::cell::OnceCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,6 @@ use std::sync::Arc;
 use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::LayerId;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Network, RunOp};
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
@@ -44,8 +43,7 @@ pub async fn execute(
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
-    let layers: Vec<PathBuf> =
-        without_repeats(&root.stack).into_iter().map(|layer| env.store.layer_path(layer)).collect();
+    let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
     let in_userns = matches!(env.overlay, OverlayForm::User);
@@ -87,15 +85,6 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
     teardown.wait();
     Ok(NewLayer { draft, diff, tree, size_bytes })
-}
-
-/// A stack as overlayfs takes it: each directory once. Steps that change the same share a layer, so one layer can be
-/// in a stack more than once; all that a lower occurrence shows, its topmost one shows too.
-fn without_repeats(stack: &[LayerId]) -> Vec<LayerId> {
-    let mut seen = HashSet::new();
-    let mut kept: Vec<LayerId> = stack.iter().rev().filter(|layer| seen.insert(**layer)).copied().collect();
-    kept.reverse();
-    kept
 }
 
 /// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they
