@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Network, Op};
+use rbuild_frontend::lint::ContextFacts;
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
 use rbuild_frontend::parse::{Parsed, parse};
 use rbuild_frontend::stage::Stages;
@@ -20,9 +21,10 @@ use tokio::sync::Semaphore;
 use crate::assemble::manifest::{PackedImage, pack};
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, ContextArg, NamedContextArg, OutputArg};
+use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, NamedContextArg, OutputArg};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
+use crate::context::{ScannedContext, stdin};
 use crate::error::BuildError;
 use crate::export::{
     self,
@@ -79,24 +81,21 @@ pub async fn build(
     source: &mut Source,
 ) -> Result<BuildOutcome, BuildError> {
     let started = Instant::now();
-    let ContextArg::Local(context_dir) = &request.context;
-    let found = vertex(events, "[internal] load build definition from Dockerfile", || {
-        files::dockerfile(context_dir, request.dockerfile.as_deref())
-    })?;
+    let registry = Client::new(host.settings.registry.clone())?;
+    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
+    let (found, main) = main_context(request, &env).await?;
     let parsed = parse(&found.bytes);
-    let dockerfile_path = found.path.clone();
     source.dockerfile = Some(found);
     let found = if parsed.has_errors() { parsed.diagnostics.as_slice() } else { &[] };
     diagnostics(found, events)?;
 
-    let registry = Client::new(host.settings.registry.clone())?;
-    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
     let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
     let mut lowering = Lowering::new(
         &parsed,
         LowerOptions {
-            context: Some(files::facts(context_dir, &dockerfile_path)?),
+            context: main.facts()?,
+            context_has_owners: matches!(main, MainContext::Received { has_owners: true, .. }),
             ..lower_options(request)
         },
     );
@@ -107,7 +106,7 @@ pub async fn build(
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
-    let contexts = scan_contexts(request, &graph, context_dir, &dockerfile_path, &env)?;
+    let contexts = scan_contexts(request, &graph, &main, &env)?;
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
@@ -283,12 +282,69 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
     names
 }
 
+/// Where the main context's files are.
+enum MainContext {
+    /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
+    Dir { path: PathBuf, dockerfile: Option<PathBuf> },
+    /// What came through standard input.
+    Received { context: Arc<ScannedContext>, has_owners: bool },
+}
+
+impl MainContext {
+    fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
+        match self {
+            Self::Dir { path, dockerfile } => files::facts(path, dockerfile.as_deref()).map(Some),
+            Self::Received { .. } => Ok(None),
+        }
+    }
+}
+
+/// The path of `-f`, when it is one.
+pub(crate) fn path_of(dockerfile: Option<&DockerfileArg>) -> Option<&Path> {
+    match dockerfile {
+        Some(DockerfileArg::Path(path)) => Some(path),
+        Some(DockerfileArg::Stdin) | None => None,
+    }
+}
+
+/// Reads the Dockerfile, and with it whatever context comes through standard input.
+async fn main_context(
+    request: &BuildRequest,
+    env: &Arc<ExecEnv>,
+) -> Result<(FoundDockerfile, MainContext), BuildError> {
+    let uses_stdin = request.context == ContextArg::Stdin || request.dockerfile == Some(DockerfileArg::Stdin);
+    let id = env.events.vertex("[internal] load build definition from Dockerfile");
+    env.events.started(id);
+    let (context, dockerfile, of) = (request.context.clone(), request.dockerfile.clone(), Arc::clone(env));
+    let read = move || match &context {
+        ContextArg::Local(path) => {
+            let found = files::dockerfile(path, dockerfile.as_ref(), &mut stdin::Watched(&of.cancel))?;
+            let main = MainContext::Dir { path: path.clone(), dockerfile: found.path.clone() };
+            Ok((found, main))
+        }
+        ContextArg::Stdin => {
+            let path = path_of(dockerfile.as_ref());
+            let got = stdin::receive(stdin::Watched(&of.cancel), &of.lease, of.overlay, path)?;
+            let (context, has_owners) = (Arc::new(got.context), got.has_owners);
+            Ok((got.dockerfile, MainContext::Received { context, has_owners }))
+        }
+    };
+    // Away from the thread that hears signals: standard input may be a pipe that nobody writes to.
+    let result = match uses_stdin {
+        true => tokio::task::spawn_blocking(read).await,
+        false => Ok(read()),
+    };
+    let result = result.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()));
+    let result = ended(&env.events, id, result)?;
+    env.events.finished(id, Outcome::Done);
+    Ok(result)
+}
+
 /// Scans every context that the graph reads.
 fn scan_contexts(
     request: &BuildRequest,
     graph: &BuildGraph,
-    context_dir: &Path,
-    dockerfile: &Path,
+    main: &MainContext,
     env: &ExecEnv,
 ) -> Result<Contexts, BuildError> {
     let events = &env.events;
@@ -296,7 +352,13 @@ fn scan_contexts(
     for node in graph.dag.node_weights() {
         let Op::Context(context) = &node.op else { continue };
         let (dir, ignore): (&Path, Ignore) = match &context.name {
-            None => (context_dir, files::ignore(context_dir, Some(dockerfile))?),
+            None => match main {
+                MainContext::Dir { path, dockerfile } => (path, files::ignore(path, dockerfile.as_deref())?),
+                MainContext::Received { context: received, .. } => {
+                    contexts.insert(None, Arc::clone(received));
+                    continue;
+                }
+            },
             Some(name) => {
                 let arg = request.named_contexts.iter().find(|(known, _)| known == name).map(|(_, arg)| arg);
                 let Some(NamedContextArg::Dir(dir)) = arg else { continue };

@@ -1,15 +1,14 @@
 //! What can be said about a Dockerfile without building it: nothing here opens a store or asks a registry.
 
-use std::path::Path;
-
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::graph::BuildGraph;
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, Progress, ResolvedImage};
 use rbuild_frontend::parse::{Parsed, parse};
 
+use crate::build::path_of;
 use crate::build::{Source, lower_options};
-use crate::cli::{BuildRequest, ContextArg};
-use crate::context::files;
+use crate::cli::{BuildRequest, ContextArg, DockerfileArg};
+use crate::context::{files, stdin};
 use crate::error::BuildError;
 
 /// A Dockerfile that was read and has no errors of syntax.
@@ -23,25 +22,31 @@ pub struct Read {
 
 /// Reads and parses the Dockerfile of a request. `source` is filled as soon as it is read.
 pub fn read(request: &BuildRequest, source: &mut Source) -> Result<Read, BuildError> {
-    read_as(&request.context, request.dockerfile.as_deref(), lower_options(request), source)
+    read_as(&request.context, request.dockerfile.as_ref(), lower_options(request), source)
 }
 
 /// The same with options of one's own.
 pub fn read_as(
     context: &ContextArg,
-    dockerfile: Option<&Path>,
+    dockerfile: Option<&DockerfileArg>,
     options: LowerOptions,
     source: &mut Source,
 ) -> Result<Read, BuildError> {
-    let ContextArg::Local(context) = context;
-    let found = files::dockerfile(context, dockerfile)?;
+    let mut stdin = std::io::stdin();
+    let (found, facts) = match context {
+        ContextArg::Local(context) => {
+            let found = files::dockerfile(context, dockerfile, &mut stdin)?;
+            let facts = files::facts(context, found.path.as_deref())?;
+            (found, Some(facts))
+        }
+        ContextArg::Stdin => (stdin::receive_dockerfile(stdin, path_of(dockerfile))?, None),
+    };
     let parsed = parse(&found.bytes);
-    let facts = files::facts(context, &found.path)?;
     source.dockerfile = Some(found);
     if parsed.has_errors() {
         return Err(BuildError::Dockerfile(parsed.diagnostics));
     }
-    Ok(Read { parsed, options: LowerOptions { context: Some(facts), ..options } })
+    Ok(Read { parsed, options: LowerOptions { context: facts, ..options } })
 }
 
 /// What the rules say about all stages, by place, errors first. Base images count as unknown.

@@ -18,6 +18,7 @@ use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
 use crate::context::scan::ScanError;
+use crate::context::stdin::StdinError;
 use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
@@ -63,6 +64,9 @@ pub enum BuildError {
         #[source]
         source: IgnoreError,
     },
+    /// Standard input is no context.
+    #[error(transparent)]
+    Stdin(#[from] StdinError),
     /// The context cannot be scanned.
     #[error("failed to read the build context")]
     Scan(#[from] ScanError),

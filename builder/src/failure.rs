@@ -104,6 +104,7 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
+        BuildError::Stdin(_) => Kind::Build,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {

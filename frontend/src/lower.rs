@@ -73,6 +73,8 @@ pub struct LowerOptions {
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// What is known about the main context; `None` keeps the rules about it silent.
     pub context: Option<ContextFacts>,
+    /// The main context has owners of its own, as a tar has; otherwise its files count as root's.
+    pub context_has_owners: bool,
     /// Lower all stages, so that rules are checked in those that the target does not reach too.
     pub all_stages: bool,
     /// Give advice ([`lint::rules::RuleKind::Advice`]).
@@ -90,6 +92,7 @@ impl LowerOptions {
             build_platform,
             named_contexts: BTreeMap::new(),
             context: None,
+            context_has_owners: false,
             all_stages: false,
             advice: false,
         }

@@ -25,7 +25,7 @@ pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
-pub use source::{ContextArg, NamedContextArg};
+pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 
 use args::{Cli, CommandArgs};
 

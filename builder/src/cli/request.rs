@@ -11,7 +11,10 @@ use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
 use super::output::{Compression, Destination, OutputArg, parse_output};
-use super::source::{ContextArg, NamedContextArg, parse_context, parse_dockerfile, parse_named_context};
+use super::source::{
+    ContextArg, DockerfileArg, NamedContextArg, one_stdin, parse_context, parse_dockerfile,
+    parse_named_context,
+};
 use crate::progress::Mode;
 
 /// Everything `rbuild build` was asked for. Paths are relative to the working directory.
@@ -20,7 +23,7 @@ pub struct BuildRequest {
     /// The build context.
     pub context: ContextArg,
     /// The Dockerfile; `None` means `Dockerfile` in the context.
-    pub dockerfile: Option<PathBuf>,
+    pub dockerfile: Option<DockerfileArg>,
     /// Names of the image, tags filled in, without duplicates, in the order given.
     pub tags: Vec<Reference>,
     /// What to say about the Dockerfile in place of building.
@@ -65,7 +68,7 @@ pub struct GraphRequest {
     /// The build context.
     pub context: ContextArg,
     /// The Dockerfile; `None` means `Dockerfile` in the context.
-    pub dockerfile: Option<PathBuf>,
+    pub dockerfile: Option<DockerfileArg>,
     /// The stage whose needs are marked; `None` means the last.
     pub target: Option<String>,
     /// Build arguments.
@@ -88,9 +91,12 @@ pub enum GraphFormat {
 impl GraphRequest {
     /// Checks what was typed.
     pub(crate) fn from_args(args: GraphArgs, env: &Env) -> Result<Self, Problem> {
+        let context = parse_context(&args.context)?;
+        let dockerfile = args.file.as_deref().map(parse_dockerfile).transpose()?;
+        one_stdin(&context, dockerfile.as_ref())?;
         Ok(Self {
-            context: parse_context(&args.context)?,
-            dockerfile: args.file.as_deref().map(parse_dockerfile).transpose()?,
+            context,
+            dockerfile,
             target: args.target.filter(|target| !target.is_empty()),
             build_args: parse_build_args(&args.build_args, env)?,
             format: match args.format.as_str() {
@@ -151,6 +157,8 @@ impl BuildRequest {
                 ));
             }
         };
+        let dockerfile = args.file.as_deref().map(parse_dockerfile).transpose()?;
+        one_stdin(&context, dockerfile.as_ref())?;
         let mut tags = Vec::new();
         for tag in &args.tags {
             let tag = parse_tag(tag)?;
@@ -172,7 +180,7 @@ impl BuildRequest {
         }
         Ok(Self {
             context,
-            dockerfile: args.file.as_deref().map(parse_dockerfile).transpose()?,
+            dockerfile,
             call: parse_call(&args.call, args.check)?,
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,

@@ -11,6 +11,27 @@ use super::error::Problem;
 pub enum ContextArg {
     /// A directory, relative to the working directory.
     Local(PathBuf),
+    /// Standard input: a tar, or a Dockerfile for an empty context.
+    Stdin,
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfileArg {
+    /// A file, relative to the working directory, or to a context from standard input.
+    Path(PathBuf),
+    /// Standard input.
+    Stdin,
+}
+
+/// Refuses two readers of one standard input.
+pub(crate) fn one_stdin(context: &ContextArg, dockerfile: Option<&DockerfileArg>) -> Result<(), Problem> {
+    if matches!((context, dockerfile), (ContextArg::Stdin, Some(DockerfileArg::Stdin))) {
+        return Err(Problem::Syntax(
+            "invalid argument: can't use stdin for both build context and dockerfile".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// What a named context stands for.
@@ -36,10 +57,7 @@ pub(crate) fn parse_context(text: &str) -> Result<ContextArg, Problem> {
     let not_yet =
         |what: &str| Err(Problem::ValueNotYet { flag: "build context", what: format!("{what} (`{text}`)") });
     if text == "-" {
-        return Err(Problem::ValueNotYet {
-            flag: "build context",
-            what: "reading it from standard input (`-`)".to_owned(),
-        });
+        return Ok(ContextArg::Stdin);
     }
     match remote(text) {
         Some(what) => not_yet(what),
@@ -53,12 +71,9 @@ pub(crate) fn parse_context(text: &str) -> Result<ContextArg, Problem> {
 }
 
 /// Parses `-f`.
-pub(crate) fn parse_dockerfile(text: &str) -> Result<PathBuf, Problem> {
+pub(crate) fn parse_dockerfile(text: &str) -> Result<DockerfileArg, Problem> {
     if text == "-" {
-        return Err(Problem::ValueNotYet {
-            flag: "--file",
-            what: "reading the Dockerfile from standard input (`-`)".to_owned(),
-        });
+        return Ok(DockerfileArg::Stdin);
     }
     match remote(text) {
         Some(what) => Err(Problem::ValueNotYet { flag: "--file", what: format!("{what} (`{text}`)") }),
@@ -67,7 +82,7 @@ pub(crate) fn parse_dockerfile(text: &str) -> Result<PathBuf, Problem> {
             value: String::new(),
             expected: "expected a path".to_owned(),
         }),
-        None => Ok(text.into()),
+        None => Ok(DockerfileArg::Path(text.into())),
     }
 }
 

@@ -37,7 +37,7 @@ fn graph(
         build_args: request.build_args.clone(),
         ..LowerOptions::new(Platform::host())
     };
-    let read = check::read_as(&request.context, request.dockerfile.as_deref(), options, source)?;
+    let read = check::read_as(&request.context, request.dockerfile.as_ref(), options, source)?;
     let resolver = stored_images(settings, root);
     let known = |image: &ImageRequest| {
         // A store that cannot be read knows no images: the graph is drawn all the same.

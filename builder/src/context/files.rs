@@ -8,18 +8,19 @@ use std::sync::Arc;
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::lint::ContextFacts;
 
+use crate::cli::DockerfileArg;
 use crate::error::BuildError;
 
 /// Largest Dockerfile or ignore file read.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Names tried in a context when `-f` is not given.
-const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
+pub(super) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
 /// A Dockerfile as found.
 #[derive(Debug)]
 pub struct FoundDockerfile {
-    /// Path it was read from.
-    pub path: PathBuf,
+    /// Path it was read from; `None` for standard input and what came through it.
+    pub path: Option<PathBuf>,
     /// Name for messages: as the user wrote it, or relative to the context.
     pub display: String,
     /// Its bytes.
@@ -28,7 +29,11 @@ pub struct FoundDockerfile {
 
 /// Reads the Dockerfile: `explicit` is relative to the working directory, otherwise the context's default names are
 /// tried in order.
-pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDockerfile, BuildError> {
+pub fn dockerfile(
+    context: &Path,
+    explicit: Option<&DockerfileArg>,
+    stdin: &mut dyn Read,
+) -> Result<FoundDockerfile, BuildError> {
     if !context.is_dir() {
         let path = context.to_owned();
         return Err(if context.exists() {
@@ -37,11 +42,14 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
             BuildError::NoContext(path)
         });
     }
-    if let Some(path) = explicit {
+    if let Some(DockerfileArg::Stdin) = explicit {
+        return Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(stdin)?.into() });
+    }
+    if let Some(DockerfileArg::Path(path)) = explicit {
         return match read(path) {
             Ok(bytes) => Ok(FoundDockerfile {
                 display: path.display().to_string(),
-                path: path.to_owned(),
+                path: Some(path.to_owned()),
                 bytes: bytes.into(),
             }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
@@ -51,7 +59,10 @@ pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDocker
     for name in DEFAULT_NAMES {
         let path = context.join(name);
         match read(&path) {
-            Ok(bytes) => return Ok(FoundDockerfile { path, display: name.to_owned(), bytes: bytes.into() }),
+            Ok(bytes) => {
+                let display = name.to_owned();
+                return Ok(FoundDockerfile { path: Some(path), display, bytes: bytes.into() });
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),
         }
@@ -66,8 +77,8 @@ pub fn ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, Build
 }
 
 /// What lint rules want to know about a directory as main context.
-pub fn facts(context: &Path, dockerfile: &Path) -> Result<ContextFacts, BuildError> {
-    let ignore = find_ignore(context, Some(dockerfile))?;
+pub fn facts(context: &Path, dockerfile: Option<&Path>) -> Result<ContextFacts, BuildError> {
+    let ignore = find_ignore(context, dockerfile)?;
     let has_ignore_file = ignore.is_some();
     let ignore = ignore.unwrap_or_default();
     let is_heavy = |name: &&str| {
@@ -96,10 +107,18 @@ fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<Ignor
     Ok(None)
 }
 
+/// All of a Dockerfile from standard input.
+pub fn all(input: &mut dyn Read) -> Result<Vec<u8>, BuildError> {
+    bounded(input).map_err(|source| BuildError::Read { path: "standard input".into(), source })
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = fs::File::open(path)?;
+    bounded(&mut fs::File::open(path)?)
+}
+
+fn bounded(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    input.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 64 MiB"));
     }
@@ -133,7 +152,8 @@ mod tests {
     fn a_missing_dockerfile_names_what_is_there() {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join("Dockerfile.dev"), "FROM scratch").expect("write");
-        let Err(BuildError::NoDockerfile { similar, .. }) = dockerfile(dir.path(), None) else {
+        let Err(BuildError::NoDockerfile { similar, .. }) = dockerfile(dir.path(), None, &mut io::empty())
+        else {
             panic!("found one")
         };
         assert_eq!(similar, ["Dockerfile.dev"]);

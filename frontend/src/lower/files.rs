@@ -130,7 +130,7 @@ impl Pass<'_> {
         }
 
         let mut inputs = vec![(Role::Root, work.state.node)];
-        let mut from_context = transfer.from.is_none();
+        let mut from_context = transfer.from.is_none() && !self.options.context_has_owners;
         if !paths.is_empty() {
             let source = match transfer.from {
                 None => self.context_node(None),

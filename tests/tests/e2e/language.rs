@@ -243,3 +243,120 @@ fn a_graph_knows_the_triggers_of_images_in_the_store() -> Result<()> {
     assert!(run.stdout.contains("ONBUILD COPY g /"), "{run}");
     Ok(())
 }
+
+/// A run that reads this file as its standard input.
+fn run_with(env: &TestEnv, args: &[&str], input: &Path) -> Result<rbuild_tests::Run> {
+    let mut command = env.command(args);
+    command.stdin(fs::File::open(input)?);
+    env.start(command)?.finish()
+}
+
+fn tar(dir: &Path, args: &[&str]) -> Result<()> {
+    let output = std::process::Command::new("tar").current_dir(dir).args(args).output()?;
+    anyhow::ensure!(output.status.success(), "tar {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn a_tar_on_standard_input_is_a_context_with_owners() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let text = "FROM scratch\nCOPY d /d/\nCOPY --chown=1:2 d/f /mine\n";
+    let files = [("d/f", "F"), (".dockerignore", "d\n"), ("sub/Other", "FROM scratch\nCOPY sub /s/\n")];
+    let context = env.context("tarred", text, &files)?;
+    let archive = env.work().join("context.tar");
+    let packed = |options: &[&str]| {
+        let to = archive.to_str().context("UTF-8")?;
+        let owned = ["--owner=12", "--group=34", "--mtime=@1000000000"];
+        tar(&context, &[&owned[..], options, &["-cf", to, "."]].concat())
+    };
+    for (options, executed) in [(&[][..], 2), (&["-z"][..], 0), (&["--zstd"][..], 0)] {
+        packed(options)?;
+        let args = ["build", "--progress=plain", "-o", "type=oci,dest=out.tar", "-"];
+        let run = run_with(&env, &args, &archive)?.ok();
+        assert_eq!(run.executed().len(), executed, "{options:?}\n{run}");
+        let unpacked = judge::unpack(&format!("oci-archive:{}", env.work().join("out.tar").display()))?;
+        assert_eq!(listing(&unpacked)?, ["d 755 0:0 d", "f 644 12:34 d/f", "f 644 1:2 mine"]);
+        let stat = unpacked.root().join("d/f").metadata()?;
+        assert_eq!(std::os::unix::fs::MetadataExt::mtime(&stat), 1_000_000_000);
+        fs::remove_file(env.work().join("out.tar"))?;
+    }
+    let run = run_with(&env, &["build", "--progress=plain", "-f", "sub/Other", "-"], &archive)?.ok();
+    assert_eq!(run.executed(), ["[1/1] COPY sub /s/"]);
+    run_with(&env, &["build", "-f", "nosuch", "-"], &archive)?.exits(1).says(&["open nosuch: no such file"]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_dockerfile_on_standard_input_has_an_empty_context() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let build = |text: &str, args: &[&str]| {
+        let file = env.write("work/input", text)?;
+        run_with(&env, &[&["build", "--progress=plain"], args].concat(), &file)
+    };
+    build("FROM scratch\nCOPY <<E /f\nx\nE\n", &["-"])?.ok();
+    build("FROM scratch\nCOPY f /f\n", &["-"])?.exits(1).says(&["\"/f\": not found", "stdin:2"]);
+    build("FROM scratch\nCOPY f /f\n", &["-f", "x", "-"])?.exits(1).says(&["ambiguous Dockerfile source"]);
+    build("", &["-"])?.exits(1).says(&["the Dockerfile cannot be empty"]);
+    let context =
+        env.context("local", "FROM nowhere\n", &[("f", "F"), ("g.md", "G"), (".dockerignore", "*.md")])?;
+    let path = context.to_str().context("UTF-8")?;
+    let run = build("FROM scratch\nCOPY f /\nCOPY . /all/\n", &["-f", "-", path])?.ok();
+    assert_eq!(run.executed().len(), 2, "{run}");
+    build("FROM scratch\nCOPY g.md /\n", &["-f-", path])?.exits(1).says(&["\"/g.md\": not found"]);
+    build("", &["-f", "-", "-"])?.exits(125).says(&["can't use stdin for both build context and dockerfile"]);
+    let run = build("FROM busybox:1\nCMD echo\n", &["--check", "-"])?.exits(1);
+    assert!(run.stdout.contains("JSONArgsRecommended"), "{run}");
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_hostile_tar_on_standard_input_stays_inside() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("hostile", "FROM scratch\nCOPY . /\n", &[("evil", "x")])?;
+    std::os::unix::fs::symlink("/etc/hostname", context.join("Linked"))?;
+    let archive = env.work().join("hostile.tar");
+    let to = archive.to_str().context("UTF-8")?;
+    tar(&context, &["-cf", to, "Dockerfile", "Linked"])?;
+    run_with(&env, &["build", "-f", "Linked", "-"], &archive)?.exits(1).says(&["open Linked: no such file"]);
+    run_with(&env, &["build", "-f", "../../Dockerfile", "-"], &archive)?.ok();
+    tar(&context, &["-cPf", to, "--transform=s,^evil$,../../evil,", "Dockerfile", "evil"])?;
+    run_with(&env, &["build", "-"], &archive)?.exits(1).says(&["unpack the build context"]);
+    let whole = fs::read(&archive)?;
+    fs::write(&archive, &whole[..700])?;
+    run_with(&env, &["build", "-"], &archive)?.exits(1).says(&["unpack the build context"]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_build_that_waits_for_standard_input_can_be_stopped() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let (reader, writer) = std::io::pipe()?;
+    let mut command = env.command(["build", "--progress=plain", "-"]);
+    command.stdin(reader);
+    let started = env.start(command)?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(started.pid())?).context("a pid")?;
+    // Once it catches SIGINT it is at work, and all that it waits for is standard input.
+    let status = format!("/proc/{}/status", started.pid());
+    let catches = || -> Result<bool> {
+        let text = fs::read_to_string(&status)?;
+        let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("a mask")?;
+        Ok(u64::from_str_radix(mask.trim(), 16)? & 0b10 != 0)
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !catches()? {
+        anyhow::ensure!(std::time::Instant::now() < deadline, "no signal is caught");
+        std::thread::yield_now();
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
+    started.finish()?.exits(130);
+    drop(writer);
+    env.assert_nothing_left();
+    Ok(())
+}
