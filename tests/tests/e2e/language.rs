@@ -360,3 +360,19 @@ fn a_build_that_waits_for_standard_input_can_be_stopped() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+#[test]
+fn without_root_a_tar_on_standard_input_keeps_its_owners() -> Result<()> {
+    need!(Root, Judges, Subuid);
+    let env = TestEnv::rootless()?;
+    let context = env.context("tarred", "FROM scratch\nCOPY d /d/\n", &[("d/f", "F")])?;
+    fs::set_permissions(context.join("d/f"), std::os::unix::fs::PermissionsExt::from_mode(0o4000))?;
+    let archive = env.work().join("context.tar");
+    tar(&context, &["--owner=12", "--group=34", "-cf", archive.to_str().context("UTF-8")?, "."])?;
+    let args = ["build", "--progress=plain", "-o", "type=oci,dest=out.tar", "-"];
+    run_with(&env, &args, &archive)?.ok();
+    let unpacked = judge::unpack(&format!("oci-archive:{}", env.work().join("out.tar").display()))?;
+    assert_eq!(listing(&unpacked)?, ["d 755 0:0 d", "f 4000 12:34 d/f"]);
+    env.assert_nothing_left();
+    Ok(())
+}

@@ -302,3 +302,49 @@ fn opaque_directories_are_marked_in_the_form_of_the_store() {
         );
     }
 }
+
+/// What `chmod` of this machine makes of a file's mode, with umask 0.
+fn chmod_program(path: &Path, text: &str, mode: u32) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let script = "umask 0; exec chmod -- \"$1\" \"$2\"";
+    let status =
+        std::process::Command::new("sh").args(["-c", script, "sh", text]).arg(path).status().unwrap();
+    assert!(status.success(), "{text}");
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn symbolic_modes_do_what_chmod_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "").unwrap();
+    let texts = [
+        "u=rwX,go=rX",
+        "+x",
+        "g=u",
+        "go-w",
+        "u+s,+t",
+        "a=",
+        "u=rw-r",
+        "o=g-x",
+        "ug+s",
+        "=",
+        "+X",
+        "u=g,g=o",
+        "a+rwxst",
+        "o+s",
+        "u+t",
+        "-x+X",
+        "u-x,+X",
+        "g+o-w=r",
+        "uo=t",
+    ];
+    for text in texts {
+        let mode: rbuild_oci::FileMode = text.parse().unwrap();
+        for before in [0o644, 0o755, 0o600, 0o4711, 0o7777, 0, 0o010] {
+            let wanted = chmod_program(&file, text, before);
+            assert_eq!(mode.apply(before, false), wanted, "{text} on {before:o}");
+        }
+    }
+}

@@ -204,3 +204,46 @@ fn pruned_links_no_longer_count() {
     assert_eq!(selected.links.groups()[0].len(), 2);
     assert_ne!(selection_digest(&[selected]), whole);
 }
+
+proptest::proptest! {
+    #[test]
+    fn pruning_leaves_what_is_kept_and_the_way_there(
+        steps in crate::tree::testing::steps(),
+        kept in proptest::collection::vec(proptest::bool::ANY, 64),
+    ) {
+        use crate::tree::testing::{apply_model, listing, model_diff};
+        let nodes = MemoryNodeStore::default();
+        let tree = Tree::empty().apply(&nodes, &model_diff(&apply_model(&steps))).unwrap();
+        let pruned = |keep: &dyn Fn(&RelPath, bool) -> Keep| {
+            let mut selected = select(&tree, &nodes, b"").unwrap().remove(0);
+            prune(&mut selected, &nodes, &nodes, keep).unwrap();
+            let Kind::Dir(node) = selected.entry.kind else { panic!("still a directory") };
+            Tree { root: tree.root.clone(), node, links: selected.links }
+        };
+        proptest::prop_assert_eq!(&pruned(&|_, _| Keep::Yes), &tree);
+        let is_kept = |path: &RelPath| kept[path.as_bytes().iter().map(|b| usize::from(*b)).sum::<usize>() % 64];
+        let some = pruned(&|path, is_dir| match (is_dir, is_kept(path)) {
+            (true, _) => Keep::ForItsContents,
+            (false, true) => Keep::Yes,
+            (false, false) => Keep::No,
+        });
+        let files = |tree: &Tree| -> Vec<String> {
+            listing(&nodes, tree).into_iter().filter(|line| !line.starts_with('d')).collect()
+        };
+        let wanted: Vec<String> = files(&tree)
+            .into_iter()
+            .filter(|line| is_kept(&RelPath::new(line.split(' ').nth(3).unwrap()).unwrap()))
+            .collect();
+        proptest::prop_assert_eq!(files(&some), wanted);
+        // No directory stays for nothing, and no link names what is gone.
+        for step in some.walk(&nodes, &RelPath::root()).unwrap().skip(1) {
+            let (path, entry) = step.unwrap();
+            if let Kind::Dir(node) = &entry.kind {
+                proptest::prop_assert!(!load_node(&nodes, node).unwrap().entries.is_empty(), "{}", path);
+            }
+        }
+        for path in some.links.groups().iter().flatten() {
+            proptest::prop_assert!(is_kept(path));
+        }
+    }
+}
