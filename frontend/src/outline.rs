@@ -80,6 +80,8 @@ pub fn outline(
     for instruction in stages.global {
         declare(instruction, ast.escape, build_args, &mut values, &mut |arg| global.push((arg, false)));
     }
+    let by_name: HashMap<String, usize> =
+        global.iter().enumerate().map(|(at, (arg, _))| (arg.name.clone(), at)).collect();
     let mut reached = BTreeSet::new();
     let mut open = vec![target];
     while let Some(index) = open.pop() {
@@ -89,8 +91,10 @@ pub fn outline(
         let stage = &stages.all[index];
         let mut texts = vec![&stage.from.image.value];
         texts.extend(stage.from.platform.as_ref().map(|platform| &platform.value));
-        for (arg, is_used) in &mut global {
-            *is_used |= texts.iter().any(|text| uses(text, &arg.name));
+        for name in texts.into_iter().flat_map(|text| variables(text)) {
+            if let Some(at) = by_name.get(name) {
+                global[*at].1 = true;
+            }
         }
         let base = expand::word(&stage.from.image.value, ast.escape, &values);
         open.extend(base.ok().and_then(|base| stages.earlier(&base.text, index)));
@@ -115,8 +119,7 @@ pub fn outline(
         let mut scope = HashMap::new();
         for instruction in stages.all[index].body {
             let mut taken = |arg: ArgInfo| {
-                let inherited = global.iter_mut().find(|(known, _)| known.name == arg.name);
-                match inherited {
+                match by_name.get(&arg.name).map(|at| &mut global[*at]) {
                     // `ARG NAME` alone takes the global one's value, and its description when it has none.
                     Some((known, is_used)) if arg.value.is_none() || arg.value == known.value => {
                         *is_used = true;
@@ -132,11 +135,8 @@ pub fn outline(
         }
     }
     let used = global.into_iter().filter(|(_, is_used)| *is_used).map(|(arg, _)| arg);
-    for arg in used.chain(own) {
-        if found.args.iter().all(|known| known.name != arg.name) {
-            found.args.push(arg);
-        }
-    }
+    let mut seen = BTreeSet::new();
+    found.args.extend(used.chain(own).filter(|arg| seen.insert(arg.name.clone())));
     found.secrets = secrets.into_iter().collect();
     found.ssh = ssh.into_iter().collect();
     Ok(found)
@@ -167,12 +167,12 @@ fn declare(
     }
 }
 
-/// True when a text expands the variable.
-fn uses(text: &str, name: &str) -> bool {
-    text.match_indices(name).any(|(at, _)| {
-        let before = text[..at].ends_with('$') || text[..at].ends_with("${");
-        let after = text[at + name.len()..].chars().next();
-        before && !after.is_some_and(|c| c.is_alphanumeric() || c == '_')
+/// Names of the variables that a text expands.
+fn variables(text: &str) -> impl Iterator<Item = &str> {
+    text.split('$').skip(1).map(|rest| {
+        let rest = rest.strip_prefix('{').unwrap_or(rest);
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        &rest[..end]
     })
 }
 
@@ -249,5 +249,16 @@ mod tests {
         let other = outline(&ast, Some("OTHER"), &BTreeMap::new()).unwrap();
         assert_eq!((other.name.as_str(), other.args.len(), other.secrets.len()), ("other", 1, 0));
         assert!(outline(&ast, Some("nosuch"), &args).is_err());
+    }
+
+    #[test]
+    fn a_file_of_many_arguments_is_no_burden() {
+        let args: String = (0..20_000).map(|n| format!("ARG a{n}=1\n")).collect();
+        let froms: String =
+            (0..200).map(|n| format!("FROM x:$a{n} AS s{n}\nCOPY --from=s0 / /\n{args}")).collect();
+        let text = format!("{args}{}", &froms[..froms.len().min(512 << 10)]);
+        let text = &text[..text.rfind('\n').unwrap()];
+        let found = outline(&parse(text.as_bytes()).ast, None, &BTreeMap::new()).unwrap();
+        assert!(found.args.len() > 1000, "{}", found.args.len());
     }
 }
