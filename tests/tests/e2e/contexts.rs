@@ -26,7 +26,7 @@ fn a_named_directory_is_a_source() -> Result<()> {
 #[test]
 fn a_named_context_takes_the_place_of_a_base_image() -> Result<()> {
     need!(Bases);
-    let env = rbuild_tests::TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
     let context = env.context("main", "FROM nobody/has-this:3\nRUN busybox true\n", &[])?;
     let layout = bases::dir()?.join("busybox");
     let named = |rest: &str| format!("nobody/has-this:3=oci-layout://{}{rest}", layout.display());
