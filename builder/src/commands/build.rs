@@ -57,10 +57,10 @@ fn build(
     if let Some(path) = &request.metadata_file {
         write_whole(path, metadata(&outcome).as_bytes())?;
     }
-    if matches!(request.progress, Mode::RawJson) {
+    if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
     }
-    if request.quiet {
+    if request.quiet || request.progress == Mode::Quiet {
         super::print(&format!("{}\n", outcome.id))?;
     } else {
         let file = failure::source_file(source);

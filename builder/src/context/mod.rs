@@ -3,6 +3,7 @@
 pub mod files;
 pub mod scan;
 pub mod stdin;
+pub mod wanted;
 
 use std::sync::Arc;
 

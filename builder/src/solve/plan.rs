@@ -1,12 +1,13 @@
 //! Keys for all nodes and the part of the graph that must be solved.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{Key, Store};
 use rbuild_cache::tree::Tree;
-use rbuild_frontend::graph::{BuildGraph, Op};
+use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
 use crate::context::ScannedContext;
 use crate::error::{StepError, StepFailure};
@@ -120,4 +121,57 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY reads a context in this version") };
     Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
+}
+
+/// Patterns that the reachable steps select from context `name`: the union decides what must be hashed.
+pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<Cow<'a, str>> {
+    let mut patterns = Vec::new();
+    for node in graph.dag.node_indices() {
+        let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
+        let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
+            input.role == Role::Source
+                && matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name)
+        });
+        if reads {
+            patterns.extend(sources.iter().filter_map(|source| match source {
+                CopySource::Path(path) => Some(Cow::Borrowed(path.as_str())),
+                CopySource::Below { pivot, pattern } => Some(Cow::Owned(reach(pivot, pattern))),
+                CopySource::Inline { .. } => None,
+            }));
+        }
+    }
+    patterns
+}
+
+/// A path or wildcard that covers all that `--parents` can select: up to where the ignore file's patterns begin to
+/// match across slashes.
+fn reach(pivot: &str, pattern: &str) -> String {
+    let simple = pattern.split('/').take_while(|part| !part.contains("**") && !part.contains('['));
+    std::iter::once(pivot).chain(simple).collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::wanted::{Standing, Wanted};
+
+    #[test]
+    fn what_parents_can_select_is_wanted() {
+        for (pivot, pattern, path, outside) in [
+            ("", "x/a.txt", "x/a.txt", "y"),
+            ("x", "y/*.txt", "x/y/a.txt", "x/z"),
+            ("x", "**/a.txt", "x/y/z/a.txt", "y"),
+            ("", "a[^b]c", "a/c", ""),
+            ("x", "", "x/y", "y"),
+        ] {
+            let reach = reach(pivot, pattern);
+            let wanted = Wanted::by([reach.as_str()]);
+            let standing = wanted.standing(path.as_bytes());
+            assert!(matches!(standing, Standing::Source | Standing::Inside), "{reach}: {standing:?}");
+            assert!(
+                outside.is_empty() || wanted.standing(outside.as_bytes()) == Standing::Outside,
+                "{reach}"
+            );
+        }
+    }
 }

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    fsetxattr, fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -316,7 +316,11 @@ impl<'a> Filler<'a> {
         let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
         let changed = || MaterialiseError::Changed { source_path: from.clone() };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
-        if !is_size(&opened).map_err(failed("look at the source of", path))? {
+        let found = fstat(&opened).map_err(failed("look at the source of", path))?.st_size;
+        let found = u64::try_from(found).unwrap_or(0);
+        // A file that only grew since it was hashed (the log of this build, say) is copied as it was.
+        let has_grown = found > size && !source.is_immutable();
+        if found != size && !has_grown {
             return Err(changed());
         }
         if size == 0 {
@@ -336,6 +340,9 @@ impl<'a> Filler<'a> {
                 hasher.update(bytes);
             };
             if is_cloned {
+                if has_grown {
+                    ftruncate(file, size).map_err(failed("cut", path))?;
+                }
                 read_all(file, size, &mut self.buffer, &mut hash).map_err(failed("read", path))?;
             } else {
                 copy_rest(&opened, file, 0, size, &mut self.buffer, &mut hash)

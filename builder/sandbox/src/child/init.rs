@@ -13,6 +13,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template) -> i32 {
+    // For people who look at processes: executed from a descriptor, its name would be a number. Nothing depends on it.
+    let _ = rustix::thread::set_name(c"rbuild-init");
     let outcome = prepare(socket, flavour, template).and_then(|(command, world)| {
         // A spare nobody needed.
         let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };

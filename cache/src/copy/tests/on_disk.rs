@@ -114,7 +114,7 @@ fn a_file_that_changed_is_named() {
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/n");
     let sources = Sources { main: Some(&source), archives: &[] };
-    for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "content of a!"), ("shorter", "x")] {
+    for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "CONTENT of a!"), ("shorter", "x")] {
         fs::write(from.path().join("d/a"), bytes).unwrap();
         let into = to.path().join(case);
         fs::create_dir(&into).unwrap();
@@ -123,6 +123,19 @@ fn a_file_that_changed_is_named() {
         assert!(matches!(&error, MaterialiseError::Changed { source_path } if *source_path == path("d/a")));
         assert_eq!(error.to_string(), "/d/a changed while it was being copied");
     }
+}
+
+#[test]
+fn a_file_that_only_grew_is_copied_as_it_was() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/n");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    let before = fs::read(from.path().join("d/a")).unwrap();
+    fs::write(from.path().join("d/a"), [before.as_slice(), b" and more"].concat()).unwrap();
+    materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+    assert_eq!(fs::read(to.path().join("n/a")).unwrap(), before);
 }
 
 #[test]
