@@ -32,7 +32,7 @@ fn a_named_context_takes_the_place_of_a_base_image() -> Result<()> {
     let named = |rest: &str| format!("nobody/has-this:3=oci-layout://{}{rest}", layout.display());
     env.build(&context, &["--build-context", &named(":latest")])?.ok();
     env.build(&context, &["--build-context", &named("")])?.ok();
-    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
     let digest = index["manifests"][0]["digest"].as_str().unwrap_or_default();
     env.build(&context, &["--build-context", &named(&format!("@{digest}"))])?.ok().assert_all_cached();
     env.build(&context, &["--build-context", &named(":no-such-tag")])?.exits(1).says(&["no-such-tag"]);
