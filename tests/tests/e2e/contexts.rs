@@ -87,7 +87,7 @@ fn links_do_not_lead_out_of_the_context() -> Result<()> {
     let file = env.work().join("out.tar");
     env.build(&context, &["-o", &format!("type=oci,dest={}", file.display())])?.ok();
     let unpacked = judge::unpack(&format!("oci-archive:{}", file.display()))?;
-    assert_eq!(std::fs::read_link(unpacked.root().join("link"))?.to_str(), Some("/etc/passwd"));
+    assert_eq!(fs::read_link(unpacked.root().join("link"))?.to_str(), Some("/etc/passwd"));
     std::os::unix::fs::symlink("/etc", context.join("out"))?;
     let through = env.write("work/links/Dockerfile.out", "FROM scratch\nCOPY out/passwd /\n")?;
     env.build(&context, &["-f", &through.to_string_lossy()])?.exits(1).says(&["out/passwd"]);
