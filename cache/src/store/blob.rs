@@ -98,7 +98,10 @@ impl Store {
     /// stored.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let boot = self.boot()?;
-        let row = self.inner.index.read("look up a blob", |connection| row(connection, digest, boot))?;
+        let row = self
+            .inner
+            .index
+            .read("look up a blob", |connection| row(connection, digest, boot, self.generation()))?;
         match row {
             Some(row) => self.open_blob(digest, row),
             None => Ok(None),
@@ -213,7 +216,7 @@ impl Store {
             layout.replace(temp, &name)?;
             let stat = rustix::fs::statat(layout.fd(), &name, AtFlags::SYMLINK_NOFOLLOW)
                 .doing("stat", &layout.path(&name))?;
-            let sql = "INSERT OR REPLACE INTO blobs
+            let sql = "INSERT OR REPLACE INTO blobs (digest, size, ctime, used, boot, epoch, durable)
                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)";
             let row = (digest.as_bytes(), stat.st_size, ctime_ns(&stat), now_unix_ns(), boot.0);
             transaction.prepare_cached(sql)?.execute(row)?;
@@ -228,11 +231,17 @@ struct Row {
     ctime: i64,
 }
 
-fn row(connection: &Connection, digest: &Digest, boot: BootId) -> Result<Option<Row>, DbError> {
-    let sql = "SELECT size, ctime FROM blobs WHERE digest = ?1 AND (durable = 1 OR boot = ?2)";
+fn row(
+    connection: &Connection,
+    digest: &Digest,
+    boot: BootId,
+    generation: i64,
+) -> Result<Option<Row>, DbError> {
+    let sql = "SELECT size, ctime FROM blobs WHERE digest = ?1 AND (durable = 1 OR boot = ?2)
+        AND until >= ?3";
     let mut statement = connection.prepare_cached(sql)?;
     let row = statement
-        .query_row((digest.as_bytes(), boot.0), |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
+        .query_row((digest.as_bytes(), boot.0, generation), |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
         .optional()?;
     Ok(row.and_then(|(size, ctime)| Some(Row { size: u64::try_from(size).ok()?, ctime })))
 }

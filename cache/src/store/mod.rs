@@ -35,6 +35,7 @@
 //! Removing what is no longer wanted is not here yet: `used` columns wait for it.
 
 mod blob;
+pub(crate) mod collect;
 mod db;
 mod error;
 mod fingerprint;
@@ -45,10 +46,12 @@ mod lease;
 mod lock;
 mod meta;
 mod nodes;
+mod readers;
 mod resolution;
 mod result;
 mod sync;
 mod usage;
+mod uses;
 
 #[cfg(test)]
 mod tests;
@@ -129,6 +132,9 @@ struct Inner {
     trees: Db,
     nodes: nodes::NodeCache,
     boot: OnceLock<BootId>,
+    uses: uses::Uses,
+    /// `None` for the collector, which relies on nothing.
+    reader: Option<readers::Reader>,
     /// Holds the store lock, shared.
     _lock: File,
 }
@@ -138,13 +144,19 @@ impl Store {
     /// write to, that is on a network file system or read-only, that a newer rbuild wrote, or that was made under
     /// another id map. Databases are opened at their first use.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        Self::open_as(root, options, true)
+    }
+
+    /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.
+    fn open_as(root: &Path, options: StoreOptions, is_reader: bool) -> Result<Self, StoreError> {
         let layout = meta::open_root(root)?;
         let opened = (|| {
             let lock = lock::share_store(&layout)?;
             meta::check_or_create(&layout, &options.id_map)?;
-            Ok(lock)
+            let reader = if is_reader { Some(readers::join(&layout)?) } else { None };
+            Ok((lock, reader))
         })();
-        let lock = opened.map_err(|error| match error {
+        let (lock, reader) = opened.map_err(|error| match error {
             StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::ReadOnly { root: layout.root().to_owned() }
             }
@@ -158,6 +170,8 @@ impl Store {
             options,
             nodes: nodes::NodeCache::default(),
             boot: OnceLock::new(),
+            uses: uses::Uses::default(),
+            reader,
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -166,6 +180,11 @@ impl Store {
     /// Absolute path of the root.
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
+    }
+
+    /// Oldest `until` that this handle sees; see [`readers`].
+    fn generation(&self) -> i64 {
+        self.inner.reader.as_ref().map_or(readers::NONE, |reader| reader.generation)
     }
 
     fn boot(&self) -> Result<BootId, StoreError> {
