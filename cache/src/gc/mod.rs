@@ -24,4 +24,4 @@ mod tests;
 
 pub use mark::{DiskUsage, UsageEntry, UsageKind};
 pub use policy::Policy;
-pub use sweep::{Collected, Collector};
+pub use sweep::{Collected, Collector, usage};

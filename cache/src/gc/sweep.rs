@@ -10,8 +10,9 @@ use rbuild_oci::Digest;
 
 use super::mark::{DiskUsage, Marks, Object};
 use super::policy::Policy;
+use crate::layer::OverlayForm;
 use crate::store::collect::Snapshot;
-use crate::store::{LayerId, Lease, Store, StoreError, StoreOptions};
+use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
 
 /// The one process that collects.
 #[derive(Debug)]
@@ -60,11 +61,10 @@ impl Collector {
         Ok(Some(Self { store, lease, _lock: lock }))
     }
 
-    /// What the store holds.
-    pub fn usage(&self) -> Result<DiskUsage, StoreError> {
-        self.store.fold_uses(&self.lease)?;
-        let snapshot = self.store.snapshot()?;
-        Ok(self.mark(&snapshot).usage(&snapshot))
+    /// Checks every byte of the store; `form` is how overlay marks are written in it. With `repair`, damaged bytes move
+    /// to `quarantine/` and what relies on them is dropped. Sorted.
+    pub fn fsck(&self, form: OverlayForm, repair: bool) -> Result<Vec<Finding>, StoreError> {
+        self.store.fsck(&self.lease, form, repair)
     }
 
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
@@ -134,8 +134,7 @@ impl Collector {
     }
 
     fn mark(&self, snapshot: &Snapshot) -> Marks {
-        let images = snapshot.images.iter();
-        Marks::of(snapshot, images.flat_map(|(_, image)| self.store.image_blobs(image)).collect())
+        mark(&self.store, snapshot)
     }
 
     /// Drops results that name a layer which goes or is gone, that cannot be read, or that `-a` asks for. Returns
@@ -202,6 +201,17 @@ impl Collector {
         self.store.condemn_nodes(&wanted, &kept)?;
         Ok(kept)
     }
+}
+
+/// What the store holds. Uses that builds noted in passing may be missing from it.
+pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
+    let snapshot = store.snapshot()?;
+    Ok(mark(store, &snapshot).usage(&snapshot))
+}
+
+fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
+    let images = snapshot.images.iter();
+    Marks::of(snapshot, images.flat_map(|(_, image)| store.image_blobs(image)).collect())
 }
 
 fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {

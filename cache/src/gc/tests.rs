@@ -1,5 +1,6 @@
 //! Collection on real stores: what goes, what stays, who holds things back, and random operations against a model.
 
+mod fsck;
 mod model;
 mod processes;
 

@@ -273,7 +273,7 @@ fn ctime_ns(stat: &rustix::fs::Stat) -> i64 {
 }
 
 /// Hashes the file from its start and rewinds it.
-fn hashes_to(file: &mut File, digest: &Digest) -> io::Result<bool> {
+pub(super) fn hashes_to(file: &mut File, digest: &Digest) -> io::Result<bool> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {

@@ -100,7 +100,22 @@ impl Store {
     /// Reads everything that decides what is kept. Fails on a damaged image record: what it names is unknown, so
     /// nothing could be removed safely.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let mut images = Vec::new();
+        let mut snapshot = self.snapshot_without_images()?;
+        let images = self.inner.index.read("list images", |connection| {
+            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?)
+        })?;
+        for (name, text, sealed) in images {
+            let record: ImageRecord = from_json("image", &name, &text, sealed)?;
+            snapshot.know_chain(record.diff_ids.iter().map(|diff| diff.0).collect());
+            snapshot.images.push((name, record));
+        }
+        Ok(snapshot)
+    }
+
+    /// [`Self::snapshot`] with no images in it.
+    pub(super) fn snapshot_without_images(&self) -> Result<Snapshot, StoreError> {
         let mut resolutions = Vec::new();
         let mut snapshot = self.inner.index.read("list the index", |connection| {
             let mut snapshot = Snapshot::default();
@@ -144,19 +159,11 @@ impl Store {
                 let tree: Vec<u8> = row.get(1)?;
                 snapshot.chains.insert(row.get(0)?, Tree::decode(&tree).ok().map(|tree| tree.node));
             }
-            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            images = rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?;
             let mut statement = connection.prepare("SELECT record FROM resolutions")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             resolutions = rows.collect::<Result<Vec<_>, _>>()?;
             Ok(snapshot)
         })?;
-        for (name, text, sealed) in images {
-            let record: ImageRecord = from_json("image", &name, &text, sealed)?;
-            snapshot.know_chain(record.diff_ids.iter().map(|diff| diff.0).collect());
-            snapshot.images.push((name, record));
-        }
         for text in resolutions {
             if let Ok(resolution) = serde_json::from_str::<Resolution>(&text) {
                 snapshot.resolved_blobs.extend([resolution.manifest, resolution.config]);
@@ -490,8 +497,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes blob files without a row. The rename happens inside a transaction, as storing does. Returns how many.
-    pub(crate) fn remove_orphan_blobs(&self, lease: &Lease) -> Result<u64, StoreError> {
+    /// Blob files without a row. Storing renames and records in one transaction, so one may be getting its row now.
+    pub(super) fn orphan_blobs(&self) -> Result<Vec<Digest>, StoreError> {
         let layout = &self.inner.layout;
         let mut files = Vec::new();
         for dir in list(layout, "blobs/sha256")? {
@@ -499,7 +506,13 @@ impl Store {
         }
         let digests = files.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
         let known = self.snapshot_blobs()?;
-        let orphans: Vec<Digest> = digests.filter(|digest| !known.contains(digest)).collect();
+        Ok(digests.filter(|digest| !known.contains(digest)).collect())
+    }
+
+    /// Removes blob files without a row. The rename happens inside a transaction, as storing does. Returns how many.
+    pub(crate) fn remove_orphan_blobs(&self, lease: &Lease) -> Result<u64, StoreError> {
+        let layout = &self.inner.layout;
+        let orphans = self.orphan_blobs()?;
         let mut removed = 0;
         for batch in orphans.chunks(BATCH) {
             removed += self.inner.index.write("remove blobs without a row", |transaction| {

@@ -39,6 +39,7 @@ pub(crate) mod collect;
 mod db;
 mod error;
 mod fingerprint;
+mod fsck;
 mod image;
 mod layer;
 mod layout;
@@ -63,6 +64,7 @@ use std::sync::{Arc, OnceLock};
 pub use blob::{Blob, BlobWriter};
 pub use error::StoreError;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+pub use fsck::Finding;
 pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
@@ -175,6 +177,11 @@ impl Store {
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &StoreOptions {
+        &self.inner.options
     }
 
     /// Absolute path of the root.
