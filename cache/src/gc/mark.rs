@@ -38,6 +38,8 @@ pub(super) struct Unit {
     pub(super) used: i64,
     /// What making it again costs.
     pub(super) cost_ns: u64,
+    /// The blob a layer was pulled as, which goes with it; `bytes` counts it.
+    pub(super) blob: Option<Digest>,
 }
 
 /// Who holds what.
@@ -47,6 +49,8 @@ pub(super) struct Marks {
     pub(super) image_layers: BTreeSet<LayerId>,
     /// Blobs of named images, and the documents of resolved references.
     pub(super) image_blobs: BTreeSet<Digest>,
+    /// Blobs that layers which nobody condemned were pulled as, and how many such layers there are.
+    pub(super) pulled_blobs: BTreeMap<Digest, usize>,
     /// Layers that results name, and how they are used.
     pub(super) result_layers: BTreeMap<LayerId, Use>,
 }
@@ -131,6 +135,12 @@ impl Marks {
         marks.image_blobs.extend(&snapshot.resolved_blobs);
         for (_, image) in &snapshot.images {
             marks.image_layers.extend(image.layers.iter().copied());
+            let rows = image.layers.iter().filter_map(|id| snapshot.layers.get(id));
+            marks.image_blobs.extend(rows.filter_map(|row| snapshot.pulled_blob(row)));
+        }
+        let live = snapshot.layers.values().filter(|row| !row.is_condemned);
+        for blob in live.filter_map(|row| snapshot.pulled_blob(row)) {
+            *marks.pulled_blobs.entry(blob).or_default() += 1;
         }
         for result in &snapshot.results {
             for layer in &result.layers {
@@ -151,10 +161,9 @@ impl Marks {
         let layers = snapshot.layers.iter().filter(|(id, row)| {
             row.is_condemned && (self.image_layers.contains(id) || self.result_layers.contains_key(id))
         });
-        let blobs = snapshot
-            .blobs
-            .iter()
-            .filter(|(digest, row)| row.is_condemned && self.image_blobs.contains(digest));
+        let blobs = snapshot.blobs.iter().filter(|(digest, row)| {
+            row.is_condemned && (self.image_blobs.contains(digest) || self.pulled_blobs.contains_key(digest))
+        });
         (layers.map(|(id, _)| *id).collect(), blobs.map(|(digest, _)| *digest).collect())
     }
 
@@ -162,13 +171,15 @@ impl Marks {
     pub(super) fn units(&self, snapshot: &Snapshot) -> Vec<Unit> {
         let mut units = Vec::new();
         for (digest, row) in &snapshot.blobs {
-            if !row.is_condemned && !self.image_blobs.contains(digest) {
+            let is_held = self.image_blobs.contains(digest) || self.pulled_blobs.contains_key(digest);
+            if !row.is_condemned && !is_held {
                 units.push(Unit {
                     object: Object::Blob(*digest),
                     class: Class::Blob,
                     bytes: row.size,
                     used: row.used,
                     cost_ns: row.size.saturating_mul(PULL_NS_PER_BYTE),
+                    blob: None,
                 });
             }
         }
@@ -177,14 +188,19 @@ impl Marks {
                 continue;
             }
             let uses = self.result_layers.get(id);
+            let blob = snapshot
+                .pulled_blob(row)
+                .filter(|blob| !self.image_blobs.contains(blob) && self.pulled_blobs.get(blob) == Some(&1));
+            let blob_bytes = blob.map_or(0, |blob| snapshot.blobs[&blob].size);
             units.push(Unit {
                 object: Object::Layer(*id),
                 class: if uses.is_some() { Class::Cached } else { Class::Unreferenced },
-                bytes: row.size,
+                bytes: row.size + blob_bytes,
                 used: last_use(row, uses),
                 cost_ns: uses
                     .and_then(|uses| uses.exec_ns)
                     .unwrap_or_else(|| row.size.saturating_mul(PULL_NS_PER_BYTE)),
+                blob,
             });
         }
         units

@@ -96,8 +96,15 @@ impl Collector {
             }
         }
         let gone = self.drop_results(policy, &snapshot, &marks, &layers, now, &mut collected)?;
-        let (gone_layers, gone_blobs) = store.condemn(&layers, &blobs)?;
-        let gone_layers: BTreeSet<LayerId> = gone_layers.into_iter().collect();
+        let gone_layers: BTreeSet<LayerId> = store.condemn_layers(&layers)?.into_iter().collect();
+        // A pulled layer's blob goes only when the layer does.
+        blobs.extend(chosen.iter().filter_map(|unit| match unit.object {
+            Object::Layer(id) if gone_layers.contains(&id) => {
+                unit.blob.map(|blob| (blob, snapshot.blobs[&blob].used))
+            }
+            _ => None,
+        }));
+        let gone_blobs = store.condemn_blobs(&blobs)?;
         let gone_blobs: BTreeSet<Digest> = gone_blobs.into_iter().collect();
         for unit in &chosen {
             let is_gone = match unit.object {

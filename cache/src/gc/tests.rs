@@ -309,3 +309,37 @@ fn a_damaged_image_record_stops_collection() {
     assert!(error.to_string().contains("`app`"), "{error}");
     assert!(open(&root).has_layers(&[layer]).unwrap());
 }
+
+#[test]
+fn a_pulled_layer_and_its_blob_stay_and_go_together() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let pull = |content: &str| {
+        let layer = commit_layer(&store, &lease, content);
+        let blob = store.put_blob(&lease, format!("blob of {content}").as_bytes()).unwrap();
+        let diff_id = rbuild_oci::DiffId(Digest::of(content.as_bytes()));
+        store.set_diff_id(layer, &diff_id, 1).unwrap();
+        store.put_encoding(&diff_id, crate::store::PULLED, &blob, 9).unwrap();
+        (layer, blob)
+    };
+    let (named, cached, lost) = (pull("named"), pull("cached"), pull("lost"));
+    let config = store.put_blob(&lease, b"config").unwrap();
+    store.put_image("app", &image(config, &[named.0])).unwrap();
+    // Condemned both, then recorded by who had found the layer: the blob comes back with it.
+    assert_eq!(collect(&root, &Policy::default()).given_up.len(), 2);
+    store.put_result(&key(1), &record(&tree(&store, 1), &[cached.0], 1)).unwrap();
+    drop((lease, store));
+    let keep = Policy { keep: Duration::from_secs(60), ..Policy::default() };
+    let collected = collect(&root, &keep);
+    assert_eq!((collected.layers, collected.blobs), (1, 1));
+    let store = open(&root);
+    for (layer, blob) in [named, cached] {
+        assert!(store.has_layers(&[layer]).unwrap() && store.blob(&blob).unwrap().is_some());
+    }
+    assert!(store.blob(&lost.1).unwrap().is_none() && !store.layer_path(lost.0).exists());
+    drop(store);
+    let collected = collect(&root, &Policy::default());
+    assert_eq!(collected.given_up, [(cached.0.to_string(), 6 + 14)]);
+    assert_eq!((collected.layers, collected.blobs), (1, 1));
+}

@@ -11,12 +11,16 @@ use super::db::mark::BootId;
 use super::db::{DbError, now_unix_ns, seal};
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
-use super::{Store, layout};
+use super::{Store, layout, readers};
 
 /// Writes gathered before they reach the file; a caller that writes in larger pieces bypasses the buffer.
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Piece size when a blob is hashed again.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Compression parameters of an encoding that came from elsewhere. Such a blob cannot be made again from its layer's
+/// directory: as long as the layer stays, so does the blob.
+pub const PULLED: &str = "pulled";
 
 /// A stored blob, open for reading at its start.
 #[derive(Debug)]
@@ -140,6 +144,8 @@ impl Store {
             let size = i64::try_from(size).unwrap_or(i64::MAX);
             let (diff, digest) = (diff_id.0.as_bytes(), blob.as_bytes());
             transaction.prepare_cached(sql)?.execute((diff, params, digest, size, sealed))?;
+            // Until now nothing named the blob.
+            readers::touch_blobs(transaction, &[*blob])?;
             put_diff(transaction, blob, diff_id)
         })
     }

@@ -15,7 +15,7 @@ use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, Layout};
 use super::lease::Lease;
-use super::{ImageRecord, LayerId, Resolution, Store, StoreOptions, lock, readers, result};
+use super::{ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, lock, readers, result};
 use crate::tree::{DirNode, Kind, NodeDigest, Tree};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
@@ -67,6 +67,8 @@ pub(crate) struct Snapshot {
     pub(crate) images: Vec<(String, ImageRecord)>,
     /// Manifests and configs of resolved references: small, and what lets a build start without the registry.
     pub(crate) resolved_blobs: BTreeSet<Digest>,
+    /// Blobs that layers were pulled as, by diff id.
+    pub(crate) pulled: BTreeMap<Digest, Digest>,
     /// Root node of each remembered tree of image layers.
     pub(crate) chains: BTreeMap<[u8; 32], Option<NodeDigest>>,
     /// Chains that an image or a resolved reference has.
@@ -159,6 +161,13 @@ impl Store {
                 let tree: Vec<u8> = row.get(1)?;
                 snapshot.chains.insert(row.get(0)?, Tree::decode(&tree).ok().map(|tree| tree.node));
             }
+            let mut statement =
+                connection.prepare("SELECT diff_id, blob FROM encodings WHERE params = ?1")?;
+            let mut rows = statement.query([PULLED])?;
+            while let Some(row) = rows.next()? {
+                let blob = Digest::from_bytes(row.get(1)?);
+                snapshot.pulled.insert(Digest::from_bytes(row.get(0)?), blob);
+            }
             let mut statement = connection.prepare("SELECT record FROM resolutions")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             resolutions = rows.collect::<Result<Vec<_>, _>>()?;
@@ -227,44 +236,39 @@ impl Store {
         Ok(())
     }
 
-    /// Condemns layers and blobs in the present generation: `(object, used)` as the snapshot has them. One that was
-    /// touched since stays. Returns what was condemned.
-    pub(crate) fn condemn(
-        &self,
-        layers: &[(LayerId, i64)],
-        blobs: &[(Digest, i64)],
-    ) -> Result<(Vec<LayerId>, Vec<Digest>), StoreError> {
+    /// Condemns layers in the present generation: `(layer, used)` as the snapshot has them. One that was touched since
+    /// stays. Returns what was condemned.
+    pub(crate) fn condemn_layers(&self, layers: &[(LayerId, i64)]) -> Result<Vec<LayerId>, StoreError> {
+        let keys: Vec<_> = layers.iter().map(|(id, used)| (id.to_sql(), *used)).collect();
+        let sql = "UPDATE layers SET until = ?3 WHERE id = ?1 AND used = ?2 AND until = ?4";
+        let gone = self.condemn(sql, &keys)?;
+        Ok(gone.into_iter().map(LayerId::from_sql).collect())
+    }
+
+    /// The same for blobs.
+    pub(crate) fn condemn_blobs(&self, blobs: &[(Digest, i64)]) -> Result<Vec<Digest>, StoreError> {
+        let keys: Vec<_> = blobs.iter().map(|(digest, used)| (*digest.as_bytes(), *used)).collect();
+        let sql = "UPDATE blobs SET until = ?3 WHERE digest = ?1 AND used = ?2 AND until = ?4";
+        let gone = self.condemn(sql, &keys)?;
+        Ok(gone.into_iter().map(Digest::from_bytes).collect())
+    }
+
+    fn condemn<K: rusqlite::ToSql + Copy>(&self, sql: &str, keys: &[(K, i64)]) -> Result<Vec<K>, StoreError> {
         let generation = readers::current(&self.inner.layout)?;
-        let (mut gone_layers, mut gone_blobs) = (Vec::new(), Vec::new());
-        for batch in layers.chunks(BATCH) {
-            let gone = self.inner.index.write_durably("condemn layers", |transaction| {
-                let sql = "UPDATE layers SET until = ?3 WHERE id = ?1 AND used = ?2 AND until = ?4";
+        let mut condemned = Vec::new();
+        for batch in keys.chunks(BATCH) {
+            condemned.extend(self.inner.index.write_durably("condemn objects", |transaction| {
                 let mut statement = transaction.prepare_cached(sql)?;
                 let mut gone = Vec::new();
-                for (id, used) in batch {
-                    if statement.execute((id.to_sql(), used, generation, readers::NONE))? > 0 {
-                        gone.push(*id);
+                for (key, used) in batch {
+                    if statement.execute((key, used, generation, readers::NONE))? > 0 {
+                        gone.push(*key);
                     }
                 }
                 Ok(gone)
-            })?;
-            gone_layers.extend(gone);
+            })?);
         }
-        for batch in blobs.chunks(BATCH) {
-            let gone = self.inner.index.write_durably("condemn blobs", |transaction| {
-                let sql = "UPDATE blobs SET until = ?3 WHERE digest = ?1 AND used = ?2 AND until = ?4";
-                let mut statement = transaction.prepare_cached(sql)?;
-                let mut gone = Vec::new();
-                for (digest, used) in batch {
-                    if statement.execute((digest.as_bytes(), used, generation, readers::NONE))? > 0 {
-                        gone.push(*digest);
-                    }
-                }
-                Ok(gone)
-            })?;
-            gone_blobs.extend(gone);
-        }
-        Ok((gone_layers, gone_blobs))
+        Ok(condemned)
     }
 
     /// Ends the present generation if anything is condemned or `has_more`, and returns the oldest one that may still
@@ -569,6 +573,12 @@ impl Store {
 }
 
 impl Snapshot {
+    /// The stored blob that a layer was pulled as: useless without each other.
+    pub(crate) fn pulled_blob(&self, layer: &LayerRow) -> Option<Digest> {
+        let blob = self.pulled.get(&layer.diff_id?)?;
+        self.blobs.contains_key(blob).then_some(*blob)
+    }
+
     fn know_chain(&mut self, diff_ids: Vec<Digest>) {
         for end in 1..=diff_ids.len() {
             let below: Vec<_> = diff_ids[..end].iter().map(|diff| rbuild_oci::DiffId(*diff)).collect();

@@ -52,6 +52,14 @@ pub enum Finding {
         /// What the scan said.
         why: String,
     },
+    /// A pulled layer lost the blob it came as, which nothing can make again.
+    #[error("layer {layer} relies on the blob it was pulled as, {blob}, which is gone or damaged")]
+    PulledBlob {
+        /// Which.
+        layer: LayerId,
+        /// Its blob.
+        blob: Digest,
+    },
     /// A directory node's bytes are not its digest's.
     #[error("directory node {0} is damaged")]
     Node(NodeDigest),
@@ -145,6 +153,13 @@ impl Store {
             if let Some(finding) = self.check_layer(*id, form)? {
                 bad.layers.insert(*id);
                 findings.push(finding);
+            }
+        }
+        for (id, row) in &snapshot.layers {
+            let Some(blob) = row.diff_id.and_then(|diff| snapshot.pulled.get(&diff)) else { continue };
+            if !snapshot.blobs.contains_key(blob) || bad.blobs.contains(blob) {
+                bad.layers.insert(*id);
+                findings.push(Finding::PulledBlob { layer: *id, blob: *blob });
             }
         }
         self.check_trees(&snapshot, &mut findings, &mut bad)?;

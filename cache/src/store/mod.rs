@@ -61,7 +61,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-pub use blob::{Blob, BlobWriter};
+pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;

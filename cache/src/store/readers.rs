@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use super::db::{DbError, now_unix_ns};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, Layout};
-use super::{LayerId, lock};
+use super::{LayerId, PULLED, lock};
 
 const CURRENT: &str = "readers/current";
 /// A generation that sees only what nobody condemned: the collector's own.
@@ -127,12 +127,18 @@ fn number(file: &File) -> Option<i64> {
     text.strip_suffix('\n')?.parse().ok().filter(|number| *number > 0)
 }
 
-/// Part of writing a record that names layers: saves them from being condemned or freed.
+/// Part of writing a record that names layers: saves them, and the blobs of pulled ones, from being condemned or freed.
 pub(super) fn touch_layers(transaction: &Transaction<'_>, layers: &[LayerId]) -> Result<(), DbError> {
     let sql = "UPDATE layers SET used = max(used + 1, ?2), until = ?3 WHERE id = ?1";
     let mut statement = transaction.prepare_cached(sql)?;
+    // A pulled layer is no good without its blob.
+    let sql = "UPDATE blobs SET used = max(used + 1, ?2), until = ?3 WHERE digest IN
+        (SELECT blob FROM encodings JOIN layers ON encodings.diff_id = layers.diff_id
+            WHERE layers.id = ?1 AND params = ?4)";
+    let mut blobs = transaction.prepare_cached(sql)?;
     for layer in layers {
         statement.execute((layer.to_sql(), now_unix_ns(), NONE))?;
+        blobs.execute((layer.to_sql(), now_unix_ns(), NONE, PULLED))?;
     }
     Ok(())
 }
