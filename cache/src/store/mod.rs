@@ -11,6 +11,9 @@
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
+//!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
+//!   uses                      when results were last used, until the index says so (see `uses`)
+//!   quarantine/               what `fsck --repair` set aside; never read
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
 //! ```
 //!
@@ -30,9 +33,15 @@
 //!    no other lock. Look-ups never write.
 //! 6. Records carry a checksum, layer sidecars a BLAKE3, nodes and blobs are their digest: what changed on disk is
 //!    noticed when it is next used. Damaged cache records are misses.
-//! 7. Lock order: store (shared) → lease → key → SQLite (`lock`).
+//! 7. Lock order: store (shared) → reader (shared) → collection → lease → key → SQLite (`lock`). Creating
+//!    `readers/current` takes the creation lock for a moment, under none of the later ones but the collection's.
 //!
-//! Removing what is no longer wanted is not here yet: `used` columns wait for it.
+//! 8. Every open store is a reader of one generation. Rows with `until` below its generation do not exist for it, and
+//!    no byte of a row with `until` at or above it is removed while it lives (`readers`). Whoever writes a record that
+//!    names layers or blobs saves them in the same transaction.
+//! 9. A pulled layer and its blob stay and go together: the blob cannot be made again from the directory.
+//!
+//! What is removed, and when, is decided in [`crate::gc`]; the transactions that do it are in `collect`.
 
 mod blob;
 pub(crate) mod collect;
