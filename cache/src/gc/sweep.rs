@@ -77,6 +77,15 @@ impl Collector {
 
     /// Collects. Builds go on meanwhile; whatever they rely on stays readable until they end.
     pub fn run(&self, policy: &Policy) -> Result<Collected, StoreError> {
+        self.run_with(policy, || {})
+    }
+
+    /// [`Self::run`] with something happening between marking and condemning, and again before freeing.
+    pub(super) fn run_with(
+        &self,
+        policy: &Policy,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Collected, StoreError> {
         let store = &self.store;
         let now = now_unix_ns();
         store.tidy(&self.lease)?;
@@ -95,6 +104,7 @@ impl Collector {
                 Object::Blob(digest) => blobs.push((digest, snapshot.blobs[&digest].used)),
             }
         }
+        meanwhile();
         let gone = self.drop_results(policy, &snapshot, &marks, &layers, now, &mut collected)?;
         let gone_layers: BTreeSet<LayerId> = store.condemn_layers(&layers)?.into_iter().collect();
         // A pulled layer's blob goes only when the layer does.
@@ -116,6 +126,7 @@ impl Collector {
             }
         }
         let mut reached = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
+        meanwhile();
         let orphans = store.orphan_layers()?;
         let listed_in = store.generation_now()?;
         let oldest = store.retire(!orphans.is_empty())?;

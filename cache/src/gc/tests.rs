@@ -343,3 +343,45 @@ fn a_pulled_layer_and_its_blob_stay_and_go_together() {
     assert_eq!(collected.given_up, [(cached.0.to_string(), 6 + 14)]);
     assert_eq!((collected.layers, collected.blobs), (1, 1));
 }
+
+/// Collects everything while a reader that found `key(1)` records `key(2)` at the given pause and ends.
+fn record_during_collection(pause: u32) {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    let named = commit_layer(&store, &lease, "named");
+    let config = store.put_blob(&lease, b"config").unwrap();
+    store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    drop((lease, store));
+
+    let reader = open(&root);
+    let found = reader.result(&key(1)).unwrap().unwrap();
+    let found_tree = Tree::decode(&found.tree).unwrap();
+    let nodes = nodes_of(&reader, &found_tree);
+    let mut reader = Some(reader);
+    let mut pauses = 0;
+    let collector = Collector::open(&root, options()).unwrap().unwrap();
+    let collected = collector.run_with(&Policy::default(), || {
+        pauses += 1;
+        if pauses == pause
+            && let Some(reader) = reader.take()
+        {
+            reader.put_result(&key(2), &record(&found_tree, &[layer], 1)).unwrap();
+            reader.put_image("app", &image(config, &[named])).unwrap();
+        }
+    });
+    assert_eq!((pauses, collected.unwrap().freed_bytes), (2, 0), "pause {pause}");
+    drop(collector);
+    let store = open(&root);
+    assert!(store.result(&key(2)).unwrap().is_some(), "pause {pause}");
+    assert!(store.layer_path(layer).join("file").exists());
+    assert!(nodes.iter().all(|node| store.node(node).is_ok()), "pause {pause}");
+    assert!(store.has_layers(&[named]).unwrap() && store.blob(&config).unwrap().is_some());
+}
+
+#[test]
+fn what_is_recorded_between_mark_and_sweep_by_a_reader_that_then_ends_is_saved() {
+    record_during_collection(1);
+    record_during_collection(2);
+}
