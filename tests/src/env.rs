@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -149,6 +149,9 @@ impl TestEnv {
     /// When it cannot be written.
     pub fn write(&self, path: impl AsRef<Path>, text: &str) -> Result<PathBuf> {
         let path = path.as_ref();
+        // An absolute path would be given to the user under test from the root directory on.
+        let is_below = path.components().all(|component| matches!(component, Component::Normal(_)));
+        ensure!(is_below, "{} does not stay below the test's directory", path.display());
         let full = self.dir.path().join(path);
         if let Some(parent) = full.parent() {
             fs::create_dir_all(parent)?;

@@ -19,8 +19,7 @@ pub(super) fn run(
     root: Option<&Path>,
 ) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
-    super::print(&render(&host.store, request, SystemTime::now())?);
-    Ok(())
+    super::print(&render(&host.store, request, SystemTime::now())?)
 }
 
 fn render(store: &Store, request: &ImagesRequest, now: SystemTime) -> Result<String, BuildError> {
