@@ -40,7 +40,7 @@ fn check(repair: bool, settings: Settings, root: Option<&Path>) -> Result<bool, 
         (1, false) => "1 problem; rbuild cache fsck --repair sets it aside.\n".to_owned(),
         (count, false) => format!("{count} problems; rbuild cache fsck --repair sets them aside.\n"),
     };
-    super::print(&text);
+    super::print(&text)?;
     Ok(damaged == 0 || repair)
 }
 

@@ -29,8 +29,7 @@ pub(super) fn du(request: &DuRequest, settings: Settings, root: Option<&Path>) -
         (true, _) => usage.entries.iter().map(json_line).collect(),
         (false, true) => usage.entries.iter().map(paragraph).collect::<String>() + &footer(&usage),
         (false, false) => table(&usage.entries, now) + &footer(&usage),
-    });
-    Ok(())
+    })
 }
 
 /// `rbuild prune`.
@@ -52,7 +51,7 @@ pub(super) fn prune(
         all: request.all,
     };
     let collected = place.collector()?.run(&policy)?;
-    super::print(&pruned(&collected));
+    super::print(&pruned(&collected))?;
     if collected.deferred_bytes > 0 {
         let bytes = human::size_precise(collected.deferred_bytes);
         let _ = writeln!(
