@@ -5,20 +5,34 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::Env;
+use crate::cli::{Env, Problem, UsageError, parse_bytes};
 
 /// What the environment says.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
     pub default_root: PathBuf,
+    /// How much build cache stays after a build.
+    pub cache_budget: CacheBudget,
     /// Registry access.
     pub registry: rbuild_registry::Settings,
 }
 
+/// How much of what no image needs stays in the store after a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheBudget {
+    /// The smaller of a tenth of the disk and 20 GB.
+    Default,
+    /// This many bytes.
+    Bytes(u64),
+    /// Everything; only `prune` removes.
+    Off,
+}
+
 impl Settings {
     /// Reads what is needed from `env`; `is_root` says whether the user is uid 0 outside of any namespace of ours.
-    pub fn new(env: &Env, is_root: bool) -> Self {
+    /// Fails on a variable of our own that makes no sense.
+    pub fn new(env: &Env, is_root: bool) -> Result<Self, UsageError> {
         let var = |name: &str| env.non_empty(name);
         let either = |name: &str| var(name).or_else(|| var(&name.to_ascii_lowercase()));
         let home = var("HOME").map(PathBuf::from);
@@ -63,6 +77,39 @@ impl Settings {
             },
             ..rbuild_registry::Settings::default()
         };
-        Self { default_root, registry }
+        let cache_budget = cache_budget(var("RBUILD_CACHE_BUDGET"))?;
+        Ok(Self { default_root, cache_budget, registry })
+    }
+}
+
+fn cache_budget(text: Option<String>) -> Result<CacheBudget, UsageError> {
+    match text.as_deref() {
+        None => Ok(CacheBudget::Default),
+        Some("off") => Ok(CacheBudget::Off),
+        Some(text) => parse_bytes(text).map(CacheBudget::Bytes).ok_or_else(|| UsageError {
+            command: "rbuild".to_owned(),
+            problem: Problem::Value {
+                flag: "RBUILD_CACHE_BUDGET",
+                value: text.to_owned(),
+                expected: "expected a size such as 10GB, or off".to_owned(),
+            },
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_budget_is_a_size_or_off() {
+        let budget = |text| {
+            let env = Env::fixed([("RBUILD_CACHE_BUDGET", text)]);
+            Settings::new(&env, true).map(|settings| settings.cache_budget).map_err(|e| e.to_string())
+        };
+        assert_eq!(budget(""), Ok(CacheBudget::Default));
+        assert_eq!(budget("2g"), Ok(CacheBudget::Bytes(2 << 30)));
+        assert_eq!(budget("off"), Ok(CacheBudget::Off));
+        assert!(budget("lots").unwrap_err().contains("RBUILD_CACHE_BUDGET"));
     }
 }

@@ -5,12 +5,14 @@
 //! | [`tree`] | Merkle trees: the identity of a whole filesystem state, edits, look-ups, selections |
 //! | [`layer`] | layer directories: unpack a tar, scan an upper directory, emit a tar, compress |
 //! | [`copy`] | COPY and ADD planned on trees, and reading their sources |
+//! | [`gc`] | giving space back |
 //! | [`store`] | the directory on disk: index, blobs, layers, leases, locks |
 //!
 //! Knows nothing of Dockerfiles, processes or terminals.
 #![forbid(unsafe_code)]
 
 pub mod copy;
+pub mod gc;
 pub mod layer;
 pub mod path;
 pub mod store;

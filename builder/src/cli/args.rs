@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::space::{CacheArgs, DuArgs, PruneArgs};
+
 /// Go's boolean spellings, which Docker's flags accept (`--pull=false`).
 pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
     match text {
@@ -45,6 +47,12 @@ pub(crate) enum CommandArgs {
     Pull(PullArgs),
     /// Push an image to a registry
     Push(PushArgs),
+    /// Show what the store holds
+    Du(DuArgs),
+    /// Remove build cache
+    Prune(PruneArgs),
+    /// Look after the store
+    Cache(CacheArgs),
     /// Check what this machine offers for building
     Doctor,
     /// Show the version

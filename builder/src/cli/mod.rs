@@ -10,6 +10,7 @@ mod known_flags;
 mod output;
 mod request;
 mod source;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use error::{Problem, UsageError};
 pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
+pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 
 use args::{Cli, CommandArgs};
 
@@ -53,6 +55,12 @@ pub enum Command {
     Pull(PullRequest),
     /// Push an image.
     Push(PushRequest),
+    /// Show what the store holds.
+    Du(DuRequest),
+    /// Give space back.
+    Prune(PruneRequest),
+    /// Look after the store.
+    Cache(CacheRequest),
     /// Check this machine.
     Doctor,
     /// Print the version.
@@ -169,6 +177,11 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 quiet: args.quiet,
             })
         }
+        CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
+        CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
+        CommandArgs::Cache(args) => match args.command {
+            space::CacheCommandArgs::Fsck(args) => Command::Cache(CacheRequest::Fsck { repair: args.repair }),
+        },
         CommandArgs::Doctor => Command::Doctor,
         CommandArgs::Version => Command::Version,
     })
@@ -208,7 +221,21 @@ fn first_own_argument(arguments: &[OsString]) -> usize {
 fn is_command(text: &OsStr) -> bool {
     matches!(
         text.to_str(),
-        Some("build" | "b" | "graph" | "images" | "pull" | "push" | "doctor" | "version" | "-h" | "--help")
+        Some(
+            "build"
+                | "b"
+                | "graph"
+                | "images"
+                | "pull"
+                | "push"
+                | "du"
+                | "prune"
+                | "cache"
+                | "doctor"
+                | "version"
+                | "-h"
+                | "--help"
+        )
     )
 }
 
@@ -229,7 +256,9 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
                     && a[prefix] == b[prefix + 1]
                     && a[prefix + 1] == b[prefix]))
     };
-    ["build", "graph", "images", "pull", "push", "doctor", "version"].into_iter().find(|name| near(name))
+    ["build", "graph", "images", "pull", "push", "prune", "cache", "doctor", "version"]
+        .into_iter()
+        .find(|name| near(name))
 }
 
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {

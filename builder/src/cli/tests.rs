@@ -505,3 +505,53 @@ fn misspelt_commands_are_recognised() {
         assert_eq!(similar_command(typed), meant, "{typed}");
     }
 }
+
+fn meant(line: &[&str]) -> Command {
+    invocation(line, &Env::fixed([])).unwrap().command
+}
+
+#[test]
+fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
+    let prune = |line: &[&str]| match meant(&[&["prune"], line].concat()) {
+        Command::Prune(request) => request,
+        other => panic!("{other:?}"),
+    };
+    let plain = prune(&[]);
+    assert!(!plain.all && !plain.force && plain.until.is_zero() && plain.max_used_bytes.is_none());
+    let full = prune(&[
+        "-af",
+        "--filter",
+        "until=24h",
+        "--filter=id=abc",
+        "--max-used-space=10GB",
+        "--reserved-space",
+        "1g",
+        "--min-free-space=5g",
+    ]);
+    assert_eq!((full.all, full.force, full.until.as_secs()), (true, true, 86_400));
+    assert_eq!((full.id.as_deref(), full.max_used_bytes), (Some("abc"), Some(10 << 30)));
+    assert_eq!((full.reserved_bytes, full.min_free_bytes), (1 << 30, Some(5 << 30)));
+    assert_eq!(prune(&["--keep-storage", "512MB"]).max_used_bytes, Some(512 << 20));
+    for line in [
+        &["prune", "--filter", "until=soon"][..],
+        &["prune", "--filter", "unused"],
+        &["prune", "--max-used-space", "much"],
+        &["prune", "--max-used-space=1", "--keep-storage=1"],
+        &["prune", "extra"],
+        &["du", "--format", "pretty"],
+        &["cache"],
+        &["cache", "wash"],
+    ] {
+        let parsed = invocation(line, &Env::fixed([]));
+        let is_help = matches!(&parsed, Ok(Invocation { command: Command::Help(_), .. }));
+        assert!(parsed.is_err() || is_help, "{line:?}");
+    }
+}
+
+#[test]
+fn the_store_s_commands_are_read() {
+    assert_eq!(meant(&["du"]), Command::Du(DuRequest { verbose: false, json: false }));
+    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
+    assert_eq!(meant(&["cache", "fsck"]), Command::Cache(CacheRequest::Fsck { repair: false }));
+    assert_eq!(meant(&["cache", "fsck", "--repair"]), Command::Cache(CacheRequest::Fsck { repair: true }));
+}

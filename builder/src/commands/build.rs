@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, Env};
-use crate::commands::with_signals;
+use crate::commands::{space, with_signals};
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
@@ -51,11 +51,30 @@ fn build(
     drop(events);
     consumer.finish();
     let outcome = result?;
+    report(request, &outcome, source, env)?;
+    // A build that made nothing has nothing to make room for.
+    if outcome.cached < outcome.steps
+        && let Some(budget) = space::budget_to_enforce(&host)
+    {
+        let place = space::Place::of(&host);
+        drop(host);
+        space::enforce(place, budget);
+    }
+    Ok(())
+}
+
+/// Says what came out.
+fn report(
+    request: &BuildRequest,
+    outcome: &BuildOutcome,
+    source: &Source,
+    env: &Env,
+) -> Result<(), BuildError> {
     if let Some(path) = &request.iidfile {
         write_whole(path, outcome.id.to_string().as_bytes())?;
     }
     if let Some(path) = &request.metadata_file {
-        write_whole(path, metadata(&outcome).as_bytes())?;
+        write_whole(path, metadata(outcome).as_bytes())?;
     }
     if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
@@ -65,7 +84,7 @@ fn build(
     } else {
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
-        let text = summary(&outcome).render() + &found.unwrap_or_default();
+        let text = summary(outcome).render() + &found.unwrap_or_default();
         // Standard error may be closed; the build has succeeded all the same.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }

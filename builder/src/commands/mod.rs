@@ -3,10 +3,12 @@
 mod build;
 mod call;
 mod doctor;
+mod fsck;
 mod graph;
 mod images;
 mod pull;
 mod push;
+mod space;
 mod version;
 
 use std::future::Future;
@@ -22,7 +24,10 @@ use crate::settings::Settings;
 pub fn main() -> ExitCode {
     let env = Env::process();
     // Before privileges change: HOME and the user's files mean the user's.
-    let settings = Settings::new(&env, rustix::process::getuid().is_root());
+    let settings = match Settings::new(&env, rustix::process::getuid().is_root()) {
+        Ok(settings) => settings,
+        Err(usage) => return failure::usage(&usage, &env),
+    };
     let invocation = match cli::parse(std::env::args_os(), &env) {
         Ok(invocation) => invocation,
         Err(usage) => return failure::usage(&usage, &env),
@@ -34,6 +39,11 @@ pub fn main() -> ExitCode {
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
+        Command::Du(request) => space::du(&request, settings, root.as_deref()),
+        Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
+        Command::Cache(cli::CacheRequest::Fsck { repair }) => {
+            return fsck::run(repair, settings, root.as_deref(), &env);
+        }
         Command::Doctor => doctor::run(&settings, root.as_deref()),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),

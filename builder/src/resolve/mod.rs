@@ -32,7 +32,7 @@ pub struct BlobRef {
 }
 
 /// Name under which the store remembers a layer's compressed form as some registry or layout has it.
-pub const PULLED: &str = "pulled";
+pub use rbuild_cache::store::PULLED;
 
 /// One layer of a base image.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,6 +38,6 @@ pub use limits::Limits;
 pub use overlay::OverlayForm;
 pub use pipe::{UnpackBlobError, unpack_archive, unpack_blob};
 pub use recognise::is_archive;
-pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper};
+pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper, verify_layer};
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

@@ -11,12 +11,16 @@ use super::db::mark::BootId;
 use super::db::{DbError, now_unix_ns, seal};
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
-use super::{Store, layout};
+use super::{Store, layout, readers};
 
 /// Writes gathered before they reach the file; a caller that writes in larger pieces bypasses the buffer.
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// Piece size when a blob is hashed again.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Compression parameters of an encoding that came from elsewhere. Such a blob cannot be made again from its layer's
+/// directory: as long as the layer stays, so does the blob.
+pub const PULLED: &str = "pulled";
 
 /// A stored blob, open for reading at its start.
 #[derive(Debug)]
@@ -98,7 +102,10 @@ impl Store {
     /// stored.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let boot = self.boot()?;
-        let row = self.inner.index.read("look up a blob", |connection| row(connection, digest, boot))?;
+        let row = self
+            .inner
+            .index
+            .read("look up a blob", |connection| row(connection, digest, boot, self.generation()))?;
         match row {
             Some(row) => self.open_blob(digest, row),
             None => Ok(None),
@@ -137,6 +144,8 @@ impl Store {
             let size = i64::try_from(size).unwrap_or(i64::MAX);
             let (diff, digest) = (diff_id.0.as_bytes(), blob.as_bytes());
             transaction.prepare_cached(sql)?.execute((diff, params, digest, size, sealed))?;
+            // Until now nothing named the blob.
+            readers::touch_blobs(transaction, &[*blob])?;
             put_diff(transaction, blob, diff_id)
         })
     }
@@ -213,7 +222,7 @@ impl Store {
             layout.replace(temp, &name)?;
             let stat = rustix::fs::statat(layout.fd(), &name, AtFlags::SYMLINK_NOFOLLOW)
                 .doing("stat", &layout.path(&name))?;
-            let sql = "INSERT OR REPLACE INTO blobs
+            let sql = "INSERT OR REPLACE INTO blobs (digest, size, ctime, used, boot, epoch, durable)
                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)";
             let row = (digest.as_bytes(), stat.st_size, ctime_ns(&stat), now_unix_ns(), boot.0);
             transaction.prepare_cached(sql)?.execute(row)?;
@@ -228,11 +237,17 @@ struct Row {
     ctime: i64,
 }
 
-fn row(connection: &Connection, digest: &Digest, boot: BootId) -> Result<Option<Row>, DbError> {
-    let sql = "SELECT size, ctime FROM blobs WHERE digest = ?1 AND (durable = 1 OR boot = ?2)";
+fn row(
+    connection: &Connection,
+    digest: &Digest,
+    boot: BootId,
+    generation: i64,
+) -> Result<Option<Row>, DbError> {
+    let sql = "SELECT size, ctime FROM blobs WHERE digest = ?1 AND (durable = 1 OR boot = ?2)
+        AND until >= ?3";
     let mut statement = connection.prepare_cached(sql)?;
     let row = statement
-        .query_row((digest.as_bytes(), boot.0), |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
+        .query_row((digest.as_bytes(), boot.0, generation), |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
         .optional()?;
     Ok(row.and_then(|(size, ctime)| Some(Row { size: u64::try_from(size).ok()?, ctime })))
 }
@@ -264,7 +279,7 @@ fn ctime_ns(stat: &rustix::fs::Stat) -> i64 {
 }
 
 /// Hashes the file from its start and rewinds it.
-fn hashes_to(file: &mut File, digest: &Digest) -> io::Result<bool> {
+pub(super) fn hashes_to(file: &mut File, digest: &Digest) -> io::Result<bool> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     loop {

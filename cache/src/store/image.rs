@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::db::mark::BootId;
 use super::db::{DbError, from_json, now_unix_ns, seal};
 use super::error::StoreError;
-use super::{LayerId, Store};
+use super::{LayerId, Store, readers};
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,10 +92,12 @@ impl Store {
     }
 }
 
+/// Writes a name. `blobs` are the image's, see [`Store::image_blobs`].
 pub(super) fn insert(
     transaction: &Transaction<'_>,
     name: &str,
     record: &ImageRecord,
+    blobs: &[Digest],
     boot: BootId,
     is_durable: bool,
 ) -> Result<(), DbError> {
@@ -103,5 +105,6 @@ pub(super) fn insert(
     let sealed = seal("image", name.as_bytes(), text.as_bytes());
     let sql = "INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), ?6)";
     transaction.prepare_cached(sql)?.execute((name, text, sealed, now_unix_ns(), boot.0, is_durable))?;
-    Ok(())
+    readers::touch_layers(transaction, &record.layers)?;
+    readers::touch_blobs(transaction, blobs)
 }

@@ -169,7 +169,10 @@ impl Store {
     /// What is known of a layer; `None` when it is not there or its directory vanished.
     pub fn layer(&self, id: LayerId) -> Result<Option<LayerInfo>, StoreError> {
         let boot = self.boot()?;
-        let row = self.inner.index.read("look up a layer", |connection| info(connection, id, boot))?;
+        let row = self
+            .inner
+            .index
+            .read("look up a layer", |connection| info(connection, id, boot, self.generation()))?;
         Ok(row.filter(|_| self.has_layer_dir(id)))
     }
 
@@ -203,11 +206,13 @@ impl Store {
     pub fn layer_by_diff_id(&self, diff_id: &DiffId) -> Result<Option<LayerId>, StoreError> {
         let boot = self.boot()?;
         let rows = self.inner.index.read("look up a layer by diff id", |connection| {
-            let sql = "SELECT id FROM layers WHERE diff_id = ?1 AND (durable = 1 OR boot = ?2)
+            let sql =
+                "SELECT id FROM layers WHERE diff_id = ?1 AND (durable = 1 OR boot = ?2) AND until >= ?3
                 ORDER BY created, id";
             let mut statement = connection.prepare_cached(sql)?;
-            let rows = statement
-                .query_map((diff_id.0.as_bytes(), boot.0), |row| row.get(0).map(LayerId::from_sql))?;
+            let rows = statement.query_map((diff_id.0.as_bytes(), boot.0, self.generation()), |row| {
+                row.get(0).map(LayerId::from_sql)
+            })?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
         Ok(rows.into_iter().find(|id| self.has_layer_dir(*id)))
@@ -230,10 +235,12 @@ impl Store {
         ids: &[LayerId],
         boot: BootId,
     ) -> Result<bool, DbError> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM layers WHERE id = ?1 AND (durable = 1 OR boot = ?2))";
+        let sql = "SELECT EXISTS
+            (SELECT 1 FROM layers WHERE id = ?1 AND (durable = 1 OR boot = ?2) AND until >= ?3)";
         let mut statement = connection.prepare_cached(sql)?;
         for id in ids {
-            let is_recorded: bool = statement.query_row((id.to_sql(), boot.0), |row| row.get(0))?;
+            let is_recorded: bool =
+                statement.query_row((id.to_sql(), boot.0, self.generation()), |row| row.get(0))?;
             if !is_recorded || !self.has_layer_dir(*id) {
                 return Ok(false);
             }
@@ -246,11 +253,16 @@ impl Store {
     }
 }
 
-fn info(connection: &Connection, id: LayerId, boot: BootId) -> Result<Option<LayerInfo>, DbError> {
+fn info(
+    connection: &Connection,
+    id: LayerId,
+    boot: BootId,
+    generation: i64,
+) -> Result<Option<LayerInfo>, DbError> {
     let sql = "SELECT size, diff_id, tar_size, created FROM layers
-        WHERE id = ?1 AND (durable = 1 OR boot = ?2)";
+        WHERE id = ?1 AND (durable = 1 OR boot = ?2) AND until >= ?3";
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_row((id.to_sql(), boot.0), |row| {
+    let found = statement.query_row((id.to_sql(), boot.0, generation), |row| {
         let diff_id: Option<[u8; 32]> = row.get(1)?;
         let tar_size: Option<i64> = row.get(2)?;
         let bytes = |size: i64| u64::try_from(size).unwrap_or(0);

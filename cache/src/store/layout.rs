@@ -18,7 +18,8 @@ use super::LayerId;
 use super::error::{IoContext, StoreError};
 
 /// Directories of a store; all are 0700.
-pub(super) const DIRS: [&str; 7] = ["blobs", "blobs/sha256", "layers", "work", "leases", "locks", "contexts"];
+pub(super) const DIRS: [&str; 8] =
+    ["blobs", "blobs/sha256", "layers", "work", "leases", "locks", "readers", "contexts"];
 
 /// The root, open.
 #[derive(Debug)]

@@ -11,6 +11,9 @@
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
+//!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
+//!   uses                      when results were last used, until the index says so (see `uses`)
+//!   quarantine/               what `fsck --repair` set aside; never read
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
 //! ```
 //!
@@ -30,14 +33,22 @@
 //!    no other lock. Look-ups never write.
 //! 6. Records carry a checksum, layer sidecars a BLAKE3, nodes and blobs are their digest: what changed on disk is
 //!    noticed when it is next used. Damaged cache records are misses.
-//! 7. Lock order: store (shared) → lease → key → SQLite (`lock`).
+//! 7. Lock order: store (shared) → reader (shared) → collection → lease → key → SQLite (`lock`). Creating
+//!    `readers/current` takes the creation lock for a moment, under none of the later ones but the collection's.
 //!
-//! Removing what is no longer wanted is not here yet: `used` columns wait for it.
+//! 8. Every open store is a reader of one generation. Rows with `until` below its generation do not exist for it, and
+//!    no byte of a row with `until` at or above it is removed while it lives (`readers`). Whoever writes a record that
+//!    names layers or blobs saves them in the same transaction.
+//! 9. A pulled layer and its blob stay and go together: the blob cannot be made again from the directory.
+//!
+//! What is removed, and when, is decided in [`crate::gc`]; the transactions that do it are in `collect`.
 
 mod blob;
+pub(crate) mod collect;
 mod db;
 mod error;
 mod fingerprint;
+mod fsck;
 mod image;
 mod layer;
 mod layout;
@@ -45,10 +56,12 @@ mod lease;
 mod lock;
 mod meta;
 mod nodes;
+mod readers;
 mod resolution;
 mod result;
 mod sync;
 mod usage;
+mod uses;
 
 #[cfg(test)]
 mod tests;
@@ -57,9 +70,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-pub use blob::{Blob, BlobWriter};
+pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+pub use fsck::Finding;
 pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
@@ -129,6 +143,9 @@ struct Inner {
     trees: Db,
     nodes: nodes::NodeCache,
     boot: OnceLock<BootId>,
+    uses: uses::Uses,
+    /// `None` for the collector, which relies on nothing.
+    reader: Option<readers::Reader>,
     /// Holds the store lock, shared.
     _lock: File,
 }
@@ -138,13 +155,19 @@ impl Store {
     /// write to, that is on a network file system or read-only, that a newer rbuild wrote, or that was made under
     /// another id map. Databases are opened at their first use.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        Self::open_as(root, options, true)
+    }
+
+    /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.
+    fn open_as(root: &Path, options: StoreOptions, is_reader: bool) -> Result<Self, StoreError> {
         let layout = meta::open_root(root)?;
         let opened = (|| {
             let lock = lock::share_store(&layout)?;
             meta::check_or_create(&layout, &options.id_map)?;
-            Ok(lock)
+            let reader = if is_reader { Some(readers::join(&layout)?) } else { None };
+            Ok((lock, reader))
         })();
-        let lock = opened.map_err(|error| match error {
+        let (lock, reader) = opened.map_err(|error| match error {
             StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::ReadOnly { root: layout.root().to_owned() }
             }
@@ -158,14 +181,26 @@ impl Store {
             options,
             nodes: nodes::NodeCache::default(),
             boot: OnceLock::new(),
+            uses: uses::Uses::default(),
+            reader,
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// How it was opened.
+    pub fn options(&self) -> &StoreOptions {
+        &self.inner.options
+    }
+
     /// Absolute path of the root.
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
+    }
+
+    /// Oldest `until` that this handle sees; see [`readers`].
+    fn generation(&self) -> i64 {
+        self.inner.reader.as_ref().map_or(readers::NONE, |reader| reader.generation)
     }
 
     fn boot(&self) -> Result<BootId, StoreError> {

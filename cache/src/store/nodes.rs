@@ -98,6 +98,16 @@ impl NodeStore for Store {
                 for (digest, bytes) in &rows {
                     statement.execute((digest, bytes))?;
                 }
+                let is_waiting: bool = transaction
+                    .prepare_cached("SELECT EXISTS (SELECT 1 FROM condemned)")?
+                    .query_row([], |row| row.get(0))?;
+                if is_waiting {
+                    let mut statement =
+                        transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1")?;
+                    for (digest, _) in &rows {
+                        statement.execute([digest])?;
+                    }
+                }
                 Ok(())
             })
             .map_err(|error| NodeStoreError::Storage(Box::new(error)))?;

@@ -6,7 +6,7 @@ use rusqlite::OptionalExtension;
 
 use super::db::{now_unix_ns, seal};
 use super::error::StoreError;
-use super::{LayerId, Store};
+use super::{LayerId, Store, readers};
 use crate::tree::TreeDigest;
 
 /// First byte of an encoded record.
@@ -44,7 +44,7 @@ impl Key {
     }
 
     /// As stored: one byte of kind, then the digest.
-    fn to_bytes(self) -> [u8; 33] {
+    pub(super) fn to_bytes(self) -> [u8; 33] {
         let mut bytes = [0; 33];
         bytes[0] = match self.kind {
             KeyKind::Def => b'd',
@@ -99,11 +99,12 @@ impl Store {
         let boot = self.boot()?;
         let key = key.to_bytes();
         self.inner.index.read("look up a result", |connection| {
-            let sql = "SELECT record, seal FROM results WHERE key = ?1 AND (durable = 1 OR boot = ?2)";
+            let sql = "SELECT record, seal, used FROM results WHERE key = ?1 AND (durable = 1 OR boot = ?2)";
             let mut statement = connection.prepare_cached(sql)?;
-            let found = statement
-                .query_row((key, boot.0), |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, [u8; 8]>(1)?)));
-            let Some((bytes, sealed)) = found.optional()? else { return Ok(None) };
+            let found = statement.query_row((key, boot.0), |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, [u8; 8]>(1)?, row.get::<_, i64>(2)?))
+            });
+            let Some((bytes, sealed, used)) = found.optional()? else { return Ok(None) };
             if seal("result", &key, &bytes) != sealed {
                 return Ok(None);
             }
@@ -111,6 +112,9 @@ impl Store {
             let stack = record.stack.as_deref().unwrap_or_default();
             let is_usable = self.are_usable(connection, record.own_layer.as_slice(), boot)?
                 && self.are_usable(connection, stack, boot)?;
+            if is_usable {
+                self.inner.uses.note(key, used);
+            }
             Ok(is_usable.then_some(record))
         })
     }
@@ -129,7 +133,8 @@ impl Store {
                 WHERE record <> excluded.record OR seal <> excluded.seal
                     OR (durable = 0 AND boot <> excluded.boot)";
             transaction.prepare_cached(sql)?.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
-            Ok(())
+            readers::touch_layers(transaction, record.own_layer.as_slice())?;
+            readers::touch_layers(transaction, record.stack.as_deref().unwrap_or_default())
         })
     }
 
@@ -172,6 +177,7 @@ impl Store {
             if let Some(older) = found.optional()?
                 && self.are_usable(transaction, &[older], boot)?
             {
+                readers::touch_layers(transaction, &[older])?;
                 return Ok(older);
             }
             let sql = "INSERT OR REPLACE INTO transitions
@@ -209,7 +215,7 @@ fn put_length(bytes: &mut Vec<u8>, length: usize) {
 }
 
 /// `None` for anything `encode` does not produce.
-fn decode(bytes: &[u8]) -> Option<ResultRecord> {
+pub(super) fn decode(bytes: &[u8]) -> Option<ResultRecord> {
     let mut rest = bytes;
     if take(&mut rest, 1)? != [VERSION] {
         return None;

@@ -32,15 +32,19 @@ impl Store {
         })?;
         if !self.inner.options.durable {
             if images.is_empty() {
+                self.log_uses();
                 return Ok(());
             }
+            let blobs: Vec<_> = images.iter().map(|(_, record)| self.image_blobs(record)).collect();
             return self.inner.index.write("write tags", |transaction| {
-                images
-                    .iter()
-                    .try_for_each(|(name, record)| image::insert(transaction, name, record, boot, false))
+                self.write_uses(transaction)?;
+                images.iter().zip(&blobs).try_for_each(|((name, record), blobs)| {
+                    image::insert(transaction, name, record, blobs, boot, false)
+                })
             });
         }
         if !is_waiting && images.is_empty() {
+            self.log_uses();
             return Ok(());
         }
         let covered = self.raise_epoch()?;
@@ -72,13 +76,17 @@ impl Store {
         images: &[(&str, &ImageRecord)],
     ) -> Result<(), StoreError> {
         let boot = self.boot()?;
+        let blobs: Vec<_> = images.iter().map(|(_, record)| self.image_blobs(record)).collect();
         self.inner.index.write_durably("mark rows durable", |transaction| {
             for table in mark::MARKED {
                 let sql =
                     format!("UPDATE {table} SET durable = 1 WHERE durable = 0 AND epoch <= ?1 AND boot = ?2");
                 transaction.prepare_cached(&sql)?.execute((covered, boot.0))?;
             }
-            images.iter().try_for_each(|(name, record)| image::insert(transaction, name, record, boot, true))
+            self.write_uses(transaction)?;
+            images.iter().zip(&blobs).try_for_each(|((name, record), blobs)| {
+                image::insert(transaction, name, record, blobs, boot, true)
+            })
         })
     }
 

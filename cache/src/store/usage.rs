@@ -23,6 +23,17 @@ pub struct Usage {
 }
 
 impl Store {
+    /// Bytes of all layers and blobs, and of those among them that wait for running builds to end before they are
+    /// freed.
+    pub fn held_bytes(&self) -> Result<(u64, u64), StoreError> {
+        let held = self.inner.index.read("add up sizes", |connection| {
+            let sql = "SELECT coalesce((SELECT sum(size) FROM layers), 0) + coalesce((SELECT sum(size) FROM blobs), 0)";
+            let bytes: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+            Ok(u64::try_from(bytes).unwrap_or(0))
+        })?;
+        Ok((held, self.condemned_bytes()?))
+    }
+
     /// Adds up what the index knows.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let boot = self.boot()?;

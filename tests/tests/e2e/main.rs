@@ -6,6 +6,7 @@ mod bad_input;
 mod caching;
 mod contexts;
 mod copy;
+mod gc;
 mod images;
 mod interrupt;
 mod language;

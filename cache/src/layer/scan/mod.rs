@@ -10,7 +10,10 @@
 
 mod compare;
 mod hash;
+mod verify;
 mod walk;
+
+pub use verify::verify_layer;
 
 use std::collections::BTreeMap;
 use std::io;

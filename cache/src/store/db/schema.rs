@@ -19,12 +19,24 @@ impl Schema {
 /// Directory nodes by digest.
 pub(in crate::store) const TREES: Schema = Schema {
     file: "trees.sqlite",
-    steps: &["CREATE TABLE nodes (digest BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;"],
+    steps: &[
+        "CREATE TABLE nodes (digest BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;",
+        // Nodes that no record reached when they were last looked for; see `readers`.
+        "CREATE TABLE condemned (digest BLOB PRIMARY KEY NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;",
+    ],
 };
 
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
-pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1] };
+pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2] };
+
+/// The last generation of readers that sees the object; see `readers`.
+const INDEX_2: &str = "
+ALTER TABLE layers ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807;
+ALTER TABLE blobs ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807;
+CREATE INDEX layers_condemned ON layers (until) WHERE until < 9223372036854775807;
+CREATE INDEX blobs_condemned ON blobs (until) WHERE until < 9223372036854775807;
+";
 
 const INDEX_1: &str = "
 CREATE TABLE epoch (one INTEGER PRIMARY KEY CHECK (one = 1), current INTEGER NOT NULL);

@@ -1,0 +1,258 @@
+//! `rbuild du`, `rbuild prune` and `rbuild cache`: what the store holds, giving space back, checking it.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::Problem;
+
+/// Show what the store holds
+#[derive(Debug, Args)]
+pub(crate) struct DuArgs {
+    /// Show everything known of each object
+    #[arg(short = 'v', long)]
+    pub(crate) verbose: bool,
+    /// Show as: table, or json (one object a line)
+    #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
+    pub(crate) format: String,
+}
+
+/// Remove build cache
+///
+/// What images in the store need stays, and so does whatever a running build may use.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  rbuild prune -f --filter until=48h
+  rbuild prune -f --max-used-space 10GB")]
+pub(crate) struct PruneArgs {
+    /// Forget results of the images in the store, too: their steps run again
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    pub(crate) force: bool,
+    /// Only what matches: until=DURATION (not used for so long) or id=PREFIX
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// Keep at most this much build cache
+    #[arg(long, value_name = "BYTES", conflicts_with = "keep_storage")]
+    pub(crate) max_used_space: Option<String>,
+    /// As --max-used-space
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub(crate) keep_storage: Option<String>,
+    /// Always keep this much build cache
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) reserved_space: Option<String>,
+    /// Remove until this much is free on the disk
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) min_free_space: Option<String>,
+}
+
+/// Look after the store
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) command: CacheCommandArgs,
+}
+
+/// The commands of `rbuild cache`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommandArgs {
+    /// Check every byte in the store
+    Fsck(FsckArgs),
+}
+
+/// Check every byte in the store
+///
+/// Blobs by their digest, layers against their lists, records, trees, and what belongs to nothing. Exit status 1 when
+/// something is damaged and was not repaired.
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Move what is damaged aside, and drop what relies on it
+    #[arg(long)]
+    pub(crate) repair: bool,
+}
+
+/// What `rbuild du` was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DuRequest {
+    /// Show everything known.
+    pub verbose: bool,
+    /// One JSON object a line instead of a table.
+    pub json: bool,
+}
+
+/// What `rbuild prune` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PruneRequest {
+    /// Results of images, too.
+    pub all: bool,
+    /// Do not ask.
+    pub force: bool,
+    /// Leave what was used within this time.
+    pub until: Duration,
+    /// Only ids that start with this.
+    pub id: Option<String>,
+    /// Keep at most this many bytes.
+    pub max_used_bytes: Option<u64>,
+    /// Always keep this many bytes.
+    pub reserved_bytes: u64,
+    /// Remove until this many bytes are free.
+    pub min_free_bytes: Option<u64>,
+}
+
+/// What `rbuild cache` was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheRequest {
+    /// Check the store.
+    Fsck {
+        /// And repair it.
+        repair: bool,
+    },
+}
+
+impl DuRequest {
+    pub(super) fn from_args(args: &DuArgs) -> Result<Self, Problem> {
+        let json = match args.format.as_str() {
+            "table" => false,
+            "json" => true,
+            other => return Err(wrong("--format", other, "expected table or json")),
+        };
+        Ok(Self { verbose: args.verbose, json })
+    }
+}
+
+impl PruneRequest {
+    pub(super) fn from_args(args: &PruneArgs) -> Result<Self, Problem> {
+        let (mut until, mut id) = (Duration::ZERO, None);
+        for filter in &args.filters {
+            match filter.split_once('=') {
+                Some(("until", text)) => {
+                    until = parse_duration(text).ok_or_else(|| {
+                        wrong("--filter", filter, "expected a duration such as until=24h or until=90m")
+                    })?;
+                }
+                Some(("id", text)) if !text.is_empty() => id = Some(text.to_owned()),
+                _ => return Err(wrong("--filter", filter, "expected until=DURATION or id=PREFIX")),
+            }
+        }
+        let bytes = |flag, text: &Option<String>| match text {
+            None => Ok(None),
+            Some(text) => parse_bytes(text)
+                .map(Some)
+                .ok_or_else(|| wrong(flag, text, "expected a size such as 512MB or 10GB")),
+        };
+        let max_used = bytes("--max-used-space", &args.max_used_space)?;
+        Ok(Self {
+            all: args.all,
+            force: args.force,
+            until,
+            id,
+            max_used_bytes: max_used.or(bytes("--keep-storage", &args.keep_storage)?),
+            reserved_bytes: bytes("--reserved-space", &args.reserved_space)?.unwrap_or(0),
+            min_free_bytes: bytes("--min-free-space", &args.min_free_space)?,
+        })
+    }
+}
+
+fn wrong(flag: &'static str, value: &str, expected: &str) -> Problem {
+    Problem::Value { flag, value: value.to_owned(), expected: expected.to_owned() }
+}
+
+/// A size as Docker's flags take it: a number, possibly with a fraction, and a unit whose multiples are 1024
+/// (`10g`, `10GB` and `10GiB` are the same).
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    // Nine digits are finer than a byte for every unit that people write fractions of.
+    let mut fraction = fraction.to_owned();
+    if fraction.contains('.') {
+        return None;
+    }
+    fraction.truncate(9);
+    let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+    let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let unit = 1_u128 << shift;
+    u64::try_from(u128::from(whole) * unit + part * unit / scale).ok()
+}
+
+/// A duration as Go writes it (`1h30m`, `90s`), with `d` for days.
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let part = match &rest[..end] {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "m" => Duration::from_secs(number.checked_mul(60)?),
+            "h" => Duration::from_secs(number.checked_mul(3600)?),
+            "d" => Duration::from_secs(number.checked_mul(86_400)?),
+            _ => return None,
+        };
+        total = total.checked_add(part)?;
+        rest = &rest[end..];
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_docker_reads_them() {
+        let cases = [
+            ("0", Some(0)),
+            ("512", Some(512)),
+            ("10k", Some(10 << 10)),
+            ("1.5MB", Some(3 << 19)),
+            (".5g", Some(1 << 29)),
+            ("2GiB", Some(2 << 30)),
+            ("20 GB", Some(20 << 30)),
+            ("", None),
+            (".", None),
+            ("1.2.3k", None),
+            ("-1", None),
+            ("10x", None),
+            ("99999999999p", None),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_bytes(text), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn durations_are_go_s_with_days() {
+        let secs = |secs| Some(Duration::from_secs(secs));
+        let cases = [("24h", secs(86_400)), ("1h30m", secs(5400)), ("7d", secs(604_800)), ("90s", secs(90))];
+        for (text, duration) in cases {
+            assert_eq!(parse_duration(text), duration, "{text:?}");
+        }
+        for text in ["", "24", "h", "1x", "1h30", "99999999999999999999h", "9999999999999999999h"] {
+            assert_eq!(parse_duration(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `rbuild cache fsck`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cli::Env;
+use crate::commands::space::Place;
+use crate::error::BuildError;
+use crate::failure;
+use crate::host::Host;
+use crate::settings::Settings;
+
+/// Checks the store, prints one line for each finding, and a last one that says how it stands. Status 1 when something
+/// is damaged and was left so.
+pub(super) fn run(repair: bool, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
+    match check(repair, settings, root) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => failure::print(&error, None, env),
+    }
+}
+
+fn check(repair: bool, settings: Settings, root: Option<&Path>) -> Result<bool, BuildError> {
+    let host = Host::open(settings, root)?;
+    let (place, form) = (Place::of(&host), host.overlay);
+    drop(host);
+    let findings = place.collector()?.fsck(form, repair)?;
+    let mut text: String = findings.iter().map(|finding| format!("{}\n", printable(finding))).collect();
+    let damaged = findings.iter().filter(|finding| finding.is_damage()).count();
+    let left_over = findings.len() - damaged;
+    if left_over > 0 {
+        text += &format!("{left_over} left-overs; rbuild prune removes them\n");
+    }
+    text += &match (damaged, repair) {
+        (0, _) => "The store is sound.\n".to_owned(),
+        (1, true) => "1 problem repaired; what was damaged is in quarantine/ of the store.\n".to_owned(),
+        (count, true) => {
+            format!("{count} problems repaired; what was damaged is in quarantine/ of the store.\n")
+        }
+        (1, false) => "1 problem; rbuild cache fsck --repair sets it aside.\n".to_owned(),
+        (count, false) => format!("{count} problems; rbuild cache fsck --repair sets them aside.\n"),
+    };
+    super::print(&text)?;
+    Ok(damaged == 0 || repair)
+}
+
+/// Paths and steps in a finding come from images and Dockerfiles.
+fn printable(finding: &impl ToString) -> String {
+    finding.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

@@ -1,0 +1,243 @@
+//! Condemning what was chosen and freeing what nobody can hold any more.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rbuild_oci::Digest;
+
+use super::mark::{DiskUsage, Marks, Object};
+use super::policy::Policy;
+use crate::layer::OverlayForm;
+use crate::store::collect::Snapshot;
+use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
+
+/// The one process that collects.
+#[derive(Debug)]
+pub struct Collector {
+    store: Store,
+    lease: Lease,
+    _lock: File,
+}
+
+/// What a collection did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// Layers and blobs given up by this run and their bytes, in the order of sacrifice.
+    pub given_up: Vec<(String, u64)>,
+    /// Results dropped.
+    pub results: u64,
+    /// Bytes that are free now, of this run and of earlier ones.
+    pub freed_bytes: u64,
+    /// Layers freed.
+    pub layers: u64,
+    /// Blobs freed.
+    pub blobs: u64,
+    /// Directory nodes freed.
+    pub nodes: u64,
+    /// Directories and files without a row that were removed.
+    pub orphans: u64,
+    /// Bytes given up that running builds may still read: a later collection frees them.
+    pub deferred_bytes: u64,
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layer(id) => id.fmt(f),
+            Self::Blob(digest) => digest.fmt(f),
+        }
+    }
+}
+
+impl Collector {
+    /// Opens the store at `root` for collection; `None` while another process collects. A [`Store`] that this process
+    /// has open besides holds back what is freed, as any reader does.
+    pub fn open(root: &Path, options: StoreOptions) -> Result<Option<Self>, StoreError> {
+        let Some((store, lock)) = Store::open_collector(root, options)? else { return Ok(None) };
+        let lease = store.lease()?;
+        Ok(Some(Self { store, lease, _lock: lock }))
+    }
+
+    /// Checks every byte of the store; `form` is how overlay marks are written in it. With `repair`, damaged bytes move
+    /// to `quarantine/` and what relies on them is dropped. Sorted.
+    pub fn fsck(&self, form: OverlayForm, repair: bool) -> Result<Vec<Finding>, StoreError> {
+        self.store.fsck(&self.lease, form, repair)
+    }
+
+    /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
+    pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
+        let snapshot = self.store.snapshot()?;
+        let units = self.mark(&snapshot).units(&snapshot);
+        let chosen = policy.choose(&units, self.store.disk()?.0, now_unix_ns());
+        Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
+    }
+
+    /// Collects. Builds go on meanwhile; whatever they rely on stays readable until they end.
+    pub fn run(&self, policy: &Policy) -> Result<Collected, StoreError> {
+        self.run_with(policy, || {})
+    }
+
+    /// [`Self::run`] with something happening between marking and condemning, and again before freeing.
+    pub(super) fn run_with(
+        &self,
+        policy: &Policy,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Collected, StoreError> {
+        let store = &self.store;
+        let now = now_unix_ns();
+        store.tidy(&self.lease)?;
+        let snapshot = store.snapshot()?;
+        let marks = self.mark(&snapshot);
+        let (layers, blobs) = marks.wrongly_condemned(&snapshot);
+        store.reprieve(&layers, &blobs)?;
+
+        let mut collected = Collected::default();
+        let units = marks.units(&snapshot);
+        let chosen = policy.choose(&units, store.disk()?.0, now);
+        let (mut layers, mut blobs) = (Vec::new(), Vec::new());
+        for unit in &chosen {
+            match unit.object {
+                Object::Layer(id) => layers.push((id, snapshot.layers[&id].used)),
+                Object::Blob(digest) => blobs.push((digest, snapshot.blobs[&digest].used)),
+            }
+        }
+        meanwhile();
+        let gone = self.drop_results(policy, &snapshot, &marks, &layers, now, &mut collected)?;
+        let gone_layers: BTreeSet<LayerId> = store.condemn_layers(&layers)?.into_iter().collect();
+        // A pulled layer's blob goes only when the layer does.
+        blobs.extend(chosen.iter().filter_map(|unit| match unit.object {
+            Object::Layer(id) if gone_layers.contains(&id) => {
+                unit.blob.map(|blob| (blob, snapshot.blobs[&blob].used))
+            }
+            _ => None,
+        }));
+        let gone_blobs = store.condemn_blobs(&blobs)?;
+        let gone_blobs: BTreeSet<Digest> = gone_blobs.into_iter().collect();
+        for unit in &chosen {
+            let is_gone = match unit.object {
+                Object::Layer(id) => gone_layers.contains(&id),
+                Object::Blob(digest) => gone_blobs.contains(&digest),
+            };
+            if is_gone {
+                collected.given_up.push((unit.object.to_string(), unit.bytes));
+            }
+        }
+        let mut reached = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
+        meanwhile();
+        let orphans = store.orphan_layers()?;
+        let listed_in = store.generation_now()?;
+        let oldest = store.retire(!orphans.is_empty())?;
+
+        let freed = store.free_objects(&self.lease, oldest)?;
+        collected.layers = freed.layers;
+        collected.blobs = freed.blobs;
+        collected.freed_bytes = freed.bytes;
+        if store.has_condemned_nodes(oldest)? {
+            // Records written since the mark, by processes that have ended since.
+            let later = store.snapshot()?;
+            store.reach(roots(&later), &mut reached)?;
+            collected.nodes = store.free_nodes(oldest, &reached)?;
+        }
+        if oldest > listed_in {
+            collected.orphans += store.remove_orphan_layers(&self.lease, &orphans)?;
+        }
+        collected.orphans += store.remove_orphan_blobs(&self.lease)?;
+        store.empty_trash(&self.lease)?;
+        collected.deferred_bytes = store.condemned_bytes()?;
+        store.checkpoint()?;
+        Ok(collected)
+    }
+
+    fn mark(&self, snapshot: &Snapshot) -> Marks {
+        mark(&self.store, snapshot)
+    }
+
+    /// Drops results that name a layer which goes or is gone, that cannot be read, or that `-a` asks for. Returns
+    /// their keys.
+    fn drop_results<'a>(
+        &self,
+        policy: &Policy,
+        snapshot: &'a Snapshot,
+        marks: &Marks,
+        layers: &[(LayerId, i64)],
+        now: i64,
+        collected: &mut Collected,
+    ) -> Result<HashSet<&'a [u8]>, StoreError> {
+        let going: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
+        let is_lost = |id: &LayerId| going.contains(id) || !snapshot.layers.contains_key(id);
+        let is_all_held = |layers: &[LayerId]| layers.iter().all(|layer| marks.image_layers.contains(layer));
+        let dropped: Vec<(&[u8], i64)> = snapshot
+            .results
+            .iter()
+            .filter(|result| {
+                result.layers.iter().any(is_lost)
+                    || (policy.all
+                        && policy.id.is_none()
+                        && policy.max_used_bytes.is_none()
+                        && policy.is_idle(result.used, now)
+                        && is_all_held(&result.layers))
+            })
+            .map(|result| (result.key.as_slice(), result.used))
+            .collect();
+        collected.results = self.store.drop_results(&dropped)?;
+        Ok(dropped.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// Condemns nodes that nothing reaches any more, and returns those that something does.
+    fn condemn_nodes(
+        &self,
+        snapshot: &Snapshot,
+        dropped: &HashSet<&[u8]>,
+        gone: &BTreeSet<LayerId>,
+    ) -> Result<HashSet<crate::tree::NodeDigest>, StoreError> {
+        let live: BTreeSet<Digest> = snapshot
+            .layers
+            .iter()
+            .filter(|(id, row)| !row.is_condemned && !gone.contains(id))
+            .filter_map(|(_, row)| row.diff_id)
+            .collect();
+        let is_useful = |chain: &[u8; 32]| {
+            let diff_ids = snapshot.known_chains.get(chain);
+            diff_ids.is_some_and(|diff_ids| diff_ids.iter().all(|diff| live.contains(diff)))
+        };
+        let chains: Vec<[u8; 32]> =
+            snapshot.chains.keys().filter(|chain| !is_useful(chain)).copied().collect();
+        self.store.drop_chains(&chains)?;
+        let mut kept = HashSet::new();
+        let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
+        let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));
+        self.store.reach(
+            results.filter_map(|result| result.root).chain(chains.filter_map(|(_, root)| *root)),
+            &mut kept,
+        )?;
+        // What goes now was reachable until now: a reader of this generation may have come by it.
+        let mut wanted = kept.clone();
+        self.store.reach(roots(snapshot), &mut wanted)?;
+        self.store.condemn_nodes(&wanted, &kept)?;
+        Ok(kept)
+    }
+}
+
+/// What the store holds. Uses that builds noted in passing may be missing from it.
+pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
+    let snapshot = store.snapshot()?;
+    Ok(mark(store, &snapshot).usage(&snapshot))
+}
+
+fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
+    let images = snapshot.images.iter();
+    Marks::of(snapshot, images.flat_map(|(_, image)| store.image_blobs(image)).collect())
+}
+
+fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {
+    let results = snapshot.results.iter().filter_map(|result| result.root);
+    results.chain(snapshot.chains.values().filter_map(|root| *root))
+}
+
+fn now_unix_ns() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,225 @@
+//! Every bit counts: what fsck finds, what repair leaves.
+
+use std::os::unix::fs::PermissionsExt;
+
+use rbuild_oci::DiffId;
+
+use super::*;
+use crate::layer::{OverlayForm, encode_diff, scan_upper};
+use crate::layer::{ParentEntry, ParentView, ParentViewError};
+use crate::path::RelPath;
+use crate::store::Finding;
+
+/// Nothing below.
+struct Nothing;
+
+impl ParentView for Nothing {
+    fn entry(&self, _path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        Ok(None)
+    }
+}
+
+/// A layer with a listing, files, a link and a hardlink.
+fn real_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
+    use std::os::fd::AsFd as _;
+    let draft = store.draft(lease).unwrap();
+    let dir = draft.diff_path();
+    std::fs::create_dir(dir.join("sub")).unwrap();
+    std::fs::write(dir.join("sub/file"), content).unwrap();
+    std::fs::write(dir.join("top"), "second file").unwrap();
+    std::fs::hard_link(dir.join("top"), dir.join("zz")).unwrap();
+    std::os::unix::fs::symlink("top", dir.join("link")).unwrap();
+    let diff = scan_upper(draft.diff_fd().as_fd(), OverlayForm::User, &Nothing).unwrap();
+    store.commit_layer(draft, &encode_diff(&diff), 11).unwrap()
+}
+
+struct Small {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+    layers: [LayerId; 2],
+}
+
+/// Two layers, results, blobs, two images: one on the first layer, one on both.
+fn small() -> Small {
+    let (dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layers = [real_layer(&store, &lease, "first"), real_layer(&store, &lease, "second")];
+    let config = store.put_blob(&lease, b"config").unwrap();
+    let other = store.put_blob(&lease, b"other config").unwrap();
+    store.put_result(&key(1), &record(&tree(&store, 1), &layers[..1], 1)).unwrap();
+    store.put_result(&key(2), &record(&tree(&store, 2), &layers, 1)).unwrap();
+    let diff_id = DiffId(Digest::of(b"tar"));
+    store.put_encoding(&diff_id, "gzip", &config, 6).unwrap();
+    store.put_image("one", &image(config, &layers[..1])).unwrap();
+    store.put_image("two", &image(other, &layers)).unwrap();
+    Small { _dir: dir, root, layers }
+}
+
+fn fsck(root: &Path, repair: bool) -> Vec<Finding> {
+    let collector = Collector::open(root, options()).unwrap().unwrap();
+    collector.fsck(OverlayForm::User, repair).unwrap()
+}
+
+fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => files_below(&entry.path(), files),
+            kind if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+}
+
+fn flip(path: &Path, at: usize, bit: u8) {
+    let mode = std::fs::metadata(path).unwrap().permissions();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1 << bit;
+    // In place: another inode would break hardlinks apart.
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, mode).unwrap();
+}
+
+#[test]
+fn a_sound_store_has_no_findings() {
+    let small = small();
+    assert_eq!(fsck(&small.root, false), []);
+    assert_eq!(fsck(&small.root, true), []);
+}
+
+#[test]
+fn one_flipped_bit_in_any_object_is_found_and_repair_leaves_a_sound_store() {
+    let reference = small();
+    let mut files = Vec::new();
+    for dir in ["blobs", "layers"] {
+        files_below(&reference.root.join(dir), &mut files);
+    }
+    assert_eq!(files.len(), 2 + 2 * 4, "two blobs; a list and three names of files for each layer");
+    for (n, path) in files.iter().enumerate() {
+        let size = usize::try_from(std::fs::metadata(path).unwrap().len()).unwrap();
+        for at in [0, size / 2, size - 1] {
+            flip(path, at, u8::try_from(n % 8).unwrap());
+            let findings = fsck(&reference.root, false);
+            assert!(findings.iter().any(Finding::is_damage), "{} byte {at}", path.display());
+            flip(path, at, u8::try_from(n % 8).unwrap());
+        }
+    }
+    assert_eq!(fsck(&reference.root, false), []);
+
+    for victim in 0..files.len() {
+        let small = small();
+        let mut files = Vec::new();
+        for dir in ["blobs", "layers"] {
+            files_below(&small.root.join(dir), &mut files);
+        }
+        flip(&files[victim], 0, 0);
+        assert!(!fsck(&small.root, true).is_empty());
+        assert_eq!(fsck(&small.root, false), [], "{} was set aside", files[victim].display());
+        let left = open(&small.root).images().unwrap().len();
+        assert!(left <= 1, "an image that relied on it is gone");
+        assert_eq!(std::fs::read_dir(small.root.join("quarantine")).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn repair_drops_what_relies_on_a_lost_layer_and_nothing_else() {
+    let small = small();
+    std::fs::remove_dir_all(small.root.join(format!("layers/{}", small.layers[1]))).unwrap();
+    let findings = fsck(&small.root, true);
+    assert!(findings.contains(&Finding::LayerMissing(small.layers[1])), "{findings:?}");
+    assert_eq!(findings.len(), 3, "the layer, a result, an image: {findings:?}");
+    let store = open(&small.root);
+    assert!(store.image("one").unwrap().is_some() && store.image("two").unwrap().is_none());
+    assert!(store.result(&key(1)).unwrap().is_some() && store.result(&key(2)).unwrap().is_none());
+    drop(store);
+    assert_eq!(fsck(&small.root, false), []);
+}
+
+#[test]
+fn changed_records_and_nodes_are_found_by_name() {
+    let changes = [
+        (
+            "index.sqlite",
+            "UPDATE results SET record = CAST(x'00' || record AS BLOB) WHERE rowid = 1",
+            "result",
+        ),
+        (
+            "index.sqlite",
+            "UPDATE images SET record = replace(record, 'linux', 'linus') WHERE name = 'one'",
+            "image one",
+        ),
+        ("index.sqlite", "UPDATE encodings SET size = size + 1", "encoding"),
+        ("index.sqlite", "UPDATE blob_diffs SET diff_id = zeroblob(32)", "blob diff"),
+        ("index.sqlite", "DELETE FROM layers WHERE rowid = (SELECT min(rowid) FROM layers)", "layer"),
+        (
+            "trees.sqlite",
+            "UPDATE nodes SET bytes = CAST(bytes || x'00' AS BLOB) WHERE digest = (SELECT min(digest) FROM nodes)",
+            "node",
+        ),
+        ("trees.sqlite", "DELETE FROM nodes WHERE digest = (SELECT min(digest) FROM nodes)", "relies on"),
+    ];
+    for (file, sql, word) in &changes {
+        let small = small();
+        let connection = rusqlite::Connection::open(small.root.join(file)).unwrap();
+        assert!(connection.execute(sql, []).unwrap() > 0, "{sql}");
+        drop(connection);
+        let findings = fsck(&small.root, true);
+        let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(findings.iter().any(Finding::is_damage), "{sql}");
+        assert!(text.iter().any(|line| line.contains(word)), "{sql}: {text:?}");
+        let left: Vec<_> = fsck(&small.root, false).into_iter().filter(Finding::is_damage).collect();
+        assert_eq!(left, [], "{sql}");
+    }
+}
+
+#[test]
+fn unlisted_and_changed_entries_are_found() {
+    let edits: [fn(&Path); 6] = [
+        |dir| std::fs::write(dir.join("new"), "").unwrap(),
+        |dir| std::fs::remove_file(dir.join("sub/file")).unwrap(),
+        |dir| std::fs::set_permissions(dir.join("top"), PermissionsExt::from_mode(0o600)).unwrap(),
+        |dir| {
+            std::fs::remove_file(dir.join("link")).unwrap();
+            std::os::unix::fs::symlink("other", dir.join("link")).unwrap();
+        },
+        |dir| {
+            std::fs::remove_file(dir.join("zz")).unwrap();
+            std::fs::copy(dir.join("top"), dir.join("zz")).unwrap();
+        },
+        |dir| {
+            std::fs::remove_file(dir.join("top")).unwrap();
+            std::fs::create_dir(dir.join("top")).unwrap();
+        },
+    ];
+    for (n, edit) in edits.iter().enumerate() {
+        let small = small();
+        edit(&small.root.join(format!("layers/{}/diff", small.layers[0])));
+        let findings = fsck(&small.root, false);
+        assert!(
+            findings
+                .iter()
+                .any(|f| matches!(f, Finding::LayerContent { layer, .. } if *layer == small.layers[0])),
+            "edit {n}: {findings:?}"
+        );
+    }
+}
+
+#[test]
+fn left_overs_are_no_damage() {
+    let small = small();
+    std::fs::create_dir(small.root.join("layers/00000000000000aa")).unwrap();
+    let digest = Digest::of(b"stray");
+    let dir = small.root.join(format!("blobs/sha256/{}", &digest.hex()[..2]));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(digest.hex()), "stray").unwrap();
+    let findings = fsck(&small.root, false);
+    assert_eq!(findings.len(), 2);
+    assert!(findings.iter().all(|finding| !finding.is_damage()), "{findings:?}");
+    assert_eq!(
+        collect(&small.root, &Policy { keep: Duration::from_secs(60), ..Policy::default() }).orphans,
+        2
+    );
+    assert_eq!(fsck(&small.root, false), []);
+}

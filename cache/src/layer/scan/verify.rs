@@ -1,0 +1,81 @@
+//! Comparing a committed layer directory with its listing. Changes nothing.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use super::super::diff::{Change, DiffEntry, LayerDiff};
+use super::super::overlay::OverlayForm;
+use super::walk::{Found, What};
+use super::{ParentEntry, ParentView, ParentViewError, ScanError, hash, walk};
+use crate::path::RelPath;
+use crate::tree::{Entry, Kind, Meta, NodeDigest};
+
+/// Says that there is a directory everywhere: the walk then takes opaque marks and whiteouts as they are.
+struct Directories;
+
+impl ParentView for Directories {
+    fn entry(&self, _path: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        let entry = Entry { meta: Meta::default(), kind: Kind::Dir(NodeDigest([0; 32])) };
+        Ok(Some(ParentEntry { entry, mtime: super::super::diff::Mtime::default() }))
+    }
+}
+
+/// Paths at which a layer directory is not what its listing says: missing, unlisted, or another type, owner, mode,
+/// content, link target, device, xattr (of files and directories) or hardlink group. Times are not compared.
+pub fn verify_layer(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    listing: &LayerDiff,
+) -> Result<Vec<RelPath>, ScanError> {
+    let mut found = walk::walk(dir, form, &Directories)?;
+    hash::hash_files(dir, &mut found)?;
+    let listed: BTreeMap<&RelPath, &DiffEntry> =
+        listing.entries.iter().map(|entry| (&entry.path, entry)).collect();
+    let inodes: BTreeMap<&RelPath, u64> = found
+        .iter()
+        .filter_map(|one| match one.what {
+            What::File { inode, .. } => Some((&one.path, inode)),
+            _ => None,
+        })
+        .collect();
+    let mut wrong = Vec::new();
+    for one in &found {
+        let is_right = match listed.get(&one.path) {
+            Some(entry) => is_as_listed(one, &entry.change, &inodes),
+            // The root is listed only when the layer changes it.
+            None => one.path.is_root(),
+        };
+        if !is_right {
+            wrong.push(one.path.clone());
+        }
+    }
+    let present: std::collections::BTreeSet<&RelPath> = found.iter().map(|one| &one.path).collect();
+    wrong.extend(listed.keys().filter(|path| !present.contains(**path)).map(|path| (*path).clone()));
+    Ok(wrong)
+}
+
+fn is_as_listed(one: &Found, change: &Change, inodes: &BTreeMap<&RelPath, u64>) -> bool {
+    let same_owner =
+        |meta: &Meta| (meta.mode, meta.uid, meta.gid) == (one.meta.mode, one.meta.uid, one.meta.gid);
+    match (&one.what, change) {
+        (What::Whiteout, Change::Whiteout) => true,
+        (What::Dir { opaque }, Change::Dir { meta, opaque: listed }) => *meta == one.meta && opaque == listed,
+        (What::File { size, content, .. }, Change::File { meta, size: listed, content: digest }) => {
+            *meta == one.meta && size == listed && content.as_ref() == Some(digest)
+        }
+        (What::File { inode, .. }, Change::Hardlink { target }) => inodes.get(target) == Some(inode),
+        (What::Symlink { target }, Change::Symlink { meta, target: listed }) => {
+            same_owner(meta) && target == listed
+        }
+        (
+            What::Device { major, minor, is_block: false },
+            Change::CharDevice { meta, major: listed, minor: lesser },
+        )
+        | (
+            What::Device { major, minor, is_block: true },
+            Change::BlockDevice { meta, major: listed, minor: lesser },
+        ) => same_owner(meta) && major == listed && minor == lesser,
+        (What::Fifo, Change::Fifo { meta }) => same_owner(meta),
+        _ => false,
+    }
+}

@@ -1,0 +1,616 @@
+//! What collection needs of the store: one consistent picture, and transactions that condemn and free.
+//!
+//! The rules that make this safe are in [`readers`]; what to condemn is decided in [`crate::gc`].
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
+use std::path::Path;
+
+use rbuild_oci::{ChainId, Digest};
+use rusqlite::{OptionalExtension, Transaction};
+use rustix::fs::{AtFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use super::db::{from_json, seal};
+use super::error::{IoContext, StoreError};
+use super::layout::{self, Layout};
+use super::lease::Lease;
+use super::{ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, lock, readers, result};
+use crate::tree::{DirNode, Kind, NodeDigest, Tree};
+
+/// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
+const BATCH: usize = 64;
+/// The registry client refuses larger manifests.
+const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// Stat indexes of contexts that nobody built for so long are removed.
+const CONTEXT_AGE_SECS: i64 = 30 * 24 * 3600;
+
+/// A layer row.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerRow {
+    pub(crate) size: u64,
+    pub(crate) diff_id: Option<Digest>,
+    pub(crate) created: i64,
+    pub(crate) used: i64,
+    pub(crate) is_condemned: bool,
+}
+
+/// A blob row.
+#[derive(Debug, Clone)]
+pub(crate) struct BlobRow {
+    pub(crate) size: u64,
+    pub(crate) used: i64,
+    pub(crate) is_condemned: bool,
+}
+
+/// A result row.
+#[derive(Debug, Clone)]
+pub(crate) struct ResultRow {
+    pub(crate) key: Vec<u8>,
+    pub(crate) used: i64,
+    pub(crate) own_layer: Option<LayerId>,
+    /// Own layer and stack.
+    pub(crate) layers: Vec<LayerId>,
+    pub(crate) exec_ns: u64,
+    pub(crate) description: String,
+    pub(crate) root: Option<NodeDigest>,
+}
+
+/// The index at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) layers: BTreeMap<LayerId, LayerRow>,
+    pub(crate) blobs: BTreeMap<Digest, BlobRow>,
+    pub(crate) results: Vec<ResultRow>,
+    /// Keys of results that cannot be read.
+    pub(crate) damaged_results: Vec<Vec<u8>>,
+    pub(crate) images: Vec<(String, ImageRecord)>,
+    /// Manifests and configs of resolved references: small, and what lets a build start without the registry.
+    pub(crate) resolved_blobs: BTreeSet<Digest>,
+    /// Blobs that layers were pulled as, by diff id.
+    pub(crate) pulled: BTreeMap<Digest, Digest>,
+    /// Root node of each remembered tree of image layers.
+    pub(crate) chains: BTreeMap<[u8; 32], Option<NodeDigest>>,
+    /// Chains that an image or a resolved reference has.
+    pub(crate) known_chains: BTreeMap<[u8; 32], Vec<Digest>>,
+}
+
+/// What was freed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Freed {
+    pub(crate) layers: u64,
+    pub(crate) blobs: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Store {
+    /// Opens the store for collection, with the lock that admits one collector; `None` while another has it.
+    pub(crate) fn open_collector(
+        root: &Path,
+        options: StoreOptions,
+    ) -> Result<Option<(Self, File)>, StoreError> {
+        let store = Self::open_as(root, options, false)?;
+        let layout = &store.inner.layout;
+        let file = File::from(layout.open("locks/gc", OFlags::RDWR | OFlags::CREATE)?);
+        match lock::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some((store, file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).doing("lock", &layout.path("locks/gc")),
+        }
+    }
+
+    /// Reads everything that decides what is kept. Fails on a damaged image record: what it names is unknown, so
+    /// nothing could be removed safely.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let mut snapshot = self.snapshot_without_images()?;
+        let images = self.inner.index.read("list images", |connection| {
+            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?)
+        })?;
+        for (name, text, sealed) in images {
+            let record: ImageRecord = from_json("image", &name, &text, sealed)?;
+            snapshot.know_chain(record.diff_ids.iter().map(|diff| diff.0).collect());
+            snapshot.images.push((name, record));
+        }
+        Ok(snapshot)
+    }
+
+    /// [`Self::snapshot`] with no images in it.
+    pub(super) fn snapshot_without_images(&self) -> Result<Snapshot, StoreError> {
+        let mut resolutions = Vec::new();
+        let mut snapshot = self.inner.index.read("list the index", |connection| {
+            let mut snapshot = Snapshot::default();
+            let size = |value: i64| u64::try_from(value).unwrap_or(0);
+            let mut statement =
+                connection.prepare("SELECT id, size, diff_id, created, used, until FROM layers")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let layer = LayerRow {
+                    size: size(row.get(1)?),
+                    diff_id: row.get::<_, Option<[u8; 32]>>(2)?.map(Digest::from_bytes),
+                    created: row.get(3)?,
+                    used: row.get(4)?,
+                    is_condemned: row.get::<_, i64>(5)? != readers::NONE,
+                };
+                snapshot.layers.insert(LayerId::from_sql(row.get(0)?), layer);
+            }
+            let mut statement = connection.prepare("SELECT digest, size, used, until FROM blobs")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let blob = BlobRow {
+                    size: size(row.get(1)?),
+                    used: row.get(2)?,
+                    is_condemned: row.get::<_, i64>(3)? != readers::NONE,
+                };
+                snapshot.blobs.insert(Digest::from_bytes(row.get(0)?), blob);
+            }
+            let mut statement = connection.prepare("SELECT key, record, seal, used FROM results")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (key, bytes): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                let is_sealed = seal("result", &key, &bytes) == row.get::<_, [u8; 8]>(2)?;
+                match result::decode(&bytes).filter(|_| is_sealed) {
+                    Some(record) => snapshot.results.push(result_row(key, row.get(3)?, record)),
+                    None => snapshot.damaged_results.push(key),
+                }
+            }
+            let mut statement = connection.prepare("SELECT chain, record FROM chain_trees")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let tree: Vec<u8> = row.get(1)?;
+                snapshot.chains.insert(row.get(0)?, Tree::decode(&tree).ok().map(|tree| tree.node));
+            }
+            let mut statement =
+                connection.prepare("SELECT diff_id, blob FROM encodings WHERE params = ?1")?;
+            let mut rows = statement.query([PULLED])?;
+            while let Some(row) = rows.next()? {
+                let blob = Digest::from_bytes(row.get(1)?);
+                snapshot.pulled.insert(Digest::from_bytes(row.get(0)?), blob);
+            }
+            let mut statement = connection.prepare("SELECT record FROM resolutions")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            resolutions = rows.collect::<Result<Vec<_>, _>>()?;
+            Ok(snapshot)
+        })?;
+        for text in resolutions {
+            if let Ok(resolution) = serde_json::from_str::<Resolution>(&text) {
+                snapshot.resolved_blobs.extend([resolution.manifest, resolution.config]);
+                snapshot.know_chain(resolution.layers.iter().map(|layer| layer.diff_id.0).collect());
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Blobs that an image is made of, as far as they can be known: config, manifest, and what the manifest lists.
+    pub(crate) fn image_blobs(&self, image: &ImageRecord) -> Vec<Digest> {
+        let mut blobs = vec![image.config];
+        let Some(manifest) = image.manifest else { return blobs };
+        blobs.push(manifest);
+        let Ok(Some(bytes)) = self.blob_bytes(&manifest, MANIFEST_BYTES_MAX) else { return blobs };
+        let Ok(document) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return blobs };
+        let layers = document.get("layers").and_then(serde_json::Value::as_array);
+        let digests = layers.into_iter().flatten().filter_map(|layer| layer.get("digest")?.as_str());
+        blobs.extend(digests.filter_map(|digest| digest.parse::<Digest>().ok()));
+        blobs
+    }
+
+    /// Takes back what was condemned and is wanted after all.
+    pub(crate) fn reprieve(&self, layers: &[LayerId], blobs: &[Digest]) -> Result<(), StoreError> {
+        if layers.is_empty() && blobs.is_empty() {
+            return Ok(());
+        }
+        self.inner.index.write_durably("take objects back", |transaction| {
+            readers::touch_layers(transaction, layers)?;
+            readers::touch_blobs(transaction, blobs)
+        })
+    }
+
+    /// Hides results for good: `(key, used)` as the snapshot has them; one used or written since stays. Returns how
+    /// many went.
+    pub(crate) fn drop_results(&self, results: &[(&[u8], i64)]) -> Result<u64, StoreError> {
+        let mut dropped = 0;
+        for batch in results.chunks(BATCH) {
+            dropped += self.inner.index.write_durably("remove results", |transaction| {
+                let mut statement =
+                    transaction.prepare_cached("DELETE FROM results WHERE key = ?1 AND used = ?2")?;
+                let mut count = 0;
+                for (key, used) in batch {
+                    count += statement.execute((key, used))?;
+                }
+                Ok(count as u64)
+            })?;
+        }
+        Ok(dropped)
+    }
+
+    /// Removes remembered trees of image layers.
+    pub(crate) fn drop_chains(&self, chains: &[[u8; 32]]) -> Result<(), StoreError> {
+        for batch in chains.chunks(BATCH) {
+            self.inner.index.write_durably("remove trees of chains", |transaction| {
+                let mut statement = transaction.prepare_cached("DELETE FROM chain_trees WHERE chain = ?1")?;
+                batch.iter().try_for_each(|chain| statement.execute([chain]).map(drop))?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Condemns layers in the present generation: `(layer, used)` as the snapshot has them. One that was touched since
+    /// stays. Returns what was condemned.
+    pub(crate) fn condemn_layers(&self, layers: &[(LayerId, i64)]) -> Result<Vec<LayerId>, StoreError> {
+        let keys: Vec<_> = layers.iter().map(|(id, used)| (id.to_sql(), *used)).collect();
+        let sql = "UPDATE layers SET until = ?3 WHERE id = ?1 AND used = ?2 AND until = ?4";
+        let gone = self.condemn(sql, &keys)?;
+        Ok(gone.into_iter().map(LayerId::from_sql).collect())
+    }
+
+    /// The same for blobs.
+    pub(crate) fn condemn_blobs(&self, blobs: &[(Digest, i64)]) -> Result<Vec<Digest>, StoreError> {
+        let keys: Vec<_> = blobs.iter().map(|(digest, used)| (*digest.as_bytes(), *used)).collect();
+        let sql = "UPDATE blobs SET until = ?3 WHERE digest = ?1 AND used = ?2 AND until = ?4";
+        let gone = self.condemn(sql, &keys)?;
+        Ok(gone.into_iter().map(Digest::from_bytes).collect())
+    }
+
+    fn condemn<K: rusqlite::ToSql + Copy>(&self, sql: &str, keys: &[(K, i64)]) -> Result<Vec<K>, StoreError> {
+        let generation = readers::current(&self.inner.layout)?;
+        let mut condemned = Vec::new();
+        for batch in keys.chunks(BATCH) {
+            condemned.extend(self.inner.index.write_durably("condemn objects", |transaction| {
+                let mut statement = transaction.prepare_cached(sql)?;
+                let mut gone = Vec::new();
+                for (key, used) in batch {
+                    if statement.execute((key, used, generation, readers::NONE))? > 0 {
+                        gone.push(*key);
+                    }
+                }
+                Ok(gone)
+            })?);
+        }
+        Ok(condemned)
+    }
+
+    /// Ends the present generation if anything is condemned or `has_more`, and returns the oldest one that may still
+    /// have readers: what was condemned before it can be freed.
+    pub(crate) fn retire(&self, has_more: bool) -> Result<i64, StoreError> {
+        let layout = &self.inner.layout;
+        let in_index: Option<i64> = self.inner.index.read("look for condemned objects", |connection| {
+            let sql = "SELECT max(until) FROM
+                (SELECT until FROM layers WHERE until < ?1 UNION ALL SELECT until FROM blobs WHERE until < ?1)";
+            Ok(connection.query_row(sql, [readers::NONE], |row| row.get(0))?)
+        })?;
+        let in_trees: Option<i64> = self.inner.trees.read("look for condemned nodes", |connection| {
+            Ok(connection.query_row("SELECT max(until) FROM condemned", [], |row| row.get(0))?)
+        })?;
+        let condemned = in_index.max(in_trees);
+        let generation = readers::current(layout)?;
+        if has_more || condemned.is_some_and(|condemned| condemned >= generation) {
+            readers::retire(layout, generation, condemned.unwrap_or(0).max(generation) + 1)?;
+        }
+        readers::oldest_live(layout)
+    }
+
+    /// Number of the present generation.
+    pub(crate) fn generation_now(&self) -> Result<i64, StoreError> {
+        readers::current(&self.inner.layout)
+    }
+
+    /// Bytes of what is condemned and not freed.
+    pub(crate) fn condemned_bytes(&self) -> Result<u64, StoreError> {
+        self.inner.index.read("add up condemned objects", |connection| {
+            let sql = "SELECT coalesce(sum(size), 0) FROM
+                (SELECT size FROM layers WHERE until < ?1 UNION ALL SELECT size FROM blobs WHERE until < ?1)";
+            let bytes: i64 = connection.query_row(sql, [readers::NONE], |row| row.get(0))?;
+            Ok(u64::try_from(bytes).unwrap_or(0))
+        })
+    }
+
+    /// Unlinks what was moved into the lease's work directory.
+    pub(crate) fn empty_trash(&self, lease: &Lease) -> Result<(), StoreError> {
+        let work = lease.work();
+        self.inner.layout.remove_tree(&work)?;
+        self.inner.layout.make_dir(&work)
+    }
+
+    /// Frees condemned layers and blobs that no reader of a generation before `oldest` can hold: the row durably
+    /// first, then the bytes, into the lease's work directory.
+    pub(crate) fn free_objects(&self, lease: &Lease, oldest: i64) -> Result<Freed, StoreError> {
+        let mut freed = Freed::default();
+        loop {
+            let layers = self.inner.index.write_durably("remove layers", |transaction| {
+                let sql = "DELETE FROM layers WHERE id IN
+                    (SELECT id FROM layers WHERE until < ?1 LIMIT ?2) RETURNING id, size";
+                let rows: Vec<(i64, i64)> = transaction
+                    .prepare_cached(sql)?
+                    .query_map((oldest, BATCH as i64), |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect::<Result<_, _>>()?;
+                Ok(rows)
+            })?;
+            if layers.is_empty() {
+                break;
+            }
+            for (id, size) in layers {
+                // Not there: somebody removed it by hand.
+                let _ = self.inner.layout.publish(&layout::layer(LayerId::from_sql(id)), &lease.next_path());
+                freed.layers += 1;
+                freed.bytes += u64::try_from(size).unwrap_or(0);
+            }
+        }
+        loop {
+            let blobs = self.condemned_blobs(oldest)?;
+            if blobs.is_empty() {
+                break;
+            }
+            // The row must be gone for good before the bytes are; and a blob's file moves inside a transaction, so
+            // that storing the digest again cannot come between.
+            self.inner.index.write_durably("remove blobs", |transaction| {
+                let sql = "DELETE FROM blobs WHERE digest = ?1 AND until < ?2";
+                let mut statement = transaction.prepare_cached(sql)?;
+                for (digest, size) in &blobs {
+                    if statement.execute((digest.as_bytes(), oldest))? > 0 {
+                        let _ = self.inner.layout.publish(&layout::blob(digest), &lease.next_path());
+                        freed.blobs += 1;
+                        freed.bytes += size;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        if freed.layers > 0 {
+            self.inner.index.write("remove transitions", |transaction| {
+                transaction.execute(
+                    "DELETE FROM transitions WHERE NOT EXISTS (SELECT 1 FROM layers WHERE id = layer)",
+                    [],
+                )?;
+                Ok(())
+            })?;
+        }
+        Ok(freed)
+    }
+
+    fn condemned_blobs(&self, oldest: i64) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.inner.index.read("list condemned blobs", |connection| {
+            let sql = "SELECT digest, size FROM blobs WHERE until < ?1 LIMIT ?2";
+            let mut statement = connection.prepare_cached(sql)?;
+            let rows = statement.query_map((oldest, BATCH as i64), |row| {
+                let size: i64 = row.get(1)?;
+                Ok((Digest::from_bytes(row.get(0)?), u64::try_from(size).unwrap_or(0)))
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Adds every node below `roots` to `reached`; what is there already is not entered. Missing and damaged nodes
+    /// lead nowhere.
+    pub(crate) fn reach(
+        &self,
+        roots: impl IntoIterator<Item = NodeDigest>,
+        reached: &mut HashSet<NodeDigest>,
+    ) -> Result<(), StoreError> {
+        let mut work: Vec<NodeDigest> = roots.into_iter().collect();
+        self.inner.trees.read("walk trees", |connection| {
+            let mut statement = connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
+            while let Some(digest) = work.pop() {
+                if !reached.insert(digest) {
+                    continue;
+                }
+                let bytes: Option<Vec<u8>> = statement.query_row([digest.0], |row| row.get(0)).optional()?;
+                let node = bytes.and_then(|bytes| DirNode::decode(&bytes).ok());
+                work.extend(node.iter().flat_map(|node| node.entries.values()).filter_map(|entry| {
+                    match entry.kind {
+                        Kind::Dir(child) => Some(child),
+                        _ => None,
+                    }
+                }));
+            }
+            Ok(())
+        })
+    }
+
+    /// Condemns every node but those in `kept`, and takes back those in `wanted`.
+    pub(crate) fn condemn_nodes(
+        &self,
+        wanted: &HashSet<NodeDigest>,
+        kept: &HashSet<NodeDigest>,
+    ) -> Result<(), StoreError> {
+        let generation = readers::current(&self.inner.layout)?;
+        let (nodes, condemned) = self.inner.trees.read("list nodes", |connection| {
+            let list = |sql: &str| -> rusqlite::Result<Vec<NodeDigest>> {
+                let mut statement = connection.prepare(sql)?;
+                let rows = statement.query_map([], |row| row.get(0).map(NodeDigest))?;
+                rows.collect()
+            };
+            Ok((list("SELECT digest FROM nodes")?, list("SELECT digest FROM condemned")?))
+        })?;
+        let back: Vec<_> = condemned.into_iter().filter(|digest| wanted.contains(digest)).collect();
+        let gone: Vec<_> = nodes.into_iter().filter(|digest| !kept.contains(digest)).collect();
+        if back.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        self.inner.trees.write_durably("condemn nodes", |transaction| {
+            let mut statement = transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1")?;
+            back.iter().try_for_each(|digest| statement.execute([digest.0]).map(drop))?;
+            // One that waits already keeps its generation, or it would wait for ever on a busy machine.
+            let mut statement =
+                transaction.prepare_cached("INSERT OR IGNORE INTO condemned VALUES (?1, ?2)")?;
+            gone.iter().try_for_each(|digest| statement.execute((digest.0, generation)).map(drop))?;
+            Ok(())
+        })
+    }
+
+    /// Frees condemned nodes that no reader of a generation before `oldest` can hold and that are not in `kept`,
+    /// which must have been reached after `oldest` was found. Returns how many.
+    pub(crate) fn free_nodes(&self, oldest: i64, kept: &HashSet<NodeDigest>) -> Result<u64, StoreError> {
+        let waiting: Vec<NodeDigest> = self.inner.trees.read("list condemned nodes", |connection| {
+            let mut statement = connection.prepare("SELECT digest FROM condemned WHERE until < ?1")?;
+            let rows = statement.query_map([oldest], |row| row.get(0).map(NodeDigest))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        let mut freed = 0;
+        let gone: Vec<_> = waiting.into_iter().filter(|digest| !kept.contains(digest)).collect();
+        for batch in gone.chunks(16 * BATCH) {
+            freed += self.inner.trees.write("remove nodes", |transaction| {
+                let mut count = 0;
+                // Whoever stored the node again meanwhile took it off the list.
+                let mut unlist =
+                    transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1 AND until < ?2")?;
+                let mut remove = transaction.prepare_cached("DELETE FROM nodes WHERE digest = ?1")?;
+                for digest in batch {
+                    if unlist.execute((digest.0, oldest))? > 0 {
+                        count += remove.execute([digest.0])?;
+                    }
+                }
+                Ok(count as u64)
+            })?;
+        }
+        Ok(freed)
+    }
+
+    /// True when some node waits to be freed.
+    pub(crate) fn has_condemned_nodes(&self, oldest: i64) -> Result<bool, StoreError> {
+        self.inner.trees.read("look for condemned nodes", |connection| {
+            let sql = "SELECT EXISTS (SELECT 1 FROM condemned WHERE until < ?1)";
+            Ok(connection.query_row(sql, [oldest], |row| row.get(0))?)
+        })
+    }
+
+    /// Layer directories without a row. They may be about to get one: remove them only when all generations that were
+    /// alive when they were listed have died.
+    pub(crate) fn orphan_layers(&self) -> Result<Vec<LayerId>, StoreError> {
+        let listed: BTreeSet<LayerId> = list(&self.inner.layout, "layers")?
+            .iter()
+            .filter(|name| name.len() == 16)
+            .filter_map(|name| u64::from_str_radix(name, 16).ok().map(LayerId))
+            .collect();
+        let known: BTreeSet<LayerId> = self.inner.index.read("list layers", |connection| {
+            let mut statement = connection.prepare("SELECT id FROM layers")?;
+            let rows = statement.query_map([], |row| row.get(0).map(LayerId::from_sql))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        Ok(listed.difference(&known).copied().collect())
+    }
+
+    /// Removes orphans that still have no row; see [`Self::orphan_layers`]. Returns how many.
+    pub(crate) fn remove_orphan_layers(&self, lease: &Lease, orphans: &[LayerId]) -> Result<u64, StoreError> {
+        let still: BTreeSet<LayerId> = self.orphan_layers()?.into_iter().collect();
+        let mut removed = 0;
+        for id in orphans.iter().filter(|id| still.contains(id)) {
+            removed += u64::from(self.inner.layout.publish(&layout::layer(*id), &lease.next_path()).is_ok());
+        }
+        Ok(removed)
+    }
+
+    /// Blob files without a row. Storing renames and records in one transaction, so one may be getting its row now.
+    pub(super) fn orphan_blobs(&self) -> Result<Vec<Digest>, StoreError> {
+        let layout = &self.inner.layout;
+        let mut files = Vec::new();
+        for dir in list(layout, "blobs/sha256")? {
+            files.extend(list(layout, &format!("blobs/sha256/{dir}"))?);
+        }
+        let digests = files.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+        let known = self.snapshot_blobs()?;
+        Ok(digests.filter(|digest| !known.contains(digest)).collect())
+    }
+
+    /// Removes blob files without a row. The rename happens inside a transaction, as storing does. Returns how many.
+    pub(crate) fn remove_orphan_blobs(&self, lease: &Lease) -> Result<u64, StoreError> {
+        let layout = &self.inner.layout;
+        let orphans = self.orphan_blobs()?;
+        let mut removed = 0;
+        for batch in orphans.chunks(BATCH) {
+            removed += self.inner.index.write("remove blobs without a row", |transaction| {
+                let mut count = 0;
+                for digest in batch.iter() {
+                    if !has_blob_row(transaction, digest)?
+                        && layout.publish(&layout::blob(digest), &lease.next_path()).is_ok()
+                    {
+                        count += 1;
+                    }
+                }
+                Ok(count)
+            })?;
+        }
+        Ok(removed)
+    }
+
+    fn snapshot_blobs(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        self.inner.index.read("list blobs", |connection| {
+            let mut statement = connection.prepare("SELECT digest FROM blobs")?;
+            let rows = statement.query_map([], |row| row.get(0).map(Digest::from_bytes))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Removes key locks nobody holds, stat indexes nobody used for a month, and writes pending uses.
+    pub(crate) fn tidy(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.fold_uses(lease)?;
+        self.sweep_key_locks()?;
+        let layout = &self.inner.layout;
+        let now = super::db::now_unix_ns() / 1_000_000_000;
+        for name in list(layout, "contexts")? {
+            let name = format!("contexts/{name}");
+            if let Ok(stat) = rustix::fs::statat(layout.fd(), &name, AtFlags::SYMLINK_NOFOLLOW)
+                && now - stat.st_mtime > CONTEXT_AGE_SECS
+            {
+                let _ = rustix::fs::unlinkat(layout.fd(), &name, AtFlags::empty());
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties both write-ahead logs into their databases, when nobody is in the way.
+    pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
+        self.inner.trees.checkpoint()?;
+        self.inner.index.checkpoint()
+    }
+
+    /// Bytes free to us and bytes in all on the store's file system.
+    pub fn disk(&self) -> Result<(u64, u64), StoreError> {
+        let stat = rustix::fs::fstatvfs(self.inner.layout.fd()).doing("ask for the space on", self.root())?;
+        Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+    }
+}
+
+impl Snapshot {
+    /// The stored blob that a layer was pulled as: useless without each other.
+    pub(crate) fn pulled_blob(&self, layer: &LayerRow) -> Option<Digest> {
+        let blob = self.pulled.get(&layer.diff_id?)?;
+        self.blobs.contains_key(blob).then_some(*blob)
+    }
+
+    fn know_chain(&mut self, diff_ids: Vec<Digest>) {
+        for end in 1..=diff_ids.len() {
+            let below: Vec<_> = diff_ids[..end].iter().map(|diff| rbuild_oci::DiffId(*diff)).collect();
+            if let Some(chain) = ChainId::of(&below) {
+                self.known_chains.entry(*chain.0.as_bytes()).or_insert_with(|| diff_ids[..end].to_vec());
+            }
+        }
+    }
+}
+
+fn result_row(key: Vec<u8>, used: i64, record: super::ResultRecord) -> ResultRow {
+    let mut layers = record.stack.unwrap_or_default();
+    layers.extend(record.own_layer.filter(|own| !layers.contains(own)));
+    ResultRow {
+        key,
+        used,
+        own_layer: record.own_layer,
+        layers,
+        exec_ns: record.exec_ns,
+        description: record.description,
+        root: Tree::decode(&record.tree).ok().map(|tree| tree.node),
+    }
+}
+
+fn has_blob_row(transaction: &Transaction<'_>, digest: &Digest) -> rusqlite::Result<bool> {
+    transaction
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)")?
+        .query_row([digest.as_bytes()], |row| row.get(0))
+}
+
+fn list(layout: &Layout, dir: &str) -> Result<Vec<String>, StoreError> {
+    let fd = layout.open(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let names = layout::names(&fd).doing("list", &layout.path(dir))?;
+    Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
+}

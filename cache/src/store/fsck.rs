@@ -1,0 +1,465 @@
+//! Checking every byte of a store against what it should be, and setting aside what is not.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
+
+use rbuild_oci::Digest;
+use rustix::fs::OFlags;
+
+use super::collect::Snapshot;
+use super::db::{from_json, seal};
+use super::error::StoreError;
+use super::{ImageRecord, LayerId, Lease, Store, layout};
+use crate::layer::{OverlayForm, decode_diff, verify_layer};
+use crate::tree::{DirNode, Kind, NodeDigest};
+
+/// Paths named per damaged layer.
+const PATHS_SHOWN: usize = 3;
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Finding {
+    /// SQLite finds its own file malformed.
+    #[error("index: {0}")]
+    Index(String),
+    /// A blob's file is gone.
+    #[error("blob {0} is recorded, its file is gone")]
+    BlobMissing(Digest),
+    /// A blob's bytes changed.
+    #[error("blob {0} does not hold its bytes")]
+    BlobContent(Digest),
+    /// A layer's directory is gone.
+    #[error("layer {0} is recorded, its directory is gone")]
+    LayerMissing(LayerId),
+    /// A layer's list cannot be read.
+    #[error("layer {0}: its list of entries is damaged")]
+    LayerListing(LayerId),
+    /// A layer's directory is not what its list says.
+    #[error("layer {layer}: {count} entries differ from its list, among them {shown}")]
+    LayerContent {
+        /// Which.
+        layer: LayerId,
+        /// How many paths differ.
+        count: usize,
+        /// The first few.
+        shown: String,
+    },
+    /// A layer's directory cannot be read.
+    #[error("layer {layer} cannot be read: {why}")]
+    LayerUnreadable {
+        /// Which.
+        layer: LayerId,
+        /// What the scan said.
+        why: String,
+    },
+    /// A pulled layer lost the blob it came as, which nothing can make again.
+    #[error("layer {layer} relies on the blob it was pulled as, {blob}, which is gone or damaged")]
+    PulledBlob {
+        /// Which.
+        layer: LayerId,
+        /// Its blob.
+        blob: Digest,
+    },
+    /// A directory node's bytes are not its digest's.
+    #[error("directory node {0} is damaged")]
+    Node(NodeDigest),
+    /// A record cannot be read or does not hold what was written.
+    #[error("the record of {kind} {name} is damaged")]
+    Record {
+        /// Kind of record.
+        kind: &'static str,
+        /// Its key as text.
+        name: String,
+    },
+    /// A cached result needs a layer or directory node that is not there.
+    #[error("the cached result of `{step}` ({key}) relies on what is gone or damaged")]
+    Result {
+        /// Key, in hex.
+        key: String,
+        /// The step as people know it.
+        step: String,
+    },
+    /// A remembered tree of image layers needs a directory node that is not there.
+    #[error("the tree of chain {0} relies on nodes that are gone or damaged")]
+    Chain(String),
+    /// A named image needs something that is not there.
+    #[error("image {name} relies on {lost}, which is gone or damaged")]
+    Image {
+        /// Its name.
+        name: String,
+        /// Layer or blob.
+        lost: String,
+    },
+    /// A layer directory that no row knows: harmless, collection removes it.
+    #[error("layer directory {0} belongs to nothing")]
+    OrphanLayer(LayerId),
+    /// A blob file that no row knows: harmless, collection removes it.
+    #[error("blob file {0} belongs to nothing")]
+    OrphanBlob(Digest),
+}
+
+impl Finding {
+    /// False for left-overs, which harm nobody.
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::OrphanLayer(_) | Self::OrphanBlob(_))
+    }
+}
+
+/// Rows to remove, by table.
+#[derive(Debug, Default)]
+struct Bad {
+    layers: BTreeSet<LayerId>,
+    blobs: BTreeSet<Digest>,
+    nodes: BTreeSet<NodeDigest>,
+    results: BTreeSet<Vec<u8>>,
+    chains: BTreeSet<[u8; 32]>,
+    images: BTreeSet<String>,
+    /// `(table, rowid or key as text)` of records that are nothing but text.
+    facts: Vec<Fact>,
+}
+
+#[derive(Debug)]
+enum Fact {
+    Encoding([u8; 32], String),
+    BlobDiff([u8; 32]),
+    Resolution(String, String),
+}
+
+impl Store {
+    /// Checks everything; `form` is how overlay marks are written in this store. With `repair`, damaged bytes move to
+    /// `quarantine/` and rows that rely on them go; what is sound is not touched. Only under the collection lock.
+    pub(crate) fn fsck(
+        &self,
+        lease: &Lease,
+        form: OverlayForm,
+        repair: bool,
+    ) -> Result<Vec<Finding>, StoreError> {
+        let mut findings = Vec::new();
+        let mut bad = Bad::default();
+        for (db, name) in [(&self.inner.index, "index.sqlite"), (&self.inner.trees, "trees.sqlite")] {
+            let lines = db.read("check the database", |connection| {
+                let mut statement = connection.prepare("PRAGMA quick_check(20)")?;
+                let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+                Ok(rows.collect::<Result<Vec<_>, _>>()?)
+            })?;
+            let wrong = lines.into_iter().filter(|line| line != "ok");
+            findings.extend(wrong.map(|line| Finding::Index(format!("{name}: {line}"))));
+        }
+        let images = self.check_images(&mut findings, &mut bad)?;
+        let snapshot = self.snapshot_without_images()?;
+        self.check_facts(&mut findings, &mut bad)?;
+        self.check_blobs(&snapshot, &mut findings, &mut bad)?;
+        for id in snapshot.layers.keys() {
+            if let Some(finding) = self.check_layer(*id, form)? {
+                bad.layers.insert(*id);
+                findings.push(finding);
+            }
+        }
+        for (id, row) in &snapshot.layers {
+            let Some(blob) = row.diff_id.and_then(|diff| snapshot.pulled.get(&diff)) else { continue };
+            if !snapshot.blobs.contains_key(blob) || bad.blobs.contains(blob) {
+                bad.layers.insert(*id);
+                findings.push(Finding::PulledBlob { layer: *id, blob: *blob });
+            }
+        }
+        self.check_trees(&snapshot, &mut findings, &mut bad)?;
+        check_dependants(&snapshot, &images, &mut findings, &mut bad);
+        self.find_orphans(lease, &mut findings)?;
+        if repair {
+            self.set_aside(&bad)?;
+        }
+        findings.sort();
+        Ok(findings)
+    }
+
+    fn check_images(
+        &self,
+        findings: &mut Vec<Finding>,
+        bad: &mut Bad,
+    ) -> Result<Vec<(String, ImageRecord)>, StoreError> {
+        let rows = self.inner.index.read("list images", |connection| {
+            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?)
+        })?;
+        let mut images = Vec::new();
+        for (name, text, sealed) in rows {
+            match from_json::<ImageRecord>("image", &name, &text, sealed) {
+                Ok(record) => images.push((name, record)),
+                Err(_) => {
+                    findings.push(Finding::Record { kind: "image", name: name.clone() });
+                    bad.images.insert(name);
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    /// Records that only state facts: whoever needs one that is gone finds it out again.
+    fn check_facts(&self, findings: &mut Vec<Finding>, bad: &mut Bad) -> Result<(), StoreError> {
+        let facts = self.inner.index.read("check records", |connection| {
+            let mut facts = Vec::new();
+            let mut statement =
+                connection.prepare("SELECT diff_id, params, blob, size, seal FROM encodings")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (diff, params): ([u8; 32], String) = (row.get(0)?, row.get(1)?);
+                let (blob, size): ([u8; 32], i64) = (row.get(2)?, row.get(3)?);
+                let key = [diff.as_slice(), params.as_bytes()].concat();
+                let value = [blob.as_slice(), &size.to_le_bytes()].concat();
+                if seal("encoding", &key, &value) != row.get::<_, [u8; 8]>(4)? {
+                    facts.push(Fact::Encoding(diff, params));
+                }
+            }
+            let mut statement = connection.prepare("SELECT blob, diff_id, seal FROM blob_diffs")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (blob, diff): ([u8; 32], [u8; 32]) = (row.get(0)?, row.get(1)?);
+                if seal("blob diff", &blob, &diff) != row.get::<_, [u8; 8]>(2)? {
+                    facts.push(Fact::BlobDiff(blob));
+                }
+            }
+            let mut statement =
+                connection.prepare("SELECT reference, platform, record, seal FROM resolutions")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (reference, platform, text): (String, String, String) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                let name = format!("{reference}\n{platform}");
+                if seal("resolution", name.as_bytes(), text.as_bytes()) != row.get::<_, [u8; 8]>(3)? {
+                    facts.push(Fact::Resolution(reference, platform));
+                }
+            }
+            Ok(facts)
+        })?;
+        for fact in &facts {
+            let (kind, name) = match fact {
+                Fact::Encoding(diff, params) => ("encoding", format!("{} ({params})", hex::encode(diff))),
+                Fact::BlobDiff(blob) => ("blob diff", hex::encode(blob)),
+                Fact::Resolution(reference, platform) => ("resolution", format!("{reference} {platform}")),
+            };
+            findings.push(Finding::Record { kind, name });
+        }
+        bad.facts = facts;
+        Ok(())
+    }
+
+    fn check_blobs(
+        &self,
+        snapshot: &Snapshot,
+        findings: &mut Vec<Finding>,
+        bad: &mut Bad,
+    ) -> Result<(), StoreError> {
+        for (digest, row) in &snapshot.blobs {
+            let finding = match self.inner.layout.try_open(&layout::blob(digest), OFlags::RDONLY) {
+                Err(_) => Finding::BlobMissing(*digest),
+                Ok(fd) => {
+                    let mut file = std::fs::File::from(fd);
+                    let is_whole = file.metadata().is_ok_and(|metadata| metadata.len() == row.size);
+                    // A file that cannot be read does not hold its bytes either.
+                    if is_whole && super::blob::hashes_to(&mut file, digest).unwrap_or(false) {
+                        continue;
+                    }
+                    Finding::BlobContent(*digest)
+                }
+            };
+            findings.push(finding);
+            bad.blobs.insert(*digest);
+        }
+        Ok(())
+    }
+
+    fn check_layer(&self, id: LayerId, form: OverlayForm) -> Result<Option<Finding>, StoreError> {
+        let layout = &self.inner.layout;
+        let Ok(dir) = layout.try_open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY) else {
+            return Ok(Some(Finding::LayerMissing(id)));
+        };
+        let entries = match self.layer_entries(id) {
+            Ok(entries) => entries,
+            Err(StoreError::Damaged { .. } | StoreError::UnknownLayer(_)) => {
+                return Ok(Some(Finding::LayerListing(id)));
+            }
+            Err(error) => return Err(error),
+        };
+        let Ok(listing) = decode_diff(&entries) else { return Ok(Some(Finding::LayerListing(id))) };
+        Ok(match verify_layer(dir.as_fd(), form, &listing) {
+            Ok(wrong) if wrong.is_empty() => None,
+            Ok(wrong) => {
+                let shown: Vec<String> =
+                    wrong.iter().take(PATHS_SHOWN).map(|path| format!("`{path}`")).collect();
+                Some(Finding::LayerContent { layer: id, count: wrong.len(), shown: shown.join(", ") })
+            }
+            Err(error) => Some(Finding::LayerUnreadable { layer: id, why: error.to_string() }),
+        })
+    }
+
+    /// Nodes against their digests, then every tree against the nodes.
+    fn check_trees(
+        &self,
+        snapshot: &Snapshot,
+        findings: &mut Vec<Finding>,
+        bad: &mut Bad,
+    ) -> Result<(), StoreError> {
+        let mut children: HashMap<NodeDigest, Vec<NodeDigest>> = HashMap::new();
+        self.inner.trees.read("check nodes", |connection| {
+            let mut statement = connection.prepare("SELECT digest, bytes FROM nodes")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (digest, bytes) = (NodeDigest(row.get(0)?), row.get::<_, Vec<u8>>(1)?);
+                let node = DirNode::decode(&bytes).ok().filter(|_| NodeDigest::of(&bytes) == digest);
+                let Some(node) = node else {
+                    findings.push(Finding::Node(digest));
+                    bad.nodes.insert(digest);
+                    continue;
+                };
+                let dirs = node.entries.values().filter_map(|entry| match entry.kind {
+                    Kind::Dir(child) => Some(child),
+                    _ => None,
+                });
+                children.insert(digest, dirs.collect());
+            }
+            Ok(())
+        })?;
+        let broken = unreachable_wholes(&children);
+        // The empty directory needs no row.
+        let is_whole = |root: &Option<NodeDigest>| {
+            root.is_some_and(|root| {
+                root == *crate::tree::EMPTY_NODE || (children.contains_key(&root) && !broken.contains(&root))
+            })
+        };
+        for result in snapshot.results.iter().filter(|result| !is_whole(&result.root)) {
+            bad.results.insert(result.key.clone());
+            findings.push(result_finding(result));
+        }
+        for (chain, _) in snapshot.chains.iter().filter(|(_, root)| !is_whole(root)) {
+            bad.chains.insert(*chain);
+            findings.push(Finding::Chain(hex::encode(chain)));
+        }
+        for key in &snapshot.damaged_results {
+            bad.results.insert(key.clone());
+            findings.push(Finding::Record { kind: "result", name: hex::encode(key) });
+        }
+        Ok(())
+    }
+
+    fn find_orphans(&self, lease: &Lease, findings: &mut Vec<Finding>) -> Result<(), StoreError> {
+        let orphans = self.orphan_layers()?;
+        let listed_in = self.generation_now()?;
+        // Somebody who is alive may be about to record what is listed.
+        if self.retire(!orphans.is_empty())? > listed_in {
+            let still: BTreeSet<LayerId> = self.orphan_layers()?.into_iter().collect();
+            findings.extend(orphans.into_iter().filter(|id| still.contains(id)).map(Finding::OrphanLayer));
+        }
+        findings.extend(self.orphan_blobs()?.into_iter().map(Finding::OrphanBlob));
+        self.empty_trash(lease)
+    }
+
+    /// Removes rows in one durable transaction, then moves their bytes to `quarantine/`.
+    fn set_aside(&self, bad: &Bad) -> Result<(), StoreError> {
+        let layout = &self.inner.layout;
+        layout.make_dir("quarantine")?;
+        self.inner.index.write_durably("drop damaged records", |transaction| {
+            let remove = |sql: &str, keys: &mut dyn Iterator<Item = Vec<u8>>| -> rusqlite::Result<()> {
+                let mut statement = transaction.prepare_cached(sql)?;
+                for key in keys {
+                    statement.execute([key])?;
+                }
+                Ok(())
+            };
+            remove("DELETE FROM results WHERE key = ?1", &mut bad.results.iter().cloned())?;
+            remove("DELETE FROM chain_trees WHERE chain = ?1", &mut bad.chains.iter().map(|c| c.to_vec()))?;
+            for name in &bad.images {
+                transaction.execute("DELETE FROM images WHERE name = ?1", [name])?;
+            }
+            for id in &bad.layers {
+                transaction.execute("DELETE FROM layers WHERE id = ?1", [id.to_sql()])?;
+                transaction.execute("DELETE FROM transitions WHERE layer = ?1", [id.to_sql()])?;
+            }
+            for fact in &bad.facts {
+                match fact {
+                    Fact::Encoding(diff, params) => transaction.execute(
+                        "DELETE FROM encodings WHERE diff_id = ?1 AND params = ?2",
+                        (diff, params),
+                    )?,
+                    Fact::BlobDiff(blob) => {
+                        transaction.execute("DELETE FROM blob_diffs WHERE blob = ?1", [blob])?
+                    }
+                    Fact::Resolution(reference, platform) => transaction.execute(
+                        "DELETE FROM resolutions WHERE reference = ?1 AND platform = ?2",
+                        (reference, platform),
+                    )?,
+                };
+            }
+            for digest in &bad.blobs {
+                transaction.execute("DELETE FROM blobs WHERE digest = ?1", [digest.as_bytes()])?;
+                let _ = layout.publish(&layout::blob(digest), &format!("quarantine/blob-{}", digest.hex()));
+            }
+            Ok(())
+        })?;
+        for id in &bad.layers {
+            let _ = layout.publish(&layout::layer(*id), &format!("quarantine/layer-{id}"));
+        }
+        self.inner.trees.write_durably("drop damaged nodes", |transaction| {
+            let mut statement = transaction.prepare_cached("DELETE FROM nodes WHERE digest = ?1")?;
+            bad.nodes.iter().try_for_each(|digest| statement.execute([digest.0]).map(drop))?;
+            Ok(())
+        })
+    }
+}
+
+fn result_finding(result: &super::collect::ResultRow) -> Finding {
+    Finding::Result { key: hex::encode(&result.key), step: result.description.clone() }
+}
+
+/// Nodes below which something is missing.
+fn unreachable_wholes(children: &HashMap<NodeDigest, Vec<NodeDigest>>) -> BTreeSet<NodeDigest> {
+    let mut parents: HashMap<NodeDigest, Vec<NodeDigest>> = HashMap::new();
+    let mut work = Vec::new();
+    for (node, below) in children {
+        for child in below {
+            parents.entry(*child).or_default().push(*node);
+            if !children.contains_key(child) && *child != *crate::tree::EMPTY_NODE {
+                work.push(*child);
+            }
+        }
+    }
+    let mut broken = BTreeSet::new();
+    while let Some(node) = work.pop() {
+        for parent in parents.get(&node).into_iter().flatten() {
+            if broken.insert(*parent) {
+                work.push(*parent);
+            }
+        }
+    }
+    broken
+}
+
+/// Results and images that rely on what is bad or not there.
+fn check_dependants(
+    snapshot: &Snapshot,
+    images: &[(String, ImageRecord)],
+    findings: &mut Vec<Finding>,
+    bad: &mut Bad,
+) {
+    let is_sound = |id: &LayerId| snapshot.layers.contains_key(id) && !bad.layers.contains(id);
+    let mut results = BTreeMap::new();
+    for result in &snapshot.results {
+        if !bad.results.contains(&result.key) && !result.layers.iter().all(is_sound) {
+            results.insert(result.key.clone(), result_finding(result));
+        }
+    }
+    for (name, image) in images {
+        let layer = image.layers.iter().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
+        let is_config_sound =
+            snapshot.blobs.contains_key(&image.config) && !bad.blobs.contains(&image.config);
+        let lost = layer.or_else(|| (!is_config_sound).then(|| format!("config {}", image.config)));
+        if let Some(lost) = lost {
+            findings.push(Finding::Image { name: name.clone(), lost });
+            bad.images.insert(name.clone());
+        }
+    }
+    for (key, finding) in results {
+        bad.results.insert(key);
+        findings.push(finding);
+    }
+}

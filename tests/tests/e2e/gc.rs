@@ -1,0 +1,143 @@
+//! What leaves the store, and what never does.
+
+use std::fs;
+
+use anyhow::Result;
+use rbuild_tests::{Run, need};
+
+use crate::world;
+
+const STEPS: &str =
+    "FROM busybox\nCOPY f /f\nRUN cat /f > /g && echo done\nRUN dd if=/dev/zero of=/big bs=1024 count=512\n";
+
+/// Itself, when it printed all of these.
+#[track_caller]
+fn prints(run: Run, texts: &[&str]) -> Run {
+    for text in texts {
+        assert!(run.stdout.contains(text), "stdout does not say `{text}`\n{run}");
+    }
+    run
+}
+
+#[test]
+fn prune_leaves_what_images_need_and_removes_the_rest() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("prune", STEPS, &[("f", "kept\n")])?;
+    let (_, kept) = env.build_digest(&context, &["-t", "me/kept"])?;
+    fs::write(context.join("f"), "lost\n")?;
+    env.build(&context, &[])?.ok();
+    let before = prints(env.run(["du"])?.ok(), &["RECLAIMABLE", "Total:"]);
+    assert!(before.stdout.contains("true"), "{before}");
+
+    prints(env.run(["prune"])?.ok(), &["WARNING! This will remove"]);
+    let untouched = env.run(["du"])?.ok();
+    assert_eq!(untouched.stdout, before.stdout, "an empty answer is no");
+    let pruned =
+        prints(env.run(["prune", "-f"])?.ok(), &["Deleted build cache objects:", "Total reclaimed space: "]);
+    assert!(!pruned.stdout.contains("space: 0B"), "{pruned}");
+    prints(env.run(["prune", "-f"])?.ok(), &["Total reclaimed space: 0B"]);
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    env.assert_nothing_left();
+
+    // The image's own steps are still cached, the other's are not.
+    let lost = env.build(&context, &[])?.ok();
+    assert_eq!(lost.executed().len(), 3, "{lost}");
+    fs::write(context.join("f"), "kept\n")?;
+    let (run, again) = env.build_digest(&context, &["-t", "me/kept"])?;
+    run.assert_all_cached();
+    assert_eq!(kept, again);
+    Ok(())
+}
+
+#[test]
+fn all_forgets_results_but_no_image() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("all", "FROM busybox\nRUN echo x > /x\n", &[])?;
+    env.build(&context, &["-t", "me/all"])?.ok();
+    env.run(["prune", "-f", "-a"])?.ok();
+    prints(env.run(["images"])?.ok(), &["me/all"]);
+    let file = env.work().join("all.tar");
+    let output = format!("type=oci,dest={}", file.display());
+    let run = env.build(&context, &["-o", &output])?.ok();
+    assert_eq!(run.executed().len(), 1, "{run}");
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    Ok(())
+}
+
+#[test]
+fn a_build_over_its_budget_makes_room_and_the_image_it_made_stays() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let env = env.with_variable("RBUILD_CACHE_BUDGET", "100k");
+    let context = env.context("budget", STEPS, &[("f", "0\n")])?;
+    for round in 0..3 {
+        fs::write(context.join("f"), format!("{round}\n"))?;
+        env.build(&context, &["-t", "me/budget"])?.ok();
+        env.build(&context, &["-t", "me/budget"])?.ok().assert_all_cached();
+    }
+    let usage = env.run(["du", "--format", "json"])?.ok();
+    let mut reclaimable = 0;
+    for line in usage.stdout.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line)?;
+        if entry["Reclaimable"] == true {
+            reclaimable += entry["Size"].as_u64().unwrap_or(0);
+        }
+    }
+    assert!(reclaimable <= 100 << 10, "{reclaimable} bytes\n{usage}");
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn builds_and_prunes_at_the_same_time_all_succeed() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let env = env.with_variable("RBUILD_CACHE_BUDGET", "1k");
+    let contexts: Vec<_> = (0..2)
+        .map(|n| env.context(&format!("race{n}"), STEPS, &[("f", &format!("{n}\n"))]))
+        .collect::<Result<_>>()?;
+    for round in 0..4 {
+        let mut running = Vec::new();
+        for (n, context) in contexts.iter().enumerate() {
+            fs::write(context.join("f"), format!("{n} {}\n", round % 2))?;
+            let name = format!("me/race{n}");
+            let mut command = env.command(["build", "--progress=plain", "-t", &name]);
+            command.arg(context);
+            running.push(env.start(command)?);
+        }
+        // Whoever is second to collect says so and leaves the work to the first.
+        let pruned = env.run(["prune", "-f", "-a"])?;
+        assert!(pruned.code == Some(0) || pruned.stderr.contains("another rbuild is collecting"), "{pruned}");
+        for build in running {
+            build.finish()?.ok();
+        }
+    }
+    prints(env.run(["images"])?.ok(), &["me/race0", "me/race1"]);
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn fsck_names_what_is_damaged_and_repair_leaves_a_store_that_builds() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("damage", STEPS, &[("f", "x\n")])?;
+    env.build(&context, &["-t", "me/damage"])?.ok();
+    let big = fs::read_dir(env.store().join("layers"))?
+        .filter_map(|layer| Some(layer.ok()?.path().join("diff/big")))
+        .find(|file| file.exists())
+        .expect("one layer has it");
+    let mut bytes = fs::read(&big)?;
+    bytes[1000] ^= 4;
+    fs::write(&big, bytes)?;
+    prints(env.run(["cache", "fsck"])?.exits(1), &["`big`", "image docker.io/me/damage:latest relies on"]);
+    env.run(["cache", "fsck", "--repair"])?.ok();
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    let run = env.build(&context, &["-t", "me/damage"])?.ok();
+    assert_eq!(run.executed(), ["[4/4] RUN dd if=/dev/zero of=/big bs=1024 count=512"], "{run}");
+    Ok(())
+}
