@@ -18,6 +18,7 @@ use rbuild_oci::{DiffId, Digest};
 use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
+use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
@@ -109,6 +110,9 @@ pub enum BuildError {
     /// No image of that name is in the store.
     #[error("An image does not exist locally with the tag: {0}")]
     NoSuchImage(String),
+    /// A command on images or credentials failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// Registry settings are broken.
     #[error(transparent)]
     RegistryConfig(#[from] rbuild_registry::ConfigError),

@@ -433,8 +433,14 @@ fn the_other_commands_parse() {
     assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
     let push = PushRequest { name: alpine, default_tag: false, quiet: false };
     assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
-    let images =
-        ImagesRequest { name: Some("node".parse().unwrap()), quiet: true, no_trunc: true, digests: false };
+    let images = ImagesRequest {
+        name: Some("node".to_owned()),
+        quiet: true,
+        no_trunc: true,
+        digests: false,
+        filters: Vec::new(),
+        format: String::new(),
+    };
     assert_eq!(command(&["images", "-q", "--no-trunc", "node"]), Command::Images(images));
     assert!(refused(&["pull", "UP"]).contains("must be lowercase"));
     assert!(refused(&["push", &format!("a@sha256:{}", "0".repeat(64))]).contains("digest"));

@@ -2,9 +2,20 @@
 
 mod build;
 mod doctor;
+mod error;
+mod history;
+mod image;
 mod images;
+mod inspect;
+mod load;
+mod login;
+mod password;
 mod pull;
 mod push;
+mod rmi;
+mod save;
+mod stored;
+mod tag;
 mod version;
 
 use std::future::Future;
@@ -15,6 +26,8 @@ use crate::cli::{self, Command, Env};
 use crate::error::BuildError;
 use crate::failure;
 use crate::settings::Settings;
+
+pub use error::ImageError;
 
 /// Parses the command line, runs the command and reports what went wrong.
 pub fn main() -> ExitCode {
@@ -31,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
+        Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),
         Command::Version => version::run(),
         Command::Help(text) => {

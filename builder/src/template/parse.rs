@@ -216,7 +216,7 @@ impl Parser {
     fn otherwise(
         &mut self,
         keyword: &'static str,
-        mut tokens: Tokens,
+        tokens: Tokens,
         at: Place,
     ) -> Result<Vec<Node>, TemplateError> {
         // `else if` shares the `end` of the `if` it belongs to.
