@@ -6,6 +6,7 @@ mod bad_input;
 mod caching;
 mod contexts;
 mod copy;
+mod image_commands;
 mod images;
 mod interrupt;
 mod outputs;
