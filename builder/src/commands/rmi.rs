@@ -80,6 +80,8 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<(), BuildError> {
         text.push_str(&line);
     }
     if going.len() == all.len() {
+        // A stand-in from before the image had a name must not bring it back.
+        store.remove_image(&record.config.to_string())?;
         text.push_str(&format!("Deleted: {}\n", record.config));
     }
     super::print(&text);

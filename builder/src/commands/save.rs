@@ -119,7 +119,7 @@ async fn packed(
     let platform = config.platform.clone();
     let created = config.created.clone().unwrap_or_default();
     let names = names.to_vec();
-    if let Some((manifest, manifest_type, layers)) = as_pulled(&env.store, record)? {
+    if let Some(Pulled { manifest, manifest_type, layers }) = as_pulled(&env.store, record)? {
         return Ok(SavedImage {
             manifest,
             manifest_type,
@@ -149,11 +149,15 @@ async fn packed(
     })
 }
 
+/// A manifest as somebody else wrote it, and the blobs it names.
+struct Pulled {
+    manifest: Vec<u8>,
+    manifest_type: String,
+    layers: Vec<LayerBlob>,
+}
+
 /// The recorded manifest, when the store has it and all its layers' blobs.
-fn as_pulled(
-    store: &Store,
-    record: &ImageRecord,
-) -> Result<Option<(Vec<u8>, String, Vec<LayerBlob>)>, BuildError> {
+fn as_pulled(store: &Store, record: &ImageRecord) -> Result<Option<Pulled>, BuildError> {
     let Some(digest) = record.manifest else { return Ok(None) };
     let Some(bytes) = store.blob_bytes(&digest, Document::BYTES_MAX as u64)? else { return Ok(None) };
     let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, None) else { return Ok(None) };
@@ -176,5 +180,6 @@ fn as_pulled(
         });
     }
     let stated = manifest.media_type().as_ref().map(ToString::to_string);
-    Ok(Some((bytes, stated.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned()), layers)))
+    let manifest_type = stated.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+    Ok(Some(Pulled { manifest: bytes, manifest_type, layers }))
 }

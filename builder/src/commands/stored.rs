@@ -62,7 +62,12 @@ impl Images {
             };
             Some(Named { raw, reference, record })
         };
-        Ok(Self { all: store.images()?.into_iter().filter_map(named).collect() })
+        let mut all: Vec<Named> = store.images()?.into_iter().filter_map(named).collect();
+        // A stand-in counts as long as there is no name; builds and pulls that bring one do not know of it.
+        let with_names: Vec<Digest> =
+            all.iter().filter(|named| named.reference.is_some()).map(|named| named.record.config).collect();
+        all.retain(|named| named.reference.is_some() || !with_names.contains(&named.record.config));
+        Ok(Self { all })
     }
 
     /// The image that `text` stands for. Names win over ids.

@@ -11,8 +11,6 @@ pub(super) fn run(request: &TagRequest, host: &Host) -> Result<(), BuildError> {
     let found = images.find(&request.source)?.named();
     host.store.put_image(&request.target.to_string(), &found.record)?;
     // The stand-in for a name has done its duty.
-    if found.reference.is_none() {
-        host.store.remove_image(&found.raw)?;
-    }
+    host.store.remove_image(&found.record.config.to_string())?;
     Ok(())
 }

@@ -65,7 +65,7 @@ pub(super) enum Base {
 }
 
 /// What ended a list of nodes.
-enum End {
+enum Stop {
     Template,
     End,
     /// `else` with what stands behind it.
@@ -77,9 +77,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, TemplateError> {
     let mut parser = Parser { pieces: pieces.into_iter(), variables: Vec::new(), depth: 0, loops: 0 };
     let (nodes, end) = parser.nodes()?;
     match end {
-        (End::Template, _) => Ok(nodes),
-        (End::End, at) => wrong(at, unexpected("{{end}}")),
-        (End::Else(_), at) => wrong(at, unexpected("{{else}}")),
+        (Stop::Template, _) => Ok(nodes),
+        (Stop::End, at) => wrong(at, unexpected("{{end}}")),
+        (Stop::Else(_), at) => wrong(at, unexpected("{{else}}")),
     }
 }
 
@@ -139,7 +139,7 @@ fn unexpected(found: &str) -> SyntaxProblem {
 
 impl Parser {
     /// Nodes up to an `end`, an `else` or the template's end.
-    fn nodes(&mut self) -> Result<(Vec<Node>, (End, Place)), TemplateError> {
+    fn nodes(&mut self) -> Result<(Vec<Node>, (Stop, Place)), TemplateError> {
         let mut nodes = Vec::new();
         let mut last = Place { line: 1, column: 1 };
         while let Some(piece) = self.pieces.next() {
@@ -158,11 +158,11 @@ impl Parser {
                 Some("end") => {
                     tokens.next();
                     tokens.finish()?;
-                    return Ok((nodes, (End::End, at)));
+                    return Ok((nodes, (Stop::End, at)));
                 }
                 Some("else") => {
                     tokens.next();
-                    return Ok((nodes, (End::Else(tokens), at)));
+                    return Ok((nodes, (Stop::Else(tokens), at)));
                 }
                 Some("if") => Node::If(self.block("if", tokens)?),
                 Some("with") => Node::With(self.block("with", tokens)?),
@@ -186,7 +186,7 @@ impl Parser {
             };
             nodes.push(node);
         }
-        Ok((nodes, (End::Template, last)))
+        Ok((nodes, (Stop::Template, last)))
     }
 
     /// A block from its keyword on, with its branches, through its `end`.
@@ -204,9 +204,9 @@ impl Parser {
         let (then, end) = self.nodes()?;
         self.loops -= usize::from(keyword == "range");
         let otherwise = match end {
-            (End::Template, _) => return wrong(at, SyntaxProblem::Unclosed(keyword)),
-            (End::End, _) => Vec::new(),
-            (End::Else(tokens), _) => self.otherwise(keyword, tokens, at)?,
+            (Stop::Template, _) => return wrong(at, SyntaxProblem::Unclosed(keyword)),
+            (Stop::End, _) => Vec::new(),
+            (Stop::Else(tokens), _) => self.otherwise(keyword, tokens, at)?,
         };
         self.variables.truncate(scope);
         self.depth -= 1;
@@ -226,9 +226,9 @@ impl Parser {
             _ => tokens.finish()?,
         }
         match self.nodes()? {
-            (nodes, (End::End, _)) => Ok(nodes),
-            (_, (End::Else(_), at)) => wrong(at, unexpected("a second {{else}}")),
-            (_, (End::Template, _)) => wrong(at, SyntaxProblem::Unclosed(keyword)),
+            (nodes, (Stop::End, _)) => Ok(nodes),
+            (_, (Stop::Else(_), at)) => wrong(at, unexpected("a second {{else}}")),
+            (_, (Stop::Template, _)) => wrong(at, SyntaxProblem::Unclosed(keyword)),
         }
     }
 

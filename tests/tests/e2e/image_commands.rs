@@ -232,7 +232,11 @@ fn archives_of_other_tools_are_loaded() -> Result<()> {
         let layers = stdout(&env, &["inspect", "-f", "{{json .RootFS.Layers}}", &suffix[1..]])?;
         assert_eq!(serde_json::from_str::<Value>(&layers)?, inspected["rootfs"]["diff_ids"]);
     }
+    // What was loaded is a base like any other.
+    let context = env.context("on-loaded", "FROM skopeo/docker:1\nRUN echo on > /on\n", &[])?;
+    env.build(&context, &["-t", "me/on"])?.ok();
     // A tag alone is no name: the image is found by its id.
+    env.run(["rmi", "skopeo/docker:1", "skopeo/oci:1"])?.ok();
     let path = work.join("unnamed.tar");
     judge::copy(&from, &format!("oci-archive:{}:latest", path.display()))?;
     let run = env.run(["load", "-i", &path.to_string_lossy()])?.ok();
@@ -240,9 +244,6 @@ fn archives_of_other_tools_are_loaded() -> Result<()> {
     assert_eq!(stdout(&env, &["images", "-f", "dangling=true", "-q", "--no-trunc"])?, format!("{id}\n"));
     env.run(["tag", &id, "me/named"])?.ok();
     assert_eq!(stdout(&env, &["images", "-f", "dangling=true", "-q"])?, "");
-    // What was loaded is a base like any other.
-    let context = env.context("on-loaded", "FROM skopeo/docker:1\nRUN echo on > /on\n", &[])?;
-    env.build(&context, &["-t", "me/on"])?.ok();
     Ok(())
 }
 
