@@ -13,6 +13,7 @@ use rbuild_frontend::graph::{BuildGraph, Network, Op};
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
 use rbuild_frontend::parse::{Parsed, parse};
 use rbuild_frontend::stage::Stages;
+use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
@@ -23,7 +24,8 @@ use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ContextArg, NamedContextArg, OutputArg};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
-use crate::error::BuildError;
+use crate::context::wanted::Wanted;
+use crate::error::{BuildError, one_line};
 use crate::export::{
     self,
     oci_layout::{self, Destination},
@@ -127,7 +129,7 @@ pub async fn build(
         ended(events, exporting, export_all(request, &env, &registry, image.clone(), events, cancel).await)?;
     if cancel.reason().is_some() {
         events.finished(exporting, Outcome::Canceled);
-        return Err(BuildError::Interrupted);
+        return Err(BuildError::Canceled);
     }
     let names = store_names(request);
     let manifest = packed.as_ref().map(|p| p.digest);
@@ -252,7 +254,7 @@ async fn resolve(
         resolver.resolve(&request.reference, request.named_context.as_deref(), &request.platform).await;
     events.finished(
         id,
-        result.as_ref().map_or_else(|error| Outcome::Error(error.to_string()), |_| Outcome::Done),
+        result.as_ref().map_or_else(|error| Outcome::Error(one_line(error)), |_| Outcome::Done),
     );
     result
 }
@@ -263,12 +265,17 @@ fn shown(reference: &str) -> String {
     parsed.unwrap_or_else(|_| reference.to_owned())
 }
 
-/// Names of earlier stages, when the image is wanted by something other than FROM: the name may be a misspelt stage.
+/// Names of earlier stages that the name of an image may stand for, misspelt: all of them for `--from`, a near one for
+/// FROM.
 fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
     let stages: Vec<_> =
         Stages::of(&parsed.ast).all.iter().map(|stage| (stage.label(), stage.instruction.lines)).collect();
-    if stages.iter().any(|(_, lines)| *lines == request.lines) {
-        return Vec::new();
+    let is_from = stages.iter().any(|(_, lines)| *lines == request.lines);
+    if is_from {
+        // Most names in FROM are images: only one that is nearly a stage's deserves the question.
+        let earlier = stages.iter().filter(|(_, lines)| lines.first < request.lines.first);
+        let near = nearest(&request.reference, earlier.map(|(name, _)| name.as_str()));
+        return near.map(str::to_owned).into_iter().collect();
     }
     let earlier = stages.into_iter().filter(|(_, lines)| lines.first < request.lines.first);
     let mut names: Vec<String> = earlier.map(|(name, _)| name).collect();
@@ -304,7 +311,8 @@ fn scan_contexts(
             let path = dir.canonicalize().map_err(|_| BuildError::NoContext(dir.to_owned()))?;
             let identity = *blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes();
             let index = env.store.fingerprints(&identity)?;
-            let mut scanned = scan(dir, &ignore, &index)?;
+            let wanted = Wanted::by(plan::context_patterns(graph, &context.name));
+            let mut scanned = scan(dir, &ignore, &wanted, &index)?;
             if let Some((moment, known)) = scanned.fingerprints.take() {
                 env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
             }
@@ -352,7 +360,7 @@ async fn export_all(
         };
         let this = Arc::new(pack(env, image.clone(), compression).await?);
         if cancel.reason().is_some() {
-            return Err(BuildError::Interrupted);
+            return Err(BuildError::Canceled);
         }
         match output {
             OutputArg::Oci { dest, archive, .. } => {
@@ -376,7 +384,7 @@ async fn export_all(
                 let pushing = export::registry::push(registry, &env.store, &this, names, events, id);
                 let pushed = tokio::select! {
                     pushed = pushing => pushed,
-                    () = cancel.cancelled() => Err(BuildError::Interrupted),
+                    () = cancel.cancelled() => Err(BuildError::Canceled),
                 };
                 ended(events, id, pushed)?;
                 events.finished(id, Outcome::Done);
@@ -456,8 +464,8 @@ fn vertex<T>(
 fn ended<T>(events: &Events, id: VertexId, result: Result<T, BuildError>) -> Result<T, BuildError> {
     if let Err(error) = &result {
         let outcome = match error {
-            BuildError::Interrupted => Outcome::Canceled,
-            error => Outcome::Error(error.to_string()),
+            BuildError::Canceled => Outcome::Canceled,
+            error => Outcome::Error(one_line(error)),
         };
         events.finished(id, outcome);
     }

@@ -10,10 +10,8 @@ use tokio::sync::Notify;
 /// Why a build stops early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The user asked (SIGINT).
-    Interrupted,
-    /// The system asked (SIGTERM).
-    Terminated,
+    /// This signal asked for it: SIGINT, SIGTERM or SIGHUP, by number.
+    Signal(u8),
     /// Another step failed.
     Failure,
 }
@@ -21,6 +19,9 @@ pub enum Reason {
 /// Cheap handle on the switch; clones share it. Thrown once, never reset.
 #[derive(Debug, Clone)]
 pub struct Cancel(Arc<Inner>);
+
+/// The state for [`Reason::Failure`]; signal numbers are smaller, and 0 is «not thrown».
+const FAILURE: u8 = u8::MAX;
 
 #[derive(Debug)]
 struct Inner {
@@ -40,9 +41,8 @@ impl Cancel {
     /// Throws the switch. The first reason stays.
     pub fn cancel(&self, reason: Reason) {
         let value = match reason {
-            Reason::Interrupted => 1,
-            Reason::Terminated => 2,
-            Reason::Failure => 3,
+            Reason::Signal(number) => number,
+            Reason::Failure => FAILURE,
         };
         if self.0.state.compare_exchange(0, value, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             // The pipe is empty and has room for one byte; it stays readable for every waiter.
@@ -55,9 +55,8 @@ impl Cancel {
     pub fn reason(&self) -> Option<Reason> {
         match self.0.state.load(Ordering::SeqCst) {
             0 => None,
-            1 => Some(Reason::Interrupted),
-            2 => Some(Reason::Terminated),
-            _ => Some(Reason::Failure),
+            FAILURE => Some(Reason::Failure),
+            number => Some(Reason::Signal(number)),
         }
     }
 
@@ -89,10 +88,10 @@ mod tests {
             async move { cancel.cancelled().await }
         });
         tokio::task::yield_now().await;
-        cancel.cancel(Reason::Interrupted);
+        cancel.cancel(Reason::Signal(2));
         cancel.cancel(Reason::Failure);
         waiter.await.expect("waiter");
         cancel.cancelled().await;
-        assert_eq!(cancel.reason(), Some(Reason::Interrupted));
+        assert_eq!(cancel.reason(), Some(Reason::Signal(2)));
     }
 }

@@ -49,6 +49,9 @@ pub enum BuildError {
     /// The context is not a directory that can be read.
     #[error("unable to prepare context: path \"{}\" not found", .0.display())]
     NoContext(PathBuf),
+    /// The context is something other than a directory.
+    #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
+    ContextNotDirectory(PathBuf),
     /// An ignore file has a bad pattern.
     #[error("failed to parse `{}`", .path.display())]
     Ignore {
@@ -122,12 +125,47 @@ pub enum BuildError {
     /// The runtime, a pipe or a thread cannot be had.
     #[error("cannot set up the build")]
     Setup(#[source] std::io::Error),
-    /// Ctrl-C.
-    #[error("canceled: interrupted (SIGINT)")]
-    Interrupted,
-    /// SIGTERM.
-    #[error("canceled: terminated (SIGTERM)")]
-    Terminated,
+    /// The build was stopped.
+    #[error("canceled")]
+    Canceled,
+    /// The build was stopped by this signal.
+    #[error("canceled by {}", signal_name(*.0))]
+    Signal(u8),
+}
+
+/// True for a cause that names a layer of the HTTP client and says nothing about what happened.
+pub fn is_plumbing(text: &str) -> bool {
+    let prefixes = [
+        "error sending request",
+        "client error (",
+        "dns error",
+        "error resolving DNS",
+        "DNS error: no records",
+    ];
+    prefixes.iter().any(|prefix| text.starts_with(prefix))
+}
+
+/// An error and its causes on one line; what the text before ends with is not said again.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.ends_with(&more) && !is_plumbing(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn signal_name(number: u8) -> String {
+    match number {
+        1 => "SIGHUP (the terminal went away)".to_owned(),
+        2 => "SIGINT (Ctrl-C)".to_owned(),
+        15 => "SIGTERM".to_owned(),
+        other => format!("signal {other}"),
+    }
 }
 
 /// A failed step and where it stands.
@@ -164,7 +202,7 @@ pub enum StepFailure {
         log: Vec<u8>,
     },
     /// The command was killed.
-    #[error("process \"{command}\" did not complete successfully: killed by signal {signal}")]
+    #[error("process \"{command}\" did not complete successfully: exit code: {} (killed by signal {signal})", 128 + .signal)]
     Signal {
         /// Its argv, joined.
         command: String,

@@ -10,19 +10,22 @@ use rbuild_frontend::span::Lines;
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
-use crate::error::{BuildError, StepError, StepFailure};
+use crate::error::{BuildError, StepError, StepFailure, is_plumbing};
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
-/// Status of a command that SIGINT ended.
-pub const EXIT_INTERRUPTED: u8 = 130;
-/// Status of a command that SIGTERM ended.
-pub const EXIT_TERMINATED: u8 = 143;
+/// Status of a command that a signal ended, as a shell gives it.
+pub const fn exit_status(signal: u8) -> u8 {
+    128 + signal
+}
 
 /// Prints a report to standard error and gives the exit status.
 pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
     let status = show(&report(error, source), env);
-    if matches!(error, BuildError::Terminated) { ExitCode::from(EXIT_TERMINATED) } else { status }
+    match error {
+        BuildError::Signal(number) => ExitCode::from(exit_status(*number)),
+        _ => status,
+    }
 }
 
 /// Prints what is wrong with a command line.
@@ -89,7 +92,7 @@ fn causes(error: &BuildError) -> Vec<String> {
     let mut above = message(error);
     while let Some(cause) = next {
         let text = cause.to_string();
-        if !above.ends_with(&text) {
+        if !above.ends_with(&text) && !is_plumbing(&text) {
             texts.push(text.clone());
         }
         above = text;
@@ -104,7 +107,8 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) => Kind::Dockerfile,
-        BuildError::NoDockerfile { .. } | BuildError::Read { .. } | BuildError::NoContext(_) => Kind::Build,
+        BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
+        BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
             Kind::Build
         }
@@ -114,7 +118,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
-        BuildError::Interrupted | BuildError::Terminated => Kind::Interrupted,
+        BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
     }
 }
 
@@ -129,7 +133,8 @@ fn hints(error: &BuildError) -> Vec<String> {
             [] => vec![
                 "name the Dockerfile with -f PATH, or run rbuild in the directory that has it".to_owned(),
             ],
-            names => vec![format!("there is {}: use -f", names.join(", "))],
+            [name] => vec![format!("did you mean -f {name}?")],
+            names => vec![format!("there are {}: name one with -f", names.join(", "))],
         },
         BuildError::NoContext(path) if similar_command(&path.to_string_lossy()).is_some() => {
             let command = similar_command(&path.to_string_lossy()).unwrap_or_default();
@@ -137,6 +142,12 @@ fn hints(error: &BuildError) -> Vec<String> {
         }
         BuildError::NoContext(_) => {
             vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        }
+        BuildError::ContextNotDirectory(path) => {
+            vec![format!(
+                "to build with this Dockerfile, name it with -f and give a directory: -f {} .",
+                path.display()
+            )]
         }
         BuildError::Scan(ScanError::Changed(_)) => {
             vec!["run the build again when nothing writes to the context".to_owned()]

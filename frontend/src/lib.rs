@@ -20,7 +20,7 @@ pub mod parse;
 pub mod source;
 pub mod span;
 pub mod stage;
-mod suggest;
+pub mod suggest;
 
 pub use parse::{Parsed, parse};
 pub use source::Source;

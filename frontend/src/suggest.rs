@@ -4,7 +4,7 @@
 const COMPARED_BYTES_MAX: usize = 64;
 
 /// The option nearest to `word`, when it is within edit distance 2; the first of equals wins.
-pub(crate) fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > COMPARED_BYTES_MAX {
         return None;
     }

@@ -18,7 +18,7 @@
 //! Which binary: `$RBUILD_BIN`, else the workspace's own debug build, built when needed.
 //!
 //! What a machine cannot do is *skipped* with a line that says why, and *failed* when `RBUILD_TEST_REQUIRE` is set
-//! ([`need`]), as the continuous integration does.
+//! ([`need!`]), as the continuous integration does.
 #![forbid(unsafe_code)]
 
 pub mod bases;

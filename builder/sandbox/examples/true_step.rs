@@ -3,7 +3,7 @@
 //! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
 //! `NETWORK=host` the steps share the host's network.
 
-use rbuild_sandbox::{Network, StepSpec, Stream, mount_overlay, run_step};
+use rbuild_sandbox::{Network, StepSpec, Stream, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -40,13 +40,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let started = Instant::now();
         let merged =
             mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
-        let exit = run_step(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
-            let _closed = match stream {
-                Stream::Stdout => std::io::stdout().write_all(bytes),
-                Stream::Stderr => std::io::stderr().write_all(bytes),
-            };
-        })?;
+        let (exit, teardown) =
+            run_step_to_exit(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
+                let _closed = match stream {
+                    Stream::Stdout => std::io::stdout().write_all(bytes),
+                    Stream::Stderr => std::io::stderr().write_all(bytes),
+                };
+            })?;
         drop(merged);
+        teardown.wait();
         times.push(started.elapsed());
         if n == 0 {
             eprintln!("first: {exit:?} {:?}", times[0]);

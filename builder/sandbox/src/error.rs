@@ -26,7 +26,6 @@ macro_rules! setup_steps {
 setup_steps! {
     ReceiveSpec = "receive the step's description",
     ParentDeath = "ask to die with the builder",
-    CloneRoot = "clone the root mount",
     Unshare = "create the step's namespaces",
     Fork = "fork the step's init",
     Keyring = "join a new session keyring",
@@ -142,11 +141,8 @@ pub enum StepError {
     #[error("step cancelled")]
     Cancelled,
     /// The sandbox ended without reporting how: killed from outside, or out of memory.
-    #[error("the sandbox died without reporting an exit status ({status})")]
-    Died {
-        /// How the outer child ended.
-        status: std::process::ExitStatus,
-    },
+    #[error("the sandbox died without reporting an exit status")]
+    Died,
 }
 
 fn detail_suffix(detail: &str) -> String {
@@ -185,7 +181,7 @@ pub enum SpecError {
 }
 
 /// A failure in the child, before it is sent to the parent.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SetupFailure {
     pub(crate) step: SetupStep,
     pub(crate) errno: Errno,

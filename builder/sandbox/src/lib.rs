@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! main ── dispatch() ── bootstrap() ── … ── mount_overlay() ──▶ merged root (an fd) ──▶ run_step()
+//!                                                                                         │
+//!                                        spawner (one per process) ── init (one per step) ── command
 //! ```
 //!
 //! [`dispatch`] must be the first thing a program does: children are the program itself, executed again under another
@@ -21,6 +23,7 @@ pub mod passwd;
 mod spec;
 
 mod parent;
+mod spawner;
 
 mod channel;
 mod child;
@@ -35,7 +38,7 @@ pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
-pub use parent::run_step;
+pub use parent::{Teardown, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe};
 pub use spec::{Exit, Network, StepSpec, Stream};
 
@@ -44,8 +47,8 @@ pub use spec::{Exit, Network, StepSpec, Stream};
 /// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at `argv[0]` and returns.
 pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
-    if name == self_copy::STEP_MARKER {
-        std::process::exit(child::outer_main());
+    if name == self_copy::SPAWNER_MARKER {
+        std::process::exit(child::spawner_main());
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());

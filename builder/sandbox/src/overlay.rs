@@ -8,6 +8,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -101,13 +102,21 @@ fn open_layer(path: &Path) -> Result<(OwnedFd, String), MountError> {
     Ok((fd, name))
 }
 
+/// The layers from the top down, each once: two steps that did the same share a layer, and the kernel refuses a directory
+/// it was given before (ELOOP). Where a layer is uppermost it hides all it has further down, so only that place counts.
+fn topmost_first<'a>(lowers: &[&'a Path]) -> Vec<&'a Path> {
+    let mut seen = HashSet::new();
+    lowers.iter().rev().copied().filter(|lower| seen.insert(*lower)).collect()
+}
+
 /// Merges layer directories into one root and returns it as a detached mount.
 ///
-/// `lowers` go **base first**, as in an image. `upper` is the pair (upper, work): empty directories of one file system;
+/// `lowers` go **base first**, as in an image; one may come more than once. `upper` is the pair (upper, work): empty directories of one file system;
 /// without it the root is read-only. The upper is mounted `volatile`: it can never be an upper again, and what is in it is
 /// durable only after the caller syncs it. `in_user_namespace` selects `user.overlay.*` attributes, which is what this
 /// process must use when it is not root of the host (see [`in_user_namespace`](crate::in_user_namespace)).
-/// The mount can be given to one [`run_step`](crate::run_step), and stays usable by descriptor after it.
+/// The mount can be given to one [`run_step`](crate::run_step), and stays usable by descriptor after it. An upper becomes a
+/// lower only when its overlay is gone: the descriptor dropped and the [`Teardown`](crate::Teardown) over.
 pub fn mount_overlay(
     lowers: &[&Path],
     upper: Option<(&Path, &Path)>,
@@ -116,6 +125,7 @@ pub fn mount_overlay(
     if lowers.is_empty() {
         return Err(MountError::NoLowers);
     }
+    let lowers = topmost_first(lowers);
     if lowers.len() > LOWERS_MAX {
         return Err(MountError::TooManyLowers { count: lowers.len() });
     }
@@ -132,7 +142,7 @@ pub fn mount_overlay(
     };
     fsconfig_set_string(context, c"source", c"overlay").map_err(refused("source"))?;
     // The first one appended is the topmost.
-    for lower in lowers.iter().rev() {
+    for lower in lowers {
         set_layer("lowerdir+", lower)?;
     }
     if let Some((upper, work)) = upper {

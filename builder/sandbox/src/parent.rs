@@ -1,44 +1,84 @@
 //! The builder's side of a step: resolve, spawn, stream, kill, clean up.
 
-use crate::channel;
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::MountPoints;
-use crate::seccomp;
-use crate::self_copy::{STEP_MARKER, SelfCopy};
 use crate::spec::{Exit, Network, StepSpec, Stream};
-use crate::wire::{ChildSpec, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
-use rustix::event::{PollFd, PollFlags};
+use crate::wire::{ChildSpec, Flavour, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
+use crate::{channel, mount, seccomp, spawner};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 
 /// Bytes read from an output pipe at once: what a pipe holds.
 const CHUNK_SIZE_BYTES: usize = 64 << 10;
 
 /// Runs one step to its end in the root file system `root`, a detached mount (or a plain directory).
 ///
-/// Blocks; the step dies when the *thread* that called this dies. Chunks of output go to `on_output` as they come, split
-/// anywhere; a slow callback slows the step down. When `cancel` becomes readable (or its other end closes) everything is
-/// killed and the result is [`StepError::Cancelled`]. On return, whatever the result, nothing of the step is alive and the
-/// mount points made for it are gone from `root`. A detached mount serves one step: on older kernels it is moved into it.
+/// Blocks; the step dies when this process dies. Chunks of output go to `on_output` as they come, split anywhere; a slow
+/// callback slows the step down. When `cancel` becomes readable (or its other end closes) everything is killed and the
+/// result is [`StepError::Cancelled`]. On return, whatever the result, nothing of the step is alive, its mounts are gone,
+/// and so are the mount points made for it in `root`. A detached mount serves one step: on older kernels it is moved into it.
 pub fn run_step(
     spec: &StepSpec,
     root: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
     on_output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<Exit, StepError> {
+    run_step_to_exit(spec, root, cancel, on_output).map(|(exit, _teardown)| exit)
+}
+
+/// As [`run_step`], without waiting for the kernel to take the step's mounts down.
+///
+/// All processes of the step are gone on return but its init, which only exits: what the step wrote can be read. The
+/// [`Teardown`] says when its overlay is no longer mounted.
+pub fn run_step_to_exit(
+    spec: &StepSpec,
+    root: BorrowedFd<'_>,
+    cancel: BorrowedFd<'_>,
+    on_output: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<(Exit, Teardown), StepError> {
     check(spec)?;
+    if seccomp::Arch::native().is_none() {
+        return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
+    }
     let child_spec = resolve(spec, root)?;
+    let flavour = Flavour { own_network: spec.network == Network::None, shm_size_bytes: spec.shm_size_bytes };
     let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
     let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome = Running::spawn(&child_spec, root).and_then(|running| running.run(cancel, on_output));
+    let outcome =
+        Running::start(flavour, &child_spec, root).and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
-    outcome.and_then(|end| end.into_result(spec))
+    let (end, teardown) = outcome?;
+    Ok((end.into_result(spec)?, teardown))
+}
+
+/// A step's mounts, going away. Dropping it waits until they are gone, which takes less than a millisecond.
+///
+/// Until then the upper directory counts as in use: it must not become a lower of another overlay, which the kernel would
+/// warn of or refuse. The descriptor of the merged root holds the overlay as well and is to be dropped first.
+#[derive(Debug)]
+#[must_use = "dropping it at once is waiting at once"]
+pub struct Teardown {
+    /// Init: readable when it is dead, which it is after it has left its mount namespace, the last to do so.
+    init: Option<OwnedFd>,
+}
+
+impl Teardown {
+    /// Waits until nothing of the step is left.
+    pub fn wait(self) {}
+}
+
+impl Drop for Teardown {
+    fn drop(&mut self) {
+        if let Some(init) = &self.init {
+            let mut dead = [PollFd::new(init, PollFlags::IN)];
+            // Polling one open descriptor fails for want of kernel memory at most, and then waits in vain anyway.
+            let _dead = rustix::io::retry_on_intr(|| rustix::event::poll(&mut dead, None));
+        }
+    }
 }
 
 fn check(spec: &StepSpec) -> Result<(), SpecError> {
@@ -92,27 +132,15 @@ fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError
         files.push((path.clone(), 0o755, content.clone()));
     }
     Ok(ChildSpec {
-        parent_pid: std::process::id(),
-        in_user_namespace: crate::in_user_namespace(),
-        own_network: spec.network == Network::None,
         uid: user.uid,
         gid: user.gid,
-        shm_size_bytes: spec.shm_size_bytes,
         groups: user.groups,
         argv: spec.argv.clone(),
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         cwd: spec.cwd.clone(),
         hostname: spec.hostname.clone(),
         files,
-        seccomp: seccomp_program()?.to_vec(),
     })
-}
-
-/// The filter, compiled once per process.
-fn seccomp_program() -> Result<&'static [u8], StepError> {
-    static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
-    let arch = seccomp::Arch::native().ok_or(StepError::NoSeccompTable { arch: std::env::consts::ARCH })?;
-    Ok(PROGRAM.get_or_init(|| seccomp::to_bytes(&seccomp::compile(arch))))
 }
 
 fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
@@ -123,7 +151,6 @@ fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
 struct End {
     was_cancelled: bool,
     report: Option<Report>,
-    status: ExitStatus,
 }
 
 impl End {
@@ -144,88 +171,96 @@ impl End {
             Some(Report::Failed { step, errno, detail }) => {
                 Err(StepError::Setup { step, detail, source: io::Error::from_raw_os_error(errno) })
             }
-            Some(Report::Started) | None => Err(StepError::Died { status: self.status }),
+            Some(Report::Started) | None => Err(StepError::Died),
         }
     }
 }
 
-/// A spawned sandbox. Dropping it kills everything and waits.
+/// A started step. Dropping it kills everything and waits.
 struct Running {
-    outer: Child,
     socket: OwnedFd,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
-    /// Init; absent until it reports, or when setup failed before it existed.
-    init: Option<OwnedFd>,
+    teardown: Teardown,
     reports: Vec<u8>,
     report: Option<Report>,
 }
 
 impl Running {
-    fn spawn(spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
-        let io_error = |action| move |source| StepError::Parent { action, source };
-        let program = SelfCopy::get().map_err(io_error("make a sealed copy of the program"))?;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(parent("create the step's control socket"))?;
-        let mut outer = Command::new(program.path())
-            .arg0(STEP_MARKER)
-            .env_clear()
-            // Ctrl-C at a terminal goes to the builder's process group; what happens to the step is the builder's to decide.
-            .process_group(0)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(io_error("start the step's process"))?;
-        let stdout = outer.stdout.take().map(OwnedFd::from);
-        let stderr = outer.stderr.take().map(OwnedFd::from);
-        let mut running =
-            Running { outer, socket: ours, stdout, stderr, init: None, reports: Vec::new(), report: None };
+    fn start(flavour: Flavour, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
+        // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
+        // the builder's stays detached. Otherwise the builder's own mount is moved in.
+        let clone = match mount::bind(root) {
+            Ok(clone) => Some(clone),
+            Err(Errno::INVAL) => None,
+            Err(errno) => return Err(parent("clone the root mount")(errno)),
+        };
+        let root = clone.as_ref().map_or(root, AsFd::as_fd);
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let mut running = Running {
+            socket: spawner::take(flavour)?,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            teardown: Teardown { init: None },
+            reports: Vec::new(),
+            report: None,
+        };
+        // With its first report init can be killed by its descriptor.
+        if !running.receive_report()? {
+            // Nothing was started: the spawner is being killed. By now it is dead, and the next request starts another one.
+            running.socket = spawner::take(flavour)?;
+            running.receive_report()?;
+        }
         let encoded = spec.encode();
-        let sent = channel::send_with_fd(running.socket.as_fd(), &(encoded.len() as u64).to_le_bytes(), root)
-            .and_then(|()| channel::send_all(running.socket.as_fd(), &encoded));
+        let fds = [root, their_stdout.as_fd(), their_stderr.as_fd()];
+        let socket = running.socket.as_fd();
+        let sent = channel::send_with_fds(socket, &(encoded.len() as u64).to_le_bytes(), &fds)
+            .and_then(|()| channel::send_all(socket, &encoded));
         match sent {
-            // A child that failed before it read everything has reported why, or its status says so.
+            // An init that failed before it read everything has reported why.
             Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
             Err(errno) => return Err(parent("send the step to its process")(errno)),
         }
-        // No later than the first mount of the step: from here on init can be killed by its descriptor.
-        running.receive_report()?;
+        spawner::stock(flavour);
         Ok(running)
     }
 
-    /// Reads what is there; `false` at the end of the conversation.
+    /// Reads what is there; `false` at the end of the conversation: init has said that all is over, or is gone.
     fn receive_report(&mut self) -> Result<bool, StepError> {
         let mut buffer = [0; REPORT_SIZE_BYTES_MAX];
-        let (count, fd) = match channel::receive(self.socket.as_fd(), &mut buffer) {
-            Err(Errno::CONNRESET) => (0, None),
+        let (count, fds) = match channel::receive(self.socket.as_fd(), &mut buffer) {
+            Err(Errno::CONNRESET) => (0, Vec::new()),
             other => other.map_err(parent("read the step's reports"))?,
         };
-        self.init = self.init.take().or(fd);
+        if self.teardown.init.is_none() {
+            self.teardown.init = fds.into_iter().next();
+        }
         self.reports.extend(&buffer[..count]);
         let malformed = |_| StepError::Parent {
             action: "read the step's reports",
             source: io::Error::from(io::ErrorKind::InvalidData),
         };
+        let mut is_over = count == 0;
         while let Some(report) = Report::take_from(&mut self.reports).map_err(malformed)? {
+            is_over |= matches!(report, Report::Exited(_) | Report::Signaled(_));
             if self.report.is_none() && report != Report::Started {
                 self.report = Some(report);
             }
         }
-        Ok(count > 0)
+        Ok(!is_over)
     }
 
     fn run(
         mut self,
         cancel: BorrowedFd<'_>,
         on_output: &mut dyn FnMut(Stream, &[u8]),
-    ) -> Result<End, StepError> {
+    ) -> Result<(End, Teardown), StepError> {
         let mut was_cancelled = false;
         let mut is_talking = true;
         let mut buffer = vec![0; CHUNK_SIZE_BYTES];
-        while is_talking || self.stdout.is_some() || self.stderr.is_some() {
-            let ready = self.wait_for_input(is_talking, (!was_cancelled).then_some(cancel))?;
+        while is_talking {
+            let ready = self.wait_for_input((!was_cancelled).then_some(cancel))?;
             if ready.cancel {
                 was_cancelled = true;
                 self.kill();
@@ -240,14 +275,27 @@ impl Running {
                 is_talking = self.receive_report()?;
             }
         }
-        let status = self.reap().map_err(parent("wait for the step's process"))?;
-        Ok(End { was_cancelled, report: self.report.take(), status })
+        if !matches!(self.report, Some(Report::Exited(_) | Report::Signaled(_))) {
+            // Init went without saying that the others are gone; they go with it.
+            drop(Teardown { init: self.teardown.init.take() });
+            // Whatever killed it may be about to kill the next one.
+            spawner::discard_spare();
+        }
+        // Nobody is left who could write: what the pipes hold is all there will be, also where the step managed to give their
+        // ends to somebody outside.
+        for (pipe, stream) in [(&mut self.stdout, Stream::Stdout), (&mut self.stderr, Stream::Stderr)] {
+            while is_readable(pipe.as_ref())? {
+                drain(pipe, stream, &mut buffer, on_output)?;
+            }
+        }
+        let end = End { was_cancelled, report: self.report.take() };
+        Ok((end, Teardown { init: self.teardown.init.take() }))
     }
 
-    fn wait_for_input(&self, is_talking: bool, cancel: Option<BorrowedFd<'_>>) -> Result<Ready, StepError> {
+    fn wait_for_input(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Ready, StepError> {
         let stdout = self.stdout.as_ref().map(AsFd::as_fd);
         let stderr = self.stderr.as_ref().map(AsFd::as_fd);
-        let socket = is_talking.then(|| self.socket.as_fd());
+        let socket = Some(self.socket.as_fd());
         let mut fds: Vec<PollFd<'_>> = [stdout, stderr, socket, cancel]
             .into_iter()
             .flatten()
@@ -261,31 +309,19 @@ impl Running {
         Ok(Ready { stdout: next(stdout), stderr: next(stderr), socket: next(socket), cancel: next(cancel) })
     }
 
-    /// Kills init, and with it everything in its namespace; the outer process where init does not exist yet.
+    /// Kills init, and with it everything in its namespace.
     fn kill(&mut self) {
-        match &self.init {
+        if let Some(init) = &self.teardown.init {
             // Gone already is as good as killed.
-            Some(init) => drop(rustix::process::pidfd_send_signal(init, Signal::KILL)),
-            None => drop(self.outer.kill()),
+            let _gone = rustix::process::pidfd_send_signal(init, Signal::KILL);
         }
-    }
-
-    /// Waits until nothing of the step is alive.
-    fn reap(&mut self) -> Result<ExitStatus, Errno> {
-        if let Some(init) = &self.init {
-            // Even if the outer process was killed by somebody: init is readable once its whole namespace is dead.
-            let mut dead = [PollFd::new(init, PollFlags::IN)];
-            rustix::io::retry_on_intr(|| rustix::event::poll(&mut dead, None))?;
-        }
-        self.outer.wait().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::CHILD))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // After `run` both are no-ops on processes that are gone.
+        // After `run` there is nothing to kill, and nothing to wait for but by its caller.
         self.kill();
-        let _gone = self.reap();
     }
 }
 
@@ -295,6 +331,15 @@ struct Ready {
     stderr: bool,
     socket: bool,
     cancel: bool,
+}
+
+/// Whether a read from an open pipe would return at once.
+fn is_readable(pipe: Option<&OwnedFd>) -> Result<bool, StepError> {
+    let Some(pipe) = pipe else { return Ok(false) };
+    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&Timespec::default())))
+        .map(|ready| ready > 0)
+        .map_err(parent("wait for the step"))
 }
 
 /// Reads one chunk; closes the pipe at its end.

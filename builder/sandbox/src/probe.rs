@@ -30,7 +30,7 @@ pub struct ProbeResult {
 
 /// Tries everything a build needs, with scratch directories below `work_dir` (where the store is, or would be).
 ///
-/// Call it before [`bootstrap`](crate::bootstrap), so that the way in is tried as well; a separate process does the
+/// Call it before [`bootstrap`](fn@crate::bootstrap), so that the way in is tried as well; a separate process does the
 /// trying. Blocks for some ten milliseconds. Results are in the order of a build; after a failure what depends on it is
 /// left out.
 pub fn probe(work_dir: &Path) -> Vec<ProbeResult> {
@@ -154,7 +154,7 @@ fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
 
 /// What the parts of a step are called, in the order the child does them.
 const PARTS: &[(&str, &[SetupStep])] = &[
-    ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath, SetupStep::CloneRoot]),
+    ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath]),
     ("namespaces", &[SetupStep::Unshare, SetupStep::Fork, SetupStep::Session, SetupStep::Keyring]),
     ("loopback device", &[SetupStep::Loopback]),
     ("fresh /proc", &[SetupStep::PrivateMounts, SetupStep::Proc, SetupStep::MaskProc]),

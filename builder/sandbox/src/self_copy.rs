@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// argv[0] of a step's child. Nothing in an image can start us under this name: the program is not in there.
-pub(crate) const STEP_MARKER: &str = "rbuild-sandbox-step";
+/// `argv[0]` of the spawner. Nothing in an image can start us under this name: the program is not in there.
+pub(crate) const SPAWNER_MARKER: &str = "rbuild-sandbox-spawner";
 
-/// argv[0] of the helper that maps ids.
+/// `argv[0]` of the helper that maps ids.
 pub(crate) const IDMAP_MARKER: &str = "rbuild-sandbox-idmap";
-/// argv[0] of the child that tries what the host allows.
+/// `argv[0]` of the child that tries what the host allows.
 pub(crate) const PROBE_MARKER: &str = "rbuild-sandbox-probe";
 
 /// The sealed copy.

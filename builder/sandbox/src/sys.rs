@@ -38,6 +38,25 @@ pub(crate) fn fork() -> Result<Fork, Errno> {
     })
 }
 
+/// Forks the calling process into new namespaces.
+///
+/// Must be called from a single-threaded process: the spawner, right before the new process becomes an init.
+pub(crate) fn fork_into(namespaces: rustix::thread::UnshareFlags) -> Result<Fork, Errno> {
+    let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
+    // libc's fork takes no flags. `unshare` plus fork works once per process for pid namespaces, and going back with `setns`
+    // takes rights over the host's pid namespace, which an ordinary user does not have.
+    // SAFETY: without CLONE_VM and with a null stack this is fork: the new process goes on in a copy of our memory. The
+    // caller is single-threaded, so no lock is left held. What libc's own fork does besides is to run `atfork` handlers,
+    // of which there are none, and to note the thread id, which libc uses to tell threads apart, and there is one; the
+    // next fork, the one of the command, notes it.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    let pid = check(pid)?;
+    Ok(match rustix::process::Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?) {
+        None => Fork::Child,
+        Some(pid) => Fork::Parent(pid),
+    })
+}
+
 /// Moves the calling process into new namespaces.
 pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<(), Errno> {
     // rustix marks this unsafe because of CLONE_FILES and CLONE_FS: unsharing the descriptor table of one thread lets it

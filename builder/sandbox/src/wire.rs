@@ -1,7 +1,8 @@
 //! What parent and child say to each other over their socket: length-prefixed fields, native integers in little endian.
 //!
-//! The parent sends one [`ChildSpec`] with the root mount attached; the child answers with [`Report`]s. Both sides are
-//! the same binary, so there are no versions; the parent still bounds and checks everything it reads.
+//! The builder asks the spawner for an init of a [`Flavour`], and sends that one [`ChildSpec`] with the root mount and the
+//! output pipes attached; init answers with [`Report`]s. All are the same binary, so there are no versions; the builder
+//! still bounds and checks everything it reads.
 
 use crate::error::SetupStep;
 use rustix::io::Errno;
@@ -11,18 +12,20 @@ pub(crate) const SPEC_SIZE_BYTES_MAX: usize = 16 << 20;
 /// The largest report: a failure with its detail.
 pub(crate) const REPORT_SIZE_BYTES_MAX: usize = 8 << 10;
 
-/// A step with everything resolved: what the child needs and nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ChildSpec {
-    /// Pid of the builder, to notice that it died before the child could ask to die with it.
-    pub(crate) parent_pid: u32,
-    /// Whether the builder lives in a user namespace.
-    pub(crate) in_user_namespace: bool,
+/// What of a step its init is told before the step itself: enough to prepare everything but the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flavour {
     /// Whether the step gets a network namespace of its own.
     pub(crate) own_network: bool,
+    /// Size limit of `/dev/shm`.
+    pub(crate) shm_size_bytes: u64,
+}
+
+/// A step with everything resolved: what init needs besides the [`Flavour`], and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChildSpec {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) shm_size_bytes: u64,
     pub(crate) groups: Vec<u32>,
     pub(crate) argv: Vec<String>,
     /// `NAME=value`.
@@ -31,7 +34,6 @@ pub(crate) struct ChildSpec {
     pub(crate) hostname: String,
     /// Files shown over those of the image: path, mode, content.
     pub(crate) files: Vec<(String, u32, Vec<u8>)>,
-    pub(crate) seccomp: Vec<u8>,
 }
 
 /// What the child reports.
@@ -117,15 +119,30 @@ impl<'a> Reader<'a> {
     }
 }
 
+impl Flavour {
+    /// Bytes of an encoded flavour.
+    pub(crate) const SIZE_BYTES: usize = 12;
+
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u32(self.own_network.into());
+        w.u64(self.shm_size_bytes);
+        w.0
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Flavour, Malformed> {
+        let mut r = Reader(bytes);
+        let flavour = Flavour { own_network: r.u32()? != 0, shm_size_bytes: r.u64()? };
+        r.end()?;
+        Ok(flavour)
+    }
+}
+
 impl ChildSpec {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
-        w.u32(self.parent_pid);
-        w.u32(self.in_user_namespace.into());
-        w.u32(self.own_network.into());
         w.u32(self.uid);
         w.u32(self.gid);
-        w.u64(self.shm_size_bytes);
         w.list(&self.groups, |w, gid| w.u32(*gid));
         w.list(&self.argv, |w, arg| w.bytes(arg.as_bytes()));
         w.list(&self.env, |w, var| w.bytes(var.as_bytes()));
@@ -136,26 +153,20 @@ impl ChildSpec {
             w.u32(*mode);
             w.bytes(content);
         });
-        w.bytes(&self.seccomp);
         w.0
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<ChildSpec, Malformed> {
         let mut r = Reader(bytes);
         let spec = ChildSpec {
-            parent_pid: r.u32()?,
-            in_user_namespace: r.u32()? != 0,
-            own_network: r.u32()? != 0,
             uid: r.u32()?,
             gid: r.u32()?,
-            shm_size_bytes: r.u64()?,
             groups: r.list(Reader::u32)?,
             argv: r.list(Reader::string)?,
             env: r.list(Reader::string)?,
             cwd: r.string()?,
             hostname: r.string()?,
             files: r.list(|r| Ok((r.string()?, r.u32()?, r.bytes()?.to_vec())))?,
-            seccomp: r.bytes()?.to_vec(),
         };
         r.end()?;
         Ok(spec)

@@ -83,8 +83,13 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; without a value, take it from the environment
     #[arg(long = "build-arg", value_name = "KEY[=VALUE]", help_heading = "What to build")]
     pub(crate) build_args: Vec<String>,
-    /// Add a named context: a directory, oci-layout://DIR[:TAG|@DIGEST] or docker-image://NAME
-    #[arg(long = "build-context", value_name = "NAME=SOURCE", help_heading = "What to build")]
+    /// Named contexts.
+    #[arg(
+        help = "Add a named context: a directory, oci-layout://DIR[:TAG|@DIGEST] or docker-image://NAME",
+        long = "build-context",
+        value_name = "NAME=SOURCE",
+        help_heading = "What to build"
+    )]
     pub(crate) build_contexts: Vec<String>,
     /// Add a label to the image
     #[arg(long = "label", value_name = "KEY[=VALUE]", help_heading = "What to build")]
@@ -119,8 +124,14 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "SECONDS", help_heading = "How to build")]
     pub(crate) source_date_epoch: Option<String>,
 
-    /// Write the result elsewhere: type=oci|image|registry|cacheonly[,dest=…][,name=…]
-    #[arg(short = 'o', long = "output", value_name = "SPEC", help_heading = "Results")]
+    /// Outputs.
+    #[arg(
+        help = "Write the result elsewhere: type=oci|image|registry|cacheonly[,dest=…][,name=…]",
+        short = 'o',
+        long = "output",
+        value_name = "SPEC",
+        help_heading = "Results"
+    )]
     pub(crate) outputs: Vec<String>,
     /// Push the image to the registry its names say
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",

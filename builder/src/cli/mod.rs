@@ -286,7 +286,11 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let first = first_own_argument(&arguments);
     match arguments.get(first) {
-        Some(argument) if argument == "help" => arguments[first] = "--help".into(),
+        Some(argument) if argument == "help" => {
+            let names_command = arguments.get(first + 1).is_some_and(|argument| is_command(argument));
+            arguments.remove(first);
+            arguments.insert(if names_command { first + 1 } else { first }, "--help".into());
+        }
         Some(argument) if argument == "--version" || argument == "-V" => arguments[first] = "version".into(),
         // `image build` is `build`, whose flags are declared once.
         Some(argument)

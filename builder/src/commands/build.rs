@@ -54,11 +54,11 @@ fn build(
     if let Some(path) = &request.metadata_file {
         write_whole(path, metadata(&outcome).as_bytes())?;
     }
-    if matches!(request.progress, Mode::RawJson) {
+    if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
     }
-    if request.quiet {
-        super::print(&format!("{}\n", outcome.id));
+    if request.quiet || request.progress == Mode::Quiet {
+        super::print(&format!("{}\n", outcome.id))?;
     } else {
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));

@@ -20,8 +20,8 @@ pub(super) fn run(settings: &Settings, root: Option<&Path>) -> Result<(), BuildE
             let _ = writeln!(text, "         {:width$}  remedy: {remedy}", "");
         }
     }
-    super::print(&text);
+    super::print(&text)?;
     let host = Host::open(settings.clone(), root)?;
-    super::print(&format!("\nisolation: {}\nstore: {}\n", host.privilege.describe(), store.display()));
+    super::print(&format!("\nisolation: {}\nstore: {}\n", host.privilege.describe(), store.display()))?;
     Ok(())
 }

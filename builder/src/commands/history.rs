@@ -59,8 +59,7 @@ pub(super) fn run(
     } else {
         format.render(&COLUMNS, &rows, &ROW).map_err(ImageError::from)?
     };
-    super::print(&text);
-    Ok(())
+    super::print(&text)
 }
 
 /// Bytes of the files of each layer, base first; 0 for one that was collected.

@@ -64,8 +64,7 @@ pub(super) fn run(
         let newest = b.record.created_unix_ns.cmp(&a.record.created_unix_ns);
         newest.then_with(|| a.reference.cmp(&b.reference))
     });
-    super::print(&render(&wanted, request, &format, SystemTime::now())?);
-    Ok(())
+    super::print(&render(&wanted, request, &format, SystemTime::now())?)
 }
 
 fn render(

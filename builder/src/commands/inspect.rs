@@ -99,10 +99,8 @@ pub(super) fn run(request: &InspectRequest, settings: Settings, root: Option<&Pa
             Err(error) => errors.push(error),
         }
     }
-    match text(&values, template.as_ref(), request.format.as_deref()) {
-        Ok(text) => super::print(&text),
-        Err(error) => errors.push(error.into()),
-    }
+    let text = text(&values, template.as_ref(), request.format.as_deref()).map_err(BuildError::from);
+    errors.extend(text.and_then(|text| super::print(&text)).err());
     image::report(&errors, env)
 }
 

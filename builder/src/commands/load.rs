@@ -43,8 +43,7 @@ pub(super) fn run(
     drop(events);
     consumer.finish();
     let lines = result?;
-    super::print(&lines);
-    Ok(())
+    super::print(&lines)
 }
 
 async fn load(
@@ -69,7 +68,7 @@ async fn load(
             Ok(images) => images.map_err(ImageError::from)?,
             Err(join) => std::panic::resume_unwind(join.into_panic()),
         },
-        () = cancel.cancelled() => return Err(BuildError::Interrupted),
+        () = cancel.cancelled() => return Err(BuildError::Canceled),
     };
     events.finished(vertex, Outcome::Done);
     let mut records = Vec::new();

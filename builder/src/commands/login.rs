@@ -53,14 +53,13 @@ pub(super) fn run(request: &LoginRequest, settings: &Settings) -> Result<(), Bui
             path.display()
         ));
     }
-    super::print("Login Succeeded\n");
-    Ok(())
+    super::print("Login Succeeded\n")
 }
 
 /// Forgets the credentials. Nothing kept is no failure.
 pub(super) fn out(text: Option<&str>, settings: &Settings) -> Result<(), BuildError> {
     let server = server(text)?;
-    super::print(&format!("Removing login credentials for {server}\n"));
+    super::print(&format!("Removing login credentials for {server}\n"))?;
     super::with_signals(async |cancel| {
         super::unless_canceled(&cancel, async {
             Ok(erase_credentials(&settings.registry, &server).await.map_err(ImageError::from)?)

@@ -47,10 +47,7 @@ pub fn main() -> ExitCode {
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),
         Command::Version => version::run(),
-        Command::Help(text) => {
-            print(&text);
-            Ok(())
-        }
+        Command::Help(text) => print(&text),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,11 +55,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes to standard output; a closed pipe ends the output, not the program.
-fn print(text: &str) {
-    use std::io::Write;
+/// Writes to standard output. A reader that went away has seen enough; any other failure means that a result did not
+/// arrive.
+fn print(text: &str) -> Result<(), BuildError> {
+    use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(BuildError::Export { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs a future on a small runtime with signals wired to `cancel`: the first SIGINT or SIGTERM stops the work in
@@ -78,8 +81,7 @@ fn with_signals<T>(work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>) -> R
         signals.abort();
         // Whatever broke because of a signal, the signal is what ended the command.
         match (result, reason.reason()) {
-            (Err(_), Some(Reason::Terminated)) => Err(BuildError::Terminated),
-            (Err(_), Some(Reason::Interrupted)) => Err(BuildError::Interrupted),
+            (Err(_), Some(Reason::Signal(number))) => Err(BuildError::Signal(number)),
             (result, _) => result,
         }
     });
@@ -89,24 +91,28 @@ fn with_signals<T>(work: impl AsyncFnOnce(Cancel) -> Result<T, BuildError>) -> R
 
 async fn watch_signals(cancel: Cancel) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return;
-    };
-    let mut next = async || {
-        tokio::select! {
-            _ = interrupt.recv() => Reason::Interrupted,
-            _ = terminate.recv() => Reason::Terminated,
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals = Vec::new();
+    for kind in kinds {
+        match signal(kind) {
+            Ok(listener) => signals.push((kind, listener)),
+            Err(_) => return,
         }
+    }
+    let mut next = async || {
+        let received = signals.iter_mut().map(|(kind, listener)| {
+            let number = u8::try_from(kind.as_raw_value()).unwrap_or(0);
+            Box::pin(async move {
+                listener.recv().await;
+                number
+            })
+        });
+        futures_util::future::select_all(received).await.0
     };
     let first = next().await;
-    cancel.cancel(first);
+    cancel.cancel(Reason::Signal(first));
     next().await;
-    std::process::exit(i32::from(match first {
-        Reason::Terminated => failure::EXIT_TERMINATED,
-        Reason::Interrupted | Reason::Failure => failure::EXIT_INTERRUPTED,
-    }));
+    std::process::exit(i32::from(failure::exit_status(first)));
 }
 
 /// Awaits work that may be stopped.
@@ -116,6 +122,6 @@ async fn unless_canceled<T>(
 ) -> Result<T, BuildError> {
     tokio::select! {
         result = work => result,
-        () = cancel.cancelled() => Err(BuildError::Interrupted),
+        () = cancel.cancelled() => Err(BuildError::Canceled),
     }
 }

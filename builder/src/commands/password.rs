@@ -10,6 +10,9 @@ use crate::error::BuildError;
 /// Longest password read, in bytes: access tokens have a few thousand.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
+/// What Ctrl-C would have sent.
+const SIGINT: u8 = 2;
+
 const PASSWORD: &str = "password";
 
 /// Everything on standard input but one line end.
@@ -66,7 +69,7 @@ pub(super) fn ask_password() -> Result<String, BuildError> {
     restored.map_err(|errno| failed(errno.into()))?;
     match typed.map_err(failed)? {
         Some(text) => Ok(checked(text)?),
-        None => Err(BuildError::Interrupted),
+        None => Err(BuildError::Signal(SIGINT)),
     }
 }
 

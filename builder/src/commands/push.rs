@@ -27,7 +27,7 @@ pub(super) fn run(
 ) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
     if request.default_tag && !request.quiet {
-        super::print("Using default tag: latest\n");
+        super::print("Using default tag: latest\n")?;
     }
     let mode = if request.quiet { Mode::Quiet } else { Mode::Auto };
     let (events, consumer) = progress::start(mode, Display::stderr(env));
@@ -35,7 +35,7 @@ pub(super) fn run(
     drop(events);
     consumer.finish();
     let line = result?;
-    super::print(&line);
+    super::print(&line)?;
     Ok(())
 }
 

@@ -84,8 +84,7 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<(), BuildError> {
         store.remove_image(&record.config.to_string())?;
         text.push_str(&format!("Deleted: {}\n", record.config));
     }
-    super::print(&text);
-    Ok(())
+    super::print(&text)
 }
 
 /// The `name@digest` lines of repositories that lost their last name of the image.

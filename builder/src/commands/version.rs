@@ -10,6 +10,6 @@ pub(super) fn run() -> Result<(), BuildError> {
         "rbuild {}\nlayer compression: {}\n",
         env!("CARGO_PKG_VERSION"),
         DEFAULT_GZIP.params(),
-    ));
+    ))?;
     Ok(())
 }

@@ -29,7 +29,12 @@ pub struct FoundDockerfile {
 /// tried in order.
 pub fn dockerfile(context: &Path, explicit: Option<&Path>) -> Result<FoundDockerfile, BuildError> {
     if !context.is_dir() {
-        return Err(BuildError::NoContext(context.to_owned()));
+        let path = context.to_owned();
+        return Err(if context.exists() {
+            BuildError::ContextNotDirectory(path)
+        } else {
+            BuildError::NoContext(path)
+        });
     }
     if let Some(path) = explicit {
         return match read(path) {

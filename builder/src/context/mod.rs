@@ -2,6 +2,7 @@
 
 pub mod files;
 pub mod scan;
+pub mod wanted;
 
 use std::sync::Arc;
 

@@ -15,14 +15,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+use rbuild_cache::tree::PATH_BYTES_MAX;
 use rbuild_cache::tree::{
     ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree,
 };
 use rbuild_frontend::dockerignore::Ignore;
+
+use crate::context::wanted::{Standing, Wanted};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
-/// Deepest directory that is walked.
-const DEPTH_MAX: usize = 4096;
+/// Looks at a file that shrinks while it is being read before that is an error.
+const READS_MAX: usize = 3;
 /// Files below this many are hashed on the walking thread: starting helpers would cost more.
 const PARALLEL_HASH_MIN: usize = 64;
 
@@ -58,10 +61,12 @@ pub enum ScanError {
         #[source]
         source: std::io::Error,
     },
-    /// Directories nest too deep.
-    #[error("`{0}` in the build context is nested deeper than {DEPTH_MAX} directories")]
+    /// A path is longer than an image can hold.
+    #[error(
+        "the build context has a path of more than {PATH_BYTES_MAX} bytes, which no image can hold: `{0}…`"
+    )]
     TooDeep(String),
-    /// A file was not the same before and after it was hashed.
+    /// A file shrank again and again while it was hashed.
     #[error("`{0}` in the build context changed while it was being read")]
     Changed(String),
     /// The trees could not be kept.
@@ -87,20 +92,43 @@ struct PendingDir {
 struct Unhashed {
     dir: usize,
     path: Vec<u8>,
-    stat: Stat,
 }
 
 /// Scans `root`.
 ///
-/// `ignore` decides what is left out; the Dockerfile and the ignore file themselves are read by the builder elsewhere.
-/// `index` is the stat index of the last scan, or empty.
-pub fn scan(root: &Path, ignore: &Ignore, index: &FingerprintIndex) -> Result<ScannedContext, ScanError> {
+/// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
+/// by the builder elsewhere. A source that is, or leads through, a symlink may end anywhere in the context, so then all
+/// of it is looked at. `index` is the stat index of the last scan, or empty.
+pub fn scan(
+    root: &Path,
+    ignore: &Ignore,
+    wanted: &Wanted,
+    index: &FingerprintIndex,
+) -> Result<ScannedContext, ScanError> {
+    match walk(root, ignore, wanted, index)? {
+        Some(scanned) => Ok(scanned),
+        None => {
+            let all = walk(root, ignore, &Wanted::everything(), index)?;
+            Ok(all.expect("a walk of everything has no symlink to stop at"))
+        }
+    }
+}
+
+/// Walks the wanted part; `None` when a symlink leads out of it.
+fn walk(
+    root: &Path,
+    ignore: &Ignore,
+    wanted: &Wanted,
+    index: &FingerprintIndex,
+) -> Result<Option<ScannedContext>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();
     let dir = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io("open", root.as_os_str().as_bytes()))?;
     let mut walk = Walk {
         ignore,
+        wanted,
+        leads_out: false,
         index,
         dirs: Vec::new(),
         unhashed: Vec::new(),
@@ -116,6 +144,9 @@ pub fn scan(root: &Path, ignore: &Ignore, index: &FingerprintIndex) -> Result<Sc
     let mut next = 0;
     while next < walk.dirs.len() {
         walk.list(dir.as_fd(), next)?;
+        if walk.leads_out {
+            return Ok(None);
+        }
         next += 1;
     }
     let hashed_bytes = walk.hash(dir.as_fd())?;
@@ -123,7 +154,7 @@ pub fn scan(root: &Path, ignore: &Ignore, index: &FingerprintIndex) -> Result<Sc
     let (files, skipped) = (walk.files, std::mem::take(&mut walk.skipped));
     let known = std::mem::take(&mut walk.known);
     let (tree, nodes) = walk.finish()?;
-    Ok(ScannedContext {
+    Ok(Some(ScannedContext {
         tree,
         nodes,
         dir,
@@ -131,11 +162,14 @@ pub fn scan(root: &Path, ignore: &Ignore, index: &FingerprintIndex) -> Result<Sc
         hashed_bytes,
         skipped,
         fingerprints: changed.then_some((moment, known)),
-    })
+    }))
 }
 
 struct Walk<'a> {
     ignore: &'a Ignore,
+    wanted: &'a Wanted,
+    /// A symlink was met that a source names or goes through.
+    leads_out: bool,
     index: &'a FingerprintIndex,
     dirs: Vec<PendingDir>,
     unhashed: Vec<Unhashed>,
@@ -152,7 +186,7 @@ impl Walk<'_> {
     /// Lists one directory: files and links into its node, directories onto the work list.
     fn list(&mut self, root: BorrowedFd<'_>, at: usize) -> Result<(), ScanError> {
         let path = self.dirs[at].path.clone();
-        if path.iter().filter(|b| **b == b'/').count() >= DEPTH_MAX {
+        if path.len() > PATH_BYTES_MAX {
             return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
         }
         let dir = open_beneath(root, &path, OFlags::DIRECTORY).map_err(io("open", &path))?;
@@ -185,6 +219,10 @@ impl Walk<'_> {
         name: Vec<u8>,
         path: Vec<u8>,
     ) -> Result<(), ScanError> {
+        let standing = self.wanted.standing(&path);
+        if standing == Standing::Outside {
+            return Ok(());
+        }
         let text = String::from_utf8_lossy(&path);
         let ignored = self.ignore.matches(&text);
         let stat = match rustix::fs::statat(dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
@@ -195,6 +233,13 @@ impl Walk<'_> {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if ignored && (kind != FileType::Directory || self.ignore.may_skip_dir(&text)) {
+            return Ok(());
+        }
+        if kind == FileType::Symlink && standing != Standing::Inside {
+            self.leads_out = true;
+            return Ok(());
+        }
+        if kind != FileType::Directory && standing == Standing::Above {
             return Ok(());
         }
         let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
@@ -217,7 +262,7 @@ impl Walk<'_> {
                         Entry { meta, kind: Kind::File { size, content } }
                     }
                     None => {
-                        self.unhashed.push(Unhashed { dir: at, path, stat });
+                        self.unhashed.push(Unhashed { dir: at, path });
                         return Ok(());
                     }
                 }
@@ -249,14 +294,14 @@ impl Walk<'_> {
     fn hash(&mut self, root: BorrowedFd<'_>) -> Result<u64, ScanError> {
         let todo = &self.unhashed;
         let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(usize, ContentDigest, u64)>, ScanError> {
+        let work = || -> Result<Vec<(usize, ContentDigest, Stat)>, ScanError> {
             let mut done = Vec::new();
             let mut buffer = vec![0; 256 << 10];
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(file) = todo.get(at) else { return Ok(done) };
-                let (content, size) = hash_file(root, file, &mut buffer)?;
-                done.push((at, content, size));
+                let (content, stat) = hash_file(root, &file.path, &mut buffer)?;
+                done.push((at, content, stat));
             }
         };
         let threads = if todo.len() < PARALLEL_HASH_MIN {
@@ -272,14 +317,15 @@ impl Walk<'_> {
         });
         let mut bytes = 0;
         for result in results {
-            for (at, content, size) in result? {
-                let Unhashed { dir, path, stat } = &self.unhashed[at];
+            for (at, content, stat) in result? {
+                let Unhashed { dir, path } = &self.unhashed[at];
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
                 bytes += size;
                 let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
                 let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
                 self.known.push(FingerprintEntry {
                     path: RelPath::clamp(path),
-                    stat: file_stat(stat),
+                    stat: file_stat(&stat),
                     content,
                 });
                 self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
@@ -336,26 +382,30 @@ fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io:
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
+/// Hashes a file's first `st_size` bytes, as it is when opened. One that grows meanwhile (a log that this very build
+/// writes, say) is taken as it was; the copy checks its bytes against the digest.
 fn hash_file(
     root: BorrowedFd<'_>,
-    file: &Unhashed,
+    path: &[u8],
     buffer: &mut [u8],
-) -> Result<(ContentDigest, u64), ScanError> {
-    let fd = open_beneath(root, &file.path, OFlags::empty()).map_err(io("open", &file.path))?;
-    let changed = || ScanError::Changed(String::from_utf8_lossy(&file.path).into_owned());
-    let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    loop {
-        let count = rustix::io::read(&fd, &mut *buffer).map_err(io("read", &file.path))?;
-        if count == 0 {
-            break;
+) -> Result<(ContentDigest, Stat), ScanError> {
+    for _ in 0..READS_MAX {
+        let fd = open_beneath(root, path, OFlags::empty()).map_err(io("open", path))?;
+        let stat = rustix::fs::fstat(&fd).map_err(io("look at", path))?;
+        let mut left = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut hasher = blake3::Hasher::new();
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let count = rustix::io::read(&fd, &mut buffer[..wanted]).map_err(io("read", path))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            left -= count as u64;
         }
-        hasher.update(&buffer[..count]);
-        size += count as u64;
+        if left == 0 {
+            return Ok((ContentDigest(*hasher.finalize().as_bytes()), stat));
+        }
     }
-    let after = rustix::fs::fstat(&fd).map_err(io("look at", &file.path))?;
-    if file_stat(&after) != file_stat(&file.stat) || size != u64::try_from(after.st_size).unwrap_or(0) {
-        return Err(changed());
-    }
-    Ok((ContentDigest(*hasher.finalize().as_bytes()), size))
+    Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))
 }

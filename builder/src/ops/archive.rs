@@ -75,7 +75,7 @@ pub fn unpack(
     if file.hash.finalize().as_bytes() != &content.0 {
         return Err(MaterialiseError::Changed { source_path: path.clone() }.into());
     }
-    Ok(Some(Unarchived { unpacked, files: DirSource::immutable(dir.into()), _scratch: scratch }))
+    Ok(Some(Unarchived { unpacked, files: DirSource::disposable(dir.into()), _scratch: scratch }))
 }
 
 /// A directory that goes when it is dropped.

@@ -17,6 +17,7 @@ use rbuild_cache::tree::{Kind, Tree};
 use rbuild_oci::{CanonicalWriter, ChainId, DiffId};
 use rbuild_registry::RegistryError;
 
+use crate::cancel::Cancel;
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, blocking, layer_diff, size_bytes};
 use crate::progress::{Outcome, VertexId};
@@ -178,7 +179,10 @@ async fn pull_layer(
         }
     };
     drop(lock);
-    done
+    match done {
+        Err(_) if env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+        done => done,
+    }
 }
 
 async fn download(
@@ -252,7 +256,7 @@ fn unpack(
     writer: Option<BlobWriter>,
 ) -> Result<Option<Pending>, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
-    let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer };
+    let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer, cancel: env.cancel.clone() };
     let (dir, media_type) = (draft.diff_fd().as_fd(), Some(blob.media_type.as_str()));
     let (unpacked, ends) = layer::unpack_blob(&mut tee, media_type, dir, env.overlay, &Limits::default())
         .map_err(|error| match error {
@@ -281,10 +285,15 @@ fn unpack(
 struct Tee<R> {
     inner: R,
     writer: Option<BlobWriter>,
+    /// Ends the reading, and so whoever reads, when the build is stopped.
+    cancel: Cancel,
 }
 
 impl<R: Read> Read for Tee<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.reason().is_some() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the build was stopped"));
+        }
         let count = self.inner.read(buffer)?;
         if let Some(writer) = &mut self.writer {
             io::Write::write_all(writer, &buffer[..count])?;

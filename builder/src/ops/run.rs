@@ -51,18 +51,19 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
     let mut tail = Tail::default();
     let spec = spec(env, op)?;
-    let exit = rbuild_sandbox::run_step(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
-        tail.push(bytes);
-        let stream = match stream {
-            SandboxStream::Stdout => Stream::Stdout,
-            SandboxStream::Stderr => Stream::Stderr,
-        };
-        env.events.log(vertex, stream, bytes.to_vec());
-    });
-    let exit = match exit {
+    let ended =
+        rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
+            tail.push(bytes);
+            let stream = match stream {
+                SandboxStream::Stdout => Stream::Stdout,
+                SandboxStream::Stderr => Stream::Stderr,
+            };
+            env.events.log(vertex, stream, bytes.to_vec());
+        });
+    let (exit, teardown) = match ended {
         Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
         Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
-        Ok(exit) => exit,
+        Ok(ended) => ended,
     };
     let command = op.argv.join(" ");
     match exit {
@@ -81,6 +82,8 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
+    // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
+    teardown.wait();
     Ok(NewLayer { draft, diff, tree, size_bytes })
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
-use crate::error::{BuildError, StepError, StepFailure};
+use crate::error::{BuildError, StepError, StepFailure, one_line};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
 use crate::progress::{Outcome, VertexId};
@@ -102,17 +102,13 @@ impl Solver {
                 std::panic::resume_unwind(panic.into_panic());
             }
         }
-        if matches!(self.env.cancel.reason(), Some(Reason::Interrupted | Reason::Terminated)) {
-            return Err(BuildError::Interrupted);
+        if matches!(self.env.cancel.reason(), Some(Reason::Signal(_))) {
+            return Err(BuildError::Canceled);
         }
         if let Some(error) = self.first_error.lock().expect("no holder panics").take() {
             return Err(BuildError::Step(Box::new(error)));
         }
-        self.graph
-            .targets
-            .iter()
-            .map(|target| self.known(target.node).ok_or(BuildError::Interrupted))
-            .collect()
+        self.graph.targets.iter().map(|target| self.known(target.node).ok_or(BuildError::Canceled)).collect()
     }
 
     fn known(&self, node: NodeIndex) -> Option<Arc<Solved>> {
@@ -135,7 +131,7 @@ impl Solver {
     fn failed(&self, node: NodeIndex, failure: StepFailure) -> Stopped {
         let outcome = match (self.env.cancel.reason(), &failure) {
             (Some(_), StepFailure::Canceled) => Outcome::Canceled,
-            _ => Outcome::Error(failure.to_string()),
+            _ => Outcome::Error(one_line(&failure)),
         };
         if !matches!(failure, StepFailure::Canceled) {
             let mut first = self.first_error.lock().expect("no holder panics");

@@ -28,8 +28,8 @@ pub(super) fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix:
     Ok(copied)
 }
 
-/// Reads and writes from offset `at` to the end. A short read is the end of a regular file; one byte more than planned
-/// is enough to see that it grew.
+/// Reads and writes from offset `at` to `size`, or to the end when the file is shorter. What a file grew by since it was
+/// planned stays behind.
 pub(super) fn copy_rest(
     from: &OwnedFd,
     to: &OwnedFd,
@@ -39,8 +39,9 @@ pub(super) fn copy_rest(
     mut each: impl FnMut(&[u8]),
 ) -> rustix::io::Result<()> {
     buffer.resize(BUFFER_BYTES, 0);
-    while at <= size {
-        let count = match pread(from, &mut buffer[..], at) {
+    while at < size {
+        let count = match pread(from, &mut buffer[..block(size - at)], at) {
+            Ok(0) => break,
             Ok(count) => count,
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno),
@@ -57,11 +58,13 @@ pub(super) fn copy_rest(
                 Err(errno) => return Err(errno),
             }
         }
-        if count < BUFFER_BYTES {
-            break;
-        }
     }
     Ok(())
+}
+
+/// Length of the next read.
+fn block(left: u64) -> usize {
+    usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)
 }
 
 /// Reads from the start, in the same way.
@@ -73,8 +76,8 @@ pub(super) fn read_all(
 ) -> rustix::io::Result<()> {
     buffer.resize(BUFFER_BYTES, 0);
     let mut at = 0;
-    while at <= size {
-        match pread(file, &mut buffer[..], at) {
+    while at < size {
+        match pread(file, &mut buffer[..block(size - at)], at) {
             Ok(0) => break,
             Ok(count) => {
                 each(&buffer[..count]);

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fsetxattr, fstat, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    fsetxattr, fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -96,7 +96,7 @@ pub enum MaterialiseError {
 
 /// Writes a plan's layer into `dir`, an empty directory (the plan's root) that no one else writes to.
 ///
-/// Bytes are cloned, copied by the kernel, or read and written, whatever works first. Files of sources that may change
+/// Files of archives that are given away are taken, and other bytes cloned, copied by the kernel, or read and written, whatever works first. Files of sources that may change
 /// are hashed on the way and must be what the plan says; others only have to have its size. Directories that hide lower
 /// ones are marked in `form`. A device that the kernel refuses to make, as it does inside a user namespace, is left
 /// out: images made from the plan's diff have it. Nothing is synced.
@@ -226,9 +226,16 @@ impl<'a> Filler<'a> {
                 mkdirat(dir, name, Mode::from_raw_mode(0o700)).map_err(failed("make directory", path))
             }
             Change::File { meta, size, content } => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = openat(dir, name, flags, private).map_err(failed("make file", path))?;
-                self.fill(path, &file, origin, *size, content)?;
+                let common = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = if self.take_given(path, dir, origin)? {
+                    let file = openat(dir, name, OFlags::RDONLY | common, Mode::empty());
+                    file.map_err(failed("open file", path))?
+                } else {
+                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | common;
+                    let file = openat(dir, name, flags, private).map_err(failed("make file", path))?;
+                    self.fill(path, &file, origin, *size, content)?;
+                    file
+                };
                 self.finish_fd(path, file.as_fd(), meta, entry.mtime)
             }
             Change::Hardlink { target } => {
@@ -272,6 +279,19 @@ impl<'a> Filler<'a> {
         }
     }
 
+    /// Has the file of an archive itself, where a copy would write all its bytes a second time.
+    fn take_given(
+        &self,
+        path: &RelPath,
+        dir: BorrowedFd<'_>,
+        origin: Option<&FileOrigin>,
+    ) -> Result<bool, MaterialiseError> {
+        let Some(FileOrigin::Archive { index, path: from }) = origin else { return Ok(false) };
+        let Some(source) = self.sources.archives.get(*index) else { return Ok(false) };
+        let given = source.give(from, dir, path.name());
+        given.map_err(|source| MaterialiseError::Source { path: path.clone(), source })
+    }
+
     fn fill(
         &mut self,
         path: &RelPath,
@@ -296,7 +316,11 @@ impl<'a> Filler<'a> {
         let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
         let changed = || MaterialiseError::Changed { source_path: from.clone() };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
-        if !is_size(&opened).map_err(failed("look at the source of", path))? {
+        let found = fstat(&opened).map_err(failed("look at the source of", path))?.st_size;
+        let found = u64::try_from(found).unwrap_or(0);
+        // A file that only grew since it was hashed (the log of this build, say) is copied as it was.
+        let has_grown = found > size && !source.is_immutable();
+        if found != size && !has_grown {
             return Err(changed());
         }
         if size == 0 {
@@ -316,6 +340,9 @@ impl<'a> Filler<'a> {
                 hasher.update(bytes);
             };
             if is_cloned {
+                if has_grown {
+                    ftruncate(file, size).map_err(failed("cut", path))?;
+                }
                 read_all(file, size, &mut self.buffer, &mut hash).map_err(failed("read", path))?;
             } else {
                 copy_rest(&opened, file, 0, size, &mut self.buffer, &mut hash)

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, statat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, linkat, openat, openat2, statat,
+};
 use rustix::io::Errno;
 
 use crate::layer::Mtime;
@@ -24,6 +26,11 @@ pub trait FileSource: Send + Sync {
     /// True when files cannot change under the reader (layers of the store). Others are hashed while they are copied.
     fn is_immutable(&self) -> bool {
         false
+    }
+    /// Links the file itself as `name` into `dir`, for a caller who will change its metadata; false when the source
+    /// keeps its files, or the system cannot link it, and the bytes must be copied.
+    fn give(&self, _path: &RelPath, _dir: BorrowedFd<'_>, _name: &[u8]) -> Result<bool, SourceError> {
+        Ok(false)
     }
 }
 
@@ -61,18 +68,25 @@ pub enum SourceError {
 pub struct DirSource {
     root: OwnedFd,
     is_immutable: bool,
+    gives: bool,
     dirs: RecentDirs<OwnedFd>,
 }
 
 impl DirSource {
     /// Reads below `root`, a directory whose files may change at any time.
     pub fn new(root: OwnedFd) -> Self {
-        Self { root, is_immutable: false, dirs: RecentDirs::default() }
+        Self { root, is_immutable: false, gives: false, dirs: RecentDirs::default() }
     }
 
     /// Reads below `root`, a directory that only this process changes, such as a freshly unpacked archive.
     pub fn immutable(root: OwnedFd) -> Self {
         Self { is_immutable: true, ..Self::new(root) }
+    }
+
+    /// Reads below `root`, a directory that is thrown away afterwards: whoever copies from it may have its files, each
+    /// once.
+    pub fn disposable(root: OwnedFd) -> Self {
+        Self { gives: true, ..Self::immutable(root) }
     }
 
     fn parent(&self, path: &RelPath) -> Result<Option<Arc<OwnedFd>>, SourceError> {
@@ -129,6 +143,12 @@ impl FileSource for DirSource {
 
     fn is_immutable(&self) -> bool {
         self.is_immutable
+    }
+
+    fn give(&self, path: &RelPath, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, SourceError> {
+        let from = if self.gives { self.parent(path)? } else { None };
+        let Some(from) = from else { return Ok(false) };
+        Ok(linkat(&from, path.name(), dir, name, AtFlags::empty()).is_ok())
     }
 }
 

@@ -1,5 +1,7 @@
 //! What an archive may cost.
 
+use crate::tree;
+
 /// Upper bounds for one archive. The defaults are far above any real image and far below what fills a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -11,9 +13,9 @@ pub struct Limits {
     pub ratio_max: u64,
     /// Uncompressed bytes for which no ratio is asked.
     pub ratio_free_bytes: u64,
-    /// Bytes of one path inside the archive. Above `PATH_MAX` on purpose: paths are walked by component.
+    /// Bytes of one path inside the archive; more than a tree holds is refused before anything is made.
     pub path_bytes_max: usize,
-    /// Components of one path.
+    /// Components of one path; likewise.
     pub depth_max: usize,
     /// Bytes of all names, link targets and xattrs kept in the listing: bounds memory.
     pub listing_bytes_max: u64,
@@ -32,8 +34,8 @@ impl Default for Limits {
             uncompressed_bytes_max: 64 << 30,
             ratio_max: 1000,
             ratio_free_bytes: 64 << 20,
-            path_bytes_max: 32 << 10,
-            depth_max: 8192,
+            path_bytes_max: tree::PATH_BYTES_MAX,
+            depth_max: tree::DEPTH_MAX,
             listing_bytes_max: 2 << 30,
             xattr_bytes_max: 64 << 10,
             extension_bytes_max: 1 << 20,

@@ -1,7 +1,7 @@
 //! Kernel locks on files: the store lock and per-key single flight.
 //!
 //! All are `flock`s, so the kernel releases them on any death of the holder; a lock file that exists means nothing.
-//! Order: store lock (shared, for the life of a [`Store`](super::Store)) → lease → key lock → SQLite's own. Nothing
+//! Order: store lock (shared, for the life of a [`Store`]) → lease → key lock → SQLite's own. Nothing
 //! waits for a second key while holding one, so key locks cannot deadlock.
 
 use std::fs::File;

@@ -1,7 +1,10 @@
 //! `--build-context` of every kind, and what a context hides.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::Result;
-use rbuild_tests::{bases, judge, need};
+use rbuild_tests::{Registry, TestEnv, bases, judge, need};
 
 use crate::world;
 
@@ -23,7 +26,7 @@ fn a_named_directory_is_a_source() -> Result<()> {
 #[test]
 fn a_named_context_takes_the_place_of_a_base_image() -> Result<()> {
     need!(Bases);
-    let env = rbuild_tests::TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
+    let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
     let context = env.context("main", "FROM nobody/has-this:3\nRUN busybox true\n", &[])?;
     let layout = bases::dir()?.join("busybox");
     let named = |rest: &str| format!("nobody/has-this:3=oci-layout://{}{rest}", layout.display());
@@ -88,5 +91,51 @@ fn links_do_not_lead_out_of_the_context() -> Result<()> {
     std::os::unix::fs::symlink("/etc", context.join("out"))?;
     let through = env.write("work/links/Dockerfile.out", "FROM scratch\nCOPY out/passwd /\n")?;
     env.build(&context, &["-f", &through.to_string_lossy()])?.exits(1).says(&["out/passwd"]);
+    Ok(())
+}
+
+#[test]
+fn what_no_instruction_names_is_neither_read_nor_able_to_fail_the_build() -> Result<()> {
+    need!(Root, Registry, Bases, Subuid);
+    let registry = Registry::shared()?;
+    let env = TestEnv::rootless()?.using(&registry)?;
+    let context = env.context("unreadable", "FROM busybox\nCOPY f /f\n", &[("f", "f"), ("secret", "x")])?;
+    let secret = context.join("secret");
+    std::os::unix::fs::chown(&secret, Some(0), Some(0))?;
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
+    env.build(&context, &["-t", "unreadable"])?.ok();
+    fs::write(context.join("Dockerfile"), "FROM busybox\nCOPY . /all\n")?;
+    env.build(&context, &[])?.exits(1).says(&["secret"]);
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_a_link_reaches_its_target_anywhere_in_the_context() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox\nCOPY link/a /a\nCOPY entry /b\n";
+    let context = env.context("links", text, &[("real/a", "a"), ("real/b", "b")])?;
+    std::os::unix::fs::symlink("real", context.join("link"))?;
+    std::os::unix::fs::symlink("real/b", context.join("entry"))?;
+    let archive = env.work().join("links.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    env.build(&context, &["-t", "links", "-o", &output])?.ok();
+    let image = judge::unpack(&format!("oci-archive:{}", archive.display()))?;
+    assert_eq!((image.text("/a")?, image.text("/b")?), ("a".to_owned(), "b".to_owned()));
+    Ok(())
+}
+
+#[test]
+fn a_build_may_log_into_the_context_it_copies() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("logged", "FROM busybox\nCOPY . /all\nRUN cat /all/build.log\n", &[])?;
+    for _ in 0..2 {
+        let log = fs::File::create(context.join("build.log"))?;
+        let mut command = env.command(["build", "--progress", "plain", "-t", "logged"]);
+        command.arg(&context).stdout(log.try_clone()?).stderr(log);
+        let status = command.status()?;
+        assert!(status.success(), "{}", fs::read_to_string(context.join("build.log"))?);
+    }
     Ok(())
 }

@@ -105,16 +105,29 @@ fn a_terminated_build_exits_143_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_killed_build_takes_its_step_along_and_the_next_build_works() -> Result<()> {
+fn a_build_whose_terminal_went_away_exits_129_and_leaves_nothing() -> Result<()> {
     need!(Root, Registry, Bases);
     let (_registry, env) = world()?;
     let context = context(&env, "86414")?;
     let started = sleeping_build(&env, &context, "86414")?;
+    let at = Instant::now();
+    kill_process(pid(&started)?, Signal::HUP)?;
+    let run = started.finish()?.exits(129);
+    assert_stopped(&env, &run, at.elapsed(), "86414");
+    next_build_works(&env, &context)
+}
+
+#[test]
+fn a_killed_build_takes_its_step_along_and_the_next_build_works() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = context(&env, "86415")?;
+    let started = sleeping_build(&env, &context, "86415")?;
     kill_process(pid(&started)?, Signal::KILL)?;
     let run = started.finish()?;
     assert_eq!(run.code, None, "{run}");
     let deadline = Instant::now() + END_LIMIT;
-    while is_running("86414") {
+    while is_running("86415") {
         ensure!(Instant::now() < deadline, "the step outlives its builder\n{run}");
         thread::sleep(Duration::from_millis(20));
     }

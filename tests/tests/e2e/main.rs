@@ -13,6 +13,7 @@ mod outputs;
 mod registries;
 mod rootless;
 mod stages;
+mod steps;
 mod tutorial;
 
 use std::sync::Arc;

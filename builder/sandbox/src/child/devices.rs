@@ -52,12 +52,12 @@ impl HostDevices {
     }
 }
 
-/// Mounts `/dev` at `target`. The caller's umask is 0.
+/// Mounts a new `/dev` at `target` and returns it. The caller's umask is 0.
 pub(super) fn mount_dev(
     target: BorrowedFd<'_>,
     devices: &HostDevices,
     shm_size_bytes: u64,
-) -> Result<(), SetupFailure> {
+) -> Result<OwnedFd, SetupFailure> {
     // Mode 0755, not the default 1777: the sticky-directory rule would refuse `> /dev/null` in a user namespace.
     let options = [("mode", Some("0755")), ("size", Some("64m"))];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -77,9 +77,10 @@ pub(super) fn mount_dev(
     mount_at(dev.as_fd(), "shm", shm, SetupStep::Shm)?;
     match mount::new_fs("mqueue", &[], INERT) {
         // A kernel without POSIX message queues.
-        Err(Errno::NODEV) => Ok(()),
-        mqueue => mount_at(dev.as_fd(), "mqueue", mqueue, SetupStep::Mqueue),
+        Err(Errno::NODEV) => {}
+        mqueue => mount_at(dev.as_fd(), "mqueue", mqueue, SetupStep::Mqueue)?,
     }
+    Ok(dev)
 }
 
 fn new_pts(attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {

@@ -1,7 +1,6 @@
-//! Who the command is: filter, capabilities and ids, in the one order that works.
+//! Who the command is: capabilities and ids, in the one order that works.
 
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
-use crate::sys;
 use crate::wire::ChildSpec;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -23,12 +22,11 @@ const DEFAULT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::AUDIT_WRITE)
     .union(CapabilitySet::SETFCAP);
 
-/// Becomes the user of the step.
+/// Takes every other capability out of the bounding set, for this process and all that come from it.
 ///
-/// The filter comes first: loading it without `no_new_privs`, which stays off so that setuid programs work, takes
-/// CAP_SYS_ADMIN. It allows every call made from here to exec.
-pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
-    sys::load_seccomp(&spec.seccomp).at(SetupStep::Seccomp)?;
+/// Takes nothing away from what they have: the set only says what an exec can give, and none of ours execs before the
+/// command of a step does.
+pub(super) fn limit_capabilities() -> Result<(), SetupFailure> {
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         if DEFAULT.contains(capability) {
@@ -40,6 +38,11 @@ pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
             other => other.at(SetupStep::BoundingSet)?,
         }
     }
+    Ok(())
+}
+
+/// Becomes the user of the step; the filter is loaded.
+pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
     match rustix::thread::clear_ambient_capability_set() {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(errno) => return Err(errno).at(SetupStep::Capabilities),

@@ -1,36 +1,54 @@
 //! Pid 1 of a step: builds the step's world, starts the command, reaps, reports how it ended.
 
-use super::{EXIT_BROKEN, exec, mounts};
+use super::{EXIT_BROKEN, Template, exec, mounts};
+use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
-use crate::wire::{ChildSpec, Report};
+use crate::wire::{ChildSpec, Flavour, Report, SPEC_SIZE_BYTES_MAX};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(super) fn init_main(socket: &OwnedFd, spec: &ChildSpec, root: OwnedFd) -> i32 {
-    let outcome = match prepare(socket, spec, root) {
-        Ok(()) => start(socket, spec),
-        Err(failure) => Err(failure),
-    };
-    let report = match outcome {
-        Ok(report) => report,
-        Err(failure) => failure.into(),
-    };
-    super::report(socket.as_fd(), &report)
+pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template) -> i32 {
+    // For people who look at processes: executed from a descriptor, its name would be a number. Nothing depends on it.
+    let _ = rustix::thread::set_name(c"rbuild-init");
+    let outcome = prepare(socket, flavour, template).and_then(|(command, world)| {
+        // A spare nobody needed.
+        let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };
+        enter(world, &order.spec, order.root.as_fd())?;
+        start(command, &order).map(Some)
+    });
+    match outcome {
+        Ok(None) => 0,
+        Ok(Some(report)) => super::report(socket.as_fd(), &report),
+        Err(failure) => super::report(socket.as_fd(), &failure.into()),
+    }
 }
 
-fn prepare(socket: &OwnedFd, spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
+/// Everything that does not depend on the step.
+fn prepare(
+    socket: &OwnedFd,
+    flavour: Flavour,
+    template: &Template,
+) -> Result<(Waiting, mounts::World), SetupFailure> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;
-    // `getppid` is 0 across a pid namespace; a builder that died before the call above has closed its end instead.
-    let mut builder = [PollFd::new(socket, PollFlags::empty())];
-    rustix::event::poll(&mut builder, Some(&rustix::event::Timespec::default()))
-        .at(SetupStep::ParentDeath)?;
-    if builder[0].revents().contains(PollFlags::HUP) {
+    // `getppid` is 0 across a pid namespace. A spawner that died before the call above can be seen to be dead.
+    let mut spawner = [PollFd::new(&template.spawner, PollFlags::IN)];
+    let alive = rustix::event::poll(&mut spawner, Some(&rustix::event::Timespec::default()));
+    if alive.at(SetupStep::ParentDeath)? != 0 {
         return Err(Errno::SRCH).at(SetupStep::ParentDeath);
+    }
+    // From here on the builder can kill the step.
+    let own =
+        rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(SetupStep::Fork)?;
+    channel::send_with_fds(socket.as_fd(), &Report::Started.encode(), &[own.as_fd()]).at(SetupStep::Fork)?;
+    match sys::unshare(UnshareFlags::NEWCGROUP) {
+        // A kernel without cgroups has nothing to hide there.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(errno) => return Err(errno).at(SetupStep::Unshare),
     }
     rustix::process::setsid().at(SetupStep::Session)?;
     match sys::new_session_keyring() {
@@ -39,7 +57,7 @@ fn prepare(socket: &OwnedFd, spec: &ChildSpec, root: OwnedFd) -> Result<(), Setu
         Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::DQUOT) => {}
         Err(errno) => return Err(errno).at(SetupStep::Keyring),
     }
-    if spec.own_network {
+    if flavour.own_network {
         let flags = SocketFlags::CLOEXEC;
         let any = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
             .at(SetupStep::Loopback)?;
@@ -47,28 +65,108 @@ fn prepare(socket: &OwnedFd, spec: &ChildSpec, root: OwnedFd) -> Result<(), Setu
     }
     // Modes given below are meant as written.
     rustix::process::umask(rustix::fs::Mode::empty());
-    mounts::enter_root(spec, root)?;
+    let command = Waiting::fork(socket, &template.seccomp)?;
+    let world = mounts::World::assemble(flavour, template.in_user_namespace)?;
+    Ok((command, world))
+}
+
+/// The process that becomes the command. It loads the filter while init mounts, and then waits for the step.
+struct Waiting {
+    pid: Pid,
+    socket: OwnedFd,
+}
+
+impl Waiting {
+    fn fork(reports: &OwnedFd, seccomp: &[u8]) -> Result<Waiting, SetupFailure> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .at(SetupStep::Fork)?;
+        match sys::fork().at(SetupStep::Fork)? {
+            Fork::Child => {
+                drop(ours);
+                if let Some(failure) = exec::command_main(&theirs, seccomp) {
+                    super::report(reports.as_fd(), &failure.into());
+                }
+                std::process::exit(EXIT_BROKEN)
+            }
+            Fork::Parent(pid) => Ok(Waiting { pid, socket: ours }),
+        }
+    }
+}
+
+/// The step, as it comes over a socket.
+pub(super) struct Order {
+    pub(super) spec: ChildSpec,
+    bytes: Vec<u8>,
+    pub(super) root: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+impl Order {
+    /// Waits for the length, the spec, and the descriptors that come with the first byte; `None` if there never was one.
+    pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<Order>, SetupFailure> {
+        let mut fds = Vec::new();
+        let mut read_exact = |buffer: &mut [u8]| {
+            let mut filled = 0;
+            while filled < buffer.len() {
+                let (count, more) = channel::receive(socket, &mut buffer[filled..])?;
+                if count == 0 {
+                    return Err(Errno::PIPE);
+                }
+                fds.extend(more);
+                filled += count;
+            }
+            Ok(())
+        };
+        let mut length = [0; 8];
+        match read_exact(&mut length) {
+            Err(Errno::PIPE) => return Ok(None),
+            other => other.at(SetupStep::ReceiveSpec)?,
+        }
+        let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > SPEC_SIZE_BYTES_MAX {
+            return Err(Errno::TOOBIG).at(SetupStep::ReceiveSpec);
+        }
+        let mut bytes = vec![0; length];
+        read_exact(&mut bytes).at(SetupStep::ReceiveSpec)?;
+        let spec = ChildSpec::decode(&bytes).map_err(|_| Errno::BADMSG).at(SetupStep::ReceiveSpec)?;
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or(Errno::BADF).at(SetupStep::ReceiveSpec);
+        let (root, stdout, stderr) = (next()?, next()?, next()?);
+        Ok(Some(Order { spec, bytes, root, stdout, stderr }))
+    }
+
+    /// Passes the order on.
+    fn send(&self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let fds = [self.root.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()];
+        channel::send_with_fds(socket, &(self.bytes.len() as u64).to_le_bytes(), &fds)?;
+        channel::send_all(socket, &self.bytes)
+    }
+}
+
+fn enter(world: mounts::World, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
+    world.enter(spec, root)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).at(SetupStep::Hostname)?;
     // From here on /proc/1 shows nothing to the step: not our program, descriptors or environment.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at(SetupStep::Session)
 }
 
-/// Starts the command and reaps until it ends.
-fn start(socket: &OwnedFd, spec: &ChildSpec) -> Result<Report, SetupFailure> {
-    match sys::fork().at(SetupStep::Fork)? {
-        Fork::Child => {
-            let failure = exec::exec_command(spec);
-            super::report(socket.as_fd(), &failure.into());
-            std::process::exit(EXIT_BROKEN)
-        }
-        Fork::Parent(command) => {
-            // What is left to do needs no right at all.
-            let none = CapabilitySet::empty();
-            let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-            rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)?;
-            reap_until(command).at(SetupStep::Wait)
-        }
+/// Starts the command and reaps until it, and everything it left behind, is gone.
+fn start(command: Waiting, order: &Order) -> Result<Report, SetupFailure> {
+    // What is left to do needs one right: to kill what other users of the step left behind.
+    let kill = CapabilitySet::KILL;
+    let sets = CapabilitySets { effective: kill, permitted: kill, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)?;
+    match order.send(command.socket.as_fd()) {
+        // It failed before, has reported that, and the builder goes by the first report.
+        Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+        Err(errno) => return Err(errno).at(SetupStep::ReceiveSpec),
     }
+    drop(command.socket);
+    let report = reap_until(command.pid).at(SetupStep::Wait)?;
+    kill_the_rest().at(SetupStep::Wait)?;
+    Ok(report)
 }
 
 fn reap_until(command: Pid) -> Result<Report, Errno> {
@@ -84,6 +182,28 @@ fn reap_until(command: Pid) -> Result<Report, Errno> {
         }
         if let Some(code) = status.exit_status() {
             return Ok(Report::Exited(code));
+        }
+    }
+}
+
+/// Kills and reaps whatever is left of the step.
+///
+/// The kernel does the same when init exits. Doing it before lets the builder go on while the kernel takes our mounts down.
+fn kill_the_rest() -> Result<(), Errno> {
+    // The call below is for pid 1 of a namespace only: on the host it would kill the host.
+    if rustix::process::getpid() != Pid::INIT {
+        return Err(Errno::PERM);
+    }
+    // «Process group 1» is how kill(2) spells everyone but the caller and init. Signals are sent and processes forked under
+    // one lock, so nothing slips through; and what loses its parent becomes our child.
+    match rustix::process::kill_process_group(Pid::INIT, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(errno) => return Err(errno),
+    }
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::process::wait(WaitOptions::empty())) {
+            Err(Errno::CHILD) => return Ok(()),
+            other => drop(other?),
         }
     }
 }

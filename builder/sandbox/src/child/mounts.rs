@@ -1,13 +1,14 @@
 //! The file system view of a step, assembled by descriptor and then entered.
 //!
 //! A scratch tmpfs is mounted over the host's `/dev` in our private mount namespace, once the devices are open: it holds
-//! the mount point of the root and the files shown in it, and disappears with the old root after `pivot_root`. (Not over
+//! the kernel file systems until there is a root to move them to, the mount point of that root and the files shown in it,
+//! and disappears with the old root after `pivot_root`. (Not over
 //! `/`: then unmounting the old root by its place would take the scratch off and leave the host's root on top.)
 
 use super::devices;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::mount::{self, INERT};
-use crate::wire::ChildSpec;
+use crate::wire::{ChildSpec, Flavour};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
@@ -36,47 +37,69 @@ const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
 const NOSUID_NODEV: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
-/// Makes `root` the root of this process with everything a step sees in it.
-pub(super) fn enter_root(spec: &ChildSpec, root: OwnedFd) -> Result<(), SetupFailure> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .at(SetupStep::PrivateMounts)?;
-    // While the host's /proc and devices can still be looked at: a fresh proc is refused to a user namespace that cannot see
-    // a complete one.
-    let proc_mount = mount::new_fs("proc", &[], INERT).at(SetupStep::Proc)?;
-    let host_devices = devices::HostDevices::open()?;
-    let sys_mount = new_sys(spec).at(SetupStep::Sys)?;
+/// Everything a step sees but its root: mounted in the scratch, to be moved into the root when that comes.
+pub(super) struct World {
+    scratch: Scratch,
+    proc: OwnedFd,
+    sys: OwnedFd,
+    dev: OwnedFd,
+}
 
-    let scratch = Scratch::mount()?;
-    mount::attach(root.as_fd(), scratch.root_target.as_fd()).at(SetupStep::AttachRoot)?;
-    let root = root.as_fd();
-    // See `devices` for why.
-    mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
+impl World {
+    /// Mounts and masks what does not depend on the step.
+    pub(super) fn assemble(flavour: Flavour, in_user_namespace: bool) -> Result<World, SetupFailure> {
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .at(SetupStep::PrivateMounts)?;
+        // While the host's /proc and devices can still be looked at: a fresh proc is refused to a user namespace that cannot
+        // see a complete one.
+        let proc = mount::new_fs("proc", &[], INERT).at(SetupStep::Proc)?;
+        let host_devices = devices::HostDevices::open()?;
+        let sys = new_sys(flavour, in_user_namespace).at(SetupStep::Sys)?;
 
-    mount::attach(proc_mount.as_fd(), target(root, "proc")?.as_fd()).at(SetupStep::Proc)?;
-    protect_proc(proc_mount.as_fd(), &scratch)?;
-    mount::attach(sys_mount.as_fd(), target(root, "sys")?.as_fd()).at(SetupStep::Sys)?;
-    protect_sys(sys_mount.as_fd(), &scratch)?;
-    devices::mount_dev(target(root, "dev")?.as_fd(), &host_devices, spec.shm_size_bytes)?;
-    for (index, (path, mode, content)) in spec.files.iter().enumerate() {
-        let file = scratch.file(index, *mode, content).at_path(SetupStep::BindFile, path)?;
-        let file = mount::bind(file.as_fd()).at_path(SetupStep::BindFile, path)?;
-        let is_program = mode & 0o111 != 0;
-        let attributes = if is_program { NOSUID_NODEV } else { INERT };
-        mount::restrict(file.as_fd(), attributes | MountAttrFlags::MOUNT_ATTR_RDONLY, false)
-            .at_path(SetupStep::BindFile, path)?;
-        mount::attach(file.as_fd(), target(root, path)?.as_fd()).at_path(SetupStep::BindFile, path)?;
+        let scratch = Scratch::mount()?;
+        // Attached before they are masked: kernels before 6.15 mount nothing on a detached mount.
+        mount::attach(proc.as_fd(), scratch.place("proc")?.as_fd()).at(SetupStep::Proc)?;
+        protect_proc(proc.as_fd(), &scratch)?;
+        mount::attach(sys.as_fd(), scratch.place("sys")?.as_fd()).at(SetupStep::Sys)?;
+        protect_sys(sys.as_fd(), &scratch)?;
+        let dev = devices::mount_dev(scratch.place("dev")?.as_fd(), &host_devices, flavour.shm_size_bytes)?;
+        Ok(World { scratch, proc, sys, dev })
     }
 
-    rustix::process::fchdir(root).at(SetupStep::PivotRoot)?;
-    // With both arguments the same the old root lands on top of the new one, and needs no directory in it.
-    rustix::process::pivot_root(".", ".").at(SetupStep::PivotRoot)?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).at(SetupStep::DetachOldRoot)?;
-    rustix::process::chdir("/").at(SetupStep::PivotRoot)?;
-    verify_entered(root).at(SetupStep::DetachOldRoot)
+    /// Makes `root` the root of this process with everything the step sees in it.
+    pub(super) fn enter(self, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
+        let place = self.scratch.place("root")?;
+        mount::attach(root, place.as_fd()).at(SetupStep::AttachRoot)?;
+        // See `devices` for why.
+        mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
+
+        mount::attach(self.proc.as_fd(), target(root, "proc")?.as_fd()).at(SetupStep::Proc)?;
+        mount::attach(self.sys.as_fd(), target(root, "sys")?.as_fd()).at(SetupStep::Sys)?;
+        mount::attach(self.dev.as_fd(), target(root, "dev")?.as_fd()).at(SetupStep::Dev)?;
+        for (index, (path, mode, content)) in spec.files.iter().enumerate() {
+            if let Some(below) = path.strip_prefix("/dev/") {
+                place_file(self.dev.as_fd(), below).at_path(SetupStep::BindFile, path)?;
+            }
+            let file = self.scratch.file(index, *mode, content).at_path(SetupStep::BindFile, path)?;
+            let file = mount::bind(file.as_fd()).at_path(SetupStep::BindFile, path)?;
+            let is_program = mode & 0o111 != 0;
+            let attributes = if is_program { NOSUID_NODEV } else { INERT };
+            mount::restrict(file.as_fd(), attributes | MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+                .at_path(SetupStep::BindFile, path)?;
+            mount::attach(file.as_fd(), target(root, path)?.as_fd()).at_path(SetupStep::BindFile, path)?;
+        }
+
+        rustix::process::fchdir(root).at(SetupStep::PivotRoot)?;
+        // With both arguments the same the old root lands on top of the new one, and needs no directory in it.
+        rustix::process::pivot_root(".", ".").at(SetupStep::PivotRoot)?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).at(SetupStep::DetachOldRoot)?;
+        rustix::process::chdir("/").at(SetupStep::PivotRoot)?;
+        verify_entered(root).at(SetupStep::DetachOldRoot)
+    }
 }
 
 /// Makes sure nothing is left on top of the root: «..» of a mount below it climbs onto whatever covers it.
-fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
     let root = rustix::fs::fstat(root)?;
     for path in ["/", "/proc/..", "/dev/.."] {
         let seen = rustix::fs::stat(path)?;
@@ -85,6 +108,23 @@ fn verify_entered(root: BorrowedFd<'_>) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Makes an empty file, and the directories above it, in a file system of ours: the image's own `/dev` is hidden, so a
+/// mount point there has to be made in the new one.
+fn place_file(root: BorrowedFd<'_>, path: &str) -> Result<(), Errno> {
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let (dirs, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut dir = open_in(root, ".", beneath)?;
+    for component in dirs.split('/').filter(|component| !component.is_empty()) {
+        match rustix::fs::mkdirat(&dir, component, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        dir = open_in(dir.as_fd(), component, beneath)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
 /// Opens a mount target as the step would see the path, without following `/proc` links.
@@ -110,8 +150,8 @@ fn open_in(at: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<Owne
     result
 }
 
-fn new_sys(spec: &ChildSpec) -> Result<OwnedFd, Errno> {
-    if spec.in_user_namespace && !spec.own_network {
+fn new_sys(flavour: Flavour, in_user_namespace: bool) -> Result<OwnedFd, Errno> {
+    if in_user_namespace && !flavour.own_network {
         // A fresh sysfs shows the network namespace's devices, so the kernel wants its owner; the host's tree is shown
         // instead, as other rootless builders do.
         let tree = mount::bind_host_tree("/sys")?;
@@ -171,7 +211,6 @@ fn protect_sys(sys_mount: BorrowedFd<'_>, scratch: &Scratch) -> Result<(), Setup
 /// Our own tmpfs, gone with the old root.
 struct Scratch {
     mount: OwnedFd,
-    root_target: OwnedFd,
     empty_dir: OwnedFd,
     /// A null device verified by its number.
     null: OwnedFd,
@@ -184,18 +223,20 @@ impl Scratch {
         let mount = mount::new_fs("tmpfs", &options, NOSUID_NODEV).at(SetupStep::Scratch)?;
         let place = open_in(rustix::fs::CWD, "/dev", ResolveFlags::NO_SYMLINKS).at(SetupStep::Scratch)?;
         mount::attach(mount.as_fd(), place.as_fd()).at(SetupStep::Scratch)?;
-        let dir = |name: &str, mode| {
-            rustix::fs::mkdirat(mount.as_fd(), name, Mode::from_raw_mode(mode)).at(SetupStep::Scratch)?;
-            open_in(mount.as_fd(), name, ResolveFlags::BENEATH).at(SetupStep::Scratch)
-        };
-        let root_target = dir("root", 0o700)?;
         // A file system of its own: the files shown to the step must not be reachable through a mask.
-        let empty_target = dir("empty", 0o700)?;
         let options = [("mode", Some("0755")), ("size", Some("0")), ("nr_inodes", Some("2"))];
         let attributes = INERT | MountAttrFlags::MOUNT_ATTR_RDONLY;
         let empty_dir = mount::new_fs("tmpfs", &options, attributes).at(SetupStep::Scratch)?;
-        mount::attach(empty_dir.as_fd(), empty_target.as_fd()).at(SetupStep::Scratch)?;
-        Ok(Scratch { mount, root_target, empty_dir, null })
+        let scratch = Scratch { mount, empty_dir, null };
+        let place = scratch.place("empty")?;
+        mount::attach(scratch.empty_dir.as_fd(), place.as_fd()).at(SetupStep::Scratch)?;
+        Ok(scratch)
+    }
+
+    /// A new directory to mount on.
+    fn place(&self, name: &str) -> Result<OwnedFd, SetupFailure> {
+        rustix::fs::mkdirat(&self.mount, name, Mode::from_raw_mode(0o700)).at(SetupStep::Scratch)?;
+        open_in(self.mount.as_fd(), name, ResolveFlags::BENEATH).at(SetupStep::Scratch)
     }
 
     fn file(&self, index: usize, mode: u32, content: &[u8]) -> Result<OwnedFd, Errno> {

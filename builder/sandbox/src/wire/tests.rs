@@ -2,25 +2,29 @@ use super::*;
 
 fn spec() -> ChildSpec {
     ChildSpec {
-        parent_pid: 7,
-        in_user_namespace: true,
-        own_network: false,
         uid: 1000,
         gid: 1001,
-        shm_size_bytes: 1 << 40,
         groups: vec![0, 5, u32::MAX - 1],
         argv: vec!["sh".into(), String::new(), "a\nb".into()],
         env: vec!["A=1".into(), "B=ü".into()],
         cwd: "/srv".into(),
         hostname: "h".into(),
         files: vec![("/etc/hosts".into(), 0o644, vec![0, 255]), ("/s".into(), 0o755, vec![])],
-        seccomp: vec![1; 16],
     }
 }
 
 #[test]
 fn a_spec_survives_the_wire() {
     assert_eq!(ChildSpec::decode(&spec().encode()), Ok(spec()));
+}
+
+#[test]
+fn a_flavour_survives_the_wire() {
+    let flavour = Flavour { own_network: true, shm_size_bytes: 1 << 40 };
+    let bytes = flavour.encode();
+    assert_eq!(bytes.len(), Flavour::SIZE_BYTES);
+    assert_eq!(Flavour::decode(&bytes), Ok(flavour));
+    assert_eq!(Flavour::decode(&bytes[1..]), Err(Malformed));
 }
 
 #[test]

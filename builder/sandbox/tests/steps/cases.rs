@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ("host_name_umask_and_stdin_are_fixed", host_name_umask_and_stdin_are_fixed),
     ("an_overlay_is_in_no_mount_table", an_overlay_is_in_no_mount_table),
     ("120_layers_merge", many_layers_merge),
+    ("a_layer_can_come_twice", a_layer_can_come_twice),
     ("dev_is_usable_by_every_user", dev_is_usable_by_every_user),
     ("a_plain_directory_can_be_the_root", a_plain_directory_can_be_the_root),
 ];
@@ -171,13 +172,26 @@ fn many_layers_merge(host: &Host) {
     let ran = run_on(&host.merged_over(&lowers), &shell("ls / | grep -c only-; cat /top")).unwrap();
     // Base first: the last one given is on top.
     assert_eq!(ran.stdout, "120\n119");
-    let too_many = vec![lowers[0]; LOWERS_MAX + 1];
+    let too_many: Vec<PathBuf> = (0..=LOWERS_MAX).map(|n| n.to_string().into()).collect();
+    let too_many: Vec<&Path> = too_many.iter().map(PathBuf::as_path).collect();
     let in_user_namespace = rbuild_sandbox::in_user_namespace();
     assert!(matches!(
         mount_overlay(&too_many, None, in_user_namespace),
         Err(MountError::TooManyLowers { .. })
     ));
     assert!(matches!(mount_overlay(&[], None, in_user_namespace), Err(MountError::NoLowers)));
+}
+
+fn a_layer_can_come_twice(host: &Host) {
+    let [(one, _), (other, _)] = [host.new_upper(), host.new_upper()];
+    fs::write(one.join("file"), "one").unwrap();
+    fs::write(other.join("file"), "other").unwrap();
+    fs::write(other.join("only"), "other").unwrap();
+    // As when a step undoes what the one before it did: the topmost place counts.
+    let merged = host.merged_over(&[&host.lower, &one, &other, &one]);
+    assert_eq!(run_on(&merged, &shell("cat /file /only")).unwrap().stdout, "oneother");
+    let merged = host.merged_over(&[&host.lower, &other, &one, &one, &other]);
+    assert_eq!(run_on(&merged, &shell("cat /file /only")).unwrap().stdout, "otherother");
 }
 
 fn dev_is_usable_by_every_user(host: &Host) {

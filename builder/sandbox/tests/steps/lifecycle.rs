@@ -2,7 +2,7 @@
 
 use super::setup::{Host, run_on, shell};
 use crate::Case;
-use rbuild_sandbox::{Exit, StepError, Stream, run_step};
+use rbuild_sandbox::{Exit, StepError, Stream, run_step, run_step_to_exit};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -15,6 +15,9 @@ pub(crate) const CASES: &[Case] = &[
     ("a_killed_builder_takes_the_step_with_it", a_killed_builder_takes_the_step_with_it),
     ("signals_of_the_terminal_do_not_reach_the_step", signals_of_the_terminal_do_not_reach_the_step),
     ("a_killed_init_is_reported", a_killed_init_is_reported),
+    ("a_killed_spawner_is_reported_and_replaced", a_killed_spawner_is_reported_and_replaced),
+    ("what_was_written_last_arrives", what_was_written_last_arrives),
+    ("an_upper_is_free_after_the_teardown", an_upper_is_free_after_the_teardown),
     ("orphans_are_reaped", orphans_are_reaped),
     ("steps_of_many_threads_do_not_mix", steps_of_many_threads_do_not_mix),
     ("a_large_spec_arrives", a_large_spec_arrives),
@@ -122,10 +125,69 @@ fn a_killed_init_is_reported(host: &Host) {
         &shell(&format!("echo ready; sleep {marker}")),
         merged.fd.as_fd(),
         cancel.as_fd(),
-        &mut |_, _| kill_grandchild(own),
+        // The one in stock for the next step as well.
+        &mut |_, _| children_of(child_of(own)).into_iter().for_each(kill),
     );
-    assert!(matches!(result, Err(StepError::Died { .. })), "{result:?}");
+    assert!(matches!(result, Err(StepError::Died)), "{result:?}");
     assert_eq!(alive(&marker), 0);
+    assert_eq!(host.sh("echo next"), "next\n");
+}
+
+fn a_killed_spawner_is_reported_and_replaced(host: &Host) {
+    let marker = marker(5);
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let merged = host.merged();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let spec = shell(&format!("setsid sleep {marker} & echo ready; sleep {marker}"));
+    let result = run_step(&spec, merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| kill(child_of(own)));
+    assert!(matches!(result, Err(StepError::Died)), "{result:?}");
+    assert_eq!(alive(&marker), 0);
+    assert_eq!(host.sh("echo next"), "next\n");
+}
+
+fn what_was_written_last_arrives(host: &Host) {
+    // As much as the pipe holds, so that nobody needs to have read when the step is over; and more than that.
+    for size in [60_000, 600_000] {
+        let ran =
+            host.run(&shell(&format!("sleep 1000 & yes | head -c {size}; echo end >&2; exit 3"))).unwrap();
+        assert_eq!((ran.exit, ran.stdout.len(), ran.stderr), (Exit::Code(3), size, "end\n".to_owned()));
+    }
+}
+
+/// The upper is a layer, and a lower of the next step, as soon as the teardown is over.
+fn an_upper_is_free_after_the_teardown(host: &Host) {
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    for n in 0..20 {
+        let merged = host.merged();
+        let script = shell(&format!("sleep 1000 & echo {n} > /file"));
+        let (exit, teardown) =
+            run_step_to_exit(&script, merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {}).unwrap();
+        assert_eq!(exit, Exit::Code(0));
+        // What was written can be read before that.
+        assert_eq!(std::fs::read_to_string(merged.upper.join("file")).unwrap(), format!("{n}\n"));
+        drop(merged.fd);
+        teardown.wait();
+        check_free(&host.lower, &merged.upper);
+    }
+}
+
+/// With an index the kernel refuses what it warns of otherwise: a lower that is the upper of a living overlay.
+fn check_free(base: &Path, layer: &Path) {
+    use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsopen};
+    let dirs = ["free-upper", "free-work"].map(|kind| layer.with_extension(kind));
+    dirs.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    let context = context.as_fd();
+    for (option, value) in
+        [("lowerdir+", layer), ("lowerdir+", base), ("upperdir", &dirs[0]), ("workdir", &dirs[1])]
+    {
+        fsconfig_set_string(context, option, value).unwrap();
+    }
+    fsconfig_set_string(context, "index", "on").unwrap();
+    if rbuild_sandbox::in_user_namespace() {
+        fsconfig_set_flag(context, "userxattr").unwrap();
+    }
+    fsconfig_create(context).unwrap();
 }
 
 fn signals_of_the_terminal_do_not_reach_the_step(host: &Host) {
@@ -145,21 +207,25 @@ fn signals_of_the_terminal_do_not_reach_the_step(host: &Host) {
     assert!(!groups.contains(&rustix::process::getpgrp()));
 }
 
-/// Some child of a process.
-fn child_of(pid: i32) -> i32 {
-    let is_child = |entry: std::io::Result<std::fs::DirEntry>| {
+/// The children of a process.
+fn children_of(pid: i32) -> Vec<i32> {
+    let child = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.ok()?;
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
         let parent: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
         (parent == pid).then(|| entry.file_name().to_str()?.parse().ok())?
     };
-    std::fs::read_dir("/proc").unwrap().find_map(is_child).unwrap()
+    std::fs::read_dir("/proc").unwrap().filter_map(child).collect()
 }
 
-/// Kills the child of our one child: the step's init.
-fn kill_grandchild(pid: i32) {
-    let init = rustix::process::Pid::from_raw(child_of(child_of(pid))).unwrap();
-    rustix::process::kill_process(init, rustix::process::Signal::KILL).unwrap();
+/// Some child of a process: ours is the spawner.
+fn child_of(pid: i32) -> i32 {
+    children_of(pid)[0]
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 fn orphans_are_reaped(host: &Host) {

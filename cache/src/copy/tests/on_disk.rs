@@ -114,7 +114,7 @@ fn a_file_that_changed_is_named() {
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/n");
     let sources = Sources { main: Some(&source), archives: &[] };
-    for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "content of a!"), ("shorter", "x")] {
+    for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "CONTENT of a!"), ("shorter", "x")] {
         fs::write(from.path().join("d/a"), bytes).unwrap();
         let into = to.path().join(case);
         fs::create_dir(&into).unwrap();
@@ -123,6 +123,19 @@ fn a_file_that_changed_is_named() {
         assert!(matches!(&error, MaterialiseError::Changed { source_path } if *source_path == path("d/a")));
         assert_eq!(error.to_string(), "/d/a changed while it was being copied");
     }
+}
+
+#[test]
+fn a_file_that_only_grew_is_copied_as_it_was() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
+    let source = DirSource::new(dir_fd(from.path()));
+    let plan = plan_all(&context, &nodes, &source, "/n");
+    let sources = Sources { main: Some(&source), archives: &[] };
+    let before = fs::read(from.path().join("d/a")).unwrap();
+    fs::write(from.path().join("d/a"), [before.as_slice(), b" and more"].concat()).unwrap();
+    materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+    assert_eq!(fs::read(to.path().join("n/a")).unwrap(), before);
 }
 
 #[test]
@@ -200,6 +213,33 @@ fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
     let sources = Sources { main: Some(&source), archives: &[] };
     materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
     check_on_disk(to.path(), &plan);
+}
+
+#[test]
+fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("one"), "1").unwrap();
+    fs::hard_link(from.path().join("one"), from.path().join("two")).unwrap();
+    let (uid, gid) = ourselves();
+    let one = file_with(Meta { mode: 0o6755, uid, gid, ..Meta::default() }, "1");
+    let listing =
+        crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
+    let items = [CopyItem::Archive(Archive { diff: &listing, implied: &[] })];
+    let options = CopyOptions { owner: Some((uid, gid)), ..options("/d") };
+    let stack = StackSource::new(Vec::new());
+    let plan = plan(&MemoryNodeStore::default(), &Tree::empty(), &stack, None, &items, &options).unwrap();
+    for (name, source, is_taken) in [
+        ("taken", DirSource::disposable(dir_fd(from.path())), true),
+        ("copied", DirSource::immutable(dir_fd(from.path())), false),
+    ] {
+        let into = to.path().join(name);
+        fs::create_dir(&into).unwrap();
+        let before = fs::metadata(from.path().join("one")).unwrap();
+        let sources = Sources { main: None, archives: &[&source] };
+        materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+        check_on_disk(&into, &plan);
+        assert_eq!(fs::metadata(into.join("d/two")).unwrap().ino() == before.ino(), is_taken, "{name}");
+    }
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! The builder's end of the spawner: the one process inits come from, and the one init that is kept ready.
+//!
+//! The spawner is started by the first step and lives as long as this process. It does once what every step would do again
+//! (exec, dynamic linking, the filter), so that a step costs two forks. Most of what an init does needs neither the step nor
+//! its root: from the second step on (a build with two has more) one init is kept in stock, and prepares itself on another
+//! core while the step before it runs.
+
+use crate::channel;
+use crate::error::StepError;
+use crate::self_copy::{SPAWNER_MARKER, SelfCopy};
+use crate::wire::Flavour;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+
+struct Spawner {
+    /// Our end of the control socket; absent until the first step.
+    control: Option<OwnedFd>,
+    /// The init in stock: our end of its socket.
+    spare: Option<(Flavour, OwnedFd)>,
+    steps_total: u64,
+}
+
+fn spawner() -> MutexGuard<'static, Spawner> {
+    static SPAWNER: Mutex<Spawner> = Mutex::new(Spawner { control: None, spare: None, steps_total: 0 });
+    SPAWNER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An init of this flavour, ready or on its way: our end of its socket.
+pub(crate) fn take(flavour: Flavour) -> Result<OwnedFd, StepError> {
+    let mut spawner = spawner();
+    spawner.steps_total += 1;
+    match spawner.spare.take() {
+        Some((spare, socket)) if spare == flavour && is_open(socket.as_fd()) => Ok(socket),
+        // Of another flavour, or killed meanwhile: it goes, which closing its socket tells it.
+        _ => spawner.request(flavour),
+    }
+}
+
+/// Makes sure an init is in stock, if there is likely to be a step for it.
+///
+/// Best effort: what fails here fails again for the next step, and is reported then.
+pub(crate) fn stock(flavour: Flavour) {
+    let mut spawner = spawner();
+    if spawner.steps_total > 1 && spawner.spare.is_none() {
+        spawner.spare = spawner.request(flavour).ok().map(|socket| (flavour, socket));
+    }
+}
+
+/// Does without the init in stock.
+pub(crate) fn discard_spare() {
+    spawner().spare = None;
+}
+
+/// Whether there is somebody at the other end.
+fn is_open(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    rustix::event::poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+}
+
+fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
+    move |errno| StepError::Parent { action, source: errno.into() }
+}
+
+impl Spawner {
+    fn request(&mut self, flavour: Flavour) -> Result<OwnedFd, StepError> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(parent("create the step's control socket"))?;
+        if let Some(control) = &self.control {
+            match channel::send_with_fds(control.as_fd(), &flavour.encode(), &[theirs.as_fd()]) {
+                Ok(()) => return Ok(ours),
+                // Somebody killed it: the next one is as good.
+                Err(Errno::PIPE | Errno::CONNRESET) => self.control = None,
+                Err(errno) => return Err(parent("ask for the step's init")(errno)),
+            }
+        }
+        let control = start().map_err(|source| StepError::Parent { action: "start the spawner", source })?;
+        channel::send_with_fds(control.as_fd(), &flavour.encode(), &[theirs.as_fd()])
+            .map_err(parent("ask for the step's init"))?;
+        self.control = Some(control);
+        Ok(ours)
+    }
+}
+
+/// Starts a spawner; our end of its control socket. It ends when that is closed, and dies with this process.
+fn start() -> io::Result<OwnedFd> {
+    let program = SelfCopy::get()?;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (result, started) = mpsc::channel();
+    // Parent-death signals follow the thread that forked, so a thread is kept for that: it waits for the spawner's end.
+    std::thread::Builder::new().name("sandbox-spawner".to_owned()).spawn(move || {
+        let spawned = Command::new(program.path())
+            .arg0(SPAWNER_MARKER)
+            .arg(std::process::id().to_string())
+            .env_clear()
+            // Ctrl-C at a terminal goes to the builder's process group; what happens to steps is the builder's to decide.
+            .process_group(0)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            Ok(mut child) => {
+                let _heard = result.send(Ok(()));
+                let _ended = child.wait();
+            }
+            Err(error) => drop(result.send(Err(error))),
+        }
+    })?;
+    // The thread sends before anything else it does.
+    started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+    Ok(ours)
+}

@@ -1,0 +1,107 @@
+//! Which part of a context the reachable instructions can select.
+//!
+//! The scan enters, lists and hashes nothing else: a file that no instruction names must neither cost anything nor be
+//! able to fail a build.
+
+use rbuild_frontend::gowild::match_component;
+
+/// The union of all sources of a context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// `None` means everything.
+    patterns: Option<Vec<Vec<Vec<u8>>>>,
+}
+
+/// How a path stands to the wanted part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing wanted is at or below it.
+    Outside,
+    /// Something wanted may be below it.
+    Above,
+    /// A source names or matches it.
+    Source,
+    /// It is below a source.
+    Inside,
+}
+
+impl Wanted {
+    /// Everything in the context.
+    pub fn everything() -> Self {
+        Self { patterns: None }
+    }
+
+    /// What `patterns` select: cleaned source paths or wildcards, an empty one meaning the whole context.
+    pub fn by<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
+        let split = |pattern: &str| -> Vec<Vec<u8>> {
+            pattern
+                .split('/')
+                .filter(|part| !part.is_empty() && *part != ".")
+                .map(|part| part.into())
+                .collect()
+        };
+        let patterns: Vec<_> = patterns.into_iter().map(split).collect();
+        let is_whole =
+            patterns.iter().any(|parts| parts.is_empty() || parts.iter().any(|part| part == b".."));
+        Self { patterns: (!is_whole).then_some(patterns) }
+    }
+
+    /// Places a path, given without leading `/`.
+    pub fn standing(&self, path: &[u8]) -> Standing {
+        let Some(patterns) = &self.patterns else { return Standing::Inside };
+        let mut best = Standing::Outside;
+        for pattern in patterns {
+            let mut parts = pattern.iter();
+            let mut names = path.split(|byte| *byte == b'/');
+            let standing = loop {
+                match (parts.next(), names.next()) {
+                    (None, None) => break Standing::Source,
+                    (None, Some(_)) => break Standing::Inside,
+                    (Some(_), None) => break Standing::Above,
+                    // A malformed wildcard is reported when it is used; here it must not hide anything.
+                    (Some(part), Some(name)) if match_component(part, name).unwrap_or(true) => {}
+                    (Some(_), Some(_)) => break Standing::Outside,
+                }
+            };
+            best = match (best, standing) {
+                (Standing::Inside, _) | (_, Standing::Inside) => Standing::Inside,
+                (Standing::Source, _) | (_, Standing::Source) => Standing::Source,
+                (Standing::Above, _) | (_, Standing::Above) => Standing::Above,
+                _ => Standing::Outside,
+            };
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_placed_by_component() {
+        let wanted = Wanted::by(["package.json", "src/*.js", "lib/a"]);
+        for (path, standing) in [
+            ("package.json", Standing::Source),
+            ("package.json.bak", Standing::Outside),
+            ("src", Standing::Above),
+            ("src/x.js", Standing::Source),
+            ("src/x.js/y", Standing::Inside),
+            ("src/x.ts", Standing::Outside),
+            ("lib", Standing::Above),
+            ("lib/a", Standing::Source),
+            ("lib/a/b/c", Standing::Inside),
+            ("lib/b", Standing::Outside),
+            ("other", Standing::Outside),
+        ] {
+            assert_eq!(wanted.standing(path.as_bytes()), standing, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_whole_context_is_wanted_when_one_source_names_it() {
+        for patterns in [vec!["a", ""], vec!["."], vec!["../x"]] {
+            assert_eq!(Wanted::by(patterns), Wanted::everything());
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! RUN steps: what they leave, and how layers of equal steps stack.
+
+use anyhow::Result;
+use rbuild_tests::{judge, need};
+
+use crate::world;
+
+#[test]
+fn steps_that_change_the_same_share_a_layer_and_others_run_on_top() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text =
+        "FROM busybox\nRUN true\nRUN : nothing either\nRUN echo a > /a\nRUN : and nothing\nRUN cat /a\n";
+    let context = env.context("nothing", text, &[])?;
+    let first = env.build_id(&context, &["-t", "nothing"])?;
+    let again = env.build_id(&context, &["-t", "nothing"])?;
+    assert_eq!(first.1, again.1);
+    env.build(&context, &["--no-cache"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_heredoc_with_an_interpreter_line_is_executed_and_leaves_nothing_but_its_work() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox\nRUN <<EOF\n#!/bin/awk -f\nBEGIN{print \"w\" > \"/o\"}\nEOF\n";
+    let context = env.context("script", text, &[])?;
+    let archive = env.work().join("script.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    env.build(&context, &["-t", "script", "-o", &output])?.ok();
+    let image = judge::unpack(&format!("oci-archive:{}", archive.display()))?;
+    assert_eq!(image.text("/o")?, "w\n");
+    assert!(!image.root().join("dev/pipes").exists());
+    for stub in ["etc/hosts", "etc/resolv.conf"] {
+        assert!(!image.root().join(stub).exists(), "{stub} came into the image");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_static_program_runs_on_scratch() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text =
+        "FROM scratch\nCOPY --from=busybox /bin/busybox /sh\nRUN [\"/sh\", \"-c\", \"echo from scratch\"]\n";
+    let context = env.context("scratch", text, &[])?;
+    env.build(&context, &["-t", "scratchy"])?.ok().says(&["from scratch"]);
+    env.assert_nothing_left();
+    Ok(())
+}
