@@ -17,6 +17,7 @@ use rbuild_oci::{DiffId, Digest};
 use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
+use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
 use crate::ops::select::SelectionError;
@@ -119,6 +120,9 @@ pub enum BuildError {
     /// No image of that name is in the store.
     #[error("An image does not exist locally with the tag: {0}")]
     NoSuchImage(String),
+    /// A command on images or credentials failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// Registry settings are broken.
     #[error(transparent)]
     RegistryConfig(#[from] rbuild_registry::ConfigError),

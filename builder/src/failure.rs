@@ -116,6 +116,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
         BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
+        BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
         BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
@@ -165,6 +166,7 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::NoSuchImage(name) => {
             vec![format!("build it with -t {name}, or list what is here: rbuild images")]
         }
+        BuildError::Image(source) => source.hints(),
         BuildError::Step(step) => step_hints(step),
         BuildError::Bootstrap(source) => {
             vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]

@@ -24,3 +24,4 @@ pub mod error;
 pub mod failure;
 pub mod progress;
 pub mod report;
+pub mod template;

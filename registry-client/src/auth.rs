@@ -6,6 +6,8 @@
 pub(crate) mod challenge;
 mod helper;
 pub(crate) mod keychain;
+pub(crate) mod server;
+mod store;
 pub(crate) mod token;
 
 use std::collections::HashMap;
@@ -19,6 +21,8 @@ use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use challenge::Challenge;
 use keychain::Credentials;
 pub use keychain::KeychainError;
+pub use server::{Server, ServerError};
+pub use store::{Kept, erase_credentials, store_credentials};
 use token::Token;
 
 use crate::error::{RegistryError, Target, Violation, escape};

@@ -53,6 +53,10 @@ impl Client {
         Ok(Self { inner: Arc::new(Inner { transport, served: Mutex::new(HashMap::new()) }) })
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        self.inner.transport.settings()
+    }
+
     /// Finds the image for a platform: mirrors in order, then the registry itself. Layers are not fetched.
     pub async fn resolve(
         &self,

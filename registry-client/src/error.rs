@@ -30,7 +30,11 @@ pub struct Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}/{}", self.action, self.host, self.repository)
+        match self.repository.as_str() {
+            // The registry as a whole.
+            "" => write!(f, "{} at {}", self.action, self.host),
+            repository => write!(f, "{} of {}/{repository}", self.action, self.host),
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod login;
 mod settings;
 
 mod blobs;
@@ -35,7 +36,7 @@ pub mod limits;
 #[cfg(test)]
 mod tests;
 
-pub use auth::KeychainError;
+pub use auth::{Kept, KeychainError, Server, ServerError, erase_credentials, store_credentials};
 pub use blobs::pull::BlobStream;
 pub use blobs::push::{Progress, PushOutcome};
 pub use blobs::source::{BlobBody, BlobSource, BytesSource, FileSource};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::image::ImageCommandArgs;
 use super::space::{CacheArgs, DuArgs, PruneArgs};
 
 /// Go's boolean spellings, which Docker's flags accept (`--pull=false`).
@@ -53,6 +54,8 @@ pub(crate) enum CommandArgs {
     Prune(PruneArgs),
     /// Look after the store
     Cache(CacheArgs),
+    #[command(flatten)]
+    Image(ImageCommandArgs),
     /// Check what this machine offers for building
     Doctor,
     /// Show the version
@@ -209,9 +212,12 @@ pub(crate) struct GraphArgs {
 /// List the images in the store
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
-    /// Show only this repository or image
+    /// Show only this repository or image; `*` matches within a name's component
     #[arg(value_name = "NAME[:TAG]")]
     pub(crate) name: Option<String>,
+    /// Accepted for docker's sake: there are no intermediate images
+    #[arg(short = 'a', long, hide = true)]
+    pub(crate) all: bool,
     /// Print only image ids
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
@@ -221,6 +227,12 @@ pub(crate) struct ImagesArgs {
     /// Show digests
     #[arg(long)]
     pub(crate) digests: bool,
+    /// Show only images that meet a condition: dangling=, label=, before=, since=, reference=
+    #[arg(short = 'f', long = "filter", value_name = "KEY=VALUE")]
+    pub(crate) filters: Vec<String>,
+    /// Show rows as: table, json, or a Go template such as `{{.Repository}}:{{.Tag}}`
+    #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
+    pub(crate) format: String,
 }
 
 /// Pull an image from a registry

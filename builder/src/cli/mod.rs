@@ -6,6 +6,8 @@ mod args;
 mod csv;
 mod env;
 mod error;
+mod filter;
+mod image;
 mod known_flags;
 mod output;
 mod request;
@@ -24,12 +26,18 @@ use rbuild_oci::{Platform, Reference};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
+pub use filter::ImageFilter;
+pub use image::{
+    HistoryRequest, ImageCommand, InspectRequest, LoadRequest, LoginRequest, PasswordSource, RmiRequest,
+    SaveRequest, TagRequest,
+};
 pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 
 use args::{Cli, CommandArgs};
+use image::{ImageCommandArgs, ImageGroupArgs};
 
 /// A checked command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +69,8 @@ pub enum Command {
     Prune(PruneRequest),
     /// Look after the store.
     Cache(CacheRequest),
+    /// Do something with images or credentials.
+    Image(ImageCommand),
     /// Check this machine.
     Doctor,
     /// Print the version.
@@ -72,14 +82,18 @@ pub enum Command {
 /// What `rbuild images` was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagesRequest {
-    /// Show only this repository (all its tags when it has none).
-    pub name: Option<Reference>,
+    /// Show only this repository (all its tags when it has none), or what this pattern matches.
+    pub name: Option<String>,
     /// Print only ids.
     pub quiet: bool,
     /// Print whole ids.
     pub no_trunc: bool,
     /// Show digests.
     pub digests: bool,
+    /// Show only images that meet all of these (one of those on the name).
+    pub filters: Vec<ImageFilter>,
+    /// Format of the rows, not parsed yet; empty for the default.
+    pub format: String,
 }
 
 /// What `rbuild pull` was asked for.
@@ -150,11 +164,46 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
-        CommandArgs::Images(args) => Command::Images(ImagesRequest {
-            name: args.name.as_deref().map(parse_image).transpose()?,
-            quiet: args.quiet,
-            no_trunc: args.no_trunc,
-            digests: args.digests,
+        CommandArgs::Images(args) => {
+            if let Some(name) = args.name.as_deref().filter(|name| !name.contains(['*', '?', '['])) {
+                parse_image(name)?;
+            }
+            Command::Images(ImagesRequest {
+                name: args.name,
+                quiet: args.quiet,
+                no_trunc: args.no_trunc,
+                digests: args.digests,
+                filters: args
+                    .filters
+                    .iter()
+                    .map(|text| filter::parse_filter(text))
+                    .collect::<Result<_, _>>()?,
+                format: args.format,
+            })
+        }
+        CommandArgs::Image(args) => Command::Image(match args {
+            ImageCommandArgs::Tag(args) => args.request()?,
+            ImageCommandArgs::Rmi(args) => args.request(),
+            ImageCommandArgs::Inspect(args) => args.request()?,
+            ImageCommandArgs::History(args) => args.request(),
+            ImageCommandArgs::Save(args) => args.request(),
+            ImageCommandArgs::Load(args) => args.request(env)?,
+            ImageCommandArgs::Login(args) => args.request()?,
+            ImageCommandArgs::Logout(args) => ImageCommand::Logout(args.server),
+            ImageCommandArgs::Image { command } => {
+                let same = match command {
+                    ImageGroupArgs::Ls(args) => CommandArgs::Images(args),
+                    ImageGroupArgs::Pull(args) => CommandArgs::Pull(args),
+                    ImageGroupArgs::Push(args) => CommandArgs::Push(args),
+                    ImageGroupArgs::Rm(args) => CommandArgs::Image(ImageCommandArgs::Rmi(args)),
+                    ImageGroupArgs::Inspect(args) => CommandArgs::Image(ImageCommandArgs::Inspect(args)),
+                    ImageGroupArgs::History(args) => CommandArgs::Image(ImageCommandArgs::History(args)),
+                    ImageGroupArgs::Tag(args) => CommandArgs::Image(ImageCommandArgs::Tag(args)),
+                    ImageGroupArgs::Save(args) => CommandArgs::Image(ImageCommandArgs::Save(args)),
+                    ImageGroupArgs::Load(args) => CommandArgs::Image(ImageCommandArgs::Load(args)),
+                };
+                return meaning(same, None, env);
+            }
         }),
         CommandArgs::Pull(args) => {
             let name = parse_image(&args.name)?;
@@ -236,7 +285,7 @@ fn is_command(text: &OsStr) -> bool {
                 | "-h"
                 | "--help"
         )
-    )
+    ) || text.to_str().is_some_and(ImageCommandArgs::is_name)
 }
 
 /// The command a context's name was probably meant to be: `rbuild imags` builds from the directory `imags`, and
@@ -256,9 +305,12 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
                     && a[prefix] == b[prefix + 1]
                     && a[prefix + 1] == b[prefix]))
     };
-    ["build", "graph", "images", "pull", "push", "prune", "cache", "doctor", "version"]
-        .into_iter()
-        .find(|name| near(name))
+    [
+        "build", "graph", "images", "pull", "push", "prune", "cache", "doctor", "version", "inspect",
+        "history", "login", "logout", "save", "load",
+    ]
+    .into_iter()
+    .find(|name| near(name))
 }
 
 fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
@@ -270,6 +322,12 @@ fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
             arguments.insert(if names_command { first + 1 } else { first }, "--help".into());
         }
         Some(argument) if argument == "--version" || argument == "-V" => arguments[first] = "version".into(),
+        // `image build` is `build`, whose flags are declared once.
+        Some(argument)
+            if argument == "image" && arguments.get(first + 1).is_some_and(|next| next == "build") =>
+        {
+            arguments.remove(first);
+        }
         Some(argument) if is_command(argument) => {}
         Some(_) => arguments.insert(first, "build".into()),
         None if arguments.is_empty() => arguments.extend(["rbuild".into(), "--help".into()]),

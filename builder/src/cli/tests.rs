@@ -454,8 +454,14 @@ fn the_other_commands_parse() {
     assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
     let push = PushRequest { name: alpine, default_tag: false, quiet: false };
     assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
-    let images =
-        ImagesRequest { name: Some("node".parse().unwrap()), quiet: true, no_trunc: true, digests: false };
+    let images = ImagesRequest {
+        name: Some("node".to_owned()),
+        quiet: true,
+        no_trunc: true,
+        digests: false,
+        filters: Vec::new(),
+        format: String::new(),
+    };
     assert_eq!(command(&["images", "-q", "--no-trunc", "node"]), Command::Images(images));
     assert!(refused(&["pull", "UP"]).contains("must be lowercase"));
     assert!(refused(&["push", &format!("a@sha256:{}", "0".repeat(64))]).contains("digest"));
@@ -554,4 +560,68 @@ fn the_store_s_commands_are_read() {
     assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
     assert_eq!(meant(&["cache", "fsck"]), Command::Cache(CacheRequest::Fsck { repair: false }));
     assert_eq!(meant(&["cache", "fsck", "--repair"]), Command::Cache(CacheRequest::Fsck { repair: true }));
+}
+
+#[track_caller]
+fn image(line: &[&str]) -> ImageCommand {
+    match invocation(line, &Env::fixed([])).unwrap().command {
+        Command::Image(command) => command,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn image_commands_mean_the_same_in_their_group() {
+    for (short, grouped) in [
+        (&["tag", "a", "b"][..], &["image", "tag", "a", "b"][..]),
+        (&["rmi", "-f", "a", "b"], &["image", "rm", "--force", "a", "b"]),
+        (&["rmi", "a"], &["image", "remove", "a", "--no-prune"]),
+        (&["inspect", "-f", "{{.Id}}", "a"], &["image", "inspect", "--format={{.Id}}", "a"]),
+        (&["history", "-q", "a"], &["image", "history", "--quiet", "--human", "a"]),
+        (&["save", "-o", "f", "a"], &["image", "save", "--output", "f", "a"]),
+        (&["load", "-i", "f"], &["image", "load", "--input=f"]),
+    ] {
+        assert_eq!(image(short), image(grouped), "{short:?}");
+    }
+    let env = Env::fixed([]);
+    for (short, grouped) in [
+        (&["images", "-a", "x*", "-f", "label=a"][..], &["image", "ls", "x*", "--filter=label=a"][..]),
+        (&["images"], &["image", "list"]),
+        (&["pull", "x"], &["image", "pull", "x"]),
+        (&["push", "x"], &["image", "push", "x"]),
+        (&["build", "-t", "x", "."], &["image", "build", "-t", "x", "."]),
+        (&["--root", "/s", "-t", "x", "."], &["--root", "/s", "image", "build", "-t", "x", "."]),
+    ] {
+        assert_eq!(invocation(short, &env).unwrap(), invocation(grouped, &env).unwrap(), "{short:?}");
+    }
+}
+
+#[test]
+fn login_says_where_the_password_comes_from() {
+    let password = |line: &[&str]| match image(line) {
+        ImageCommand::Login(request) => request.password,
+        other => panic!("{other:?}"),
+    };
+    assert!(password(&["login"]) == PasswordSource::Terminal);
+    assert!(password(&["login", "-u", "me", "r.io"]) == PasswordSource::Terminal);
+    assert!(password(&["login", "-u", "me", "--password-stdin"]) == PasswordSource::Stdin);
+    assert!(password(&["login", "-u", "me", "-p", "-"]) == PasswordSource::Stdin);
+    assert!(password(&["login", "-u", "me", "-p", "-x"]) == PasswordSource::Argument("-x".into()));
+    assert!(refused(&["login", "--password-stdin"]).contains("requires --username"));
+    assert!(refused(&["login", "-u", "me", "-p", "x", "--password-stdin"]).contains("mutually exclusive"));
+    assert!(refused(&["login", "-u", "me", "-p", ""]).contains("empty"));
+    let shown = format!("{:?}", image(&["login", "-u", "me", "-p", "canary", "r.io"]));
+    assert!(!shown.contains("canary"), "{shown}");
+}
+
+#[test]
+fn image_commands_refuse_what_cannot_be() {
+    assert!(refused(&["tag", "a", "B"]).contains("must be lowercase"));
+    assert!(refused(&["tag", "a", &format!("b@{}", Digest::of(b""))]).contains("digest"));
+    assert!(refused(&["inspect", "--type", "container", "a"]).contains("only images"));
+    assert!(refused(&["images", "Upper"]).contains("must be lowercase"));
+    assert!(refused(&["images", "-f", "size=1"]).contains("--filter"));
+    for line in [&["rmi"][..], &["inspect"], &["history"], &["save"], &["tag", "a"], &["load", "x"]] {
+        assert!(invocation(line, &Env::fixed([])).is_err(), "{line:?}");
+    }
 }

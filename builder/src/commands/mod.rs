@@ -3,12 +3,23 @@
 mod build;
 mod call;
 mod doctor;
+mod error;
 mod fsck;
 mod graph;
+mod history;
+mod image;
 mod images;
+mod inspect;
+mod load;
+mod login;
+mod password;
 mod pull;
 mod push;
+mod rmi;
+mod save;
 mod space;
+mod stored;
+mod tag;
 mod version;
 
 use std::future::Future;
@@ -19,6 +30,8 @@ use crate::cli::{self, Command, Env};
 use crate::error::BuildError;
 use crate::failure;
 use crate::settings::Settings;
+
+pub use error::ImageError;
 
 /// Parses the command line, runs the command and reports what went wrong.
 pub fn main() -> ExitCode {
@@ -44,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Cache(cli::CacheRequest::Fsck { repair }) => {
             return fsck::run(repair, settings, root.as_deref(), &env);
         }
+        Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),

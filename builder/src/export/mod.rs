@@ -1,5 +1,6 @@
 //! Finished images leave the build here: local store, OCI layout, registry.
 
+pub mod archive;
 pub mod oci_layout;
 pub mod registry;
 pub mod store;

@@ -26,6 +26,8 @@ pub use render::Style;
 pub enum Kind {
     /// The command line.
     Usage,
+    /// The template of `--format`.
+    Template,
     /// The Dockerfile's text.
     Dockerfile,
     /// A step of the build.
@@ -49,6 +51,7 @@ impl Kind {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Dockerfile | Self::Build | Self::Registry | Self::Store | Self::Host => 1,
+            Self::Template => 64,
             Self::Internal => 100,
             Self::Exhausted => 102,
             Self::Usage => 125,

@@ -4,6 +4,7 @@
 //! asks the registry first and fails when it cannot answer. A resolution is recorded with the manifest's and config's
 //! digests, so a later build needs no network.
 
+pub mod archive;
 pub mod layout;
 
 use std::collections::{BTreeMap, HashMap};
@@ -323,7 +324,7 @@ fn local_image(
     }))
 }
 
-fn base_layers(
+pub(crate) fn base_layers(
     reference: &str,
     manifest: &Manifest,
     config: &ImageConfig,

@@ -1,4 +1,4 @@
-//! Credential helpers: `docker-credential-<name> get` (docker-credential-helpers protocol).
+//! Credential helpers: `docker-credential-<name> get|store|erase` (docker-credential-helpers protocol).
 //!
 //! The helper's standard error is discarded: some print secrets there.
 
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde::Deserialize;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
@@ -24,21 +25,65 @@ struct Answer {
 }
 
 /// Asks a helper for a server. `None` when it knows none. `path` replaces `PATH` for the look-up.
-///
-/// The child is killed when the future is dropped or the deadline passes.
 pub(super) async fn get(
     helper: &str,
     server: &str,
     path: Option<&OsStr>,
 ) -> Result<Option<Credentials>, KeychainError> {
+    let Some(output) = call(helper, "get", server.as_bytes(), path, None).await? else { return Ok(None) };
+    // The parse error is dropped on purpose: it can quote the secret.
+    let answer: Answer = serde_json::from_slice(&output)
+        .map_err(|_| KeychainError::HelperAnswer { program: program(helper) })?;
+    Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
+        (_, true) | ("", _) => None,
+        ("<token>", _) => Some(Credentials::IdentityToken(answer.secret)),
+        _ => Some(Credentials::Basic { user: answer.username, password: answer.secret }),
+    })
+}
+
+/// Gives a helper a name and secret to keep.
+pub(super) async fn store(
+    helper: &str,
+    server: &str,
+    user: &str,
+    secret: &str,
+    path: Option<&OsStr>,
+) -> Result<(), KeychainError> {
+    let input = json!({"ServerURL": server, "Username": user, "Secret": secret}).to_string();
+    match call(helper, "store", input.as_bytes(), path, Some(secret)).await? {
+        Some(_) => Ok(()),
+        None => Err(KeychainError::HelperAnswer { program: program(helper) }),
+    }
+}
+
+/// Has a helper forget a server. One it does not know is no error.
+pub(super) async fn erase(helper: &str, server: &str, path: Option<&OsStr>) -> Result<(), KeychainError> {
+    call(helper, "erase", server.as_bytes(), path, None).await.map(drop)
+}
+
+fn program(helper: &str) -> String {
+    format!("docker-credential-{helper}")
+}
+
+/// One call of the protocol: what the helper printed, or `None` when it knows nothing of the server. `secret` is kept
+/// out of messages.
+///
+/// The child is killed when the future is dropped or the deadline passes.
+async fn call(
+    helper: &str,
+    verb: &str,
+    input: &[u8],
+    path: Option<&OsStr>,
+    secret: Option<&str>,
+) -> Result<Option<Vec<u8>>, KeychainError> {
     if helper.is_empty() || helper.contains(['/', '\0']) {
         return Err(KeychainError::HelperName { helper: escape(helper) });
     }
-    let program = format!("docker-credential-{helper}");
+    let program = program(helper);
     let failed = |source| KeychainError::HelperStart { program: program.clone(), source };
     let executable = find(&program, path).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
     let mut child = Command::new(executable)
-        .arg("get")
+        .arg(verb)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -49,7 +94,7 @@ pub(super) async fn get(
     let conversation = async {
         if let Some(stdin) = stdin.as_mut() {
             // A helper that answers without reading its input closes the pipe: that is its right.
-            let _ = stdin.write_all(server.as_bytes()).await;
+            let _ = stdin.write_all(input).await;
         }
         drop(stdin);
         let mut output = Vec::new();
@@ -62,23 +107,20 @@ pub(super) async fn get(
         .await
         .map_err(|_| KeychainError::HelperTimeout { program: program.clone() })?
         .map_err(failed)?;
-    if !status.success() {
-        let words = String::from_utf8_lossy(&output);
-        let words = words.trim();
-        if words.contains("credentials not found") || words.contains("no credentials server URL") {
-            return Ok(None);
-        }
-        // Standard output of a failing helper is its message by protocol, never a secret.
-        return Err(KeychainError::HelperRefused { program, words: escape(words) });
+    if status.success() {
+        return Ok(Some(output));
     }
-    // The parse error is dropped on purpose: it can quote the secret.
-    let answer: Answer = serde_json::from_slice(&output)
-        .map_err(|_| KeychainError::HelperAnswer { program: program.clone() })?;
-    Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
-        (_, true) | ("", _) => None,
-        ("<token>", _) => Some(Credentials::IdentityToken(answer.secret)),
-        _ => Some(Credentials::Basic { user: answer.username, password: answer.secret }),
-    })
+    let words = String::from_utf8_lossy(&output);
+    let words = words.trim();
+    if words.contains("credentials not found") || words.contains("no credentials server URL") {
+        return Ok(None);
+    }
+    // Standard output of a failing helper is its message by protocol; it may repeat what it was given.
+    let words = match secret.filter(|secret| !secret.is_empty()) {
+        Some(secret) => words.replace(secret, "[secret]"),
+        None => words.to_owned(),
+    };
+    Err(KeychainError::HelperRefused { program, words: escape(&words) })
 }
 
 /// The first file of that name in the given search path; without one the system looks in the process's own.

@@ -20,7 +20,7 @@ use crate::endpoint::is_hub;
 use crate::limits::HELPER_ANSWER_AGE_MAX;
 
 /// The key Docker stores its Hub account under.
-const HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What proves who we are.
 #[derive(Clone, PartialEq, Eq)]
@@ -78,6 +78,18 @@ pub enum KeychainError {
         /// Which entry.
         key: String,
     },
+    /// A credentials file cannot be replaced.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no place for a credentials file.
+    #[error("there is no place to keep credentials: neither HOME nor DOCKER_CONFIG is set")]
+    NoFile,
     /// A helper name that is not a plain name.
     #[error("`{helper}` is not the name of a credential helper")]
     HelperName {
@@ -116,7 +128,8 @@ pub enum KeychainError {
 }
 
 impl KeychainError {
-    pub(crate) fn hint(&self) -> Option<String> {
+    /// The fix, when we know one.
+    pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::HelperStart { program, .. } => format!(
                 "install `{program}`, or remove it from `credsStore` or `credHelpers` in Docker's config.json"

@@ -98,7 +98,11 @@ impl Transport {
         let mut form = Url::parse("form:").expect("a constant URL parses");
         {
             let mut fields = form.query_pairs_mut();
-            fields.append_pair("scope", &key.scopes.join(" ")).append_pair("client_id", "rbuild");
+            // A login asks for no repository; an empty scope is a malformed one to some servers.
+            if !key.scopes.is_empty() {
+                fields.append_pair("scope", &key.scopes.join(" "));
+            }
+            fields.append_pair("client_id", "rbuild");
             fields.append_pair("service", key.service.as_deref().unwrap_or_default());
             match credentials {
                 Credentials::Basic { user, password } => fields

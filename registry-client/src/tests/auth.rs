@@ -227,3 +227,37 @@ async fn parallel_requests_share_one_token() {
     }
     assert_eq!(server.lines().len(), 1, "{:?}", server.lines());
 }
+
+#[tokio::test]
+async fn login_checks_a_password_without_those_in_files() {
+    let fake = Fake::start(|request| match (request.path.as_str(), request.header("authorization")) {
+        ("/v2/", BASIC) => reply(200).body("{}"),
+        _ => reply(401).header("WWW-Authenticate", r#"Basic realm="registry""#),
+    })
+    .await;
+    let server: crate::Server = fake.host.parse().unwrap();
+    client().verify(&server, "user", "hunter2").await.unwrap();
+    // The right password in a file must not make a wrong one pass.
+    let known = Client::new(with_password(&[&fake.host])).unwrap();
+    let error = known.verify(&server, "user", "wrong-canary").await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { had_credentials: true, .. }), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("wrong-canary"));
+    assert!(error.to_string().contains(&format!("log in at {}", fake.host)), "{error}");
+}
+
+#[tokio::test]
+async fn login_asks_a_token_server_for_no_repository() {
+    let server_of_tokens = tokens(200, r#"{"token":"good"}"#).await;
+    let registry = bearer_registry(&server_of_tokens.host, |token| token == "good").await;
+    let server: crate::Server = registry.host.parse().unwrap();
+    let result = client().verify(&server, "user", "hunter2").await;
+    let asked = server_of_tokens.seen();
+    let body = String::from_utf8_lossy(&asked[0].body).into_owned();
+    assert!(body.contains("username=user") && !body.contains("scope="), "{body}");
+    // The fake serves images only: that it answered is what counts.
+    assert!(matches!(result, Ok(()) | Err(RegistryError::NotFound { .. })), "{result:?}");
+    let refusing = tokens(401, "").await;
+    let registry = bearer_registry(&refusing.host, |_| false).await;
+    let error = client().verify(&registry.host.parse().unwrap(), "user", "bad").await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+}

@@ -7,6 +7,7 @@ mod caching;
 mod contexts;
 mod copy;
 mod gc;
+mod image_commands;
 mod images;
 mod interrupt;
 mod language;

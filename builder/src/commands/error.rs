@@ -1,0 +1,144 @@
+//! What can be wrong in a command on images.
+
+use std::path::PathBuf;
+
+use rbuild_oci::ReferenceError;
+use rbuild_registry::{KeychainError, RegistryError, ServerError};
+
+use crate::report::Kind;
+use crate::resolve::archive::ArchiveError;
+use crate::template::TemplateError;
+
+/// A command on images that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No image has that name or id.
+    #[error("No such image: {name}")]
+    NoSuchImage {
+        /// As people write it.
+        name: String,
+        /// Names in the same repository.
+        similar: Vec<String>,
+    },
+    /// Neither a name nor an id.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// Several images have an id that begins so.
+    #[error("the image id `{prefix}` is ambiguous: {count} images begin with it")]
+    Ambiguous {
+        /// As typed.
+        prefix: String,
+        /// How many.
+        count: usize,
+    },
+    /// Removing by id what several repositories name.
+    #[error(
+        "conflict: unable to delete {id} (must be forced) - image is referenced in multiple repositories: {names}"
+    )]
+    SeveralRepositories {
+        /// Short id.
+        id: String,
+        /// Its names.
+        names: String,
+    },
+    /// The stored config of an image is gone or damaged.
+    #[error("the config of image {0} is not in the store any more, or is damaged")]
+    Config(String),
+    /// An archive for a terminal.
+    #[error("cowardly refusing to save to a terminal. Use the -o flag or redirect")]
+    SaveToTerminal,
+    /// An archive from a terminal.
+    #[error("requested load from stdin, but stdin is a terminal. Use the -i flag or redirect")]
+    LoadFromTerminal,
+    /// An archive that cannot be opened.
+    #[error("cannot open `{}`", .path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An archive that does not give its images.
+    #[error("cannot load the archive")]
+    Archive(#[from] ArchiveError),
+    /// The registry does not take the credentials, or cannot be asked.
+    #[error("login to {server} failed")]
+    Login {
+        /// As credentials are stored.
+        server: String,
+        /// Why.
+        #[source]
+        source: Box<RegistryError>,
+    },
+    /// Not a registry.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// Credentials cannot be kept or forgotten.
+    #[error(transparent)]
+    Credentials(#[from] KeychainError),
+    /// No terminal to ask at.
+    #[error("cannot perform an interactive login from a non-TTY device")]
+    NotATerminal,
+    /// An empty name or password, or one that no file can hold.
+    #[error("the {what} {problem}")]
+    Unusable {
+        /// `user name` or `password`.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The terminal or standard input cannot be read.
+    #[error("cannot read the {what}")]
+    Ask {
+        /// `user name` or `password`.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The template of `--format` cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+impl ImageError {
+    /// What decides the exit status.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Template(error) if error.is_syntax() => Kind::Template,
+            Self::Login { .. } | Self::Credentials(_) => Kind::Registry,
+            _ => Kind::Store,
+        }
+    }
+
+    /// What the user can do about it.
+    pub(crate) fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoSuchImage { similar, .. } if similar.is_empty() => {
+                vec!["rbuild images lists what is here; rbuild pull gets an image".to_owned()]
+            }
+            Self::NoSuchImage { similar, .. } => vec![format!("there is {}", similar.join(", "))],
+            Self::Ambiguous { .. } => vec!["type more of it, or use the image's name".to_owned()],
+            Self::SeveralRepositories { .. } => {
+                vec!["remove it by name, or everywhere at once with -f".to_owned()]
+            }
+            Self::Config(_) => vec!["pull or build the image again".to_owned()],
+            Self::Reference(ReferenceError::Uppercase(name)) => {
+                vec![format!("did you mean {}?", name.to_ascii_lowercase())]
+            }
+            Self::NotATerminal => {
+                vec!["give the name with -u and the password on standard input: --password-stdin".to_owned()]
+            }
+            Self::Login { source, .. } => match &**source {
+                RegistryError::Unauthorized { .. } => vec![
+                    "check the name and the password; where two factors are asked for, an access token takes the password's place"
+                        .to_owned(),
+                ],
+                other => other.hint().into_iter().collect(),
+            },
+            Self::Credentials(source) => source.hint().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+}

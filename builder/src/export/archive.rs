@@ -1,0 +1,183 @@
+//! Writes images to one tar that is an OCI image layout and a Docker archive at once, as `docker save` does.
+//!
+//! ```text
+//! blobs/sha256/<hex>   layers, configs, manifests: each once
+//! index.json           OCI: one entry per name
+//! manifest.json        Docker: one entry per image
+//! oci-layout
+//! ```
+//!
+//! Equal images give equal bytes: entries are sorted and have no times.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rbuild_cache::store::Store;
+use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
+use serde_json::{Value, json};
+
+use crate::assemble::manifest::LayerBlob;
+use crate::cancel::Cancel;
+
+/// Bytes copied between two looks at the switch.
+const COPY_BYTES: usize = 256 << 10;
+
+/// An image whose blobs are all in the store, or here.
+#[derive(Debug, Clone)]
+pub struct SavedImage {
+    /// Manifest bytes.
+    pub manifest: Vec<u8>,
+    /// Media type of the manifest.
+    pub manifest_type: String,
+    /// Config bytes.
+    pub config: Vec<u8>,
+    /// Layer blobs, base first; in the store.
+    pub layers: Vec<LayerBlob>,
+    /// What it is for.
+    pub platform: Platform,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// Its names; may be empty.
+    pub names: Vec<Reference>,
+}
+
+/// Writes to a file that only its owner may read, complete or not at all. A pipe or device is written to as it is.
+pub fn write_file(store: &Store, images: &[SavedImage], path: &Path, cancel: &Cancel) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let out = fs::OpenOptions::new().write(true).open(path)?;
+        return write(store, images, BufWriter::new(out), cancel);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    let result = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|file| write(store, images, BufWriter::new(file), cancel))
+        .and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// Writes the archive. Stops with an error when the switch is thrown.
+pub fn write(store: &Store, images: &[SavedImage], out: impl Write, cancel: &Cancel) -> io::Result<()> {
+    let mut tar = tar::Builder::new(out);
+    for dir in ["blobs/", "blobs/sha256/"] {
+        tar.append_data(&mut header(0, tar::EntryType::Directory), dir, io::empty())?;
+    }
+    for (digest, part) in parts(images) {
+        let name = blob_name(digest);
+        match part {
+            Part::Bytes(bytes) => file(&mut tar, &name, bytes)?,
+            Part::Blob(size) => {
+                let body = Watched { inner: open_blob(store, digest)?.take(size), cancel };
+                let body = io::BufReader::with_capacity(COPY_BYTES, body);
+                tar.append_data(&mut header(size, tar::EntryType::Regular), name, body)?;
+            }
+        }
+    }
+    file(&mut tar, "index.json", &index(images))?;
+    file(&mut tar, "manifest.json", &docker_manifest(images))?;
+    file(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    tar.into_inner()?.flush()
+}
+
+fn file(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes)
+}
+
+fn header(size: u64, kind: tar::EntryType) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(size);
+    header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_entry_type(kind);
+    header
+}
+
+fn blob_name(digest: Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// A blob of the archive: bytes in memory or a blob of the store.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    Blob(u64),
+}
+
+/// Every blob once, by digest.
+fn parts(images: &[SavedImage]) -> Vec<(Digest, Part<'_>)> {
+    let mut parts = Vec::new();
+    for image in images {
+        parts.extend(image.layers.iter().map(|layer| (layer.digest, Part::Blob(layer.size))));
+        parts.extend([&image.config, &image.manifest].map(|bytes| (Digest::of(bytes), Part::Bytes(bytes))));
+    }
+    parts.sort_by_key(|(digest, _)| *digest);
+    parts.dedup_by_key(|(digest, _)| *digest);
+    parts
+}
+
+fn open_blob(store: &Store, digest: Digest) -> io::Result<File> {
+    let blob = store.blob(&digest).map_err(io::Error::other)?;
+    blob.map(|blob| blob.file)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
+}
+
+fn index(images: &[SavedImage]) -> Vec<u8> {
+    let mut manifests = Vec::new();
+    for image in images {
+        let entry = json!({
+            "mediaType": image.manifest_type,
+            "digest": Digest::of(&image.manifest),
+            "size": image.manifest.len(),
+            "platform": image.platform,
+        });
+        if image.names.is_empty() {
+            manifests.push(entry.clone());
+        }
+        for name in &image.names {
+            let mut named = entry.clone();
+            named["annotations"] = json!({
+                "io.containerd.image.name": name.to_string(),
+                "org.opencontainers.image.ref.name": name.tag_or_latest(),
+                "org.opencontainers.image.created": image.created,
+            });
+            manifests.push(named);
+        }
+    }
+    canonical_json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
+}
+
+fn docker_manifest(images: &[SavedImage]) -> Vec<u8> {
+    let entry = |image: &SavedImage| {
+        let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
+        json!({
+            "Config": blob_name(Digest::of(&image.config)),
+            "RepoTags": if names.is_empty() { Value::Null } else { json!(names) },
+            "Layers": image.layers.iter().map(|layer| blob_name(layer.digest)).collect::<Vec<_>>(),
+        })
+    };
+    canonical_json(&images.iter().map(entry).collect::<Vec<_>>())
+}
+
+/// Ends with an error when the switch is thrown.
+struct Watched<'a, R> {
+    inner: R,
+    cancel: &'a Cancel,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.reason().is_some() {
+            return Err(io::Error::other("canceled"));
+        }
+        self.inner.read(buffer)
+    }
+}

@@ -1,0 +1,54 @@
+//! Whether a registry takes a name and password, before anybody stores them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::auth::server::Server;
+use crate::client::Client;
+use crate::endpoint::Endpoint;
+use crate::error::{RegistryError, Target};
+use crate::settings::Settings;
+use crate::transport::retry::Patience;
+use crate::transport::{Address, Call, Transport};
+
+impl Client {
+    /// Asks the registry's `/v2/` with this name and password alone; what files and helpers hold plays no part.
+    ///
+    /// [`RegistryError::Unauthorized`] when they are refused, by the registry or its token server. A registry that
+    /// asks nobody for a password accepts any.
+    pub async fn verify(&self, server: &Server, user: &str, password: &str) -> Result<(), RegistryError> {
+        let auth = STANDARD.encode(format!("{user}:{password}"));
+        let settings = Settings {
+            docker_config: None,
+            docker_auth_config: Some(json!({"auths": {server.key(): {"auth": auth}}}).to_string()),
+            registry_auth_file: None,
+            containers_auth_files: Vec::new(),
+            ..self.settings().clone()
+        };
+        // Tokens and challenges of other credentials must not answer for these.
+        let transport = Transport::new(settings);
+        let endpoint = Endpoint {
+            host: server.host().to_owned(),
+            repository: String::new(),
+            security: transport.config().await?.security_of(server.host()),
+        };
+        let target =
+            Target { host: endpoint.host.clone(), repository: String::new(), action: "log in".to_owned() };
+        let call = Call {
+            method: Method::GET,
+            address: Address::Path("/v2/".to_owned()),
+            scopes: Vec::new(),
+            headers: HeaderMap::new(),
+            body: None,
+            target: target.clone(),
+            patience: Patience::Full,
+        };
+        let host = transport.host(&endpoint);
+        let (answer, authorization) = transport.send(&host, &call).await?;
+        transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
+        Ok(())
+    }
+}
