@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Known: fields, variables, pipelines, parentheses, `if`/`else if`/`with`/`range` (with `break` and `continue`),
-//! trimming (`{{-`, `-}}`), comments, and the functions of [`functions`]. Not known, and refused by name: `define`,
+//! trimming (`{{-`, `-}}`), comments, and the functions of `functions`. Not known, and refused by name: `define`,
 //! `template`, `block`.
 //!
 //! # Values
