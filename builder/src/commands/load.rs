@@ -15,7 +15,7 @@ use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
 use crate::ops::image;
-use crate::progress::{self, Display, Events, Mode, Outcome};
+use crate::progress::{Events, Outcome};
 use crate::resolve::archive::{self, ArchivedImage};
 use crate::settings::Settings;
 
@@ -37,13 +37,9 @@ pub(super) fn run(
         None => Box::new(std::io::stdin()),
     };
     let host = Host::open(settings, root)?;
-    let mode = if request.quiet { Mode::Quiet } else { Mode::Auto };
-    let (events, consumer) = progress::start(mode, Display::stderr(env));
-    let result = super::with_signals(async |cancel| load(request, input, &host, &events, &cancel).await);
-    drop(events);
-    consumer.finish();
-    let lines = result?;
-    super::print(&lines)
+    super::with_progress(request.quiet, env, async |events, cancel| {
+        load(request, input, &host, events, cancel).await
+    })
 }
 
 async fn load(

@@ -29,6 +29,7 @@ use crate::cancel::{Cancel, Reason};
 use crate::cli::{self, Command, Env};
 use crate::error::BuildError;
 use crate::failure;
+use crate::progress::{self, Display, Events, Mode};
 use crate::settings::Settings;
 
 pub use error::ImageError;
@@ -79,6 +80,25 @@ fn print(text: &str) -> Result<(), BuildError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Says which tag is meant when none was typed.
+fn announce_default_tag(is_default: bool, quiet: bool) -> Result<(), BuildError> {
+    if is_default && !quiet { print("Using default tag: latest\n") } else { Ok(()) }
+}
+
+/// Runs work with its progress shown unless `quiet`, and prints the lines it ends with.
+fn with_progress(
+    quiet: bool,
+    env: &Env,
+    work: impl AsyncFnOnce(&Events, &Cancel) -> Result<String, BuildError>,
+) -> Result<(), BuildError> {
+    let mode = if quiet { Mode::Quiet } else { Mode::Auto };
+    let (events, consumer) = progress::start(mode, Display::stderr(env));
+    let result = with_signals(async |cancel| work(&events, &cancel).await);
+    drop(events);
+    consumer.finish();
+    print(&result?)
 }
 
 /// Runs a future on a small runtime with signals wired to `cancel`: the first SIGINT or SIGTERM stops the work in

@@ -14,7 +14,7 @@ use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
 use crate::ops::{ExecEnv, image};
-use crate::progress::{self, Display, Events, Mode};
+use crate::progress::Events;
 use crate::resolve;
 use crate::settings::Settings;
 
@@ -26,17 +26,10 @@ pub(super) fn run(
     env: &Env,
 ) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
-    if request.default_tag && !request.quiet {
-        super::print("Using default tag: latest\n")?;
-    }
-    let mode = if request.quiet { Mode::Quiet } else { Mode::Auto };
-    let (events, consumer) = progress::start(mode, Display::stderr(env));
-    let result = super::with_signals(async |cancel| pull(request, &host, &events, &cancel).await);
-    drop(events);
-    consumer.finish();
-    let line = result?;
-    super::print(&line)?;
-    Ok(())
+    super::announce_default_tag(request.default_tag, request.quiet)?;
+    super::with_progress(request.quiet, env, async |events, cancel| {
+        pull(request, &host, events, cancel).await
+    })
 }
 
 async fn pull(

@@ -9,7 +9,7 @@
 //!
 //! Equal images give equal bytes: entries are sorted and have no times.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::assemble::manifest::LayerBlob;
 use crate::cancel::Cancel;
+use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
 
 /// Bytes copied between two looks at the switch.
 const COPY_BYTES: usize = 256 << 10;
@@ -91,27 +92,6 @@ fn file(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Res
     tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes)
 }
 
-fn header(size: u64, kind: tar::EntryType) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(size);
-    header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
-    header.set_mtime(0);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_entry_type(kind);
-    header
-}
-
-fn blob_name(digest: Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
-/// A blob of the archive: bytes in memory or a blob of the store.
-enum Part<'a> {
-    Bytes(&'a [u8]),
-    Blob(u64),
-}
-
 /// Every blob once, by digest.
 fn parts(images: &[SavedImage]) -> Vec<(Digest, Part<'_>)> {
     let mut parts = Vec::new();
@@ -119,15 +99,7 @@ fn parts(images: &[SavedImage]) -> Vec<(Digest, Part<'_>)> {
         parts.extend(image.layers.iter().map(|layer| (layer.digest, Part::Blob(layer.size))));
         parts.extend([&image.config, &image.manifest].map(|bytes| (Digest::of(bytes), Part::Bytes(bytes))));
     }
-    parts.sort_by_key(|(digest, _)| *digest);
-    parts.dedup_by_key(|(digest, _)| *digest);
-    parts
-}
-
-fn open_blob(store: &Store, digest: Digest) -> io::Result<File> {
-    let blob = store.blob(&digest).map_err(io::Error::other)?;
-    blob.map(|blob| blob.file)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
+    in_order(parts)
 }
 
 fn index(images: &[SavedImage]) -> Vec<u8> {

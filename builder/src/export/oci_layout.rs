@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::assemble::manifest::PackedImage;
 use crate::error::BuildError;
+use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
 
 /// Where the layout goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,65 +88,33 @@ fn index(image: &PackedImage, names: &[Reference]) -> Vec<u8> {
     canonical_json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
 }
 
-/// A blob of the layout: bytes in memory or a blob of the store.
-enum Part<'a> {
-    Bytes(&'a [u8]),
-    Blob(u64),
-}
-
 fn parts(image: &PackedImage) -> Vec<(Digest, Part<'_>)> {
     let mut parts: Vec<(Digest, Part<'_>)> =
         image.layers.iter().map(|l| (l.digest, Part::Blob(l.size))).collect();
     parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
     parts.push((image.digest, Part::Bytes(&image.manifest)));
-    parts.sort_by_key(|(digest, _)| *digest);
-    parts.dedup_by_key(|(digest, _)| *digest);
-    parts
-}
-
-fn open_blob(store: &Store, digest: Digest) -> io::Result<File> {
-    let blob = store.blob(&digest).map_err(io::Error::other)?;
-    blob.map(|blob| blob.file)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob {digest} is gone")))
+    in_order(parts)
 }
 
 fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Write) -> io::Result<()> {
     let mut tar = tar::Builder::new(out);
-    let header = |size: u64, mode: u32, kind: tar::EntryType| {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(size);
-        header.set_mode(mode);
-        header.set_mtime(0);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_entry_type(kind);
-        header
-    };
     for dir in ["blobs/", "blobs/sha256/"] {
-        tar.append_data(&mut header(0, 0o755, tar::EntryType::Directory), dir, io::empty())?;
+        tar.append_data(&mut header(0, tar::EntryType::Directory), dir, io::empty())?;
     }
     for (digest, part) in parts(image) {
-        let name = format!("blobs/sha256/{}", digest.hex());
+        let name = blob_name(digest);
         match part {
             Part::Bytes(bytes) => {
-                tar.append_data(
-                    &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
-                    name,
-                    bytes,
-                )?;
+                tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes)?;
             }
             Part::Blob(size) => {
                 let file = open_blob(store, digest)?.take(size);
-                tar.append_data(&mut header(size, 0o644, tar::EntryType::Regular), name, file)?;
+                tar.append_data(&mut header(size, tar::EntryType::Regular), name, file)?;
             }
         }
     }
     for (name, bytes) in [("index.json", index(image, names)), ("oci-layout", LAYOUT.to_vec())] {
-        tar.append_data(
-            &mut header(bytes.len() as u64, 0o644, tar::EntryType::Regular),
-            name,
-            bytes.as_slice(),
-        )?;
+        tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes.as_slice())?;
     }
     tar.into_inner()?.flush()
 }
