@@ -90,7 +90,7 @@ mod tests {
     fn a_running_marked_process_and_a_temporary_file_are_found() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         fs::create_dir(dir.path().join("tmp"))?;
-        fs::create_dir_all(dir.path().join("store/work/lease-1"))?;
+        fs::create_dir_all(dir.path().join("store").join("work/lease-1"))?;
         assert_eq!(look(dir.path(), &dir.path().join("none")), Vec::<String>::new());
         let mut child = Command::new("sleep").arg("60").env(MARK, dir.path()).spawn()?;
         let left = look(dir.path(), &dir.path().join("store"));

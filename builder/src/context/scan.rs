@@ -37,10 +37,6 @@ pub struct ScannedContext {
     pub nodes: Arc<MemoryNodeStore>,
     /// The context directory.
     pub dir: OwnedFd,
-    /// Number of regular files.
-    pub files: usize,
-    /// Bytes that had to be read and hashed.
-    pub hashed_bytes: u64,
     /// Entries that were left out, with the reason.
     pub skipped: Vec<String>,
     /// The next stat index, when it differs from the last one.
@@ -135,7 +131,6 @@ fn walk(
         known: Vec::new(),
         hint: 0,
         hits: 0,
-        files: 0,
         skipped: Vec::new(),
         links: BTreeMap::new(),
     };
@@ -149,20 +144,12 @@ fn walk(
         }
         next += 1;
     }
-    let hashed_bytes = walk.hash(dir.as_fd())?;
+    walk.hash(dir.as_fd())?;
     let changed = !walk.unhashed.is_empty() || walk.hits != index.len();
-    let (files, skipped) = (walk.files, std::mem::take(&mut walk.skipped));
+    let skipped = std::mem::take(&mut walk.skipped);
     let known = std::mem::take(&mut walk.known);
     let (tree, nodes) = walk.finish()?;
-    Ok(Some(ScannedContext {
-        tree,
-        nodes,
-        dir,
-        files,
-        hashed_bytes,
-        skipped,
-        fingerprints: changed.then_some((moment, known)),
-    }))
+    Ok(Some(ScannedContext { tree, nodes, dir, skipped, fingerprints: changed.then_some((moment, known)) }))
 }
 
 struct Walk<'a> {
@@ -176,7 +163,6 @@ struct Walk<'a> {
     known: Vec<FingerprintEntry>,
     hint: usize,
     hits: usize,
-    files: usize,
     skipped: Vec<String>,
     /// Paths of files with several names, by device and inode.
     links: BTreeMap<(u64, u64), Vec<RelPath>>,
@@ -249,7 +235,6 @@ impl Walk<'_> {
                 return Ok(());
             }
             FileType::RegularFile => {
-                self.files += 1;
                 if stat.st_nlink > 1 {
                     self.links.entry((stat.st_dev, stat.st_ino)).or_default().push(RelPath::clamp(&path));
                 }
@@ -291,7 +276,7 @@ impl Walk<'_> {
     }
 
     /// Hashes what the stat index did not know, on both cores when there is much.
-    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<u64, ScanError> {
+    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<(), ScanError> {
         let todo = &self.unhashed;
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, ContentDigest, Stat)>, ScanError> {
@@ -315,12 +300,10 @@ impl Walk<'_> {
             results.extend(helpers.into_iter().map(|h| h.join().expect("hashing does not panic")));
             results
         });
-        let mut bytes = 0;
         for result in results {
             for (at, content, stat) in result? {
                 let Unhashed { dir, path } = &self.unhashed[at];
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                bytes += size;
                 let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
                 let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
                 self.known.push(FingerprintEntry {
@@ -331,7 +314,7 @@ impl Walk<'_> {
                 self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Closes directories from the leaves up. A directory that was only entered for a re-included file is dropped again
