@@ -1,6 +1,6 @@
 //! An ordinary user with a sub-id range, made for one test.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +12,8 @@ use crate::need::find_program;
 
 /// User and group databases have one writer at a time; the account has one name, so that a killed run leaves at most one.
 static ACCOUNTS: Mutex<()> = Mutex::new(());
+/// The same between processes: several checkouts may be tested on one machine at a time. Never removed.
+const LOCK: &str = "/run/lock/rbuild-test-account";
 const NAME: &str = "rbuild-test";
 
 /// The user, until dropped: then its account and its sub-id range are removed.
@@ -19,17 +21,21 @@ const NAME: &str = "rbuild-test";
 pub struct User {
     uid: u32,
     gid: u32,
+    // Declared, and so released, after the account is gone.
+    _alone_on_machine: File,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl User {
-    /// Makes the account and its range of 65,536 subordinate ids. Waits while another test of this process has it.
+    /// Makes the account and its range of 65,536 subordinate ids. Waits while another test on this machine has it.
     ///
     /// # Errors
     ///
     /// When the account or its range cannot be made.
     pub fn create() -> Result<Self> {
         let alone = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = File::create(LOCK).with_context(|| format!("create {LOCK}"))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
         if entry("/etc/passwd")?.is_none() {
             // Without a home directory: every TestEnv brings its own.
             account("useradd", &["--no-create-home", "--user-group", "--shell", "/bin/sh", NAME])?;
@@ -43,7 +49,7 @@ impl User {
                 account("usermod", &[option, "2200000-2265535", NAME])?;
             }
         }
-        Ok(Self { uid, gid, _alone: alone })
+        Ok(Self { uid, gid, _alone_on_machine: lock, _alone: alone })
     }
 
     /// Its user id.
