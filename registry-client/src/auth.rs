@@ -40,6 +40,10 @@ impl Scope {
         Self { repository: repository.to_owned(), actions: "pull" }
     }
 
+    pub(crate) fn delete(repository: &str) -> Self {
+        Self { repository: repository.to_owned(), actions: "pull,push,delete" }
+    }
+
     pub(crate) fn push(repository: &str) -> Self {
         Self { repository: repository.to_owned(), actions: "pull,push" }
     }

@@ -2,8 +2,10 @@
 
 mod auth;
 mod fake;
+mod lists;
 mod pull;
 mod push;
+mod stream;
 
 use std::time::Duration;
 

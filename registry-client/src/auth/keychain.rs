@@ -135,7 +135,7 @@ impl KeychainError {
                 "install `{program}`, or remove it from `credsStore` or `credHelpers` in Docker's config.json"
             ),
             Self::Syntax { origin, line } => format!("correct line {line} of {origin}"),
-            Self::Auth { key, .. } => format!("run `docker login {key}` again"),
+            Self::Auth { key, .. } => format!("run `rbuild login {key}` again"),
             _ => return None,
         })
     }

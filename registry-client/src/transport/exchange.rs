@@ -97,6 +97,10 @@ impl Transport {
     ) -> Result<Response, RegistryError> {
         let client = self.client_for(host, &exchange.url, base, target).await?;
         let mut request = client.request(exchange.method.clone(), exchange.url.clone());
+        let own = origin(&exchange.url) == origin(base);
+        if own {
+            request = request.headers(self.own_headers().await?);
+        }
         request = request.headers(exchange.headers.clone());
         if let Some(value) = &exchange.authorization {
             request = request.header(AUTHORIZATION, value.clone());
@@ -108,8 +112,8 @@ impl Transport {
             .await
             .map_err(|_| timed_out(target))?
             .map_err(|source| unreachable(target, source))?;
-        if origin(&exchange.url) == origin(base)
-            && !self.clients.is_proxied(&exchange.url)
+        if own
+            && !self.clients().await?.is_proxied(&exchange.url)
             && let Some(peer) = answer.remote_addr()
         {
             host.found_at(AddressClass::of(peer.ip()));
@@ -127,14 +131,15 @@ impl Transport {
     ) -> Result<reqwest::Client, RegistryError> {
         let own = origin(url) == origin(base);
         let security = if own { host.security() } else { self.check(host, url, base, target).await? };
+        let clients = self.clients().await?;
         let trust = match (url.scheme(), security) {
             ("http", _) => Trust::None,
             (_, Security::Insecure | Security::Loopback) => Trust::Unverified,
-            _ => self.clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
+            _ => clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
-        let route = Route { trust, guard, proxied: self.clients.is_proxied(url) };
-        self.clients.get(&route).map_err(|error| match error {
+        let route = Route { trust, guard, proxied: clients.is_proxied(url) };
+        clients.get(&route).map_err(|error| match error {
             super::clients::ClientError::Build(source) => RegistryError::Unreachable {
                 target: Box::new(target.clone()),
                 reason: Reason::TrustStore,
