@@ -38,7 +38,7 @@ pub mod limits;
 #[cfg(test)]
 mod tests;
 
-pub use auth::{Kept, KeychainError, Server, ServerError, erase_credentials, store_credentials};
+pub use auth::{AwsEnv, Kept, KeychainError, Server, ServerError, erase_credentials, store_credentials};
 pub use blobs::pull::BlobStream;
 pub use blobs::push::{Progress, PushOutcome};
 pub use blobs::source::{BlobBody, BlobSource, BytesSource, FileSource};

@@ -77,5 +77,11 @@ pub const HELPER_BYTES_MAX: u64 = 64 << 10;
 /// Age up to which a helper's answer is used again: some helpers hand out tokens that live five minutes.
 pub const HELPER_ANSWER_AGE_MAX: Duration = Duration::from_secs(290);
 
+/// Time an AWS service gets.
+pub const AWS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Bytes read of an answer of AWS.
+pub const AWS_BYTES_MAX: usize = 256 << 10;
+
 /// Largest configuration file read, in bytes.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;

@@ -1,6 +1,7 @@
 //! The client against scripted registries.
 
 mod auth;
+mod ecr;
 mod fake;
 mod lists;
 mod pull;

@@ -122,14 +122,14 @@ async fn a_broken_chunk_is_sent_again_from_where_it_got() {
 
 #[tokio::test]
 async fn chunks_are_as_large_as_the_registry_asks() {
-    let chunk_min = 20 << 20;
+    let chunk_min = 9 << 20;
     let state = Arc::new(Mutex::new(Taking { chunk_min, ..Taking::default() }));
     let fake = taking(state.clone()).await;
-    let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(50 << 20));
+    let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(20 << 20));
     let (digest, _) = stream(&client, &to, &bytes).await.unwrap();
     let state = state.lock().unwrap();
     assert!(state.blobs[&digest.to_string()] == bytes);
-    assert_eq!(state.chunks, [20 << 20, 20 << 20, 10 << 20]);
+    assert_eq!(state.chunks, [9 << 20, 9 << 20, 2 << 20]);
 }
 
 #[tokio::test]
