@@ -292,7 +292,8 @@ impl Lowering {
         }
         let mut outcome = pass::Outcome::default();
         for platform in passes {
-            outcome = pass::run(&self.ast, &self.options, platform, &self.images, &self.extra_stages, outcome);
+            outcome =
+                pass::run(&self.ast, &self.options, platform, &self.images, &self.extra_stages, outcome);
         }
         outcome
     }

@@ -55,7 +55,8 @@ impl Work {
         self.steps_done += 1;
         let width = self.steps_total.to_string().len();
         let platform = if self.shows_platform { shown_platform(&self.state) } else { String::new() };
-        let words = [platform.as_str(), self.shown_label.as_str()].into_iter().filter(|word| !word.is_empty());
+        let words =
+            [platform.as_str(), self.shown_label.as_str()].into_iter().filter(|word| !word.is_empty());
         let prefix: String = words.map(|word| format!("{word} ")).collect();
         let name = format!("[{prefix}{:>width$}/{}] {text}", self.steps_done, self.steps_total);
         let lines = self.trigger.map_or(self.lines, |(_, lines)| lines);
