@@ -13,6 +13,7 @@ mod images;
 mod interrupt;
 mod language;
 mod outputs;
+mod platforms;
 mod registries;
 mod rootless;
 mod stages;
