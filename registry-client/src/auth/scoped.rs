@@ -2,7 +2,7 @@
 //! below its configuration directory (docs.docker.com, «Registry authentication»).
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::keychain::{KeychainError, Source, display, parse};
 use crate::Settings;
@@ -35,7 +35,7 @@ pub(super) fn load(
 }
 
 /// `place` and its variants `place@…` whose actions are all among those asked for.
-fn applying(place: &PathBuf, actions: &str) -> Vec<PathBuf> {
+fn applying(place: &Path, actions: &str) -> Vec<PathBuf> {
     let (Some(parent), Some(name)) = (place.parent(), place.file_name().and_then(|name| name.to_str()))
     else {
         return Vec::new();
