@@ -26,6 +26,8 @@ pub enum Need {
     Password,
     /// pasta or slirp4netns with a usable `/dev/net/tun`: steps have a network of their own.
     Network,
+    /// Docker's daemon and client can be started.
+    Docker,
 }
 
 impl Need {
@@ -41,6 +43,7 @@ impl Need {
             Self::Subuid => "subuid",
             Self::Password => "password",
             Self::Network => "network",
+            Self::Docker => "docker",
         }
     }
 
@@ -54,13 +57,15 @@ impl Need {
             Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
+            Self::Docker => &["dockerd", "docker", "containerd", "runc"],
         }
     }
 
     /// What is missing, or `None` when the machine has it.
     #[must_use]
     pub fn missing(self) -> Option<String> {
-        let wants_root = matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid);
+        let wants_root =
+            matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid | Self::Docker);
         if wants_root && !rustix::process::geteuid().is_root() {
             return Some("not running as root".to_owned());
         }

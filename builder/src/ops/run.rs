@@ -12,6 +12,7 @@ use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::RunOp;
+use rbuild_oci::Platform;
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
 use crate::error::StepFailure;
@@ -63,6 +64,12 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
         });
     let (exit, teardown) = match ended {
         Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
+        Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
+            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+                && op.platform != Platform::host() =>
+        {
+            return Err(StepFailure::Foreign { program, platform: op.platform.clone() });
+        }
         Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
         Ok(ended) => ended,
     };
