@@ -33,6 +33,7 @@ use crate::export::{
 };
 use crate::host::Host;
 use crate::ops::ExecEnv;
+use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::plan::{self, Contexts};
@@ -213,11 +214,11 @@ fn exec_env(
         overlay: host.overlay,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: match request.network {
+        network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
             cli::Network::Host => Network::Host,
-        },
+        }),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
     })
@@ -434,13 +435,8 @@ fn scan_contexts(
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
-    let shares = |network: Network| match network {
-        Network::Default => env.default_network != Network::None,
-        Network::Host => true,
-        Network::None => false,
-    };
     let runs_on_host = |node: &petgraph::graph::NodeIndex| match &graph.dag[*node].op {
-        Op::Run(run) => shares(run.network),
+        Op::Run(run) => env.network.resolve(run.network) == Network::Host,
         _ => false,
     };
     if plan.needed.iter().any(runs_on_host) {
