@@ -26,12 +26,14 @@ pub mod bases;
 pub mod binary;
 pub mod docker;
 pub mod env;
+pub mod fault;
 pub mod http;
 pub mod judge;
 pub mod leak;
 pub mod need;
 pub mod registry;
 pub mod run;
+pub mod token_server;
 pub mod user;
 
 pub use env::TestEnv;

@@ -454,9 +454,11 @@ fn the_other_commands_parse() {
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();
-    let pull = PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true };
+    let pull =
+        PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true, all_tags: false };
     assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
-    let push = PushRequest { name: alpine, default_tag: false, quiet: false };
+    let push =
+        PushRequest { name: alpine, default_tag: false, platform: None, quiet: false, all_tags: false };
     assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
     let images = ImagesRequest {
         name: Some("node".to_owned()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::mark::Unit;
+use super::mark::{Class, Unit};
 
 /// What may be given up, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +19,8 @@ pub struct Policy {
     pub id: Option<String>,
     /// Drop results of layers that images hold, too: those steps run again.
     pub all: bool,
+    /// Leave build cache: give up only what no result names.
+    pub unreferenced_only: bool,
 }
 
 /// Idle times that count as equal, in nanoseconds: within one, what is cheap to make again goes first.
@@ -73,6 +75,7 @@ impl Policy {
     }
 
     fn is_meant(&self, unit: &Unit) -> bool {
-        self.id.as_ref().is_none_or(|id| unit.object.to_string().starts_with(id.as_str()))
+        (!self.unreferenced_only || unit.class != Class::Cached)
+            && self.id.as_ref().is_none_or(|id| unit.object.to_string().starts_with(id.as_str()))
     }
 }

@@ -15,6 +15,7 @@ mod language;
 mod outputs;
 mod platforms;
 mod registries;
+mod registry_commands;
 mod rootless;
 mod stages;
 mod steps;
