@@ -24,6 +24,8 @@ pub enum Need {
     Subuid,
     /// `htpasswd`: a registry that asks for a password can be started.
     Password,
+    /// pasta or slirp4netns with a usable `/dev/net/tun`: steps have a network of their own.
+    Network,
     /// Docker's daemon and client can be started.
     Docker,
 }
@@ -40,6 +42,7 @@ impl Need {
             Self::Runtime => "runtime",
             Self::Subuid => "subuid",
             Self::Password => "password",
+            Self::Network => "network",
             Self::Docker => "docker",
         }
     }
@@ -53,6 +56,7 @@ impl Need {
             Self::Runtime => &["runc", "umoci", "unshare", "busybox"],
             Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
             Self::Password => &["htpasswd"],
+            Self::Network => &["pasta", "slirp4netns"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
         }
     }

@@ -9,6 +9,7 @@ mod cases;
 mod contexts;
 mod copy;
 mod differential;
+mod explain;
 mod gc;
 mod golden;
 mod image_commands;
