@@ -1,7 +1,6 @@
 //! What people get for a Dockerfile that is wrong: every folder of `fixtures/broken` fails, and its `expected.snap` is
 //! the whole message in Docker's layout and the exit status. How a terminal shows it, with carets: `rbuild`'s own tests.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};

@@ -1,12 +1,14 @@
 //! The Dockerfile language where files and configuration matter: every folder of `fixtures/build` is a case whose
 //! `expected.snap` says what its image is. `fixtures/GOLDEN.md` says which case of the reference is where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rbuild_tests::archive::{Entry, Image};
+use rbuild_tests::binary::repository;
 use rbuild_tests::{Registry, TestEnv, need};
 use serde_json::Value;
 
@@ -76,5 +78,47 @@ fn every_build_fixture_gives_its_image() -> Result<()> {
         cases::snapshot(folder, text);
     }
     env.assert_nothing_left();
+    Ok(())
+}
+
+/// Names of all functions in the repository's sources.
+fn functions() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let crates = ["frontend", "cache", "builder", "registry-client", "tests"];
+    let mut open: Vec<PathBuf> = crates.iter().map(|name| repository().join(name)).collect();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                open.push(entry?.path());
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path)?;
+            let heads = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn "));
+            found.extend(heads.filter_map(|head| Some(head.split_once('(')?.0.to_owned())));
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn every_case_of_the_reference_has_a_test() -> Result<()> {
+    let functions = functions()?;
+    let table = fs::read_to_string(repository().join("fixtures/GOLDEN.md"))?;
+    let mut seen = Vec::new();
+    for row in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| case")) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [numbers, _, places] = cells.as_slice() else { bail!("a row of three cells: {row}") };
+        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+        seen.extend(first.parse::<u32>()?..=last.parse()?);
+        ensure!(!places.is_empty(), "{row}");
+        for place in places.split('`').skip(1).step_by(2) {
+            let exists = match place.contains('/') {
+                true => repository().join("fixtures").join(place).join("context/Dockerfile").is_file(),
+                false => functions.contains(place),
+            };
+            ensure!(exists, "`{place}` is not there: {row}");
+        }
+    }
+    ensure!(seen == (1..=158).collect::<Vec<_>>(), "numbers are missing or out of order: {seen:?}");
     Ok(())
 }
