@@ -280,17 +280,6 @@ pub enum StepFailure {
         #[source]
         source: UnpackError,
     },
-    /// A local archive is compressed in a way that ADD does not know yet.
-    #[error(
-        "cannot unpack `{path}`: {compression} is not supported yet by ADD: \
-         compress it with gzip or zstd, or use COPY to have it in the image as it is"
-    )]
-    AddCompression {
-        /// In the context.
-        path: String,
-        /// Name of the compression.
-        compression: &'static str,
-    },
     /// It cannot be told whether a local file is an archive.
     #[error("cannot decompress `{path}`, which ADD would have to unpack")]
     AddRead {
