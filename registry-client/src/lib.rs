@@ -23,6 +23,7 @@ mod login;
 mod settings;
 
 mod blobs;
+mod fetch;
 mod manifests;
 
 mod auth;
@@ -43,5 +44,6 @@ pub use blobs::source::{BlobBody, BlobSource, BytesSource, FileSource};
 pub use client::Client;
 pub use config::ConfigError;
 pub use error::{ErrorKind, Reason, RegistryError, Reply, Target, Violation};
+pub use fetch::{FetchError, FetchRequest, FetchStream, Fetched};
 pub use manifests::ResolvedImage;
 pub use settings::{Deadlines, ProxySettings, Settings};

@@ -24,6 +24,7 @@
 pub mod bases;
 pub mod binary;
 pub mod env;
+pub mod git;
 pub mod http;
 pub mod judge;
 pub mod leak;
@@ -31,6 +32,7 @@ pub mod need;
 pub mod registry;
 pub mod run;
 pub mod user;
+pub mod web;
 
 pub use env::TestEnv;
 pub use registry::Registry;

@@ -76,7 +76,7 @@ pub fn unpack(
 }
 
 /// A directory that goes when it is dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {

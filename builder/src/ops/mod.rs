@@ -1,7 +1,11 @@
 //! What each op does when it is executed.
 
+pub mod added;
 pub mod archive;
 pub mod copy;
+pub mod fetched;
+pub mod git;
+pub mod http;
 pub mod image;
 pub mod owner;
 pub mod run;
@@ -21,6 +25,7 @@ use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
+use crate::git::GitSettings;
 use crate::progress::Events;
 use crate::solve::Solved;
 
@@ -32,6 +37,8 @@ pub struct ExecEnv {
     pub lease: Lease,
     /// Registry access, set up on first use.
     pub registry: Client,
+    /// How git is run.
+    pub git: GitSettings,
     /// Where events go.
     pub events: Events,
     /// The build's switch.

@@ -14,6 +14,7 @@ use crate::error::{StepError, StepFailure};
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::pin::Fetched;
 
 /// Contexts by name, the main one under `None`.
 pub type Contexts = BTreeMap<Option<String>, Arc<ScannedContext>>;
@@ -33,12 +34,14 @@ pub struct Plan {
     pub selections: HashMap<NodeIndex, Arc<Selection>>,
 }
 
-/// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed.
+/// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed. `fetched` are the
+/// leaves that are there already.
 ///
 /// Fails with the first COPY whose context source does not exist: nothing has run by then.
 pub fn plan(
     graph: &BuildGraph,
     contexts: &Contexts,
+    fetched: &Fetched,
     store: &Store,
     use_cache: bool,
 ) -> Result<Plan, StepError> {
@@ -73,13 +76,14 @@ pub fn plan(
     }
     let mut plan =
         Plan { needed: Vec::new(), hits: HashMap::new(), covered: Vec::new(), def_keys, selections };
-    demand(graph, store, use_cache, &order, &mut plan)?;
+    demand(graph, fetched, store, use_cache, &order, &mut plan)?;
     Ok(plan)
 }
 
 /// Walks down from the targets; a hit is not entered.
 fn demand(
     graph: &BuildGraph,
+    fetched: &Fetched,
     store: &Store,
     use_cache: bool,
     order: &[NodeIndex],
@@ -89,6 +93,10 @@ fn demand(
     let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).collect();
     while let Some(node) = work.pop() {
         if std::mem::replace(&mut seen[node.index()], true) {
+            continue;
+        }
+        if let Some(solved) = fetched.get(&node) {
+            plan.hits.insert(node, Arc::clone(solved));
             continue;
         }
         let step = &graph.dag[node].step;
@@ -136,7 +144,7 @@ pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec
             patterns.extend(sources.iter().filter_map(|source| match source {
                 CopySource::Path(path) => Some(Cow::Borrowed(path.as_str())),
                 CopySource::Below { pivot, pattern } => Some(Cow::Owned(reach(pivot, pattern))),
-                CopySource::Inline { .. } => None,
+                CopySource::Remote { .. } | CopySource::Inline { .. } => None,
             }));
         }
     }

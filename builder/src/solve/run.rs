@@ -58,7 +58,8 @@ impl Solver {
         let mut vertices = HashMap::new();
         let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
         for node in order {
-            if matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
+            let was_shown = matches!(&graph.dag[node].op, Op::Http(http) if http.content.is_some());
+            if was_shown || matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
                 continue;
             }
             let id = env.events.vertex(&graph.dag[node].step.name);
@@ -179,6 +180,11 @@ impl Solver {
                     self.images.get(&image.manifest).expect("lowering only names images that were resolved");
                 Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
             }
+            Op::Http(http) => {
+                let vertex = self.vertices[&node];
+                Ok(ops::http::file(&self.env, http, self.use_cache, vertex).await?.solved)
+            }
+            Op::Git(git) => ops::git::files(&self.env, git, self.use_cache, self.vertices[&node]).await,
             Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => self.step(node, op, inputs).await,
         }
     }
@@ -197,7 +203,12 @@ impl Solver {
             .expect("every step has a root input");
         let source =
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
-        let selection = self.selection(node, op, source.as_deref())?;
+        let remotes: Vec<_> = inputs
+            .iter()
+            .filter(|(_, role, _)| *role == Role::Added)
+            .map(|(slot, _, solved)| (*slot, Arc::clone(solved)))
+            .collect();
+        let selection = self.selection(node, op, source.as_deref(), &remotes)?;
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -222,11 +233,13 @@ impl Solver {
         let new = match op {
             Op::Run(run) => ops::run::execute(&self.env, run, &root, vertex).await?,
             Op::Copy(copy) => {
-                let origin = self.origin(node, source);
+                let origin = self.origin(node, source, remotes);
                 ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, &root, vertex).await?,
-            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+            Op::Scratch | Op::Image(_) | Op::Context(_) | Op::Http(_) | Op::Git(_) => {
+                unreachable!("not steps")
+            }
         };
         let solved = self.record(node, &key, def_key, &root, new, started)?;
         drop(lock);
@@ -240,7 +253,12 @@ impl Solver {
         node: NodeIndex,
         op: &Op,
         source: Option<&Solved>,
+        remotes: &[(u16, Arc<Solved>)],
     ) -> Result<Option<Arc<Selection>>, StepFailure> {
+        if let (Op::Copy(copy), false) = (op, remotes.is_empty()) {
+            let context = self.plan.selections.get(&node).map(Arc::as_ref);
+            return Ok(Some(Arc::new(ops::added::select(copy, context, remotes, &self.env.store)?)));
+        }
         if let Some(selection) = self.plan.selections.get(&node) {
             return Ok(Some(Arc::clone(selection)));
         }
@@ -252,7 +270,12 @@ impl Solver {
         }
     }
 
-    fn origin(&self, node: NodeIndex, source: Option<Arc<Solved>>) -> ops::copy::Origin {
+    fn origin(
+        &self,
+        node: NodeIndex,
+        source: Option<Arc<Solved>>,
+        remotes: Vec<(u16, Arc<Solved>)>,
+    ) -> ops::copy::Origin {
         if let Some(source) = source {
             return ops::copy::Origin::Stage(source);
         }
@@ -260,6 +283,9 @@ impl Solver {
             let Op::Context(context) = &self.graph.dag[producer].op else { return None };
             self.contexts.get(&context.name).cloned()
         });
+        if !remotes.is_empty() {
+            return ops::copy::Origin::Added { context, remotes };
+        }
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
     }
 

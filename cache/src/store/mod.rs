@@ -47,6 +47,7 @@ mod blob;
 pub(crate) mod collect;
 mod db;
 mod error;
+mod fetch;
 mod fingerprint;
 mod fsck;
 mod image;
@@ -72,6 +73,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
+pub use fetch::FetchRecord;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;
 pub use image::ImageRecord;

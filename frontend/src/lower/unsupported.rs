@@ -15,10 +15,6 @@ pub(super) fn in_instruction(instruction: &Instruction) -> Vec<Issue> {
             found.push(("RUN --device", run.devices.first().map(|device| device.span)));
             found.push(("RUN --security=insecure", insecure.map(|mode| mode.span)));
         }
-        InstructionKind::Add(add) => {
-            found.push(("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span)));
-            found.push(("ADD --keep-git-dir", add.keep_git_dir.as_ref().map(|flag| flag.span)));
-        }
         _ => {}
     }
     found

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod add;
+mod add_url;
 mod bad_input;
 mod caching;
 mod contexts;
 mod copy;
 mod gc;
+mod git;
 mod image_commands;
 mod images;
 mod interrupt;

@@ -28,7 +28,17 @@ pub(in crate::store) const TREES: Schema = Schema {
 
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
-pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2] };
+pub(in crate::store) const INDEX: Schema =
+    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3] };
+
+/// What addresses of the web gave; see `fetch`.
+const INDEX_3: &str = "
+CREATE TABLE fetches (
+    address TEXT PRIMARY KEY NOT NULL,
+    record TEXT NOT NULL, seal BLOB NOT NULL,
+    used INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX fetches_used ON fetches (used);
+";
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "
