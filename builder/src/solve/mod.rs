@@ -12,6 +12,7 @@
 pub mod keys;
 pub mod pin;
 pub mod plan;
+pub mod reuse;
 pub mod run;
 
 use rbuild_cache::store::LayerId;

@@ -170,7 +170,7 @@ impl Pass<'_> {
         }
         for (op, name) in remotes.ops {
             let step = Step { name, stage: work.label.clone(), lines: Some(work.place(Span::default()).1) };
-            inputs.push((Role::Added, self.nodes.add(op, &[], step)));
+            inputs.push((Role::Added, self.out.nodes.add(op, &[], step)));
         }
         paths.append(&mut inline);
         let mut created_by = keyword.to_owned();
@@ -193,7 +193,7 @@ impl Pass<'_> {
             link: transfer.link,
             exclude,
         };
-        work.state.node = self.nodes.add(Op::Copy(op), &inputs, step);
+        work.state.node = self.out.nodes.add(Op::Copy(op), &inputs, step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
@@ -267,7 +267,7 @@ impl Pass<'_> {
         work.state.log(format!("WORKDIR {absolute}"), is_root);
         if !is_root {
             let op = WorkdirOp { path: absolute, user: work.state.config.config.user.clone() };
-            work.state.node = self.nodes.add(Op::Workdir(op), &[(Role::Root, work.state.node)], step);
+            work.state.node = self.out.nodes.add(Op::Workdir(op), &[(Role::Root, work.state.node)], step);
             work.state.layers.push(work.state.node);
         }
         Ok(())

@@ -9,9 +9,9 @@ use reqwest::{Method, Response, Url};
 
 use super::Transport;
 use super::address::AddressClass;
-use super::clients::{ClientError, Route, Trust};
-use super::exchange::{authority, origin, printable, timed_out, unreachable};
-use crate::error::{Reason, RegistryError, Target, escape};
+use super::clients::{Route, Trust};
+use super::exchange::{authority, client_error, origin, printable, timed_out, unreachable};
+use crate::error::{RegistryError, Target, escape};
 use crate::fetch::FetchError;
 use crate::limits::REDIRECTS_MAX;
 
@@ -35,7 +35,8 @@ impl Transport {
             }
             let answer = self.get_once(&url, headers, authorization, class, target).await?;
             if hop == 0 {
-                let peer = answer.remote_addr().filter(|_| !self.clients.is_proxied(&url));
+                let is_proxied = self.clients().await.map_err(RegistryError::Settings)?.is_proxied(&url);
+                let peer = answer.remote_addr().filter(|_| !is_proxied);
                 class =
                     peer.map(|peer| AddressClass::of(peer.ip())).or(literal).unwrap_or(AddressClass::Public);
             }
@@ -69,16 +70,10 @@ impl Transport {
         class: AddressClass,
         target: &Target,
     ) -> Result<Response, FetchError> {
-        let trust = if url.scheme() == "http" { Trust::None } else { self.clients.trust_for(authority(url)) };
-        let route = Route { trust, guard: Some(class), proxied: self.clients.is_proxied(url) };
-        let client = self.clients.get(&route).map_err(|error| match error {
-            ClientError::Build(source) => RegistryError::Unreachable {
-                target: Box::new(target.clone()),
-                reason: Reason::TrustStore,
-                source: Some(Box::new(source)),
-            },
-            ClientError::Config(error) => RegistryError::Settings(error),
-        })?;
+        let clients = self.clients().await.map_err(RegistryError::Settings)?;
+        let trust = if url.scheme() == "http" { Trust::None } else { clients.trust_for(authority(url)) };
+        let route = Route { trust, guard: Some(class), proxied: clients.is_proxied(url) };
+        let client = clients.get(&route).map_err(|error| client_error(target, error))?;
         let mut request = client.request(Method::GET, url.clone()).headers(headers.clone());
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value.clone());
