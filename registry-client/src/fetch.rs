@@ -50,7 +50,7 @@ pub enum Fetched {
     /// What is there already is what the server has.
     NotModified,
     /// The file.
-    Body(FetchStream),
+    Body(Box<FetchStream>),
 }
 
 /// Why a file cannot be had.
@@ -183,7 +183,7 @@ pub(crate) async fn fetch(transport: &Arc<Transport>, request: &FetchRequest) ->
         StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => {}
         status => return Err(FetchError::Status { url: printable(&url), status: status.as_u16() }),
     }
-    Ok(Fetched::Body(FetchStream {
+    Ok(Fetched::Body(Box::new(FetchStream {
         transport: Arc::clone(transport),
         url,
         authorization,
@@ -196,7 +196,7 @@ pub(crate) async fn fetch(transport: &Arc<Transport>, request: &FetchRequest) ->
         rate: Rate::default(),
         resumes: 0,
         resumes_without_progress: 0,
-    }))
+    })))
 }
 
 async fn send(

@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn listings_are_read_by_their_records() {
-        let tree = b"100644 blob 11\ta\0160000 commit 22\tsub dir/x\0";
+        let tree = b"100644 blob 11\ta\x00160000 commit 22\tsub dir/x\0";
         assert_eq!(links(tree), [("sub dir/x".to_owned(), "22".to_owned())]);
         let config = b"submodule.a.b.path\nsub\0submodule.a.b.url\nhttps://h/x\0submodule.lone.path\ny\0";
         assert_eq!(addresses(config), BTreeMap::from([("sub".to_owned(), "https://h/x".to_owned())]));

@@ -104,7 +104,7 @@ async fn download(
     env: &Arc<ExecEnv>,
     op: &HttpOp,
     shown: &str,
-    mut stream: FetchStream,
+    mut stream: Box<FetchStream>,
     vertex: VertexId,
 ) -> Result<File, StepFailure> {
     let too_large = || StepFailure::FetchTooLarge { url: shown.to_owned(), max_bytes: BYTES_MAX };

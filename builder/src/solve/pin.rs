@@ -34,7 +34,7 @@ pub async fn pin(graph: &mut BuildGraph, env: &Arc<ExecEnv>, use_cache: bool) ->
             Op::Git(_) => true,
             _ => false,
         };
-        is_open.then(|| async move {
+        is_open.then_some(async move {
             let vertex = env.events.vertex(format!("[internal] load metadata for {name}"));
             env.events.started(vertex);
             let pin = match op {
