@@ -3,6 +3,7 @@
 
 mod add;
 mod bad_input;
+mod cache_control;
 mod caching;
 mod contexts;
 mod copy;
