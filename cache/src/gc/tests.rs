@@ -37,7 +37,7 @@ pub(super) fn collect(root: &Path, policy: &Policy) -> Collected {
 /// Tries until a lock is free: a child that another test is about to start holds every lock of this process between
 /// its fork and its exec.
 pub(super) fn until_free<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let until = std::time::Instant::now() + Duration::from_secs(60);
     loop {
         match attempt() {
             Some(value) => return value,
