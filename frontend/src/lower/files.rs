@@ -95,7 +95,7 @@ impl Pass<'_> {
         for source in transfer.sources {
             match source {
                 SourceWord::Path(word) => {
-                    let text = self.expand(work, word)?;
+                    let text = self.expand(work, word).map_err(|issue| unquoted(keyword, word, issue))?;
                     let remote = Remote::parse(&text);
                     if let Some(remote) = remote.map_err(|error| Issue::new(error.to_string(), word.span))? {
                         let add = transfer.add.ok_or_else(|| not_for_copy(&remote, word.span))?;
@@ -317,4 +317,14 @@ fn destination(workdir: &str, dest: &str) -> String {
         absolute.push('/');
     }
     absolute
+}
+
+/// COPY and ADD split before quotes are looked at, which surprises people.
+fn unquoted(keyword: &str, word: &Spanned<String>, issue: Issue) -> Issue {
+    match word.value.starts_with(['"', '\'']) {
+        true => issue.with_help(format!(
+            "quotes do not keep blanks together in {keyword}; its JSON form does: {keyword} [\"a b\", \"/dest\"]"
+        )),
+        false => issue,
+    }
 }

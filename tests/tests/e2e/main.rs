@@ -4,13 +4,17 @@
 mod add;
 mod add_url;
 mod bad_input;
+mod broken;
+mod cache_control;
 mod caching;
+mod cases;
 mod contexts;
 mod copy;
 mod differential;
 mod explain;
 mod gc;
 mod git;
+mod golden;
 mod image_commands;
 mod images;
 mod interrupt;
