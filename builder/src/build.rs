@@ -17,6 +17,7 @@ use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::assemble::manifest::{PackedImage, pack};
@@ -33,6 +34,7 @@ use crate::export::{
     oci_layout::{self, Destination},
 };
 use crate::host::Host;
+use crate::isolation;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
@@ -56,6 +58,8 @@ pub struct BuildOutcome {
     pub pushed: Vec<Reference>,
     /// Files and directories written.
     pub written: Vec<String>,
+    /// How its RUN steps were isolated, or would have been.
+    pub isolation: Rung,
     /// Steps that make layers.
     pub steps: usize,
     /// Those that were not executed.
@@ -112,13 +116,14 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    isolation::announce(&plan, host, events);
     remark_on_network(&graph, &plan, &env);
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
     let solver =
         Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
     let solver = Arc::new(solver);
-    let solved = Arc::clone(&solver).solve().await?;
+    let solved = Arc::clone(&solver).solve().await.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
     let target = &graph.targets[0];
@@ -152,6 +157,7 @@ pub async fn build(
         platform: image.config.platform.clone(),
         pushed: pushed_names(request),
         written: written_paths(request),
+        isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
         warnings,
@@ -174,6 +180,7 @@ fn exec_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         default_network: match request.network {

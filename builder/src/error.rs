@@ -226,6 +226,12 @@ pub enum StepFailure {
         /// End of its output.
         log: Vec<u8>,
     },
+    /// Steps cannot be run here.
+    #[error("RUN cannot be executed: isolation is `norun`")]
+    RunRefused {
+        /// What would change that.
+        remedies: Vec<String>,
+    },
     /// The overlay cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),

@@ -68,6 +68,15 @@ impl TestEnv {
         Self::owned_by(Some(User::create()?))
     }
 
+    /// A world whose binary runs as an ordinary user without subordinate ids. Only for root.
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::rootless`].
+    pub fn without_sub_ids() -> Result<Self> {
+        Self::owned_by(Some(User::create_without_range()?))
+    }
+
     fn owned_by(user: Option<User>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("rbuild-test-").tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;

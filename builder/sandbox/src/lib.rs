@@ -15,6 +15,7 @@
 
 mod bootstrap;
 mod idmap;
+pub mod ladder;
 mod probe;
 
 mod error;
@@ -22,6 +23,7 @@ mod overlay;
 pub mod passwd;
 mod spec;
 
+mod chroot;
 mod parent;
 mod spawner;
 
@@ -34,12 +36,14 @@ mod self_copy;
 mod sys;
 mod wire;
 
+pub use chroot::run_step_in_copy;
 pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
-pub use parent::{Teardown, run_step, run_step_to_exit};
-pub use probe::{ProbeResult, probe};
+pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
+pub use ladder::{Isolation, Rung};
+pub use probe::{ProbeResult, probe_rung};
 pub use spec::{Exit, Network, StepSpec, Stream};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
@@ -49,6 +53,9 @@ pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
     if name == self_copy::SPAWNER_MARKER {
         std::process::exit(child::spawner_main());
+    }
+    if name == self_copy::CHROOT_MARKER {
+        std::process::exit(child::keeper_main());
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());

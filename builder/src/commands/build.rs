@@ -112,6 +112,7 @@ fn metadata(outcome: &BuildOutcome) -> String {
     let mut document = json!({
         "containerimage.config.digest": outcome.id,
         "containerimage.digest": outcome.manifest.map_or(outcome.id, |(digest, _)| digest),
+        "rbuild.isolation": outcome.isolation.name(),
     });
     if let Some((digest, size)) = outcome.manifest {
         document["containerimage.descriptor"] = json!({

@@ -70,6 +70,7 @@ pub(super) fn plain_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         default_network: Network::None,

@@ -17,6 +17,7 @@ use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_frontend::graph::Network;
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
@@ -36,8 +37,10 @@ pub struct ExecEnv {
     pub events: Events,
     /// The build's switch.
     pub cancel: Cancel,
-    /// How overlay marks are written in layer directories.
+    /// How overlay marks and owners are written in layer directories.
     pub overlay: OverlayForm,
+    /// How RUN steps are isolated.
+    pub rung: Rung,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
+use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Network, RunOp};
-use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
+use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
@@ -30,6 +30,9 @@ pub async fn execute(
     root: &Arc<Solved>,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
+    if env.rung == Rung::NoRun {
+        return Err(StepFailure::RunRefused { remedies: Vec::new() });
+    }
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     if env.cancel.reason().is_some() {
@@ -42,13 +45,12 @@ pub async fn execute(
 
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
-    like_root(draft.diff_fd(), &root.tree.root)?;
+    like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
-    let in_userns = matches!(env.overlay, OverlayForm::User);
     let upper = (draft.diff_path(), draft.work_path());
-    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
+    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
     let mut tail = Tail::default();
     let spec = spec(env, op)?;
     let ended =
@@ -60,7 +62,7 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
             };
             env.events.log(vertex, stream, bytes.to_vec());
         });
-    let (exit, teardown) = match ended {
+    let Ended { exit, teardown, ownership } = match ended {
         Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
         Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
         Ok(ended) => ended,
@@ -77,9 +79,18 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
         path: "the step's layer".to_owned(),
         source: errno.into(),
     })?;
-    drop(merged);
     let parent = Parent { env, root, files: OnceCell::new() };
-    let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
+    let diff = if env.overlay.owners() == Owners::Noted {
+        // What cannot carry its owner is known by its inode in the merged root, which stays until it was looked at.
+        let given = |path: &RelPath| ownership.given(merged.as_fd(), path.as_bytes());
+        let owners = StepOwners { user: ownership.user, special: &given };
+        let diff = layer::scan_upper_of(draft.diff_fd().as_fd(), env.overlay, &parent, &owners)?;
+        drop(merged);
+        diff
+    } else {
+        drop(merged);
+        layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?
+    };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
@@ -117,15 +128,15 @@ fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
-fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
-    use rustix::fs::{Gid, Mode, Uid};
+fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailure> {
+    use rustix::fs::Mode;
     let io = |errno: rustix::io::Errno| StepFailure::Io {
         what: "set up",
         path: "the step's root directory".to_owned(),
         source: errno.into(),
     };
     if (root.uid, root.gid) != (0, 0) {
-        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))).map_err(io)?;
+        owners.give(dir, root).map_err(io)?;
     }
     if root.mode != 0o755 {
         rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;

@@ -10,6 +10,7 @@ mod gc;
 mod image_commands;
 mod images;
 mod interrupt;
+mod isolation;
 mod language;
 mod outputs;
 mod registries;

@@ -39,7 +39,7 @@ fn check(name: &str, arg0: u64, expected: u32) {
     let mut seen = 0;
     for (arch, abi) in ALL {
         if let Some(number) = number(&abi, name) {
-            let got = run(&compile(arch), abi.audit_arch, number, arg0);
+            let got = run(&compile(arch, Policy::Namespaced), abi.audit_arch, number, arg0);
             assert_eq!(got, expected, "{name}({arg0:#x}) on {:#x}", abi.audit_arch);
             seen += 1;
         }
@@ -123,28 +123,28 @@ fn only_known_personalities_are_allowed() {
 
 #[test]
 fn x32_and_foreign_abis_are_refused() {
-    let program = compile(Arch::X86_64);
+    let program = compile(Arch::X86_64, Policy::Namespaced);
     assert_eq!(run(&program, X86_64.audit_arch, X32_BIT | 1, 0), RET_EPERM);
     assert_eq!(run(&program, X86_64.audit_arch, u32::MAX, 0), RET_EPERM);
     assert_eq!(run(&program, AARCH64.audit_arch, 64, 0), RET_KILL_PROCESS);
-    assert_eq!(run(&compile(Arch::Aarch64), X86_64.audit_arch, 1, 0), RET_KILL_PROCESS);
+    assert_eq!(run(&compile(Arch::Aarch64, Policy::Namespaced), X86_64.audit_arch, 1, 0), RET_KILL_PROCESS);
 }
 
 #[test]
 fn numbers_newer_than_the_tables_look_unknown() {
     for (arch, abi) in ALL {
-        assert_eq!(run(&compile(arch), abi.audit_arch, abi.last + 1, 0), RET_ENOSYS);
-        assert_eq!(run(&compile(arch), abi.audit_arch, 5_000, 0), RET_ENOSYS);
+        assert_eq!(run(&compile(arch, Policy::Namespaced), abi.audit_arch, abi.last + 1, 0), RET_ENOSYS);
+        assert_eq!(run(&compile(arch, Policy::Namespaced), abi.audit_arch, 5_000, 0), RET_ENOSYS);
     }
 }
 
 #[test]
 fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
     for (arch, abi) in ALL {
-        let program = compile(arch);
+        let program = compile(arch, Policy::Namespaced);
         for n in 0..=abi.last {
             let expected =
-                abi.calls.iter().find(|(_, number)| *number == n).and_then(|(name, _)| verdict(name));
+                abi.calls.iter().find(|(_, number)| *number == n).and_then(|(name, _)| verdict(name, Policy::Namespaced));
             let got = run(&program, abi.audit_arch, n, 0);
             match expected {
                 None => assert_eq!(got, RET_EPERM, "{n}"),
@@ -157,6 +157,6 @@ fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
 
 #[test]
 fn programs_fit_the_kernel_limit() {
-    assert!(compile(Arch::X86_64).len() < 4096);
-    assert!(compile(Arch::Aarch64).len() < 4096);
+    assert!(compile(Arch::X86_64, Policy::Namespaced).len() < 4096);
+    assert!(compile(Arch::Aarch64, Policy::Namespaced).len() < 4096);
 }
