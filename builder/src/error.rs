@@ -13,7 +13,7 @@ use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
-use rbuild_oci::{DiffId, Digest};
+use rbuild_oci::{DiffId, Digest, Platform};
 use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
@@ -231,6 +231,14 @@ pub enum StepFailure {
     RunRefused {
         /// What would change that.
         remedies: Vec<String>,
+    },
+    /// The command is for another processor, and the kernel knows no emulator for it.
+    #[error("exec: {program:?}: this machine ({}) cannot run programs for {platform}", Platform::host())]
+    Foreign {
+        /// Program as written in argv.
+        program: String,
+        /// What the step is for.
+        platform: Platform,
     },
     /// The overlay cannot be mounted.
     #[error(transparent)]

@@ -197,6 +197,14 @@ fn step_hints(step: &StepError) -> Vec<String> {
         StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
             vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
         }
+        StepFailure::Foreign { platform, .. } => vec![
+            format!(
+                "install an emulator and register it with the kernel: apt-get install qemu-user-static binfmt-support, or docker run --privileged --rm tonistiigi/binfmt --install {}",
+                platform.architecture
+            ),
+            "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
+                .to_owned(),
+        ],
         StepFailure::Select(_) => {
             vec![
                 "paths are relative to the source's root; a file that .dockerignore excludes is not there"

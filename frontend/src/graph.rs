@@ -20,7 +20,7 @@ mod dump;
 pub struct BuildGraph {
     /// Ops and how outputs flow into inputs (edge from producer to consumer).
     pub dag: DiGraph<Node, Input>,
-    /// One per requested platform; in this version exactly one.
+    /// One per requested platform, in the order asked for; never empty.
     pub targets: Vec<Target>,
 }
 

@@ -141,7 +141,7 @@ pub struct Choice {
 pub fn choose(work_dir: &Path) -> Choice {
     let mut passed_over = Vec::new();
     for rung in Rung::AUTO {
-        let results = probe::probe_rung(Isolation::Named(rung), work_dir);
+        let results = probe::probe_rung(Isolation::Named(rung), work_dir, false);
         match first_obstacle(&results) {
             None => return Choice { rung, passed_over },
             Some(obstacle) => {

@@ -26,6 +26,9 @@ mod spec;
 mod chroot;
 mod parent;
 mod spawner;
+mod watched;
+
+mod network;
 
 mod channel;
 mod child;
@@ -40,6 +43,7 @@ pub use chroot::run_step_in_copy;
 pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
+pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
 pub use ladder::{Isolation, Rung};
@@ -59,6 +63,9 @@ pub fn dispatch() {
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());
+    }
+    if name == self_copy::NETWORK_MARKER {
+        std::process::exit(network::holder_main());
     }
     if name == self_copy::PROBE_MARKER {
         std::process::exit(probe::probe_main());

@@ -5,6 +5,7 @@
 
 use crate::error::{SetupStep, StepError};
 use crate::ladder::{self, Isolation, Rung};
+use crate::network::UserNetwork;
 use crate::self_copy::PROBE_MARKER;
 use crate::spec::{Network, StepSpec};
 use std::io::{Read as _, Write as _};
@@ -12,7 +13,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+/// Last argument of the probing process.
+const WITH_NETWORK: &str = "network";
 const RESULTS_SIZE_BYTES_MAX: u64 = 64 << 10;
 
 /// One thing a build needs, and whether it works here.
@@ -34,8 +38,9 @@ pub struct ProbeResult {
 ///
 /// Call it before [`enter`](crate::ladder::enter), so that the way in is tried as well; a separate process does the
 /// trying. Blocks for some ten milliseconds. Results are in the order of a build; after a failure what depends on it is
-/// left out.
-pub fn probe_rung(isolation: Isolation, work_dir: &Path) -> Vec<ProbeResult> {
+/// left out. `with_network` also tries to give steps a network of their own, which takes longer and which steps can do
+/// without.
+pub fn probe_rung(isolation: Isolation, work_dir: &Path, with_network: bool) -> Vec<ProbeResult> {
     let failed = |detail: String| {
         vec![ProbeResult {
             name: "probe process".to_owned(),
@@ -49,6 +54,7 @@ pub fn probe_rung(isolation: Isolation, work_dir: &Path) -> Vec<ProbeResult> {
         .arg0(PROBE_MARKER)
         .arg(isolation.to_string())
         .arg(work_dir)
+        .args(with_network.then_some(WITH_NETWORK))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -94,7 +100,8 @@ pub(crate) fn probe_main() -> i32 {
     let mut args = std::env::args_os().skip(1);
     let isolation = args.next().and_then(|text| Isolation::parse(text.to_str()?));
     let (Some(isolation), Some(work_dir)) = (isolation, args.next().map(PathBuf::from)) else { return 1 };
-    let results = try_everything(isolation, &work_dir);
+    let with_network = args.next().is_some_and(|arg| arg == WITH_NETWORK);
+    let results = try_everything(isolation, &work_dir, with_network);
     match std::io::stdout().write_all(print(&results).as_bytes()) {
         Ok(()) => 0,
         Err(_) => 1,
@@ -115,7 +122,7 @@ fn fails(name: &str, error: &dyn std::error::Error, remedy: Option<String>) -> P
     ProbeResult { name: name.to_owned(), ok: false, is_step: false, detail, remedy }
 }
 
-fn try_everything(isolation: Isolation, work_dir: &Path) -> Vec<ProbeResult> {
+fn try_everything(isolation: Isolation, work_dir: &Path, with_network: bool) -> Vec<ProbeResult> {
     let mut results = Vec::new();
     let privilege = match ladder::enter(isolation) {
         Ok(privilege) => privilege,
@@ -137,6 +144,7 @@ fn try_everything(isolation: Isolation, work_dir: &Path) -> Vec<ProbeResult> {
             Rung::Root | Rung::Rootless | Rung::Single => {
                 results.push(try_overlay(lower, upper, work));
                 results.extend(try_step(root));
+                results.extend(with_network.then(|| try_network(root)));
             }
             Rung::Chroot => results.extend(try_chroot(root, work, isolation == Isolation::ForcedChroot)),
             Rung::NoRun => {}
@@ -172,7 +180,7 @@ fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
 const PARTS: &[(&str, &[SetupStep])] = &[
     ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath]),
     ("namespaces", &[SetupStep::Unshare, SetupStep::Fork, SetupStep::Session, SetupStep::Keyring]),
-    ("loopback device", &[SetupStep::Loopback]),
+    ("loopback device", &[SetupStep::Loopback, SetupStep::JoinNetwork]),
     ("fresh /proc", &[SetupStep::PrivateMounts, SetupStep::Proc, SetupStep::MaskProc]),
     ("/sys", &[SetupStep::Sys, SetupStep::MaskSys]),
     ("devices", &[SetupStep::Dev, SetupStep::DeviceNode, SetupStep::Scratch]),
@@ -198,9 +206,10 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
     for (network, label) in
         [(Network::None, "step without network"), (Network::Host, "step on the host's network")]
     {
+        let is_alone = network == Network::None;
         let error = match set_up_step(root, network) {
             Ok(()) => {
-                if network == Network::None {
+                if is_alone {
                     results.extend(PARTS.iter().map(|(name, _)| ok(name, "works")));
                 }
                 results.push(ProbeResult { is_step: true, ..ok(label, "set up completely") });
@@ -216,6 +225,7 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
         }
         results.push(ProbeResult { is_step: true, ..fails(label, &error, None) });
     }
+    results.push(try_network(root));
     results
 }
 
@@ -242,6 +252,21 @@ fn try_chroot(root: &Path, aside: &Path, forced: bool) -> Option<ProbeResult> {
 
 fn no_cancel() -> Result<(OwnedFd, OwnedFd), StepError> {
     rustix::pipe::pipe().map_err(|e| StepError::Parent { action: "create a pipe", source: e.into() })
+}
+
+/// Without it steps share the host's network.
+fn try_network(root: &Path) -> ProbeResult {
+    let name = "network of their own for steps";
+    match UserNetwork::start(false) {
+        Err(error) => fails(name, &error, Some(error.remedy().to_owned())),
+        Ok(network) => {
+            let stack = network.stack_name();
+            match set_up_step(root, Network::User(Arc::new(network))) {
+                Ok(()) => ok(name, format!("through {stack}; the host's loopback is closed")),
+                Err(error) => fails(name, &error, None),
+            }
+        }
+    }
 }
 
 fn remedy(step: SetupStep) -> Option<String> {

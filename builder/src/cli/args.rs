@@ -107,8 +107,8 @@ pub(crate) struct BuildArgs {
     /// Add a label to the image
     #[arg(long = "label", value_name = "KEY[=VALUE]", help_heading = "What to build")]
     pub(crate) labels: Vec<String>,
-    /// Build for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
-    #[arg(long = "platform", value_name = "OS/ARCH", help_heading = "What to build")]
+    /// Build for these platforms (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
+    #[arg(long = "platform", value_name = "OS/ARCH[,…]", help_heading = "What to build")]
     pub(crate) platforms: Vec<String>,
 
     /// Only check the Dockerfile, as --call=check does

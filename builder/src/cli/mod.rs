@@ -231,7 +231,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         }),
         CommandArgs::Pull(args) => {
             let name = parse_image(&args.name)?;
-            let platform = request::parse_platforms(args.platform.as_slice(), env)?;
+            let platform = request::parse_platform(args.platform.as_ref(), env)?;
             Command::Pull(PullRequest {
                 default_tag: lacks_tag(&name),
                 name: name.with_default_tag(),

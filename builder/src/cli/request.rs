@@ -40,8 +40,8 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// Resolve base images again.
     pub pull: bool,
-    /// The platform to build for; `None` means this machine's.
-    pub platform: Option<Platform>,
+    /// The platforms to build for, each once, in the order given; empty means this machine's.
+    pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say.
     pub network: Network,
     /// Products; never empty. The image in the store when nothing else was asked.
@@ -187,7 +187,7 @@ impl BuildRequest {
             named_contexts,
             no_cache: args.no_cache,
             pull: args.pull,
-            platform: parse_platforms(&args.platforms, env)?,
+            platforms: parse_platforms(&args.platforms, env)?,
             network: parse_network(&args.network)?,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
@@ -315,8 +315,8 @@ fn is_stdout(output: &OutputArg) -> bool {
     matches!(output, OutputArg::Oci { dest: Destination::Stdout, .. })
 }
 
-/// `--platform`, else `DOCKER_DEFAULT_PLATFORM`. One value for now.
-pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Platform>, Problem> {
+/// `--platform`, else `DOCKER_DEFAULT_PLATFORM`: each once, in the order given. `local` is this machine's.
+fn parse_platforms(texts: &[String], env: &Env) -> Result<Vec<Platform>, Problem> {
     const FLAG: &str = "--platform";
     let from_env = env.non_empty("DOCKER_DEFAULT_PLATFORM");
     let texts = if texts.is_empty() { from_env.as_slice() } else { texts };
@@ -325,17 +325,29 @@ pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Plat
         let fields =
             parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.clone(), cause })?;
         for field in fields.iter().map(|field| field.trim()).filter(|field| !field.is_empty()) {
-            let platform = field.parse().map_err(|cause| Problem::Platform { cause })?;
+            let platform = match field {
+                "local" => Platform::host(),
+                field => field.parse().map_err(|cause| Problem::Platform { cause })?,
+            };
             if !platforms.contains(&platform) {
                 platforms.push(platform);
             }
         }
     }
-    if platforms.len() > 1 {
-        let what = format!("building for {} platforms at once", platforms.len());
-        return Err(Problem::ValueNotYet { flag: FLAG, what });
+    Ok(platforms)
+}
+
+/// The one platform of a command that works for one.
+pub(crate) fn parse_platform(text: Option<&String>, env: &Env) -> Result<Option<Platform>, Problem> {
+    let mut platforms = parse_platforms(text.map(std::slice::from_ref).unwrap_or_default(), env)?;
+    match platforms.len() {
+        0 | 1 => Ok(platforms.pop()),
+        _ => Err(Problem::Value {
+            flag: "--platform",
+            value: text.cloned().unwrap_or_default(),
+            expected: "expected one platform".to_owned(),
+        }),
     }
-    Ok(platforms.pop())
 }
 
 /// `METHOD[,format=json|text][,ignorestatus[=BOOL]]`; `--check` is `check`.

@@ -29,7 +29,7 @@ pub(super) fn run(settings: &Settings, root: Option<&Path>, as_json: bool) -> Re
     let store = host::place(settings, root);
     let tried: Vec<Tried> = Rung::ALL
         .into_iter()
-        .map(|rung| Tried { rung, results: probe_rung(Isolation::Named(rung), &store) })
+        .map(|rung| Tried { rung, results: probe_rung(Isolation::Named(rung), &store, true) })
         .collect();
     let auto = Rung::AUTO.into_iter().find(|rung| tried.iter().any(|one| one.rung == *rung && one.works()));
     let auto = auto.unwrap_or(Rung::NoRun);

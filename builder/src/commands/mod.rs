@@ -12,6 +12,7 @@ mod images;
 mod inspect;
 mod load;
 mod login;
+mod packed;
 mod password;
 mod pull;
 mod push;

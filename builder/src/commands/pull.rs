@@ -13,6 +13,7 @@ use crate::cli::{Env, PullRequest};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::Events;
 use crate::resolve;
@@ -71,9 +72,10 @@ pub(super) fn plain_env(
         cancel: cancel.clone(),
         overlay: host.overlay,
         rung: host.rung(),
+        is_chroot_forced: false,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: Network::None,
+        network: StepNetwork::new(Network::None),
         source_date_epoch: None,
         mount_points: OnceLock::new(),
     })

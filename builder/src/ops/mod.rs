@@ -1,8 +1,10 @@
 //! What each op does when it is executed.
 
 pub mod archive;
+pub mod chroot;
 pub mod copy;
 pub mod image;
+pub mod network;
 pub mod owner;
 pub mod run;
 pub mod select;
@@ -15,13 +17,13 @@ use rbuild_cache::copy::StackSource;
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
-use rbuild_frontend::graph::Network;
 use rbuild_registry::Client;
 use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
+use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
 
@@ -41,12 +43,14 @@ pub struct ExecEnv {
     pub overlay: OverlayForm,
     /// How RUN steps are isolated.
     pub rung: Rung,
+    /// Whether a chroot is enough where the kernel confines no step in it.
+    pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
     pub disk_slots: Arc<Semaphore>,
-    /// Network of RUN steps that ask for the default.
-    pub default_network: Network,
+    /// Networks of RUN steps.
+    pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.

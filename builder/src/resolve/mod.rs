@@ -10,7 +10,7 @@ pub mod layout;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use rbuild_cache::store::{Resolution, ResolvedLayer, Store};
+use rbuild_cache::store::{ImageRecord, Resolution, ResolvedLayer, Store};
 use rbuild_oci::{DiffId, Digest, ImageConfig, Manifest, Platform, Reference, ReferenceError};
 use rbuild_registry::{Client, RegistryError};
 
@@ -300,10 +300,16 @@ fn local_image(
     reference: &Reference,
     platform: &Platform,
 ) -> Result<Option<BaseImage>, ResolveError> {
-    let Some(record) = store.image(&reference.to_string())? else { return Ok(None) };
-    if reference.digest().is_some_and(|digest| Some(digest) != record.manifest)
-        || !store.has_layers(&record.layers)?
-    {
+    let Some(named) = store.image(&reference.to_string())? else { return Ok(None) };
+    if reference.digest().is_some_and(|digest| Some(digest) != named.digest()) {
+        return Ok(None);
+    }
+    // Of an index the image that fits exactly, else the first that runs there.
+    let parsed = |record: &ImageRecord| record.platform.parse::<Platform>().ok();
+    let exact = named.each().find(|record| parsed(record).as_ref() == Some(platform));
+    let fitting = || named.each().find(|record| parsed(record).is_some_and(|p| p.satisfies(platform)));
+    let Some(record) = exact.or_else(fitting) else { return Ok(None) };
+    if !store.has_layers(&record.layers)? {
         return Ok(None);
     }
     let Some(config_bytes) = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)? else { return Ok(None) };

@@ -449,10 +449,11 @@ fn check_dependants(
         }
     }
     for (name, image) in images {
-        let layer = image.layers.iter().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
-        let is_config_sound =
-            snapshot.blobs.contains_key(&image.config) && !bad.blobs.contains(&image.config);
-        let lost = layer.or_else(|| (!is_config_sound).then(|| format!("config {}", image.config)));
+        let layer = image.all_layers().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
+        let is_lost = |digest: &Digest| !snapshot.blobs.contains_key(digest) || bad.blobs.contains(digest);
+        let config = || image.each().map(|image| image.config).find(is_lost);
+        let index = || image.index.filter(is_lost).map(|index| format!("index {index}"));
+        let lost = layer.or_else(|| config().map(|config| format!("config {config}"))).or_else(index);
         if let Some(lost) = lost {
             findings.push(Finding::Image { name: name.clone(), lost });
             bad.images.insert(name.clone());

@@ -39,7 +39,7 @@ impl Pass<'_> {
             platform: work.state.platform.clone(),
             script,
         };
-        work.state.node = self.nodes.add(Op::Run(op), &[(Role::Root, work.state.node)], step);
+        work.state.node = self.out.nodes.add(Op::Run(op), &[(Role::Root, work.state.node)], step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())

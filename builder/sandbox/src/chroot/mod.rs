@@ -66,8 +66,10 @@ pub fn run_step_in_copy(
     on_output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<Exit, StepError> {
     parent::check(spec)?;
-    if spec.network == Network::None {
-        return Err(StepError::NotInChroot { what: "RUN without network" });
+    match &spec.network {
+        Network::Host => {}
+        Network::None => return Err(StepError::NotInChroot { what: "RUN without network" }),
+        Network::User(_) => return Err(StepError::NotInChroot { what: "RUN with a network of its own" }),
     }
     let child_spec = parent::resolve(spec, root)?;
     let placed = Placed::create(root, aside, &child_spec)?;

@@ -236,7 +236,7 @@ fn orphans_are_reaped(host: &Host) {
 
 fn the_probe_agrees_that_steps_work(host: &Host) {
     let (dir, _) = host.new_upper();
-    let results = rbuild_sandbox::probe_rung(rbuild_sandbox::Isolation::Auto, &dir);
+    let results = rbuild_sandbox::probe_rung(rbuild_sandbox::Isolation::Auto, &dir, false);
     let failed: Vec<_> = results.iter().filter(|result| !result.ok).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(results.iter().any(|result| result.name == "pivot_root"));
