@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binary::{rbuild, repository};
+use crate::container::contained;
 use crate::leak;
 use crate::need::program_path;
 use crate::registry::Registry;
@@ -237,6 +238,20 @@ impl TestEnv {
         I::Item: AsRef<OsStr>,
     {
         let command = self.command(args);
+        finish(self.start(command)?)
+    }
+
+    /// [`TestEnv::run`] as root of a container with docker's default profile: see [`crate::container`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`], and when there is no container to be had.
+    pub fn run_contained<I>(&self, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let command = contained(&self.command(args), self.dir())?;
         finish(self.start(command)?)
     }
 

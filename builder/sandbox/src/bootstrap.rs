@@ -206,18 +206,35 @@ impl BootstrapError {
                 "check that `{tool}` is setuid root or has the file capability, and that the ranges in /etc/subuid and \
                  /etc/subgid are granted to this user"
             ),
-            BootstrapError::Withheld { .. } => apparmor_remedy(),
+            BootstrapError::Withheld { .. } => withheld_remedy(),
         }
     }
 }
 
+/// The profile this project ships, to be put where AppArmor reads it.
+const APPARMOR_PROFILE: &str = "/etc/apparmor.d/rbuild";
+
+/// What to do when the namespace exists and its rights do not, which is how AppArmor restricts namespaces.
+///
 /// A profile for our own program rather than the advice to switch the restriction off for all.
-fn apparmor_remedy() -> String {
+fn withheld_remedy() -> String {
+    let is_enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.trim() == "Y");
+    if !is_enabled {
+        return "allow user namespaces for this user in the security module of this machine (SELinux, a container's \
+                profile), or run as root"
+            .to_owned();
+    }
     let program =
         std::env::current_exe().map_or_else(|_| "/usr/bin/rbuild".into(), |p| p.display().to_string());
+    let path = if ["/usr/bin/rbuild", "/usr/local/bin/rbuild"].contains(&program.as_str()) {
+        String::new()
+    } else {
+        format!(" with the path in it changed to {program}")
+    };
     format!(
-        "AppArmor probably restricts user namespaces: write `abi <abi/4.0>, include <tunables/global> profile rbuild \
-         {program} flags=(unconfined) {{ userns, }}` to /etc/apparmor.d/rbuild and run `apparmor_parser -r` on it"
+        "AppArmor restricts user namespaces: install the profile builder/apparmor/rbuild of rbuild's source as \
+         {APPARMOR_PROFILE}{path}, and load it: sudo apparmor_parser -r {APPARMOR_PROFILE}"
     )
 }
 

@@ -11,7 +11,9 @@
 //!
 //! What a step gets: namespaces for mounts, pids, ipc, host name, cgroups and (unless it shares the host's) network; the
 //! 14 default capabilities for root and none for others; a default-deny system call filter; masked `/proc` and `/sys`; a
-//! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker.
+//! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker; it is
+//! set where that cannot be: with one id, and in a chroot. What a host that gives less can do is in [`ladder`]; a step where
+//! nothing can be mounted is [`run_step_in_copy`].
 
 mod bootstrap;
 mod idmap;
@@ -76,8 +78,8 @@ pub fn dispatch() {
 ///
 /// Decides between `trusted.*` and `user.*` overlay attributes and between making and binding devices.
 pub fn in_user_namespace() -> bool {
-    // The first namespace maps every id to itself. Unreadable means no /proc, and then nothing else works either. Asked anew
-    // each time: `bootstrap` changes the answer.
-    std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+    // The kernel gives the first one a fixed inode number. Its map would not tell: root may map every id to itself in another.
+    // Unreadable means no /proc, and then nothing else works either. Asked anew each time: `enter` changes the answer.
+    const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != FIRST_USER_NAMESPACE)
 }

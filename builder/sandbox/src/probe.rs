@@ -225,7 +225,6 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
         }
         results.push(ProbeResult { is_step: true, ..fails(label, &error, None) });
     }
-    results.push(try_network(root));
     results
 }
 

@@ -29,7 +29,7 @@ fn the_corpus_gives_one_image_on_every_rung() -> Result<()> {
     need!(Root, Registry, Bases, Judges, Subuid);
     let registry = Registry::shared()?;
     let mut of_root = None;
-    for rung in ["root", "rootless", "single"] {
+    for rung in ["root", "rootless", "single", "chroot"] {
         let env = world_on(rung, &registry)?;
         let context = env.fixture("isolation/corpus")?;
         let archive = env.work().join("corpus.tar");
@@ -45,6 +45,85 @@ fn the_corpus_gives_one_image_on_every_rung() -> Result<()> {
         assert_eq!(first_files.len(), files.len(), "{rung} lacks files that root has");
         assert_eq!(*first_digest, digest, "{rung} and root differ in more than files");
     }
+    Ok(())
+}
+
+#[test]
+fn a_container_of_the_default_profile_builds_with_a_chroot_alone() -> Result<()> {
+    need!(Root, Registry, Bases, Judges, Runtime);
+    let registry = Registry::shared()?;
+    let mut digests = Vec::new();
+    for rung in ["root", "chroot"] {
+        let env = world_on(rung, &registry)?;
+        let context = env.fixture("isolation/corpus")?;
+        let id = env.work().join("id");
+        let id_text = id.to_str().context("UTF-8")?;
+        let context = context.to_str().context("UTF-8")?;
+        let args = ["build", "--progress", "plain", "--iidfile", id_text, context];
+        let run = if rung == "root" { env.run(args)? } else { env.run_contained(args)? };
+        run.ok().says(&[&format!("isolation: {rung}")]);
+        digests.push(fs::read_to_string(&id)?);
+        env.assert_nothing_left();
+    }
+    assert_eq!(digests[0], digests[1]);
+    Ok(())
+}
+
+#[test]
+fn a_container_of_the_default_profile_says_what_it_takes_to_run_steps() -> Result<()> {
+    need!(Root, Registry, Bases, Runtime);
+    let registry = Registry::shared()?;
+    let env = TestEnv::new()?.using(&registry)?;
+    let context = env.context("refused", "FROM busybox\nCOPY f /\nRUN true\n", &[("f", "f\n")])?;
+    let context = context.to_str().context("UTF-8")?;
+    let run = env.run_contained(["build", "--progress", "plain", context])?.exits(1);
+    run.says(&["isolation: norun", "CAP_SYS_ADMIN", "RUN cannot be executed", "--isolation chroot"]);
+    // What was built so far serves the build that names it.
+    let run = env.run_contained(["build", "--progress", "plain", "--isolation", "chroot", context])?.ok();
+    assert_eq!(run.executed().len(), 1, "{run}");
+    let document: Value =
+        serde_json::from_str(&env.run_contained(["doctor", "--format", "json"])?.ok().stdout)?;
+    let works = |name: &str| {
+        document["rungs"].as_array().is_some_and(|rungs| {
+            rungs.iter().any(|rung| rung["name"] == name && rung["works"] == true)
+        })
+    };
+    assert_eq!(["root", "rootless", "single", "chroot"].map(works), [false, false, false, true], "{document:#}");
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_chroot_keeps_its_step_from_the_container_around_it() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let registry = Registry::shared()?;
+    let env = world_on("chroot", &registry)?;
+    // A process to be signalled, a file to be reached: both the test's own.
+    let secret = env.write("work/secret", "secret\n")?;
+    let mut victim = std::process::Command::new("sleep").arg("300").spawn()?;
+    let text = format!(
+        "FROM busybox\n\
+         RUN ! kill -9 {pid} 2>/dev/null && ! mknod /dev/disk b 8 0 2>/dev/null && test ! -e {secret}\n\
+         RUN mkdir /d && ! chroot /d true 2>/dev/null && ! mount -t tmpfs none /d 2>/dev/null\n\
+         RUN grep -q 127.0.0.1 /etc/hosts && echo lost >> /etc/hosts && echo x > /dev/null && rm -f /etc/resolv.conf\n\
+         RUN (sleep 301 &) ; (setsid sleep 302 </dev/null >/dev/null 2>&1 &) ; true\n\
+         USER 1000:1000\nRUN test \"$(id -u)\" = 1000 && ! touch /root-only 2>/dev/null\n",
+        pid = victim.id(),
+        secret = secret.display()
+    );
+    let context = env.context("kept", &text, &[])?;
+    let run = env.build(&context, &[]);
+    let still_runs = victim.try_wait()?.is_none();
+    victim.kill()?;
+    victim.wait()?;
+    run?.ok();
+    assert!(still_runs, "a step killed a process outside");
+    let context = env.context("network", "FROM busybox\nRUN --network=none true\n", &[])?;
+    env.build(&context, &[])?.exits(1).says(&["RUN without network", "`chroot`", ">>> RUN --network=none"]);
+    // Background processes are gone with their step, and nothing that was put into the copy is in the layers.
+    env.assert_nothing_left();
+    let history = env.run(["cache", "fsck"])?.ok();
+    assert!(history.stdout.contains("sound"));
     Ok(())
 }
 
@@ -81,7 +160,7 @@ fn apt_and_adduser_work_where_one_id_is_mapped() -> Result<()> {
     let archive = env.work().join("users.tar");
     env.build(&context, &["-o", &format!("type=oci,dest={}", archive.display())])?.ok();
     let files = layers(&archive)?;
-    assert!(files.iter().any(|line| line.starts_with("srv/app 40755 1234:1234")), "{files:#?}");
+    assert!(files.iter().any(|line| line.starts_with("srv/app 040755 1234:1234")), "{files:#?}");
     assert!(files.iter().any(|line| line.starts_with("home/app/.profile 100644 1234:1234")));
     let context = env.fixture("tutorial/apache")?;
     env.build(&context, &["-t", "single/apache"])?.ok();
