@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rbuild_cache::layer::OverlayForm;
 use rbuild_cache::store::{Store, StoreOptions};
-use rbuild_sandbox::ladder::{self, Isolation, PassedOver, Rung};
 use rbuild_sandbox::Privilege;
+use rbuild_sandbox::ladder::{self, Isolation, PassedOver, Rung};
 
 use crate::error::BuildError;
 use crate::settings::Settings;
@@ -80,8 +80,9 @@ pub fn place(settings: &Settings, root: Option<&Path>) -> PathBuf {
         Isolation::Named(rung) => rung,
         Isolation::ForcedChroot => Rung::Chroot,
     };
-    let is_its_own = Store::recorded_id_map(default)
-        .is_none_or(|map| map.split(' ').next() == Some(rung.name()) || Rung::of_description(&map) == Some(rung));
+    let is_its_own = Store::recorded_id_map(default).is_none_or(|map| {
+        map.split(' ').next() == Some(rung.name()) || Rung::of_description(&map) == Some(rung)
+    });
     if is_its_own {
         return default.clone();
     }
@@ -93,6 +94,7 @@ pub fn place(settings: &Settings, root: Option<&Path>) -> PathBuf {
 /// The rung that the store at `root` was made on, if it is this user's.
 fn recorded_rung(root: &Path) -> Option<Rung> {
     let owner = std::fs::metadata(root).ok()?.uid();
-    let map = (owner == rustix::process::geteuid().as_raw()).then(|| Store::recorded_id_map(root)).flatten()?;
+    let map =
+        (owner == rustix::process::geteuid().as_raw()).then(|| Store::recorded_id_map(root)).flatten()?;
     Rung::of_description(&map)
 }

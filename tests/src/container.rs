@@ -100,18 +100,14 @@ fn config(command: &Command, dir: &Path) -> Result<Value> {
     for (name, value) in command.get_envs() {
         env.push(format!("{}={}", text(name)?, text(value.unwrap_or_default())?));
     }
-    let bind = |path: &Path, access: &str| {
-        json!({"destination": path, "source": path, "type": "bind", "options": ["rbind", access]})
-    };
+    let bind = |path: &Path, access: &str| json!({"destination": path, "source": path, "type": "bind", "options": ["rbind", access]});
     let cwd = command.get_current_dir().unwrap_or(dir);
-    let call = |names: &[&str], errno: u32| {
-        json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno})
-    };
+    let call =
+        |names: &[&str], errno: u32| json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno});
     // One rule for each flag: a rule's arguments must all match.
     let clone = |flag: u32| {
         let mut rule = call(&["clone"], EPERM);
-        rule["args"] =
-            json!([{"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"}]);
+        rule["args"] = json!([{"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"}]);
         rule
     };
     let flags = (0..32).map(|bit| 1u32 << bit).filter(|flag| flag & NAMESPACE_FLAGS != 0);

@@ -402,11 +402,7 @@ struct Helper {
 
 impl Helper {
     /// With `directly` it writes the maps itself, which takes CAP_SETUID and CAP_SETGID, and else runs the setuid tools.
-    fn spawn(
-        uid_map: &[IdRange],
-        gid_map: &[IdRange],
-        directly: bool,
-    ) -> Result<Helper, BootstrapError> {
+    fn spawn(uid_map: &[IdRange], gid_map: &[IdRange], directly: bool) -> Result<Helper, BootstrapError> {
         let spawn = || {
             let (ours, theirs) =
                 rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -70,7 +70,9 @@ impl Rung {
             Rung::Single => {
                 "one id is mapped: changes of owner are recorded rather than made, and every step runs as root"
             }
-            Rung::Chroot => "steps share processes, network and kernel file systems with the builder, and have no /proc",
+            Rung::Chroot => {
+                "steps share processes, network and kernel file systems with the builder, and have no /proc"
+            }
             Rung::NoRun => "RUN is refused",
         }
     }

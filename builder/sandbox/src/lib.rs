@@ -41,14 +41,14 @@ mod self_copy;
 mod sys;
 mod wire;
 
-pub use chroot::run_step_in_copy;
 pub use bootstrap::{BootstrapError, Privilege, bootstrap};
+pub use chroot::run_step_in_copy;
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
+pub use ladder::{Isolation, Rung};
 pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
-pub use ladder::{Isolation, Rung};
 pub use probe::{ProbeResult, probe_rung};
 pub use spec::{Exit, Network, StepSpec, Stream};
 

@@ -1,9 +1,9 @@
 //! The builder's side of a step: resolve, spawn, stream, kill, clean up.
 
+use crate::child::ledger;
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::MountPoints;
 use crate::spec::{Exit, Network, StepSpec, Stream};
-use crate::child::ledger;
 use crate::wire::{
     ChildSpec, Flavour, Inode, Malformed, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report,
     SPEC_SIZE_BYTES_MAX,
@@ -102,7 +102,8 @@ impl Ownership {
         };
         // The path is where the layer's directory has it, which has no links in it.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let dir = rustix::fs::openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+        let dir =
+            rustix::fs::openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
         let wanted = StatxFlags::INO | StatxFlags::BTIME;
         let stat = rustix::fs::statx(&dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted).ok()?;
         self.given.get(&ledger::inode(&stat)).copied()
@@ -159,11 +160,15 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
     if let Some((script, _)) = &spec.script {
         path("the script's path", script)?;
     }
+    for (file, _) in &spec.files {
+        path("a file's path", file)?;
+    }
     let size = spec.argv.iter().map(String::len).sum::<usize>()
         + spec.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
         + spec.cwd.len()
         + spec.hosts.len()
         + spec.resolv_conf.len()
+        + spec.files.iter().map(|(path, content)| path.len() + content.len()).sum::<usize>()
         + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len());
     // Room for lengths, groups and the filter.
     let overhead = (1 << 20) + (spec.argv.len() + spec.env.len()) * 8;
@@ -182,6 +187,7 @@ pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec
         ("/etc/hosts".to_owned(), 0o644, spec.hosts.clone()),
         ("/etc/resolv.conf".to_owned(), 0o644, spec.resolv_conf.clone()),
     ];
+    files.extend(spec.files.iter().map(|(path, content)| (path.clone(), 0o644, content.clone())));
     if let Some((path, content)) = &spec.script {
         files.push((path.clone(), 0o755, content.clone()));
     }

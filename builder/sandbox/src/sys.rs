@@ -143,9 +143,8 @@ fn seccomp(program: &[u8], flags: libc::c_ulong) -> Result<libc::c_long, Errno> 
     // rustix has no wrapper for this call.
     // SAFETY: `program` points to `len` initialised instructions that live until the call returns; the kernel copies and
     // verifies them.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     check(result)
 }
 
@@ -171,9 +170,8 @@ pub(crate) fn answer_notification(
     let mut response = libc::seccomp_notif_resp { id, val: 0, error, flags: 0 };
     // rustix has no wrapper for this call.
     // SAFETY: the request number carries the size of this struct, which is live and initialised.
-    let result = unsafe {
-        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut response)
-    };
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut response) };
     check(result.into()).map(drop)
 }
 
@@ -208,9 +206,8 @@ pub(crate) fn landlock_ruleset(file_rights: u64, scopes: u64) -> Result<OwnedFd,
     let attr = [file_rights, 0, scopes];
     // rustix has no wrapper for this call.
     // SAFETY: `attr` is live and initialised, of the layout and size passed; the result is checked below.
-    let result = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, attr.as_ptr(), size_of_val(&attr), 0u32)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attr.as_ptr(), size_of_val(&attr), 0u32) };
     let fd = i32::try_from(check(result)?).map_err(|_| Errno::BADF)?;
     // SAFETY: a non-negative result is a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -56,10 +56,11 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
     let upper = (draft.diff_path(), draft.work_path());
-    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+    let merged =
+        rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
     let mut output = Output::of(env, vertex);
     let network = env.network.of(op.network, &env.events);
-    let spec = spec(op, network);
+    let spec = StepSpec { files: extra_files(env, root)?, ..spec(op, network) };
     let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
     let Ended { exit, teardown, ownership } = output.check(op, ended)?;
     output.succeeded(op, exit)?;
@@ -131,6 +132,18 @@ fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailu
         rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
     }
     Ok(())
+}
+
+/// Where one id is mapped apt cannot become the user it downloads as, and gives up; so it is told not to try.
+fn extra_files(env: &ExecEnv, root: &Solved) -> Result<Vec<(String, Vec<u8>)>, StepFailure> {
+    const DIR: &str = "etc/apt/apt.conf.d";
+    if env.rung != Rung::Single {
+        return Ok(Vec::new());
+    }
+    let dir = root.tree.get(&env.store, &RelPath::clamp(DIR.as_bytes()))?;
+    let has_apt = dir.is_some_and(|entry| matches!(entry.kind, Kind::Dir(_)));
+    let setting = || (format!("/{DIR}/zz-rbuild-one-id"), b"APT::Sandbox::User \"root\";\n".to_vec());
+    Ok(has_apt.then(setting).into_iter().collect())
 }
 
 /// The step as the sandbox takes it.

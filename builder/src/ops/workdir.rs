@@ -26,7 +26,13 @@ pub async fn execute(
         let plan =
             copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
         let draft = env.store.draft(&env.lease)?;
-        copy::materialise(&plan, draft.diff_fd().as_fd(), &Sources::default(), env.overlay.owners(), env.overlay)?;
+        copy::materialise(
+            &plan,
+            draft.diff_fd().as_fd(),
+            &Sources::default(),
+            env.overlay.owners(),
+            env.overlay,
+        )?;
         let diff = without_same_root(plan.diff, &root.tree.root);
         let tree = root.tree.apply(&env.store, &diff)?;
         Ok(NewLayer { draft, diff, tree, size_bytes: 0 })

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod,
-    fsetxattr, fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat,
-    symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fsetxattr,
+    fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};

@@ -9,11 +9,7 @@ use crate::tree::{Kind, NodeStore, Tree};
 ///
 /// Names of one file become files of their own: written to under one name the others stay as they are, which is what
 /// overlayfs does with them. Devices are left out: a copy is not mounted `nodev`.
-pub fn plan_whole(
-    nodes: &dyn NodeStore,
-    tree: &Tree,
-    files: &dyn FileSource,
-) -> Result<CopyPlan, CopyError> {
+pub fn plan_whole(nodes: &dyn NodeStore, tree: &Tree, files: &dyn FileSource) -> Result<CopyPlan, CopyError> {
     let mut plan = CopyPlan::default();
     for item in tree.walk(nodes, &RelPath::root())? {
         let (path, entry) = item?;

@@ -41,7 +41,8 @@ pub use overlay::{OverlayForm, Owners};
 pub use pipe::{UnpackBlobError, unpack_archive, unpack_blob};
 pub use recognise::is_archive;
 pub use scan::{
-    ParentEntry, ParentView, ParentViewError, ScanError, StepOwners, Untouched, scan_upper, scan_upper_of, verify_layer,
+    ParentEntry, ParentView, ParentViewError, ScanError, StepOwners, Untouched, scan_upper, scan_upper_of,
+    verify_layer,
 };
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

@@ -84,11 +84,15 @@ fn a_container_of_the_default_profile_says_what_it_takes_to_run_steps() -> Resul
     let document: Value =
         serde_json::from_str(&env.run_contained(["doctor", "--format", "json"])?.ok().stdout)?;
     let works = |name: &str| {
-        document["rungs"].as_array().is_some_and(|rungs| {
-            rungs.iter().any(|rung| rung["name"] == name && rung["works"] == true)
-        })
+        document["rungs"]
+            .as_array()
+            .is_some_and(|rungs| rungs.iter().any(|rung| rung["name"] == name && rung["works"] == true))
     };
-    assert_eq!(["root", "rootless", "single", "chroot"].map(works), [false, false, false, true], "{document:#}");
+    assert_eq!(
+        ["root", "rootless", "single", "chroot"].map(works),
+        [false, false, false, true],
+        "{document:#}"
+    );
     env.assert_nothing_left();
     Ok(())
 }
@@ -190,7 +194,12 @@ fn without_any_way_to_run_steps_everything_else_works() -> Result<()> {
         if rung == "norun" {
             let context = env.context("run", "FROM busybox\nCOPY f /\nRUN true\n", &[("f", "f\n")])?;
             let run = env.build(&context, &[])?.exits(1);
-            run.says(&["RUN cannot be executed", "isolation is `norun`", ">>> RUN true", "--isolation norun"]);
+            run.says(&[
+                "RUN cannot be executed",
+                "isolation is `norun`",
+                ">>> RUN true",
+                "--isolation norun",
+            ]);
         }
         env.assert_nothing_left();
     }

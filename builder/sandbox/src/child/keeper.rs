@@ -4,9 +4,9 @@
 //! reaps that, so a pid it finds among its children is theirs until it has waited for it. When the command is gone, or the
 //! builder, which it sees by the socket, it kills its children until there are none.
 
+use super::EXIT_BROKEN;
 use super::exec::{self, Confine};
 use super::init::{self, Order};
-use super::EXIT_BROKEN;
 use crate::channel;
 use crate::chroot::Confinement;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
@@ -121,7 +121,9 @@ fn children() -> Result<Vec<Pid>, Errno> {
         let name = entry.map_err(crate::chroot::errno)?.file_name();
         let Some(pid) = name.to_str().and_then(pid) else { continue };
         // Gone meanwhile, and so not ours: ours stay until we wait for them.
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else { continue };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else {
+            continue;
+        };
         // «pid (name) state parent …», and a name may hold anything.
         let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
         if parent == Some(own.to_string().as_str()) {

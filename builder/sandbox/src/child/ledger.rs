@@ -78,8 +78,7 @@ impl<'a> Ledger<'a> {
             // What was opened may be another process's by now.
             return Err(Errno::SRCH);
         }
-        let wanted =
-            StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::INO | StatxFlags::BTIME;
+        let wanted = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::INO | StatxFlags::BTIME;
         let stat = rustix::fs::statx(&target, c"", AtFlags::EMPTY_PATH, wanted)?;
         let file_type = FileType::from_raw_mode(stat.stx_mode.into());
         let can_carry = matches!(file_type, FileType::RegularFile | FileType::Directory);
@@ -89,8 +88,7 @@ impl<'a> Ledger<'a> {
         let before = before.unwrap_or((self.spec.uid, self.spec.gid));
         let keeps = |id: &u32| self.spec.uid == 0 || *id != 0;
         // Everything looks like root's, so programs pass 0 for the id they do not mean; who is not root cannot mean it.
-        let after =
-            (wish.uid.filter(keeps).unwrap_or(before.0), wish.gid.filter(keeps).unwrap_or(before.1));
+        let after = (wish.uid.filter(keeps).unwrap_or(before.0), wish.gid.filter(keeps).unwrap_or(before.1));
         self.permit(before, after)?;
         let root = (Some(Uid::ROOT), Some(Gid::ROOT));
         rustix::fs::chownat(&target, c"", root.0, root.1, AtFlags::EMPTY_PATH)?;
@@ -219,12 +217,7 @@ mod tests {
 
     fn call(arch: u32, name: &str, args: [u64; 6]) -> Option<Wish> {
         let number = seccomp::call_number(arch, name).unwrap();
-        wish(&libc::seccomp_data {
-            nr: number.cast_signed(),
-            arch,
-            instruction_pointer: 0,
-            args,
-        })
+        wish(&libc::seccomp_data { nr: number.cast_signed(), arch, instruction_pointer: 0, args })
     }
 
     #[test]
@@ -245,8 +238,7 @@ mod tests {
             call(i386, "fchown32", [3, 0xFFFF, 44, 0, 0, 0]),
             Some(Wish { target: fd, uid: Some(0xFFFF), gid: Some(44) })
         );
-        let target =
-            Target::Path { dir: libc::AT_FDCWD, address: 7, flags: AtFlags::SYMLINK_NOFOLLOW };
+        let target = Target::Path { dir: libc::AT_FDCWD, address: 7, flags: AtFlags::SYMLINK_NOFOLLOW };
         let here = u64::from(libc::AT_FDCWD.cast_unsigned());
         let args = [here, 7, 1, 2, AtFlags::SYMLINK_NOFOLLOW.bits().into(), 0];
         let wanted = Some(Wish { target, uid: Some(1), gid: Some(2) });

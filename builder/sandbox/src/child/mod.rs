@@ -100,11 +100,7 @@ impl Template {
         identity::limit_capabilities()?;
         let spawner = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(SetupStep::ParentDeath)?;
-        Ok(Template {
-            in_user_namespace: crate::in_user_namespace(),
-            filter: Filter::new()?,
-            spawner,
-        })
+        Ok(Template { in_user_namespace: crate::in_user_namespace(), filter: Filter::new()?, spawner })
     }
 }
 

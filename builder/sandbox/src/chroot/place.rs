@@ -70,7 +70,8 @@ impl<'a> Placed<'a> {
         .map_err(|errno| error("/dev/shm", errno))?;
         for (path, mode, content) in &spec.files {
             self.put(path, |dir, name| {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
                 let mut file = std::fs::File::from(fd);
                 file.write_all(content).map_err(super::errno)?;
@@ -108,8 +109,8 @@ impl<'a> Placed<'a> {
         while let Some(one) = self.placed.pop() {
             let name = one.name.to_string_lossy().into_owned();
             if let Err(errno) = one.remove(self.aside) {
-                first = first
-                    .and(Err(StepError::MountPoint { path: name, source: std::io::Error::from(errno) }));
+                first =
+                    first.and(Err(StepError::MountPoint { path: name, source: std::io::Error::from(errno) }));
             }
         }
         self.points.remove();

@@ -118,7 +118,9 @@ enum Verdict {
     /// Answered by who holds the filter's other end.
     Notify,
     /// Succeeds without effect for devices, whose mode is this argument.
-    MakeNode { mode: u32 },
+    MakeNode {
+        mode: u32,
+    },
 }
 
 /// One classic BPF instruction.
@@ -169,7 +171,6 @@ pub(crate) const OWNER_CALLS: &[&str] =
 /// Calls that leave a chroot, or reach into other processes of the container.
 const CHROOT_DENIED: &[&str] = &[
     "chroot",
-    "kcmp",
     "pidfd_getfd",
     "process_madvise",
     "process_mrelease",

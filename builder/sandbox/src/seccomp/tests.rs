@@ -150,8 +150,11 @@ fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
     for (arch, abi) in ALL {
         let program = compile(arch, Policy::Namespaced);
         for n in 0..=abi.last {
-            let expected =
-                abi.calls.iter().find(|(_, number)| *number == n).and_then(|(name, _)| verdict(name, Policy::Namespaced));
+            let expected = abi
+                .calls
+                .iter()
+                .find(|(_, number)| *number == n)
+                .and_then(|(name, _)| verdict(name, Policy::Namespaced));
             let got = run(&program, abi.audit_arch, n, 0);
             match expected {
                 None => assert_eq!(got, RET_EPERM, "{n}"),
@@ -208,9 +211,8 @@ fn a_chroot_is_not_left_by_calls() {
 fn names_of_policies_are_sorted_and_known() {
     for names in [ID_CALLS, OWNER_CALLS, CHROOT_DENIED] {
         assert!(names.is_sorted());
-        let is_known = |name: &&&str| {
-            [&X86_64, &I386].iter().any(|abi| call_number(abi.audit_arch, name).is_some())
-        };
+        let is_known =
+            |name: &&&str| [&X86_64, &I386].iter().any(|abi| call_number(abi.audit_arch, name).is_some());
         assert_eq!(names.iter().find(|name| !is_known(name)), None);
     }
 }

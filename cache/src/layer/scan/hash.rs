@@ -8,11 +8,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::dirs::Dirs;
-use super::walk::{Found, What};
 use super::super::overlay::OverlayForm;
-use super::{Attributes, ScanError, io_error, read_xattrs};
+use super::walk::{Found, What};
+use super::{Attributes, ScanError, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
-use crate::tree::ContentDigest;
+use crate::tree::{ContentDigest, Meta};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -26,6 +26,7 @@ const BATCH_FILES: usize = 32;
 struct Job<'a> {
     place: usize,
     path: &'a RelPath,
+    meta: &'a Meta,
     size: u64,
 }
 
@@ -49,7 +50,7 @@ pub(super) fn hash_files(
         if links > 1 {
             first_of.insert(inode, place);
         }
-        jobs.push(Job { place, path: &one.path, size });
+        jobs.push(Job { place, path: &one.path, meta: &one.meta, size });
     }
     let bytes: u64 = jobs.iter().map(|job| job.size).sum();
     let is_large = bytes >= PARALLEL_BYTES_MIN || jobs.len() >= PARALLEL_FILES_MIN;
@@ -120,6 +121,9 @@ fn read_file(
     let file =
         rustix::fs::openat(&holder, path.name(), flags, Mode::empty()).map_err(io_error("open", path))?;
     let attributes = read_xattrs(&file, path, form)?;
+    if attributes.owner.is_none() {
+        note_owner(&file, path, form, job.meta)?;
+    }
     let mut hash = blake3::Hasher::new();
     let mut size = 0u64;
     loop {

@@ -27,7 +27,7 @@ use super::diff::{LayerDiff, Mtime};
 use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
 use crate::path::RelPath;
-use crate::tree::Entry;
+use crate::tree::{Entry, Meta};
 
 /// An entry of the layers below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +153,14 @@ impl StepOwners<'_> {
             _ => self.user,
         })
     }
+}
+
+/// Notes an owner that was only known from whom the step ran as, so that the next copy-up takes it along.
+fn note_owner(fd: impl AsFd, path: &RelPath, form: OverlayForm, meta: &Meta) -> Result<(), ScanError> {
+    if form.owners() != Owners::Noted || (meta.uid, meta.gid) == (0, 0) {
+        return Ok(());
+    }
+    Owners::Noted.give(fd, meta).map_err(io_error("note the owner of", path))
 }
 
 /// For a layer that is looked at later: what carries no note belongs to root.

@@ -54,12 +54,7 @@ pub fn verify_layer(
     Ok(wrong)
 }
 
-fn is_as_listed(
-    one: &Found,
-    change: &Change,
-    inodes: &BTreeMap<&RelPath, u64>,
-    form: OverlayForm,
-) -> bool {
+fn is_as_listed(one: &Found, change: &Change, inodes: &BTreeMap<&RelPath, u64>, form: OverlayForm) -> bool {
     // What the form has in the listing alone cannot differ.
     let same_meta = |meta: &Meta| !form.has_modes() || *meta == one.meta;
     let same_owner = |meta: &Meta| {

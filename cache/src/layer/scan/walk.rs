@@ -10,7 +10,7 @@ use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::limits::Limits;
 use super::super::overlay::{OverlayForm, Owners};
-use super::{ParentEntry, ParentView, ScanError, StepOwners, io_error, read_xattrs};
+use super::{ParentEntry, ParentView, ScanError, StepOwners, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Kind, Meta};
 
@@ -127,7 +127,10 @@ impl Walker<'_> {
                     .map_err(io_error("open directory", path))?;
                 let attributes = read_xattrs(&fd, path, self.form)?;
                 meta.xattrs = attributes.kept;
-                (meta.uid, meta.gid) = attributes.owner.unwrap_or((meta.uid, meta.gid));
+                match attributes.owner {
+                    Some(owner) => (meta.uid, meta.gid) = owner,
+                    None => note_owner(&fd, path, self.form, &meta)?,
+                }
                 let lower = matches!(&parent, Some(parent) if matches!(parent.entry.kind, Kind::Dir(_)));
                 let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", path))?;
                 if opaque && !lower {

@@ -113,7 +113,11 @@ fn apply(dirs: &mut Dirs<'_>, edit: &Edit) -> Result<(), ScanError> {
     }
 }
 
-fn load(nodes: &dyn NodeStore, path: &RelPath, node: &NodeDigest) -> Result<std::sync::Arc<DirNode>, ScanError> {
+fn load(
+    nodes: &dyn NodeStore,
+    path: &RelPath,
+    node: &NodeDigest,
+) -> Result<std::sync::Arc<DirNode>, ScanError> {
     load_node(nodes, node).map_err(|error| ScanError::Parent { path: path.clone(), source: Box::new(error) })
 }
 
@@ -127,7 +131,8 @@ fn stat(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Stat, ScanError> {
 fn names(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Vec<Vec<u8>>, ScanError> {
     let at = dirs.dir(path).map_err(io_error("open directory", path))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(at.as_fd(), c".", flags, Mode::empty()).map_err(io_error("open directory", path))?;
+    let fd = rustix::fs::openat(at.as_fd(), c".", flags, Mode::empty())
+        .map_err(io_error("open directory", path))?;
     let mut names = Vec::new();
     for entry in Dir::new(fd).map_err(io_error("read directory", path))? {
         let entry = entry.map_err(io_error("read directory", path))?;
