@@ -7,6 +7,7 @@ mod caching;
 mod contexts;
 mod copy;
 mod differential;
+mod explain;
 mod gc;
 mod image_commands;
 mod images;

