@@ -80,12 +80,15 @@ pub fn run_step_to_exit(
     Ok(Ended { exit: end.into_result(spec)?, teardown, ownership })
 }
 
+/// Owners given to what cannot carry them.
+type Given = HashMap<Inode, (u32, u32)>;
+
 /// Owners that files of a step cannot have themselves: see [`ladder`](crate::ladder), rung `single`.
 #[derive(Debug, Default)]
 pub struct Ownership {
     /// User and group of the step, whose what it made is.
     pub user: (u32, u32),
-    given: HashMap<Inode, (u32, u32)>,
+    given: Given,
 }
 
 impl Ownership {
@@ -254,7 +257,7 @@ pub(crate) struct Running {
     stop: Stop,
     reports: Vec<u8>,
     report: Option<Report>,
-    given: HashMap<Inode, (u32, u32)>,
+    given: Given,
 }
 
 impl Running {
@@ -369,7 +372,7 @@ impl Running {
         mut self,
         cancel: BorrowedFd<'_>,
         on_output: &mut dyn FnMut(Stream, &[u8]),
-    ) -> Result<(End, Teardown, HashMap<Inode, (u32, u32)>), StepError> {
+    ) -> Result<(End, Teardown, Given), StepError> {
         let mut was_cancelled = false;
         let mut is_talking = true;
         let mut buffer = vec![0; CHUNK_SIZE_BYTES];

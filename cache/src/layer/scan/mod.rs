@@ -144,15 +144,27 @@ pub struct StepOwners<'a> {
 }
 
 impl StepOwners<'_> {
-    /// The owner of something without a note. What the layers below have in its place, of the same type, was copied up
-    /// from there, unless root made it anew.
-    fn without_note(&self, path: &RelPath, is_special: bool, below: Option<&ParentEntry>) -> (u32, u32) {
+    /// The owner of something without a note, which is in the directory `dir`. What the layers below have in its place, of
+    /// the same type, was copied up from there, unless root made it anew: then theirs would have come with a note.
+    fn without_note(
+        &self,
+        path: &RelPath,
+        is_special: bool,
+        below: Option<&ParentEntry>,
+        dir: Option<&Meta>,
+    ) -> (u32, u32) {
         let recorded = if is_special { (self.special)(path) } else { None };
+        let below = below.map(|below| (below.entry.meta.uid, below.entry.meta.gid));
         recorded.unwrap_or(match below {
-            Some(below) if is_special || self.user != (0, 0) => (below.entry.meta.uid, below.entry.meta.gid),
-            _ => self.user,
+            Some(owner) if is_special || self.user != (0, 0) || owner == (0, 0) => owner,
+            _ => (self.user.0, inherited_group(dir).unwrap_or(self.user.1)),
         })
     }
+}
+
+/// The group that a set-group-id directory gives to what is made in it.
+fn inherited_group(dir: Option<&Meta>) -> Option<u32> {
+    dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid)
 }
 
 /// Notes an owner that was only known from whom the step ran as, so that the next copy-up takes it along.

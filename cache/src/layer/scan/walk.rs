@@ -118,7 +118,8 @@ impl Walker<'_> {
         if self.form.owners() == Owners::Noted {
             let below = parent.as_ref().filter(|parent| is_of_type(&parent.entry.kind, file_type));
             let is_special = !matches!(file_type, FileType::Directory | FileType::RegularFile);
-            (meta.uid, meta.gid) = self.owners.without_note(path, is_special, below);
+            let holder = self.found.get(dir).map(|dir| &dir.meta);
+            (meta.uid, meta.gid) = self.owners.without_note(path, is_special, below, holder);
         }
         let what = match file_type {
             FileType::Directory => {
