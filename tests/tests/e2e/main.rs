@@ -4,6 +4,7 @@
 mod add;
 mod bad_input;
 mod broken;
+mod cache_control;
 mod caching;
 mod cases;
 mod contexts;
