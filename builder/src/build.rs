@@ -16,6 +16,7 @@ use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
+use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
 use crate::assemble::index::ImageSet;
@@ -34,6 +35,7 @@ use crate::export::{
     outputs::{self, Outputs},
 };
 use crate::host::Host;
+use crate::isolation;
 use crate::ops::ExecEnv;
 use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
@@ -57,6 +59,8 @@ pub struct BuildOutcome {
     pub pushed: Vec<Reference>,
     /// Files and directories written.
     pub written: Vec<String>,
+    /// How its RUN steps were isolated, or would have been.
+    pub isolation: Rung,
     /// Steps that make layers.
     pub steps: usize,
     /// Those that were not executed.
@@ -164,6 +168,7 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
             "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
@@ -186,7 +191,7 @@ pub async fn build(
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved?;
+    let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
     let exporting = events.vertex("exporting to image");
@@ -223,6 +228,7 @@ pub async fn build(
         size: built.iter().map(BuiltImage::size).sum(),
         pushed: outputs::pushed_names(request),
         written: outputs::written_paths(request),
+        isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
@@ -247,6 +253,8 @@ fn exec_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         network: StepNetwork::new(match request.network {

@@ -235,6 +235,7 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec!["the server has another file than the one the checksum was made of".to_owned()]
         }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }
 }

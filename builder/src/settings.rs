@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use rbuild_sandbox::Isolation;
+
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
 use crate::git::GitSettings;
 
@@ -14,6 +16,8 @@ use crate::git::GitSettings;
 pub struct Settings {
     /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
     pub default_root: PathBuf,
+    /// How RUN steps are kept apart.
+    pub isolation: Isolation,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
     /// Registry access.
@@ -119,7 +123,7 @@ impl Settings {
             ssh_agent: var("SSH_AUTH_SOCK").map(OsString::from),
             passed_on,
         };
-        Ok(Self { default_root, cache_budget, registry, git })
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, registry, git })
     }
 }
 

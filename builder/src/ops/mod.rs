@@ -2,6 +2,7 @@
 
 pub mod added;
 pub mod archive;
+pub mod chroot;
 pub mod copy;
 pub mod fetched;
 pub mod git;
@@ -21,6 +22,7 @@ use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
@@ -44,8 +46,12 @@ pub struct ExecEnv {
     pub events: Events,
     /// The build's switch.
     pub cancel: Cancel,
-    /// How overlay marks are written in layer directories.
+    /// How overlay marks and owners are written in layer directories.
     pub overlay: OverlayForm,
+    /// How RUN steps are isolated.
+    pub rung: Rung,
+    /// Whether a chroot is enough where the kernel confines no step in it.
+    pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
