@@ -12,12 +12,14 @@ pub mod check;
 pub mod context;
 pub mod explain;
 pub mod export;
+pub mod git;
 pub mod ops;
 pub mod resolve;
 pub mod solve;
 
 pub mod cancel;
 pub mod host;
+pub mod isolation;
 pub mod settings;
 pub mod timestamp;
 

@@ -24,9 +24,11 @@
 pub mod archive;
 pub mod bases;
 pub mod binary;
+pub mod container;
 pub mod docker;
 pub mod env;
 pub mod fault;
+pub mod git;
 pub mod http;
 pub mod judge;
 pub mod leak;
@@ -35,6 +37,7 @@ pub mod registry;
 pub mod run;
 pub mod token_server;
 pub mod user;
+pub mod web;
 
 pub use env::TestEnv;
 pub use registry::Registry;

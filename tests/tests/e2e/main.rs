@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod add;
+mod add_url;
 mod bad_input;
 mod broken;
+mod cache_control;
 mod caching;
 mod cases;
 mod contexts;
@@ -11,10 +13,12 @@ mod copy;
 mod differential;
 mod explain;
 mod gc;
+mod git;
 mod golden;
 mod image_commands;
 mod images;
 mod interrupt;
+mod isolation;
 mod language;
 mod outputs;
 mod platforms;
