@@ -65,7 +65,8 @@ fn rows(store: &Store, images: &Images, usage: &DiskUsage) -> Result<Vec<Value>,
     let count = distinct(images).len();
     let cache = usage.entries.iter().filter(|entry| entry.is_reclaimable).count();
     let row = |kind: &str, total: usize, active: usize, size: u64, free: u64| {
-        let share = if size > 0 { format!(" ({}%)", free * 100 / size) } else { String::new() };
+        let share = (free * 100).checked_div(size).map(|percent| format!(" ({percent}%)"));
+        let share = share.unwrap_or_default();
         json!({
             "Type": kind,
             "TotalCount": total.to_string(),

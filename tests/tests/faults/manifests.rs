@@ -125,7 +125,8 @@ fn only_a_matching_platform_is_chosen() -> Result<()> {
 /// M6: configs that are none; fields that nobody knows are kept.
 #[test]
 fn odd_configs_are_refused_or_kept() -> Result<()> {
-    let changes: [(&dyn Fn(&mut Value), &str); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let changes: [(Change<'_>, &str); 4] = [
         (&|config| config["rootfs"]["type"] = json!("tar"), "rootfs"),
         (&|config| config["rootfs"]["diff_ids"] = json!([]), "layers"),
         (&|config| config["rootfs"] = json!(7), "config"),

@@ -84,7 +84,7 @@ fn summary(name: &Reference, stored: &StoredManifest) -> String {
             pairs.sort_by(|a, b| a.0.cmp(b.0));
             for (key, value) in pairs {
                 let value = printable(value.as_str().unwrap_or_default());
-                let _ = writeln!(text, "    {} {value}", format!("{}:", printable(key)));
+                let _ = writeln!(text, "    {}: {value}", printable(key));
             }
         }
     }
