@@ -26,6 +26,7 @@ use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, stdin};
+use crate::debug::Slot;
 use crate::error::{BuildError, one_line};
 use crate::export::{
     self,
@@ -107,6 +108,8 @@ impl Described {
 pub struct Source {
     /// What was read; `None` until then.
     pub dockerfile: Option<FoundDockerfile>,
+    /// The step that failed, when a shell in it was asked for.
+    pub failed_step: Slot,
 }
 
 /// Builds. `source` is filled as soon as the Dockerfile is read, so that a report can draw it whatever happens later.
@@ -120,7 +123,7 @@ pub async fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let started = Instant::now();
     let registry = Client::new(host.settings.registry.clone())?;
-    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
+    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
     let (found, main) = main_context(request, &env).await?;
     let parsed = parse(&found.bytes);
     source.dockerfile = Some(found);
@@ -203,6 +206,7 @@ fn exec_env(
     events: &Events,
     cancel: &Cancel,
     registry: Client,
+    failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(ExecEnv {
@@ -221,6 +225,7 @@ fn exec_env(
         }),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
+        failed_step: request.shell_on_error.then(|| failed_step.clone()),
     })
 }
 

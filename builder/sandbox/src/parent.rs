@@ -2,7 +2,7 @@
 
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::MountPoints;
-use crate::spec::{Exit, Network, StepSpec, Stream};
+use crate::spec::{Console, Exit, Network, StepSpec, Stream};
 use crate::wire::{ChildSpec, Flavour, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
 use crate::{channel, mount, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -55,7 +55,8 @@ pub fn run_step_to_exit(
     let kind = spawner::Kind { flavour, network };
     let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
     let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome = Running::start(kind, &child_spec, root).and_then(|running| running.run(cancel, on_output));
+    let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root)
+        .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown) = outcome?;
     Ok((end.into_result(spec)?, teardown))
@@ -145,6 +146,7 @@ fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         cwd: spec.cwd.clone(),
         hostname: spec.hostname.clone(),
+        has_console: spec.console.is_some(),
         files,
     })
 }
@@ -182,6 +184,33 @@ impl End {
     }
 }
 
+/// Where one of a step's output streams goes.
+enum Output<'a> {
+    Pipe(OwnedFd),
+    Console(&'a Console),
+}
+
+impl<'a> Output<'a> {
+    /// Our end, if it is ours to read, and the step's.
+    fn open(console: Option<&'a Console>) -> Result<(Option<OwnedFd>, Output<'a>), StepError> {
+        let Some(console) = console else {
+            let (ours, theirs) =
+                rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"))?;
+            return Ok((Some(ours), Output::Pipe(theirs)));
+        };
+        Ok((None, Output::Console(console)))
+    }
+}
+
+impl AsFd for Output<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Output::Pipe(pipe) => pipe.as_fd(),
+            Output::Console(console) => console.0.as_fd(),
+        }
+    }
+}
+
 /// A started step. Dropping it kills everything and waits.
 struct Running {
     socket: OwnedFd,
@@ -193,7 +222,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(kind: spawner::Kind, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
+    fn start(
+        kind: spawner::Kind,
+        spec: &ChildSpec,
+        console: Option<&Console>,
+        root: BorrowedFd<'_>,
+    ) -> Result<Running, StepError> {
         // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
         // the builder's stays detached. Otherwise the builder's own mount is moved in.
         let clone = match mount::bind(root) {
@@ -202,12 +236,12 @@ impl Running {
             Err(errno) => return Err(parent("clone the root mount")(errno)),
         };
         let root = clone.as_ref().map_or(root, AsFd::as_fd);
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
-        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let (stdout, their_stdout) = Output::open(console)?;
+        let (stderr, their_stderr) = Output::open(console)?;
         let mut running = Running {
             socket: spawner::take(&kind)?,
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdout,
+            stderr,
             teardown: Teardown { init: None },
             reports: Vec::new(),
             report: None,

@@ -10,6 +10,7 @@ use serde_json::{Map, json};
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, Env};
 use crate::commands::{space, with_signals};
+use crate::debug;
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
@@ -26,7 +27,13 @@ pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path
     let result = build(request, settings, root, env, &mut source);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print(&error, Some(&source), env),
+        Err(error) => {
+            let status = failure::print(&error, Some(&source), env);
+            if let Some(step) = source.failed_step.take() {
+                debug::enter(step);
+            }
+            status
+        }
     }
 }
 

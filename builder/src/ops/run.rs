@@ -11,10 +11,11 @@ use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::RunOp;
+use rbuild_frontend::graph::{RunOp, Step};
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
+use crate::debug::HeldStep;
 use crate::error::StepFailure;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
@@ -28,6 +29,7 @@ const LOG_TAIL_BYTES_MAX: usize = 64 << 10;
 /// the step is alive and nothing is mounted when this returns.
 pub async fn execute(
     env: &Arc<ExecEnv>,
+    step: &Step,
     op: &RunOp,
     root: &Arc<Solved>,
     vertex: VertexId,
@@ -38,11 +40,17 @@ pub async fn execute(
         return Err(StepFailure::Canceled);
     }
     env.events.started(vertex);
-    let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &op, &root, vertex)).await
+    let (env, name, op, root) = (Arc::clone(env), step.name.clone(), op.clone(), Arc::clone(root));
+    blocking(move || layer(&env, name, &op, &root, vertex)).await
 }
 
-fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
+fn layer(
+    env: &Arc<ExecEnv>,
+    name: String,
+    op: &RunOp,
+    root: &Solved,
+    vertex: VertexId,
+) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
@@ -74,11 +82,18 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
         Ok(ended) => ended,
     };
     let command = op.argv.join(" ");
-    match exit {
-        Exit::Code(0) => {}
+    let log = tail.into_bytes();
+    let failure = match exit {
+        Exit::Code(0) => None,
         _ if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
-        Exit::Code(code) => return Err(StepFailure::Exit { command, code, log: tail.into_bytes() }),
-        Exit::Signal(signal) => return Err(StepFailure::Signal { command, signal, log: tail.into_bytes() }),
+        Exit::Code(code) => Some(StepFailure::Exit { command, code, log }),
+        Exit::Signal(signal) => Some(StepFailure::Signal { command, signal, log }),
+    };
+    if let Some(failure) = failure {
+        if let Some(slot) = &env.failed_step {
+            slot.keep(HeldStep { name, spec, merged, draft, env: Arc::clone(env) });
+        }
+        return Err(failure);
     }
     written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",

@@ -220,7 +220,9 @@ impl Solver {
         }
         let started = Instant::now();
         let new = match op {
-            Op::Run(run) => ops::run::execute(&self.env, run, &root, vertex).await?,
+            Op::Run(run) => {
+                ops::run::execute(&self.env, &self.graph.dag[node].step, run, &root, vertex).await?
+            }
             Op::Copy(copy) => {
                 let origin = self.origin(node, source);
                 ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?

@@ -37,12 +37,17 @@ fn prepare(order: Order) -> Result<ChildSpec, SetupFailure> {
     drop(root);
     // No parent-death signal: the kernel kills this process when init, its parent, ends.
     rustix::process::setsid().at(SetupStep::Session)?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .at(SetupStep::Stdio)?;
-    rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    if spec.has_console {
+        rustix::process::ioctl_tiocsctty(&stdout).at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(&stdout).at(SetupStep::Stdio)?;
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    }
     rustix::stdio::dup2_stdout(&stdout).at(SetupStep::Stdio)?;
     rustix::stdio::dup2_stderr(&stderr).at(SetupStep::Stdio)?;
-    // `/dev/stdout` opens the pipe anew, which only its owner may.
+    // `/dev/stdout` opens the pipe or terminal anew, which only its owner may.
     let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
     rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
     rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
