@@ -4,6 +4,7 @@ mod build;
 mod call;
 mod doctor;
 mod error;
+mod explain;
 mod fsck;
 mod graph;
 mod history;
@@ -54,10 +55,11 @@ pub fn main() -> ExitCode {
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
+        Command::Explain(request) => explain::run(&request, settings, root.as_deref()),
         Command::Du(request) => space::du(&request, settings, root.as_deref()),
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
-        Command::Cache(cli::CacheRequest::Fsck { repair }) => {
-            return fsck::run(repair, settings, root.as_deref(), &env);
+        Command::Cache(cli::CacheRequest::Fsck { repair, rebuild }) => {
+            return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),

@@ -78,7 +78,10 @@ pub fn enter(step: HeldStep) {
                     return;
                 }
                 Some((path, program)) => {
-                    say(&format!("the image has no /bin/sh: {} is brought, read-only (`{GUEST_SHELL} ls` lists)", path.display()));
+                    say(&format!(
+                        "the image has no /bin/sh: {} is brought, read-only (`{GUEST_SHELL} ls` lists)",
+                        path.display()
+                    ));
                     let argv = vec![GUEST_SHELL.to_owned(), "sh".to_owned()];
                     terminal::run(&with_shell(&step.spec, argv, Some(program)), step.merged.as_fd())
                 }

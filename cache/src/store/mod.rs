@@ -12,6 +12,7 @@
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
+//!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
@@ -49,6 +50,7 @@ mod db;
 mod error;
 mod fingerprint;
 mod fsck;
+mod history;
 mod image;
 mod layer;
 mod layout;
@@ -57,6 +59,7 @@ mod lock;
 mod meta;
 mod nodes;
 mod readers;
+mod rebuild;
 mod resolution;
 mod result;
 mod sync;
@@ -74,10 +77,12 @@ pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;
+pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
 pub use usage::Usage;

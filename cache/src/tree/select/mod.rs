@@ -5,6 +5,8 @@
 //! followed, everything after is matched against real entries, and each match then counts as an explicit source.
 //! (dockerfile reference 3.4.)
 
+mod listing;
+mod modes;
 mod pattern;
 mod prune;
 
@@ -13,6 +15,8 @@ mod tests;
 
 use super::{Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
 use crate::path::RelPath;
+pub use listing::listing;
+pub use modes::with_mode;
 pub use pattern::{Pattern, PatternError, has_wildcard};
 pub use prune::{Keep, PruneError, prune};
 
