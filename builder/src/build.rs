@@ -16,6 +16,7 @@ use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
+use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
 use crate::assemble::index::ImageSet;
@@ -35,6 +36,7 @@ use crate::export::{
     outputs::{self, Outputs},
 };
 use crate::host::Host;
+use crate::isolation;
 use crate::ops::ExecEnv;
 use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
@@ -57,6 +59,8 @@ pub struct BuildOutcome {
     pub pushed: Vec<Reference>,
     /// Files and directories written.
     pub written: Vec<String>,
+    /// How its RUN steps were isolated, or would have been.
+    pub isolation: Rung,
     /// Steps that make layers.
     pub steps: usize,
     /// Those that were not executed.
@@ -165,6 +169,7 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
             "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
@@ -187,7 +192,7 @@ pub async fn build(
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved?;
+    let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
     let exporting = events.vertex("exporting to image");
@@ -224,6 +229,7 @@ pub async fn build(
         size: built.iter().map(BuiltImage::size).sum(),
         pushed: outputs::pushed_names(request),
         written: outputs::written_paths(request),
+        isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
@@ -241,6 +247,9 @@ fn exec_env(
     failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if request.shell_on_error && host.rung() == Rung::Chroot {
+        events.remark("--on-error=shell opens none with --isolation=chroot: it keeps a mounted step");
+    }
     Ok(ExecEnv {
         store: host.store.clone(),
         lease: host.store.lease()?,
@@ -248,6 +257,8 @@ fn exec_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         network: StepNetwork::new(match request.network {

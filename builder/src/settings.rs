@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rbuild_sandbox::Isolation;
+
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
 
 /// What the environment says.
@@ -12,6 +14,8 @@ use crate::cli::{Env, Problem, UsageError, parse_bytes};
 pub struct Settings {
     /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
     pub default_root: PathBuf,
+    /// How RUN steps are kept apart.
+    pub isolation: Isolation,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
     /// Registry access.
@@ -90,7 +94,7 @@ impl Settings {
             ..rbuild_registry::Settings::default()
         };
         let cache_budget = cache_budget(var("RBUILD_CACHE_BUDGET"))?;
-        Ok(Self { default_root, cache_budget, registry })
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, registry })
     }
 }
 

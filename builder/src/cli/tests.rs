@@ -451,7 +451,8 @@ fn unknown_flags_are_refused_in_docker_s_words() {
 #[test]
 fn the_other_commands_parse() {
     let command = |line: &[&str]| invocation(line, &Env::fixed([])).unwrap().command;
-    assert_eq!(command(&["doctor"]), Command::Doctor);
+    assert_eq!(command(&["doctor"]), Command::Doctor { json: false });
+    assert_eq!(command(&["doctor", "--format=json"]), Command::Doctor { json: true });
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();

@@ -163,6 +163,12 @@ impl Store {
         Self::open_as(root, options, true)
     }
 
+    /// The id map ([`StoreOptions::id_map`]) that the store at `root` was made with; `None` when there is none that can
+    /// be read. Creates nothing, and needs no rights but to read `store.json`.
+    pub fn recorded_id_map(root: &Path) -> Option<String> {
+        meta::recorded_id_map(root)
+    }
+
     /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.
     fn open_as(root: &Path, options: StoreOptions, is_reader: bool) -> Result<Self, StoreError> {
         let layout = meta::open_root(root)?;

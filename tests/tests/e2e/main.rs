@@ -17,6 +17,7 @@ mod golden;
 mod image_commands;
 mod images;
 mod interrupt;
+mod isolation;
 mod language;
 mod outputs;
 mod platforms;
