@@ -13,6 +13,7 @@ pub mod context;
 pub mod debug;
 pub mod explain;
 pub mod export;
+pub mod git;
 pub mod ops;
 pub mod resolve;
 pub mod solve;

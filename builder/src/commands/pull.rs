@@ -68,6 +68,7 @@ pub(super) fn plain_env(
         store: host.store.clone(),
         lease: host.store.lease()?,
         registry: client,
+        git: host.settings.git.clone(),
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,

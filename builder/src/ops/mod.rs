@@ -1,8 +1,12 @@
 //! What each op does when it is executed.
 
+pub mod added;
 pub mod archive;
 pub mod chroot;
 pub mod copy;
+pub mod fetched;
+pub mod git;
+pub mod http;
 pub mod image;
 pub mod network;
 pub mod owner;
@@ -24,6 +28,7 @@ use tokio::sync::Semaphore;
 use crate::cancel::Cancel;
 use crate::debug::Slot;
 use crate::error::StepFailure;
+use crate::git::GitSettings;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
@@ -36,6 +41,8 @@ pub struct ExecEnv {
     pub lease: Lease,
     /// Registry access, set up on first use.
     pub registry: Client,
+    /// How git is run.
+    pub git: GitSettings,
     /// Where events go.
     pub events: Events,
     /// The build's switch.

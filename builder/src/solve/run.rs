@@ -62,7 +62,8 @@ impl Solver {
         let mut vertices = HashMap::new();
         let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
         for node in order {
-            if matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
+            let was_shown = matches!(&graph.dag[node].op, Op::Http(http) if http.content.is_some());
+            if was_shown || matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
                 continue;
             }
             let id = env.events.vertex(&graph.dag[node].step.name);
@@ -203,6 +204,14 @@ impl Solver {
                     self.images.get(&image.manifest).expect("lowering only names images that were resolved");
                 Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
             }
+            Op::Http(http) => {
+                let vertex = self.vertices[&node];
+                let use_cache = self.takes_fetched(node);
+                Ok(ops::http::file(&self.env, http, use_cache, vertex).await?.solved)
+            }
+            Op::Git(git) => {
+                ops::git::files(&self.env, git, self.takes_fetched(node), self.vertices[&node]).await
+            }
             Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => self.step(node, op, inputs).await,
         }
     }
@@ -221,7 +230,12 @@ impl Solver {
             .expect("every step has a root input");
         let source =
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
-        let selection = self.selection(node, op, source.as_deref())?;
+        let remotes: Vec<_> = inputs
+            .iter()
+            .filter(|(_, role, _)| *role == Role::Added)
+            .map(|(slot, _, solved)| (*slot, Arc::clone(solved)))
+            .collect();
+        let selection = self.selection(node, op, source.as_deref(), &remotes)?;
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -233,7 +247,7 @@ impl Solver {
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
         let reuse = self.plan.reuse.of(&self.graph, node);
-        let origin = self.origin(node, source);
+        let origin = self.origin(node, source, remotes);
         let take = || match &reuse {
             Reuse::Never(_) => Ok(None),
             Reuse::Take | Reuse::Verify => self.by_content(&key, def_key, &root, is_linked),
@@ -285,6 +299,11 @@ impl Solver {
         Ok(solved)
     }
 
+    /// True when a leaf may be what was fetched earlier.
+    fn takes_fetched(&self, node: NodeIndex) -> bool {
+        !matches!(self.plan.reuse.of(&self.graph, node), Reuse::Never(_))
+    }
+
     async fn execute(
         &self,
         node: NodeIndex,
@@ -300,7 +319,9 @@ impl Solver {
                 ops::copy::execute(&self.env, copy, root, origin.clone(), selection.clone(), vertex).await
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, root, vertex).await,
-            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+            Op::Scratch | Op::Image(_) | Op::Context(_) | Op::Http(_) | Op::Git(_) => {
+                unreachable!("not steps")
+            }
         }
     }
 
@@ -322,7 +343,12 @@ impl Solver {
         node: NodeIndex,
         op: &Op,
         source: Option<&Solved>,
+        remotes: &[(u16, Arc<Solved>)],
     ) -> Result<Option<Arc<Selection>>, StepFailure> {
+        if let (Op::Copy(copy), false) = (op, remotes.is_empty()) {
+            let context = self.plan.selections.get(&node).map(Arc::as_ref);
+            return Ok(Some(Arc::new(ops::added::select(copy, context, remotes, &self.env.store)?)));
+        }
         if let Some(selection) = self.plan.selections.get(&node) {
             return Ok(Some(Arc::clone(selection)));
         }
@@ -334,7 +360,12 @@ impl Solver {
         }
     }
 
-    fn origin(&self, node: NodeIndex, source: Option<Arc<Solved>>) -> ops::copy::Origin {
+    fn origin(
+        &self,
+        node: NodeIndex,
+        source: Option<Arc<Solved>>,
+        remotes: Vec<(u16, Arc<Solved>)>,
+    ) -> ops::copy::Origin {
         if let Some(source) = source {
             return ops::copy::Origin::Stage(source);
         }
@@ -342,6 +373,9 @@ impl Solver {
             let Op::Context(context) = &self.graph.dag[producer].op else { return None };
             self.contexts.get(&context.name).cloned()
         });
+        if !remotes.is_empty() {
+            return ops::copy::Origin::Added { context, remotes };
+        }
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
     }
 

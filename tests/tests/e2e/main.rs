@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod add;
+mod add_url;
 mod bad_input;
 mod broken;
 mod cache_control;
@@ -13,6 +14,7 @@ mod debugging;
 mod differential;
 mod explain;
 mod gc;
+mod git;
 mod golden;
 mod image_commands;
 mod images;
