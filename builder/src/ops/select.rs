@@ -4,18 +4,22 @@ use std::sync::Arc;
 
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::select::{
-    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest,
+    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
-use rbuild_cache::tree::{Kind, MemoryNodeStore, NodeStore, NodeStoreError, Tree, load_node};
+use rbuild_cache::tree::{
+    DirNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+};
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
+use rbuild_oci::FileMode;
 
 /// The selected entries of one COPY, by source argument.
 #[derive(Debug)]
 pub struct Selection {
-    /// One list per [`CopySource`], empty for inline ones, in the arguments' order.
+    /// One list per [`CopySource`], empty for inline ones and, until [`super::added`] fills them in, for fetched ones; in
+    /// the arguments' order.
     pub sources: Vec<Vec<Selected>>,
-    /// Nodes of directories that are selected without some of what is in them.
+    /// Nodes of directories that are selected without some of what is in them, or with other modes.
     pub pruned: Arc<MemoryNodeStore>,
     /// Digest of everything selected, for keys.
     pub digest: [u8; 32],
@@ -48,11 +52,11 @@ pub fn select_sources(
         let mut selected = match source {
             CopySource::Path(path) => select(tree, nodes, path.as_bytes())?,
             CopySource::Below { pivot, .. } => select(tree, nodes, pivot.as_bytes())?,
-            CopySource::Inline { .. } => Vec::new(),
+            CopySource::Remote { .. } | CopySource::Inline { .. } => Vec::new(),
         };
         let pattern = match source {
             CopySource::Below { pattern, .. } => pattern,
-            CopySource::Path(_) | CopySource::Inline { .. } => "",
+            CopySource::Path(_) | CopySource::Remote { .. } | CopySource::Inline { .. } => "",
         };
         let include = Ignore::all_but(pattern)?;
         if let CopySource::Below { pivot, pattern } = source {
@@ -65,6 +69,10 @@ pub fn select_sources(
                 prune(item, nodes, &pruned, &|path, is_dir| keep(&[&include, &exclude], path, is_dir))?;
             }
         }
+        if let Some(mode) = copy.chmod.as_ref().and_then(FileMode::octal) {
+            let known = Pruned { pruned: &pruned, nodes };
+            selected.iter_mut().try_for_each(|item| with_mode(item, &known, &pruned, mode))?;
+        }
         sources.push(selected);
     }
     let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
@@ -72,8 +80,24 @@ pub fn select_sources(
     Ok(Selection { sources, pruned: Arc::new(pruned), digest })
 }
 
+/// Nodes of a selection that may have been pruned.
+struct Pruned<'a> {
+    pruned: &'a MemoryNodeStore,
+    nodes: &'a dyn NodeStore,
+}
+
+impl NodeStore for Pruned<'_> {
+    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        self.pruned.node(digest).or_else(|_| self.nodes.node(digest))
+    }
+
+    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+        self.pruned.put_nodes(nodes)
+    }
+}
+
 /// What of a directory stays: all that no filter refuses, and the directories that lead there.
-fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
+pub(super) fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
     let path = String::from_utf8_lossy(path.as_bytes());
     if !filters.iter().any(|filter| filter.matches(&path)) {
         Keep::Yes
