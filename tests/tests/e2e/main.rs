@@ -10,6 +10,7 @@ mod caching;
 mod cases;
 mod contexts;
 mod copy;
+mod debugging;
 mod differential;
 mod explain;
 mod gc;
