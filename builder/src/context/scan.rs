@@ -37,6 +37,8 @@ pub struct ScannedContext {
     pub nodes: Arc<MemoryNodeStore>,
     /// The context directory.
     pub dir: OwnedFd,
+    /// Identifies the directory from build to build; `None` for one that is thrown away.
+    pub identity: Option<[u8; 32]>,
     /// Entries that were left out, with the reason.
     pub skipped: Vec<String>,
     /// The next stat index, when it differs from the last one.
@@ -149,7 +151,8 @@ fn walk(
     let skipped = std::mem::take(&mut walk.skipped);
     let known = std::mem::take(&mut walk.known);
     let (tree, nodes) = walk.finish()?;
-    Ok(Some(ScannedContext { tree, nodes, dir, skipped, fingerprints: changed.then_some((moment, known)) }))
+    let fingerprints = changed.then_some((moment, known));
+    Ok(Some(ScannedContext { tree, nodes, dir, identity: None, skipped, fingerprints }))
 }
 
 struct Walk<'a> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
+use rbuild_cache::store::Draft;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Network, RunOp};
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
@@ -43,7 +44,7 @@ pub async fn execute(
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
-    let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
+    let layers = env.layer_dirs(&root.stack)?;
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
     let in_userns = matches!(env.overlay, OverlayForm::User);
@@ -84,7 +85,7 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
     teardown.wait();
-    Ok(NewLayer { draft, diff, tree, size_bytes })
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }
 
 /// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they

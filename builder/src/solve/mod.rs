@@ -9,6 +9,7 @@
 //! as canceled, and the call returns when nothing of the build runs any more.
 
 pub mod keys;
+pub mod mounted;
 pub mod plan;
 pub mod run;
 

@@ -1,6 +1,6 @@
 //! Executes what the plan left over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -21,6 +21,7 @@ use crate::progress::{Outcome, VertexId};
 use crate::resolve::BaseImages;
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::mounted::mounted;
 use crate::solve::plan::{Contexts, Plan};
 use crate::timestamp;
 
@@ -39,6 +40,8 @@ pub struct Solver {
     images: BaseImages,
     env: Arc<ExecEnv>,
     use_cache: bool,
+    /// Nodes whose layers have to be directories.
+    mounted: HashSet<NodeIndex>,
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
     first_error: Mutex<Option<StepError>>,
@@ -69,6 +72,7 @@ impl Solver {
                 env.events.finished(id, Outcome::Cached);
             }
         }
+        let mounted = mounted(&graph, &plan.needed);
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
         Self {
             graph,
@@ -77,6 +81,7 @@ impl Solver {
             images,
             env,
             use_cache,
+            mounted,
             vertices,
             cells,
             first_error: Mutex::new(None),
@@ -223,12 +228,17 @@ impl Solver {
             Op::Run(run) => ops::run::execute(&self.env, run, &root, vertex).await?,
             Op::Copy(copy) => {
                 let origin = self.origin(node, source);
-                ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?
+                let keep = self.keep(node, op, &origin);
+                ops::copy::execute(&self.env, copy, &root, origin, selection, keep, vertex).await?
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, &root, vertex).await?,
             Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
         };
+        let recent = new.recent;
         let solved = self.record(node, &key, def_key, &root, new, started)?;
+        if let (Some(step), Some(layer)) = (recent, solved.stack.last()) {
+            self.env.store.put_recent_layer(&step, *layer)?;
+        }
         drop(lock);
         self.executed.fetch_add(1, Ordering::Relaxed);
         self.env.events.finished(vertex, Outcome::Done);
@@ -261,6 +271,18 @@ impl Solver {
             self.contexts.get(&context.name).cloned()
         });
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
+    }
+
+    /// How the layer of a copy is kept.
+    fn keep(&self, node: NodeIndex, op: &Op, origin: &ops::copy::Origin) -> ops::copy::Keep {
+        if self.mounted.contains(&node) {
+            return ops::copy::Keep::Directory;
+        }
+        let context = match origin {
+            ops::copy::Origin::Context(context) => context.identity,
+            ops::copy::Origin::Stage(_) | ops::copy::Origin::Inline => None,
+        };
+        ops::copy::Keep::Packs(keys::recent_key(op, context))
     }
 
     fn by_content(
@@ -340,7 +362,10 @@ impl Solver {
         let layer = match older {
             Some(layer) => layer,
             None => {
-                let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
+                let layer = store.commit(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
+                if let Some((diff_id, bytes)) = new.tar {
+                    store.set_diff_id(layer, &diff_id, bytes)?;
+                }
                 let canonical = store.put_result_by_trees(&parent, &made, layer)?;
                 // `--no-cache` asks for what this execution made, new times included.
                 if self.use_cache { canonical } else { layer }

@@ -7,7 +7,7 @@
 //!   index.sqlite              results, layers, blobs, images, resolutions      (see `db`)
 //!   trees.sqlite              directory nodes by digest
 //!   blobs/sha256/ab/<hex>     immutable OCI blobs
-//!   layers/<id>/{diff,entries}  one directory per layer, and the list of what is in it
+//!   layers/<id>/{entries,diff,packs}  the list of what is in a layer, and that: a directory, packs or both (`packed`)
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
@@ -56,6 +56,7 @@ mod lease;
 mod lock;
 mod meta;
 mod nodes;
+mod packed;
 mod readers;
 mod resolution;
 mod result;
@@ -78,6 +79,7 @@ pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
 pub use usage::Usage;

@@ -28,7 +28,19 @@ pub(in crate::store) const TREES: Schema = Schema {
 
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
-pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2] };
+pub(in crate::store) const INDEX: Schema =
+    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3] };
+
+/// Layers without a directory: see `packed`. `disk` is what a layer takes where that is not its size.
+const INDEX_3: &str = "
+ALTER TABLE layers ADD COLUMN disk INTEGER;
+CREATE TABLE layer_dirs (
+    layer INTEGER PRIMARY KEY,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX layer_dirs_waiting ON layer_dirs (epoch) WHERE durable = 0;
+-- A hint, so it carries no mark.
+CREATE TABLE recent (step BLOB PRIMARY KEY NOT NULL, layer INTEGER NOT NULL) WITHOUT ROWID;
+";
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "
