@@ -4,6 +4,7 @@ pub mod archive;
 pub mod copy;
 pub mod image;
 pub mod layers;
+pub mod network;
 pub mod owner;
 pub mod run;
 pub mod select;
@@ -15,13 +16,13 @@ use std::sync::{Arc, OnceLock};
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm};
 use rbuild_cache::store::{Draft, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
-use rbuild_frontend::graph::Network;
 use rbuild_oci::DiffId;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
+use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
 pub use layers::layer_diff;
@@ -44,8 +45,8 @@ pub struct ExecEnv {
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
     pub disk_slots: Arc<Semaphore>,
-    /// Network of RUN steps that ask for the default.
-    pub default_network: Network,
+    /// Networks of RUN steps.
+    pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.

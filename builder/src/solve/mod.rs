@@ -11,6 +11,7 @@
 pub mod keys;
 pub mod mounted;
 pub mod plan;
+pub mod reuse;
 pub mod run;
 
 use rbuild_cache::store::LayerId;

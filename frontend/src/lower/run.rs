@@ -28,6 +28,7 @@ impl Pass<'_> {
         let op = RunOp {
             argv,
             env,
+            arg_names: work.state.run_args(),
             proxy_env: proxy_env(&self.options.build_args, &work.state),
             cwd: work.state.workdir().to_owned(),
             user: work.state.config.config.user.clone(),
@@ -39,7 +40,7 @@ impl Pass<'_> {
             platform: work.state.platform.clone(),
             script,
         };
-        work.state.node = self.nodes.add(Op::Run(op), &[(Role::Root, work.state.node)], step);
+        work.state.node = self.out.nodes.add(Op::Run(op), &[(Role::Root, work.state.node)], step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())

@@ -29,18 +29,7 @@ pub(in crate::store) const TREES: Schema = Schema {
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
 pub(in crate::store) const INDEX: Schema =
-    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3] };
-
-/// Layers without a directory: see `packed`. `disk` is what a layer takes where that is not its size.
-const INDEX_3: &str = "
-ALTER TABLE layers ADD COLUMN disk INTEGER;
-CREATE TABLE layer_dirs (
-    layer INTEGER PRIMARY KEY,
-    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
-CREATE INDEX layer_dirs_waiting ON layer_dirs (epoch) WHERE durable = 0;
--- A hint, so it carries no mark.
-CREATE TABLE recent (step BLOB PRIMARY KEY NOT NULL, layer INTEGER NOT NULL) WITHOUT ROWID;
-";
+    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4] };
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "
@@ -48,6 +37,31 @@ ALTER TABLE layers ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807
 ALTER TABLE blobs ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807;
 CREATE INDEX layers_condemned ON layers (until) WHERE until < 9223372036854775807;
 CREATE INDEX blobs_condemned ON blobs (until) WHERE until < 9223372036854775807;
+";
+
+/// What was executed; see `history`.
+const INDEX_3: &str = "
+CREATE TABLE executions (
+    id INTEGER PRIMARY KEY,
+    build INTEGER NOT NULL,
+    scope BLOB NOT NULL, text BLOB NOT NULL, def BLOB NOT NULL, key BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    record TEXT NOT NULL, nodes BLOB NOT NULL, seal BLOB NOT NULL,
+    gone_at INTEGER, gone_why TEXT);
+CREATE INDEX executions_by_step ON executions (scope, text);
+CREATE INDEX executions_by_def ON executions (def);
+CREATE INDEX executions_by_key ON executions (key);
+";
+
+/// Layers without a directory: see `packed`. `disk` is what a layer takes where that is not its size.
+const INDEX_4: &str = "
+ALTER TABLE layers ADD COLUMN disk INTEGER;
+CREATE TABLE layer_dirs (
+    layer INTEGER PRIMARY KEY,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX layer_dirs_waiting ON layer_dirs (epoch) WHERE durable = 0;
+-- A hint, so it carries no mark.
+CREATE TABLE recent (step BLOB PRIMARY KEY NOT NULL, layer INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 const INDEX_1: &str = "
