@@ -234,7 +234,9 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => match args.command {
-            space::CacheCommandArgs::Fsck(args) => Command::Cache(CacheRequest::Fsck { repair: args.repair }),
+            space::CacheCommandArgs::Fsck(args) => {
+                Command::Cache(CacheRequest::Fsck { repair: args.repair, rebuild: args.rebuild })
+            }
         },
         CommandArgs::Doctor => Command::Doctor,
         CommandArgs::Version => Command::Version,

@@ -58,8 +58,8 @@ pub fn main() -> ExitCode {
         Command::Explain(request) => explain::run(&request, settings, root.as_deref()),
         Command::Du(request) => space::du(&request, settings, root.as_deref()),
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
-        Command::Cache(cli::CacheRequest::Fsck { repair }) => {
-            return fsck::run(repair, settings, root.as_deref(), &env);
+        Command::Cache(cli::CacheRequest::Fsck { repair, rebuild }) => {
+            return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Doctor => doctor::run(&settings, root.as_deref()),

@@ -30,15 +30,20 @@ fn fresh() -> (tempfile::TempDir, PathBuf) {
 }
 
 pub(super) fn collect(root: &Path, policy: &Policy) -> Collected {
-    // A child that a neighbouring test forks has our descriptors, and with them the last collector's lock, until it
-    // executes its program.
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let collector = until_free(|| Collector::open(root, options()).unwrap());
+    collector.run(policy).unwrap()
+}
+
+/// Tries until a lock is free: a child that another test is about to start holds every lock of this process between
+/// its fork and its exec.
+pub(super) fn until_free<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + Duration::from_secs(60);
     loop {
-        match Collector::open(root, options()).unwrap() {
-            Some(collector) => return collector.run(policy).unwrap(),
-            None => assert!(std::time::Instant::now() < deadline, "somebody else collects"),
+        match attempt() {
+            Some(value) => return value,
+            None if std::time::Instant::now() < until => std::thread::yield_now(),
+            None => panic!("somebody else has the lock"),
         }
-        std::thread::yield_now();
     }
 }
 

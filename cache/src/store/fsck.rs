@@ -129,7 +129,7 @@ enum Fact {
 
 /// Packs whose contents were read and found right, and those that were not, by device and inode: layers share them.
 #[derive(Debug, Default)]
-struct SoundPacks(HashMap<(u64, u64), bool>);
+pub(super) struct SoundPacks(HashMap<(u64, u64), bool>);
 
 impl SoundPacks {
     /// Files of a listing whose contents are in no sound pack.
@@ -298,7 +298,8 @@ impl Store {
         Ok(())
     }
 
-    fn check_layer(
+    /// What is wrong with a layer.
+    pub(super) fn check_layer(
         &self,
         id: LayerId,
         form: OverlayForm,

@@ -133,6 +133,24 @@ fn one_changed_byte_of_a_pack_is_found_in_every_layer_that_shares_it() {
 }
 
 #[test]
+fn a_rebuilt_index_has_layers_of_packs_and_forgets_directories_that_may_be_half_written() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let first = packed(&store, &lease, &TWO, None);
+    let second = packed(&store, &lease, &[("a", "first"), ("b", "other")], Some(first));
+    store.make_dir_of(&lease, second, OverlayForm::User).unwrap();
+    let root = store.root().to_owned();
+    drop((lease, store));
+    let rebuilt = Store::rebuild(&root, options(), OverlayForm::User).unwrap();
+    assert_eq!((rebuilt.layers, rebuilt.set_aside), (2, 0));
+    let store = open(&root);
+    assert!(store.has_layers(&[first, second]).unwrap() && !store.has_dir(second).unwrap());
+    let lease = store.lease().unwrap();
+    store.make_dir_of(&lease, second, OverlayForm::User).unwrap();
+    assert_eq!(fs::read_to_string(store.layer_path(second).join("b")).unwrap(), "other");
+}
+
+#[test]
 fn the_last_layer_of_a_step_is_remembered_while_it_is_there() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
