@@ -10,14 +10,17 @@ pub mod assemble;
 pub mod build;
 pub mod check;
 pub mod context;
+pub mod debug;
 pub mod explain;
 pub mod export;
+pub mod git;
 pub mod ops;
 pub mod resolve;
 pub mod solve;
 
 pub mod cancel;
 pub mod host;
+pub mod isolation;
 pub mod settings;
 pub mod timestamp;
 

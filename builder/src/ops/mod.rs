@@ -1,7 +1,12 @@
 //! What each op does when it is executed.
 
+pub mod added;
 pub mod archive;
+pub mod chroot;
 pub mod copy;
+pub mod fetched;
+pub mod git;
+pub mod http;
 pub mod image;
 pub mod layers;
 pub mod network;
@@ -18,10 +23,13 @@ use rbuild_cache::store::{Draft, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
+use crate::debug::Slot;
 use crate::error::StepFailure;
+use crate::git::GitSettings;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
@@ -35,12 +43,18 @@ pub struct ExecEnv {
     pub lease: Lease,
     /// Registry access, set up on first use.
     pub registry: Client,
+    /// How git is run.
+    pub git: GitSettings,
     /// Where events go.
     pub events: Events,
     /// The build's switch.
     pub cancel: Cancel,
-    /// How overlay marks are written in layer directories.
+    /// How overlay marks and owners are written in layer directories.
     pub overlay: OverlayForm,
+    /// How RUN steps are isolated.
+    pub rung: Rung,
+    /// Whether a chroot is enough where the kernel confines no step in it.
+    pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
@@ -51,6 +65,8 @@ pub struct ExecEnv {
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
+    /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
+    pub failed_step: Option<Slot>,
 }
 
 /// An executed step's layer, before it is committed.

@@ -15,7 +15,9 @@ pub fn mounted(graph: &BuildGraph, needed: &[NodeIndex]) -> HashSet<NodeIndex> {
         for (input, producer) in graph.inputs(node) {
             let is_read = match input.role {
                 Role::Root => matches!(op, Op::Run(_)),
-                Role::Source | Role::Mount(_) => !matches!(graph.dag[producer].op, Op::Context(_)),
+                Role::Source | Role::Added | Role::Mount(_) => {
+                    !matches!(graph.dag[producer].op, Op::Context(_))
+                }
             };
             let mut next = is_read.then_some(producer);
             while let Some(node) = next.filter(|node| mounted.insert(*node)) {

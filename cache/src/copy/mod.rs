@@ -27,16 +27,18 @@ mod plan;
 mod source;
 mod stack;
 mod view;
+mod whole;
 mod workdir;
 
 #[cfg(test)]
 mod tests;
 
-pub use materialise::{MaterialiseError, Owners, Sources, materialise};
+pub use materialise::{MaterialiseError, Sources, materialise};
 pub use pack::{PackLayerError, materialise_packed, pack, worth_sharing};
 pub use plan::{Archive, CopyItem, CopyOptions, plan};
 pub use source::{DirSource, FileSource, SourceError};
 pub use stack::{ListedLayer, StackLayer, StackSource};
+pub use whole::plan_whole;
 pub use workdir::plan_workdir;
 
 use crate::layer::LayerDiff;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::fstat;
 
 use super::bytes::read_all;
-use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, Owners, SourceError, Sources, materialise};
+use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
 use crate::layer::{
     Bodies, Change, Each, EmitError, LayerDiff, OverlayForm, Pack, PackBodies, PackReader, PackWriter,
     emit_tar_from,
@@ -216,5 +216,5 @@ pub fn materialise_packed(
     }
     let files_of_packs: Vec<&File> = packs.iter().map(Pack::file).collect();
     let sources = Sources { packs: &files_of_packs, ..Sources::default() };
-    materialise(&CopyPlan { diff, files }, dir.as_fd(), &sources, Owners::Set, form)
+    materialise(&CopyPlan { diff, files }, dir.as_fd(), &sources, form.owners(), form)
 }

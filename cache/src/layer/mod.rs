@@ -38,10 +38,13 @@ pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_tar, emit_tar_from};
 pub use limits::Limits;
 pub use members::{ArchiveMember, read_members};
-pub use overlay::OverlayForm;
+pub use overlay::{OverlayForm, Owners};
 pub use pack::{Pack, PackError, PackReader, PackWriter, Place};
 pub use pipe::{UnpackBlobError, unpack_archive, unpack_blob};
 pub use recognise::is_archive;
-pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper, verify_layer};
+pub use scan::{
+    ParentEntry, ParentView, ParentViewError, ScanError, StepOwners, Untouched, scan_upper, scan_upper_of,
+    verify_layer,
+};
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};
