@@ -534,6 +534,7 @@ async fn scan_contexts(
             if let Some((moment, known)) = scanned.fingerprints.take() {
                 env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
             }
+            scanned.identity = Some(identity);
             Ok(scanned)
         })?;
         for skipped in &scanned.skipped {

@@ -2,16 +2,15 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::layer::Compression;
 use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
 use serde_json::json;
 
 use crate::assemble::{BuiltImage, ImageLayer};
 use crate::error::BuildError;
-use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::ops::{ExecEnv, blocking};
 use crate::resolve::PULLED;
 
 /// A layer as the manifest names it; its bytes are a blob of the store.
@@ -104,17 +103,10 @@ async fn layer_blob(
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let blob = blocking(move || {
-        let diff = layer_diff(&worker, layer.id)?;
-        let dir = worker.store.layer_dir(layer.id)?;
         let clamp = if layer.is_base { None } else { clamp };
         let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = layer::encode(
-            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-            compression,
-            &mut writer,
-            threads,
-        )?;
+        let encoded = worker.encode_layer(layer.id, clamp, compression, &mut writer, threads)?;
         if encoded.diff_id != layer.diff_id {
             return Err(crate::error::StepFailure::LayerDiffId {
                 wanted: layer.diff_id,

@@ -157,6 +157,7 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         nodes: Arc::new(env.store.clone()),
         dir: env.store.layer_dir(*layer)?,
         is_immutable: true,
+        identity: None,
         skipped: Vec::new(),
         fingerprints: None,
     })

@@ -39,6 +39,8 @@ pub struct ScannedContext {
     pub nodes: Arc<dyn NodeStore>,
     /// The context directory.
     pub dir: OwnedFd,
+    /// Identifies the directory from build to build; `None` for one that is thrown away.
+    pub identity: Option<[u8; 32]>,
     /// True when nobody changes its files: it is a layer of the store.
     pub is_immutable: bool,
     /// Entries that were left out, with the reason.
@@ -167,7 +169,7 @@ fn walk(
     let known = std::mem::take(&mut walk.known);
     let (tree, nodes) = walk.finish()?;
     let fingerprints = changed.then_some((moment, known));
-    Ok(Some(ScannedContext { tree, nodes, dir, is_immutable: false, skipped, fingerprints }))
+    Ok(Some(ScannedContext { tree, nodes, dir, identity: None, is_immutable: false, skipped, fingerprints }))
 }
 
 struct Walk<'a> {

@@ -21,6 +21,7 @@ mod images;
 mod interrupt;
 mod isolation;
 mod language;
+mod lazy;
 mod outputs;
 mod platforms;
 mod registries;
