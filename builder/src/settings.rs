@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
+use crate::export::engine::EngineAddress;
 
 /// What the environment says.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct Settings {
     pub default_root: PathBuf,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
+    /// Where a local Docker engine is.
+    pub engine: EngineAddress,
     /// Registry access.
     pub registry: rbuild_registry::Settings,
 }
@@ -78,7 +81,10 @@ impl Settings {
             ..rbuild_registry::Settings::default()
         };
         let cache_budget = cache_budget(var("RBUILD_CACHE_BUDGET"))?;
-        Ok(Self { default_root, cache_budget, registry })
+        let runtime_dir = var("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let with_tls = var("DOCKER_TLS_VERIFY").is_some();
+        let engine = EngineAddress::new(var("DOCKER_HOST").as_deref(), with_tls, runtime_dir.as_deref());
+        Ok(Self { default_root, cache_budget, engine, registry })
     }
 }
 

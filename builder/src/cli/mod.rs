@@ -2,6 +2,7 @@
 //!
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
+mod annotation;
 mod args;
 mod csv;
 mod env;
@@ -11,6 +12,7 @@ mod image;
 mod known_flags;
 mod output;
 mod request;
+mod results;
 mod source;
 mod space;
 #[cfg(test)]
@@ -23,6 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 
+pub use annotation::{Annotation, AnnotationPlace};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
@@ -31,8 +34,9 @@ pub use image::{
     HistoryRequest, ImageCommand, InspectRequest, LoadRequest, LoginRequest, PasswordSource, RmiRequest,
     SaveRequest, TagRequest,
 };
-pub use output::{Compression, Destination, OutputArg};
-pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
+pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use serde_json::{Map, json};
 
 use crate::build::{self, BuildOutcome, Source};
-use crate::cli::{BuildRequest, Env};
+use crate::cli::{BuildRequest, ContextArg, Env, EpochArg};
 use crate::commands::{space, with_signals};
+use crate::context::commit_time::commit_time;
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
@@ -38,9 +39,13 @@ fn build(
     source: &mut Source,
 ) -> Result<(), BuildError> {
     // A failed build must not leave the id of an earlier one.
-    if let Some(path) = &request.iidfile {
+    let results = &request.results;
+    for path in [&results.iidfile, &results.digest_file, &results.name_with_digest_file].into_iter().flatten()
+    {
         remove(path)?;
     }
+    let dated = with_commit_time(request)?;
+    let request = dated.as_ref().unwrap_or(request);
     let host = Host::open(settings, root)?;
     let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     for flag in &request.flags_without_effect {
@@ -62,6 +67,22 @@ fn build(
     Ok(())
 }
 
+/// The request with the time of the last commit in it, when that is what it asks for.
+fn with_commit_time(request: &BuildRequest) -> Result<Option<BuildRequest>, BuildError> {
+    if request.source_date_epoch != Some(EpochArg::Git) {
+        return Ok(None);
+    }
+    let dir = match &request.context {
+        ContextArg::Local(dir) => dir.as_path(),
+        ContextArg::Stdin => Path::new("."),
+    };
+    let seconds = commit_time(dir)?;
+    let mut dated = request.clone();
+    dated.source_date_epoch = Some(EpochArg::At(seconds));
+    dated.build_args.insert(EpochArg::NAME.to_owned(), seconds.to_string());
+    Ok(Some(dated))
+}
+
 /// Says what came out.
 fn report(
     request: &BuildRequest,
@@ -69,11 +90,19 @@ fn report(
     source: &Source,
     env: &Env,
 ) -> Result<(), BuildError> {
-    if let Some(path) = &request.iidfile {
+    if let Some(path) = &request.results.iidfile {
         write_whole(path, id(outcome).as_bytes())?;
     }
-    if let Some(path) = &request.metadata_file {
+    if let Some(path) = &request.results.metadata_file {
         write_whole(path, metadata(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.digest_file {
+        write_whole(path, digest(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.name_with_digest_file {
+        let digest = digest(outcome);
+        let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
+        write_whole(path, lines.as_bytes())?;
     }
     if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
@@ -95,6 +124,12 @@ fn id(outcome: &BuildOutcome) -> String {
     outcome.id().map(|id| id.to_string()).unwrap_or_default()
 }
 
+/// The digest of the manifest or index, else the image's id.
+fn digest(outcome: &BuildOutcome) -> String {
+    let digest = outcome.document.as_ref().map(|document| document.digest).or(outcome.id());
+    digest.map(|digest| digest.to_string()).unwrap_or_default()
+}
+
 fn summary(outcome: &BuildOutcome) -> Summary {
     Summary {
         names: outcome.names.clone(),
@@ -102,7 +137,7 @@ fn summary(outcome: &BuildOutcome) -> Summary {
         digest: outcome.document.as_ref().map(|document| document.digest),
         pushed: outcome.pushed.clone(),
         written: outcome.written.clone(),
-        size_bytes: Some(outcome.size),
+        size_bytes: (!outcome.images.is_empty()).then_some(outcome.size),
         steps: outcome.steps,
         cached: outcome.cached,
         elapsed: outcome.elapsed,
@@ -123,16 +158,16 @@ fn metadata(outcome: &BuildOutcome) -> String {
             "digest": described.digest,
             "size": described.size,
         });
-        if let Some(created) = &described.created {
-            descriptor["annotations"] = json!({"org.opencontainers.image.created": created});
+        if !described.annotations.is_empty() {
+            descriptor["annotations"] = json!(described.annotations);
         }
         if let Some(platform) = &described.platform {
             descriptor["platform"] = json!(platform);
         }
         document.insert("containerimage.descriptor".to_owned(), descriptor);
     }
-    let digest = outcome.document.as_ref().map(|document| document.digest).or(outcome.id());
-    if let Some(digest) = digest {
+    let digest = digest(outcome);
+    if !digest.is_empty() {
         document.insert("containerimage.digest".to_owned(), json!(digest));
     }
     if !names.is_empty() {

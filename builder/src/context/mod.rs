@@ -1,5 +1,6 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories.
 
+pub mod commit_time;
 pub mod files;
 pub mod scan;
 pub mod stdin;

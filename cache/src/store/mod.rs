@@ -51,7 +51,7 @@ mod fingerprint;
 mod fsck;
 mod image;
 mod layer;
-mod layout;
+pub(crate) mod layout;
 mod lease;
 mod lock;
 mod meta;

@@ -6,6 +6,7 @@ mod bad_input;
 mod caching;
 mod contexts;
 mod copy;
+mod exports;
 mod gc;
 mod image_commands;
 mod images;
