@@ -21,18 +21,21 @@ use tokio::sync::Semaphore;
 use crate::assemble::index::ImageSet;
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, NamedContextArg};
+use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, stdin};
 use crate::error::{BuildError, one_line};
+use crate::explain::Explainer;
+use crate::explain::record::Record;
 use crate::export::{
     self,
     files::Files,
     outputs::{self, Outputs},
 };
 use crate::host::Host;
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
@@ -58,6 +61,8 @@ pub struct BuildOutcome {
     pub steps: usize,
     /// Those that were not executed.
     pub cached: usize,
+    /// Cached results whose steps were executed again, and how many of them differ.
+    pub verified: (usize, usize),
     /// Warnings of the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     /// Wall time.
@@ -102,11 +107,21 @@ impl Described {
     }
 }
 
-/// The Dockerfile as far as it was read, for reports.
+/// The steps in order: name, and why it was executed; `None` for one that was not.
+fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Option<Arc<Record>>)> {
+    let records = explainer.records();
+    let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+    let nodes = graph.dag.node_indices().filter(|node| is_step(&graph.dag[*node].op));
+    nodes.map(|node| (graph.dag[node].step.name.clone(), records.get(&node).cloned())).collect()
+}
+
+/// What is known of a build also when it fails: the Dockerfile as far as it was read, and what was decided.
 #[derive(Debug, Default)]
 pub struct Source {
     /// What was read; `None` until then.
     pub dockerfile: Option<FoundDockerfile>,
+    /// Steps and why they were executed, for `--explain=json`.
+    pub decisions: Vec<(String, Option<Arc<Record>>)>,
 }
 
 /// Builds. `source` is filled as soon as the Dockerfile is read, so that a report can draw it whatever happens later.
@@ -129,7 +144,8 @@ pub async fn build(
     diagnostics(found, events)?;
 
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
-    let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
+    let resolver =
+        Resolver::new(host.store.clone(), registry.clone(), named, request.control.pull, events.clone());
     let options = LowerOptions {
         context: main.facts()?,
         context_has_owners: matches!(main, MainContext::Received { has_owners: true, .. }),
@@ -149,15 +165,31 @@ pub async fn build(
 
     let contexts = scan_contexts(request, &graph, &main, &env)?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
+    let plan = plan::plan(&graph, &contexts, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    for stage in plan.reuse.unknown_stages(&graph) {
+        events.remark(format!(
+            "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
+        ));
+    }
     remark_on_network(&graph, &plan, &env);
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
-    let solver =
-        Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
+    let explainer = Arc::new(Explainer::new(host.store.clone(), Arc::clone(&graph), env.lease.id(), request));
+    let solver = Solver::new(
+        Arc::clone(&graph),
+        plan,
+        contexts,
+        images.clone(),
+        Arc::clone(&env),
+        Arc::clone(&explainer),
+    );
     let solver = Arc::new(solver);
-    let solved = Arc::clone(&solver).solve().await?;
+    let solved = Arc::clone(&solver).solve().await;
+    if request.control.explain == Some(ExplainFormat::Json) {
+        source.decisions = decisions(&graph, &explainer);
+    }
+    let solved = solved?;
     let executed = solver.executed();
 
     let results = &request.results;
@@ -230,6 +262,7 @@ pub async fn build(
         written: outputs::written_paths(results),
         steps,
         cached: steps.saturating_sub(executed),
+        verified: solver.verified(),
         warnings,
         elapsed: started.elapsed(),
     })
@@ -252,11 +285,11 @@ fn exec_env(
         overlay: host.overlay,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: match request.network {
+        network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
             cli::Network::Host => Network::Host,
-        },
+        }),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
     })
@@ -473,13 +506,8 @@ fn scan_contexts(
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
-    let shares = |network: Network| match network {
-        Network::Default => env.default_network != Network::None,
-        Network::Host => true,
-        Network::None => false,
-    };
     let runs_on_host = |node: &petgraph::graph::NodeIndex| match &graph.dag[*node].op {
-        Op::Run(run) => shares(run.network),
+        Op::Run(run) => env.network.resolve(run.network) == Network::Host,
         _ => false,
     };
     if plan.needed.iter().any(runs_on_host) {

@@ -101,6 +101,17 @@ pub enum BuildError {
     /// A layer that an image needs is gone from the store.
     #[error("layer {0} is no longer in the store")]
     LayerVanished(String),
+    /// `rbuild explain` was asked for something that is not remembered.
+    #[error("no build and no step `{0}` is remembered")]
+    NothingToExplain(String),
+    /// `--verify-cache` found steps that give something else when they are executed again.
+    #[error("{differing} of {verified} cached results differ when their steps are executed again")]
+    NotReproduced {
+        /// How many differ.
+        differing: usize,
+        /// How many were executed again.
+        verified: usize,
+    },
     /// A result cannot be written.
     #[error("failed to write `{}`", .path.display())]
     Export {

@@ -120,6 +120,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } | BuildError::Files(_) | BuildError::NoIndex { .. } => Kind::Build,
         BuildError::Engine(_) | BuildError::GitTime { .. } => Kind::Host,
+        BuildError::NotReproduced { .. } | BuildError::NothingToExplain(_) => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
         BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
     }
@@ -187,6 +188,16 @@ fn hints(error: &BuildError) -> Vec<String> {
             vec!["give the time itself: --source-date-epoch SECONDS".to_owned()]
         }
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
+        BuildError::NothingToExplain(_) => {
+            vec!["rbuild explain tells of the last build; a step is named by number (2/4) or text".to_owned()]
+        }
+        BuildError::NotReproduced { .. } => {
+            vec![
+                "a step that reads the clock, the network or random numbers gives something else each time: \
+                  pin what it reads, or take it out of what you verify"
+                    .to_owned(),
+            ]
+        }
         _ => Vec::new(),
     }
 }
@@ -194,6 +205,9 @@ fn hints(error: &BuildError) -> Vec<String> {
 fn resolve_hints(error: &ResolveError) -> Vec<String> {
     match error {
         ResolveError::Registry { source, .. } => source.hint().into_iter().collect(),
+        ResolveError::Never { reference } => {
+            vec![format!("rbuild pull {reference}, or build with --pull=missing")]
+        }
         _ => Vec::new(),
     }
 }

@@ -177,6 +177,8 @@ pub struct RunOp {
     pub argv: Vec<String>,
     /// Environment in order: image ENV, then declared ARGs with a value. Unique names.
     pub env: Vec<(String, String)>,
+    /// Names in `env` that are ARGs, for people; not part of the identity.
+    pub arg_names: Vec<String>,
     /// Proxy variables: given to the step, not part of the identity.
     pub proxy_env: Vec<(String, String)>,
     /// Working directory, absolute.
@@ -254,7 +256,7 @@ impl Op {
 /// | context | name | (its content enters through each consumer's selection) |
 /// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, platform, script | proxy_env |
+/// | run | argv, env, cwd, user, network, platform, script | arg_names, proxy_env |
 impl Canonical for Op {
     fn write(&self, out: &mut CanonicalWriter) {
         out.str(self.kind());

@@ -3,7 +3,7 @@
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::MountPoints;
 use crate::spec::{Exit, Network, StepSpec, Stream};
-use crate::wire::{ChildSpec, Flavour, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
 use crate::{channel, mount, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Bytes read from an output pipe at once: what a pipe holds.
 const CHUNK_SIZE_BYTES: usize = 64 << 10;
@@ -45,11 +46,16 @@ pub fn run_step_to_exit(
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
     }
     let child_spec = resolve(spec, root)?;
-    let flavour = Flavour { own_network: spec.network == Network::None, shm_size_bytes: spec.shm_size_bytes };
+    let (namespace, network) = match &spec.network {
+        Network::Host => (NetworkNamespace::Builder, None),
+        Network::None => (NetworkNamespace::New, None),
+        Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
+    };
+    let flavour = Flavour { network: namespace, shm_size_bytes: spec.shm_size_bytes };
+    let kind = spawner::Kind { flavour, network };
     let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
     let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome =
-        Running::start(flavour, &child_spec, root).and_then(|running| running.run(cancel, on_output));
+    let outcome = Running::start(kind, &child_spec, root).and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown) = outcome?;
     Ok((end.into_result(spec)?, teardown))
@@ -187,7 +193,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(flavour: Flavour, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
+    fn start(kind: spawner::Kind, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
         // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
         // the builder's stays detached. Otherwise the builder's own mount is moved in.
         let clone = match mount::bind(root) {
@@ -199,7 +205,7 @@ impl Running {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
         let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let mut running = Running {
-            socket: spawner::take(flavour)?,
+            socket: spawner::take(&kind)?,
             stdout: Some(stdout),
             stderr: Some(stderr),
             teardown: Teardown { init: None },
@@ -209,7 +215,7 @@ impl Running {
         // With its first report init can be killed by its descriptor.
         if !running.receive_report()? {
             // Nothing was started: the spawner is being killed. By now it is dead, and the next request starts another one.
-            running.socket = spawner::take(flavour)?;
+            running.socket = spawner::take(&kind)?;
             running.receive_report()?;
         }
         let encoded = spec.encode();
@@ -222,7 +228,7 @@ impl Running {
             Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
             Err(errno) => return Err(parent("send the step to its process")(errno)),
         }
-        spawner::stock(flavour);
+        spawner::stock(&kind);
         Ok(running)
     }
 

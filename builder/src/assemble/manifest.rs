@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::layer::{self, Compression, EncodeError, Encoded, LayerReader, Limits};
 use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
 use serde_json::json;
 
 use crate::assemble::{BuiltImage, ImageLayer};
-use crate::error::BuildError;
+use crate::error::{BuildError, StepFailure};
 use crate::ops::{ExecEnv, blocking, layer_diff};
 use crate::resolve::PULLED;
 
@@ -123,6 +123,28 @@ fn sniff(mut file: &File) -> Option<&'static str> {
     })
 }
 
+/// Brings a blob into another form.
+fn recompress(
+    blob: Digest,
+    file: File,
+    compression: Compression,
+    out: &mut dyn Write,
+    threads: usize,
+) -> Result<Encoded, StepFailure> {
+    let failed = |source| StepFailure::Blob { layer: blob, source };
+    let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
+    let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
+    layer::encode(copy, compression, out, threads).map_err(|error| StepFailure::Io {
+        what: "recompress layer",
+        path: blob.to_string(),
+        source: match error {
+            EncodeError::Source(source) | EncodeError::Sink(source) | EncodeError::Compressor(source) => {
+                source
+            }
+        },
+    })
+}
+
 async fn layer_blob(
     env: &Arc<ExecEnv>,
     layer: ImageLayer,
@@ -136,10 +158,12 @@ async fn layer_blob(
     };
     let params = compression.params();
     let pulled = if layer.is_base { env.store.encoding(&layer.diff_id, PULLED)? } else { None };
+    let mut foreign = None;
     for (digest, size) in pulled.into_iter().chain(env.store.encoding(&layer.diff_id, &params)?) {
         if let Some(blob) = env.store.blob(&digest)? {
             let media_type = sniff(&blob.file).unwrap_or(own);
             if packing.force && media_type != own {
+                foreign = Some((digest, blob.file));
                 continue;
             }
             return Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type: media_type.to_owned() });
@@ -152,17 +176,18 @@ async fn layer_blob(
         let dir = worker.store.layer_dir(layer.id)?;
         let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = layer::encode(
-            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-            compression,
-            &mut writer,
-            threads,
-        )?;
+        let encoded = match foreign {
+            // Somebody else's tar: only its own bytes have its diff id.
+            Some((blob, file)) => recompress(blob, file, compression, &mut writer, threads)?,
+            None => layer::encode(
+                |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
+                compression,
+                &mut writer,
+                threads,
+            )?,
+        };
         if encoded.diff_id != layer.diff_id {
-            return Err(crate::error::StepFailure::LayerDiffId {
-                wanted: layer.diff_id,
-                found: encoded.diff_id,
-            });
+            return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
         }
         let digest = writer.commit(Some(encoded.digest))?;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;

@@ -32,7 +32,6 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("creds", Shape::Value, None),
     ("ignorefile", Shape::Value, None),
     ("insecure-registry", Shape::Value, None),
-    ("no-cache-filter", Shape::Value, None),
     ("policy", Shape::Value, None),
     ("provenance", Shape::Value, Some("false")),
     ("push-ignore-immutable-tag-errors", Shape::Bool, Some("false")),

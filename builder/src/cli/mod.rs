@@ -4,6 +4,7 @@
 
 mod annotation;
 mod args;
+mod control;
 mod csv;
 mod env;
 mod error;
@@ -26,6 +27,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 
 pub use annotation::{Annotation, AnnotationPlace};
+pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
@@ -67,6 +69,8 @@ pub enum Command {
     Pull(PullRequest),
     /// Push an image.
     Push(PushRequest),
+    /// Tell why steps were executed.
+    Explain(ExplainRequest),
     /// Show what the store holds.
     Du(DuRequest),
     /// Give space back.
@@ -230,6 +234,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 quiet: args.quiet,
             })
         }
+        CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => match args.command {
@@ -281,6 +286,7 @@ fn is_command(text: &OsStr) -> bool {
                 | "images"
                 | "pull"
                 | "push"
+                | "explain"
                 | "du"
                 | "prune"
                 | "cache"
@@ -310,8 +316,8 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
                     && a[prefix + 1] == b[prefix]))
     };
     [
-        "build", "graph", "images", "pull", "push", "prune", "cache", "doctor", "version", "inspect",
-        "history", "login", "logout", "save", "load",
+        "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
+        "inspect", "history", "login", "logout", "save", "load",
     ]
     .into_iter()
     .find(|name| near(name))

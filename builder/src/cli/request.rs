@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use rbuild_oci::{Platform, Reference};
 
 use super::args::{BuildArgs, GraphArgs};
+use super::control::{CacheControl, ExplainFormat};
 use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
@@ -35,10 +36,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Named contexts by normalised name; each name once, the last wins.
     pub named_contexts: Vec<(String, NamedContextArg)>,
-    /// Execute every step again.
-    pub no_cache: bool,
-    /// Resolve base images again.
-    pub pull: bool,
+    /// What may come from the cache.
+    pub control: CacheControl,
     /// The platforms to build for, each once, in the order given; empty means this machine's.
     pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say.
@@ -194,6 +193,10 @@ impl BuildRequest {
         if args.quiet && results.uses_stdout() {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
+        let control = CacheControl::from_args(&args.control)?;
+        if control.explain == Some(ExplainFormat::Json) && (args.quiet || results.uses_stdout()) {
+            return Err(Problem::StdoutTwice("--explain=json prints its document there"));
+        }
         Ok(Self {
             context,
             dockerfile,
@@ -201,8 +204,7 @@ impl BuildRequest {
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,
             named_contexts,
-            no_cache: args.no_cache,
-            pull: args.pull,
+            control,
             platforms,
             network: parse_network(&args.network)?,
             progress: parse_progress(&args.progress, args.quiet, env)?,

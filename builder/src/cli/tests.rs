@@ -75,7 +75,8 @@ fn a_bare_build_has_docker_s_defaults() {
     let request = build(&["."]);
     assert_eq!(request.context, ContextArg::Local(".".into()));
     assert_eq!((request.dockerfile, request.target, request.platforms), (None, None, vec![]));
-    assert!(!request.no_cache && !request.pull && !request.quiet);
+    assert_eq!(request.control, CacheControl::default());
+    assert!(!request.quiet);
     assert_eq!((request.network, request.progress), (Network::Default, Mode::Auto));
     assert_eq!(request.results.outputs, [OutputArg::Image(ImageOutput::default())]);
     assert!(request.build_args.is_empty() && request.source_date_epoch.is_none());
@@ -225,12 +226,12 @@ fn named_contexts_of_one_name_are_last_wins_and_bad_ones_are_refused() {
 #[test]
 fn boolean_flags_take_go_s_spellings() {
     for yes in ["--pull", "--pull=true", "--pull=1", "--pull=t", "--pull=T"] {
-        assert!(build(&[yes, "."]).pull, "{yes}");
+        assert_eq!(build(&[yes, "."]).control.pull, Pull::Always, "{yes}");
     }
     for no in ["--pull=false", "--pull=0", "--pull=f"] {
-        assert!(!build(&[no, "."]).pull, "{no}");
+        assert_eq!(build(&[no, "."]).control.pull, Pull::Missing, "{no}");
     }
-    assert!(build(&["--no-cache", "."]).no_cache);
+    assert!(build(&["--no-cache", "."]).control.no_cache);
     assert!(refused(&["--pull=maybe", "."]).contains("maybe"));
 }
 

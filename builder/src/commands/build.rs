@@ -4,14 +4,16 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde_json::{Map, json};
 
 use crate::build::{self, BuildOutcome, Source};
-use crate::cli::{BuildRequest, ContextArg, Env, EpochArg};
-use crate::commands::{space, with_signals};
+use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
+use crate::commands::{explain, space, with_signals};
 use crate::context::commit_time::commit_time;
 use crate::error::BuildError;
+use crate::explain::record::Record;
 use crate::failure;
 use crate::host::Host;
 use crate::progress::{self, Display, Mode, summary::Summary};
@@ -54,8 +56,15 @@ fn build(
     let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
     drop(events);
     consumer.finish();
+    if request.control.explain == Some(ExplainFormat::Json) {
+        super::print(&decisions(source))?;
+    }
     let outcome = result?;
     report(request, &outcome, source, env)?;
+    let (verified, differing) = outcome.verified;
+    if differing > 0 {
+        return Err(BuildError::NotReproduced { differing, verified });
+    }
     // A build that made nothing has nothing to make room for.
     if outcome.cached < outcome.steps
         && let Some(budget) = space::budget_to_enforce(&host)
@@ -81,6 +90,15 @@ fn with_commit_time(request: &BuildRequest) -> Result<Option<BuildRequest>, Buil
     dated.source_date_epoch = Some(EpochArg::At(seconds));
     dated.build_args.insert(EpochArg::NAME.to_owned(), seconds.to_string());
     Ok(Some(dated))
+}
+
+/// The document of `--explain=json`.
+fn decisions(source: &Source) -> String {
+    let step = |(name, record): &(String, Option<Arc<Record>>)| match record {
+        Some(record) => explain::step(record, "executed"),
+        None => json!({ "step": name, "decision": "cached" }),
+    };
+    explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
 }
 
 /// Says what came out.
@@ -112,7 +130,10 @@ fn report(
     } else {
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
-        let text = summary(outcome).render() + &found.unwrap_or_default();
+        let mut text = summary(outcome).render() + &found.unwrap_or_default();
+        if let (verified @ 1.., 0) = outcome.verified {
+            text += &format!("Verified {verified} cached results: executed again, they are the same\n");
+        }
         // Standard error may be closed; the build has succeeded all the same.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }

@@ -13,6 +13,7 @@ use crate::cli::{Env, PullRequest};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::Events;
 use crate::resolve;
@@ -72,7 +73,7 @@ pub(super) fn plain_env(
         overlay: host.overlay,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: Network::None,
+        network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
     })

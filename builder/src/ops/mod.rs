@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod copy;
 pub mod image;
+pub mod network;
 pub mod owner;
 pub mod run;
 pub mod select;
@@ -15,12 +16,12 @@ use rbuild_cache::copy::StackSource;
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
-use rbuild_frontend::graph::Network;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
+use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
 
@@ -42,8 +43,8 @@ pub struct ExecEnv {
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
     pub disk_slots: Arc<Semaphore>,
-    /// Network of RUN steps that ask for the default.
-    pub default_network: Network,
+    /// Networks of RUN steps.
+    pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.
     pub epoch: OnceLock<i64>,
     /// Lowest layer of every step's mount, made by the first step.

@@ -11,11 +11,12 @@ use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::{Network, RunOp};
+use rbuild_frontend::graph::RunOp;
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
 use crate::error::StepFailure;
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
@@ -147,10 +148,7 @@ fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
             environment.push((name.clone(), value.clone()));
         }
     }
-    let network = match (op.network, env.default_network) {
-        (Network::None, _) | (Network::Default, Network::None) => rbuild_sandbox::Network::None,
-        _ => rbuild_sandbox::Network::Host,
-    };
+    let network = env.network.of(op.network, &env.events);
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
         (path, text.clone().into_bytes())
@@ -160,11 +158,10 @@ fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
         env: environment,
         cwd: op.cwd.clone(),
         user: op.user.clone(),
+        resolv_conf: StepNetwork::resolv_conf(&network),
         network,
         script,
         hosts: b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
-        // Without one the step has no name resolution, as on the host.
-        resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
         ..StepSpec::new(Vec::new())
     })
 }

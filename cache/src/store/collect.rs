@@ -15,7 +15,9 @@ use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, Layout};
 use super::lease::Lease;
-use super::{ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, lock, readers, result};
+use super::{
+    GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
+};
 use crate::tree::{DirNode, Kind, NodeDigest, Tree};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
@@ -69,6 +71,8 @@ pub(crate) struct Snapshot {
     pub(crate) resolved_blobs: BTreeSet<Digest>,
     /// Blobs that layers were pulled as, by diff id.
     pub(crate) pulled: BTreeMap<Digest, Digest>,
+    /// Root nodes of what remembered executions read.
+    pub(crate) read_nodes: Vec<NodeDigest>,
     /// Root node of each remembered tree of image layers.
     pub(crate) chains: BTreeMap<[u8; 32], Option<NodeDigest>>,
     /// Chains that an image or a resolved reference has.
@@ -170,6 +174,7 @@ impl Store {
                 let blob = Digest::from_bytes(row.get(1)?);
                 snapshot.pulled.insert(Digest::from_bytes(row.get(0)?), blob);
             }
+            snapshot.read_nodes = history::nodes(connection)?;
             let mut statement = connection.prepare("SELECT record FROM resolutions")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             resolutions = rows.collect::<Result<Vec<_>, _>>()?;
@@ -232,11 +237,15 @@ impl Store {
             dropped += self.inner.index.write_durably("remove results", |transaction| {
                 let mut statement =
                     transaction.prepare_cached("DELETE FROM results WHERE key = ?1 AND used = ?2")?;
-                let mut count = 0;
+                let mut gone = Vec::new();
                 for (key, used) in batch {
-                    count += statement.execute((key, used))?;
+                    if statement.execute((key, used))? > 0 {
+                        gone.push(*key);
+                    }
                 }
-                Ok(count as u64)
+                let count = gone.len() as u64;
+                history::note_gone(transaction, gone, GoneWhy::Evicted)?;
+                Ok(count)
             })?;
         }
         Ok(dropped)

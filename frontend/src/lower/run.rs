@@ -28,6 +28,7 @@ impl Pass<'_> {
         let op = RunOp {
             argv,
             env,
+            arg_names: work.state.run_args(),
             proxy_env: proxy_env(&self.options.build_args, &work.state),
             cwd: work.state.workdir().to_owned(),
             user: work.state.config.config.user.clone(),

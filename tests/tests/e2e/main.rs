@@ -6,6 +6,8 @@ mod bad_input;
 mod caching;
 mod contexts;
 mod copy;
+mod differential;
+mod explain;
 mod exports;
 mod gc;
 mod image_commands;
