@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression, EncodeError, Encoded, LayerReader, Limits};
+use rbuild_cache::layer::{self, Compression, DecompressError, EncodeError, Encoded, LayerReader, Limits};
 use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
 use serde_json::json;
 
@@ -126,12 +126,14 @@ fn sniff(mut file: &File) -> Option<&'static str> {
 /// Brings a blob into another form.
 fn recompress(
     blob: Digest,
-    file: File,
+    mut file: File,
     compression: Compression,
     out: &mut dyn Write,
     threads: usize,
 ) -> Result<Encoded, StepFailure> {
     let failed = |source| StepFailure::Blob { layer: blob, source };
+    // Its first bytes were looked at.
+    file.rewind().map_err(|source| failed(DecompressError::Read(source)))?;
     let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
     let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
     layer::encode(copy, compression, out, threads).map_err(|error| StepFailure::Io {
