@@ -63,9 +63,10 @@ pub fn wants_files(output: &OutputArg) -> bool {
 }
 
 impl Outputs<'_> {
-    /// Writes everything. `None` when nothing needed a manifest.
+    /// Writes everything. Gives what the image in the store is to stand for: what its own output packed, else what the
+    /// first one did; `None` when nothing needed a manifest.
     pub async fn write(&self, cancel: &Cancel) -> Result<Option<Arc<ImageSet>>, BuildError> {
-        let mut first = None;
+        let (mut first, mut stored) = (None, None);
         for output in &self.results.outputs {
             if cancel.reason().is_some() {
                 return Err(BuildError::Canceled);
@@ -95,9 +96,12 @@ impl Outputs<'_> {
                 OutputArg::Image(image) if image.push => self.push(&set, image, cancel).await?,
                 _ => {}
             }
+            if matches!(output, OutputArg::Image(_)) {
+                stored.get_or_insert(Arc::clone(&set));
+            }
             first.get_or_insert(set);
         }
-        Ok(first)
+        Ok(stored.or(first))
     }
 
     async fn pack(&self, packing: &PackingArg) -> Result<Arc<ImageSet>, BuildError> {
