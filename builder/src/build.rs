@@ -16,6 +16,7 @@ use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
+use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
 use crate::assemble::index::ImageSet;
@@ -35,6 +36,7 @@ use crate::export::{
     outputs::{self, Outputs},
 };
 use crate::host::Host;
+use crate::isolation;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -57,6 +59,8 @@ pub struct BuildOutcome {
     pub pushed: Vec<Reference>,
     /// Files and directories written.
     pub written: Vec<String>,
+    /// How its RUN steps were isolated, or would have been.
+    pub isolation: Rung,
     /// Steps that make layers.
     pub steps: usize,
     /// Those that were not executed.
@@ -167,6 +171,7 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
             "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
@@ -189,7 +194,7 @@ pub async fn build(
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved?;
+    let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
     let results = &request.results;
@@ -260,6 +265,7 @@ pub async fn build(
         size: built.iter().map(BuiltImage::size).sum(),
         pushed: outputs::pushed_names(results),
         written: outputs::written_paths(results),
+        isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
@@ -283,6 +289,8 @@ fn exec_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         network: StepNetwork::new(match request.network {

@@ -259,6 +259,12 @@ pub enum StepFailure {
         /// End of its output.
         log: Vec<u8>,
     },
+    /// Steps cannot be run here.
+    #[error("RUN cannot be executed: isolation is `norun`")]
+    RunRefused {
+        /// What would change that.
+        remedies: Vec<String>,
+    },
     /// The command is for another processor, and the kernel knows no emulator for it.
     #[error("exec: {program:?}: this machine ({}) cannot run programs for {platform}", Platform::host())]
     Foreign {

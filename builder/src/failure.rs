@@ -244,6 +244,7 @@ fn step_hints(step: &StepError) -> Vec<String> {
             vec!["create it in an earlier RUN, or use numeric ids".to_owned()]
         }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }
 }

@@ -18,6 +18,7 @@ pub mod solve;
 
 pub mod cancel;
 pub mod host;
+pub mod isolation;
 pub mod settings;
 pub mod timestamp;
 

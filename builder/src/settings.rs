@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rbuild_sandbox::Isolation;
+
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
 use crate::export::engine::EngineAddress;
 
@@ -13,6 +15,8 @@ use crate::export::engine::EngineAddress;
 pub struct Settings {
     /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
     pub default_root: PathBuf,
+    /// How RUN steps are kept apart.
+    pub isolation: Isolation,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
     /// Where a local Docker engine is.
@@ -96,7 +100,7 @@ impl Settings {
         let runtime_dir = var("XDG_RUNTIME_DIR").map(PathBuf::from);
         let with_tls = var("DOCKER_TLS_VERIFY").is_some();
         let engine = EngineAddress::new(var("DOCKER_HOST").as_deref(), with_tls, runtime_dir.as_deref());
-        Ok(Self { default_root, cache_budget, engine, registry })
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, engine, registry })
     }
 }
 

@@ -24,6 +24,7 @@
 pub mod archive;
 pub mod bases;
 pub mod binary;
+pub mod container;
 pub mod docker;
 pub mod env;
 pub mod http;

@@ -35,6 +35,8 @@ pub struct StepSpec {
     pub hosts: Vec<u8>,
     /// Content of `/etc/resolv.conf` during the step; never part of the layer.
     pub resolv_conf: Vec<u8>,
+    /// More files shown read-only (path, content) with mode 0644 during the step; never part of the layer.
+    pub files: Vec<(String, Vec<u8>)>,
     /// A file shown read-only with mode 0755 at an absolute path during the step; never part of the layer.
     pub script: Option<(String, Vec<u8>)>,
     /// Size limit of `/dev/shm` in bytes.
@@ -58,6 +60,7 @@ impl StepSpec {
             network: Network::None,
             hosts: Vec::new(),
             resolv_conf: Vec::new(),
+            files: Vec::new(),
             script: None,
             shm_size_bytes: StepSpec::DEFAULT_SHM_SIZE_BYTES,
         }

@@ -70,8 +70,11 @@ pub(crate) enum CacheCommandArgs {
 #[derive(Debug, Args)]
 pub(crate) struct FsckArgs {
     /// Move what is damaged aside, and drop what relies on it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "rebuild")]
     pub(crate) repair: bool,
+    /// Make the index anew from the layers, blobs and names that lie beside it; cached results are lost
+    #[arg(long)]
+    pub(crate) rebuild: bool,
 }
 
 /// What `rbuild du` was asked for.
@@ -109,6 +112,8 @@ pub enum CacheRequest {
     Fsck {
         /// And repair it.
         repair: bool,
+        /// Make its index anew first.
+        rebuild: bool,
     },
 }
 

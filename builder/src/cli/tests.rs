@@ -371,7 +371,8 @@ fn unknown_flags_are_refused_in_docker_s_words() {
 #[test]
 fn the_other_commands_parse() {
     let command = |line: &[&str]| invocation(line, &Env::fixed([])).unwrap().command;
-    assert_eq!(command(&["doctor"]), Command::Doctor);
+    assert_eq!(command(&["doctor"]), Command::Doctor { json: false });
+    assert_eq!(command(&["doctor", "--format=json"]), Command::Doctor { json: true });
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();
@@ -483,8 +484,14 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 fn the_store_s_commands_are_read() {
     assert_eq!(meant(&["du"]), Command::Du(DuRequest { verbose: false, json: false }));
     assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
-    assert_eq!(meant(&["cache", "fsck"]), Command::Cache(CacheRequest::Fsck { repair: false }));
-    assert_eq!(meant(&["cache", "fsck", "--repair"]), Command::Cache(CacheRequest::Fsck { repair: true }));
+    assert_eq!(
+        meant(&["cache", "fsck"]),
+        Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })
+    );
+    assert_eq!(
+        meant(&["cache", "fsck", "--repair"]),
+        Command::Cache(CacheRequest::Fsck { repair: true, rebuild: false })
+    );
 }
 
 #[track_caller]

@@ -170,6 +170,7 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 fn metadata(outcome: &BuildOutcome) -> String {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
     let mut document = Map::new();
+    document.insert("rbuild.isolation".to_owned(), json!(outcome.isolation.name()));
     if let [(_, id)] = outcome.images.as_slice() {
         document.insert("containerimage.config.digest".to_owned(), json!(id));
     }

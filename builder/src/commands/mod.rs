@@ -48,6 +48,7 @@ pub fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(usage) => return failure::usage(&usage, &env),
     };
+    let settings = Settings { isolation: invocation.isolation, ..settings };
     let root = invocation.root;
     let result = match invocation.command {
         Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
@@ -58,11 +59,11 @@ pub fn main() -> ExitCode {
         Command::Explain(request) => explain::run(&request, settings, root.as_deref()),
         Command::Du(request) => space::du(&request, settings, root.as_deref()),
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
-        Command::Cache(cli::CacheRequest::Fsck { repair }) => {
-            return fsck::run(repair, settings, root.as_deref(), &env);
+        Command::Cache(cli::CacheRequest::Fsck { repair, rebuild }) => {
+            return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
-        Command::Doctor => doctor::run(&settings, root.as_deref()),
+        Command::Doctor { json } => doctor::run(&settings, root.as_deref(), json),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),
     };

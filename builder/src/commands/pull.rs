@@ -71,6 +71,8 @@ pub(super) fn plain_env(
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: false,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         network: StepNetwork::new(Network::None),

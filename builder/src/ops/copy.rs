@@ -5,7 +5,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Owners, Sources};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Sources};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource};
 
@@ -84,7 +84,7 @@ fn layer(
     let draft = env.store.draft(&env.lease)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives };
-    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set, env.overlay)?;
+    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
     let diff = without_same_root(plan.diff, &below.tree.root);
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);

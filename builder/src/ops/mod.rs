@@ -1,6 +1,7 @@
 //! What each op does when it is executed.
 
 pub mod archive;
+pub mod chroot;
 pub mod copy;
 pub mod image;
 pub mod network;
@@ -17,6 +18,7 @@ use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
@@ -37,8 +39,12 @@ pub struct ExecEnv {
     pub events: Events,
     /// The build's switch.
     pub cancel: Cancel,
-    /// How overlay marks are written in layer directories.
+    /// How overlay marks and owners are written in layer directories.
     pub overlay: OverlayForm,
+    /// How RUN steps are isolated.
+    pub rung: Rung,
+    /// Whether a chroot is enough where the kernel confines no step in it.
+    pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.

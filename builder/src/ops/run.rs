@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
+use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::RunOp;
 use rbuild_oci::Platform;
-use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
+use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::error::StepFailure;
 use crate::ops::network::StepNetwork;
-use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
+use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
 
@@ -32,6 +32,9 @@ pub async fn execute(
     root: &Arc<Solved>,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
+    if env.rung == Rung::NoRun {
+        return Err(StepFailure::RunRefused { remedies: Vec::new() });
+    }
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     if env.cancel.reason().is_some() {
@@ -39,55 +42,45 @@ pub async fn execute(
     }
     env.events.started(vertex);
     let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &op, &root, vertex)).await
+    blocking(move || match env.rung {
+        Rung::Chroot => chroot::layer(&env, &op, &root, vertex),
+        _ => layer(&env, &op, &root, vertex),
+    })
+    .await
 }
 
 fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
-    like_root(draft.diff_fd(), &root.tree.root)?;
+    like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
-    let in_userns = matches!(env.overlay, OverlayForm::User);
     let upper = (draft.diff_path(), draft.work_path());
-    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
-    let mut tail = Tail::default();
-    let spec = spec(env, op)?;
-    let ended =
-        rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
-            tail.push(bytes);
-            let stream = match stream {
-                SandboxStream::Stdout => Stream::Stdout,
-                SandboxStream::Stderr => Stream::Stderr,
-            };
-            env.events.log(vertex, stream, bytes.to_vec());
-        });
-    let (exit, teardown) = match ended {
-        Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
-        Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
-            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
-                && op.platform != Platform::host() =>
-        {
-            return Err(StepFailure::Foreign { program, platform: op.platform.clone() });
-        }
-        Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
-        Ok(ended) => ended,
-    };
-    let command = op.argv.join(" ");
-    match exit {
-        Exit::Code(0) => {}
-        _ if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
-        Exit::Code(code) => return Err(StepFailure::Exit { command, code, log: tail.into_bytes() }),
-        Exit::Signal(signal) => return Err(StepFailure::Signal { command, signal, log: tail.into_bytes() }),
-    }
+    let merged =
+        rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+    let mut output = Output::of(env, vertex);
+    let network = env.network.of(op.network, &env.events);
+    let spec = StepSpec { files: extra_files(env, root)?, ..spec(op, network) };
+    let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
+    let Ended { exit, teardown, ownership } = output.check(op, ended)?;
+    output.succeeded(op, exit)?;
     written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",
         path: "the step's layer".to_owned(),
         source: errno.into(),
     })?;
-    drop(merged);
-    let parent = Parent { env, root, files: OnceCell::new() };
-    let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
+    let parent = Parent::of(env, root);
+    let diff = if env.overlay.owners() == Owners::Noted {
+        // What cannot carry its owner is known by its inode in the merged root, which stays until it was looked at.
+        let given = |path: &RelPath| ownership.given(merged.as_fd(), path.as_bytes());
+        let owners = StepOwners { user: ownership.user, special: &given };
+        let diff = layer::scan_upper_of(draft.diff_fd().as_fd(), env.overlay, &parent, &owners)?;
+        drop(merged);
+        diff
+    } else {
+        drop(merged);
+        layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?
+    };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
@@ -125,15 +118,15 @@ fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
-fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
-    use rustix::fs::{Gid, Mode, Uid};
+fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailure> {
+    use rustix::fs::Mode;
     let io = |errno: rustix::io::Errno| StepFailure::Io {
         what: "set up",
         path: "the step's root directory".to_owned(),
         source: errno.into(),
     };
     if (root.uid, root.gid) != (0, 0) {
-        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))).map_err(io)?;
+        owners.give(dir, root).map_err(io)?;
     }
     if root.mode != 0o755 {
         rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
@@ -141,19 +134,31 @@ fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
     Ok(())
 }
 
-fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
+/// Where one id is mapped apt cannot become the user it downloads as, and gives up; so it is told not to try.
+fn extra_files(env: &ExecEnv, root: &Solved) -> Result<Vec<(String, Vec<u8>)>, StepFailure> {
+    const DIR: &str = "etc/apt/apt.conf.d";
+    if env.rung != Rung::Single {
+        return Ok(Vec::new());
+    }
+    let dir = root.tree.get(&env.store, &RelPath::clamp(DIR.as_bytes()))?;
+    let has_apt = dir.is_some_and(|entry| matches!(entry.kind, Kind::Dir(_)));
+    let setting = || (format!("/{DIR}/zz-rbuild-one-id"), b"APT::Sandbox::User \"root\";\n".to_vec());
+    Ok(has_apt.then(setting).into_iter().collect())
+}
+
+/// The step as the sandbox takes it.
+pub(super) fn spec(op: &RunOp, network: rbuild_sandbox::Network) -> StepSpec {
     let mut environment = op.env.clone();
     for (name, value) in &op.proxy_env {
         if !environment.iter().any(|(known, _)| known == name) {
             environment.push((name.clone(), value.clone()));
         }
     }
-    let network = env.network.of(op.network, &env.events);
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
         (path, text.clone().into_bytes())
     });
-    Ok(StepSpec {
+    StepSpec {
         argv: op.argv.clone(),
         env: environment,
         cwd: op.cwd.clone(),
@@ -163,17 +168,80 @@ fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
         script,
         hosts: b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
         ..StepSpec::new(Vec::new())
-    })
+    }
+}
+
+/// Where a step's output goes, and what its end means.
+pub(super) struct Output<'a> {
+    env: &'a ExecEnv,
+    vertex: VertexId,
+    tail: Tail,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn of(env: &'a ExecEnv, vertex: VertexId) -> Self {
+        Self { env, vertex, tail: Tail::default() }
+    }
+
+    /// Takes what the step prints.
+    pub(super) fn sink(&mut self) -> impl FnMut(SandboxStream, &[u8]) {
+        |stream, bytes| {
+            self.tail.push(bytes);
+            let stream = match stream {
+                SandboxStream::Stdout => Stream::Stdout,
+                SandboxStream::Stderr => Stream::Stderr,
+            };
+            self.env.events.log(self.vertex, stream, bytes.to_vec());
+        }
+    }
+
+    /// What came of running it.
+    pub(super) fn check<T>(
+        &mut self,
+        op: &RunOp,
+        ended: Result<T, rbuild_sandbox::StepError>,
+    ) -> Result<T, StepFailure> {
+        match ended {
+            Err(_) if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+            Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
+                if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+                    && op.platform != Platform::host() =>
+            {
+                Err(StepFailure::Foreign { program, platform: op.platform.clone() })
+            }
+            Err(source) => Err(StepFailure::Sandbox { source, log: self.log() }),
+            Ok(ended) => Ok(ended),
+        }
+    }
+
+    /// Fails when the command did.
+    pub(super) fn succeeded(&mut self, op: &RunOp, exit: Exit) -> Result<(), StepFailure> {
+        let command = op.argv.join(" ");
+        match exit {
+            Exit::Code(0) => Ok(()),
+            _ if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+            Exit::Code(code) => Err(StepFailure::Exit { command, code, log: self.log() }),
+            Exit::Signal(signal) => Err(StepFailure::Signal { command, signal, log: self.log() }),
+        }
+    }
+
+    fn log(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.tail).into_bytes()
+    }
 }
 
 /// The state below the step, as the scanner asks for it.
-struct Parent<'a> {
+pub(super) struct Parent<'a> {
     env: &'a ExecEnv,
     root: &'a Solved,
     files: OnceCell<StackSource>,
 }
 
-impl Parent<'_> {
+impl<'a> Parent<'a> {
+    pub(super) fn of(env: &'a ExecEnv, root: &'a Solved) -> Self {
+        Self { env, root, files: OnceCell::new() }
+    }
+
     fn files(&self) -> Result<&StackSource, StepFailure> {
         if let Some(files) = self.files.get() {
             return Ok(files);

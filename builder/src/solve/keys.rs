@@ -1,8 +1,8 @@
 //! The two keys of an op.
 //!
 //! ```text
-//! DefKey(op)     = H("def/2", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
-//! ContentKey(op) = H("content/2", canonical(op), for each input: slot, digest of the selected part of its tree)
+//! DefKey(op)     = H("def/3", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
+//! ContentKey(op) = H("content/3", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
 //! ```
 //!
 //! | input | enters the DefKey as | enters the ContentKey as |
@@ -12,11 +12,14 @@
 //! | stage or image that COPY reads | its DefKey | digest of the selected entries |
 //! | build context | digest of the selected entries | digest of the selected entries |
 //!
+//! The selection has what each path gives: base names of files, nodes of directories, modes unless an octal `--chmod` gives
+//! them. Paths themselves are in the definition key only: a source directory under another name hits by content.
+//!
 //! What `canonical(op)` writes is tabled in `rbuild_frontend::graph`. No clock, path, pid, host or uid enters.
 
 use rbuild_cache::store::Key;
-use rbuild_frontend::graph::Op;
-use rbuild_oci::CanonicalWriter;
+use rbuild_frontend::graph::{Op, OverContents};
+use rbuild_oci::{Canonical, CanonicalWriter};
 
 /// Digest of one input for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +32,15 @@ pub struct InputDigest {
 
 /// Key known before anything runs.
 pub fn def_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::def(hash("def/2", op, inputs))
+    Key::def(hash("def/3", op, inputs))
 }
 
 /// Key known once the inputs' trees are.
 pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::content(hash("content/2", op, inputs))
+    Key::content(hash("content/3", &OverContents(op), inputs))
 }
 
-fn hash(domain: &str, op: &Op, inputs: &[InputDigest]) -> [u8; 32] {
+fn hash(domain: &str, op: &impl Canonical, inputs: &[InputDigest]) -> [u8; 32] {
     let mut out = CanonicalWriter::new(domain);
     out.value(op).u64(inputs.len() as u64);
     for input in inputs {
@@ -45,6 +48,9 @@ fn hash(domain: &str, op: &Op, inputs: &[InputDigest]) -> [u8; 32] {
     }
     *blake3::hash(&out.finish()).as_bytes()
 }
+
+#[cfg(test)]
+mod injectivity;
 
 #[cfg(test)]
 mod tests {

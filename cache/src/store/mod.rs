@@ -12,6 +12,7 @@
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
+//!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
@@ -58,6 +59,7 @@ mod lock;
 mod meta;
 mod nodes;
 mod readers;
+mod rebuild;
 mod resolution;
 mod result;
 mod sync;
@@ -80,6 +82,7 @@ pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
 pub use usage::Usage;
@@ -158,6 +161,12 @@ impl Store {
     /// another id map. Databases are opened at their first use.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         Self::open_as(root, options, true)
+    }
+
+    /// The id map ([`StoreOptions::id_map`]) that the store at `root` was made with; `None` when there is none that can
+    /// be read. Creates nothing, and needs no rights but to read `store.json`.
+    pub fn recorded_id_map(root: &Path) -> Option<String> {
+        meta::recorded_id_map(root)
     }
 
     /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.

@@ -3,16 +3,21 @@
 
 mod add;
 mod bad_input;
+mod broken;
+mod cache_control;
 mod caching;
+mod cases;
 mod contexts;
 mod copy;
 mod differential;
 mod explain;
 mod exports;
 mod gc;
+mod golden;
 mod image_commands;
 mod images;
 mod interrupt;
+mod isolation;
 mod language;
 mod outputs;
 mod platforms;
