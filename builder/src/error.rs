@@ -14,7 +14,7 @@ use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
 use rbuild_oci::{DiffId, Digest, Platform};
-use rbuild_registry::RegistryError;
+use rbuild_registry::{FetchError, RegistryError};
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
 use crate::commands::ImageError;
@@ -22,6 +22,7 @@ use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
 use crate::export::engine::EngineError;
 use crate::export::files::FilesError;
+use crate::git::GitError;
 use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
@@ -70,6 +71,12 @@ pub enum BuildError {
     /// Standard input is no context.
     #[error(transparent)]
     Stdin(#[from] StdinError),
+    /// A named context that is one file.
+    #[error("{0} is not an archive: a named context on a web server must be one")]
+    NotAnArchive(String),
+    /// A question about a remote context, which only a build fetches.
+    #[error("{0} is fetched only by a build: without building, give a local context")]
+    RemoteWithoutBuild(String),
     /// The context cannot be scanned.
     #[error("failed to read the build context")]
     Scan(#[from] ScanError),
@@ -330,17 +337,6 @@ pub enum StepFailure {
         #[source]
         source: UnpackError,
     },
-    /// A local archive is compressed in a way that ADD does not know yet.
-    #[error(
-        "cannot unpack `{path}`: {compression} is not supported yet by ADD: \
-         compress it with gzip or zstd, or use COPY to have it in the image as it is"
-    )]
-    AddCompression {
-        /// In the context.
-        path: String,
-        /// Name of the compression.
-        compression: &'static str,
-    },
     /// It cannot be told whether a local file is an archive.
     #[error("cannot decompress `{path}`, which ADD would have to unpack")]
     AddRead {
@@ -384,6 +380,47 @@ pub enum StepFailure {
     /// A layout failed.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// A file cannot be had from its web server.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A git repository cannot be had.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// What was fetched does not become files.
+    #[error("cannot unpack {what}")]
+    FetchedUnpack {
+        /// Address, without what may be secret.
+        what: String,
+        /// Why.
+        #[source]
+        source: UnpackBlobError,
+    },
+    /// What was fetched has a file that no image can have.
+    #[error("{what} has `{path}`: names that begin with `.wh.` mean deletions in images")]
+    FetchedWhiteout {
+        /// Address, without what may be secret.
+        what: String,
+        /// Which file.
+        path: String,
+    },
+    /// What was fetched is not what the instruction says.
+    #[error("digest mismatch for {url}: got {found}, expected {expected}")]
+    Checksum {
+        /// Address, without what may be secret.
+        url: String,
+        /// What `--checksum` says.
+        expected: Digest,
+        /// Of the bytes.
+        found: Digest,
+    },
+    /// A file is larger than any that is fetched.
+    #[error("{url} is larger than {max_bytes} bytes, the most that is fetched")]
+    FetchTooLarge {
+        /// Address, without what may be secret.
+        url: String,
+        /// The limit.
+        max_bytes: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -3,12 +3,14 @@
 //! The only place that reads the process environment. Everything is read before privileges change, because HOME may
 //! mean something else afterwards.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use rbuild_sandbox::Isolation;
 
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
 use crate::export::engine::EngineAddress;
+use crate::git::GitSettings;
 
 /// What the environment says.
 #[derive(Debug, Clone)]
@@ -23,6 +25,8 @@ pub struct Settings {
     pub engine: EngineAddress,
     /// Registry access.
     pub registry: rbuild_registry::Settings,
+    /// How git is run.
+    pub git: GitSettings,
 }
 
 /// How much of what no image needs stays in the store after a build.
@@ -100,7 +104,32 @@ impl Settings {
         let runtime_dir = var("XDG_RUNTIME_DIR").map(PathBuf::from);
         let with_tls = var("DOCKER_TLS_VERIFY").is_some();
         let engine = EngineAddress::new(var("DOCKER_HOST").as_deref(), with_tls, runtime_dir.as_deref());
-        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, engine, registry })
+        const PASSED_ON: [&str; 8] = [
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+            "GIT_SSL_CAINFO",
+        ];
+        let mut passed_on: Vec<(String, OsString)> =
+            PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), var(name)?.into()))).collect();
+        // Git's own names for what the rest of rbuild trusts.
+        if let (None, Some(file)) = (var("GIT_SSL_CAINFO"), var("SSL_CERT_FILE")) {
+            passed_on.push(("GIT_SSL_CAINFO".to_owned(), file.into()));
+        }
+        // As with registries: this machine is never reached through a proxy.
+        let no_proxy = either("NO_PROXY").map_or_else(String::new, |list| format!("{list},"));
+        passed_on.push(("no_proxy".to_owned(), format!("{no_proxy}localhost,127.0.0.1,::1").into()));
+        let git = GitSettings {
+            path: var("PATH").map(OsString::from),
+            home,
+            ssh_agent: var("SSH_AUTH_SOCK").map(OsString::from),
+            passed_on,
+        };
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, engine, registry, git })
     }
 }
 

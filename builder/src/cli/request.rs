@@ -50,6 +50,8 @@ pub struct BuildRequest {
     pub quiet: bool,
     /// Time for everything the build dates.
     pub source_date_epoch: Option<EpochArg>,
+    /// Open a shell in the first step that fails.
+    pub shell_on_error: bool,
     /// Steps at once; `None` leaves it to the builder.
     pub jobs: Option<NonZeroUsize>,
     /// Flags that were given and have no effect here, with their dashes.
@@ -209,6 +211,7 @@ impl BuildRequest {
             network: parse_network(&args.network)?,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
+            shell_on_error: args.on_error == "shell",
             jobs: args.jobs.as_deref().map(parse_jobs).transpose()?,
             tags,
             build_args,

@@ -12,6 +12,7 @@ use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
 use crate::commands::{explain, space, with_signals};
 use crate::context::commit_time::commit_time;
+use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
 use crate::failure;
@@ -29,7 +30,13 @@ pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path
     let result = build(request, settings, root, env, &mut source);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print(&error, Some(&source), env),
+        Err(error) => {
+            let status = failure::print(&error, Some(&source), env);
+            if let Some(step) = source.failed_step.take() {
+                debug::enter(step);
+            }
+            status
+        }
     }
 }
 
@@ -83,7 +90,11 @@ fn with_commit_time(request: &BuildRequest) -> Result<Option<BuildRequest>, Buil
     }
     let dir = match &request.context {
         ContextArg::Local(dir) => dir.as_path(),
-        ContextArg::Stdin => Path::new("."),
+        ContextArg::Stdin | ContextArg::Http(_) => Path::new("."),
+        ContextArg::Git(_) => {
+            let why = "a remote repository is not asked for it".to_owned();
+            return Err(BuildError::GitTime { dir: Path::new("the git context").to_owned(), why });
+        }
     };
     let seconds = commit_time(dir)?;
     let mut dated = request.clone();

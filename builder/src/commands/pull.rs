@@ -68,6 +68,7 @@ pub(super) fn plain_env(
         store: host.store.clone(),
         lease: host.store.lease()?,
         registry: client,
+        git: host.settings.git.clone(),
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
@@ -78,5 +79,6 @@ pub(super) fn plain_env(
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
+        failed_step: None,
     })
 }

@@ -306,7 +306,7 @@ pub fn written_paths(results: &Results) -> Vec<String> {
 pub fn check(request: &BuildRequest) -> Result<(), BuildError> {
     let context = match &request.context {
         ContextArg::Local(dir) => Some(dir.as_path()),
-        ContextArg::Stdin => None,
+        ContextArg::Stdin | ContextArg::Git(_) | ContextArg::Http(_) => None,
     };
     for output in &request.results.outputs {
         match output {

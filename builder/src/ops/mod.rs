@@ -1,8 +1,12 @@
 //! What each op does when it is executed.
 
+pub mod added;
 pub mod archive;
 pub mod chroot;
 pub mod copy;
+pub mod fetched;
+pub mod git;
+pub mod http;
 pub mod image;
 pub mod network;
 pub mod owner;
@@ -22,7 +26,9 @@ use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
+use crate::debug::Slot;
 use crate::error::StepFailure;
+use crate::git::GitSettings;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
@@ -35,6 +41,8 @@ pub struct ExecEnv {
     pub lease: Lease,
     /// Registry access, set up on first use.
     pub registry: Client,
+    /// How git is run.
+    pub git: GitSettings,
     /// Where events go.
     pub events: Events,
     /// The build's switch.
@@ -55,6 +63,8 @@ pub struct ExecEnv {
     pub epoch: OnceLock<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
+    /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
+    pub failed_step: Option<Slot>,
 }
 
 /// An executed step's layer, before it is committed.

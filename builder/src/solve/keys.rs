@@ -10,6 +10,7 @@
 //! | root of RUN, COPY, WORKDIR | its DefKey | its whole tree's digest |
 //! | root of `COPY --link` | its DefKey | nothing: the layer is the same on any root |
 //! | stage or image that COPY reads | its DefKey | digest of the selected entries |
+//! | file or repository that ADD fetches | its DefKey: its content or commit | digest of the selected entries |
 //! | build context | digest of the selected entries | digest of the selected entries |
 //!
 //! The selection has what each path gives: base names of files, nodes of directories, modes unless an octal `--chmod` gives

@@ -48,6 +48,7 @@ mod blob;
 pub(crate) mod collect;
 mod db;
 mod error;
+mod fetch;
 mod fingerprint;
 mod fsck;
 mod history;
@@ -75,6 +76,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
+pub use fetch::FetchRecord;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};

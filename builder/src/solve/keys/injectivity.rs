@@ -2,7 +2,10 @@
 //! that fields which run into each other would be found.
 
 use proptest::prelude::*;
-use rbuild_frontend::graph::{Chown, ContextOp, CopyOp, CopySource, ImageOp, Network, Op, RunOp, WorkdirOp};
+use rbuild_frontend::graph::{
+    Chown, ContextOp, CopyOp, CopySource, GitOp, HttpOp, ImageOp, Network, Op, RemoteForm, RunOp, WorkdirOp,
+};
+use rbuild_frontend::remote::GitSource;
 use rbuild_oci::{Digest, Platform};
 
 use super::*;
@@ -32,7 +35,36 @@ fn source() -> impl Strategy<Value = CopySource> {
         text().prop_map(CopySource::Path),
         (text(), text()).prop_map(|(pivot, pattern)| CopySource::Below { pivot, pattern }),
         (text(), text()).prop_map(|(name, content)| CopySource::Inline { name, content }),
+        (0..3_u16, form()).prop_map(|(slot, form)| CopySource::Remote { slot, form }),
     ]
+}
+
+fn form() -> impl Strategy<Value = RemoteForm> {
+    prop::sample::select(vec![RemoteForm::File, RemoteForm::Archive, RemoteForm::Tree])
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<bool>().prop_map(|bit| Digest::of(&[u8::from(bit)]))
+}
+
+fn http() -> impl Strategy<Value = Op> {
+    (text(), text(), prop::option::of(digest()), prop::option::of(digest()))
+        .prop_map(|(url, name, checksum, content)| Op::Http(HttpOp { url, name, checksum, content }))
+}
+
+fn git() -> impl Strategy<Value = Op> {
+    let source = (text(), text(), text(), text(), any::<bool>()).prop_map(
+        |(remote, reference, subdir, checksum, submodules)| GitSource {
+            remote,
+            reference,
+            subdir,
+            checksum,
+            keep_git_dir: None,
+            submodules,
+        },
+    );
+    (source, any::<bool>(), prop::option::of(text()))
+        .prop_map(|(source, keep_git_dir, commit)| Op::Git(GitOp { source, keep_git_dir, commit }))
 }
 
 fn copy() -> impl Strategy<Value = Op> {
@@ -66,10 +98,11 @@ fn run() -> impl Strategy<Value = Op> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let manifest = any::<bool>().prop_map(|bit| Digest::of(&[u8::from(bit)]));
     prop_oneof![
         1 => Just(Op::Scratch),
-        1 => (text(), manifest, platform()).prop_map(|(reference, manifest, platform)| {
+        2 => http(),
+        2 => git(),
+        1 => (text(), digest(), platform()).prop_map(|(reference, manifest, platform)| {
             Op::Image(ImageOp { reference, manifest, platform })
         }),
         1 => prop::option::of(text()).prop_map(|name| Op::Context(ContextOp { name })),
@@ -91,7 +124,18 @@ fn defined(op: &Op) -> Op {
             run.arg_names.clear();
             run.proxy_env.clear();
         }
-        Op::Scratch | Op::Context(_) | Op::Copy(_) | Op::Workdir(_) => {}
+        // What it is counts more than how it was asked for.
+        Op::Http(http) if http.content.is_some() => {
+            http.url.clear();
+            http.checksum = None;
+        }
+        Op::Git(git) => {
+            git.source.checksum.clear();
+            if git.commit.is_some() {
+                git.source.reference.clear();
+            }
+        }
+        Op::Http(_) | Op::Scratch | Op::Context(_) | Op::Copy(_) | Op::Workdir(_) => {}
     }
     op
 }
@@ -107,7 +151,7 @@ fn over_contents(op: &Op) -> Op {
                     pivot.clear();
                     pattern.clear();
                 }
-                CopySource::Inline { .. } => {}
+                CopySource::Remote { .. } | CopySource::Inline { .. } => {}
             }
         }
     }
