@@ -2,6 +2,7 @@
 //!
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
+mod annotation;
 mod args;
 mod control;
 mod csv;
@@ -13,6 +14,7 @@ mod imagetools;
 mod known_flags;
 mod output;
 mod request;
+mod results;
 mod source;
 mod space;
 #[cfg(test)]
@@ -26,6 +28,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
+pub use annotation::{Annotation, AnnotationPlace};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
@@ -38,8 +41,9 @@ pub use image::{
 pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
-pub use output::{Compression, Destination, OutputArg};
-pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
+pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 

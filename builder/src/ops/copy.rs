@@ -112,7 +112,7 @@ fn layer(
         Keep::Packs(step) => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
             let (packs, tar) = pack(env, &plan, &sources, &step)?;
-            (Draft::Packed(packs), tar, Some(step))
+            (Draft::Packed(packs), Some(tar), Some(step))
         }
     };
     let diff = plan.diff;
@@ -128,7 +128,7 @@ fn pack(
     plan: &CopyPlan,
     sources: &Sources<'_>,
     step: &[u8; 32],
-) -> Result<(ReadyPacks, Option<(DiffId, u64)>), StepFailure> {
+) -> Result<(ReadyPacks, (DiffId, u64)), StepFailure> {
     let recent = env.store.recent_layer(step)?;
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let known = recent.and_then(|layer| env.store.layer_packs(layer).ok().flatten()).unwrap_or_default();
@@ -137,18 +137,13 @@ fn pack(
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let encoded = layer::encode(
-        |out| {
-            let clamp = env.source_date_epoch;
-            copy::pack(plan, sources, &shared.packs, &mut draft.writer, clamp, out)
-        },
+        |out| copy::pack(plan, sources, &shared.packs, &mut draft.writer, out),
         Compression::None,
         &mut io::sink(),
         threads,
     )?;
     let ready = env.store.finish_packs(draft, &shared)?;
-    // With an epoch the tar is not the one that the layer has by itself.
-    let tar = env.source_date_epoch.is_none().then_some((encoded.diff_id, encoded.uncompressed));
-    Ok((ready, tar))
+    Ok((ready, (encoded.diff_id, encoded.uncompressed)))
 }
 
 /// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.

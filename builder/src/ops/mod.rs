@@ -61,8 +61,8 @@ pub struct ExecEnv {
     pub disk_slots: Arc<Semaphore>,
     /// Networks of RUN steps.
     pub network: StepNetwork,
-    /// `SOURCE_DATE_EPOCH`, in seconds.
-    pub source_date_epoch: Option<i64>,
+    /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.
+    pub epoch: OnceLock<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
@@ -86,13 +86,21 @@ pub struct NewLayer {
 }
 
 impl ExecEnv {
-    /// Time for directories that a step makes: now, or the epoch that was asked for.
+    /// `SOURCE_DATE_EPOCH`, in seconds.
+    pub fn source_date_epoch(&self) -> Option<i64> {
+        self.epoch.get().copied()
+    }
+
+    /// Time for directories that a step makes: now. An epoch that was asked for does not enter here but when the
+    /// layer is written: the layer is the same for all epochs, and a later build with another one finds it.
     pub fn now(&self) -> Mtime {
-        if let Some(secs) = self.source_date_epoch {
-            return Mtime { secs, nanos: 0 };
-        }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Mtime { secs: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nanos: now.subsec_nanos() }
+        let secs = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        // Only later times are set back when the layer is written.
+        match self.source_date_epoch() {
+            Some(epoch) if epoch > secs => Mtime { secs: epoch, nanos: 0 },
+            _ => Mtime { secs, nanos: now.subsec_nanos() },
+        }
     }
 }
 

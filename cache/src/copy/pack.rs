@@ -57,7 +57,6 @@ pub fn pack(
     sources: &Sources<'_>,
     shared: &[Pack],
     pack: &mut PackWriter,
-    clamp: Option<i64>,
     out: &mut dyn Write,
 ) -> Result<(), PackLayerError> {
     let mut packing = Packing {
@@ -68,7 +67,7 @@ pub fn pack(
         buffer: Vec::new(),
         failure: None,
     };
-    let emitted = emit_tar_from(&mut packing, &plan.diff, clamp, out);
+    let emitted = emit_tar_from(&mut packing, &plan.diff, None, out);
     match (packing.failure, emitted) {
         (Some(failure), _) => Err(failure),
         (None, Err(error)) => Err(PackLayerError::Emit(error)),

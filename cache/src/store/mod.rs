@@ -54,7 +54,7 @@ mod fsck;
 mod history;
 mod image;
 mod layer;
-mod layout;
+pub(crate) mod layout;
 mod lease;
 mod lock;
 mod meta;

@@ -13,6 +13,7 @@ mod copy;
 mod debugging;
 mod differential;
 mod explain;
+mod exports;
 mod gc;
 mod git;
 mod golden;

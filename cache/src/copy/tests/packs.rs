@@ -21,7 +21,7 @@ fn packed(
     let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
     let mut tar = Vec::new();
     let sources = Sources { main: Some(source), ..Sources::default() };
-    pack(plan, &sources, shared, &mut writer, None, &mut tar)?;
+    pack(plan, &sources, shared, &mut writer, &mut tar)?;
     writer.finish().unwrap();
     file.rewind().unwrap();
     Ok((Pack::open(file).unwrap(), tar))
