@@ -503,6 +503,24 @@ fn help(line: &[&str]) -> String {
 }
 
 #[test]
+fn isolation_is_named_by_the_flag_or_else_by_the_environment() {
+    use rbuild_sandbox::{Isolation, Rung};
+    let isolation = |arguments: &[&str], variable: &str| {
+        let arguments = std::iter::once("rbuild").chain(arguments.iter().copied()).map(Into::into);
+        let parsed = parse(arguments, &Env::fixed([("RBUILD_ISOLATION", variable)]));
+        parsed.map(|invocation| invocation.isolation).map_err(|error| error.to_string())
+    };
+    assert_eq!(isolation(&["."], ""), Ok(Isolation::Auto));
+    assert_eq!(isolation(&["."], "norun"), Ok(Isolation::Named(Rung::NoRun)));
+    assert_eq!(isolation(&["--isolation", "single", "."], "norun"), Ok(Isolation::Named(Rung::Single)));
+    assert_eq!(isolation(&["images", "--isolation=root"], ""), Ok(Isolation::Named(Rung::Root)));
+    assert_eq!(isolation(&[".", "--isolation", "chroot,force"], ""), Ok(Isolation::ForcedChroot));
+    for unknown in [isolation(&[".", "--isolation", "hyperv"], ""), isolation(&["."], "none")] {
+        assert!(unknown.unwrap_err().contains("rootless"));
+    }
+}
+
+#[test]
 fn help_texts() {
     insta::assert_snapshot!("help", help(&["--help"]));
     insta::assert_snapshot!("help_build", help(&["build", "--help"]));
