@@ -3,6 +3,7 @@
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
 mod args;
+mod context;
 mod control;
 mod csv;
 mod env;
@@ -25,6 +26,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
+pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
@@ -62,6 +64,8 @@ pub enum Command {
     Build(Box<BuildRequest>),
     /// Show a build graph.
     Graph(GraphRequest),
+    /// Look at a build context.
+    Context(ContextRequest),
     /// List images.
     Images(ImagesRequest),
     /// Pull an image.
@@ -192,6 +196,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
+        CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
             if let Some(name) = args.name.as_deref().filter(|name| !name.contains(['*', '?', '['])) {
                 parse_image(name)?;

@@ -158,6 +158,8 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         dir: env.store.layer_dir(*layer)?,
         is_immutable: true,
         skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
         fingerprints: None,
     })
 }
