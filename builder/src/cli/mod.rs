@@ -310,6 +310,7 @@ fn is_command(text: &OsStr) -> bool {
             "build"
                 | "b"
                 | "graph"
+                | "context"
                 | "images"
                 | "pull"
                 | "push"
