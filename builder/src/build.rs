@@ -27,6 +27,7 @@ use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, remarks, remote, stdin};
+use crate::debug::Slot;
 use crate::error::{BuildError, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
@@ -124,6 +125,8 @@ fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Option<A
 pub struct Source {
     /// What was read; `None` until then.
     pub dockerfile: Option<FoundDockerfile>,
+    /// The step that failed, when a shell in it was asked for.
+    pub failed_step: Slot,
     /// Steps and why they were executed, for `--explain=json`.
     pub decisions: Vec<(String, Option<Arc<Record>>)>,
 }
@@ -139,7 +142,7 @@ pub async fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let started = Instant::now();
     let registry = Client::new(host.settings.registry.clone())?;
-    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
+    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
     let (found, main) = main_context(request, &env).await?;
     let parsed = parse(&found.bytes);
     source.dockerfile = Some(found);
@@ -243,8 +246,12 @@ fn exec_env(
     events: &Events,
     cancel: &Cancel,
     registry: Client,
+    failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if request.shell_on_error && host.rung() == Rung::Chroot {
+        events.remark("--on-error=shell opens none with --isolation=chroot: it keeps a mounted step");
+    }
     Ok(ExecEnv {
         store: host.store.clone(),
         lease: host.store.lease()?,
@@ -264,6 +271,7 @@ fn exec_env(
         }),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
+        failed_step: request.shell_on_error.then(|| failed_step.clone()),
     })
 }
 

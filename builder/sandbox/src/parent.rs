@@ -3,7 +3,7 @@
 use crate::child::ledger;
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::MountPoints;
-use crate::spec::{Exit, Network, StepSpec, Stream};
+use crate::spec::{Console, Exit, Network, StepSpec, Stream};
 use crate::wire::{
     ChildSpec, Flavour, Inode, Malformed, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report,
     SPEC_SIZE_BYTES_MAX,
@@ -73,7 +73,8 @@ pub fn run_step_to_exit(
     let kind = spawner::Kind { flavour, network };
     let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
     let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome = Running::start(kind, &child_spec, root).and_then(|running| running.run(cancel, on_output));
+    let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root)
+        .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown, given) = outcome?;
     let ownership = Ownership { user: (child_spec.uid, child_spec.gid), given };
@@ -202,6 +203,7 @@ pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         cwd: spec.cwd.clone(),
         hostname: spec.hostname.clone(),
+        has_console: spec.console.is_some(),
         files,
     })
 }
@@ -248,6 +250,17 @@ enum Stop {
     CloseSocket,
 }
 
+/// One of a step's output streams: our end, if it is ours to read, and the step's.
+fn output(console: Option<&Console>) -> Result<(Option<OwnedFd>, OwnedFd), StepError> {
+    if let Some(Console(terminal)) = console {
+        let theirs = rustix::io::fcntl_dupfd_cloexec(terminal, 3).map_err(parent("pass the terminal on"))?;
+        return Ok((None, theirs));
+    }
+    let (ours, theirs) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"))?;
+    Ok((Some(ours), theirs))
+}
+
 /// A started step. Dropping it kills everything and waits.
 pub(crate) struct Running {
     socket: OwnedFd,
@@ -261,7 +274,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn start(kind: spawner::Kind, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
+    fn start(
+        kind: spawner::Kind,
+        spec: &ChildSpec,
+        console: Option<&Console>,
+        root: BorrowedFd<'_>,
+    ) -> Result<Running, StepError> {
         // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
         // the builder's stays detached. Otherwise the builder's own mount is moved in.
         let clone = match mount::bind(root) {
@@ -270,12 +288,12 @@ impl Running {
             Err(errno) => return Err(parent("clone the root mount")(errno)),
         };
         let root = clone.as_ref().map_or(root, AsFd::as_fd);
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
-        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let (stdout, their_stdout) = output(console)?;
+        let (stderr, their_stderr) = output(console)?;
         let mut running = Running {
             socket: spawner::take(&kind)?,
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdout,
+            stderr,
             teardown: Teardown { init: None },
             stop: Stop::KillInit,
             reports: Vec::new(),

@@ -1,5 +1,6 @@
 //! What a step is and how it ends: plain data, filled by the builder.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::network::UserNetwork;
@@ -41,7 +42,23 @@ pub struct StepSpec {
     pub script: Option<(String, Vec<u8>)>,
     /// Size limit of `/dev/shm` in bytes.
     pub shm_size_bytes: u64,
+    /// A terminal that is the step's standard input, output and error, and its controlling one. Without it input is empty
+    /// and output goes to the caller.
+    pub console: Option<Console>,
 }
+
+/// The step's end of a pseudo-terminal. The caller keeps the other end.
+#[derive(Clone, Debug)]
+pub struct Console(pub Arc<OwnedFd>);
+
+/// Consoles are the same when they are one open file.
+impl PartialEq for Console {
+    fn eq(&self, other: &Console) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Console {}
 
 impl StepSpec {
     /// Host name of a step unless the build asks for another, as with BuildKit.
@@ -63,6 +80,7 @@ impl StepSpec {
             files: Vec::new(),
             script: None,
             shm_size_bytes: StepSpec::DEFAULT_SHM_SIZE_BYTES,
+            console: None,
         }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct ChildSpec {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) hostname: String,
+    /// Whether standard output is a terminal that is to be the controlling one, and standard input too.
+    pub(crate) has_console: bool,
     /// Files shown over those of the image: path, mode, content.
     pub(crate) files: Vec<(String, u32, Vec<u8>)>,
 }
@@ -179,6 +181,7 @@ impl ChildSpec {
         w.list(&self.env, |w, var| w.bytes(var.as_bytes()));
         w.bytes(self.cwd.as_bytes());
         w.bytes(self.hostname.as_bytes());
+        w.u32(self.has_console.into());
         w.list(&self.files, |w, (path, mode, content)| {
             w.bytes(path.as_bytes());
             w.u32(*mode);
@@ -197,6 +200,7 @@ impl ChildSpec {
             env: r.list(Reader::string)?,
             cwd: r.string()?,
             hostname: r.string()?,
+            has_console: r.u32()? != 0,
             files: r.list(|r| Ok((r.string()?, r.u32()?, r.bytes()?.to_vec())))?,
         };
         r.end()?;

@@ -145,6 +145,10 @@ pub(crate) struct BuildArgs {
     /// Run at most this many steps at once
     #[arg(long, value_name = "N", help_heading = "How to build")]
     pub(crate) jobs: Option<String>,
+    /// When a step fails: fail, or open a shell in it first
+    #[arg(long, value_name = "ACTION", default_value = "fail", hide_default_value = true,
+          value_parser = ["fail", "shell"], hide_possible_values = true, help_heading = "How to build")]
+    pub(crate) on_error: String,
     /// Use this Unix time for everything the build dates [env: SOURCE_DATE_EPOCH]
     #[arg(long, value_name = "SECONDS", help_heading = "How to build")]
     pub(crate) source_date_epoch: Option<String>,

@@ -79,5 +79,6 @@ pub(super) fn plain_env(
         network: StepNetwork::new(Network::None),
         source_date_epoch: None,
         mount_points: OnceLock::new(),
+        failed_step: None,
     })
 }

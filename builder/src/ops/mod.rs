@@ -26,6 +26,7 @@ use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
+use crate::debug::Slot;
 use crate::error::StepFailure;
 use crate::git::GitSettings;
 use crate::ops::network::StepNetwork;
@@ -62,6 +63,8 @@ pub struct ExecEnv {
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
+    /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
+    pub failed_step: Option<Slot>,
 }
 
 /// An executed step's layer, before it is committed.

@@ -11,10 +11,11 @@ use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::RunOp;
+use rbuild_frontend::graph::{RunOp, Step};
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
+use crate::debug::HeldStep;
 use crate::error::StepFailure;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
@@ -28,6 +29,7 @@ const LOG_TAIL_BYTES_MAX: usize = 64 << 10;
 /// the step is alive and nothing is mounted when this returns.
 pub async fn execute(
     env: &Arc<ExecEnv>,
+    step: &Step,
     op: &RunOp,
     root: &Arc<Solved>,
     vertex: VertexId,
@@ -41,15 +43,21 @@ pub async fn execute(
         return Err(StepFailure::Canceled);
     }
     env.events.started(vertex);
-    let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
+    let (env, step, op, root) = (Arc::clone(env), step.clone(), op.clone(), Arc::clone(root));
     blocking(move || match env.rung {
         Rung::Chroot => chroot::layer(&env, &op, &root, vertex),
-        _ => layer(&env, &op, &root, vertex),
+        _ => layer(&env, &step, &op, &root, vertex),
     })
     .await
 }
 
-fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
+fn layer(
+    env: &Arc<ExecEnv>,
+    step: &Step,
+    op: &RunOp,
+    root: &Solved,
+    vertex: VertexId,
+) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
@@ -63,7 +71,14 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let spec = StepSpec { files: extra_files(env, root)?, ..spec(op, network) };
     let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
     let Ended { exit, teardown, ownership } = output.check(op, ended)?;
-    output.succeeded(op, exit)?;
+    if let Err(failure) = output.succeeded(op, exit) {
+        if let (Some(slot), StepFailure::Exit { .. } | StepFailure::Signal { .. }) =
+            (&env.failed_step, &failure)
+        {
+            slot.keep(HeldStep { name: step.name.clone(), spec, merged, draft, env: Arc::clone(env) });
+        }
+        return Err(failure);
+    }
     written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",
         path: "the step's layer".to_owned(),

@@ -11,6 +11,7 @@ mod cases;
 mod context_command;
 mod contexts;
 mod copy;
+mod debugging;
 mod differential;
 mod explain;
 mod gc;

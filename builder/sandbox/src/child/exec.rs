@@ -63,7 +63,7 @@ fn prepare(order: Order, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
     // No directory is open when the image's working directory is entered: it could name it.
     drop(root);
     // No parent-death signal: the kernel kills this process when init, its parent, ends.
-    new_session(&stdout, &stderr)?;
+    new_session(&spec, &stdout, &stderr)?;
     match filter {
         Filter::First(_) => {
             give_output(&spec)?;
@@ -77,17 +77,22 @@ fn prepare(order: Order, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
     Ok(spec)
 }
 
-/// A session without terminal or input, and the step's pipes for output.
-fn new_session(stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), SetupFailure> {
+/// A session without terminal or input, and the step's pipes for output; or with a terminal for all three.
+fn new_session(spec: &ChildSpec, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), SetupFailure> {
     rustix::process::setsid().at(SetupStep::Session)?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .at(SetupStep::Stdio)?;
-    rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    if spec.has_console {
+        rustix::process::ioctl_tiocsctty(stdout).at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(stdout).at(SetupStep::Stdio)?;
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    }
     rustix::stdio::dup2_stdout(stdout).at(SetupStep::Stdio)?;
     rustix::stdio::dup2_stderr(stderr).at(SetupStep::Stdio)
 }
 
-/// `/dev/stdout` opens the pipe anew, which only its owner may.
+/// `/dev/stdout` opens the pipe or terminal anew, which only its owner may.
 fn give_output(spec: &ChildSpec) -> Result<(), SetupFailure> {
     let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
     rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
@@ -113,7 +118,7 @@ fn prepare_in_chroot(order: Order, confine: Confine) -> Result<ChildSpec, SetupF
     let keeper = rustix::process::getppid();
     let Order { spec, root, stdout, stderr, .. } = order;
     sys::unblock_signals().at(SetupStep::Signals)?;
-    new_session(&stdout, &stderr)?;
+    new_session(&spec, &stdout, &stderr)?;
     give_output(&spec)?;
     rustix::process::fchdir(&root).at(SetupStep::Chroot)?;
     rustix::process::chroot(".").at(SetupStep::Chroot)?;
