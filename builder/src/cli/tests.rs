@@ -466,9 +466,11 @@ fn the_other_commands_parse() {
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();
-    let pull = PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true };
+    let pull =
+        PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true, all_tags: false };
     assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
-    let push = PushRequest { name: alpine, default_tag: false, quiet: false };
+    let push =
+        PushRequest { name: alpine, default_tag: false, platform: None, quiet: false, all_tags: false };
     assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
     let images = ImagesRequest {
         name: Some("node".to_owned()),
@@ -497,6 +499,24 @@ fn help(line: &[&str]) -> String {
     match invocation(line, &Env::fixed([("COLUMNS", "100")])).unwrap().command {
         Command::Help(text) => text,
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn isolation_is_named_by_the_flag_or_else_by_the_environment() {
+    use rbuild_sandbox::{Isolation, Rung};
+    let isolation = |arguments: &[&str], variable: &str| {
+        let arguments = std::iter::once("rbuild").chain(arguments.iter().copied()).map(Into::into);
+        let parsed = parse(arguments, &Env::fixed([("RBUILD_ISOLATION", variable)]));
+        parsed.map(|invocation| invocation.isolation).map_err(|error| error.to_string())
+    };
+    assert_eq!(isolation(&["."], ""), Ok(Isolation::Auto));
+    assert_eq!(isolation(&["."], "norun"), Ok(Isolation::Named(Rung::NoRun)));
+    assert_eq!(isolation(&["--isolation", "single", "."], "norun"), Ok(Isolation::Named(Rung::Single)));
+    assert_eq!(isolation(&["images", "--isolation=root"], ""), Ok(Isolation::Named(Rung::Root)));
+    assert_eq!(isolation(&[".", "--isolation", "chroot,force"], ""), Ok(Isolation::ForcedChroot));
+    for unknown in [isolation(&[".", "--isolation", "hyperv"], ""), isolation(&["."], "none")] {
+        assert!(unknown.unwrap_err().contains("rootless"));
     }
 }
 
