@@ -159,6 +159,8 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         is_immutable: true,
         identity: None,
         skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
         fingerprints: None,
     })
 }

@@ -160,6 +160,8 @@ fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> 
         identity: None,
         is_immutable: false,
         skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
         fingerprints: None,
     })
 }
