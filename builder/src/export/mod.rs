@@ -7,6 +7,7 @@ pub mod engine;
 pub mod files;
 pub mod oci_layout;
 pub mod outputs;
+pub mod preflight;
 pub mod registry;
 pub mod store;
 
