@@ -600,7 +600,7 @@ async fn check_destinations(
     registry: &Client,
     cancel: &Cancel,
 ) -> Result<(), BuildError> {
-    let names = outputs::pushed_names(request);
+    let names = outputs::pushed_names(&request.results);
     if names.is_empty() {
         return Ok(());
     }
