@@ -551,7 +551,8 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
         "--min-free-space=5g",
     ]);
     assert_eq!((full.all, full.force, full.until.as_secs()), (true, true, 86_400));
-    assert_eq!((full.id.as_deref(), full.max_used_bytes), (Some("abc"), Some(10 << 30)));
+    assert_eq!(full.filters, [rbuild_cache::gc::Filter::parse("id=abc").unwrap()]);
+    assert_eq!(full.max_used_bytes, Some(10 << 30));
     assert_eq!((full.reserved_bytes, full.min_free_bytes), (1 << 30, Some(5 << 30)));
     assert_eq!(prune(&["--keep-storage", "512MB"]).max_used_bytes, Some(512 << 20));
     for line in [
@@ -572,8 +573,10 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 
 #[test]
 fn the_store_s_commands_are_read() {
-    assert_eq!(meant(&["du"]), Command::Du(DuRequest { verbose: false, json: false }));
-    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
+    let du =
+        |verbose, json| DuRequest { verbose, json, until: std::time::Duration::ZERO, filters: Vec::new() };
+    assert_eq!(meant(&["du"]), Command::Du(du(false, false)));
+    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true)));
     assert_eq!(
         meant(&["cache", "fsck"]),
         Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })

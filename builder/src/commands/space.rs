@@ -24,7 +24,12 @@ const BUDGET_BYTES_MAX: u64 = 20 << 30;
 /// `rbuild du`.
 pub(super) fn du(request: &DuRequest, settings: Settings, root: Option<&Path>) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
-    let usage = gc::usage(&host.store)?;
+    let mut usage = gc::usage(&host.store)?;
+    let is_idle = |entry: &UsageEntry| {
+        let unused = timestamp::unix_ns().saturating_sub(entry.used_unix_ns);
+        request.until.is_zero() || u128::try_from(unused).unwrap_or(0) >= request.until.as_nanos()
+    };
+    usage.entries.retain(|entry| is_idle(entry) && request.filters.iter().all(|f| f.matches(entry)));
     let now = SystemTime::now();
     super::print(&match (request.json, request.verbose) {
         (true, _) => usage.entries.iter().map(json_line).collect(),
@@ -48,7 +53,7 @@ pub(super) fn prune(
         reserved_bytes: request.reserved_bytes,
         min_free_bytes: request.min_free_bytes,
         keep: request.until,
-        id: request.id.clone(),
+        filters: request.filters.clone(),
         all: request.all,
     };
     let collected = place.collector()?.run(&policy)?;

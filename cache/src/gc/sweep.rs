@@ -70,8 +70,9 @@ impl Collector {
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
     pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
         let snapshot = self.store.snapshot()?;
-        let units = self.mark(&snapshot).units(&snapshot);
-        let chosen = policy.choose(&units, self.store.disk()?.0, now_unix_ns());
+        let marks = self.mark(&snapshot);
+        let units = marks.units(&snapshot);
+        let chosen = policy.choose(&units, &marks.usage(&snapshot), self.store.disk()?.0, now_unix_ns());
         Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
     }
 
@@ -96,7 +97,7 @@ impl Collector {
 
         let mut collected = Collected::default();
         let units = marks.units(&snapshot);
-        let chosen = policy.choose(&units, store.disk()?.0, now);
+        let chosen = policy.choose(&units, &marks.usage(&snapshot), store.disk()?.0, now);
         let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         for unit in &chosen {
             match unit.object {
@@ -175,7 +176,7 @@ impl Collector {
             .filter(|result| {
                 result.layers.iter().any(is_lost)
                     || (policy.all
-                        && policy.id.is_none()
+                        && policy.filters.is_empty()
                         && policy.max_used_bytes.is_none()
                         && policy.is_idle(result.used, now)
                         && is_all_held(&result.layers))
