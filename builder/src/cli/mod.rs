@@ -2,16 +2,20 @@
 //!
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
+mod annotation;
 mod args;
+mod context;
 mod control;
 mod csv;
 mod env;
 mod error;
 mod filter;
 mod image;
+mod imagetools;
 mod known_flags;
 mod output;
 mod request;
+mod results;
 mod source;
 mod space;
 #[cfg(test)]
@@ -25,17 +29,23 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
+pub use annotation::{Annotation, AnnotationPlace};
+pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use filter::ImageFilter;
 pub use image::{
-    HistoryRequest, ImageCommand, InspectRequest, LoadRequest, LoginRequest, PasswordSource, RmiRequest,
-    SaveRequest, TagRequest,
+    HistoryRequest, ImageCommand, ImagePruneRequest, InspectRequest, LabelFilter, LoadRequest, LoginRequest,
+    PasswordSource, RmiRequest, SaveRequest, TagRequest,
 };
-pub use output::{Compression, Destination, OutputArg};
-pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
+pub use imagetools::{
+    ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
+};
+pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 
@@ -62,6 +72,8 @@ pub enum Command {
     Build(Box<BuildRequest>),
     /// Show a build graph.
     Graph(GraphRequest),
+    /// Look at a build context.
+    Context(ContextRequest),
     /// List images.
     Images(ImagesRequest),
     /// Pull an image.
@@ -78,6 +90,10 @@ pub enum Command {
     Cache(CacheRequest),
     /// Do something with images or credentials.
     Image(ImageCommand),
+    /// Look at and join images at registries.
+    Imagetools(ImagetoolsRequest),
+    /// Show how much the store holds, as Docker does.
+    SystemDf(SystemDfRequest),
     /// Check this machine.
     Doctor {
         /// As JSON.
@@ -117,6 +133,8 @@ pub struct PullRequest {
     pub platform: Option<Platform>,
     /// Print only the name.
     pub quiet: bool,
+    /// All tags of the repository; the name has none.
+    pub all_tags: bool,
 }
 
 /// What `rbuild push` was asked for.
@@ -126,8 +144,12 @@ pub struct PushRequest {
     pub name: Reference,
     /// True when the tag was not typed.
     pub default_tag: bool,
+    /// Only this platform's image; `None` means all there is.
+    pub platform: Option<Platform>,
     /// Print only the name.
     pub quiet: bool,
+    /// All tags of the repository that are here; the name has none.
+    pub all_tags: bool,
 }
 
 /// Parses a command line; the first argument is the program's name.
@@ -192,6 +214,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
+        CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
             if let Some(name) = args.name.as_deref().filter(|name| !name.contains(['*', '?', '['])) {
                 parse_image(name)?;
@@ -229,6 +252,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     ImageGroupArgs::Tag(args) => CommandArgs::Image(ImageCommandArgs::Tag(args)),
                     ImageGroupArgs::Save(args) => CommandArgs::Image(ImageCommandArgs::Save(args)),
                     ImageGroupArgs::Load(args) => CommandArgs::Image(ImageCommandArgs::Load(args)),
+                    ImageGroupArgs::Prune(args) => return Ok(Command::Image(args.request()?)),
                 };
                 return meaning(same, None, env);
             }
@@ -237,10 +261,11 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             let name = parse_image(&args.name)?;
             let platform = request::parse_platform(args.platform.as_ref(), env)?;
             Command::Pull(PullRequest {
-                default_tag: lacks_tag(&name),
-                name: name.with_default_tag(),
+                default_tag: lacks_tag(&name) && !args.all_tags,
+                name: if args.all_tags { without_tag(name, "pull")? } else { name.with_default_tag() },
                 platform,
                 quiet: args.quiet,
+                all_tags: args.all_tags,
             })
         }
         CommandArgs::Push(args) => {
@@ -249,9 +274,11 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 return Err(Problem::TagWithDigest { value: args.name });
             }
             Command::Push(PushRequest {
-                default_tag: lacks_tag(&name),
-                name: name.with_default_tag(),
+                default_tag: lacks_tag(&name) && !args.all_tags,
+                name: if args.all_tags { without_tag(name, "push")? } else { name.with_default_tag() },
+                platform: request::parse_platform(args.platform.as_ref(), &Env::fixed([]))?,
                 quiet: args.quiet,
+                all_tags: args.all_tags,
             })
         }
         CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
@@ -262,9 +289,22 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 Command::Cache(CacheRequest::Fsck { repair: args.repair, rebuild: args.rebuild })
             }
         },
+        CommandArgs::Imagetools(args) => Command::Imagetools(args.request(env)?),
+        CommandArgs::System(args) => Command::SystemDf(args.request()),
         CommandArgs::Doctor(args) => Command::Doctor { json: args.format == "json" },
         CommandArgs::Version => Command::Version,
     })
+}
+
+/// `-a` stands for all tags: none may be named.
+fn without_tag(name: Reference, command: &str) -> Result<Reference, Problem> {
+    match lacks_tag(&name) {
+        true => Ok(name),
+        false => Err(Problem::Syntax(format!(
+            "tag can't be used with --all-tags/-a: rbuild {command} -a {}",
+            name.familiar_name()
+        ))),
+    }
 }
 
 fn parse_image(text: &str) -> Result<Reference, Problem> {
@@ -305,6 +345,7 @@ fn is_command(text: &OsStr) -> bool {
             "build"
                 | "b"
                 | "graph"
+                | "context"
                 | "images"
                 | "pull"
                 | "push"
@@ -312,6 +353,8 @@ fn is_command(text: &OsStr) -> bool {
                 | "du"
                 | "prune"
                 | "cache"
+                | "imagetools"
+                | "system"
                 | "doctor"
                 | "version"
                 | "-h"

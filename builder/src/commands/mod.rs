@@ -2,6 +2,7 @@
 
 mod build;
 mod call;
+mod context;
 mod doctor;
 mod error;
 mod explain;
@@ -10,17 +11,20 @@ mod graph;
 mod history;
 mod image;
 mod images;
+mod imagetools;
 mod inspect;
 mod load;
 mod login;
 mod packed;
 mod password;
+mod prune_images;
 mod pull;
 mod push;
 mod rmi;
 mod save;
 mod space;
 mod stored;
+mod system;
 mod tag;
 mod version;
 
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
     let result = match invocation.command {
         Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
         Command::Graph(request) => return graph::run(&request, settings, root.as_deref(), &env),
+        Command::Context(request) => context::run(&request),
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
@@ -63,6 +68,8 @@ pub fn main() -> ExitCode {
             return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
+        Command::Imagetools(request) => imagetools::run(&request, &settings),
+        Command::SystemDf(request) => system::df(&request, settings, root.as_deref()),
         Command::Doctor { json } => doctor::run(&settings, root.as_deref(), json),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),

@@ -45,7 +45,8 @@ pub(super) fn prune(
     root: Option<&Path>,
 ) -> Result<(), BuildError> {
     let place = Place::of(&Host::open(settings, root)?);
-    if !request.force && !confirm(request.all) {
+    let what = if request.all { "all build cache" } else { "all build cache that no image uses" };
+    if !request.force && !confirm(what) {
         return Ok(());
     }
     let policy = Policy {
@@ -55,6 +56,7 @@ pub(super) fn prune(
         keep: request.until,
         filters: request.filters.clone(),
         all: request.all,
+        unreferenced_only: false,
     };
     let collected = place.collector()?.run(&policy)?;
     super::print(&pruned(&collected))?;
@@ -122,8 +124,8 @@ pub(super) fn enforce(place: Place, budget: u64) {
     });
 }
 
-fn confirm(all: bool) -> bool {
-    let what = if all { "all build cache" } else { "all build cache that no image uses" };
+/// Asks whether to go on.
+pub(super) fn confirm(what: &str) -> bool {
     let mut out = io::stdout().lock();
     let _ = write!(out, "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
     let _ = out.flush();
@@ -149,7 +151,7 @@ fn pruned(collected: &Collected) -> String {
 }
 
 /// As `docker buildx du` prints it; `*` after a size says that several images share the object.
-fn table(entries: &[UsageEntry], now: SystemTime) -> String {
+pub(super) fn table(entries: &[UsageEntry], now: SystemTime) -> String {
     let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned)];
     for entry in entries {
         let size = human::size_precise(entry.size_bytes);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::filter::Filter;
-use super::mark::{DiskUsage, Unit};
+use super::mark::{Class, DiskUsage, Unit};
 
 /// What may be given up, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +21,8 @@ pub struct Policy {
     pub filters: Vec<Filter>,
     /// Drop results of layers that images hold, too: those steps run again.
     pub all: bool,
+    /// Leave build cache: give up only what no result names.
+    pub unreferenced_only: bool,
 }
 
 /// Idle times that count as equal, in nanoseconds: within one, what is cheap to make again goes first.
@@ -62,6 +64,9 @@ impl Policy {
             |unit: &&Unit| meant.as_ref().is_none_or(|meant| meant.contains(&unit.object.to_string()));
         let mut candidates: Vec<&Unit> =
             units.iter().filter(|unit| self.is_idle(unit.used, now)).filter(is_meant).collect();
+        if self.unreferenced_only {
+            candidates.retain(|unit| unit.class != Class::Cached);
+        }
         candidates.sort_by_key(|unit| {
             let idle = now.saturating_sub(unit.used);
             let idle_class = IDLE_CLASSES_NS.iter().filter(|limit| idle >= **limit).count();
