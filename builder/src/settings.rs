@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{Env, Problem, UsageError, parse_bytes};
+use rbuild_oci::parse_bytes;
+use crate::cli::{Env, Problem, UsageError};
 
 /// What the environment says.
 #[derive(Debug, Clone)]

@@ -14,6 +14,9 @@ use crate::span::Lines;
 
 mod draw;
 mod dump;
+mod mount;
+
+pub use mount::{BindMount, CacheMount, Mount, SecretMount, Sharing, SshMount, TmpfsMount};
 
 /// The graph and what was asked for.
 #[derive(Debug)]
@@ -170,7 +173,7 @@ pub enum Network {
     Host,
 }
 
-/// RUN. Input: slot 0 the root.
+/// RUN. Inputs: slot 0 the root; then one for each mount that reads a tree ([`Role::Mount`]), in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOp {
     /// Full argv, shell included.
@@ -185,6 +188,12 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// `--security=insecure`: every capability, nothing filtered or hidden.
+    pub insecure: bool,
+    /// What is mounted, in the order written; no two have one target.
+    pub mounts: Vec<Mount>,
+    /// Names that `/etc/hosts` gets besides `localhost`. Their addresses are the executor's and no part of the identity.
+    pub host_names: Vec<String>,
     /// Platform the step runs for.
     pub platform: Platform,
     /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
@@ -254,7 +263,11 @@ impl Op {
 /// | context | name | (its content enters through each consumer's selection) |
 /// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, platform, script | proxy_env |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | proxy_env, addresses of hosts, limits |
+/// | bind mount | target, source, writable | (what is mounted enters through the input) |
+/// | cache mount | target, source, read_only, mode, uid, gid | id, sharing, contents |
+/// | tmpfs mount | target, size | |
+/// | secret, ssh mount | id, target, env, required, mode, uid, gid | contents |
 impl Canonical for Op {
     fn write(&self, out: &mut CanonicalWriter) {
         out.str(self.kind());
@@ -297,6 +310,9 @@ impl Canonical for Op {
                     .str(&op.cwd)
                     .str(&op.user)
                     .str(network)
+                    .bool(op.insecure)
+                    .value(&op.mounts)
+                    .value(&op.host_names)
                     .value(&op.platform)
                     .value(&op.script);
             }

@@ -40,7 +40,7 @@ pub use idmap::IdRange;
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::{Teardown, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe};
-pub use spec::{Exit, Network, StepSpec, Stream};
+pub use spec::{Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
 ///

@@ -1,16 +1,19 @@
 //! The builder's side of a step: resolve, spawn, stream, kill, clean up.
 
 use crate::error::{SetupStep, SpecError, StepError};
-use crate::mount_points::MountPoints;
-use crate::spec::{Exit, Network, StepSpec, Stream};
+use crate::mount_points::{Kind, MountPoints};
+use crate::spec::{Exit, MountSource, Network, StepMount, StepSpec, Stream};
 use crate::wire::{ChildSpec, Flavour, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
-use crate::{channel, mount, seccomp, spawner};
+use crate::{channel, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use step_mounts::Tree;
+
+mod step_mounts;
 
 /// Bytes read from an output pipe at once: what a pipe holds.
 const CHUNK_SIZE_BYTES: usize = 64 << 10;
@@ -44,12 +47,27 @@ pub fn run_step_to_exit(
     if seccomp::Arch::native().is_none() {
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
     }
-    let child_spec = resolve(spec, root)?;
-    let flavour = Flavour { own_network: spec.network == Network::None, shm_size_bytes: spec.shm_size_bytes };
-    let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
-    let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome =
-        Running::start(flavour, &child_spec, root).and_then(|running| running.run(cancel, on_output));
+    let mut child_spec = resolve(spec, root)?;
+    let flavour = Flavour {
+        own_network: spec.network == Network::None,
+        shm_size_bytes: spec.shm_size_bytes,
+        insecure: spec.insecure,
+    };
+    let (mounts, trees) = step_mounts::order(&spec.mounts)?;
+    child_spec.mounts = mounts;
+    let mut targets: Vec<(&str, Kind)> =
+        child_spec.files.iter().map(|(path, ..)| (path.as_str(), Kind::File)).collect();
+    targets.extend(step_mounts::in_root(&child_spec.mounts));
+    let mount_points = MountPoints::create(root, &child_spec.cwd, &targets)?;
+    let attached: Vec<BorrowedFd<'_>> = spec
+        .cgroups
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(trees.iter().map(Tree::as_fd))
+        .chain(spec.held.iter().map(AsFd::as_fd))
+        .collect();
+    let outcome = Running::start(flavour, &child_spec, root, &attached)
+        .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown) = outcome?;
     Ok((end.into_result(spec)?, teardown))
@@ -102,6 +120,20 @@ fn check(spec: &StepSpec) -> Result<(), SpecError> {
         if is_plain { Ok(()) } else { Err(SpecError::Path { what, path: path.to_owned() }) }
     };
     path("the working directory", &spec.cwd)?;
+    for mount in &spec.mounts {
+        path("a mount target", &mount.target)?;
+        if let MountSource::Tree { path, .. } = &mount.source {
+            no_nul("a mount source", path)?;
+        }
+    }
+    if spec.mounts.len() + spec.cgroups.len() + spec.held.len() + 3 > channel::FDS_MAX {
+        return Err(SpecError::TooManyMounts { max: channel::FDS_MAX - 3 });
+    }
+    let mounted = |mount: &StepMount| match &mount.source {
+        MountSource::Tree { path, .. } => path.len(),
+        MountSource::File { content, .. } => content.len(),
+        MountSource::Tmpfs { .. } => 0,
+    };
     if let Some((script, _)) = &spec.script {
         path("the script's path", script)?;
     }
@@ -110,7 +142,8 @@ fn check(spec: &StepSpec) -> Result<(), SpecError> {
         + spec.cwd.len()
         + spec.hosts.len()
         + spec.resolv_conf.len()
-        + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len());
+        + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len())
+        + spec.mounts.iter().map(|mount| mount.target.len() + mounted(mount)).sum::<usize>();
     // Room for lengths, groups and the filter.
     let overhead = (1 << 20) + (spec.argv.len() + spec.env.len()) * 8;
     if size.saturating_add(overhead) > SPEC_SIZE_BYTES_MAX { Err(SpecError::TooLarge) } else { Ok(()) }
@@ -140,6 +173,13 @@ fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError
         cwd: spec.cwd.clone(),
         hostname: spec.hostname.clone(),
         files,
+        mounts: Vec::new(),
+        rlimits: spec
+            .limits
+            .iter()
+            .map(|limit| (u32::try_from(limit.index).unwrap_or(u32::MAX), limit.soft, limit.hard))
+            .collect(),
+        cgroups: u32::try_from(spec.cgroups.len()).unwrap_or(u32::MAX),
     })
 }
 
@@ -187,15 +227,15 @@ struct Running {
 }
 
 impl Running {
-    fn start(flavour: Flavour, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<Running, StepError> {
-        // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
-        // the builder's stays detached. Otherwise the builder's own mount is moved in.
-        let clone = match mount::bind(root) {
-            Ok(clone) => Some(clone),
-            Err(Errno::INVAL) => None,
-            Err(errno) => return Err(parent("clone the root mount")(errno)),
-        };
-        let root = clone.as_ref().map_or(root, AsFd::as_fd);
+    /// `attached` goes to init besides the root and the pipes.
+    fn start(
+        flavour: Flavour,
+        spec: &ChildSpec,
+        root: BorrowedFd<'_>,
+        attached: &[BorrowedFd<'_>],
+    ) -> Result<Running, StepError> {
+        let clone = Tree::of(root).map_err(parent("clone the root mount"))?;
+        let root = clone.as_fd();
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
         let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let mut running = Running {
@@ -213,7 +253,7 @@ impl Running {
             running.receive_report()?;
         }
         let encoded = spec.encode();
-        let fds = [root, their_stdout.as_fd(), their_stderr.as_fd()];
+        let fds = [&[root, their_stdout.as_fd(), their_stderr.as_fd()], attached].concat();
         let socket = running.socket.as_fd();
         let sent = channel::send_with_fds(socket, &(encoded.len() as u64).to_le_bytes(), &fds)
             .and_then(|()| channel::send_all(socket, &encoded));

@@ -34,7 +34,7 @@ pub use image::{
 pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
-pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
+pub use space::{CacheRequest, DuRequest, PruneRequest};
 
 use args::{Cli, CommandArgs};
 use image::{ImageCommandArgs, ImageGroupArgs};

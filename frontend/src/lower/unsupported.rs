@@ -10,10 +10,7 @@ pub(super) fn in_instruction(instruction: &Instruction) -> Vec<Issue> {
     let mut found: Vec<(&str, Option<Span>)> = Vec::new();
     match &instruction.kind {
         InstructionKind::Run(run) => {
-            let insecure = run.security.as_ref().filter(|mode| mode.value == "insecure");
-            found.push(("RUN --mount", run.mounts.first().map(|mount| mount.span)));
             found.push(("RUN --device", run.devices.first().map(|device| device.span)));
-            found.push(("RUN --security=insecure", insecure.map(|mode| mode.span)));
         }
         InstructionKind::Add(add) => {
             found.push(("ADD --checksum", add.checksum.as_ref().map(|flag| flag.span)));

@@ -3,10 +3,12 @@
 use super::identity;
 use super::init::Order;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::spec::RLIMITS;
 use crate::sys;
-use crate::wire::ChildSpec;
+use crate::wire::{ChildSpec, Flavour};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use rustix::process::Rlimit;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -14,23 +16,28 @@ use std::os::fd::{AsFd as _, OwnedFd};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Loads the filter, waits for the step, and becomes its command; returns why it could not, or nothing if no step came.
-pub(super) fn command_main(socket: &OwnedFd, seccomp: &[u8]) -> Option<SetupFailure> {
+pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, seccomp: &[u8]) -> Option<SetupFailure> {
     // First of all: loading it without `no_new_privs`, which stays off so that setuid programs work, takes CAP_SYS_ADMIN,
     // and it takes a tenth of a millisecond that nobody waits for here. It allows every call made from here to exec.
-    let order =
-        sys::load_seccomp(seccomp).at(SetupStep::Seccomp).and_then(|()| Order::receive(socket.as_fd()));
+    let confined = match flavour.insecure {
+        true => Ok(()),
+        false => {
+            identity::limit_capabilities().and_then(|()| sys::load_seccomp(seccomp).at(SetupStep::Seccomp))
+        }
+    };
+    let order = confined.and_then(|()| Order::receive(socket.as_fd()));
     match order {
         Err(failure) => Some(failure),
         Ok(None) => None,
-        Ok(Some(order)) => Some(match prepare(order) {
+        Ok(Some(order)) => Some(match prepare(order, flavour) {
             Err(failure) => failure,
             Ok(spec) => exec(&spec),
         }),
     }
 }
 
-fn prepare(order: Order) -> Result<ChildSpec, SetupFailure> {
-    let Order { spec, root, stdout, stderr, .. } = order;
+fn prepare(order: Order, flavour: Flavour) -> Result<ChildSpec, SetupFailure> {
+    let Order { spec, root, stdout, stderr, cgroups, .. } = order;
     // pivot_root moves the root of every process that has the old one, and so this one's. Nothing here is done on trust.
     super::mounts::verify_entered(root.as_fd()).at(SetupStep::PivotRoot)?;
     // No directory is open when the image's working directory is entered: it could name it.
@@ -46,7 +53,16 @@ fn prepare(order: Order) -> Result<ChildSpec, SetupFailure> {
     let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
     rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
     rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
-    identity::become_user(&spec)?;
+    for procs in &cgroups {
+        // «Whoever writes this»: a pid of ours would mean another process to the hierarchy.
+        rustix::io::write(procs, b"0").at(SetupStep::Cgroup)?;
+    }
+    for (index, soft, hard) in &spec.rlimits {
+        let (name, resource) = *RLIMITS.get(*index as usize).ok_or(Errno::INVAL).at(SetupStep::Rlimit)?;
+        let limit = Rlimit { current: *soft, maximum: *hard };
+        rustix::process::setrlimit(resource, limit).at_path(SetupStep::Rlimit, name)?;
+    }
+    identity::become_user(&spec, flavour.insecure)?;
     enter_working_directory(&spec.cwd)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::close_on_exec_from_3().at(SetupStep::CloseFds)?;

@@ -41,12 +41,13 @@ pub(super) fn limit_capabilities() -> Result<(), SetupFailure> {
     Ok(())
 }
 
-/// Becomes the user of the step; the filter is loaded.
-pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
+/// Becomes the user of the step; the filter is loaded. Root of an insecure step keeps every capability.
+pub(super) fn become_user(spec: &ChildSpec, insecure: bool) -> Result<(), SetupFailure> {
     match rustix::thread::clear_ambient_capability_set() {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(errno) => return Err(errno).at(SetupStep::Capabilities),
     }
+    let all = rustix::thread::capabilities(None).at(SetupStep::Capabilities)?.permitted;
     let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
     rustix::thread::set_thread_groups(&groups).at(SetupStep::Groups)?;
     let gid = Gid::from_raw(spec.gid);
@@ -54,7 +55,11 @@ pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
     let uid = Uid::from_raw(spec.uid);
     rustix::thread::set_thread_res_uid(uid, uid, uid).at_path(SetupStep::Uid, &spec.uid.to_string())?;
     // Nothing is inheritable or ambient: exec gives root what is in the bounding set and other users nothing.
-    let kept = if spec.uid == 0 { DEFAULT } else { CapabilitySet::empty() };
+    let kept = match (spec.uid, insecure) {
+        (0, true) => all,
+        (0, false) => DEFAULT,
+        _ => CapabilitySet::empty(),
+    };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)
 }

@@ -16,6 +16,7 @@ mod exec;
 mod identity;
 mod init;
 mod mounts;
+mod step_mounts;
 
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
@@ -64,7 +65,6 @@ impl Template {
             let _unchangeable = sys::default_signal(signal);
         }
         sys::unblock_signals().at(SetupStep::Signals)?;
-        identity::limit_capabilities()?;
         let arch = seccomp::Arch::native().ok_or(Errno::NOSYS).at(SetupStep::Seccomp)?;
         let spawner = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(SetupStep::ParentDeath)?;
