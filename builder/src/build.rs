@@ -27,12 +27,14 @@ use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, stdin};
-use crate::error::{BuildError, one_line};
+use crate::error::{BuildError, StepFailure, one_line};
 use crate::export::{
     self,
     oci_layout::{self, Destination},
 };
 use crate::host::Host;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
@@ -176,11 +178,9 @@ fn exec_env(
         overlay: host.overlay,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: match request.network {
-            cli::Network::Default => Network::Default,
-            cli::Network::None => Network::None,
-            cli::Network::Host => Network::Host,
-        },
+        steps: request.steps.clone(),
+        secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
+        materialised: Materialised::default(),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
     })
@@ -199,6 +199,13 @@ pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
         labels: request.labels.clone().into_iter().collect(),
         target_platform: request.platform.clone(),
         named_contexts: request.named_contexts.iter().map(|(name, arg)| (name.clone(), named(arg))).collect(),
+        network: match request.network {
+            cli::Network::Default => Network::Default,
+            cli::Network::None => Network::None,
+            cli::Network::Host => Network::Host,
+        },
+        entitlements: request.steps.entitlements,
+        host_names: request.steps.hosts.iter().map(|(name, _)| name.clone()).collect(),
         ..LowerOptions::new(Platform::host())
     }
 }
@@ -397,13 +404,8 @@ fn scan_contexts(
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
-    let shares = |network: Network| match network {
-        Network::Default => env.default_network != Network::None,
-        Network::Host => true,
-        Network::None => false,
-    };
     let runs_on_host = |node: &petgraph::graph::NodeIndex| match &graph.dag[*node].op {
-        Op::Run(run) => shares(run.network),
+        Op::Run(run) => run.network != Network::None,
         _ => false,
     };
     if plan.needed.iter().any(runs_on_host) {

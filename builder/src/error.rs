@@ -20,6 +20,7 @@ use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
+use crate::mounts::secret::SecretError;
 use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
@@ -225,6 +226,27 @@ pub enum StepFailure {
         source: rbuild_sandbox::StepError,
         /// End of its output.
         log: Vec<u8>,
+    },
+    /// A secret that the step cannot do without.
+    #[error("secret {id}: not found")]
+    NoSecret {
+        /// Which.
+        id: String,
+    },
+    /// A variable cannot hold what is in a secret.
+    #[error("secret {id} cannot be a variable: it is not text")]
+    SecretNotText {
+        /// Which.
+        id: String,
+    },
+    /// A secret cannot be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A type of mount that there is not yet.
+    #[error("RUN --mount=type={kind} is not supported yet")]
+    MountNotYet {
+        /// Which.
+        kind: &'static str,
     },
     /// The overlay cannot be mounted.
     #[error(transparent)]

@@ -206,6 +206,9 @@ fn step_hints(step: &StepError) -> Vec<String> {
         StepFailure::User(_) => {
             vec!["create it in an earlier RUN, or use numeric ids".to_owned()]
         }
+        StepFailure::NoSecret { id } => {
+            vec![format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE")]
+        }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
         _ => Vec::new(),
     }

@@ -11,6 +11,7 @@ pub mod build;
 pub mod check;
 pub mod context;
 pub mod export;
+pub mod mounts;
 pub mod ops;
 pub mod resolve;
 pub mod solve;

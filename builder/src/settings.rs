@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rbuild_oci::parse_bytes;
 use crate::cli::{Env, Problem, UsageError};
+use rbuild_oci::parse_bytes;
 
 /// What the environment says.
 #[derive(Debug, Clone)]

@@ -264,8 +264,8 @@ impl Op {
 /// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
 /// | run | argv, env, cwd, user, network, insecure, platform, script, host names | proxy_env, addresses of hosts, limits |
-/// | bind mount | target, source, writable | (what is mounted enters through the input) |
-/// | cache mount | target, source, read_only, mode, uid, gid | id, sharing, contents |
+/// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
+/// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
 /// | tmpfs mount | target, size | |
 /// | secret, ssh mount | id, target, env, required, mode, uid, gid | contents |
 impl Canonical for Op {

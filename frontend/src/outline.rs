@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::ast::{Dockerfile, Instruction, InstructionKind};
 use crate::expand;
-use crate::span::Lines;
 use crate::parse::mount::option;
+use crate::span::Lines;
 use crate::stage::{StageError, Stages, sources_of};
 
 /// A stage that can be built.

@@ -53,7 +53,9 @@ pub enum StageError {
         current: String,
     },
     /// The same for `--mount=from=`.
-    #[error("cannot mount from stage {later:?} to {target:?}, stage needs to be defined before current command")]
+    #[error(
+        "cannot mount from stage {later:?} to {target:?}, stage needs to be defined before current command"
+    )]
     LaterMount {
         /// The stage that comes too late.
         later: String,

@@ -13,6 +13,7 @@ mod output;
 mod request;
 mod source;
 mod space;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest};
+pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};
 use image::{ImageCommandArgs, ImageGroupArgs};

@@ -15,6 +15,7 @@ use super::source::{
     ContextArg, DockerfileArg, NamedContextArg, one_stdin, parse_context, parse_dockerfile,
     parse_named_context,
 };
+use super::steps::StepOptions;
 use crate::progress::Mode;
 
 /// Everything `rbuild build` was asked for. Paths are relative to the working directory.
@@ -44,6 +45,8 @@ pub struct BuildRequest {
     pub platform: Option<Platform>,
     /// Network of RUN steps that do not say.
     pub network: Network,
+    /// What RUN steps get.
+    pub steps: StepOptions,
     /// Products; never empty. The image in the store when nothing else was asked.
     pub outputs: Vec<OutputArg>,
     /// How to show progress.
@@ -178,9 +181,11 @@ impl BuildRequest {
         if args.quiet && outputs.iter().any(is_stdout) {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
+        let network = parse_network(&args.network)?;
         Ok(Self {
             context,
             dockerfile,
+            steps: StepOptions::from_args(&args.steps, env, network == Network::Host)?,
             call: parse_call(&args.call, args.check)?,
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,
@@ -188,7 +193,7 @@ impl BuildRequest {
             no_cache: args.no_cache,
             pull: args.pull,
             platform: parse_platforms(&args.platforms, env)?,
-            network: parse_network(&args.network)?,
+            network,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
             iidfile: args.iidfile,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Problem;
+use rbuild_oci::parse_bytes;
 
 /// Show what the store holds
 #[derive(Debug, Args)]

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rbuild_frontend::graph::Network;
 use rbuild_oci::Platform;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
-use crate::cli::{Env, PullRequest};
+use crate::cli::{Env, PullRequest, StepOptions};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
 use crate::ops::{ExecEnv, image};
 use crate::progress::Events;
 use crate::resolve;
@@ -72,7 +73,9 @@ pub(super) fn plain_env(
         overlay: host.overlay,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
-        default_network: Network::None,
+        steps: StepOptions::default(),
+        secrets: Secrets::default(),
+        materialised: Materialised::default(),
         source_date_epoch: None,
         mount_points: OnceLock::new(),
     })

@@ -15,12 +15,14 @@ use rbuild_cache::copy::StackSource;
 use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
-use rbuild_frontend::graph::Network;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
+use crate::cli::StepOptions;
 use crate::error::StepFailure;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
 use crate::progress::Events;
 use crate::solve::Solved;
 
@@ -42,8 +44,12 @@ pub struct ExecEnv {
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
     pub disk_slots: Arc<Semaphore>,
-    /// Network of RUN steps that ask for the default.
-    pub default_network: Network,
+    /// What RUN steps get.
+    pub steps: StepOptions,
+    /// Secrets, for steps and for remote sources.
+    pub secrets: Secrets,
+    /// Parts of contexts copied for mounts.
+    pub materialised: Materialised,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.

@@ -14,7 +14,10 @@ use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Network, RunOp};
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
+use crate::cli::HostAddress;
 use crate::error::StepFailure;
+use crate::mounts::redact::Redactor;
+use crate::mounts::{self, MountInput, Prepared};
 use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
@@ -28,6 +31,7 @@ pub async fn execute(
     env: &Arc<ExecEnv>,
     op: &RunOp,
     root: &Arc<Solved>,
+    mounts: Vec<MountInput>,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
     let slots = Arc::clone(&env.run_slots);
@@ -37,10 +41,17 @@ pub async fn execute(
     }
     env.events.started(vertex);
     let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &op, &root, vertex)).await
+    blocking(move || layer(&env, &op, &root, &mounts, vertex)).await
 }
 
-fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<NewLayer, StepFailure> {
+fn layer(
+    env: &ExecEnv,
+    op: &RunOp,
+    root: &Solved,
+    mounts: &[MountInput],
+    vertex: VertexId,
+) -> Result<NewLayer, StepFailure> {
+    let mut prepared = mounts::prepare(env, op, mounts)?;
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
@@ -49,17 +60,15 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let in_userns = matches!(env.overlay, OverlayForm::User);
     let upper = (draft.diff_path(), draft.work_path());
     let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
-    let mut tail = Tail::default();
-    let spec = spec(env, op)?;
+    let mut output = Output::new(env, vertex, &prepared);
+    let spec = spec(env, op, &mut prepared)?;
     let ended =
         rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
-            tail.push(bytes);
-            let stream = match stream {
-                SandboxStream::Stdout => Stream::Stdout,
-                SandboxStream::Stderr => Stream::Stderr,
-            };
-            env.events.log(vertex, stream, bytes.to_vec());
+            output.push(stream, bytes);
         });
+    let tail = output.finish();
+    // Its trees are the step's, and go with its mounts.
+    drop(spec);
     let (exit, teardown) = match ended {
         Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
         Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
@@ -84,6 +93,7 @@ fn layer(env: &ExecEnv, op: &RunOp, root: &Solved, vertex: VertexId) -> Result<N
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
     teardown.wait();
+    drop(prepared);
     Ok(NewLayer { draft, diff, tree, size_bytes })
 }
 
@@ -117,7 +127,7 @@ fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
-fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
+pub(crate) fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
     use rustix::fs::{Gid, Mode, Uid};
     let io = |errno: rustix::io::Errno| StepFailure::Io {
         what: "set up",
@@ -133,16 +143,20 @@ fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
     Ok(())
 }
 
-fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
+fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, StepFailure> {
     let mut environment = op.env.clone();
+    for (name, value) in &prepared.env {
+        environment.retain(|(known, _)| known != name);
+        environment.push((name.clone(), value.clone()));
+    }
     for (name, value) in &op.proxy_env {
         if !environment.iter().any(|(known, _)| known == name) {
             environment.push((name.clone(), value.clone()));
         }
     }
-    let network = match (op.network, env.default_network) {
-        (Network::None, _) | (Network::Default, Network::None) => rbuild_sandbox::Network::None,
-        _ => rbuild_sandbox::Network::Host,
+    let network = match op.network {
+        Network::None => rbuild_sandbox::Network::None,
+        Network::Default | Network::Host => rbuild_sandbox::Network::Host,
     };
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
@@ -155,11 +169,67 @@ fn spec(env: &ExecEnv, op: &RunOp) -> Result<StepSpec, StepFailure> {
         user: op.user.clone(),
         network,
         script,
-        hosts: b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
+        hosts: hosts(&env.steps.hosts),
         // Without one the step has no name resolution, as on the host.
         resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+        shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
+        limits: env.steps.limits.clone(),
+        mounts: std::mem::take(&mut prepared.mounts),
+        insecure: op.insecure,
         ..StepSpec::new(Vec::new())
     })
+}
+
+/// `/etc/hosts` of a step.
+fn hosts(named: &[(String, HostAddress)]) -> Vec<u8> {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for (name, address) in named {
+        let line = match address {
+            HostAddress::Ip(ip) => format!("{ip}\t{name}\n"),
+            // Steps share the host's network, so the host is where they are.
+            HostAddress::Gateway => format!("127.0.0.1\t{name}\n"),
+        };
+        text.push_str(&line);
+    }
+    text.into_bytes()
+}
+
+/// Output of a step on its way out, without the secrets it knows.
+struct Output<'a> {
+    env: &'a ExecEnv,
+    vertex: VertexId,
+    redactors: [(Stream, Redactor); 2],
+    tail: Tail,
+}
+
+impl<'a> Output<'a> {
+    fn new(env: &'a ExecEnv, vertex: VertexId, prepared: &Prepared) -> Self {
+        let redactor = |stream| (stream, Redactor::new(&prepared.secrets));
+        let redactors = [redactor(Stream::Stdout), redactor(Stream::Stderr)];
+        Self { env, vertex, redactors, tail: Tail::default() }
+    }
+
+    fn push(&mut self, stream: SandboxStream, bytes: &[u8]) {
+        let at = match stream {
+            SandboxStream::Stdout => 0,
+            SandboxStream::Stderr => 1,
+        };
+        let (stream, redactor) = &mut self.redactors[at];
+        redactor.push(bytes, &mut |bytes| {
+            self.tail.push(bytes);
+            self.env.events.log(self.vertex, *stream, bytes.to_vec());
+        });
+    }
+
+    fn finish(mut self) -> Tail {
+        for (stream, redactor) in &mut self.redactors {
+            redactor.finish(&mut |bytes| {
+                self.tail.push(bytes);
+                self.env.events.log(self.vertex, *stream, bytes.to_vec());
+            });
+        }
+        self.tail
+    }
 }
 
 /// The state below the step, as the scanner asks for it.

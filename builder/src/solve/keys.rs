@@ -1,8 +1,8 @@
 //! The two keys of an op.
 //!
 //! ```text
-//! DefKey(op)     = H("def/2", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
-//! ContentKey(op) = H("content/2", canonical(op), for each input: slot, digest of the selected part of its tree)
+//! DefKey(op)     = H("def/3", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
+//! ContentKey(op) = H("content/3", canonical(op), for each input: slot, digest of the selected part of its tree)
 //! ```
 //!
 //! | input | enters the DefKey as | enters the ContentKey as |
@@ -10,7 +10,10 @@
 //! | root of RUN, COPY, WORKDIR | its DefKey | its whole tree's digest |
 //! | root of `COPY --link` | its DefKey | nothing: the layer is the same on any root |
 //! | stage or image that COPY reads | its DefKey | digest of the selected entries |
+//! | stage or image that RUN mounts (bind, new cache) | its DefKey | digest of the mounted part of its tree |
 //! | build context | digest of the selected entries | digest of the selected entries |
+//! | build context that RUN mounts | digest of the mounted part | digest of the mounted part |
+//! | what is in a cache, secret or agent | nothing | nothing |
 //!
 //! What `canonical(op)` writes is tabled in `rbuild_frontend::graph`. No clock, path, pid, host or uid enters.
 
@@ -29,12 +32,12 @@ pub struct InputDigest {
 
 /// Key known before anything runs.
 pub fn def_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::def(hash("def/2", op, inputs))
+    Key::def(hash("def/3", op, inputs))
 }
 
 /// Key known once the inputs' trees are.
 pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::content(hash("content/2", op, inputs))
+    Key::content(hash("content/3", op, inputs))
 }
 
 fn hash(domain: &str, op: &Op, inputs: &[InputDigest]) -> [u8; 32] {

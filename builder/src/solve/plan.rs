@@ -11,6 +11,7 @@ use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
 use crate::context::ScannedContext;
 use crate::error::{StepError, StepFailure};
+use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
@@ -31,11 +32,13 @@ pub struct Plan {
     pub def_keys: HashMap<NodeIndex, Key>,
     /// What each COPY from a context selects.
     pub selections: HashMap<NodeIndex, Arc<Selection>>,
+    /// What of a context a RUN mounts, by the slot of the input.
+    pub mounted: HashMap<(NodeIndex, u16), Arc<Mounted>>,
 }
 
 /// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed.
 ///
-/// Fails with the first COPY whose context source does not exist: nothing has run by then.
+/// Fails with the first COPY or mount whose context source does not exist: nothing has run by then.
 pub fn plan(
     graph: &BuildGraph,
     contexts: &Contexts,
@@ -45,6 +48,7 @@ pub fn plan(
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
     let mut selections = HashMap::new();
+    let mut mounts = HashMap::new();
     for &node in &order {
         let op = &graph.dag[node].op;
         if matches!(op, Op::Context(_)) {
@@ -56,11 +60,23 @@ pub fn plan(
                 Op::Context(context) => {
                     let scanned =
                         contexts.get(&context.name).expect("every context of the graph was scanned");
-                    let selection = context_selection(op, scanned)
-                        .map_err(|failure| StepError::new(&graph.dag[node].step, failure))?;
-                    let digest = selection.digest;
-                    selections.insert(node, Arc::new(selection));
-                    digest
+                    let failed = |failure| StepError::new(&graph.dag[node].step, failure);
+                    match (op, input.role) {
+                        (Op::Run(run), Role::Mount(index)) => {
+                            let mount = &run.mounts[usize::from(index)];
+                            let mounted = Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref());
+                            let mounted = mounted.map_err(|error| failed(error.into()))?;
+                            let digest = mounted.digest;
+                            mounts.insert((node, input.slot), Arc::new(mounted));
+                            digest
+                        }
+                        _ => {
+                            let selection = context_selection(op, scanned).map_err(failed)?;
+                            let digest = selection.digest;
+                            selections.insert(node, Arc::new(selection));
+                            digest
+                        }
+                    }
                 }
                 _ => def_keys
                     .get(&producer)
@@ -71,8 +87,14 @@ pub fn plan(
         }
         def_keys.insert(node, keys::def_key(op, &digests));
     }
-    let mut plan =
-        Plan { needed: Vec::new(), hits: HashMap::new(), covered: Vec::new(), def_keys, selections };
+    let mut plan = Plan {
+        needed: Vec::new(),
+        hits: HashMap::new(),
+        covered: Vec::new(),
+        def_keys,
+        selections,
+        mounted: mounts,
+    };
     demand(graph, store, use_cache, &order, &mut plan)?;
     Ok(plan)
 }
@@ -119,7 +141,7 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
 }
 
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
-    let Op::Copy(copy) = op else { unreachable!("only COPY reads a context in this version") };
+    let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
     Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
 }
 
@@ -127,6 +149,15 @@ fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, Ste
 pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<Cow<'a, str>> {
     let mut patterns = Vec::new();
     for node in graph.dag.node_indices() {
+        if let Op::Run(run) = &graph.dag[node].op {
+            for (input, producer) in graph.inputs(node) {
+                let Role::Mount(index) = input.role else { continue };
+                if matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name) {
+                    patterns.push(Cow::Owned(literal(run.mounts[usize::from(index)].source())));
+                }
+            }
+            continue;
+        }
         let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
         let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
             input.role == Role::Source
@@ -141,6 +172,13 @@ pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec
         }
     }
     patterns
+}
+
+/// The wildcard that matches just this path.
+fn literal(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| matches!(c, '*' | '?' | '[' | '\\').then_some('\\').into_iter().chain([c]))
+        .collect()
 }
 
 /// A path or wildcard that covers all that `--parents` can select: up to where the ignore file's patterns begin to

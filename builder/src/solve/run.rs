@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
 use crate::error::{BuildError, StepError, StepFailure, one_line};
+use crate::mounts::{MountInput, Mounted};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
 use crate::progress::{Outcome, VertexId};
@@ -198,6 +199,7 @@ impl Solver {
         let source =
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
         let selection = self.selection(node, op, source.as_deref())?;
+        let mounts = self.mount_inputs(node, op, inputs)?;
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -206,6 +208,9 @@ impl Solver {
         if let Some(selection) = &selection {
             digests.push(InputDigest { slot: 1, digest: selection.digest });
         }
+        digests.extend(
+            mounts.iter().map(|mount| InputDigest { slot: mount.slot, digest: mount.mounted.digest }),
+        );
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
         if let Some(solved) = self.by_content(&key, def_key, &root, is_linked)? {
@@ -220,7 +225,7 @@ impl Solver {
         }
         let started = Instant::now();
         let new = match op {
-            Op::Run(run) => ops::run::execute(&self.env, run, &root, vertex).await?,
+            Op::Run(run) => ops::run::execute(&self.env, run, &root, mounts, vertex).await?,
             Op::Copy(copy) => {
                 let origin = self.origin(node, source);
                 ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?
@@ -233,6 +238,35 @@ impl Solver {
         self.executed.fetch_add(1, Ordering::Relaxed);
         self.env.events.finished(vertex, Outcome::Done);
         Ok(solved)
+    }
+
+    /// What the mounts of a RUN read.
+    fn mount_inputs(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Vec<MountInput>, StepFailure> {
+        let Op::Run(run) = op else { return Ok(Vec::new()) };
+        let mut mounts = Vec::new();
+        for (input, producer) in self.graph.inputs(node) {
+            let Role::Mount(index) = input.role else { continue };
+            let (origin, mounted) = match &self.graph.dag[producer].op {
+                Op::Context(context) => {
+                    let mounted = Arc::clone(&self.plan.mounted[&(node, input.slot)]);
+                    (ops::copy::Origin::Context(Arc::clone(&self.contexts[&context.name])), mounted)
+                }
+                _ => {
+                    let solved = inputs.iter().find(|(slot, ..)| *slot == input.slot);
+                    let (_, _, solved) = solved.expect("every input but contexts was waited for");
+                    let mount = &run.mounts[usize::from(index)];
+                    let mounted = Mounted::of(mount, &solved.tree, &self.env.store)?;
+                    (ops::copy::Origin::Stage(Arc::clone(solved)), Arc::new(mounted))
+                }
+            };
+            mounts.push(MountInput { index: usize::from(index), slot: input.slot, origin, mounted });
+        }
+        Ok(mounts)
     }
 
     fn selection(

@@ -26,6 +26,8 @@ pub struct BindMount {
     pub source: String,
     /// The step may write; what it writes is dropped.
     pub writable: bool,
+    /// The tree is a build context whose owners mean nothing: everything is root's.
+    pub from_context: bool,
 }
 
 /// `type=cache`. When there is an input with the mount's index, a new cache starts with what is in it.
@@ -39,6 +41,8 @@ pub struct CacheMount {
     pub sharing: Sharing,
     /// What of the input's tree, as in [`BindMount::source`].
     pub source: String,
+    /// As [`BindMount::from_context`].
+    pub from_context: bool,
     /// The step may not write.
     pub read_only: bool,
     /// Permission bits of a new cache.
@@ -118,6 +122,15 @@ impl Mount {
         }
     }
 
+    /// True when it reads a build context whose owners mean nothing.
+    pub fn is_from_context(&self) -> bool {
+        match self {
+            Self::Bind(mount) => mount.from_context,
+            Self::Cache(mount) => mount.from_context,
+            Self::Tmpfs(_) | Self::Secret(_) | Self::Ssh(_) => false,
+        }
+    }
+
     /// Path that it takes of its input's tree, when it has an input.
     pub fn source(&self) -> &str {
         match self {
@@ -135,11 +148,22 @@ impl Canonical for Mount {
             out.u64(mode.into()).u64(uid.into()).u64(gid.into());
         };
         match self {
-            Self::Bind(BindMount { target, source, writable }) => {
-                out.str("bind").str(target).str(source).bool(*writable);
+            Self::Bind(BindMount { target, source, writable, from_context }) => {
+                out.str("bind").str(target).str(source).bool(*writable).bool(*from_context);
             }
-            Self::Cache(CacheMount { target, id: _, sharing: _, source, read_only, mode, uid, gid }) => {
-                out.str("cache").str(target).str(source).bool(*read_only);
+            // Which cache it is changes nothing, as with BuildKit.
+            Self::Cache(CacheMount {
+                target,
+                id: _,
+                sharing: _,
+                source,
+                from_context,
+                read_only,
+                mode,
+                uid,
+                gid,
+            }) => {
+                out.str("cache").str(target).str(source).bool(*from_context).bool(*read_only);
                 file(out, *mode, *uid, *gid);
             }
             Self::Tmpfs(TmpfsMount { target, size_bytes }) => {

@@ -12,6 +12,7 @@ use crate::suggest;
 
 use rbuild_oci::parse_bytes;
 
+use super::bases::Source;
 use super::pass::{Pass, failed};
 use super::stages::Work;
 
@@ -78,7 +79,7 @@ impl Pass<'_> {
         let mut sockets = 0;
         for (index, text) in (0_u16..).zip(&run.mounts) {
             let options = self.options_of(work, text)?;
-            let mount = mount(&options, work.state.workdir(), &mut sockets)
+            let mut mount = mount(&options, work.state.workdir(), &mut sockets)
                 .map_err(|message| Issue::new(message, text.span))?;
             if let Some(target) = mount.target() {
                 check_target(target).map_err(|message| Issue::new(message, text.span))?;
@@ -88,14 +89,24 @@ impl Pass<'_> {
             }
             let reads_context = options.kind == Kind::Bind && options.from.is_none();
             if reads_context || options.from.is_some() {
+                let from_context;
                 let node = match &options.from {
-                    None => Some(self.context_node(None)),
+                    None => {
+                        from_context = !self.options.context_has_owners;
+                        Some(self.context_node(None))
+                    }
                     Some(from) => {
                         let (span, lines) = work.place(text.span);
                         let found = self.mount_source(from, mount.target(), work.stage, span, lines)?;
+                        from_context = matches!(found, Source::Local(_));
                         self.source_node(work, found)
                     }
                 };
+                match &mut mount {
+                    Mount::Bind(mount) => mount.from_context = from_context,
+                    Mount::Cache(mount) => mount.from_context = from_context,
+                    Mount::Tmpfs(_) | Mount::Secret(_) | Mount::Ssh(_) => {}
+                }
                 match node {
                     Some(node) => lowered.inputs.push((Role::Mount(index), node)),
                     None => lowered.is_partial = true,
@@ -243,12 +254,14 @@ fn mount(options: &Options, workdir: &str, sockets: &mut usize) -> Result<Mount,
             target,
             source: source(),
             writable: options.read_only == Some(false),
+            from_context: false,
         }),
         Kind::Cache => Mount::Cache(CacheMount {
             id: options.id.clone().unwrap_or_else(|| clean(&options.target)),
             target,
             sharing: options.sharing.unwrap_or_default(),
             source: source(),
+            from_context: false,
             read_only: options.read_only == Some(true),
             mode: options.mode.unwrap_or(0o755),
             uid,
@@ -302,9 +315,9 @@ fn absolute(workdir: &str, path: &str) -> String {
 }
 
 fn check_target(target: &str) -> Result<(), String> {
-    let is_kernels = KERNEL_DIRS.iter().any(|dir| {
-        target.strip_prefix(dir).is_some_and(|below| below.is_empty() || below.starts_with('/'))
-    });
+    let is_kernels = KERNEL_DIRS
+        .iter()
+        .any(|dir| target.strip_prefix(dir).is_some_and(|below| below.is_empty() || below.starts_with('/')));
     if target == "/" || target == "/dev" || is_kernels || target.contains('\0') {
         return Err(format!("invalid mount target {target:?}"));
     }

@@ -6,6 +6,8 @@ use super::*;
 use crate::graph::{CopySource, Network, Op, RunOp};
 use crate::parse::parse;
 
+mod mounts;
+
 fn platform() -> Platform {
     Platform::new("linux", "amd64", None)
 }
@@ -587,8 +589,6 @@ fn what_is_not_supported_yet_says_so() {
         ("ADD https://x/y.git#main /b", "ADD of a git repository is not supported yet"),
         ("ADD --checksum=sha256:0 a /b", "ADD --checksum is not supported yet"),
         ("ADD --keep-git-dir a /b", "ADD --keep-git-dir is not supported yet"),
-        ("RUN --mount=type=cache,target=/c x", "RUN --mount is not supported yet"),
-        ("RUN --security=insecure x", "RUN --security=insecure is not supported yet"),
         ("RUN --device=a x", "RUN --device is not supported yet"),
     ] {
         fails(&format!("FROM busybox\n{line}"), wanted);
@@ -598,9 +598,9 @@ fn what_is_not_supported_yet_says_so() {
 
 #[test]
 fn run_carries_user_directory_and_network() {
-    let built = bb("USER u:g\nWORKDIR /w\nRUN --network=host [\"a\"]");
+    let built = bb("USER u:g\nWORKDIR /w\nRUN --network=none [\"a\"]");
     let run = built.run();
-    assert_eq!((run.user.as_str(), run.cwd.as_str(), run.network), ("u:g", "/w", Network::Host));
+    assert_eq!((run.user.as_str(), run.cwd.as_str(), run.network), ("u:g", "/w", Network::None));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod image_commands;
 mod images;
 mod interrupt;
 mod language;
+mod mounts;
 mod outputs;
 mod registries;
 mod rootless;
