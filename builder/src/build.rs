@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Network, Op};
@@ -19,23 +18,26 @@ use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
-use crate::assemble::manifest::{PackedImage, pack};
+use crate::assemble::index::ImageSet;
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, NamedContextArg, OutputArg};
+use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, stdin};
 use crate::error::{BuildError, StepFailure, one_line};
+use crate::explain::Explainer;
+use crate::explain::record::Record;
 use crate::export::{
     self,
-    oci_layout::{self, Destination},
+    outputs::{self, Outputs},
 };
 use crate::host::Host;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
-use crate::ops::{ExecEnv, blocking};
+use crate::ops::ExecEnv;
+use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::plan::{self, Contexts};
@@ -46,14 +48,12 @@ use crate::solve::run::Solver;
 pub struct BuildOutcome {
     /// Names it got.
     pub names: Vec<Reference>,
-    /// Image id: digest of the config.
-    pub id: Digest,
-    /// Digest, size and media type of the manifest, when an exporter made one.
-    pub manifest: Option<(Digest, u64)>,
-    /// Uncompressed size of all layers.
+    /// Platform and id (digest of the config) of every image, in the order asked for.
+    pub images: Vec<(Platform, Digest)>,
+    /// The manifest or index, when an exporter made one.
+    pub document: Option<Described>,
+    /// Uncompressed size of all layers of all images.
     pub size: u64,
-    /// Platform of the image.
-    pub platform: Platform,
     /// Names it was pushed under.
     pub pushed: Vec<Reference>,
     /// Files and directories written.
@@ -62,17 +62,67 @@ pub struct BuildOutcome {
     pub steps: usize,
     /// Those that were not executed.
     pub cached: usize,
+    /// Cached results whose steps were executed again, and how many of them differ.
+    pub verified: (usize, usize),
     /// Warnings of the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     /// Wall time.
     pub elapsed: Duration,
 }
 
-/// The Dockerfile as far as it was read, for reports.
+impl BuildOutcome {
+    /// What identifies the result: the image's id; of several images the index's digest.
+    pub fn id(&self) -> Option<Digest> {
+        match (self.images.as_slice(), &self.document) {
+            ([(_, id)], _) => Some(*id),
+            (_, document) => document.as_ref().map(|document| document.digest),
+        }
+    }
+}
+
+/// The document that the names of a result stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its media type.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// When the image was made, RFC 3339.
+    pub created: Option<String>,
+    /// The platform of a single image.
+    pub platform: Option<Platform>,
+}
+
+impl Described {
+    fn of(set: &ImageSet) -> Self {
+        let root = set.root();
+        Self {
+            media_type: root.media_type.to_owned(),
+            digest: root.digest,
+            size: root.bytes.len() as u64,
+            created: set.created().map(str::to_owned),
+            platform: root.platform.cloned(),
+        }
+    }
+}
+
+/// The steps in order: name, and why it was executed; `None` for one that was not.
+fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Option<Arc<Record>>)> {
+    let records = explainer.records();
+    let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+    let nodes = graph.dag.node_indices().filter(|node| is_step(&graph.dag[*node].op));
+    nodes.map(|node| (graph.dag[node].step.name.clone(), records.get(&node).cloned())).collect()
+}
+
+/// What is known of a build also when it fails: the Dockerfile as far as it was read, and what was decided.
 #[derive(Debug, Default)]
 pub struct Source {
     /// What was read; `None` until then.
     pub dockerfile: Option<FoundDockerfile>,
+    /// Steps and why they were executed, for `--explain=json`.
+    pub decisions: Vec<(String, Option<Arc<Record>>)>,
 }
 
 /// Builds. `source` is filled as soon as the Dockerfile is read, so that a report can draw it whatever happens later.
@@ -94,15 +144,15 @@ pub async fn build(
     diagnostics(found, events)?;
 
     let named = request.named_contexts.iter().cloned().collect::<BTreeMap<_, _>>();
-    let resolver = Resolver::new(host.store.clone(), registry.clone(), named, request.pull);
-    let mut lowering = Lowering::new(
-        &parsed,
-        LowerOptions {
-            context: main.facts()?,
-            context_has_owners: matches!(main, MainContext::Received { has_owners: true, .. }),
-            ..lower_options(request)
-        },
-    );
+    let resolver =
+        Resolver::new(host.store.clone(), registry.clone(), named, request.control.pull, events.clone());
+    let options = LowerOptions {
+        context: main.facts()?,
+        context_has_owners: matches!(main, MainContext::Received { has_owners: true, .. }),
+        ..lower_options(request)
+    };
+    let is_multi = options.is_multi_platform();
+    let mut lowering = Lowering::new(&parsed, options);
     let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     let unused = lowering.unused_build_args();
@@ -112,50 +162,70 @@ pub async fn build(
 
     let contexts = scan_contexts(request, &graph, &main, &env)?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &host.store, !request.no_cache)
+    let plan = plan::plan(&graph, &contexts, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    for stage in plan.reuse.unknown_stages(&graph) {
+        events.remark(format!(
+            "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
+        ));
+    }
     remark_on_network(&graph, &plan, &env);
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
-    let solver =
-        Solver::new(Arc::clone(&graph), plan, contexts, images.clone(), Arc::clone(&env), !request.no_cache);
+    let explainer = Arc::new(Explainer::new(host.store.clone(), Arc::clone(&graph), env.lease.id(), request));
+    let solver = Solver::new(
+        Arc::clone(&graph),
+        plan,
+        contexts,
+        images.clone(),
+        Arc::clone(&env),
+        Arc::clone(&explainer),
+    );
     let solver = Arc::new(solver);
-    let solved = Arc::clone(&solver).solve().await?;
+    let solved = Arc::clone(&solver).solve().await;
+    if request.control.explain == Some(ExplainFormat::Json) {
+        source.decisions = decisions(&graph, &explainer);
+    }
+    let solved = solved?;
     let executed = solver.executed();
 
-    let target = &graph.targets[0];
-    let base = target.base.and_then(|node| match &graph.dag[node].op {
-        Op::Image(image) => images.get(&image.manifest).cloned(),
-        _ => None,
-    });
     let exporting = events.vertex("exporting to image");
     events.started(exporting);
-    let image = assemble::assemble(&env, target, &solved[0], base).await;
-    let image = ended(events, exporting, image)?;
-    let packed =
-        ended(events, exporting, export_all(request, &env, &registry, image.clone(), events, cancel).await)?;
+    let assembled = graph.targets.iter().zip(&solved).map(|(target, solved)| {
+        let base = target.base.and_then(|node| match &graph.dag[node].op {
+            Op::Image(image) => images.get(&image.manifest).cloned(),
+            _ => None,
+        });
+        assemble::assemble(&env, target, solved, base)
+    });
+    let built = ended(events, exporting, futures_util::future::try_join_all(assembled).await)?;
+    let outputs = Outputs { request, env: &env, registry: &registry, images: &built, is_multi };
+    let set = ended(events, exporting, outputs.write(cancel).await)?;
     if cancel.reason().is_some() {
         events.finished(exporting, Outcome::Canceled);
         return Err(BuildError::Canceled);
     }
-    let names = store_names(request);
-    let manifest = packed.as_ref().map(|p| p.digest);
-    ended(events, exporting, export::store::tag(&host.store, &env.lease, &names, &image, manifest))?;
-    events.note(exporting, format!("writing image {}", image.id));
+    let names = outputs::store_names(request);
+    let tagged =
+        export::store::tag(&host.store, &env.lease, &names, &built, set.as_deref(), &Platform::host());
+    ended(events, exporting, tagged)?;
+    for image in &built {
+        events.note(exporting, format!("writing image {}", image.id));
+    }
     for name in &names {
         events.note(exporting, format!("naming to {name}"));
     }
     events.finished(exporting, Outcome::Done);
     Ok(BuildOutcome {
-        names: all_names(request),
-        id: image.id,
-        manifest: packed.as_ref().map(|p| (p.digest, p.manifest.len() as u64)),
-        size: image.size(),
-        platform: image.config.platform.clone(),
-        pushed: pushed_names(request),
-        written: written_paths(request),
+        names: outputs::all_names(request),
+        images: built.iter().map(|image| (image.config.platform.clone(), image.id)).collect(),
+        document: set.as_deref().map(Described::of),
+        size: built.iter().map(BuiltImage::size).sum(),
+        pushed: outputs::pushed_names(request),
+        written: outputs::written_paths(request),
         steps,
         cached: steps.saturating_sub(executed),
+        verified: solver.verified(),
         warnings,
         elapsed: started.elapsed(),
     })
@@ -181,6 +251,11 @@ fn exec_env(
         steps: request.steps.clone(),
         secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
         materialised: Materialised::default(),
+        network: StepNetwork::new(match request.network {
+            cli::Network::Default => Network::Default,
+            cli::Network::None => Network::None,
+            cli::Network::Host => Network::Host,
+        }),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
     })
@@ -197,7 +272,7 @@ pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
         target: request.target.clone(),
         build_args: request.build_args.clone(),
         labels: request.labels.clone().into_iter().collect(),
-        target_platform: request.platform.clone(),
+        target_platforms: request.platforms.clone(),
         named_contexts: request.named_contexts.iter().map(|(name, arg)| (name.clone(), named(arg))).collect(),
         network: match request.network {
             cli::Network::Default => Network::Default,
@@ -405,117 +480,11 @@ fn scan_contexts(
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
     let runs_on_host = |node: &petgraph::graph::NodeIndex| match &graph.dag[*node].op {
-        Op::Run(run) => run.network != Network::None,
+        Op::Run(run) => env.network.resolve(run.network) == Network::Host,
         _ => false,
     };
     if plan.needed.iter().any(runs_on_host) {
         env.events.remark("RUN steps share the host's network (--network=none cuts it off)");
-    }
-}
-
-/// Writes what the outputs ask for. `None` when nothing needed a manifest.
-async fn export_all(
-    request: &BuildRequest,
-    env: &Arc<ExecEnv>,
-    registry: &Client,
-    image: BuiltImage,
-    events: &Events,
-    cancel: &Cancel,
-) -> Result<Option<PackedImage>, BuildError> {
-    let mut packed: Option<Arc<PackedImage>> = None;
-    for output in &request.outputs {
-        let (names, compression) = match output {
-            OutputArg::CacheOnly | OutputArg::Image { push: false, .. } => continue,
-            OutputArg::Image { names, compression, .. } | OutputArg::Oci { names, compression, .. } => {
-                (names, layer_compression(*compression))
-            }
-        };
-        let this = Arc::new(pack(env, image.clone(), compression).await?);
-        if cancel.reason().is_some() {
-            return Err(BuildError::Canceled);
-        }
-        match output {
-            OutputArg::Oci { dest, archive, .. } => {
-                let dest = match (dest, archive) {
-                    (cli::Destination::Stdout, _) => Destination::Stdout,
-                    (cli::Destination::Path(path), true) => Destination::Archive(path.clone()),
-                    (cli::Destination::Path(path), false) => Destination::Directory(path.clone()),
-                };
-                let (store, names, image) = (env.store.clone(), names.clone(), Arc::clone(&this));
-                let id = events.vertex("exporting to oci image format");
-                events.started(id);
-                let written = blocking(move || Ok(oci_layout::write(&store, &image, &names, &dest))).await?;
-                ended(events, id, written)?;
-                events.note(id, format!("exporting manifest {}", this.digest));
-                events.finished(id, Outcome::Done);
-            }
-            _ => {
-                let shown: Vec<String> = names.iter().map(Reference::familiar).collect();
-                let id = events.vertex(format!("pushing {}", shown.join(", ")));
-                events.started(id);
-                let pushing = export::registry::push(registry, &env.store, &this, names, events, id);
-                let pushed = tokio::select! {
-                    pushed = pushing => pushed,
-                    () = cancel.cancelled() => Err(BuildError::Canceled),
-                };
-                ended(events, id, pushed)?;
-                events.finished(id, Outcome::Done);
-            }
-        }
-        packed.get_or_insert(this);
-    }
-    Ok(packed.map(|packed| (*packed).clone()))
-}
-
-/// Names that the image gets in the store: those of outputs that make an image here.
-fn store_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { names, .. } => names.clone(),
-        OutputArg::Oci { .. } | OutputArg::CacheOnly => Vec::new(),
-    })
-}
-
-/// Names that the image gets anywhere.
-fn all_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { names, .. } | OutputArg::Oci { names, .. } => names.clone(),
-        OutputArg::CacheOnly => Vec::new(),
-    })
-}
-
-fn pushed_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { push: true, names, .. } => names.clone(),
-        _ => Vec::new(),
-    })
-}
-
-/// Each name once, in the order of the outputs.
-fn names_of(request: &BuildRequest, of: impl Fn(&OutputArg) -> Vec<Reference>) -> Vec<Reference> {
-    let mut names: Vec<Reference> = Vec::new();
-    for name in request.outputs.iter().flat_map(of) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
-}
-
-fn written_paths(request: &BuildRequest) -> Vec<String> {
-    let written = |output: &OutputArg| match output {
-        OutputArg::Oci { dest: cli::Destination::Path(path), .. } => Some(path.display().to_string()),
-        _ => None,
-    };
-    request.outputs.iter().filter_map(written).collect()
-}
-
-fn layer_compression(asked: cli::Compression) -> Compression {
-    match asked {
-        cli::Compression::Unchanged | cli::Compression::Gzip(None) => DEFAULT_GZIP,
-        cli::Compression::Uncompressed => Compression::None,
-        cli::Compression::Gzip(Some(level)) => Compression::Gzip { level: u32::from(level) },
-        cli::Compression::Zstd(None) => DEFAULT_ZSTD,
-        cli::Compression::Zstd(Some(level)) => Compression::Zstd { level: i32::from(level) },
     }
 }
 
@@ -533,7 +502,11 @@ fn vertex<T>(
 }
 
 /// Ends a vertex when its work failed.
-fn ended<T>(events: &Events, id: VertexId, result: Result<T, BuildError>) -> Result<T, BuildError> {
+pub(crate) fn ended<T>(
+    events: &Events,
+    id: VertexId,
+    result: Result<T, BuildError>,
+) -> Result<T, BuildError> {
     if let Err(error) = &result {
         let outcome = match error {
             BuildError::Canceled => Outcome::Canceled,

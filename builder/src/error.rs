@@ -13,7 +13,7 @@ use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
-use rbuild_oci::{DiffId, Digest};
+use rbuild_oci::{DiffId, Digest, Platform};
 use rbuild_registry::RegistryError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
@@ -100,6 +100,17 @@ pub enum BuildError {
     /// A layer that an image needs is gone from the store.
     #[error("layer {0} is no longer in the store")]
     LayerVanished(String),
+    /// `rbuild explain` was asked for something that is not remembered.
+    #[error("no build and no step `{0}` is remembered")]
+    NothingToExplain(String),
+    /// `--verify-cache` found steps that give something else when they are executed again.
+    #[error("{differing} of {verified} cached results differ when their steps are executed again")]
+    NotReproduced {
+        /// How many differ.
+        differing: usize,
+        /// How many were executed again.
+        verified: usize,
+    },
     /// A result cannot be written.
     #[error("failed to write `{}`", .path.display())]
     Export {
@@ -247,6 +258,14 @@ pub enum StepFailure {
     MountNotYet {
         /// Which.
         kind: &'static str,
+    },
+    /// The command is for another processor, and the kernel knows no emulator for it.
+    #[error("exec: {program:?}: this machine ({}) cannot run programs for {platform}", Platform::host())]
+    Foreign {
+        /// Program as written in argv.
+        program: String,
+        /// What the step is for.
+        platform: Platform,
     },
     /// The overlay cannot be mounted.
     #[error(transparent)]

@@ -118,6 +118,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
         BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } => Kind::Build,
+        BuildError::NotReproduced { .. } | BuildError::NothingToExplain(_) => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
         BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
     }
@@ -172,6 +173,16 @@ fn hints(error: &BuildError) -> Vec<String> {
             vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
         }
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
+        BuildError::NothingToExplain(_) => {
+            vec!["rbuild explain tells of the last build; a step is named by number (2/4) or text".to_owned()]
+        }
+        BuildError::NotReproduced { .. } => {
+            vec![
+                "a step that reads the clock, the network or random numbers gives something else each time: \
+                  pin what it reads, or take it out of what you verify"
+                    .to_owned(),
+            ]
+        }
         _ => Vec::new(),
     }
 }
@@ -179,6 +190,9 @@ fn hints(error: &BuildError) -> Vec<String> {
 fn resolve_hints(error: &ResolveError) -> Vec<String> {
     match error {
         ResolveError::Registry { source, .. } => source.hint().into_iter().collect(),
+        ResolveError::Never { reference } => {
+            vec![format!("rbuild pull {reference}, or build with --pull=missing")]
+        }
         _ => Vec::new(),
     }
 }
@@ -197,6 +211,14 @@ fn step_hints(step: &StepError) -> Vec<String> {
         StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
             vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
         }
+        StepFailure::Foreign { platform, .. } => vec![
+            format!(
+                "install an emulator and register it with the kernel: apt-get install qemu-user-static binfmt-support, or docker run --privileged --rm tonistiigi/binfmt --install {}",
+                platform.architecture
+            ),
+            "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
+                .to_owned(),
+        ],
         StepFailure::Select(_) => {
             vec![
                 "paths are relative to the source's root; a file that .dockerignore excludes is not there"

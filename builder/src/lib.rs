@@ -10,6 +10,7 @@ pub mod assemble;
 pub mod build;
 pub mod check;
 pub mod context;
+pub mod explain;
 pub mod export;
 pub mod mounts;
 pub mod ops;

@@ -58,8 +58,18 @@ impl Settings {
             .into_iter()
             .chain([PathBuf::from("/etc/containers/registries.conf")]);
         let registry = rbuild_registry::Settings {
-            docker_config: docker_dir.map(|dir| dir.join("config.json")),
+            docker_config: docker_dir.as_ref().map(|dir| dir.join("config.json")),
             docker_auth_config: var("DOCKER_AUTH_CONFIG"),
+            buildx_config: var("BUILDX_CONFIG")
+                .map(PathBuf::from)
+                .or_else(|| Some(docker_dir.as_ref()?.join("buildx"))),
+            aws: rbuild_registry::AwsEnv {
+                variables: rbuild_registry::AwsEnv::VARIABLES
+                    .iter()
+                    .filter_map(|name| Some(((*name).to_owned(), var(name)?)))
+                    .collect(),
+                home: home.clone(),
+            },
             registry_auth_file: var("REGISTRY_AUTH_FILE").map(PathBuf::from),
             containers_auth_files: auth_files.collect(),
             registries_conf: match var("CONTAINERS_REGISTRIES_CONF") {
@@ -70,6 +80,8 @@ impl Settings {
             certs_dirs: in_config("certs.d")
                 .into_iter()
                 .chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from))
+                // Where rootless Docker has it.
+                .chain(config_home.as_ref().map(|dir| dir.join("docker/certs.d")))
                 .collect(),
             proxies: rbuild_registry::ProxySettings {
                 http: either("HTTP_PROXY"),

@@ -23,7 +23,7 @@ pub use mount::{BindMount, CacheMount, Mount, SecretMount, Sharing, SshMount, Tm
 pub struct BuildGraph {
     /// Ops and how outputs flow into inputs (edge from producer to consumer).
     pub dag: DiGraph<Node, Input>,
-    /// One per requested platform; in this version exactly one.
+    /// One per requested platform, in the order asked for; never empty.
     pub targets: Vec<Target>,
 }
 
@@ -180,6 +180,8 @@ pub struct RunOp {
     pub argv: Vec<String>,
     /// Environment in order: image ENV, then declared ARGs with a value. Unique names.
     pub env: Vec<(String, String)>,
+    /// Names in `env` that are ARGs, for people; not part of the identity.
+    pub arg_names: Vec<String>,
     /// Proxy variables: given to the step, not part of the identity.
     pub proxy_env: Vec<(String, String)>,
     /// Working directory, absolute.
@@ -263,7 +265,7 @@ impl Op {
 /// | context | name | (its content enters through each consumer's selection) |
 /// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | proxy_env, addresses of hosts, limits |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
 /// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
 /// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
 /// | tmpfs mount | target, size | |

@@ -211,7 +211,7 @@ fn from_rules(
 }
 
 /// True when a variable of this name probably holds a secret.
-pub(crate) fn looks_secret(name: &str) -> bool {
+pub fn looks_secret(name: &str) -> bool {
     const SECRET: [&str; 10] = [
         "auth",
         "credential",

@@ -66,9 +66,9 @@ pub struct LowerOptions {
     pub build_args: BTreeMap<String, String>,
     /// `--label`, in order; they beat the Dockerfile's.
     pub labels: Vec<(String, String)>,
-    /// `--platform`, when given.
-    pub target_platform: Option<Platform>,
-    /// What the build machine is.
+    /// `--platform`, when given: one target each, in this order.
+    pub target_platforms: Vec<Platform>,
+    /// What the build machine is; what is built for when nothing is asked for.
     pub build_platform: Platform,
     /// `--build-context`.
     pub named_contexts: BTreeMap<String, NamedContext>,
@@ -104,7 +104,7 @@ impl LowerOptions {
             target: None,
             build_args: BTreeMap::new(),
             labels: Vec::new(),
-            target_platform: None,
+            target_platforms: Vec::new(),
             build_platform,
             named_contexts: BTreeMap::new(),
             context: None,
@@ -115,6 +115,15 @@ impl LowerOptions {
             entitlements: Entitlements::default(),
             host_names: Vec::new(),
         }
+    }
+}
+
+impl LowerOptions {
+    /// True when the result is an image for each of several platforms, or shall look as if it were
+    /// (`BUILDKIT_MULTI_PLATFORM`).
+    pub fn is_multi_platform(&self) -> bool {
+        let asked = self.build_args.get("BUILDKIT_MULTI_PLATFORM").map(String::as_str);
+        self.target_platforms.len() > 1 || matches!(asked, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
     }
 }
 
@@ -222,7 +231,7 @@ impl Lowering {
             return Progress::Failed;
         }
         loop {
-            let mut outcome = pass::run(&self.ast, &self.options, &self.images, &self.extra_stages);
+            let mut outcome = self.all_platforms();
             self.declared.append(&mut outcome.declared);
             // A trigger that wants a stage which was not known to be reachable: lower again with it.
             let wanted_before = self.extra_stages.len();
@@ -238,15 +247,15 @@ impl Lowering {
                 return Progress::Failed;
             }
             if !outcome.needs.is_empty() {
-                return Progress::Need(outcome.needs);
+                return Progress::Need(outcome.needs.into_values().collect());
             }
             if check.error && self.lint_violations() {
                 return Progress::Failed;
             }
-            return match outcome.graph {
-                Some(graph) => Progress::Done(Box::new(graph)),
-                None => Progress::Failed,
-            };
+            if outcome.targets.len() != self.options.target_platforms.len().max(1) {
+                return Progress::Failed;
+            }
+            return Progress::Done(Box::new(BuildGraph { dag: outcome.nodes.dag, targets: outcome.targets }));
         }
     }
 
@@ -291,6 +300,21 @@ impl Lowering {
                 || declares(name)
         };
         self.options.build_args.keys().filter(|name| !is_used(name)).cloned().collect()
+    }
+
+    /// One pass for each platform, over one graph: what is equal for several is one node.
+    fn all_platforms(&self) -> pass::Outcome {
+        let platforms = &self.options.target_platforms;
+        let mut passes = platforms.iter().map(Some).collect::<Vec<_>>();
+        if passes.is_empty() {
+            passes.push(None);
+        }
+        let mut outcome = pass::Outcome::default();
+        for platform in passes {
+            outcome =
+                pass::run(&self.ast, &self.options, platform, &self.images, &self.extra_stages, outcome);
+        }
+        outcome
     }
 
     fn has_errors(&self) -> bool {

@@ -73,7 +73,7 @@ fn options(case: &Path) -> LowerOptions {
         };
         match key {
             "target" => options.target = Some(value.to_owned()),
-            "platform" => options.target_platform = Some(value.parse().expect("platform")),
+            "platform" => options.target_platforms.push(value.parse().expect("platform")),
             "build-arg" => options.build_args.extend([pair('=')]),
             "label" => options.labels.push(pair('=')),
             "context" => {
@@ -88,6 +88,10 @@ fn options(case: &Path) -> LowerOptions {
 }
 
 fn image(case: &Path, reference: &str, platform: &Platform) -> ResolvedImage {
+    let identity = match platform.to_string().as_str() {
+        "linux/amd64" => reference.to_owned(),
+        other => format!("{reference} {other}"),
+    };
     let file = case.join(format!("{}.image.json", reference.replace(['/', ':'], "_")));
     let config = match std::fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).expect("image config"),
@@ -98,7 +102,7 @@ fn image(case: &Path, reference: &str, platform: &Platform) -> ResolvedImage {
             config
         }
     };
-    ResolvedImage { reference: reference.to_owned(), manifest: Digest::of(reference.as_bytes()), config }
+    ResolvedImage { reference: reference.to_owned(), manifest: Digest::of(identity.as_bytes()), config }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! The first request to a host goes out bare. Its `401` is remembered per host, so later requests carry their
 //! authorization at once. Credentials are looked up at that moment and no earlier.
 
+pub(crate) mod aws;
 pub(crate) mod challenge;
 mod helper;
 pub(crate) mod keychain;
+mod scoped;
 pub(crate) mod server;
 mod store;
 pub(crate) mod token;
@@ -18,6 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
+pub use aws::AwsEnv;
 use challenge::Challenge;
 use keychain::Credentials;
 pub use keychain::KeychainError;
@@ -40,6 +43,10 @@ impl Scope {
         Self { repository: repository.to_owned(), actions: "pull" }
     }
 
+    pub(crate) fn delete(repository: &str) -> Self {
+        Self { repository: repository.to_owned(), actions: "pull,push,delete" }
+    }
+
     pub(crate) fn push(repository: &str) -> Self {
         Self { repository: repository.to_owned(), actions: "pull,push" }
     }
@@ -56,6 +63,10 @@ impl std::fmt::Display for Scope {
 pub(crate) struct HostAuth {
     challenge: Mutex<Option<Challenge>>,
     tokens: Mutex<HashMap<token::Key, Token>>,
+    /// Names and passwords that were refused: where a cloud's own way exists, that is taken.
+    refused: Mutex<Vec<HeaderValue>>,
+    /// What the cloud gave.
+    cloud: tokio::sync::Mutex<Option<Credentials>>,
     /// Held while a token is fetched: parallel requests wait for one token instead of asking for many.
     fetching: tokio::sync::Mutex<()>,
 }
@@ -79,8 +90,9 @@ impl HostAuth {
     /// Drops the token that was refused. False when the challenge is one we cannot answer.
     pub(crate) fn challenged(&self, headers: &HeaderMap, used: &Authorization) -> bool {
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        if let Some(key) = &used.token {
-            lock(&self.tokens).remove(key);
+        match &used.token {
+            Some(key) => drop(lock(&self.tokens).remove(key)),
+            None => lock(&self.refused).extend(used.header.clone()),
         }
         match challenge::choose(values) {
             Some(found) => {
@@ -104,6 +116,11 @@ impl HostAuth {
         scope.split(' ').all(ours).then(|| scope.clone())
     }
 
+    fn was_refused(&self, credentials: &Credentials) -> bool {
+        let Credentials::Basic { user, password } = credentials else { return false };
+        basic(user, password).is_some_and(|header| lock(&self.refused).contains(&header))
+    }
+
     fn cached(&self, key: &token::Key) -> Option<String> {
         lock(&self.tokens).get(key).filter(|token| token.expires > Instant::now()).map(|t| t.value.clone())
     }
@@ -120,8 +137,7 @@ impl Transport {
         insist: bool,
     ) -> Result<Authorization, RegistryError> {
         let Some(challenge) = lock(&host.auth.challenge).clone() else { return Ok(Authorization::default()) };
-        let repository = scopes.first().map_or("", |scope| scope.repository.as_str());
-        let credentials = self.keychain().find(self.settings(), host.name(), repository).await;
+        let credentials = self.credentials(host, scopes).await;
         let credentials = credentials
             .map_err(|source| RegistryError::Credentials { target: Box::new(target.clone()), source })?;
         let has_credentials = credentials.is_some();
@@ -160,6 +176,30 @@ impl Transport {
             }
         }
         Ok(authorization)
+    }
+
+    /// What the user has for a host: in files and helpers, else what its cloud gives.
+    async fn credentials(&self, host: &Host, scopes: &[Scope]) -> Result<Option<Credentials>, KeychainError> {
+        let scope = scopes.first();
+        let repository = scope.map_or("", |scope| scope.repository.as_str());
+        let actions = scope.map_or("", |scope| scope.actions);
+        let Some(ecr) = aws::Registry::of(host.name()) else {
+            return self.keychain().find(self.settings(), host.name(), repository, actions).await;
+        };
+        let found = self.keychain().find(self.settings(), host.name(), repository, actions).await?;
+        if let Some(found) = found.filter(|found| !host.auth.was_refused(found)) {
+            return Ok(Some(found));
+        }
+        let mut known = host.auth.cloud.lock().await;
+        let renew = known.as_ref().is_some_and(|known| host.auth.was_refused(known));
+        if known.is_none() || renew {
+            *known = self.ecr_credentials(&ecr, renew).await?;
+            // A token kept from an earlier run.
+            if !renew && known.as_ref().is_some_and(|known| host.auth.was_refused(known)) {
+                *known = self.ecr_credentials(&ecr, true).await?;
+            }
+        }
+        Ok(known.clone())
     }
 }
 

@@ -4,7 +4,9 @@ mod body;
 pub(crate) mod mount;
 pub(crate) mod pull;
 pub(crate) mod push;
+mod session;
 pub(crate) mod source;
+pub(crate) mod stream;
 
 use rbuild_oci::Digest;
 use reqwest::header::HeaderMap;
@@ -13,6 +15,7 @@ use reqwest::{Method, StatusCode};
 use crate::auth::Scope;
 use crate::endpoint::Endpoint;
 use crate::error::{RegistryError, Target};
+use crate::transport::host::Presence;
 use crate::transport::retry::Patience;
 use crate::transport::{Address, Call, Transport};
 
@@ -36,9 +39,12 @@ pub(crate) async fn exists(
     };
     let (answer, authorization) = transport.send(&host, &call).await?;
     if answer.status() == StatusCode::NOT_FOUND {
+        host.note(&endpoint.repository, digest, Presence::Absent);
         return Ok(false);
     }
-    transport.expect(answer, &[StatusCode::OK], &target, &authorization).await.map(|_| true)
+    transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
+    host.note(&endpoint.repository, digest, Presence::There);
+    Ok(true)
 }
 
 fn path(endpoint: &Endpoint, digest: Digest) -> String {

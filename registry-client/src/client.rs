@@ -4,19 +4,23 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 
-use rbuild_oci::{Digest, Platform, Reference};
+use rbuild_oci::{Descriptor, Digest, Platform, Reference};
 
 use crate::BlobStream;
 use crate::auth::{Scope, lock};
 use crate::blobs::push::{Progress, PushOutcome};
 use crate::blobs::source::BlobSource;
+use crate::blobs::stream::{self, BlobUpload};
 use crate::blobs::{self, mount, pull, push};
 use crate::config::{Candidates, ConfigError};
 use crate::endpoint::Endpoint;
 use crate::error::{ErrorKind, RegistryError, Target};
-use crate::manifests::{self, ResolvedImage};
+use crate::manifests::{self, ResolvedImage, StoredManifest};
+use crate::referrers;
 use crate::settings::Settings;
+use crate::tags;
 use crate::transport::Transport;
+use crate::transport::host::{Presence, Quota};
 use crate::transport::retry::Patience;
 
 /// A client of all registries. Cheap to clone; clones share connections, tokens and limits.
@@ -66,13 +70,103 @@ impl Client {
         let transport = &self.inner.transport;
         let action = || "pull manifest".to_owned();
         let endpoints = self.pull_endpoints(reference, &action).await?;
-        let (image, endpoint) = first(endpoints, |endpoint, patience| async move {
+        let found = first(endpoints, |endpoint, patience| async move {
             let image = manifests::resolve(transport, &endpoint, reference, platform, patience).await?;
             Ok((image, endpoint))
         })
-        .await?;
+        .await;
+        let (image, endpoint) = match found {
+            Ok(found) => found,
+            Err(error) => return Err(self.with_existing_tags(error, reference).await),
+        };
         lock(&self.inner.served).insert(reference.name(), endpoint);
         Ok(image)
+    }
+
+    /// The index or manifest that a reference itself names, as it is: mirrors in order, then the registry.
+    pub async fn manifest(&self, reference: &Reference) -> Result<StoredManifest, RegistryError> {
+        let transport = &self.inner.transport;
+        let endpoints = self.pull_endpoints(reference, &|| "pull manifest".to_owned()).await?;
+        let found = first(endpoints, |endpoint, patience| async move {
+            let found = manifests::get(transport, &endpoint, reference, patience).await?;
+            Ok((found, endpoint))
+        })
+        .await;
+        match found {
+            Ok((found, endpoint)) => {
+                lock(&self.inner.served).insert(reference.name(), endpoint);
+                Ok(found)
+            }
+            Err(error) => Err(self.with_existing_tags(error, reference).await),
+        }
+    }
+
+    /// The digest that a reference has at the registry itself, by its word; `None` when it is not there.
+    pub async fn manifest_digest(&self, reference: &Reference) -> Result<Option<Digest>, RegistryError> {
+        let endpoint = self.push_endpoint(reference, &|| "look for manifest".to_owned()).await?;
+        manifests::head(&self.inner.transport, &endpoint, reference, Patience::Full).await
+    }
+
+    /// Removes a manifest (a reference with a digest) or a tag from the registry.
+    pub async fn delete_manifest(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let endpoint = self.push_endpoint(reference, &|| "delete manifest".to_owned()).await?;
+        manifests::delete(&self.inner.transport, &endpoint, reference).await
+    }
+
+    /// All tags of a repository: of the first mirror that answers, else of the registry.
+    pub async fn tags(&self, repository: &Reference) -> Result<Vec<String>, RegistryError> {
+        let transport = &self.inner.transport;
+        let endpoints = self.pull_endpoints(repository, &|| "list tags".to_owned()).await?;
+        first(endpoints, |endpoint, patience| async move { tags::list(transport, &endpoint, patience).await })
+            .await
+    }
+
+    /// What refers to a manifest at the registry: signatures, attestations; of one artifact type or of all.
+    pub async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let endpoint = self.push_endpoint(repository, &|| "list referrers".to_owned()).await?;
+        referrers::list(&self.inner.transport, &endpoint, subject, artifact_type).await
+    }
+
+    /// Stores a manifest that has a `subject`, and sees to it that [`Self::referrers`] finds it.
+    pub async fn push_referrer(
+        &self,
+        repository: &Reference,
+        media_type: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Digest, RegistryError> {
+        let endpoint = self.push_endpoint(repository, &|| "push manifest".to_owned()).await?;
+        referrers::push(&self.inner.transport, &endpoint, repository, media_type, bytes).await
+    }
+
+    /// How much the registry lets this account pull, by its last answer. Docker Hub tells; others do not.
+    pub async fn quota(&self, reference: &Reference) -> Option<Quota> {
+        let endpoint = self.push_endpoint(reference, &String::new).await.ok()?;
+        self.inner.transport.host(&endpoint).quota()
+    }
+
+    /// Adds to «no such tag» which tags there are, when that is to be had with one question.
+    async fn with_existing_tags(&self, mut error: RegistryError, reference: &Reference) -> RegistryError {
+        let Some(tag) = reference.tag().filter(|_| reference.digest().is_none()) else { return error };
+        let not_found = match &mut error {
+            RegistryError::AfterMirrors { upstream, .. } => upstream,
+            error => error,
+        };
+        let RegistryError::NotFound { existing, reply, .. } = not_found else { return error };
+        let endpoint = self.push_endpoint(reference, &String::new).await;
+        if !reply.has_code("MANIFEST_UNKNOWN") {
+            return error;
+        }
+        if let Ok(endpoint) = endpoint
+            && let Ok(tags) = tags::list(&self.inner.transport, &endpoint, Patience::None).await
+        {
+            *existing = tags::nearest(tags, tag);
+        }
+        error
     }
 
     /// Opens a blob of the repository `source` names. The place that served its manifest is asked first.
@@ -109,7 +203,11 @@ impl Client {
     /// Whether the repository has the blob. Mirrors are not asked.
     pub async fn has_blob(&self, reference: &Reference, digest: Digest) -> Result<bool, RegistryError> {
         let endpoint = self.push_endpoint(reference, &|| format!("look for blob {}", digest.short())).await?;
-        let scope = Scope::pull(&endpoint.repository);
+        let host = self.inner.transport.host(&endpoint);
+        if host.presence(&endpoint.repository, digest) == Some(Presence::There) {
+            return Ok(true);
+        }
+        let scope = Scope::push(&endpoint.repository);
         blobs::exists(&self.inner.transport, &endpoint, digest, scope).await
     }
 
@@ -137,6 +235,21 @@ impl Client {
         push::push(&self.inner.transport, &endpoint, digest, size, body, Arc::new(progress)).await
     }
 
+    /// Begins to upload a blob that is still being made, whose digest and size are known at its end.
+    ///
+    /// [`RegistryError::NotStreamed`], here or later, means that this registry wants the whole blob at once: finish
+    /// it and use [`Self::push_blob`]. So does any loss of the upload's session in the middle.
+    ///
+    /// `progress` is told the bytes that the registry has confirmed.
+    pub async fn start_upload(
+        &self,
+        to: &Reference,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<BlobUpload, RegistryError> {
+        let endpoint = self.push_endpoint(to, &|| "push blob".to_owned()).await?;
+        stream::start(&self.inner.transport, &endpoint, Arc::new(progress)).await
+    }
+
     /// Stores a manifest or index under the reference's tag, or its digest when it has no tag.
     pub async fn push_manifest(
         &self,
@@ -145,7 +258,8 @@ impl Client {
         bytes: Vec<u8>,
     ) -> Result<Digest, RegistryError> {
         let endpoint = self.push_endpoint(to, &|| "push manifest".to_owned()).await?;
-        manifests::push(&self.inner.transport, &endpoint, to, media_type, bytes).await
+        let pushed = manifests::push(&self.inner.transport, &endpoint, to, media_type, bytes).await?;
+        Ok(pushed.digest)
     }
 
     async fn pull_endpoints(

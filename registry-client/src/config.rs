@@ -1,6 +1,7 @@
 //! Which places serve a repository: `registries.conf`, Docker's `daemon.json`, and the caller's insecure list.
 
 mod daemon;
+mod docker;
 mod registries;
 
 use std::io::{ErrorKind, Read};
@@ -8,10 +9,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rbuild_oci::Reference;
+use reqwest::header::HeaderMap;
 
 use crate::Settings;
 use crate::endpoint::{Endpoint, Security, is_hub, security, split_port};
 use crate::limits::CONFIG_FILE_BYTES_MAX;
+use crate::settings::ProxySettings;
 
 pub(crate) use registries::Rule;
 
@@ -76,6 +79,10 @@ pub(crate) struct Config {
     rules: Vec<Rule>,
     hub_mirrors: Vec<Endpoint>,
     insecure: Vec<String>,
+    /// Headers of Docker's `config.json`, for registries themselves.
+    pub(crate) headers: HeaderMap,
+    /// The environment's proxies; where it has none, those of Docker's `config.json`.
+    pub(crate) proxies: ProxySettings,
 }
 
 /// The places to ask for a reference, in order.
@@ -91,6 +98,17 @@ impl Config {
     /// Reads every configured file. Absent files are fine.
     pub(crate) fn load(settings: &Settings) -> Result<Self, ConfigError> {
         let mut config = Self { insecure: settings.insecure.clone(), ..Self::default() };
+        let docker = match &settings.docker_config {
+            Some(path) => read_file(path)?.map(|text| docker::parse(&text)).unwrap_or_default(),
+            None => docker::DockerConfig::default(),
+        };
+        let set = |own: &Option<String>, other: Option<String>| own.clone().or(other);
+        config.proxies = ProxySettings {
+            http: set(&settings.proxies.http, docker.proxies.http),
+            https: set(&settings.proxies.https, docker.proxies.https),
+            no_proxy: set(&settings.proxies.no_proxy, docker.proxies.no_proxy),
+        };
+        config.headers = docker.headers;
         for path in &settings.registries_conf {
             if let Some(text) = read_file(path)? {
                 config.rules = registries::load(path, &text)?;

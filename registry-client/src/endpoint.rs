@@ -58,6 +58,11 @@ pub(crate) fn is_hub(host: &str) -> bool {
     matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
 }
 
+/// True for registries known to take a blob in one piece only: Google's.
+pub(crate) fn wants_whole_blobs(host: &str) -> bool {
+    host == "gcr.io" || host.ends_with(".gcr.io") || host.ends_with(".pkg.dev")
+}
+
 /// Splits `host[:port]`, brackets of IPv6 addresses kept.
 pub(crate) fn split_port(host: &str) -> (&str, Option<u16>) {
     match host.rsplit_once(':') {

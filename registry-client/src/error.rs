@@ -47,6 +47,8 @@ pub enum RegistryError {
     NotFound {
         /// What was asked.
         target: Box<Target>,
+        /// For a tag: some that exist, the likeliest first.
+        existing: Vec<String>,
         /// The registry's words.
         reply: Box<Reply>,
     },
@@ -178,6 +180,15 @@ pub enum RegistryError {
         #[source]
         source: std::io::Error,
     },
+    /// The registry takes this blob in one piece only: an upload that began before the blob was whole is of no use.
+    #[error("{target}: the registry does not take blobs piece by piece")]
+    NotStreamed {
+        /// What was being done.
+        target: Box<Target>,
+        /// Its words, when it was asked.
+        #[source]
+        source: Option<Box<RegistryError>>,
+    },
     /// Credentials could not be obtained.
     #[error("{target}: cannot get credentials")]
     Credentials {
@@ -228,6 +239,8 @@ pub enum ErrorKind {
     Unsuitable,
     /// A registry that misbehaves.
     Protocol,
+    /// Blobs must be pushed whole.
+    NotStreamed,
     /// Configuration or credentials on this machine.
     Local,
 }
@@ -299,6 +312,15 @@ pub enum Violation {
         /// What the registry says.
         reported: String,
     },
+    /// A blob that was taken and then is not there.
+    #[error("the registry took blob {0} and does not have it")]
+    Lost(Digest),
+    /// A list that is none.
+    #[error("the registry sent a list that cannot be read")]
+    List,
+    /// A list that goes on and on.
+    #[error("the list does not end, or goes on at another address: `{0}`")]
+    Pages(String),
     /// Indexes nested beyond [`crate::limits::INDEX_DEPTH_MAX`].
     #[error("indexes are nested too deeply")]
     IndexDepth,
@@ -341,6 +363,7 @@ impl RegistryError {
             Self::NoPlatform { .. } | Self::Protocol { violation: Violation::NotAnImage(_), .. } => {
                 ErrorKind::Unsuitable
             }
+            Self::NotStreamed { .. } => ErrorKind::NotStreamed,
             Self::Refused { .. } | Self::Manifest { .. } | Self::Config { .. } | Self::Protocol { .. } => {
                 ErrorKind::Protocol
             }
@@ -369,6 +392,7 @@ impl RegistryError {
             | Self::Protocol { target, .. }
             | Self::Blocked { target, .. }
             | Self::Source { target, .. }
+            | Self::NotStreamed { target, .. }
             | Self::Credentials { target, .. } => Some(target),
             Self::Settings(_) => None,
             Self::AfterMirrors { upstream, .. } => upstream.target(),

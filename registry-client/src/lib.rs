@@ -3,7 +3,7 @@
 //! ```text
 //! Client ──▶ config (mirrors, insecure) ──▶ endpoint (which host, which scheme)
 //!    │                                           │
-//!    ├─▶ manifests · blobs/{pull,push,mount} ────┤
+//!    ├─▶ manifests · tags · referrers · blobs ───┤
 //!    │                                           ▼
 //!    └────────────────────────────────▶ transport (retry, redirect, address guard, DNS, TLS) ◀── auth
 //! ```
@@ -24,6 +24,8 @@ mod settings;
 
 mod blobs;
 mod manifests;
+mod referrers;
+mod tags;
 
 mod auth;
 mod config;
@@ -36,12 +38,14 @@ pub mod limits;
 #[cfg(test)]
 mod tests;
 
-pub use auth::{Kept, KeychainError, Server, ServerError, erase_credentials, store_credentials};
+pub use auth::{AwsEnv, Kept, KeychainError, Server, ServerError, erase_credentials, store_credentials};
 pub use blobs::pull::BlobStream;
 pub use blobs::push::{Progress, PushOutcome};
 pub use blobs::source::{BlobBody, BlobSource, BytesSource, FileSource};
+pub use blobs::stream::BlobUpload;
 pub use client::Client;
 pub use config::ConfigError;
 pub use error::{ErrorKind, Reason, RegistryError, Reply, Target, Violation};
-pub use manifests::ResolvedImage;
+pub use manifests::{ResolvedImage, StoredManifest};
 pub use settings::{Deadlines, ProxySettings, Settings};
+pub use transport::host::Quota;

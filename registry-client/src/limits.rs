@@ -44,6 +44,24 @@ pub const RESUMES_WITHOUT_PROGRESS_MAX: usize = 4;
 /// Times an upload is started or resumed.
 pub const UPLOAD_ATTEMPTS_MAX: usize = 5;
 
+/// Times a blob just uploaded is looked for before the upload counts as lost.
+pub const UPLOAD_CHECKS_MAX: usize = 4;
+
+/// Bytes of one chunk of an upload, unless the registry asks for more. Some registries take none below 5 MB.
+pub const CHUNK_BYTES: u64 = 8 << 20;
+
+/// Largest chunk a registry can ask for: a chunk is kept in memory until it arrived.
+pub const CHUNK_BYTES_MAX: u64 = 64 << 20;
+
+/// Answers of a paginated list followed.
+pub const PAGES_MAX: usize = 10_000;
+
+/// Bytes of one page of a list.
+pub const PAGE_BYTES_MAX: u64 = 4 << 20;
+
+/// Entries of a paginated list in all.
+pub const LIST_ENTRIES_MAX: usize = 1_000_000;
+
 /// Slowest transfer tolerated, in bytes per second over [`RATE_WINDOW`].
 pub const RATE_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 
@@ -58,6 +76,12 @@ pub const HELPER_BYTES_MAX: u64 = 64 << 10;
 
 /// Age up to which a helper's answer is used again: some helpers hand out tokens that live five minutes.
 pub const HELPER_ANSWER_AGE_MAX: Duration = Duration::from_secs(290);
+
+/// Time an AWS service gets.
+pub const AWS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Bytes read of an answer of AWS.
+pub const AWS_BYTES_MAX: usize = 256 << 10;
 
 /// Largest configuration file read, in bytes.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 4 << 20;

@@ -25,6 +25,7 @@ impl Client {
             docker_config: None,
             docker_auth_config: Some(json!({"auths": {server.key(): {"auth": auth}}}).to_string()),
             registry_auth_file: None,
+            buildx_config: None,
             containers_auth_files: Vec::new(),
             ..self.settings().clone()
         };

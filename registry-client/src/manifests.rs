@@ -43,12 +43,17 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
-/// A manifest or index as fetched.
-struct Fetched {
-    digest: Digest,
-    bytes: Vec<u8>,
-    media_type: String,
-    document: Document,
+/// A manifest or index as a registry has it, verified.
+#[derive(Debug, Clone)]
+pub struct StoredManifest {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Its exact bytes.
+    pub bytes: Vec<u8>,
+    /// Its media type.
+    pub media_type: String,
+    /// What it says.
+    pub document: Document,
 }
 
 /// Resolves a reference at one endpoint. The digest found first is used throughout, whatever the tag does meanwhile.
@@ -59,10 +64,7 @@ pub(crate) async fn resolve(
     platform: &Platform,
     patience: Patience,
 ) -> Result<ResolvedImage, RegistryError> {
-    let named = match reference.digest() {
-        Some(digest) => digest.to_string(),
-        None => reference.tag_or_latest().to_owned(),
-    };
+    let named = named(reference);
     let mut fetched = fetch(transport, endpoint, &named, reference.digest(), None, patience).await?;
     let index_digest = fetched.digest;
     let mut depth = 0;
@@ -121,6 +123,72 @@ pub(crate) async fn resolve(
     })
 }
 
+/// The document a reference itself names, index or manifest.
+pub(crate) async fn get(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    patience: Patience,
+) -> Result<StoredManifest, RegistryError> {
+    fetch(transport, endpoint, &named(reference), reference.digest(), None, patience).await
+}
+
+/// The digest a registry says a reference has; `None` when there is no such manifest, or the registry does not say.
+pub(crate) async fn head(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    patience: Patience,
+) -> Result<Option<Digest>, RegistryError> {
+    let named = named(reference);
+    let target = Target { action: format!("look for `{named}`"), ..manifest_target(endpoint, &named) };
+    let call = manifest_call(Method::HEAD, endpoint, &named, Scope::pull(&endpoint.repository), &target);
+    let (answer, authorization) =
+        transport.send(&transport.host(endpoint), &Call { patience, ..call }).await?;
+    if answer.status() == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let answer = transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
+    let digest = answer.headers().get("docker-content-digest");
+    Ok(digest.and_then(|value| value.to_str().ok()?.parse().ok()))
+}
+
+/// Removes a manifest (by digest) or a tag where the registry can. Nothing there is an error.
+pub(crate) async fn delete(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    reference: &Reference,
+) -> Result<(), RegistryError> {
+    let named = named(reference);
+    let target = Target { action: format!("delete `{named}`"), ..manifest_target(endpoint, &named) };
+    let call = manifest_call(Method::DELETE, endpoint, &named, Scope::delete(&endpoint.repository), &target);
+    let (answer, authorization) = transport.send(&transport.host(endpoint), &call).await?;
+    let expected = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
+    transport.expect(answer, &expected, &target, &authorization).await.map(drop)
+}
+
+/// What a reference names at its repository.
+fn named(reference: &Reference) -> String {
+    match reference.digest() {
+        Some(digest) => digest.to_string(),
+        None => reference.tag_or_latest().to_owned(),
+    }
+}
+
+fn manifest_call(method: Method, endpoint: &Endpoint, named: &str, scope: Scope, target: &Target) -> Call {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+    Call {
+        method,
+        address: Address::Path(format!("/v2/{}/manifests/{named}", endpoint.repository)),
+        scopes: vec![scope],
+        headers,
+        body: None,
+        target: target.clone(),
+        patience: Patience::Full,
+    }
+}
+
 /// Fetches one manifest or index by tag or digest, checking whatever is known of it beforehand.
 async fn fetch(
     transport: &Transport,
@@ -129,21 +197,12 @@ async fn fetch(
     expected: Option<Digest>,
     size: Option<u64>,
     patience: Patience,
-) -> Result<Fetched, RegistryError> {
+) -> Result<StoredManifest, RegistryError> {
     let target = manifest_target(endpoint, named);
+    let call = manifest_call(Method::GET, endpoint, named, Scope::pull(&endpoint.repository), &target);
     let host = transport.host(endpoint);
-    let mut headers = HeaderMap::new();
-    headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
-    let call = Call {
-        method: Method::GET,
-        address: Address::Path(format!("/v2/{}/manifests/{named}", endpoint.repository)),
-        scopes: vec![Scope::pull(&endpoint.repository)],
-        headers,
-        body: None,
-        target: target.clone(),
-        patience,
-    };
-    let (answer, authorization) = transport.send(&host, &call).await?;
+    let (answer, authorization) = transport.send(&host, &Call { patience, ..call }).await?;
+    host.told(answer.headers());
     let answer = transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
     let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     // Parameters such as a charset do not belong to the type.
@@ -161,7 +220,7 @@ async fn fetch(
     let document = Document::parse(&bytes, content_type.as_deref())
         .map_err(|source| RegistryError::Manifest { target: Box::new(target), source })?;
     let media_type = media_type_of(&document, content_type);
-    Ok(Fetched { digest, bytes, media_type, document })
+    Ok(StoredManifest { digest, bytes, media_type, document })
 }
 
 /// The type the document states, else the transport's, else OCI's.
@@ -191,7 +250,7 @@ pub(crate) async fn push(
     reference: &Reference,
     media_type: &str,
     bytes: Vec<u8>,
-) -> Result<Digest, RegistryError> {
+) -> Result<Pushed, RegistryError> {
     let digest = Digest::of(&bytes);
     let named = match (reference.tag(), reference.digest()) {
         (Some(tag), _) => tag.to_owned(),
@@ -223,8 +282,15 @@ pub(crate) async fn push(
         Some(reported) if reported != digest.to_string() => {
             Err(protocol(target, Violation::StoredDigest { sent: digest, reported: escape(reported) }))
         }
-        _ => Ok(digest),
+        _ => Ok(Pushed { digest, knows_subject: answer.headers().contains_key("oci-subject") }),
     }
+}
+
+/// A manifest as a registry took it.
+pub(crate) struct Pushed {
+    pub(crate) digest: Digest,
+    /// The registry said that it keeps the list of referrers itself.
+    pub(crate) knows_subject: bool,
 }
 
 fn manifest_target(endpoint: &Endpoint, named: &str) -> Target {

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::auth::AwsEnv;
+
 /// How to reach registries. Paths that do not exist are fine; files that do not parse are errors that name the file.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -17,6 +19,10 @@ pub struct Settings {
     pub containers_auth_files: Vec<PathBuf>,
     /// Candidates for `registries.conf`: the first that exists counts, with its `registries.conf.d/*.conf`.
     pub registries_conf: Vec<PathBuf>,
+    /// Buildx's configuration directory, for credentials of single repositories and actions below `config/`.
+    pub buildx_config: Option<PathBuf>,
+    /// AWS's variables, for ECR registries.
+    pub aws: AwsEnv,
     /// Docker's `daemon.json`, for `registry-mirrors` and `insecure-registries`.
     pub daemon_json: Option<PathBuf>,
     /// Registries (`host[:port]`) that may be spoken to without verified TLS, or in clear text.
@@ -46,6 +52,8 @@ impl Default for Settings {
             registry_auth_file: None,
             containers_auth_files: Vec::new(),
             registries_conf: Vec::new(),
+            buildx_config: None,
+            aws: AwsEnv::default(),
             daemon_json: None,
             insecure: Vec::new(),
             certs_dirs: Vec::new(),

@@ -1,9 +1,12 @@
 //! The client against scripted registries.
 
 mod auth;
+mod ecr;
 mod fake;
+mod lists;
 mod pull;
 mod push;
+mod stream;
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@
 pub(crate) mod address;
 mod clients;
 pub(crate) mod exchange;
-mod host;
+pub(crate) mod host;
 mod resolver;
 pub(crate) mod retry;
 
@@ -37,7 +37,7 @@ use retry::Patience;
 pub(crate) struct Transport {
     settings: Settings,
     config: OnceCell<Config>,
-    clients: Clients,
+    clients: OnceCell<Clients>,
     keychain: Keychain,
     hosts: Mutex<HashMap<String, Arc<Host>>>,
 }
@@ -64,7 +64,7 @@ pub(crate) enum Address {
 impl Transport {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
-            clients: Clients::new(&settings),
+            clients: OnceCell::new(),
             keychain: Keychain::new(&settings),
             settings,
             config: OnceCell::new(),
@@ -87,6 +87,17 @@ impl Transport {
     /// The configuration files, read at the first use.
     pub(crate) async fn config(&self) -> Result<&Config, ConfigError> {
         self.config.get_or_try_init(|| async { Config::load(&self.settings) }).await
+    }
+
+    /// The connections, made ready at the first use.
+    async fn clients(&self) -> Result<&Clients, ConfigError> {
+        let make = || async { Ok(Clients::new(&self.settings, &self.config().await?.proxies)) };
+        self.clients.get_or_try_init(make).await
+    }
+
+    /// Headers that go to registries themselves, and to nobody they name.
+    pub(crate) async fn own_headers(&self) -> Result<HeaderMap, ConfigError> {
+        Ok(self.config().await?.headers.clone())
     }
 
     /// The shared state of an endpoint's host.
@@ -215,7 +226,7 @@ impl Transport {
         let reply = Box::new(Reply::parse(status.as_u16(), &body, &secrets));
         let target = Box::new(target.clone());
         Err(match status {
-            StatusCode::NOT_FOUND => RegistryError::NotFound { target, reply },
+            StatusCode::NOT_FOUND => RegistryError::NotFound { target, existing: Vec::new(), reply },
             StatusCode::UNAUTHORIZED => {
                 RegistryError::Unauthorized { target, had_credentials: authorization.has_credentials, reply }
             }

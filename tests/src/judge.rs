@@ -55,10 +55,44 @@ pub fn manifest(image: &str) -> Result<Value> {
     inspect(&[], image)
 }
 
+/// The configuration of an index's image for one architecture.
+///
+/// # Errors
+///
+/// When skopeo does not accept it.
+pub fn config_for(image: &str, architecture: &str) -> Result<Value> {
+    inspect_for(&["--override-arch", architecture], &["--config"], image)
+}
+
+/// The manifest or index itself.
+///
+/// # Errors
+///
+/// When skopeo does not accept it.
+pub fn raw(image: &str) -> Result<Value> {
+    inspect(&["--raw"], image)
+}
+
+/// Digest of the manifest or index that a name stands for.
+///
+/// # Errors
+///
+/// When skopeo does not accept it.
+pub fn digest(image: &str) -> Result<String> {
+    let bytes = tool("skopeo", &["inspect", "--tls-verify=false", "--raw", image])?.stdout;
+    let manifest = tempfile::NamedTempFile::new()?;
+    fs::write(manifest.path(), bytes)?;
+    let path = manifest.path().to_str().context("UTF-8")?;
+    let digest = tool("skopeo", &["manifest-digest", path])?.stdout;
+    Ok(String::from_utf8(digest)?.trim().to_owned())
+}
+
 fn inspect(options: &[&str], image: &str) -> Result<Value> {
-    let mut args = vec!["inspect", "--tls-verify=false"];
-    args.extend(options);
-    args.push(image);
+    inspect_for(&[], options, image)
+}
+
+fn inspect_for(global: &[&str], options: &[&str], image: &str) -> Result<Value> {
+    let args = [global, &["inspect", "--tls-verify=false"], options, &[image]].concat();
     Ok(serde_json::from_slice(&tool("skopeo", &args)?.stdout)?)
 }
 
@@ -68,8 +102,12 @@ fn inspect(options: &[&str], image: &str) -> Result<Value> {
 ///
 /// When skopeo refuses it.
 pub fn copy(from: &str, to: &str) -> Result<()> {
-    tool("skopeo", &["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", from, to])
-        .map(drop)
+    copy_for(&[], from, to)
+}
+
+fn copy_for(global: &[&str], from: &str, to: &str) -> Result<()> {
+    let command = ["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", from, to];
+    tool("skopeo", &[global, &command].concat()).map(drop)
 }
 
 /// An image unpacked by umoci.
@@ -84,9 +122,22 @@ pub struct Unpacked {
 ///
 /// When skopeo or umoci do not accept it.
 pub fn unpack(image: &str) -> Result<Unpacked> {
+    unpack_with(&[], image)
+}
+
+/// [`unpack`] of an index's image for one architecture.
+///
+/// # Errors
+///
+/// When skopeo or umoci do not accept it.
+pub fn unpack_for(image: &str, architecture: &str) -> Result<Unpacked> {
+    unpack_with(&["--override-arch", architecture], image)
+}
+
+fn unpack_with(global: &[&str], image: &str) -> Result<Unpacked> {
     let dir = tempfile::Builder::new().prefix("rbuild-test-image-").tempdir()?;
     let layout = format!("{}:image", dir.path().join("layout").display());
-    copy(image, &format!("oci:{layout}"))?;
+    copy_for(global, image, &format!("oci:{layout}"))?;
     let bundle = dir.path().join("bundle");
     tool("umoci", &["unpack", "--image", &layout, bundle.to_str().context("UTF-8")?])?;
     Ok(Unpacked { dir })

@@ -21,8 +21,10 @@
 //! ([`need!`]), as the continuous integration does.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod bases;
 pub mod binary;
+pub mod docker;
 pub mod env;
 pub mod http;
 pub mod judge;

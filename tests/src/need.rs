@@ -24,6 +24,10 @@ pub enum Need {
     Subuid,
     /// `htpasswd`: a registry that asks for a password can be started.
     Password,
+    /// pasta or slirp4netns with a usable `/dev/net/tun`: steps have a network of their own.
+    Network,
+    /// Docker's daemon and client can be started.
+    Docker,
 }
 
 impl Need {
@@ -38,6 +42,8 @@ impl Need {
             Self::Runtime => "runtime",
             Self::Subuid => "subuid",
             Self::Password => "password",
+            Self::Network => "network",
+            Self::Docker => "docker",
         }
     }
 
@@ -50,13 +56,16 @@ impl Need {
             Self::Runtime => &["runc", "umoci", "unshare", "busybox"],
             Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
             Self::Password => &["htpasswd"],
+            Self::Network => &["pasta", "slirp4netns"],
+            Self::Docker => &["dockerd", "docker", "containerd", "runc"],
         }
     }
 
     /// What is missing, or `None` when the machine has it.
     #[must_use]
     pub fn missing(self) -> Option<String> {
-        let wants_root = matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid);
+        let wants_root =
+            matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid | Self::Docker);
         if wants_root && !rustix::process::geteuid().is_root() {
             return Some("not running as root".to_owned());
         }

@@ -1,12 +1,13 @@
 //! Measures what a step costs: runs `/bin/true` of a root directory, given as argument, a number of times.
 //!
 //! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
-//! `NETWORK=host` the steps share the host's network.
+//! `NETWORK=host` the steps share the host's network, with `NETWORK=user` they have one of their own that reaches the outside.
 
-use rbuild_sandbox::{Network, StepSpec, Stream, mount_overlay, run_step_to_exit};
+use rbuild_sandbox::{Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Prints the spread; the fastest is what the work costs, the rest is what else the machine does.
@@ -25,8 +26,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words = if rest.is_empty() { vec!["true".to_owned()] } else { rest };
     let mut argv = vec!["/bin/busybox".to_owned()];
     argv.extend(words);
-    let is_host = std::env::var("NETWORK").is_ok_and(|network| network == "host");
-    let network = if is_host { Network::Host } else { Network::None };
+    let network = match std::env::var("NETWORK").as_deref() {
+        Ok("host") => Network::Host,
+        Ok("user") => {
+            let started = Instant::now();
+            let network = UserNetwork::start(false)?;
+            eprintln!("network through {}: {:?}", network.stack_name(), started.elapsed());
+            Network::User(Arc::new(network))
+        }
+        _ => Network::None,
+    };
     let scratch = Path::new(&root).with_extension("scratch");
     let (cancel, _never) = rustix::pipe::pipe()?;
     let mut times = Vec::new();
@@ -36,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::create_dir_all(&upper)?;
         std::fs::create_dir_all(&work)?;
         let mut spec = StepSpec::new(argv.clone());
-        spec.network = network;
+        spec.network = network.clone();
         let started = Instant::now();
         let merged =
             mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;

@@ -24,6 +24,9 @@ mod spec;
 
 mod parent;
 mod spawner;
+mod watched;
+
+mod network;
 
 mod channel;
 mod child;
@@ -37,6 +40,7 @@ mod wire;
 pub use bootstrap::{BootstrapError, Privilege, bootstrap};
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
+pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::{Teardown, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe};
@@ -52,6 +56,9 @@ pub fn dispatch() {
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());
+    }
+    if name == self_copy::NETWORK_MARKER {
+        std::process::exit(network::holder_main());
     }
     if name == self_copy::PROBE_MARKER {
         std::process::exit(probe::probe_main());

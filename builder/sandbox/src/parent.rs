@@ -3,7 +3,7 @@
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::{Kind, MountPoints};
 use crate::spec::{Exit, MountSource, Network, StepMount, StepSpec, Stream};
-use crate::wire::{ChildSpec, Flavour, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
 use crate::{channel, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use step_mounts::Tree;
 
 mod step_mounts;
@@ -48,11 +49,14 @@ pub fn run_step_to_exit(
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
     }
     let mut child_spec = resolve(spec, root)?;
-    let flavour = Flavour {
-        own_network: spec.network == Network::None,
-        shm_size_bytes: spec.shm_size_bytes,
-        insecure: spec.insecure,
+    let (namespace, network) = match &spec.network {
+        Network::Host => (NetworkNamespace::Builder, None),
+        Network::None => (NetworkNamespace::New, None),
+        Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
     };
+    let flavour =
+        Flavour { network: namespace, shm_size_bytes: spec.shm_size_bytes, insecure: spec.insecure };
+    let kind = spawner::Kind { flavour, network };
     let (mounts, trees) = step_mounts::order(&spec.mounts)?;
     child_spec.mounts = mounts;
     let mut targets: Vec<(&str, Kind)> =
@@ -66,8 +70,8 @@ pub fn run_step_to_exit(
         .chain(trees.iter().map(Tree::as_fd))
         .chain(spec.held.iter().map(AsFd::as_fd))
         .collect();
-    let outcome = Running::start(flavour, &child_spec, root, &attached)
-        .and_then(|running| running.run(cancel, on_output));
+    let outcome =
+        Running::start(kind, &child_spec, root, &attached).and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown) = outcome?;
     Ok((end.into_result(spec)?, teardown))
@@ -229,7 +233,7 @@ struct Running {
 impl Running {
     /// `attached` goes to init besides the root and the pipes.
     fn start(
-        flavour: Flavour,
+        kind: spawner::Kind,
         spec: &ChildSpec,
         root: BorrowedFd<'_>,
         attached: &[BorrowedFd<'_>],
@@ -239,7 +243,7 @@ impl Running {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
         let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let mut running = Running {
-            socket: spawner::take(flavour)?,
+            socket: spawner::take(&kind)?,
             stdout: Some(stdout),
             stderr: Some(stderr),
             teardown: Teardown { init: None },
@@ -249,7 +253,7 @@ impl Running {
         // With its first report init can be killed by its descriptor.
         if !running.receive_report()? {
             // Nothing was started: the spawner is being killed. By now it is dead, and the next request starts another one.
-            running.socket = spawner::take(flavour)?;
+            running.socket = spawner::take(&kind)?;
             running.receive_report()?;
         }
         let encoded = spec.encode();
@@ -262,7 +266,7 @@ impl Running {
             Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
             Err(errno) => return Err(parent("send the step to its process")(errno)),
         }
-        spawner::stock(flavour);
+        spawner::stock(&kind);
         Ok(running)
     }
 

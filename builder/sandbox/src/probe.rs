@@ -5,6 +5,7 @@
 
 use crate::bootstrap::{self, Privilege};
 use crate::error::{SetupStep, StepError};
+use crate::network::UserNetwork;
 use crate::self_copy::PROBE_MARKER;
 use crate::spec::{Network, StepSpec};
 use std::io::{Read as _, Write as _};
@@ -12,6 +13,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 const RESULTS_SIZE_BYTES_MAX: u64 = 64 << 10;
 
@@ -156,7 +158,7 @@ fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
 const PARTS: &[(&str, &[SetupStep])] = &[
     ("step process", &[SetupStep::ReceiveSpec, SetupStep::ParentDeath]),
     ("namespaces", &[SetupStep::Unshare, SetupStep::Fork, SetupStep::Session, SetupStep::Keyring]),
-    ("loopback device", &[SetupStep::Loopback]),
+    ("loopback device", &[SetupStep::Loopback, SetupStep::JoinNetwork]),
     ("fresh /proc", &[SetupStep::PrivateMounts, SetupStep::Proc, SetupStep::MaskProc]),
     ("/sys", &[SetupStep::Sys, SetupStep::MaskSys]),
     ("devices", &[SetupStep::Dev, SetupStep::DeviceNode, SetupStep::Scratch]),
@@ -182,9 +184,10 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
     for (network, label) in
         [(Network::None, "step without network"), (Network::Host, "step on the host's network")]
     {
+        let is_alone = network == Network::None;
         let error = match set_up_step(root, network) {
             Ok(()) => {
-                if network == Network::None {
+                if is_alone {
                     results.extend(PARTS.iter().map(|(name, _)| ok(name, "works")));
                 }
                 results.push(ok(label, "set up completely"));
@@ -200,7 +203,23 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
         }
         results.push(fails(label, &error, None));
     }
+    results.push(try_network(root));
     results
+}
+
+/// Without it steps share the host's network.
+fn try_network(root: &Path) -> ProbeResult {
+    let name = "network of their own for steps";
+    match UserNetwork::start(false) {
+        Err(error) => fails(name, &error, Some(error.remedy().to_owned())),
+        Ok(network) => {
+            let stack = network.stack_name();
+            match set_up_step(root, Network::User(Arc::new(network))) {
+                Ok(()) => ok(name, format!("through {stack}; the host's loopback is closed")),
+                Err(error) => fails(name, &error, None),
+            }
+        }
+    }
 }
 
 fn remedy(step: SetupStep) -> Option<String> {

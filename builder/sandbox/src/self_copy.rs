@@ -16,6 +16,8 @@ pub(crate) const SPAWNER_MARKER: &str = "rbuild-sandbox-spawner";
 
 /// `argv[0]` of the helper that maps ids.
 pub(crate) const IDMAP_MARKER: &str = "rbuild-sandbox-idmap";
+/// `argv[0]` of the process that holds the network of a build's steps.
+pub(crate) const NETWORK_MARKER: &str = "rbuild-sandbox-network";
 /// `argv[0]` of the child that tries what the host allows.
 pub(crate) const PROBE_MARKER: &str = "rbuild-sandbox-probe";
 

@@ -7,7 +7,9 @@
 
 use crate::channel;
 use crate::error::StepError;
+use crate::network::UserNetwork;
 use crate::self_copy::{SPAWNER_MARKER, SelfCopy};
+use crate::watched;
 use crate::wire::Flavour;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -16,14 +18,36 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 struct Spawner {
     /// Our end of the control socket; absent until the first step.
     control: Option<OwnedFd>,
-    /// The init in stock: our end of its socket.
-    spare: Option<(Flavour, OwnedFd)>,
+    /// The init in stock: what it is good for, and our end of its socket.
+    spare: Option<Spare>,
     steps_total: u64,
+}
+
+struct Spare {
+    flavour: Flavour,
+    /// Does not keep the network: an init in stock is no use of it.
+    network: Option<Weak<UserNetwork>>,
+    socket: OwnedFd,
+}
+
+impl Spare {
+    fn is_for(&self, kind: &Kind) -> bool {
+        let network = self.network.as_ref().map(Weak::as_ptr);
+        self.flavour == kind.flavour && network == kind.network.as_ref().map(Arc::as_ptr)
+    }
+}
+
+/// What an init is asked for with.
+pub(crate) struct Kind {
+    /// What it is told.
+    pub(crate) flavour: Flavour,
+    /// The network it joins, for a flavour that joins one.
+    pub(crate) network: Option<Arc<UserNetwork>>,
 }
 
 fn spawner() -> MutexGuard<'static, Spawner> {
@@ -31,24 +55,26 @@ fn spawner() -> MutexGuard<'static, Spawner> {
     SPAWNER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An init of this flavour, ready or on its way: our end of its socket.
-pub(crate) fn take(flavour: Flavour) -> Result<OwnedFd, StepError> {
+/// An init of this kind, ready or on its way: our end of its socket.
+pub(crate) fn take(kind: &Kind) -> Result<OwnedFd, StepError> {
     let mut spawner = spawner();
     spawner.steps_total += 1;
     match spawner.spare.take() {
-        Some((spare, socket)) if spare == flavour && is_open(socket.as_fd()) => Ok(socket),
-        // Of another flavour, or killed meanwhile: it goes, which closing its socket tells it.
-        _ => spawner.request(flavour),
+        Some(spare) if spare.is_for(kind) && is_open(spare.socket.as_fd()) => Ok(spare.socket),
+        // Of another kind, or killed meanwhile: it goes, which closing its socket tells it.
+        _ => spawner.request(kind),
     }
 }
 
 /// Makes sure an init is in stock, if there is likely to be a step for it.
 ///
 /// Best effort: what fails here fails again for the next step, and is reported then.
-pub(crate) fn stock(flavour: Flavour) {
+pub(crate) fn stock(kind: &Kind) {
     let mut spawner = spawner();
     if spawner.steps_total > 1 && spawner.spare.is_none() {
-        spawner.spare = spawner.request(flavour).ok().map(|socket| (flavour, socket));
+        let network = kind.network.as_ref().map(Arc::downgrade);
+        spawner.spare =
+            spawner.request(kind).ok().map(|socket| Spare { flavour: kind.flavour, network, socket });
     }
 }
 
@@ -68,12 +94,15 @@ fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
 }
 
 impl Spawner {
-    fn request(&mut self, flavour: Flavour) -> Result<OwnedFd, StepError> {
+    fn request(&mut self, kind: &Kind) -> Result<OwnedFd, StepError> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(parent("create the step's control socket"))?;
+        let request = kind.flavour.encode();
+        let fds: Vec<BorrowedFd<'_>> =
+            [theirs.as_fd()].into_iter().chain(kind.network.as_deref().map(UserNetwork::namespace)).collect();
         if let Some(control) = &self.control {
-            match channel::send_with_fds(control.as_fd(), &flavour.encode(), &[theirs.as_fd()]) {
+            match channel::send_with_fds(control.as_fd(), &request, &fds) {
                 Ok(()) => return Ok(ours),
                 // Somebody killed it: the next one is as good.
                 Err(Errno::PIPE | Errno::CONNRESET) => self.control = None,
@@ -81,8 +110,7 @@ impl Spawner {
             }
         }
         let control = start().map_err(|source| StepError::Parent { action: "start the spawner", source })?;
-        channel::send_with_fds(control.as_fd(), &flavour.encode(), &[theirs.as_fd()])
-            .map_err(parent("ask for the step's init"))?;
+        channel::send_with_fds(control.as_fd(), &request, &fds).map_err(parent("ask for the step's init"))?;
         self.control = Some(control);
         Ok(ours)
     }
@@ -93,28 +121,16 @@ fn start() -> io::Result<OwnedFd> {
     let program = SelfCopy::get()?;
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let (result, started) = mpsc::channel();
-    // Parent-death signals follow the thread that forked, so a thread is kept for that: it waits for the spawner's end.
-    std::thread::Builder::new().name("sandbox-spawner".to_owned()).spawn(move || {
-        let spawned = Command::new(program.path())
-            .arg0(SPAWNER_MARKER)
-            .arg(std::process::id().to_string())
-            .env_clear()
-            // Ctrl-C at a terminal goes to the builder's process group; what happens to steps is the builder's to decide.
-            .process_group(0)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match spawned {
-            Ok(mut child) => {
-                let _heard = result.send(Ok(()));
-                let _ended = child.wait();
-            }
-            Err(error) => drop(result.send(Err(error))),
-        }
-    })?;
-    // The thread sends before anything else it does.
-    started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+    let mut command = Command::new(program.path());
+    command
+        .arg0(SPAWNER_MARKER)
+        .arg(std::process::id().to_string())
+        .env_clear()
+        // Ctrl-C at a terminal goes to the builder's process group; what happens to steps is the builder's to decide.
+        .process_group(0)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    watched::spawn("sandbox-spawner", command)?;
     Ok(ours)
 }

@@ -2,12 +2,17 @@
 
 use rustix::process::Resource;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::network::UserNetwork;
 
 /// The network a step sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Network {
     /// The network namespace of the builder.
     Host,
+    /// One that reaches the outside and not the host.
+    User(Arc<UserNetwork>),
     /// A namespace of its own with nothing but a loopback device.
     None,
 }

@@ -210,3 +210,25 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
     check(result.into()).map(drop)
 }
+
+/// Makes the addresses `network`/`mask` unreachable in the current network namespace; `socket` is any IPv4 socket.
+pub(crate) fn reject_route(socket: BorrowedFd<'_>, network: [u8; 4], mask: [u8; 4]) -> Result<(), Errno> {
+    fn address(octets: [u8; 4]) -> libc::sockaddr {
+        // The layout of `sockaddr_in`: two bytes of port, then the address in network order.
+        let mut data = [0; 14];
+        for (to, from) in data[2..].iter_mut().zip(octets) {
+            *to = from.cast_signed();
+        }
+        libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+    }
+    // SAFETY: `rtentry` is a C struct of integers, socket addresses and one pointer, for all of which zero is a value.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = address(network);
+    route.rt_genmask = address(mask);
+    route.rt_flags = libc::RTF_UP | libc::RTF_REJECT;
+    // rustix has no wrapper for routes.
+    // SAFETY: the descriptor is open for the borrow and SIOCADDRT reads one `rtentry`, fully initialised, whose device
+    // name is null: a route without a device.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
+    check(result.into()).map(drop)
+}

@@ -15,12 +15,23 @@ pub(crate) const REPORT_SIZE_BYTES_MAX: usize = 8 << 10;
 /// What of a step its init is told before the step itself: enough to prepare everything but the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flavour {
-    /// Whether the step gets a network namespace of its own.
-    pub(crate) own_network: bool,
+    /// Which network namespace the step gets.
+    pub(crate) network: NetworkNamespace,
     /// Size limit of `/dev/shm`.
     pub(crate) shm_size_bytes: u64,
     /// Nothing masked, filtered or dropped.
     pub(crate) insecure: bool,
+}
+
+/// Network namespace of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkNamespace {
+    /// The builder's.
+    Builder,
+    /// A new one, with nothing but loopback.
+    New,
+    /// One that exists: its descriptor comes with the request.
+    Joined,
 }
 
 /// A step with everything resolved: what init needs besides the [`Flavour`], and nothing else.
@@ -163,7 +174,11 @@ impl Flavour {
 
     pub(crate) fn encode(self) -> Vec<u8> {
         let mut w = Writer::default();
-        w.u32(self.own_network.into());
+        w.u32(match self.network {
+            NetworkNamespace::Builder => 0,
+            NetworkNamespace::New => 1,
+            NetworkNamespace::Joined => 2,
+        });
         w.u64(self.shm_size_bytes);
         w.u32(self.insecure.into());
         w.0
@@ -171,8 +186,13 @@ impl Flavour {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Flavour, Malformed> {
         let mut r = Reader(bytes);
-        let flavour =
-            Flavour { own_network: r.u32()? != 0, shm_size_bytes: r.u64()?, insecure: r.u32()? != 0 };
+        let network = match r.u32()? {
+            0 => NetworkNamespace::Builder,
+            1 => NetworkNamespace::New,
+            2 => NetworkNamespace::Joined,
+            _ => return Err(Malformed),
+        };
+        let flavour = Flavour { network, shm_size_bytes: r.u64()?, insecure: r.u32()? != 0 };
         r.end()?;
         Ok(flavour)
     }

@@ -2,13 +2,14 @@
 //!
 //! Has its own `main`, as every program that uses the crate: `dispatch` comes first, `bootstrap` before any thread. What
 //! cannot run here says «skipped: why»; capabilities named in `RBUILD_TEST_REQUIRE` (`root`, `userns`, `overlay`,
-//! `subuid`, `cc`) must work.
+//! `subuid`, `cc`, `network`) must work.
 #![expect(clippy::unwrap_used, reason = "a test; there is no #[test] function for clippy to go by")]
 
 mod steps {
     pub(crate) mod cases;
     pub(crate) mod confinement;
     pub(crate) mod lifecycle;
+    pub(crate) mod network;
     pub(crate) mod setup;
 }
 
@@ -80,7 +81,9 @@ fn run_cases(host: &Host, filters: &[String]) -> ExitCode {
         require_or_skip("overlay", &why);
         return ExitCode::SUCCESS;
     }
-    let cases: Vec<Case> = [steps::cases::CASES, steps::confinement::CASES, steps::lifecycle::CASES].concat();
+    let cases: Vec<Case> =
+        [steps::cases::CASES, steps::confinement::CASES, steps::lifecycle::CASES, steps::network::CASES]
+            .concat();
     let wanted = |name: &str| {
         let mut words = filters.iter().filter(|f| !f.starts_with('-')).peekable();
         words.peek().is_none() || words.any(|filter| name.contains(filter.as_str()))

@@ -38,6 +38,8 @@ pub struct PackedImage {
     pub manifest: Vec<u8>,
     /// Digest of the manifest.
     pub digest: Digest,
+    /// Media type of the manifest.
+    pub media_type: String,
 }
 
 /// Compresses what was never compressed and writes the manifest. A blob that exists is never encoded again, and a
@@ -65,7 +67,8 @@ pub async fn pack(
             .map(|layer| json!({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}))
             .collect::<Vec<_>>(),
     }));
-    Ok(PackedImage { digest: Digest::of(&manifest), image, layers, manifest })
+    let media_type = media_type::OCI_MANIFEST.to_owned();
+    Ok(PackedImage { digest: Digest::of(&manifest), image, layers, manifest, media_type })
 }
 
 /// OCI media type of a layer blob by its first bytes; a pulled blob keeps the form its registry had it in.

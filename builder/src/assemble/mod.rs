@@ -3,6 +3,7 @@
 //! Times come from the records of the layers, not from the clock, so a fully cached build gives the same image digest
 //! as the build that made the layers.
 
+pub mod index;
 pub mod manifest;
 
 use std::os::fd::AsFd;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::control::{CacheControlArgs, ExplainArgs};
 use super::image::ImageCommandArgs;
 use super::space::{CacheArgs, DuArgs, PruneArgs};
 use super::steps::StepArgs;
@@ -49,6 +50,8 @@ pub(crate) enum CommandArgs {
     Pull(PullArgs),
     /// Push an image to a registry
     Push(PushArgs),
+    /// Tell why steps were executed
+    Explain(ExplainArgs),
     /// Show what the store holds
     Du(DuArgs),
     /// Remove build cache
@@ -104,8 +107,8 @@ pub(crate) struct BuildArgs {
     /// Add a label to the image
     #[arg(long = "label", value_name = "KEY[=VALUE]", help_heading = "What to build")]
     pub(crate) labels: Vec<String>,
-    /// Build for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
-    #[arg(long = "platform", value_name = "OS/ARCH", help_heading = "What to build")]
+    /// Build for these platforms (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
+    #[arg(long = "platform", value_name = "OS/ARCH[,…]", help_heading = "What to build")]
     pub(crate) platforms: Vec<String>,
 
     /// Only check the Dockerfile, as --call=check does
@@ -123,16 +126,8 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) call: String,
 
-    /// Execute every step again
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
-          hide_possible_values = true, value_name = "BOOL", help_heading = "How to build")]
-    pub(crate) no_cache: bool,
-    /// Ask the registry for base images even when they are here
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
-          hide_possible_values = true, value_name = "BOOL", help_heading = "How to build")]
-    pub(crate) pull: bool,
+    #[command(flatten)]
+    pub(crate) control: CacheControlArgs,
     /// Network of RUN steps: default, none or host
     #[arg(
         long,

@@ -8,7 +8,7 @@ use rbuild_oci::{Platform, Reference};
 use super::args::{ImagesArgs, PullArgs, PushArgs, go_bool};
 use super::env::Env;
 use super::error::Problem;
-use super::request::parse_platforms;
+use super::request::parse_platform;
 
 /// Commands at the top level.
 #[derive(Debug, Subcommand)]
@@ -346,7 +346,7 @@ impl SaveArgs {
 
 impl LoadArgs {
     pub(crate) fn request(self, env: &Env) -> Result<ImageCommand, Problem> {
-        let platform = parse_platforms(self.platform.as_slice(), env)?;
+        let platform = parse_platform(self.platform.as_ref(), env)?;
         Ok(ImageCommand::Load(LoadRequest { input: self.input, quiet: self.quiet, platform }))
     }
 }

@@ -33,7 +33,6 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("image-name-with-digest-file", Shape::Value, None),
     ("insecure-registry", Shape::Value, None),
     ("load", Shape::Bool, Some("false")),
-    ("no-cache-filter", Shape::Value, None),
     ("policy", Shape::Value, None),
     ("provenance", Shape::Value, Some("false")),
     ("push-ignore-immutable-tag-errors", Shape::Bool, Some("false")),

@@ -3,6 +3,7 @@
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
 mod args;
+mod control;
 mod csv;
 mod env;
 mod error;
@@ -24,6 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 
+pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
@@ -65,6 +67,8 @@ pub enum Command {
     Pull(PullRequest),
     /// Push an image.
     Push(PushRequest),
+    /// Tell why steps were executed.
+    Explain(ExplainRequest),
     /// Show what the store holds.
     Du(DuRequest),
     /// Give space back.
@@ -209,7 +213,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         }),
         CommandArgs::Pull(args) => {
             let name = parse_image(&args.name)?;
-            let platform = request::parse_platforms(args.platform.as_slice(), env)?;
+            let platform = request::parse_platform(args.platform.as_ref(), env)?;
             Command::Pull(PullRequest {
                 default_tag: lacks_tag(&name),
                 name: name.with_default_tag(),
@@ -228,6 +232,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 quiet: args.quiet,
             })
         }
+        CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => match args.command {
@@ -279,6 +284,7 @@ fn is_command(text: &OsStr) -> bool {
                 | "images"
                 | "pull"
                 | "push"
+                | "explain"
                 | "du"
                 | "prune"
                 | "cache"
@@ -308,8 +314,8 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
                     && a[prefix + 1] == b[prefix]))
     };
     [
-        "build", "graph", "images", "pull", "push", "prune", "cache", "doctor", "version", "inspect",
-        "history", "login", "logout", "save", "load",
+        "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
+        "inspect", "history", "login", "logout", "save", "load",
     ]
     .into_iter()
     .find(|name| near(name))

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rbuild_oci::{Platform, Reference};
 
 use super::args::{BuildArgs, GraphArgs};
+use super::control::{CacheControl, ExplainFormat};
 use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
@@ -16,6 +17,7 @@ use super::source::{
     parse_named_context,
 };
 use super::steps::StepOptions;
+
 use crate::progress::Mode;
 
 /// Everything `rbuild build` was asked for. Paths are relative to the working directory.
@@ -37,12 +39,10 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Named contexts by normalised name; each name once, the last wins.
     pub named_contexts: Vec<(String, NamedContextArg)>,
-    /// Execute every step again.
-    pub no_cache: bool,
-    /// Resolve base images again.
-    pub pull: bool,
-    /// The platform to build for; `None` means this machine's.
-    pub platform: Option<Platform>,
+    /// What may come from the cache.
+    pub control: CacheControl,
+    /// The platforms to build for, each once, in the order given; empty means this machine's.
+    pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say.
     pub network: Network,
     /// What RUN steps get.
@@ -182,6 +182,10 @@ impl BuildRequest {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
         let network = parse_network(&args.network)?;
+        let control = CacheControl::from_args(&args.control)?;
+        if control.explain == Some(ExplainFormat::Json) && (args.quiet || outputs.iter().any(is_stdout)) {
+            return Err(Problem::StdoutTwice("--explain=json prints its document there"));
+        }
         Ok(Self {
             context,
             dockerfile,
@@ -190,9 +194,8 @@ impl BuildRequest {
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,
             named_contexts,
-            no_cache: args.no_cache,
-            pull: args.pull,
-            platform: parse_platforms(&args.platforms, env)?,
+            control,
+            platforms: parse_platforms(&args.platforms, env)?,
             network,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
@@ -320,8 +323,8 @@ fn is_stdout(output: &OutputArg) -> bool {
     matches!(output, OutputArg::Oci { dest: Destination::Stdout, .. })
 }
 
-/// `--platform`, else `DOCKER_DEFAULT_PLATFORM`. One value for now.
-pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Platform>, Problem> {
+/// `--platform`, else `DOCKER_DEFAULT_PLATFORM`: each once, in the order given. `local` is this machine's.
+fn parse_platforms(texts: &[String], env: &Env) -> Result<Vec<Platform>, Problem> {
     const FLAG: &str = "--platform";
     let from_env = env.non_empty("DOCKER_DEFAULT_PLATFORM");
     let texts = if texts.is_empty() { from_env.as_slice() } else { texts };
@@ -330,17 +333,29 @@ pub(crate) fn parse_platforms(texts: &[String], env: &Env) -> Result<Option<Plat
         let fields =
             parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.clone(), cause })?;
         for field in fields.iter().map(|field| field.trim()).filter(|field| !field.is_empty()) {
-            let platform = field.parse().map_err(|cause| Problem::Platform { cause })?;
+            let platform = match field {
+                "local" => Platform::host(),
+                field => field.parse().map_err(|cause| Problem::Platform { cause })?,
+            };
             if !platforms.contains(&platform) {
                 platforms.push(platform);
             }
         }
     }
-    if platforms.len() > 1 {
-        let what = format!("building for {} platforms at once", platforms.len());
-        return Err(Problem::ValueNotYet { flag: FLAG, what });
+    Ok(platforms)
+}
+
+/// The one platform of a command that works for one.
+pub(crate) fn parse_platform(text: Option<&String>, env: &Env) -> Result<Option<Platform>, Problem> {
+    let mut platforms = parse_platforms(text.map(std::slice::from_ref).unwrap_or_default(), env)?;
+    match platforms.len() {
+        0 | 1 => Ok(platforms.pop()),
+        _ => Err(Problem::Value {
+            flag: "--platform",
+            value: text.cloned().unwrap_or_default(),
+            expected: "expected one platform".to_owned(),
+        }),
     }
-    Ok(platforms.pop())
 }
 
 /// `METHOD[,format=json|text][,ignorestatus[=BOOL]]`; `--check` is `check`.

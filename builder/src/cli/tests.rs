@@ -72,8 +72,9 @@ fn the_store_comes_from_the_flag_then_the_environment() {
 fn a_bare_build_has_docker_s_defaults() {
     let request = build(&["."]);
     assert_eq!(request.context, ContextArg::Local(".".into()));
-    assert_eq!((request.dockerfile, request.target, request.platform), (None, None, None));
-    assert!(!request.no_cache && !request.pull && !request.quiet);
+    assert_eq!((request.dockerfile, request.target, request.platforms), (None, None, vec![]));
+    assert_eq!(request.control, CacheControl::default());
+    assert!(!request.quiet);
     assert_eq!((request.network, request.progress), (Network::Default, Mode::Auto));
     let stored = OutputArg::Image { names: vec![], push: false, compression: Compression::Unchanged };
     assert_eq!(request.outputs, [stored]);
@@ -224,26 +225,30 @@ fn named_contexts_of_one_name_are_last_wins_and_bad_ones_are_refused() {
 #[test]
 fn boolean_flags_take_go_s_spellings() {
     for yes in ["--pull", "--pull=true", "--pull=1", "--pull=t", "--pull=T"] {
-        assert!(build(&[yes, "."]).pull, "{yes}");
+        assert_eq!(build(&[yes, "."]).control.pull, Pull::Always, "{yes}");
     }
     for no in ["--pull=false", "--pull=0", "--pull=f"] {
-        assert!(!build(&[no, "."]).pull, "{no}");
+        assert_eq!(build(&[no, "."]).control.pull, Pull::Missing, "{no}");
     }
-    assert!(build(&["--no-cache", "."]).no_cache);
+    assert!(build(&["--no-cache", "."]).control.no_cache);
     assert!(refused(&["--pull=maybe", "."]).contains("maybe"));
 }
 
 #[test]
-fn platforms_are_normalised_and_one_for_now() {
+fn platforms_are_normalised_and_each_is_built_once() {
     let env = Env::fixed([("DOCKER_DEFAULT_PLATFORM", "linux/aarch64")]);
-    let platform = |line: &[&str]| build_in(line, &env).platform.map(|p| p.to_string());
-    assert_eq!(platform(&["."]), Some("linux/arm64".into()));
-    assert_eq!(platform(&["--platform", "linux/x86_64", "."]), Some("linux/amd64".into()));
-    assert_eq!(platform(&["--platform=linux/arm64/v8,linux/arm64", "."]), Some("linux/arm64".into()));
-    let two = "--platform: building for 2 platforms at once is not supported yet";
-    assert_eq!(refused(&["--platform", "linux/amd64,linux/arm64", "."]), two);
-    assert_eq!(refused(&["--platform", "linux/amd64", "--platform", "linux/arm64", "."]), two);
+    let platforms =
+        |line: &[&str]| build_in(line, &env).platforms.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(platforms(&["."]), ["linux/arm64"]);
+    assert_eq!(platforms(&["--platform", "linux/x86_64", "."]), ["linux/amd64"]);
+    assert_eq!(platforms(&["--platform=linux/arm64/v8,linux/arm64", "."]), ["linux/arm64"]);
+    let several = ["linux/arm/v7", "linux/amd64"];
+    assert_eq!(platforms(&["--platform", "linux/arm, linux/amd64", "."]), several);
+    assert_eq!(platforms(&["--platform", "linux/arm/v7", "--platform", "linux/amd64", "."]), several);
+    assert_eq!(platforms(&["--platform=local", "."]), [Platform::host().to_string()]);
     assert!(refused(&["--platform", "a/b/c/d", "."]).contains("failed to parse platform"));
+    let two = refused(&["pull", "--platform", "linux/amd64,linux/arm64", "busybox"]);
+    assert!(two.contains("expected one platform"), "{two}");
 }
 
 #[test]

@@ -4,14 +4,15 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use rbuild_oci::media_type;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::build::{self, BuildOutcome, Source};
-use crate::cli::{BuildRequest, Env};
-use crate::commands::{space, with_signals};
+use crate::cli::{BuildRequest, Env, ExplainFormat};
+use crate::commands::{explain, space, with_signals};
 use crate::error::BuildError;
+use crate::explain::record::Record;
 use crate::failure;
 use crate::host::Host;
 use crate::progress::{self, Display, Mode, summary::Summary};
@@ -50,8 +51,15 @@ fn build(
     let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
     drop(events);
     consumer.finish();
+    if request.control.explain == Some(ExplainFormat::Json) {
+        super::print(&decisions(source))?;
+    }
     let outcome = result?;
     report(request, &outcome, source, env)?;
+    let (verified, differing) = outcome.verified;
+    if differing > 0 {
+        return Err(BuildError::NotReproduced { differing, verified });
+    }
     // A build that made nothing has nothing to make room for.
     if outcome.cached < outcome.steps
         && let Some(budget) = space::budget_to_enforce(&host)
@@ -63,6 +71,15 @@ fn build(
     Ok(())
 }
 
+/// The document of `--explain=json`.
+fn decisions(source: &Source) -> String {
+    let step = |(name, record): &(String, Option<Arc<Record>>)| match record {
+        Some(record) => explain::step(record, "executed"),
+        None => json!({ "step": name, "decision": "cached" }),
+    };
+    explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
+}
+
 /// Says what came out.
 fn report(
     request: &BuildRequest,
@@ -71,7 +88,7 @@ fn report(
     env: &Env,
 ) -> Result<(), BuildError> {
     if let Some(path) = &request.iidfile {
-        write_whole(path, outcome.id.to_string().as_bytes())?;
+        write_whole(path, id(outcome).as_bytes())?;
     }
     if let Some(path) = &request.metadata_file {
         write_whole(path, metadata(outcome).as_bytes())?;
@@ -80,22 +97,30 @@ fn report(
         return Ok(());
     }
     if request.quiet || request.progress == Mode::Quiet {
-        super::print(&format!("{}\n", outcome.id))?;
+        super::print(&format!("{}\n", id(outcome)))?;
     } else {
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
-        let text = summary(outcome).render() + &found.unwrap_or_default();
+        let mut text = summary(outcome).render() + &found.unwrap_or_default();
+        if let (verified @ 1.., 0) = outcome.verified {
+            text += &format!("Verified {verified} cached results: executed again, they are the same\n");
+        }
         // Standard error may be closed; the build has succeeded all the same.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
     Ok(())
 }
 
+/// What identifies the result, for scripts; empty when a build for several platforms made no index.
+fn id(outcome: &BuildOutcome) -> String {
+    outcome.id().map(|id| id.to_string()).unwrap_or_default()
+}
+
 fn summary(outcome: &BuildOutcome) -> Summary {
     Summary {
         names: outcome.names.clone(),
-        image_id: Some(outcome.id),
-        digest: outcome.manifest.map(|(digest, _)| digest),
+        images: outcome.images.clone(),
+        digest: outcome.document.as_ref().map(|document| document.digest),
         pushed: outcome.pushed.clone(),
         written: outcome.written.clone(),
         size_bytes: Some(outcome.size),
@@ -109,20 +134,30 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 /// digest, as with Docker's own store.
 fn metadata(outcome: &BuildOutcome) -> String {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
-    let mut document = json!({
-        "containerimage.config.digest": outcome.id,
-        "containerimage.digest": outcome.manifest.map_or(outcome.id, |(digest, _)| digest),
-    });
-    if let Some((digest, size)) = outcome.manifest {
-        document["containerimage.descriptor"] = json!({
-            "mediaType": media_type::OCI_MANIFEST,
-            "digest": digest,
-            "size": size,
-            "platform": outcome.platform,
+    let mut document = Map::new();
+    if let [(_, id)] = outcome.images.as_slice() {
+        document.insert("containerimage.config.digest".to_owned(), json!(id));
+    }
+    if let Some(described) = &outcome.document {
+        let mut descriptor = json!({
+            "mediaType": described.media_type,
+            "digest": described.digest,
+            "size": described.size,
         });
+        if let Some(created) = &described.created {
+            descriptor["annotations"] = json!({"org.opencontainers.image.created": created});
+        }
+        if let Some(platform) = &described.platform {
+            descriptor["platform"] = json!(platform);
+        }
+        document.insert("containerimage.descriptor".to_owned(), descriptor);
+    }
+    let digest = outcome.document.as_ref().map(|document| document.digest).or(outcome.id());
+    if let Some(digest) = digest {
+        document.insert("containerimage.digest".to_owned(), json!(digest));
     }
     if !names.is_empty() {
-        document["image.name"] = names.join(",").into();
+        document.insert("image.name".to_owned(), names.join(",").into());
     }
     serde_json::to_string_pretty(&document).unwrap_or_default()
 }

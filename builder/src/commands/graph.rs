@@ -10,10 +10,11 @@ use rbuild_registry::Client;
 
 use crate::build::Source;
 use crate::check;
-use crate::cli::{Env, GraphFormat, GraphRequest};
+use crate::cli::{Env, GraphFormat, GraphRequest, Pull};
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
+use crate::progress::Events;
 use crate::resolve::Resolver;
 use crate::settings::Settings;
 
@@ -59,5 +60,5 @@ fn stored_images(settings: Settings, root: Option<&Path>) -> Option<Resolver> {
     }
     let host = Host::open(settings, root).ok()?;
     let registry = Client::new(host.settings.registry.clone()).ok()?;
-    Some(Resolver::new(host.store, registry, BTreeMap::new(), false))
+    Some(Resolver::new(host.store, registry, BTreeMap::new(), Pull::Never, Events::silent()))
 }

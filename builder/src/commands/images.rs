@@ -101,7 +101,7 @@ fn row(named: &Named, no_trunc: bool, now: SystemTime) -> Value {
         "Containers": "N/A",
         "CreatedAt": at,
         "CreatedSince": age(seconds, now),
-        "Digest": record.manifest.map_or_else(none, |digest| digest.to_string()),
+        "Digest": record.digest().map_or_else(none, |digest| digest.to_string()),
         "ID": id(record, no_trunc),
         "Repository": named.reference.as_ref().map_or_else(none, Reference::familiar_name),
         "SharedSize": "N/A",
@@ -174,7 +174,7 @@ fn matches(named: &Named, pattern: &str) -> bool {
     if let Ok(wanted) = pattern.parse::<Reference>() {
         return wanted.name() == reference.name()
             && (wanted.tag().is_none() || wanted.tag() == reference.tag())
-            && (wanted.digest().is_none() || wanted.digest() == named.record.manifest);
+            && (wanted.digest().is_none() || wanted.digest() == named.record.digest());
     }
     [reference.familiar(), reference.familiar_name()].iter().any(|name| is_like(pattern, name))
 }
@@ -219,6 +219,8 @@ mod tests {
             layers: Vec::new(),
             diff_ids: Vec::new(),
             manifest: name.contains("me/").then(|| Digest::of(b"manifest")),
+            index: None,
+            others: Vec::new(),
             platform: "linux/amd64".into(),
             size_bytes: 29_541_000,
             created_unix_ns: created * 1_000_000_000,

@@ -137,7 +137,7 @@ fn show(store: &Store, images: &Images, name: &str) -> Result<Value, BuildError>
         if reference.tag().is_some() {
             tags.push(reference.familiar());
         }
-        if let Some(digest) = named.record.manifest {
+        if let Some(digest) = named.record.digest() {
             let text = format!("{}@{digest}", reference.familiar_name());
             if !digests.contains(&text) {
                 digests.push(text);
@@ -163,7 +163,7 @@ fn show(store: &Store, images: &Images, name: &str) -> Result<Value, BuildError>
     put("RootFS", json!({"Type": "layers", "Layers": config.rootfs.diff_ids}));
     // The store keeps no time per name; Go's zero time is what docker shows then.
     put("Metadata", json!({"LastTagTime": "0001-01-01T00:00:00Z"}));
-    if let Some(digest) = record.manifest
+    if let Some(digest) = record.digest()
         && let Some(bytes) = store.blob_bytes(&digest, MANIFEST_BYTES_MAX)?
     {
         let stated = serde_json::from_slice::<Value>(&bytes).ok();

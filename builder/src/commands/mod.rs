@@ -4,6 +4,7 @@ mod build;
 mod call;
 mod doctor;
 mod error;
+mod explain;
 mod fsck;
 mod graph;
 mod history;
@@ -12,6 +13,7 @@ mod images;
 mod inspect;
 mod load;
 mod login;
+mod packed;
 mod password;
 mod pull;
 mod push;
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),
+        Command::Explain(request) => explain::run(&request, settings, root.as_deref()),
         Command::Du(request) => space::du(&request, settings, root.as_deref()),
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
         Command::Cache(cli::CacheRequest::Fsck { repair }) => {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use rbuild_frontend::graph::Network;
 use rbuild_oci::Platform;
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
@@ -14,6 +15,7 @@ use crate::export;
 use crate::host::Host;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::Events;
 use crate::resolve;
@@ -76,6 +78,7 @@ pub(super) fn plain_env(
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         materialised: Materialised::default(),
+        network: StepNetwork::new(Network::None),
         source_date_epoch: None,
         mount_points: OnceLock::new(),
     })

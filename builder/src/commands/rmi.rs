@@ -91,7 +91,7 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<(), BuildError> {
 fn repositories_gone(all: &[&Named], going: &[&Named]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for gone in going {
-        let (Some(reference), Some(digest)) = (&gone.reference, gone.record.manifest) else { continue };
+        let (Some(reference), Some(digest)) = (&gone.reference, gone.record.digest()) else { continue };
         let is_left = all.iter().any(|named| {
             named.reference.as_ref().is_some_and(|r| r.name() == reference.name())
                 && going.iter().all(|gone| gone.raw != named.raw)

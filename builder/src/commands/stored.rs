@@ -75,7 +75,7 @@ impl Images {
         if let Ok(id) = text.parse::<Digest>() {
             let found = self.all.iter().find(|named| named.record.config == id).map(Found::Id);
             return found
-                .or_else(|| self.all.iter().find(|named| named.record.manifest == Some(id)).map(Found::Id))
+                .or_else(|| self.all.iter().find(|named| named.record.digest() == Some(id)).map(Found::Id))
                 .ok_or_else(|| ImageError::NoSuchImage { name: text.to_owned(), similar: Vec::new() });
         }
         let reference = text.parse::<Reference>().map(Reference::with_default_tag);
@@ -135,7 +135,7 @@ impl Images {
 }
 
 fn is_at(named: &Named, wanted: &Reference, digest: Digest) -> bool {
-    named.record.manifest == Some(digest)
+    named.record.digest() == Some(digest)
         && named.reference.as_ref().is_some_and(|reference| reference.name() == wanted.name())
 }
 
@@ -163,6 +163,8 @@ mod tests {
                 layers: Vec::new(),
                 diff_ids: Vec::new(),
                 manifest: Some(Digest::of(format!("manifest of {content}").as_bytes())),
+                index: None,
+                others: Vec::new(),
                 platform: "linux/amd64".into(),
                 size_bytes: 0,
                 created_unix_ns: 0,

@@ -18,7 +18,7 @@ use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
-use crate::assemble::manifest::LayerBlob;
+use crate::assemble::manifest::{LayerBlob, PackedImage};
 use crate::cancel::Cancel;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
 
@@ -42,6 +42,22 @@ pub struct SavedImage {
     pub created: String,
     /// Its names; may be empty.
     pub names: Vec<Reference>,
+}
+
+impl SavedImage {
+    /// A packed image under these names.
+    pub fn new(packed: PackedImage, names: Vec<Reference>) -> Self {
+        let PackedImage { image, layers, manifest, media_type, .. } = packed;
+        Self {
+            manifest,
+            manifest_type: media_type,
+            platform: image.config.platform.clone(),
+            created: image.config.created.clone().unwrap_or_default(),
+            config: image.config_bytes,
+            layers,
+            names,
+        }
+    }
 }
 
 /// Writes to a file that only its owner may read, complete or not at all. A pipe or device is written to as it is.

@@ -11,7 +11,7 @@ use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
-use crate::assemble::manifest::PackedImage;
+use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
 
@@ -26,28 +26,23 @@ pub enum Destination {
     Directory(PathBuf),
 }
 
-/// Writes the image with one index entry per name, or one unnamed entry.
-pub fn write(
-    store: &Store,
-    image: &PackedImage,
-    names: &[Reference],
-    to: &Destination,
-) -> Result<(), BuildError> {
+/// Writes the images with one index entry per name, or one unnamed entry.
+pub fn write(store: &Store, set: &ImageSet, names: &[Reference], to: &Destination) -> Result<(), BuildError> {
     match to {
         Destination::Archive(path) => {
             let io = |source| BuildError::Export { path: path.clone(), source };
             let temporary = sibling(path);
             let result = File::create(&temporary)
-                .and_then(|file| archive(store, image, names, BufWriter::new(file)))
+                .and_then(|file| archive(store, set, names, BufWriter::new(file)))
                 .and_then(|()| fs::rename(&temporary, path));
             if result.is_err() {
                 let _ = fs::remove_file(&temporary);
             }
             result.map_err(io)
         }
-        Destination::Stdout => archive(store, image, names, io::stdout().lock())
+        Destination::Stdout => archive(store, set, names, io::stdout().lock())
             .map_err(|source| BuildError::Export { path: PathBuf::from("-"), source }),
-        Destination::Directory(path) => directory(store, image, names, path)
+        Destination::Directory(path) => directory(store, set, names, path)
             .map_err(|source| BuildError::Export { path: path.clone(), source }),
     }
 }
@@ -57,20 +52,23 @@ fn sibling(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }
 
-fn index(image: &PackedImage, names: &[Reference]) -> Vec<u8> {
+fn index(set: &ImageSet, names: &[Reference]) -> Vec<u8> {
+    let root = set.root();
     let entry = |annotations: Option<Value>| {
         let mut entry = json!({
-            "mediaType": media_type::OCI_MANIFEST,
-            "digest": image.digest,
-            "size": image.manifest.len(),
-            "platform": image.image.config.platform,
+            "mediaType": root.media_type,
+            "digest": root.digest,
+            "size": root.bytes.len(),
         });
+        if let Some(platform) = root.platform {
+            entry["platform"] = json!(platform);
+        }
         if let Some(annotations) = annotations {
             entry["annotations"] = annotations;
         }
         entry
     };
-    let created = image.image.config.created.clone().unwrap_or_default();
+    let created = set.created().unwrap_or_default();
     let mut manifests: Vec<Value> = names
         .iter()
         .map(|name| {
@@ -83,25 +81,29 @@ fn index(image: &PackedImage, names: &[Reference]) -> Vec<u8> {
         })
         .collect();
     if manifests.is_empty() {
-        manifests.push(entry(None));
+        manifests.push(entry(Some(json!({"org.opencontainers.image.created": created}))));
     }
     canonical_json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
 }
 
-fn parts(image: &PackedImage) -> Vec<(Digest, Part<'_>)> {
-    let mut parts: Vec<(Digest, Part<'_>)> =
-        image.layers.iter().map(|l| (l.digest, Part::Blob(l.size))).collect();
-    parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
-    parts.push((image.digest, Part::Bytes(&image.manifest)));
+fn parts(set: &ImageSet) -> Vec<(Digest, Part<'_>)> {
+    let mut parts: Vec<(Digest, Part<'_>)> = Vec::new();
+    for image in &set.images {
+        parts.extend(image.layers.iter().map(|layer| (layer.digest, Part::Blob(layer.size))));
+        parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
+        parts.push((image.digest, Part::Bytes(&image.manifest)));
+    }
+    let root = set.root();
+    parts.push((root.digest, Part::Bytes(root.bytes)));
     in_order(parts)
 }
 
-fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Write) -> io::Result<()> {
+fn archive(store: &Store, set: &ImageSet, names: &[Reference], out: impl Write) -> io::Result<()> {
     let mut tar = tar::Builder::new(out);
     for dir in ["blobs/", "blobs/sha256/"] {
         tar.append_data(&mut header(0, tar::EntryType::Directory), dir, io::empty())?;
     }
-    for (digest, part) in parts(image) {
+    for (digest, part) in parts(set) {
         let name = blob_name(digest);
         match part {
             Part::Bytes(bytes) => {
@@ -113,7 +115,7 @@ fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Wr
             }
         }
     }
-    for (name, bytes) in [("index.json", index(image, names)), ("oci-layout", LAYOUT.to_vec())] {
+    for (name, bytes) in [("index.json", index(set, names)), ("oci-layout", LAYOUT.to_vec())] {
         tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes.as_slice())?;
     }
     tar.into_inner()?.flush()
@@ -121,10 +123,10 @@ fn archive(store: &Store, image: &PackedImage, names: &[Reference], out: impl Wr
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-fn directory(store: &Store, image: &PackedImage, names: &[Reference], to: &Path) -> io::Result<()> {
+fn directory(store: &Store, set: &ImageSet, names: &[Reference], to: &Path) -> io::Result<()> {
     let blobs = to.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
-    for (digest, part) in parts(image) {
+    for (digest, part) in parts(set) {
         let path = blobs.join(digest.hex());
         match part {
             Part::Bytes(bytes) => replace(&path, &mut &*bytes)?,
@@ -133,7 +135,7 @@ fn directory(store: &Store, image: &PackedImage, names: &[Reference], to: &Path)
         }
     }
     replace(&to.join("oci-layout"), &mut &*LAYOUT)?;
-    replace(&to.join("index.json"), &mut &*index(image, names))
+    replace(&to.join("index.json"), &mut &*index(set, names))
 }
 
 fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {

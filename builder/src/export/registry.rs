@@ -1,4 +1,4 @@
-//! Pushes an image: layers, config, manifest, tags last; all destinations at once.
+//! Pushes images: layers, configs, manifests, index, tags last; all destinations at once.
 
 use std::io;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use rbuild_cache::store::Store;
-use rbuild_oci::{Digest, Reference, media_type};
+use rbuild_oci::{Digest, Reference};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, RegistryError};
 use tokio::io::AsyncReadExt;
 
+use crate::assemble::index::ImageSet;
 use crate::assemble::manifest::{LayerBlob, PackedImage};
 use crate::error::BuildError;
 use crate::progress::{Events, VertexId};
@@ -24,12 +25,12 @@ const READ_BYTES: usize = 256 << 10;
 pub async fn push(
     client: &Client,
     store: &Store,
-    image: &Arc<PackedImage>,
+    set: &ImageSet,
     names: &[Reference],
     events: &Events,
     vertex: VertexId,
 ) -> Result<(), BuildError> {
-    let pushes = names.iter().map(|name| push_one(client, store, image, name, events, vertex));
+    let pushes = names.iter().map(|name| push_one(client, store, set, name, events, vertex));
     let mut first = Ok(());
     for (name, result) in names.iter().zip(futures_util::future::join_all(pushes).await) {
         if let Err(source) = result
@@ -44,7 +45,7 @@ pub async fn push(
 async fn push_one(
     client: &Client,
     store: &Store,
-    image: &Arc<PackedImage>,
+    set: &ImageSet,
     name: &Reference,
     events: &Events,
     vertex: VertexId,
@@ -52,19 +53,29 @@ async fn push_one(
     let name = name.clone().with_default_tag();
     let mut seen: Vec<Digest> = Vec::new();
     let mut uploads = Vec::new();
-    for layer in &image.layers {
-        if !seen.contains(&layer.digest) {
-            seen.push(layer.digest);
-            uploads.push(push_layer(client, store, image, &name, layer, events, vertex));
+    for image in &set.images {
+        for layer in &image.layers {
+            if !seen.contains(&layer.digest) {
+                seen.push(layer.digest);
+                uploads.push(push_layer(client, store, image, &name, layer, events, vertex));
+            }
         }
     }
     for result in futures_util::future::join_all(uploads).await {
         result?;
     }
-    let config = &image.image.config_bytes;
-    let source = BytesSource(config.clone().into());
-    client.push_blob(&name, image.image.id, config.len() as u64, &source, |_| {}).await?;
-    client.push_manifest(&name, media_type::OCI_MANIFEST, image.manifest.clone()).await?;
+    for image in &set.images {
+        let config = &image.image.config_bytes;
+        let source = BytesSource(config.clone().into());
+        client.push_blob(&name, image.image.id, config.len() as u64, &source, |_| {}).await?;
+        if set.index.is_some() {
+            // Members of an index have no tag.
+            let member = name.only_digest(image.digest);
+            client.push_manifest(&member, &image.media_type, image.manifest.clone()).await?;
+        }
+    }
+    let root = set.root();
+    client.push_manifest(&name, root.media_type, root.bytes.to_vec()).await?;
     Ok(())
 }
 

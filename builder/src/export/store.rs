@@ -1,9 +1,10 @@
 //! Names an image in the local store.
 
 use rbuild_cache::store::{ImageRecord, LayerId, Lease, Store};
-use rbuild_oci::{Digest, Reference};
+use rbuild_oci::{Platform, Reference};
 
 use crate::assemble::BuiltImage;
+use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::resolve::BaseImage;
 use crate::timestamp;
@@ -24,6 +25,8 @@ pub fn record(
         layers: layers.to_vec(),
         diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
         manifest: Some(image.identity),
+        index: None,
+        others: Vec::new(),
         platform: image.config.platform.to_string(),
         size_bytes,
         created_unix_ns: created_ns(image.config.created.as_deref()),
@@ -34,24 +37,39 @@ fn created_ns(created: Option<&str>) -> i64 {
     created.and_then(timestamp::parse_rfc3339).unwrap_or(0).saturating_mul(1_000_000_000)
 }
 
-/// Records the image under every name and makes it durable, all names or none. Its layers are in the store already;
-/// nothing is compressed.
+/// Records the images under every name and makes that durable, all names or none. Their layers are in the store
+/// already; nothing is compressed. `set` is what exporters made of them, when they did: its documents are kept, so that
+/// a later push sends what the build has told of.
+///
+/// A name stands for the first image that `host` runs, else for the first; the others are beside it.
 pub fn tag(
     store: &Store,
     lease: &Lease,
     names: &[Reference],
-    image: &BuiltImage,
-    manifest: Option<Digest>,
+    images: &[BuiltImage],
+    set: Option<&ImageSet>,
+    host: &Platform,
 ) -> Result<(), BuildError> {
-    let record = ImageRecord {
-        config: store.put_blob(lease, &image.config_bytes)?,
-        layers: image.layers.iter().map(|layer| layer.id).collect(),
-        diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
-        manifest,
-        platform: image.config.platform.to_string(),
-        size_bytes: image.size(),
-        created_unix_ns: created_ns(image.config.created.as_deref()),
-    };
+    let mut records = Vec::with_capacity(images.len());
+    for (at, image) in images.iter().enumerate() {
+        let packed = set.map(|set| &set.images[at]);
+        records.push(ImageRecord {
+            config: store.put_blob(lease, &image.config_bytes)?,
+            layers: image.layers.iter().map(|layer| layer.id).collect(),
+            diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
+            manifest: packed.map(|packed| store.put_blob(lease, &packed.manifest)).transpose()?,
+            index: None,
+            others: Vec::new(),
+            platform: image.config.platform.to_string(),
+            size_bytes: image.size(),
+            created_unix_ns: created_ns(image.config.created.as_deref()),
+        });
+    }
+    let own = images.iter().position(|image| image.config.platform.satisfies(host)).unwrap_or(0);
+    let mut record = records.remove(own);
+    record.others = records;
+    let index = set.and_then(|set| set.index.as_ref());
+    record.index = index.map(|index| store.put_blob(lease, &index.bytes)).transpose()?;
     let names: Vec<String> = names.iter().map(|name| name.clone().with_default_tag().to_string()).collect();
     let records: Vec<_> = names.iter().map(|name| (name.as_str(), &record)).collect();
     Ok(store.put_images(&records)?)

@@ -46,6 +46,7 @@ impl Mounted {
 }
 
 /// A tree that a mount reads.
+#[derive(Clone)]
 pub struct MountInput {
     /// Which of the step's mounts.
     pub index: usize,

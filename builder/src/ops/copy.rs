@@ -18,6 +18,7 @@ use crate::progress::VertexId;
 use crate::solve::Solved;
 
 /// Where the files come from.
+#[derive(Clone)]
 pub enum Origin {
     /// A build context.
     Context(Arc<ScannedContext>),

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod copy;
 pub mod image;
+pub mod network;
 pub mod owner;
 pub mod run;
 pub mod select;
@@ -23,6 +24,7 @@ use crate::cli::StepOptions;
 use crate::error::StepFailure;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
+use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
 
@@ -50,6 +52,8 @@ pub struct ExecEnv {
     pub secrets: Secrets,
     /// Parts of contexts copied for mounts.
     pub materialised: Materialised,
+    /// Networks of RUN steps.
+    pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.

@@ -11,13 +11,15 @@ use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::{Network, RunOp};
+use rbuild_frontend::graph::RunOp;
+use rbuild_oci::Platform;
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
 use crate::cli::HostAddress;
 use crate::error::StepFailure;
 use crate::mounts::redact::Redactor;
 use crate::mounts::{self, MountInput, Prepared};
+use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
@@ -71,6 +73,12 @@ fn layer(
     drop(spec);
     let (exit, teardown) = match ended {
         Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
+        Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
+            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+                && op.platform != Platform::host() =>
+        {
+            return Err(StepFailure::Foreign { program, platform: op.platform.clone() });
+        }
         Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
         Ok(ended) => ended,
     };
@@ -154,10 +162,7 @@ fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, 
             environment.push((name.clone(), value.clone()));
         }
     }
-    let network = match op.network {
-        Network::None => rbuild_sandbox::Network::None,
-        Network::Default | Network::Host => rbuild_sandbox::Network::Host,
-    };
+    let network = env.network.of(op.network, &env.events);
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
         (path, text.clone().into_bytes())
@@ -167,11 +172,10 @@ fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, 
         env: environment,
         cwd: op.cwd.clone(),
         user: op.user.clone(),
+        resolv_conf: StepNetwork::resolv_conf(&network),
         network,
         script,
         hosts: hosts(&env.steps.hosts),
-        // Without one the step has no name resolution, as on the host.
-        resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
         shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
         limits: env.steps.limits.clone(),
         mounts: std::mem::take(&mut prepared.mounts),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rbuild_oci::{Digest, Reference};
+use rbuild_oci::{Digest, Platform, Reference};
 
 use super::lines::clean_text;
 use crate::report::human::{seconds, size};
@@ -12,9 +12,9 @@ use crate::report::human::{seconds, size};
 pub struct Summary {
     /// Names given to the image.
     pub names: Vec<Reference>,
-    /// The image id: digest of its configuration.
-    pub image_id: Option<Digest>,
-    /// Digest of its manifest.
+    /// Platform and id (digest of the configuration) of every image.
+    pub images: Vec<(Platform, Digest)>,
+    /// Digest of the manifest or index.
     pub digest: Option<Digest>,
     /// Names it was pushed under.
     pub pushed: Vec<Reference>,
@@ -44,8 +44,9 @@ impl Summary {
         for name in &self.names {
             row("image", &name.familiar());
         }
-        if let Some(id) = &self.image_id {
-            row("id", &id.to_string());
+        match self.images.as_slice() {
+            [(_, id)] => row("id", &id.to_string()),
+            several => several.iter().for_each(|(platform, id)| row("id", &format!("{id} {platform}"))),
         }
         if let Some(digest) = &self.digest {
             row("digest", &digest.to_string());
@@ -71,7 +72,7 @@ mod tests {
     fn a_summary_names_everything_that_was_made() {
         let summary = Summary {
             names: vec!["user/app:1.0".parse().unwrap(), "127.0.0.1:5000/app".parse().unwrap()],
-            image_id: Some(Digest::of(b"config")),
+            images: vec![(Platform::new("linux", "amd64", None), Digest::of(b"config"))],
             digest: Some(Digest::of(b"manifest")),
             pushed: vec!["127.0.0.1:5000/app:latest".parse().unwrap()],
             written: vec!["out/app.tar".into()],

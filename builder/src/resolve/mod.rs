@@ -1,8 +1,15 @@
 //! From image names to pinned images: local store, recorded resolutions, layouts, registries.
 //!
-//! Order: a named context, then an image in the local store, then a tag resolved before, then the registry. `--pull`
-//! asks the registry first and fails when it cannot answer. A resolution is recorded with the manifest's and config's
-//! digests, so a later build needs no network.
+//! Order: a named context, then an image in the local store, then a tag resolved before, then the registry. A
+//! resolution is recorded with the manifest's and config's digests, so a later build needs no network. What [`Pull`]
+//! changes:
+//!
+//! | | what is here | the registry |
+//! |---|---|---|
+//! | missing | first | asked when there is nothing |
+//! | always | not looked at | asked; the build fails when it does not answer |
+//! | newer | used, with a remark, when the registry cannot be reached | asked first |
+//! | never | the only source | not asked |
 
 pub mod archive;
 pub mod layout;
@@ -10,11 +17,12 @@ pub mod layout;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use rbuild_cache::store::{Resolution, ResolvedLayer, Store};
+use rbuild_cache::store::{ImageRecord, Resolution, ResolvedLayer, Store};
 use rbuild_oci::{DiffId, Digest, ImageConfig, Manifest, Platform, Reference, ReferenceError};
-use rbuild_registry::{Client, RegistryError};
+use rbuild_registry::{Client, ErrorKind, RegistryError};
 
-use crate::cli::NamedContextArg;
+use crate::cli::{NamedContextArg, Pull};
+use crate::progress::Events;
 use crate::resolve::layout::{Layout, LayoutError};
 use crate::timestamp;
 
@@ -96,6 +104,12 @@ pub enum ResolveError {
         #[source]
         source: RegistryError,
     },
+    /// It is not here, and the registry was not to be asked.
+    #[error("{reference} is not in the store, and --pull=never does not ask the registry")]
+    Never {
+        /// Normalised name.
+        reference: String,
+    },
     /// A layout did not give it.
     #[error("failed to read the image layout")]
     Layout(#[from] LayoutError),
@@ -136,8 +150,8 @@ pub struct Resolver {
     store: Store,
     registry: Client,
     named: BTreeMap<String, NamedContextArg>,
-    /// True for `--pull`.
-    always: bool,
+    pull: Pull,
+    events: Events,
 }
 
 impl Resolver {
@@ -146,9 +160,10 @@ impl Resolver {
         store: Store,
         registry: Client,
         named: BTreeMap<String, NamedContextArg>,
-        always: bool,
+        pull: Pull,
+        events: Events,
     ) -> Self {
-        Self { store, registry, named, always }
+        Self { store, registry, named, pull, events }
     }
 
     /// Finds the image `text`, or the one that the named context `named` stands for.
@@ -210,16 +225,51 @@ impl Resolver {
         platform: &Platform,
     ) -> Result<BaseImage, ResolveError> {
         let reference = reference.with_default_tag();
-        if !self.always {
-            let recorded = self.recorded(&reference, platform)?;
-            match (local_image(&self.store, &reference, platform)?, recorded) {
-                // Pulled here: the record also knows where its layers can be had again.
-                (Some(local), Some(recorded)) if local.identity == recorded.identity => return Ok(recorded),
-                (Some(image), _) | (None, Some(image)) => return Ok(image),
-                (None, None) => {}
-            }
+        if matches!(self.pull, Pull::Missing | Pull::Never)
+            && let Some(image) = self.here(&reference, platform)?
+        {
+            return Ok(image);
         }
-        fetch(&self.store, &self.registry, &reference, platform).await
+        if self.pull == Pull::Never {
+            return Err(ResolveError::Never { reference: reference.to_string() });
+        }
+        match fetch(&self.store, &self.registry, &reference, platform).await {
+            // A registry that answered has said what the tag means: only silence leaves room for what is here.
+            Err(ResolveError::Registry { source, .. })
+                if self.pull == Pull::Newer && gave_no_answer(&source) =>
+            {
+                let Some(image) = self.here(&reference, platform)? else {
+                    return Err(ResolveError::Registry { reference: reference.to_string(), source });
+                };
+                self.events.remark(self.offline_note(&reference, platform));
+                Ok(image)
+            }
+            other => other,
+        }
+    }
+
+    /// The image in the store or as it was resolved before.
+    fn here(&self, reference: &Reference, platform: &Platform) -> Result<Option<BaseImage>, ResolveError> {
+        let recorded = self.recorded(reference, platform)?;
+        Ok(match (local_image(&self.store, reference, platform)?, recorded) {
+            // Pulled here: the record also knows where its layers can be had again.
+            (Some(local), Some(recorded)) if local.identity == recorded.identity => Some(recorded),
+            (Some(image), _) | (None, Some(image)) => Some(image),
+            (None, None) => None,
+        })
+    }
+
+    fn offline_note(&self, reference: &Reference, platform: &Platform) -> String {
+        let name = reference.familiar();
+        match self.store.resolution(&reference.to_string(), &platform.to_string()) {
+            Ok(Some(resolution)) => {
+                let when = timestamp::rfc3339(resolution.resolved_unix_ns / 1_000_000_000, 0);
+                format!(
+                    "[Warning] the registry cannot be reached: {name} is taken as it was resolved on {when}"
+                )
+            }
+            _ => format!("[Warning] the registry cannot be reached: {name} is taken from the store"),
+        }
     }
 
     fn recorded(
@@ -252,6 +302,12 @@ impl Resolver {
             origin: Origin::Registry(reference.clone()),
         }))
     }
+}
+
+/// True when nothing is known about what the registry has: no connection, too many requests, or it is out of order.
+fn gave_no_answer(error: &RegistryError) -> bool {
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::RateLimited)
+        || error.status().is_some_and(|status| status >= 500)
 }
 
 /// Asks the registry and records the answer.
@@ -300,10 +356,16 @@ fn local_image(
     reference: &Reference,
     platform: &Platform,
 ) -> Result<Option<BaseImage>, ResolveError> {
-    let Some(record) = store.image(&reference.to_string())? else { return Ok(None) };
-    if reference.digest().is_some_and(|digest| Some(digest) != record.manifest)
-        || !store.has_layers(&record.layers)?
-    {
+    let Some(named) = store.image(&reference.to_string())? else { return Ok(None) };
+    if reference.digest().is_some_and(|digest| Some(digest) != named.digest()) {
+        return Ok(None);
+    }
+    // Of an index the image that fits exactly, else the first that runs there.
+    let parsed = |record: &ImageRecord| record.platform.parse::<Platform>().ok();
+    let exact = named.each().find(|record| parsed(record).as_ref() == Some(platform));
+    let fitting = || named.each().find(|record| parsed(record).is_some_and(|p| p.satisfies(platform)));
+    let Some(record) = exact.or_else(fitting) else { return Ok(None) };
+    if !store.has_layers(&record.layers)? {
         return Ok(None);
     }
     let Some(config_bytes) = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)? else { return Ok(None) };

@@ -10,6 +10,7 @@
 
 pub mod keys;
 pub mod plan;
+pub mod reuse;
 pub mod run;
 
 use rbuild_cache::store::LayerId;

@@ -9,12 +9,14 @@ use rbuild_cache::store::{Key, Store};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
+use crate::cli::CacheControl;
 use crate::context::ScannedContext;
 use crate::error::{StepError, StepFailure};
 use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::reuse::ReuseRules;
 
 /// Contexts by name, the main one under `None`.
 pub type Contexts = BTreeMap<Option<String>, Arc<ScannedContext>>;
@@ -34,16 +36,18 @@ pub struct Plan {
     pub selections: HashMap<NodeIndex, Arc<Selection>>,
     /// What of a context a RUN mounts, by the slot of the input.
     pub mounted: HashMap<(NodeIndex, u16), Arc<Mounted>>,
+    /// Which steps may take a result from the cache.
+    pub reuse: ReuseRules,
 }
 
-/// Plans `graph`. With `use_cache` false only images are taken as they are and every step is needed.
+/// Plans `graph`. `control` says which steps may be taken by definition; images always are.
 ///
 /// Fails with the first COPY or mount whose context source does not exist: nothing has run by then.
 pub fn plan(
     graph: &BuildGraph,
     contexts: &Contexts,
     store: &Store,
-    use_cache: bool,
+    control: &CacheControl,
 ) -> Result<Plan, StepError> {
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
@@ -94,19 +98,14 @@ pub fn plan(
         def_keys,
         selections,
         mounted: mounts,
+        reuse: ReuseRules::new(control, graph, &order),
     };
-    demand(graph, store, use_cache, &order, &mut plan)?;
+    demand(graph, store, &order, &mut plan)?;
     Ok(plan)
 }
 
 /// Walks down from the targets; a hit is not entered.
-fn demand(
-    graph: &BuildGraph,
-    store: &Store,
-    use_cache: bool,
-    order: &[NodeIndex],
-    plan: &mut Plan,
-) -> Result<(), StepError> {
+fn demand(graph: &BuildGraph, store: &Store, order: &[NodeIndex], plan: &mut Plan) -> Result<(), StepError> {
     let mut seen = vec![false; graph.dag.node_count()];
     let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).collect();
     while let Some(node) = work.pop() {
@@ -114,7 +113,8 @@ fn demand(
             continue;
         }
         let step = &graph.dag[node].step;
-        let may_hit = use_cache && matches!(graph.dag[node].op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+        let is_step = matches!(graph.dag[node].op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
+        let may_hit = is_step && plan.reuse.by_definition(node);
         if may_hit
             && let Some(solved) =
                 by_definition(store, &plan.def_keys[&node]).map_err(|f| StepError::new(step, f))?

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
 use crate::error::{BuildError, StepError, StepFailure, one_line};
+use crate::explain::{self, Explainer, Inputs};
 use crate::mounts::{MountInput, Mounted};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
@@ -23,6 +24,7 @@ use crate::resolve::BaseImages;
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
 use crate::solve::plan::{Contexts, Plan};
+use crate::solve::reuse::Reuse;
 use crate::timestamp;
 
 /// A node's result as its consumers wait for it; `Err` means «will never come».
@@ -39,11 +41,13 @@ pub struct Solver {
     contexts: Contexts,
     images: BaseImages,
     env: Arc<ExecEnv>,
-    use_cache: bool,
+    explainer: Arc<Explainer>,
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
     first_error: Mutex<Option<StepError>>,
     executed: AtomicUsize,
+    verified: AtomicUsize,
+    differing: AtomicUsize,
 }
 
 impl Solver {
@@ -54,7 +58,7 @@ impl Solver {
         contexts: Contexts,
         images: BaseImages,
         env: Arc<ExecEnv>,
-        use_cache: bool,
+        explainer: Arc<Explainer>,
     ) -> Self {
         let mut vertices = HashMap::new();
         let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
@@ -77,11 +81,13 @@ impl Solver {
             contexts,
             images,
             env,
-            use_cache,
+            explainer,
             vertices,
             cells,
             first_error: Mutex::new(None),
             executed: AtomicUsize::new(0),
+            verified: AtomicUsize::new(0),
+            differing: AtomicUsize::new(0),
         }
     }
 
@@ -90,8 +96,14 @@ impl Solver {
         self.executed.load(Ordering::Relaxed)
     }
 
+    /// Cached results whose steps were executed again, and how many of them differ.
+    pub fn verified(&self) -> (usize, usize) {
+        (self.verified.load(Ordering::Relaxed), self.differing.load(Ordering::Relaxed))
+    }
+
     /// Solves all targets. Returns when no task of the build runs any more, whatever the outcome.
     pub async fn solve(self: Arc<Self>) -> Result<Vec<Arc<Solved>>, BuildError> {
+        self.note_hits();
         let mut tasks = JoinSet::new();
         for &node in &self.plan.needed {
             let solver = Arc::clone(&self);
@@ -110,6 +122,18 @@ impl Solver {
             return Err(BuildError::Step(Box::new(error)));
         }
         self.graph.targets.iter().map(|target| self.known(target.node).ok_or(BuildError::Canceled)).collect()
+    }
+
+    /// What hit by definition is remembered where it stands. The plan has it in no order, the graph does.
+    fn note_hits(&self) {
+        let (plan, dag) = (&self.plan, &self.graph.dag);
+        let is_hit = |node: &NodeIndex| plan.hits.contains_key(node) || plan.covered.contains(node);
+        let hits: Vec<_> = dag
+            .node_indices()
+            .filter(|node| matches!(dag[*node].op, Op::Copy(_) | Op::Workdir(_) | Op::Run(_)) && is_hit(node))
+            .map(|node| (node, plan.def_keys[&node], plan.def_keys[&node]))
+            .collect();
+        self.explainer.hit(&hits, plan.hits.len() == 1);
     }
 
     fn known(&self, node: NodeIndex) -> Option<Arc<Solved>> {
@@ -213,27 +237,53 @@ impl Solver {
         );
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
-        if let Some(solved) = self.by_content(&key, def_key, &root, is_linked)? {
-            self.cached(vertex);
-            return Ok(solved);
-        }
-        let lock = self.lock(&key, &self.graph.dag[node].step.name, vertex).await?;
-        // Another process may have finished it between the look-up and the lock.
-        if let Some(solved) = self.by_content(&key, def_key, &root, is_linked)? {
-            self.cached(vertex);
-            return Ok(solved);
-        }
-        let started = Instant::now();
-        let new = match op {
-            Op::Run(run) => ops::run::execute(&self.env, run, &root, mounts, vertex).await?,
-            Op::Copy(copy) => {
-                let origin = self.origin(node, source);
-                ops::copy::execute(&self.env, copy, &root, origin, selection, vertex).await?
-            }
-            Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, &root, vertex).await?,
-            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+        let reuse = self.plan.reuse.of(&self.graph, node);
+        let origin = self.origin(node, source);
+        let take = || match &reuse {
+            Reuse::Never(_) => Ok(None),
+            Reuse::Take | Reuse::Verify => self.by_content(&key, def_key, &root, is_linked),
         };
-        let solved = self.record(node, &key, def_key, &root, new, started)?;
+        let mut found = take()?;
+        let mut lock = None;
+        if found.is_none() {
+            lock = Some(self.lock(&key, &self.graph.dag[node].step.name, vertex).await?);
+            // Another process may have finished it between the look-up and the lock.
+            found = take()?;
+        }
+        if let Some(solved) = found {
+            drop(lock);
+            self.explainer.hit(&[(node, *def_key, key)], true);
+            match reuse {
+                Reuse::Verify => {
+                    let made = self.execute(op, &root, &origin, &selection, &mounts, vertex).await?;
+                    self.compare(vertex, &solved.tree, &made.tree);
+                }
+                Reuse::Take | Reuse::Never(_) => self.cached(vertex),
+            }
+            return Ok(solved);
+        }
+        let nodes = crate::context::nodes_of(&self.env, &origin, selection.as_deref());
+        let (use_cache, forced) = match reuse {
+            Reuse::Never(cause) => (false, Some(cause)),
+            Reuse::Take | Reuse::Verify => (true, None),
+        };
+        let inputs = Inputs {
+            def: def_key,
+            key: &key,
+            digests: &digests,
+            selection: selection.as_deref(),
+            nodes: &nodes,
+            forced,
+        };
+        let miss = self.explainer.miss(node, &inputs);
+        self.explainer.say(&miss, &self.env.events, vertex);
+        let started = Instant::now();
+        let made = self.execute(op, &root, &origin, &selection, &mounts, vertex).await;
+        let solved = made.and_then(|new| self.record(node, &key, def_key, &root, new, started, use_cache));
+        if !matches!(solved, Err(StepFailure::Canceled)) {
+            self.explainer.executed(miss, started.elapsed(), solved.is_err(), &nodes);
+        }
+        let solved = solved?;
         drop(lock);
         self.executed.fetch_add(1, Ordering::Relaxed);
         self.env.events.finished(vertex, Outcome::Done);
@@ -267,6 +317,38 @@ impl Solver {
             mounts.push(MountInput { index: usize::from(index), slot: input.slot, origin, mounted });
         }
         Ok(mounts)
+    }
+
+    async fn execute(
+        &self,
+        op: &Op,
+        root: &Arc<Solved>,
+        origin: &ops::copy::Origin,
+        selection: &Option<Arc<Selection>>,
+        mounts: &[MountInput],
+        vertex: VertexId,
+    ) -> Result<NewLayer, StepFailure> {
+        match op {
+            Op::Run(run) => ops::run::execute(&self.env, run, root, mounts.to_vec(), vertex).await,
+            Op::Copy(copy) => {
+                ops::copy::execute(&self.env, copy, root, origin.clone(), selection.clone(), vertex).await
+            }
+            Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, root, vertex).await,
+            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+        }
+    }
+
+    /// Says how a step that was executed again compares with its cached result, and ends its vertex.
+    fn compare(&self, vertex: VertexId, cached: &Tree, made: &Tree) {
+        self.verified.fetch_add(1, Ordering::Relaxed);
+        if cached.digest() == made.digest() {
+            self.env.events.note(vertex, "verified: the same as the cached result");
+        } else {
+            self.differing.fetch_add(1, Ordering::Relaxed);
+            let cause = explain::difference_of(cached, made, &self.env.store);
+            self.env.events.note(vertex, format!("NOT the same as the cached result: {cause}"));
+        }
+        self.env.events.finished(vertex, Outcome::Done);
     }
 
     fn selection(
@@ -304,9 +386,6 @@ impl Solver {
         root: &Solved,
         is_linked: bool,
     ) -> Result<Option<Arc<Solved>>, StepFailure> {
-        if !self.use_cache {
-            return Ok(None);
-        }
         let Some(record) = self.env.store.result(key)? else { return Ok(None) };
         let (Some(layer), Ok(mut tree)) = (record.own_layer, Tree::decode(&record.tree)) else {
             return Ok(None);
@@ -351,7 +430,9 @@ impl Solver {
     }
 
     /// Commits a new layer and records it under both keys. A step that was executed again and gave an equal tree keeps
-    /// the older layer, so everything after it stays cached and the image's digest does not move.
+    /// the older layer, so everything after it stays cached and the image's digest does not move; with `use_cache`
+    /// false the user asked for what this execution made.
+    #[expect(clippy::too_many_arguments, reason = "what one step is and what it gave")]
     fn record(
         &self,
         node: NodeIndex,
@@ -360,6 +441,7 @@ impl Solver {
         root: &Solved,
         new: NewLayer,
         started: Instant,
+        use_cache: bool,
     ) -> Result<Arc<Solved>, StepFailure> {
         let store = &self.env.store;
         let child = new.tree.digest();
@@ -370,14 +452,14 @@ impl Solver {
             }
             _ => (root.tree.digest(), child),
         };
-        let older = if self.use_cache { store.result_by_trees(&parent, &made)? } else { None };
+        let older = if use_cache { store.result_by_trees(&parent, &made)? } else { None };
         let layer = match older {
             Some(layer) => layer,
             None => {
                 let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
                 let canonical = store.put_result_by_trees(&parent, &made, layer)?;
                 // `--no-cache` asks for what this execution made, new times included.
-                if self.use_cache { canonical } else { layer }
+                if use_cache { canonical } else { layer }
             }
         };
         let mut stack = root.stack.clone();

@@ -134,8 +134,8 @@ impl Marks {
         let mut marks = Self { image_blobs, ..Self::default() };
         marks.image_blobs.extend(&snapshot.resolved_blobs);
         for (_, image) in &snapshot.images {
-            marks.image_layers.extend(image.layers.iter().copied());
-            let rows = image.layers.iter().filter_map(|id| snapshot.layers.get(id));
+            marks.image_layers.extend(image.all_layers());
+            let rows = image.all_layers().filter_map(|id| snapshot.layers.get(&id));
             marks.image_blobs.extend(rows.filter_map(|row| snapshot.pulled_blob(row)));
         }
         let live = snapshot.layers.values().filter(|row| !row.is_condemned);
@@ -222,7 +222,7 @@ impl Marks {
             let names: Vec<&str> = snapshot
                 .images
                 .iter()
-                .filter(|(_, image)| image.layers.contains(id))
+                .filter(|(_, image)| image.all_layers().any(|layer| layer == *id))
                 .map(|(name, _)| name.as_str())
                 .collect();
             let count = names.len() as u64 + uses.map_or(0, |uses| uses.results);

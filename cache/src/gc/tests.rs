@@ -77,6 +77,8 @@ pub(super) fn image(config: Digest, layers: &[LayerId]) -> ImageRecord {
         layers: layers.to_vec(),
         diff_ids: vec![],
         manifest: None,
+        index: None,
+        others: Vec::new(),
         platform: "linux/amd64".to_owned(),
         size_bytes: 0,
         created_unix_ns: 0,

@@ -15,7 +15,9 @@ use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, Layout};
 use super::lease::Lease;
-use super::{ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, lock, readers, result};
+use super::{
+    GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
+};
 use crate::tree::{DirNode, Kind, NodeDigest, Tree};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
@@ -69,6 +71,8 @@ pub(crate) struct Snapshot {
     pub(crate) resolved_blobs: BTreeSet<Digest>,
     /// Blobs that layers were pulled as, by diff id.
     pub(crate) pulled: BTreeMap<Digest, Digest>,
+    /// Root nodes of what remembered executions read.
+    pub(crate) read_nodes: Vec<NodeDigest>,
     /// Root node of each remembered tree of image layers.
     pub(crate) chains: BTreeMap<[u8; 32], Option<NodeDigest>>,
     /// Chains that an image or a resolved reference has.
@@ -110,7 +114,9 @@ impl Store {
         })?;
         for (name, text, sealed) in images {
             let record: ImageRecord = from_json("image", &name, &text, sealed)?;
-            snapshot.know_chain(record.diff_ids.iter().map(|diff| diff.0).collect());
+            for image in record.each() {
+                snapshot.know_chain(image.diff_ids.iter().map(|diff| diff.0).collect());
+            }
             snapshot.images.push((name, record));
         }
         Ok(snapshot)
@@ -168,6 +174,7 @@ impl Store {
                 let blob = Digest::from_bytes(row.get(1)?);
                 snapshot.pulled.insert(Digest::from_bytes(row.get(0)?), blob);
             }
+            snapshot.read_nodes = history::nodes(connection)?;
             let mut statement = connection.prepare("SELECT record FROM resolutions")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             resolutions = rows.collect::<Result<Vec<_>, _>>()?;
@@ -182,16 +189,32 @@ impl Store {
         Ok(snapshot)
     }
 
-    /// Blobs that an image is made of, as far as they can be known: config, manifest, and what the manifest lists.
+    /// Blobs that an image is made of, as far as they can be known: configs, manifests, and what the manifests list; of
+    /// an index all that it lists.
     pub(crate) fn image_blobs(&self, image: &ImageRecord) -> Vec<Digest> {
-        let mut blobs = vec![image.config];
-        let Some(manifest) = image.manifest else { return blobs };
-        blobs.push(manifest);
-        let Ok(Some(bytes)) = self.blob_bytes(&manifest, MANIFEST_BYTES_MAX) else { return blobs };
-        let Ok(document) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return blobs };
-        let layers = document.get("layers").and_then(serde_json::Value::as_array);
-        let digests = layers.into_iter().flatten().filter_map(|layer| layer.get("digest")?.as_str());
-        blobs.extend(digests.filter_map(|digest| digest.parse::<Digest>().ok()));
+        let mut blobs: Vec<Digest> = image.each().map(|image| image.config).collect();
+        let mut documents: Vec<Digest> =
+            image.index.into_iter().chain(image.each().filter_map(|image| image.manifest)).collect();
+        blobs.extend(&documents);
+        while let Some(document) = documents.pop() {
+            let Ok(Some(bytes)) = self.blob_bytes(&document, MANIFEST_BYTES_MAX) else { continue };
+            let Ok(document) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
+            let listed = |key: &str| {
+                let entries = document.get(key).and_then(serde_json::Value::as_array);
+                let digests = entries.into_iter().flatten().filter_map(|entry| entry.get("digest")?.as_str());
+                digests.filter_map(|digest| digest.parse::<Digest>().ok()).collect::<Vec<_>>()
+            };
+            let config = document.pointer("/config/digest").and_then(serde_json::Value::as_str);
+            blobs.extend(config.and_then(|digest| digest.parse::<Digest>().ok()));
+            blobs.extend(listed("layers"));
+            for manifest in listed("manifests") {
+                // Each once: an index in a hostile archive may name itself or the same thing many times.
+                if !blobs.contains(&manifest) {
+                    blobs.push(manifest);
+                    documents.push(manifest);
+                }
+            }
+        }
         blobs
     }
 
@@ -214,11 +237,15 @@ impl Store {
             dropped += self.inner.index.write_durably("remove results", |transaction| {
                 let mut statement =
                     transaction.prepare_cached("DELETE FROM results WHERE key = ?1 AND used = ?2")?;
-                let mut count = 0;
+                let mut gone = Vec::new();
                 for (key, used) in batch {
-                    count += statement.execute((key, used))?;
+                    if statement.execute((key, used))? > 0 {
+                        gone.push(*key);
+                    }
                 }
-                Ok(count as u64)
+                let count = gone.len() as u64;
+                history::note_gone(transaction, gone, GoneWhy::Evicted)?;
+                Ok(count)
             })?;
         }
         Ok(dropped)

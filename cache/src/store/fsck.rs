@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use super::collect::Snapshot;
 use super::db::{from_json, seal};
 use super::error::StoreError;
-use super::{ImageRecord, LayerId, Lease, Store, layout};
+use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
 use crate::layer::{OverlayForm, decode_diff, verify_layer};
 use crate::tree::{DirNode, Kind, NodeDigest};
 
@@ -123,6 +123,7 @@ enum Fact {
     Encoding([u8; 32], String),
     BlobDiff([u8; 32]),
     Resolution(String, String),
+    Execution(i64),
 }
 
 impl Store {
@@ -230,6 +231,7 @@ impl Store {
                     facts.push(Fact::Resolution(reference, platform));
                 }
             }
+            facts.extend(history::damaged(connection)?.into_iter().map(Fact::Execution));
             Ok(facts)
         })?;
         for fact in &facts {
@@ -237,6 +239,7 @@ impl Store {
                 Fact::Encoding(diff, params) => ("encoding", format!("{} ({params})", hex::encode(diff))),
                 Fact::BlobDiff(blob) => ("blob diff", hex::encode(blob)),
                 Fact::Resolution(reference, platform) => ("resolution", format!("{reference} {platform}")),
+                Fact::Execution(id) => ("execution", id.to_string()),
             };
             findings.push(Finding::Record { kind, name });
         }
@@ -367,6 +370,7 @@ impl Store {
                 Ok(())
             };
             remove("DELETE FROM results WHERE key = ?1", &mut bad.results.iter().cloned())?;
+            history::note_gone(transaction, bad.results.iter().map(Vec::as_slice), GoneWhy::Damaged)?;
             remove("DELETE FROM chain_trees WHERE chain = ?1", &mut bad.chains.iter().map(|c| c.to_vec()))?;
             for name in &bad.images {
                 transaction.execute("DELETE FROM images WHERE name = ?1", [name])?;
@@ -388,6 +392,9 @@ impl Store {
                         "DELETE FROM resolutions WHERE reference = ?1 AND platform = ?2",
                         (reference, platform),
                     )?,
+                    Fact::Execution(id) => {
+                        transaction.execute("DELETE FROM executions WHERE id = ?1", [id])?
+                    }
                 };
             }
             for digest in &bad.blobs {
@@ -449,10 +456,11 @@ fn check_dependants(
         }
     }
     for (name, image) in images {
-        let layer = image.layers.iter().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
-        let is_config_sound =
-            snapshot.blobs.contains_key(&image.config) && !bad.blobs.contains(&image.config);
-        let lost = layer.or_else(|| (!is_config_sound).then(|| format!("config {}", image.config)));
+        let layer = image.all_layers().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
+        let is_lost = |digest: &Digest| !snapshot.blobs.contains_key(digest) || bad.blobs.contains(digest);
+        let config = || image.each().map(|image| image.config).find(is_lost);
+        let index = || image.index.filter(is_lost).map(|index| format!("index {index}"));
+        let lost = layer.or_else(|| config().map(|config| format!("config {config}"))).or_else(index);
         if let Some(lost) = lost {
             findings.push(Finding::Image { name: name.clone(), lost });
             bad.images.insert(name.clone());

@@ -20,12 +20,35 @@ pub struct ImageRecord {
     pub diff_ids: Vec<DiffId>,
     /// The manifest, once one was made.
     pub manifest: Option<Digest>,
+    /// The index that the name stands for, when it is of several images or has attestations; a stored blob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
+    /// The other images of the index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<ImageRecord>,
     /// `os/architecture[/variant]`.
     pub platform: String,
     /// Bytes of the unpacked layers.
     pub size_bytes: u64,
     /// When the image was made, nanoseconds since the epoch.
     pub created_unix_ns: i64,
+}
+
+impl ImageRecord {
+    /// Digest of what the name stands for: the index, or the manifest.
+    pub fn digest(&self) -> Option<Digest> {
+        self.index.or(self.manifest)
+    }
+
+    /// The image itself and the others of its index.
+    pub fn each(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// Layers of all its images.
+    pub fn all_layers(&self) -> impl Iterator<Item = LayerId> {
+        self.each().flat_map(|image| image.layers.iter().copied())
+    }
 }
 
 impl Store {
@@ -105,6 +128,6 @@ pub(super) fn insert(
     let sealed = seal("image", name.as_bytes(), text.as_bytes());
     let sql = "INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), ?6)";
     transaction.prepare_cached(sql)?.execute((name, text, sealed, now_unix_ns(), boot.0, is_durable))?;
-    readers::touch_layers(transaction, &record.layers)?;
+    readers::touch_layers(transaction, &record.all_layers().collect::<Vec<_>>())?;
     readers::touch_blobs(transaction, blobs)
 }

@@ -34,6 +34,11 @@ struct LeaseInner {
 }
 
 impl Lease {
+    /// 64 random bits that no other lease of the store has.
+    pub fn id(&self) -> u64 {
+        u64::from_str_radix(&self.inner.id, 16).unwrap_or_default()
+    }
+
     /// Its directory for unfinished work.
     pub fn work_dir(&self) -> PathBuf {
         self.inner.layout.path(&self.work())

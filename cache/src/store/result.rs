@@ -53,6 +53,17 @@ impl Key {
         bytes[1..].copy_from_slice(&self.digest);
         bytes
     }
+
+    /// The key of these bytes, if they are one's.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (kind, digest) = bytes.split_first()?;
+        let digest = digest.try_into().ok()?;
+        match kind {
+            b'd' => Some(Self::def(digest)),
+            b'c' => Some(Self::content(digest)),
+            _ => None,
+        }
+    }
 }
 
 /// `def-<hex>` or `content-<hex>`.

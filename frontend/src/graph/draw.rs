@@ -41,8 +41,12 @@ impl BuildGraph {
         }
         let reached = reached.iter().filter(|reached| **reached).count();
         for target in &self.targets {
+            let platform = match self.targets.len() {
+                1 => String::new(),
+                _ => format!(" for {}", target.config.platform),
+            };
             text.push_str(&format!(
-                "target {} is node {}; {reached} of {} nodes are needed (*)\n",
+                "target {}{platform} is node {}; {reached} of {} nodes are needed (*)\n",
                 target.stage,
                 target.node.index(),
                 self.dag.node_count()

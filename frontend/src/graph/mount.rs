@@ -122,6 +122,45 @@ impl Mount {
         }
     }
 
+    /// What of it is in the key, in words.
+    pub fn declaration(&self) -> String {
+        let switch = |name: &str, is_set: bool| if is_set { format!(",{name}") } else { String::new() };
+        let owner = |mode: u32, uid: u32, gid: u32| format!(",mode={mode:04o},uid={uid},gid={gid}");
+        match self {
+            Self::Bind(m) => format!(
+                "type=bind,target={},source={}{}{}",
+                m.target,
+                m.source,
+                switch("rw", m.writable),
+                switch("from a context", m.from_context)
+            ),
+            Self::Cache(m) => format!(
+                "type=cache,target={},source={}{}{}{}",
+                m.target,
+                m.source,
+                owner(m.mode, m.uid, m.gid),
+                switch("ro", m.read_only),
+                switch("from a context", m.from_context)
+            ),
+            Self::Tmpfs(m) => format!("type=tmpfs,target={},size={}", m.target, m.size_bytes.unwrap_or(0)),
+            Self::Secret(m) => format!(
+                "type=secret,id={},target={},env={}{}{}",
+                m.id,
+                m.target.as_deref().unwrap_or_default(),
+                m.env.as_deref().unwrap_or_default(),
+                owner(m.mode, m.uid, m.gid),
+                switch("required", m.required)
+            ),
+            Self::Ssh(m) => format!(
+                "type=ssh,id={},target={}{}{}",
+                m.id,
+                m.target,
+                owner(m.mode, m.uid, m.gid),
+                switch("required", m.required)
+            ),
+        }
+    }
+
     /// True when it reads a build context whose owners mean nothing.
     pub fn is_from_context(&self) -> bool {
         match self {

@@ -168,7 +168,7 @@ impl Pass<'_> {
             link: transfer.link,
             exclude,
         };
-        work.state.node = self.nodes.add(Op::Copy(op), &inputs, step);
+        work.state.node = self.out.nodes.add(Op::Copy(op), &inputs, step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
@@ -235,7 +235,7 @@ impl Pass<'_> {
         work.state.log(format!("WORKDIR {absolute}"), is_root);
         if !is_root {
             let op = WorkdirOp { path: absolute, user: work.state.config.config.user.clone() };
-            work.state.node = self.nodes.add(Op::Workdir(op), &[(Role::Root, work.state.node)], step);
+            work.state.node = self.out.nodes.add(Op::Workdir(op), &[(Role::Root, work.state.node)], step);
             work.state.layers.push(work.state.node);
         }
         Ok(())

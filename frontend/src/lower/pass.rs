@@ -9,7 +9,7 @@ use rbuild_oci::{Platform, Reference};
 use crate::ast::{Dockerfile, Instruction, InstructionKind, Spanned};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::expand::{self, Expansion};
-use crate::graph::{BuildGraph, ContextOp, ImageOp, Op, Step, Target};
+use crate::graph::{ContextOp, ImageOp, Op, Step, Target};
 use crate::lint;
 use crate::parse::Issue;
 use crate::span::{Lines, Span};
@@ -33,11 +33,14 @@ const SUGGESTED_FROM_MAX: usize = 256;
 /// Errors after which a pass looks no further.
 pub(super) const DIAGNOSTICS_MAX: usize = 1_000;
 
-/// What a pass found out.
-#[derive(Debug)]
+/// What the passes found out, one after the other.
+#[derive(Debug, Default)]
 pub(super) struct Outcome {
-    pub(super) graph: Option<BuildGraph>,
-    pub(super) needs: Vec<ImageRequest>,
+    /// Nodes of all passes.
+    pub(super) nodes: Nodes,
+    /// One for each pass that had all it needs.
+    pub(super) targets: Vec<Target>,
+    pub(super) needs: BTreeMap<ImageKey, ImageRequest>,
     /// Stages that triggers refer to and that were not lowered.
     pub(super) wanted: BTreeSet<usize>,
     /// ARG names of triggers.
@@ -50,7 +53,8 @@ pub(super) struct Pass<'a> {
     pub(super) options: &'a LowerOptions,
     pub(super) images: &'a BTreeMap<ImageKey, Provided>,
     pub(super) stages: Stages<'a>,
-    pub(super) nodes: Nodes,
+    /// What this pass is for, when it was asked for.
+    pub(super) platform: Option<&'a Platform>,
     /// Lowered stages; `None` when not reached or not possible yet.
     pub(super) states: Vec<Option<State>>,
     pub(super) bases: Vec<Option<Base>>,
@@ -62,16 +66,20 @@ pub(super) struct Pass<'a> {
     pub(super) global_declared: BTreeSet<String>,
     /// Named contexts by normalised reference.
     pub(super) contexts: BTreeMap<String, &'a str>,
-    pub(super) needs: BTreeMap<ImageKey, ImageRequest>,
+    /// An image that is not here yet was met in this pass.
+    lacks_images: bool,
     pub(super) out: Outcome,
     bytes_left: usize,
 }
 
+/// Lowers for one platform and adds what comes out to `out`.
 pub(super) fn run(
     ast: &Dockerfile,
     options: &LowerOptions,
+    platform: Option<&Platform>,
     images: &BTreeMap<ImageKey, Provided>,
     extra_stages: &BTreeSet<usize>,
+    out: Outcome,
 ) -> Outcome {
     let stages = Stages::of(ast);
     let count = stages.all.len();
@@ -80,7 +88,7 @@ pub(super) fn run(
         ast,
         options,
         images,
-        nodes: Nodes::default(),
+        platform,
         states: (0..count).map(|_| None).collect(),
         bases: (0..count).map(|_| None).collect(),
         reached: BTreeSet::new(),
@@ -88,14 +96,8 @@ pub(super) fn run(
         global_defaults: HashMap::new(),
         global_declared: BTreeSet::new(),
         contexts: normalised.collect(),
-        needs: BTreeMap::new(),
-        out: Outcome {
-            graph: None,
-            needs: Vec::new(),
-            wanted: BTreeSet::new(),
-            declared: BTreeSet::new(),
-            diagnostics: Vec::new(),
-        },
+        lacks_images: false,
+        out,
         bytes_left: BYTES_MAX,
         stages,
     };
@@ -108,7 +110,6 @@ pub(super) fn run(
             pass.out.diagnostics.push(Diagnostic { help, ..nowhere(error.to_string()) });
         }
     }
-    pass.out.needs = pass.needs.into_values().collect();
     pass.out
 }
 
@@ -125,7 +126,7 @@ impl<'a> Pass<'a> {
         for stage in self.reached.clone() {
             self.stage(stage);
         }
-        if self.needs.is_empty()
+        if !self.lacks_images
             && let Some(state) = &self.states[target]
         {
             let mut config = state.finished_config();
@@ -140,13 +141,12 @@ impl<'a> Pass<'a> {
                 layers: state.layers.clone(),
                 base: state.base,
             };
-            let dag = std::mem::take(&mut self.nodes).dag;
-            self.out.graph = Some(BuildGraph { dag, targets: vec![target] });
+            self.out.targets.push(target);
         }
     }
 
     pub(super) fn target_platform(&self) -> &'a Platform {
-        self.options.target_platform.as_ref().unwrap_or(&self.options.build_platform)
+        self.platform.unwrap_or(&self.options.build_platform)
     }
 
     /// ARGs before the first FROM, over the built-in ones.
@@ -211,7 +211,8 @@ impl<'a> Pass<'a> {
         let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
         let found = self.images.get(&key);
         if found.is_none() {
-            self.needs.entry(key).or_insert_with(|| request.clone());
+            self.lacks_images = true;
+            self.out.needs.entry(key).or_insert_with(|| request.clone());
         }
         found
     }
@@ -222,7 +223,7 @@ impl<'a> Pass<'a> {
             manifest: image.manifest,
             platform: platform.clone(),
         };
-        self.nodes.add(Op::Image(op), &[], step)
+        self.out.nodes.add(Op::Image(op), &[], step)
     }
 
     pub(super) fn context_node(&mut self, name: Option<&str>) -> NodeIndex {
@@ -231,12 +232,12 @@ impl<'a> Pass<'a> {
             Some(name) => format!("[context {name}] load from client"),
         };
         let step = Step { name: text, stage: String::new(), lines: None };
-        self.nodes.add(Op::Context(ContextOp { name: name.map(str::to_owned) }), &[], step)
+        self.out.nodes.add(Op::Context(ContextOp { name: name.map(str::to_owned) }), &[], step)
     }
 
     pub(super) fn scratch_node(&mut self) -> NodeIndex {
         let step = Step { name: "[internal] empty root".to_owned(), stage: String::new(), lines: None };
-        self.nodes.add(Op::Scratch, &[], step)
+        self.out.nodes.add(Op::Scratch, &[], step)
     }
 
     /// Expands a text in a stage's scope.

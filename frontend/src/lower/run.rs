@@ -42,6 +42,7 @@ impl Pass<'_> {
         let op = RunOp {
             argv,
             env,
+            arg_names: work.state.run_args(),
             proxy_env: proxy_env(&self.options.build_args, &work.state),
             cwd: work.state.workdir().to_owned(),
             user: work.state.config.config.user.clone(),
@@ -54,7 +55,7 @@ impl Pass<'_> {
         };
         let mut inputs = vec![(Role::Root, work.state.node)];
         inputs.extend(mounts.inputs);
-        work.state.node = self.nodes.add(Op::Run(op), &inputs, step);
+        work.state.node = self.out.nodes.add(Op::Run(op), &inputs, step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use petgraph::graph::NodeIndex;
-use rbuild_oci::ImageConfig;
+use rbuild_oci::{ImageConfig, Platform};
 
 use crate::ast::{Instruction, InstructionKind};
 use crate::graph::{CopyOp, CopySource, Op, Role, Step};
@@ -23,8 +23,10 @@ pub(super) struct Work {
     pub(super) state: State,
     pub(super) stage: usize,
     pub(super) label: String,
-    /// Prefix of progress names: empty, or the stage's name and a blank.
-    prefix: String,
+    /// The stage's name in progress entries: empty for a lone stage.
+    shown_label: String,
+    /// Progress entries name the platform.
+    shows_platform: bool,
     steps_total: usize,
     steps_done: usize,
     /// Set while triggers run: where the FROM line is.
@@ -52,7 +54,11 @@ impl Work {
     fn named_step(&mut self, text: &str) -> Step {
         self.steps_done += 1;
         let width = self.steps_total.to_string().len();
-        let name = format!("[{}{:>width$}/{}] {text}", self.prefix, self.steps_done, self.steps_total);
+        let platform = if self.shows_platform { shown_platform(&self.state) } else { String::new() };
+        let words =
+            [platform.as_str(), self.shown_label.as_str()].into_iter().filter(|word| !word.is_empty());
+        let prefix: String = words.map(|word| format!("{word} ")).collect();
+        let name = format!("[{prefix}{:>width$}/{}] {text}", self.steps_done, self.steps_total);
         let lines = self.trigger.map_or(self.lines, |(_, lines)| lines);
         Step { name, stage: self.label.clone(), lines: Some(lines) }
     }
@@ -64,7 +70,7 @@ impl Pass<'_> {
         let stage = self.stages.all[index];
         let Some(base) = self.bases[index].clone() else { return };
         let label = stage.label();
-        let prefix = if self.stages.all.len() == 1 { String::new() } else { format!("{label} ") };
+        let shown_label = if self.stages.all.len() == 1 { String::new() } else { label.clone() };
         let from_lines = stage.instruction.lines;
         let mut image = None;
         let mut state = match &base {
@@ -108,7 +114,7 @@ impl Pass<'_> {
                     );
                     self.out.diagnostics.extend(found);
                 }
-                if self.options.target_platform.is_some() {
+                if self.platform.is_some() {
                     config.platform = self.target_platform().clone();
                 }
                 if config.rootfs.diff_ids.is_empty() && config.config.working_dir.is_empty() {
@@ -132,7 +138,8 @@ impl Pass<'_> {
             state,
             stage: index,
             label,
-            prefix,
+            shown_label,
+            shows_platform: self.options.is_multi_platform(),
             steps_total: counted + usize::from(image.is_some()),
             steps_done: 0,
             trigger: None,
@@ -171,7 +178,7 @@ impl Pass<'_> {
         };
         let step =
             Step { name: format!("[context {name}] COPY . /"), stage: label.to_owned(), lines: Some(lines) };
-        let node = self.nodes.add(Op::Copy(op), &[(Role::Root, root), (Role::Source, source)], step);
+        let node = self.out.nodes.add(Op::Copy(op), &[(Role::Root, root), (Role::Source, source)], step);
         let platform = self.target_platform().clone();
         let mut state = State::new(ImageConfig::empty(platform.clone()), platform, node);
         state.config.config.working_dir = "/".to_owned();
@@ -233,6 +240,27 @@ impl Pass<'_> {
         if let Err(issue) = done {
             self.report(work, issue);
         }
+    }
+}
+
+/// The platform that a stage's steps run on, and the target's architecture after an arrow when that is another and the
+/// stage asked for it by an ARG so far.
+fn shown_platform(state: &State) -> String {
+    let given = |name: &str| state.args.contains(name).then(|| state.effective.get(name)).flatten();
+    let (on, mut target) = (&state.platform, state.platform.clone());
+    if let Some(Ok(platform)) = given("TARGETPLATFORM").map(|text| text.parse()) {
+        target = platform;
+    } else if let Some(architecture) = given("TARGETARCH") {
+        let os = given("TARGETOS").map_or(on.os.as_str(), String::as_str);
+        target = Platform::new(os, architecture, given("TARGETVARIANT").map(String::as_str));
+    }
+    let variant = target.variant.as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
+    if target.os != on.os {
+        format!("{on}->{target}")
+    } else if target != *on {
+        format!("{on}->{}{variant}", target.architecture)
+    } else {
+        on.to_string()
     }
 }
 

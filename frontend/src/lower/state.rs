@@ -140,6 +140,12 @@ impl State {
         env.chain(args).collect()
     }
 
+    /// Which of those are ARGs.
+    pub(super) fn run_args(&self) -> Vec<String> {
+        let given = self.args.iter().filter(|(name, given)| given.is_some() && !self.env.contains(name));
+        given.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The config as the image gets it.
     pub(super) fn finished_config(&self) -> ImageConfig {
         let mut config = self.config.clone();

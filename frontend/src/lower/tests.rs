@@ -280,7 +280,7 @@ fn golden_75_and_76_built_in_args() {
         options(|o| o.target = Some("foo".into())),
     );
     assert_eq!(built.run_env("TARGETSTAGE"), Some("foo"));
-    let cross = options(|o| o.target_platform = Some(Platform::new("linux", "arm64", None)));
+    let cross = options(|o| o.target_platforms = vec![Platform::new("linux", "arm64", None)]);
     let built = build_with("FROM --platform=$BUILDPLATFORM busybox\nARG TARGETARCH\nRUN x", cross);
     assert_eq!(built.run_env("TARGETARCH"), Some("arm64"));
     assert_eq!(built.run().platform, platform());
@@ -640,7 +640,7 @@ fn lints_about_stages() {
 
 #[test]
 fn a_base_of_another_platform_is_a_warning() {
-    let cross = options(|o| o.target_platform = Some(Platform::new("linux", "arm64", None)));
+    let cross = options(|o| o.target_platforms = vec![Platform::new("linux", "arm64", None)]);
     let built = build_with("FROM busybox", cross);
     assert_eq!(built.rules(), ["InvalidBaseImagePlatform"]);
     assert_eq!(built.graph.targets[0].config.platform.architecture, "arm64");

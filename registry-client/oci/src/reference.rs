@@ -109,6 +109,11 @@ impl Reference {
     pub fn at_digest(&self, digest: Digest) -> Self {
         Self { digest: Some(digest), ..self.clone() }
     }
+
+    /// The same repository at a digest, without a tag.
+    pub fn only_digest(&self, digest: Digest) -> Self {
+        Self { tag: None, ..self.at_digest(digest) }
+    }
 }
 
 impl FromStr for Reference {

@@ -13,7 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use tokio::sync::{Mutex, OnceCell};
 
-use super::helper;
+use super::aws::Registry;
+use super::{helper, scoped};
 use crate::Settings;
 use crate::config::{ConfigError, read_file};
 use crate::endpoint::is_hub;
@@ -119,6 +120,14 @@ pub enum KeychainError {
         /// What it printed, escaped.
         words: String,
     },
+    /// AWS did not give a token.
+    #[error("{what} at AWS failed: {words}")]
+    Aws {
+        /// What was asked of it.
+        what: String,
+        /// Its words, escaped.
+        words: String,
+    },
     /// The helper printed something else than credentials.
     #[error("the credential helper `{program}` gave an answer that is not credentials")]
     HelperAnswer {
@@ -134,8 +143,12 @@ impl KeychainError {
             Self::HelperStart { program, .. } => format!(
                 "install `{program}`, or remove it from `credsStore` or `credHelpers` in Docker's config.json"
             ),
+            Self::Aws { .. } => {
+                "check the AWS credentials in use (environment, AWS_PROFILE, role) and that they allow ecr:GetAuthorizationToken"
+                    .to_owned()
+            }
             Self::Syntax { origin, line } => format!("correct line {line} of {origin}"),
-            Self::Auth { key, .. } => format!("run `docker login {key}` again"),
+            Self::Auth { key, .. } => format!("run `rbuild login {key}` again"),
             _ => return None,
         })
     }
@@ -166,7 +179,7 @@ struct RawEntry {
 }
 
 /// One source of credentials.
-struct Source {
+pub(super) struct Source {
     origin: String,
     /// Keys may be `host/namespace` (containers-auth.json(5)); Docker's file has no such matching.
     namespaced: bool,
@@ -199,7 +212,13 @@ impl Keychain {
         settings: &Settings,
         host: &str,
         repository: &str,
+        actions: &str,
     ) -> Result<Option<Credentials>, KeychainError> {
+        for source in scoped::load(settings, host, repository, actions)? {
+            if let Some(found) = self.find_in(&source, host, repository).await? {
+                return Ok(Some(found));
+            }
+        }
         let sources = self.sources.get_or_try_init(|| async { load(settings) }).await?;
         for source in sources {
             if let Some(found) = self.find_in(source, host, repository).await? {
@@ -208,7 +227,7 @@ impl Keychain {
         }
         // Docker's hardened images take Docker Hub accounts.
         if host == "dhi.io" {
-            return Box::pin(self.find(settings, "docker.io", repository)).await;
+            return Box::pin(self.find(settings, "docker.io", repository, actions)).await;
         }
         Ok(None)
     }
@@ -223,8 +242,13 @@ impl Keychain {
         let own = server_keys(host).find_map(|key| helpers.and_then(|map| map.get(key)));
         if let Some(helper) = own.or(source.file.store.as_ref()).filter(|name| !name.is_empty()) {
             let server = if is_hub(host) { HUB_KEY } else { host };
-            if let Some(found) = self.ask(helper, server).await? {
-                return Ok(Some(found));
+            match self.ask(helper, server).await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                // What this one does is built in.
+                Err(KeychainError::HelperStart { .. })
+                    if helper == "ecr-login" && Registry::of(host).is_some() => {}
+                Err(error) => return Err(error),
             }
         }
         match source.entry(host, repository) {
@@ -274,11 +298,11 @@ fn load(settings: &Settings) -> Result<Vec<Source>, KeychainError> {
     Ok(sources)
 }
 
-fn display(path: &Path) -> String {
+pub(super) fn display(path: &Path) -> String {
     format!("`{}`", path.display())
 }
 
-fn parse(origin: String, text: &str, namespaced: bool) -> Result<Source, KeychainError> {
+pub(super) fn parse(origin: String, text: &str, namespaced: bool) -> Result<Source, KeychainError> {
     let file = match text.trim() {
         "" => RawFile::default(),
         text => serde_json::from_str(text)

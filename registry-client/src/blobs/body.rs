@@ -28,8 +28,8 @@ pub(super) struct Watch {
 /// Why a body ended itself.
 pub(super) enum SourceFailure {
     Read(io::Error),
-    Digest(Digest),
-    Size(u64),
+    Digest { expected: Digest, actual: Digest },
+    Size { expected: u64, actual: u64 },
 }
 
 /// The body from `offset` on, with all of it hashed and the last piece held back until the hash was compared.
@@ -59,21 +59,23 @@ pub(super) fn checked(
                         watch.done.store(true, Ordering::Relaxed);
                         Ok(None)
                     } else {
-                        Err(fail(SourceFailure::Size(position)))
+                        Err(fail(SourceFailure::Size { expected: size, actual: position }))
                     };
                 };
                 let mut piece: Bytes = piece.map_err(|source| fail(SourceFailure::Read(source)))?;
                 let begin = position;
                 position += piece.len() as u64;
                 if position > size {
-                    return Err(fail(SourceFailure::Size(position)));
+                    return Err(fail(SourceFailure::Size { expected: size, actual: position }));
                 }
                 if let Some(hash) = &mut hash {
                     hash.update(&piece);
                 }
                 if position == size {
                     match hash.take().map(Sha256::finish) {
-                        Some(actual) if actual != digest => return Err(fail(SourceFailure::Digest(actual))),
+                        Some(actual) if actual != digest => {
+                            return Err(fail(SourceFailure::Digest { expected: digest, actual }));
+                        }
                         _ => watch.done.store(true, Ordering::Relaxed),
                     }
                 }

@@ -7,6 +7,7 @@ use reqwest::{Method, StatusCode};
 use crate::auth::Scope;
 use crate::endpoint::Endpoint;
 use crate::error::{ErrorKind, RegistryError};
+use crate::transport::host::Presence;
 use crate::transport::retry::Patience;
 use crate::transport::{Address, Call, Transport};
 
@@ -35,7 +36,8 @@ pub(crate) async fn mount(
         target,
         patience: Patience::Full,
     };
-    let answer = match transport.send(&transport.host(endpoint), &call).await {
+    let host = transport.host(endpoint);
+    let answer = match transport.send(&host, &call).await {
         Ok((answer, _)) => answer,
         // Token servers that refuse two scopes at once, or the source repository: the upload decides.
         Err(error)
@@ -46,5 +48,7 @@ pub(crate) async fn mount(
         Err(error) => return Err(error),
     };
     // A 202 opened an upload session that nobody will use: registries purge those.
-    Ok(answer.status() == StatusCode::CREATED)
+    let is_mounted = answer.status() == StatusCode::CREATED;
+    host.note(&endpoint.repository, digest, if is_mounted { Presence::There } else { Presence::Absent });
+    Ok(is_mounted)
 }

@@ -8,24 +8,28 @@ impl RegistryError {
         let host = self.target().map_or("the registry", |target| target.host.as_str());
         let repository = self.target().map_or("", |target| target.repository.as_str());
         Some(match self {
+            Self::NotFound { existing, .. } if !existing.is_empty() => {
+                format!("tags that exist: {}", existing.join(", "))
+            }
             Self::NotFound { .. } => {
                 format!(
                     "check the spelling of the image name and tag, and that `{repository}` exists on {host}"
                 )
             }
             Self::Unauthorized { had_credentials: false, .. } => {
-                format!("run `docker login {host}`, or check that `{repository}` exists and is public")
+                format!("run `rbuild login {host}`, or check that `{repository}` exists and is public")
             }
             Self::Unauthorized { had_credentials: true, .. } => {
-                format!("the stored credentials may have expired: run `docker login {host}` again")
+                format!("the stored credentials may have expired: run `rbuild login {host}` again")
             }
+            Self::NotStreamed { .. } => return None,
             Self::Denied { .. } => {
                 format!(
                     "the account used for {host} needs permission for `{repository}`, and the repository may have to be created first"
                 )
             }
             Self::RateLimited { .. } if host == "docker.io" => {
-                "log in with `docker login` for a higher limit, or set a mirror in registries.conf".to_owned()
+                "log in with `rbuild login` for a higher limit, or set a mirror in registries.conf".to_owned()
             }
             Self::RateLimited { .. } => format!("wait, or log in to {host} for a higher limit"),
             Self::Unreachable { reason, .. } => match reason {

@@ -212,7 +212,7 @@ async fn a_token_server_that_refuses_the_password_is_the_one_named() {
         fake.host
     );
     assert_eq!(error.to_string(), expected);
-    assert!(error.hint().unwrap().contains(&format!("docker login {}", fake.host)));
+    assert!(error.hint().unwrap().contains(&format!("rbuild login {}", fake.host)));
 }
 
 #[tokio::test]

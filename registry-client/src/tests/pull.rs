@@ -98,7 +98,8 @@ async fn a_missing_image_is_reported_in_the_words_of_the_registry() {
     );
     assert_eq!(error.to_string(), expected);
     assert!(error.hint().is_some());
-    assert_eq!(fake.lines().len(), 1, "a 404 is not retried");
+    let asked = ["GET /v2/app/manifests/2", "GET /v2/app/tags/list?n=1000"];
+    assert_eq!(fake.lines(), asked, "a 404 is not retried");
 }
 
 #[tokio::test]

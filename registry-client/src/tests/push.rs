@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -195,14 +196,20 @@ async fn a_registry_that_stores_something_else_is_caught() {
     );
 }
 
+/// `HEAD` of a blob that is there from the second question on: asked before an upload and after it.
+fn there_after(asked: &AtomicBool) -> Reply {
+    reply(if asked.swap(true, Ordering::Relaxed) { 200 } else { 404 })
+}
+
 #[tokio::test]
 async fn uploads_sent_elsewhere_go_without_credentials() {
     let bytes = blob();
     let storage = Fake::start(|_| reply(201)).await;
     let address = format!("http://{}/bucket?signature=s", storage.host);
+    let asked = AtomicBool::new(false);
     let fake = Fake::start(move |request| match request.method.as_str() {
         _ if request.header("authorization").is_empty() => reply(401).header("WWW-Authenticate", "Basic"),
-        "HEAD" => reply(404),
+        "HEAD" => there_after(&asked),
         _ => reply(202).header("Location", address.clone()),
     })
     .await;
@@ -219,9 +226,9 @@ async fn uploads_sent_elsewhere_go_without_credentials() {
 
 #[tokio::test]
 async fn a_token_that_expires_during_an_upload_is_renewed() {
-    let bytes = blob();
+    let (bytes, asked) = (blob(), AtomicBool::new(false));
     let fake = Fake::start(move |request| match request.method.as_str() {
-        "HEAD" => reply(404),
+        "HEAD" => there_after(&asked),
         "POST" => reply(202).header("Location", "/v2/app/blobs/uploads/1"),
         "PUT" if request.header("authorization").is_empty() => reply(401).header("WWW-Authenticate", "Basic"),
         "PUT" => reply(201),
@@ -239,8 +246,10 @@ async fn a_token_that_expires_during_an_upload_is_renewed() {
 
 #[tokio::test]
 async fn an_upload_nobody_answers_ends_at_its_deadline() {
-    let fake = Fake::start(|request| match request.method.as_str() {
-        "HEAD" | "GET" => reply(404),
+    let asked = AtomicBool::new(false);
+    let fake = Fake::start(move |request| match request.method.as_str() {
+        "HEAD" => there_after(&asked),
+        "GET" => reply(404),
         "POST" => reply(202).header("Location", "/v2/app/blobs/uploads/1"),
         _ => reply(201).body("x").header("X-Never", "sent").stall(0),
     })

@@ -54,10 +54,10 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, proxies: &ProxySettings) -> Self {
         Self {
             made: Mutex::new(HashMap::new()),
-            proxies: settings.proxies.clone(),
+            proxies: proxies.clone(),
             certs_dirs: settings.certs_dirs.clone(),
             connect: settings.deadlines.connect,
             user_agent: settings.user_agent.clone(),

@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, Url};
 
 use super::address::AddressClass;
-use super::clients::{Route, Trust};
+use super::clients::{ClientError, Route, Trust};
 use super::resolver::InternalName;
 use super::{Host, Transport};
 use crate::endpoint::Security;
@@ -97,6 +97,10 @@ impl Transport {
     ) -> Result<Response, RegistryError> {
         let client = self.client_for(host, &exchange.url, base, target).await?;
         let mut request = client.request(exchange.method.clone(), exchange.url.clone());
+        let own = origin(&exchange.url) == origin(base);
+        if own {
+            request = request.headers(self.own_headers().await?);
+        }
         request = request.headers(exchange.headers.clone());
         if let Some(value) = &exchange.authorization {
             request = request.header(AUTHORIZATION, value.clone());
@@ -108,8 +112,8 @@ impl Transport {
             .await
             .map_err(|_| timed_out(target))?
             .map_err(|source| unreachable(target, source))?;
-        if origin(&exchange.url) == origin(base)
-            && !self.clients.is_proxied(&exchange.url)
+        if own
+            && !self.clients().await?.is_proxied(&exchange.url)
             && let Some(peer) = answer.remote_addr()
         {
             host.found_at(AddressClass::of(peer.ip()));
@@ -127,21 +131,27 @@ impl Transport {
     ) -> Result<reqwest::Client, RegistryError> {
         let own = origin(url) == origin(base);
         let security = if own { host.security() } else { self.check(host, url, base, target).await? };
+        let clients = self.clients().await?;
         let trust = match (url.scheme(), security) {
             ("http", _) => Trust::None,
             (_, Security::Insecure | Security::Loopback) => Trust::Unverified,
-            _ => self.clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
+            _ => clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
-        let route = Route { trust, guard, proxied: self.clients.is_proxied(url) };
-        self.clients.get(&route).map_err(|error| match error {
-            super::clients::ClientError::Build(source) => RegistryError::Unreachable {
-                target: Box::new(target.clone()),
-                reason: Reason::TrustStore,
-                source: Some(Box::new(source)),
-            },
-            super::clients::ClientError::Config(error) => RegistryError::Settings(error),
-        })
+        let route = Route { trust, guard, proxied: clients.is_proxied(url) };
+        clients.get(&route).map_err(|error| client_error(target, error))
+    }
+
+    /// A client for an address that no registry named: services of the user's own cloud.
+    pub(crate) async fn plain_client(&self, url: &Url) -> Result<reqwest::Client, RegistryError> {
+        let clients = self.clients().await?;
+        let trust = if url.scheme() == "http" { Trust::None } else { clients.trust_for(authority(url)) };
+        let is_link_local =
+            AddressClass::of_literal(url.host_str().unwrap_or_default()) == Some(AddressClass::Never);
+        // Metadata services are this machine's, whatever proxies stand around it.
+        let route = Route { trust, guard: None, proxied: clients.is_proxied(url) && !is_link_local };
+        let target = Target { host: authority(url), repository: String::new(), action: "connect".to_owned() };
+        clients.get(&route).map_err(|error| client_error(&target, error))
     }
 
     /// Judges an address the registry named.
@@ -172,6 +182,17 @@ impl Transport {
     fn is_internal_host(&self, url: &Url) -> bool {
         let (authority, name) = (authority(url), url.host_str().unwrap_or_default());
         self.settings.internal_hosts.iter().any(|host| *host == authority || host == name)
+    }
+}
+
+fn client_error(target: &Target, error: ClientError) -> RegistryError {
+    match error {
+        ClientError::Build(source) => RegistryError::Unreachable {
+            target: Box::new(target.clone()),
+            reason: Reason::TrustStore,
+            source: Some(Box::new(source)),
+        },
+        ClientError::Config(error) => RegistryError::Settings(error),
     }
 }
 

@@ -1,7 +1,9 @@
 //! What is known about one host, and finding out whether it speaks TLS.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use rbuild_oci::Digest;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::{OnceCell, Semaphore};
@@ -26,6 +28,47 @@ pub(crate) struct Host {
     pub(crate) pulls: Arc<Semaphore>,
     /// Bounds parallel uploads.
     pub(crate) pushes: Arc<Semaphore>,
+    /// What is known of blobs in repositories, so that nothing is asked twice.
+    blobs: Mutex<HashMap<(String, Digest), Presence>>,
+    places: Mutex<HashMap<Digest, Place>>,
+    quota: Mutex<Option<Quota>>,
+}
+
+/// A repository here that has a blob; locked while one is being made to.
+pub(crate) type Place = Arc<tokio::sync::Mutex<Option<String>>>;
+
+/// Whether a repository has a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    There,
+    Absent,
+}
+
+/// What a registry lets an account pull, by its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Pulls per window.
+    pub limit: u64,
+    /// Pulls left in it.
+    pub remaining: u64,
+    /// Length of the window in seconds.
+    pub window: u64,
+}
+
+impl Quota {
+    /// True when a handful of builds would use it up: a tenth is left, or less.
+    pub fn is_low(&self) -> bool {
+        self.remaining.saturating_mul(10) <= self.limit
+    }
+
+    /// From `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 76;w=21600`.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let header = |name: &str| headers.get(name)?.to_str().ok();
+        let number = |text: &str| text.split(';').next()?.trim().parse().ok();
+        let (limit, remaining) = (header("ratelimit-limit")?, header("ratelimit-remaining")?);
+        let window = limit.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
+        Some(Self { limit: number(limit)?, remaining: number(remaining)?, window: window.unwrap_or(0) })
+    }
 }
 
 impl Host {
@@ -39,6 +82,34 @@ impl Host {
             auth: HostAuth::default(),
             pulls: Arc::new(Semaphore::new(transfers)),
             pushes: Arc::new(Semaphore::new(transfers)),
+            blobs: Mutex::default(),
+            places: Mutex::default(),
+            quota: Mutex::default(),
+        }
+    }
+
+    /// What is known of a blob in a repository.
+    pub(crate) fn presence(&self, repository: &str, digest: Digest) -> Option<Presence> {
+        lock(&self.blobs).get(&(repository.to_owned(), digest)).copied()
+    }
+
+    pub(crate) fn note(&self, repository: &str, digest: Digest, presence: Presence) {
+        lock(&self.blobs).insert((repository.to_owned(), digest), presence);
+    }
+
+    /// Where at this host a blob that we pushed is.
+    pub(crate) fn place_of(&self, digest: Digest) -> Place {
+        lock(&self.places).entry(digest).or_default().clone()
+    }
+
+    /// The last quota the host told.
+    pub(crate) fn quota(&self) -> Option<Quota> {
+        *lock(&self.quota)
+    }
+
+    pub(crate) fn told(&self, headers: &HeaderMap) {
+        if let Some(quota) = Quota::of(headers) {
+            *lock(&self.quota) = Some(quota);
         }
     }
 
@@ -142,4 +213,27 @@ fn base_url(scheme: &str, host: &str, target: &Target) -> Result<Url, RegistryEr
         target: Box::new(target.clone()),
         violation: Violation::Address(escape(host)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn quotas_are_read_from_docker_hub_s_headers() {
+        let quota = |limit: &'static str, remaining: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("ratelimit-limit", HeaderValue::from_static(limit));
+            headers.insert("ratelimit-remaining", HeaderValue::from_static(remaining));
+            Quota::of(&headers)
+        };
+        let found = quota("100;w=21600", "7;w=21600").unwrap();
+        assert_eq!(found, Quota { limit: 100, remaining: 7, window: 21600 });
+        assert!(found.is_low());
+        assert!(!quota("100;w=21600", "76;w=21600").unwrap().is_low());
+        assert_eq!(quota("100", "x"), None);
+        assert_eq!(Quota::of(&HeaderMap::new()), None);
+    }
 }

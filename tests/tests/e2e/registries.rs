@@ -68,7 +68,7 @@ fn credentials_come_from_the_docker_config_file() -> Result<()> {
     env.build(&context, &["-t", &name])?.exits(1).says(&[&host]);
     let wrong = json!({"auths": {&host: {"auth": "dXNlcjp3cm9uZw=="}}});
     env.write("home/.docker/config.json", &wrong.to_string())?;
-    env.build(&context, &["-t", &name])?.exits(1).says(&[&host, "docker login"]);
+    env.build(&context, &["-t", &name])?.exits(1).says(&[&host, "rbuild login"]);
 
     let right = json!({"auths": {&host: {"auth": CREDENTIALS}}, "unknown": {"kept": true}});
     env.write("home/.docker/config.json", &right.to_string())?;

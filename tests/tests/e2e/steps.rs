@@ -49,3 +49,25 @@ fn a_static_program_runs_on_scratch() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+#[test]
+fn a_step_reaches_the_outside_and_the_hosts_loopback_only_when_asked() -> Result<()> {
+    need!(Root, Registry, Bases, Network);
+    let (registry, env) = world()?;
+    // The registry listens on the host's loopback.
+    let address = registry.host();
+    let text = |flag: &str| {
+        format!(
+            "FROM busybox\nRUN {flag} if wget -q -O /dev/null http://{address}/v2/; then echo open; else echo closed; fi\n"
+        )
+    };
+    let own = env.context("own", &text(""), &[])?;
+    let built = env.build(&own, &[])?.ok().says(&[" closed"]);
+    assert!(!built.stderr.contains("share the host's network"), "{built}");
+    let shared = env.context("shared", &text("--network=host"), &[])?;
+    env.build(&shared, &[])?.ok().says(&[" open", "share the host's network"]);
+    let off = env.context("off", &text("--network=none"), &[])?;
+    env.build(&off, &[])?.ok().says(&[" closed"]);
+    env.assert_nothing_left();
+    Ok(())
+}

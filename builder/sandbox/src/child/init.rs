@@ -4,7 +4,7 @@ use super::{EXIT_BROKEN, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
-use crate::wire::{ChildSpec, Flavour, Report, SPEC_SIZE_BYTES_MAX, WireSource};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX, WireSource};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -12,10 +12,15 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template) -> i32 {
+pub(super) fn init_main(
+    socket: &OwnedFd,
+    flavour: Flavour,
+    joined: Option<OwnedFd>,
+    template: &Template,
+) -> i32 {
     // For people who look at processes: executed from a descriptor, its name would be a number. Nothing depends on it.
     let _ = rustix::thread::set_name(c"rbuild-init");
-    let outcome = prepare(socket, flavour, template).and_then(|(command, world)| {
+    let outcome = prepare(socket, flavour, joined, template).and_then(|(command, world)| {
         // A spare nobody needed.
         let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };
         let (mut order, mounts) = order.for_command();
@@ -36,6 +41,7 @@ pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, template: &Template)
 fn prepare(
     socket: &OwnedFd,
     flavour: Flavour,
+    joined: Option<OwnedFd>,
     template: &Template,
 ) -> Result<(Waiting, mounts::World), SetupFailure> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;
@@ -61,7 +67,12 @@ fn prepare(
         Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::DQUOT) => {}
         Err(errno) => return Err(errno).at(SetupStep::Keyring),
     }
-    if flavour.own_network {
+    if flavour.network == NetworkNamespace::Joined {
+        let namespace = joined.ok_or(Errno::BADF).at(SetupStep::JoinNetwork)?;
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).at(SetupStep::JoinNetwork)?;
+    }
+    if flavour.network == NetworkNamespace::New {
         let flags = SocketFlags::CLOEXEC;
         let any = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
             .at(SetupStep::Loopback)?;

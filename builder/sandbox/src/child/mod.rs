@@ -22,7 +22,7 @@ use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::seccomp;
 use crate::sys::{self, Fork};
-use crate::wire::{Flavour, Report};
+use crate::wire::{Flavour, NetworkNamespace, Report};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, WaitOptions};
@@ -76,7 +76,8 @@ impl Template {
     }
 }
 
-/// Starts an init for each request until the builder is gone: a flavour, with the init's end of its socket attached.
+/// Starts an init for each request until the builder is gone: a flavour, with the init's end of its socket attached,
+/// and the network namespace that a flavour joins.
 fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
     loop {
         let mut request = [0; Flavour::SIZE_BYTES];
@@ -87,9 +88,11 @@ fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
         };
         // Of earlier steps. They would do no harm, and are gone with the spawner at last.
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        let (Some(socket), Ok(flavour)) = (fds.into_iter().next(), Flavour::decode(&request[..count])) else {
+        let mut fds = fds.into_iter();
+        let (Some(socket), Ok(flavour)) = (fds.next(), Flavour::decode(&request[..count])) else {
             return EXIT_BROKEN;
         };
+        let joined = fds.next();
         let template = match template {
             Ok(template) => template,
             Err(failure) => {
@@ -100,7 +103,7 @@ fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
         match sys::fork_into(namespaces(flavour)).at(SetupStep::Unshare) {
             Ok(Fork::Child) => {
                 drop(control);
-                std::process::exit(init::init_main(&socket, flavour, template))
+                std::process::exit(init::init_main(&socket, flavour, joined, template))
             }
             Ok(Fork::Parent(_)) => {}
             Err(failure) => drop(report(socket.as_fd(), &failure.into())),
@@ -110,7 +113,7 @@ fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
 
 fn namespaces(flavour: Flavour) -> UnshareFlags {
     let always = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    if flavour.own_network { always | UnshareFlags::NEWNET } else { always }
+    if flavour.network == NetworkNamespace::New { always | UnshareFlags::NEWNET } else { always }
 }
 
 /// Sends a report; the status to exit with.

@@ -8,7 +8,7 @@
 use super::{devices, step_mounts};
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::mount::{self, INERT};
-use crate::wire::{ChildSpec, Flavour};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
@@ -169,7 +169,7 @@ pub(super) fn open_in(at: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> 
 }
 
 fn new_sys(flavour: Flavour, in_user_namespace: bool) -> Result<OwnedFd, Errno> {
-    if in_user_namespace && !flavour.own_network {
+    if in_user_namespace && flavour.network == NetworkNamespace::Builder {
         // A fresh sysfs shows the network namespace's devices, so the kernel wants its owner; the host's tree is shown
         // instead, as other rootless builders do.
         let tree = mount::bind_host_tree("/sys")?;

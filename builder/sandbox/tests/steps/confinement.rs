@@ -73,7 +73,7 @@ fn proc_and_sys_are_masked(host: &Host) {
     {
         let run = |script: &str| {
             let mut spec = shell(script);
-            (spec.network, spec.user) = (network, user.to_owned());
+            (spec.network, spec.user) = (network.clone(), user.to_owned());
             host.run(&spec).unwrap().stdout
         };
         let read = run(

@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -154,6 +155,8 @@ impl User {
     }
 
     /// A command that runs this program as the user; a mode comes first, then a directory of the user's own.
+    ///
+    /// It sees a `/dev/net/tun` that users may open, as most hosts have it.
     pub(crate) fn command(&self, mode: &str, more: &[String]) -> Command {
         let mut command = self.command_as(&self.uid, mode);
         command.arg(self.dir.path().join("work")).args(more);
@@ -161,8 +164,13 @@ impl User {
     }
 
     fn command_as(&self, uid: &str, mode: &str) -> Command {
-        let mut command = Command::new("/usr/bin/setpriv");
+        // In a subshell, because the program is to get `PATH` as it is given.
+        const WITH_TUN: &str = "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; t=$(mktemp -d) && mount -t tmpfs tun $t && \
+             mknod -m 0666 $t/tun c 10 200 && { [ ! -e /dev/net/tun ] || mount --bind $t/tun /dev/net/tun; } && \
+             umount -l $t && rmdir $t) && exec \"$@\"";
+        let mut command = Command::new("/usr/bin/unshare");
         command
+            .args(["--mount", "/bin/sh", "-c", WITH_TUN, "sh", "/usr/bin/setpriv"])
             .args(["--reuid", uid, "--regid", uid, "--clear-groups", "--"])
             .arg(self.dir.path().join("steps"))
             .arg(mode)
@@ -188,8 +196,14 @@ pub(crate) fn check_bootstrap_errors(user: &User) {
 
 impl Drop for User {
     fn drop(&mut self) {
-        if let Err(error) = host_command("userdel", &[&self.name]) {
-            println!("could not remove the test user: {error}");
+        // Its last processes may still be on their way out.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = host_command("userdel", &[&self.name]) {
+            if Instant::now() > deadline {
+                println!("could not remove the test user: {error}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }

@@ -28,7 +28,8 @@ pub(in crate::store) const TREES: Schema = Schema {
 
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
-pub(in crate::store) const INDEX: Schema = Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2] };
+pub(in crate::store) const INDEX: Schema =
+    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3] };
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "
@@ -36,6 +37,20 @@ ALTER TABLE layers ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807
 ALTER TABLE blobs ADD COLUMN until INTEGER NOT NULL DEFAULT 9223372036854775807;
 CREATE INDEX layers_condemned ON layers (until) WHERE until < 9223372036854775807;
 CREATE INDEX blobs_condemned ON blobs (until) WHERE until < 9223372036854775807;
+";
+
+/// What was executed; see `history`.
+const INDEX_3: &str = "
+CREATE TABLE executions (
+    id INTEGER PRIMARY KEY,
+    build INTEGER NOT NULL,
+    scope BLOB NOT NULL, text BLOB NOT NULL, def BLOB NOT NULL, key BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    record TEXT NOT NULL, nodes BLOB NOT NULL, seal BLOB NOT NULL,
+    gone_at INTEGER, gone_why TEXT);
+CREATE INDEX executions_by_step ON executions (scope, text);
+CREATE INDEX executions_by_def ON executions (def);
+CREATE INDEX executions_by_key ON executions (key);
 ";
 
 const INDEX_1: &str = "

@@ -45,6 +45,8 @@ fn damaged_records_are_misses_and_a_damaged_image_is_named() {
         layers: vec![],
         diff_ids: vec![],
         manifest: None,
+        index: None,
+        others: Vec::new(),
         platform: "linux/amd64".to_owned(),
         size_bytes: 7,
         created_unix_ns: 0,

@@ -20,6 +20,8 @@ fn image(layers: Vec<LayerId>) -> ImageRecord {
         layers,
         diff_ids: vec![],
         manifest: None,
+        index: None,
+        others: Vec::new(),
         platform: "linux/amd64".to_owned(),
         size_bytes: 0,
         created_unix_ns: 0,

@@ -131,6 +131,8 @@ fn images_resolutions_encodings_and_chains_read_back() {
         layers: vec![LayerId(u64::MAX), LayerId(3)],
         diff_ids: vec![DiffId(Digest::of(b"tar"))],
         manifest: None,
+        index: None,
+        others: Vec::new(),
         platform: "linux/amd64".to_owned(),
         size_bytes: 7,
         created_unix_ns: -1,

@@ -133,6 +133,8 @@ fn commit_round(root: &Path, round: u32) {
         layers: vec![layer],
         diff_ids: vec![],
         manifest: None,
+        index: None,
+        others: Vec::new(),
         platform: "linux/amd64".to_owned(),
         size_bytes: 1,
         created_unix_ns: 0,

@@ -5,6 +5,7 @@
 //! followed, everything after is matched against real entries, and each match then counts as an explicit source.
 //! (dockerfile reference 3.4.)
 
+mod listing;
 mod pattern;
 mod prune;
 
@@ -13,6 +14,7 @@ mod tests;
 
 use super::{Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
 use crate::path::RelPath;
+pub use listing::listing;
 pub use pattern::{Pattern, PatternError, has_wildcard};
 pub use prune::{Keep, PruneError, prune};
 

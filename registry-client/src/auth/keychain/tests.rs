@@ -13,7 +13,7 @@ async fn find(
     host: &str,
     repository: &str,
 ) -> Result<Option<Credentials>, KeychainError> {
-    Keychain::new(settings).find(settings, host, repository).await
+    Keychain::new(settings).find(settings, host, repository, "pull").await
 }
 
 fn docker(dir: &tempfile::TempDir, text: &str) -> Settings {
@@ -121,7 +121,7 @@ async fn helpers_answer_for_their_host_and_are_asked_once() {
     );
     settings.helper_path = Some(dir.path().into());
     let keychain = Keychain::new(&settings);
-    let find = |host: &'static str| keychain.find(&settings, host, "x");
+    let find = |host: &'static str| keychain.find(&settings, host, "x", "pull");
     assert_eq!(find("a.test").await.unwrap(), basic("u", "s"));
     assert_eq!(find("a.test").await.unwrap(), basic("u", "s"));
     assert_eq!(std::fs::read_to_string(dir.path().join("calls")).unwrap(), "a.test\n");

@@ -43,7 +43,7 @@ impl World {
     }
 
     async fn find(&self, host: &str) -> Option<Credentials> {
-        Keychain::new(&self.settings).find(&self.settings, host, "x").await.unwrap()
+        Keychain::new(&self.settings).find(&self.settings, host, "x", "pull").await.unwrap()
     }
 
     /// A helper that writes what it is told to `log` and exits with `status`.

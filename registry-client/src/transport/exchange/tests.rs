@@ -73,7 +73,7 @@ async fn names_that_resolve_inside_are_refused_while_connecting() {
     // `x.localhost` stands for any name an attacker lets point to this machine.
     let transport = Transport::new(Settings::default());
     let route = Route { trust: Trust::None, guard: Some(AddressClass::Public), proxied: false };
-    let client = transport.clients.get(&route).unwrap_or_else(|_| panic!("no client"));
+    let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
     let error = client.get("http://x.localhost:1/").send().await.unwrap_err();
     let error = unreachable(&target(), error);
     assert!(
@@ -85,7 +85,7 @@ async fn names_that_resolve_inside_are_refused_while_connecting() {
 #[tokio::test]
 async fn loopback_is_never_reached_through_a_proxy() {
     let proxies = crate::ProxySettings { http: Some("proxy.test:3128".into()), https: None, no_proxy: None };
-    let clients = Clients::new(&Settings { proxies, ..Settings::default() });
+    let clients = Clients::new(&Settings::default(), &proxies);
     let proxied = |url: &str| clients.is_proxied(&Url::parse(url).unwrap());
     assert!(proxied("http://r.test/"));
     assert!(!proxied("https://r.test/"), "no proxy is set for https");
@@ -107,7 +107,7 @@ async fn tls_failures_are_told_apart_from_failed_connections() {
     });
     let transport = Transport::new(Settings::default());
     let route = Route { trust: Trust::Unverified, guard: None, proxied: false };
-    let client = transport.clients.get(&route).unwrap_or_else(|_| panic!("no client"));
+    let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
     let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
     server.abort();
     assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Tls, .. }), "{error:?}");

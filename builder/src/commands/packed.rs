@@ -1,0 +1,88 @@
+//! Images of the store in the form that archives and registries get.
+
+use std::sync::Arc;
+
+use rbuild_cache::layer::DEFAULT_GZIP;
+use rbuild_cache::store::{ImageRecord, Store};
+use rbuild_oci::{Document, ImageConfig, media_type};
+
+use super::ImageError;
+use crate::assemble::index::{ImageSet, Index};
+use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
+use crate::assemble::{BuiltImage, ImageLayer};
+use crate::error::BuildError;
+use crate::ops::ExecEnv;
+use crate::resolve::CONFIG_BYTES_MAX;
+
+/// What a name stands for: one image, or an index with all its images.
+pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
+    let Some(digest) = record.index else { return Ok(ImageSet::single(image(env, record).await?)) };
+    let gone = || ImageError::Config(digest.to_string());
+    let bytes = env.store.blob_bytes(&digest, Document::BYTES_MAX as u64)?.ok_or_else(gone)?;
+    let Ok(Document::Index(listed)) = Document::parse(&bytes, None) else { return Err(gone().into()) };
+    let mut images = Vec::new();
+    for record in record.each() {
+        images.push(image(env, record).await?);
+    }
+    let place = |image: &PackedImage| {
+        let digest = image.digest.to_string();
+        listed.manifests().iter().position(|entry| entry.digest().to_string() == digest)
+    };
+    let is_same = images.iter().all(|image| place(image).is_some());
+    images.sort_by_key(place);
+    // Blobs that went and were made anew in another form make another index.
+    let index = if is_same { Index { digest, bytes } } else { Index::over(&images) };
+    Ok(ImageSet { images, index: Some(index) })
+}
+
+/// The image with its manifest as it was made or pulled when that is possible, so that its digest stays; else a new
+/// one.
+pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<PackedImage, BuildError> {
+    let gone = || ImageError::Config(record.config.to_string());
+    let config_bytes = env.store.blob_bytes(&record.config, CONFIG_BYTES_MAX)?.ok_or_else(gone)?;
+    let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|_| gone())?;
+    let mut layers = Vec::with_capacity(record.layers.len());
+    for (id, diff_id) in record.layers.iter().zip(&record.diff_ids) {
+        let info = env.store.layer(*id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
+        let size = info.tar.map_or(0, |(_, bytes)| bytes);
+        // A pulled layer has a blob that some registry made: it is used as it is.
+        layers.push(ImageLayer { id: *id, diff_id: *diff_id, size, is_base: true });
+    }
+    let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None, clamp: None };
+    match as_recorded(&env.store, record, &image)? {
+        Some(packed) => Ok(packed),
+        None => pack(env, image, DEFAULT_GZIP).await,
+    }
+}
+
+/// The recorded manifest, when the store has it and all its layers' blobs.
+fn as_recorded(
+    store: &Store,
+    record: &ImageRecord,
+    image: &BuiltImage,
+) -> Result<Option<PackedImage>, BuildError> {
+    let Some(digest) = record.manifest else { return Ok(None) };
+    let Some(bytes) = store.blob_bytes(&digest, Document::BYTES_MAX as u64)? else { return Ok(None) };
+    let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, None) else { return Ok(None) };
+    let fits = manifest.config().digest().to_string() == record.config.to_string()
+        && manifest.layers().len() == record.diff_ids.len();
+    if !fits {
+        return Ok(None);
+    }
+    let mut layers = Vec::with_capacity(record.diff_ids.len());
+    for (descriptor, diff_id) in manifest.layers().iter().zip(&record.diff_ids) {
+        let Ok(digest) = descriptor.digest().to_string().parse() else { return Ok(None) };
+        if store.blob(&digest)?.is_none_or(|blob| blob.size != descriptor.size()) {
+            return Ok(None);
+        }
+        layers.push(LayerBlob {
+            diff_id: *diff_id,
+            digest,
+            size: descriptor.size(),
+            media_type: descriptor.media_type().to_string(),
+        });
+    }
+    let stated = manifest.media_type().as_ref().map(ToString::to_string);
+    let media_type = stated.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+    Ok(Some(PackedImage { image: image.clone(), layers, manifest: bytes, digest, media_type }))
+}

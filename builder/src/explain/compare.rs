@@ -1,0 +1,177 @@
+//! Two records of one step: what differs.
+
+use rbuild_cache::tree::{Entry, Kind, NodeDigest, NodeStore, Tree, difference};
+
+use super::cause::{Cause, FileChange, Shown};
+use super::record::{COMMAND, Class, Field, InputRecord, Producer, Record};
+
+/// Changed files kept by name.
+pub(super) const FILES_MAX: usize = 1000;
+
+/// Fields that say what is read.
+const SELECTING: [&str; 2] = ["sources", "--exclude"];
+
+/// How many fields and inputs differ.
+pub(super) fn distance(old: &Record, new: &Record) -> usize {
+    let fields = |record: &Record| record.fields.len();
+    let same = new.fields.iter().filter(|field| old.fields.contains(field)).count();
+    let inputs = new.inputs.iter().filter(|input| !is_same_input(old, input)).count();
+    fields(old).max(fields(new)) - same + inputs
+}
+
+fn is_same_input(old: &Record, input: &InputRecord) -> bool {
+    old.inputs.iter().any(|other| other.slot == input.slot && other.digest == input.digest)
+}
+
+/// What differs but for the state that the step builds on, in the order in which causes are named.
+pub(super) fn own_causes(old: &Record, new: &Record, nodes: &dyn NodeStore) -> Vec<Cause> {
+    let mut found: Vec<(Class, Cause)> = Vec::new();
+    for field in &new.fields {
+        match old.fields.iter().find(|other| other.name == field.name) {
+            Some(other) if other == field => {}
+            other => found.push((field.class, changed(other, Some(field)))),
+        }
+    }
+    let gone = old.fields.iter().filter(|field| new.fields.iter().all(|other| other.name != field.name));
+    found.extend(gone.map(|field| (field.class, changed(Some(field), None))));
+    // A variable that is an ARG now and was ENV before, with the value it had, is one change and says so twice.
+    found.sort_by_key(|(class, _)| *class);
+    let mut causes: Vec<Cause> = found.into_iter().map(|(_, cause)| cause).collect();
+    // Other sources have other files: that is one change.
+    if causes
+        .iter()
+        .any(|cause| matches!(cause, Cause::Value { what, .. } if SELECTING.contains(&what.as_str())))
+    {
+        return causes;
+    }
+    for input in new.inputs.iter().filter(|input| input.slot > 0 && !is_same_input(old, input)) {
+        let other = old.inputs.iter().find(|other| other.slot == input.slot);
+        causes.push(other.map_or(Cause::Other, |other| files(other, input, nodes)));
+    }
+    causes
+}
+
+/// The other base image, when both versions stand on one.
+pub(super) fn base_cause(old: &InputRecord, new: &InputRecord) -> Option<Cause> {
+    match (&old.producer, &new.producer) {
+        (
+            Producer::Image { reference: old_reference, manifest: old },
+            Producer::Image { reference, manifest: new },
+        ) => Some(Cause::Base {
+            old_reference: old_reference.clone(),
+            old: old.clone(),
+            reference: reference.clone(),
+            new: new.clone(),
+        }),
+        _ => None,
+    }
+}
+
+fn changed(old: Option<&Field>, new: Option<&Field>) -> Cause {
+    let name = old.or(new).map(|field| field.name.clone()).unwrap_or_default();
+    if name == COMMAND {
+        let text = |field: Option<&Field>| field.and_then(|field| field.value.clone());
+        return Cause::Command { old: text(old), new: text(new) };
+    }
+    let shown = |field: Option<&Field>| match field {
+        None => Shown::Absent,
+        Some(Field { value: None, .. }) => Shown::Hidden,
+        Some(Field { value: Some(value), class, .. }) if value.is_empty() && *class != Class::Variable => {
+            Shown::Absent
+        }
+        Some(Field { value: Some(value), .. }) => Shown::Text(value.clone()),
+    };
+    Cause::Value { what: name, old: shown(old), new: shown(new) }
+}
+
+fn files(old: &InputRecord, new: &InputRecord, nodes: &dyn NodeStore) -> Cause {
+    let from = match &new.producer {
+        Producer::Context { name: None } | Producer::Scratch => None,
+        Producer::Context { name } => name.clone(),
+        Producer::Image { reference, .. } => Some(reference.clone()),
+        Producer::Step { stage, .. } => Some(format!("stage {stage}")),
+    };
+    let (Some(before), Some(after)) = (tree(old), tree(new)) else {
+        return Cause::Files { from, files: Vec::new(), count: 0 };
+    };
+    between(from, &before, &after, nodes)
+}
+
+/// What files differ between two trees.
+pub(super) fn between(from: Option<String>, before: &Tree, after: &Tree, nodes: &dyn NodeStore) -> Cause {
+    let unknown = |from| Cause::Files { from, files: Vec::new(), count: 0 };
+    // Nodes of the past may have been lost: then only that something changed is known.
+    let Ok(changes) = difference(nodes, before, after) else { return unknown(from) };
+    let files: Vec<FileChange> = changes
+        .iter()
+        // Directories that come with their contents are no news.
+        .filter(|change| {
+            !matches!((&change.old, &change.new), (None, Some(Entry { kind: Kind::Dir(_), .. })))
+                || changes.len() == 1
+        })
+        .filter_map(|change| {
+            let how = how(change.old.as_ref(), change.new.as_ref())?;
+            Some(FileChange { path: change.path.to_string(), how })
+        })
+        .collect();
+    if files.is_empty() {
+        // Names under which things are copied, or hard links: both are no part of the listing.
+        return unknown(from);
+    }
+    let count = files.len();
+    Cause::Files { from, files: files.into_iter().take(FILES_MAX).collect(), count }
+}
+
+fn tree(input: &InputRecord) -> Option<Tree> {
+    let mut node = [0; 32];
+    hex::decode_to_slice(input.listing.as_ref()?, &mut node).ok()?;
+    Some(Tree { node: NodeDigest(node), ..Tree::empty() })
+}
+
+/// What became of an entry, in a few words.
+fn how(old: Option<&Entry>, new: Option<&Entry>) -> Option<String> {
+    let (old, new) = match (old, new) {
+        (None, None) => return None,
+        (None, Some(_)) => return Some("new".to_owned()),
+        (Some(_), None) => return Some("removed".to_owned()),
+        (Some(old), Some(new)) => (old, new),
+    };
+    let mut words = Vec::new();
+    match (&old.kind, &new.kind) {
+        (Kind::File { content: a, .. }, Kind::File { content: b, .. }) => {
+            if a != b {
+                words.push("content".to_owned());
+            }
+        }
+        (Kind::Dir(_), Kind::Dir(_)) | (Kind::Fifo, Kind::Fifo) => {}
+        (Kind::Symlink(a), Kind::Symlink(b)) => {
+            if a != b {
+                let text = |target: &[u8]| String::from_utf8_lossy(target).into_owned();
+                words.push(format!("target {} -> {}", text(a), text(b)));
+            }
+        }
+        (a, b) if kind(a) == kind(b) => words.push("device number".to_owned()),
+        (a, b) => words.push(format!("{} -> {}", kind(a), kind(b))),
+    }
+    let (old, new) = (&old.meta, &new.meta);
+    if old.mode != new.mode && words.iter().all(|word| !word.contains(" -> ")) {
+        words.push(format!("mode {:04o} -> {:04o}", old.mode, new.mode));
+    }
+    if (old.uid, old.gid) != (new.uid, new.gid) {
+        words.push(format!("owner {}:{} -> {}:{}", old.uid, old.gid, new.uid, new.gid));
+    }
+    if old.xattrs != new.xattrs {
+        words.push("extended attributes".to_owned());
+    }
+    Some(words.join(", "))
+}
+
+fn kind(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Dir(_) => "directory",
+        Kind::File { .. } => "file",
+        Kind::Symlink(_) => "symlink",
+        Kind::CharDevice { .. } | Kind::BlockDevice { .. } => "device",
+        Kind::Fifo => "pipe",
+    }
+}

@@ -1,0 +1,200 @@
+//! What of an executed step is remembered: its key, field by field, in words.
+
+use rbuild_frontend::graph::{CopySource, Network, Op};
+use rbuild_frontend::lint::looks_secret;
+use serde::{Deserialize, Serialize};
+
+use super::cause::Cause;
+
+/// Longest value kept as it is, in bytes; longer ones are told apart by their digest.
+const VALUE_BYTES_MAX: usize = 400;
+/// Fields and inputs kept of one step: a record stays below the store's limit.
+const FIELDS_MAX: usize = 96;
+
+/// One execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// `[build 2/4] RUN make`.
+    pub name: String,
+    /// `run`, `copy`, `workdir`.
+    pub kind: String,
+    /// What of the op is in its keys.
+    pub fields: Vec<Field>,
+    /// What flowed in.
+    pub inputs: Vec<InputRecord>,
+    /// Why it was executed, the first cause first.
+    pub causes: Vec<Cause>,
+    /// True when it failed: there is no result.
+    pub is_failed: bool,
+    /// How long it ran.
+    pub exec_ms: u64,
+}
+
+/// One keyed field of an op.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Field {
+    /// Which kind.
+    pub class: Class,
+    /// `ARG VERSION`, `--chmod`, `destination`.
+    pub name: String,
+    /// Its value; `None` when it is long, or the name says that it is a secret.
+    pub value: Option<String>,
+    /// Tells values apart that are not kept.
+    pub digest: Option<String>,
+}
+
+/// Kinds of fields, in the order in which they are named as causes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// What is executed.
+    Command,
+    /// What else the instruction says.
+    Option,
+    /// A build argument or environment variable.
+    Variable,
+}
+
+/// What flowed into a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputRecord {
+    /// Slot in the graph.
+    pub slot: u16,
+    /// Digest that is in the content key; hex.
+    pub digest: String,
+    /// Who made it.
+    pub producer: Producer,
+    /// Root node of a tree of what was read, hex; `None` for whole states.
+    pub listing: Option<String>,
+}
+
+/// Who made an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Producer {
+    /// Nobody: `FROM scratch`.
+    Scratch,
+    /// A base image.
+    Image {
+        /// Its name.
+        reference: String,
+        /// Its manifest's digest.
+        manifest: String,
+    },
+    /// A build context.
+    Context {
+        /// Its name; `None` for the main one.
+        name: Option<String>,
+    },
+    /// A step.
+    Step {
+        /// Its name.
+        name: String,
+        /// Its stage.
+        stage: String,
+    },
+}
+
+/// The step's text without `[build 2/4] `, and its number.
+pub fn split_name(name: &str) -> (Option<u32>, &str) {
+    let Some((label, text)) = name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
+        return (None, name);
+    };
+    let number = label.rsplit_once('/').and_then(|(before, _)| before.rsplit(' ').next()?.parse().ok());
+    (number, text)
+}
+
+/// Every field of an op that enters its keys, in words. A test changes each keyed field and looks for it here.
+pub fn fields(op: &Op) -> Vec<Field> {
+    let mut fields = Vec::new();
+    let mut add = |class: Class, name: &str, value: String| fields.push(field(class, name, value));
+    match op {
+        Op::Scratch | Op::Context(_) | Op::Image(_) => {}
+        Op::Copy(op) => {
+            let path = |source: &CopySource| match source {
+                CopySource::Path(path) if path.is_empty() => ".".to_owned(),
+                CopySource::Path(path) => path.clone(),
+                CopySource::Below { pivot, pattern } => format!("{pivot}/./{pattern}"),
+                CopySource::Inline { name, .. } => format!("<<{name}"),
+            };
+            add(Class::Command, "instruction", (if op.unpack { "ADD" } else { "COPY" }).to_owned());
+            add(Class::Command, "sources", op.sources.iter().map(path).collect::<Vec<_>>().join(" "));
+            for source in &op.sources {
+                if let CopySource::Inline { name, content } = source {
+                    add(Class::Command, &format!("content of <<{name}"), content.clone());
+                }
+            }
+            add(Class::Command, "destination", op.dest.clone());
+            let chown = op.chown.as_ref().map(|chown| chown.text.clone());
+            add(Class::Option, "--chown", chown.unwrap_or_default());
+            add(Class::Option, "--chmod", op.chmod.as_ref().map(ToString::to_string).unwrap_or_default());
+            add(Class::Option, "--link", op.link.to_string());
+            add(Class::Option, "--exclude", op.exclude.join(" "));
+            let from = if op.from_context { "a build context" } else { "a stage or image" };
+            add(Class::Option, "--from", from.to_owned());
+        }
+        Op::Workdir(op) => {
+            add(Class::Command, "WORKDIR", op.path.clone());
+            add(Class::Option, "USER", op.user.clone());
+        }
+        Op::Run(op) => {
+            add(Class::Command, COMMAND, op.argv.join("\0"));
+            add(Class::Command, "script", op.script.clone().unwrap_or_default());
+            add(Class::Option, "WORKDIR", op.cwd.clone());
+            add(Class::Option, "USER", op.user.clone());
+            let network = match op.network {
+                Network::Default => "default",
+                Network::None => "none",
+                Network::Host => "host",
+            };
+            add(Class::Option, "--network", network.to_owned());
+            add(Class::Option, "--security", (if op.insecure { "insecure" } else { "sandbox" }).to_owned());
+            add(Class::Option, "--add-host", op.host_names.join(" "));
+            for (index, mount) in op.mounts.iter().enumerate() {
+                add(Class::Option, &format!("--mount {}", index + 1), mount.declaration());
+            }
+            add(Class::Option, "platform", op.platform.to_string());
+            for (name, value) in &op.env {
+                let keyword = if op.arg_names.contains(name) { "ARG" } else { "ENV" };
+                add(Class::Variable, &format!("{keyword} {name}"), value.clone());
+            }
+        }
+    }
+    fields.truncate(FIELDS_MAX);
+    fields
+}
+
+/// Name of the field that holds a RUN's argv.
+pub const COMMAND: &str = "command";
+
+fn field(class: Class, name: &str, value: String) -> Field {
+    let is_secret = class == Class::Variable && looks_secret(name.split(' ').nth(1).unwrap_or_default());
+    let is_kept = !is_secret && value.len() <= VALUE_BYTES_MAX;
+    let digest =
+        (!is_kept).then(|| blake3::hash(format!("{name}\0{value}").as_bytes()).to_hex()[..32].to_owned());
+    let value = is_kept.then(|| value.replace('\0', " "));
+    Field { class, name: name.to_owned(), value, digest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_split_into_number_and_text() {
+        assert_eq!(split_name("[build  2/14] RUN [x] y"), (Some(2), "RUN [x] y"));
+        assert_eq!(split_name("[3/4] COPY . ."), (Some(3), "COPY . ."));
+        assert_eq!(split_name("RUN x"), (None, "RUN x"));
+    }
+
+    #[test]
+    fn values_that_are_secret_or_long_are_not_kept() {
+        let secret = field(Class::Variable, "ARG NPM_TOKEN", "hunter2".to_owned());
+        assert_eq!(secret.value, None);
+        assert!(!serde_json::to_string(&secret).unwrap().contains("hunter2"));
+        assert_ne!(secret, field(Class::Variable, "ARG NPM_TOKEN", "hunter3".to_owned()));
+        let long = field(Class::Command, COMMAND, "x".repeat(1000));
+        assert_eq!(long.value, None);
+        assert_eq!(field(Class::Variable, "ENV A", "1".to_owned()).value.as_deref(), Some("1"));
+    }
+}

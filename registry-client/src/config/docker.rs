@@ -1,0 +1,70 @@
+//! What Docker's `config.json` says besides credentials: `HttpHeaders` and `proxies`.
+
+use std::collections::BTreeMap;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use crate::settings::ProxySettings;
+
+#[derive(Deserialize, Default)]
+struct File {
+    #[serde(default, rename = "HttpHeaders")]
+    headers: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    proxies: Option<BTreeMap<String, Proxies>>,
+}
+
+#[derive(Deserialize, Default, Clone)]
+#[serde(rename_all = "camelCase")]
+struct Proxies {
+    http_proxy: Option<String>,
+    https_proxy: Option<String>,
+    no_proxy: Option<String>,
+}
+
+/// Headers for registries, and proxies for what the environment names none for.
+#[derive(Debug, Default)]
+pub(super) struct DockerConfig {
+    pub(super) headers: HeaderMap,
+    pub(super) proxies: ProxySettings,
+}
+
+/// Reads what it can: a file that does not parse is reported by who needs its credentials, and public images do not
+/// need any.
+pub(super) fn parse(text: &str) -> DockerConfig {
+    let file: File = serde_json::from_str(text).unwrap_or_default();
+    let proxies = file.proxies.and_then(|map| map.get("default").cloned()).unwrap_or_default();
+    let mut headers = HeaderMap::new();
+    for (name, value) in file.headers.unwrap_or_default() {
+        let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) else {
+            continue;
+        };
+        // What frames or authorizes a request is not the user's to set.
+        if ![AUTHORIZATION, HOST, CONTENT_LENGTH].contains(&name) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+    let proxies =
+        ProxySettings { http: proxies.http_proxy, https: proxies.https_proxy, no_proxy: proxies.no_proxy };
+    DockerConfig { headers, proxies }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_proxies_are_read_and_dangerous_headers_are_not() {
+        let found = parse(
+            r#"{"HttpHeaders": {"X-Meta-Team": "a", "Authorization": "Basic x", "bad name": "y"},
+                "proxies": {"default": {"httpProxy": "http://p:1", "noProxy": "*.local"}}}"#,
+        );
+        assert_eq!(found.headers.len(), 1);
+        assert_eq!(found.headers["x-meta-team"], "a");
+        assert_eq!(found.proxies.http.as_deref(), Some("http://p:1"));
+        assert_eq!(found.proxies.https, None);
+        assert!(parse("{ broken").headers.is_empty());
+    }
+}

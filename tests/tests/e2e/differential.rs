@@ -1,0 +1,229 @@
+//! What Docker's BuildKit makes of a Dockerfile and what we make of it, side by side.
+//!
+//! A case is a folder `fixtures/corpus/NAME`: `context/` with the Dockerfile, `args` (options of the build, one word a
+//! line; optional), `setup` (shell commands that make in the context what git does not keep: modes, links, pipes;
+//! optional). Both builders get the same copy. Configurations and merged files are compared; what may differ stands
+//! with its reason in `fixtures/corpus/differences`, and a line there that no longer applies is an error.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use rbuild_tests::archive::{Entry, Image};
+use rbuild_tests::binary::repository;
+use rbuild_tests::docker::Docker;
+use rbuild_tests::{Registry, TestEnv, need};
+use serde_json::Value;
+
+/// What every file of a context is dated; what is older than the test counts as defined.
+const CONTEXT_TIME: &str = "@1234567890";
+const BUILDS_AT_ONCE: usize = 4;
+
+struct Case {
+    name: String,
+    context: PathBuf,
+    args: Vec<String>,
+}
+
+fn prepare(env: &TestEnv, from: &Path) -> Result<Case> {
+    let name = from.file_name().and_then(|name| name.to_str()).context("a name in UTF-8")?.to_owned();
+    let context = env.work().join(&name);
+    let setup = fs::read_to_string(from.join("setup")).unwrap_or_default();
+    // Modes do not depend on the umask of the checkout.
+    let script = format!(
+        "set -e; umask 022; cp -R \"$1\" \"$2\"; cd \"$2\"; chmod -R u=rwX,go=rX .\n{setup}\n\
+         find . -exec touch -h -d {CONTEXT_TIME} {{}} +\n"
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "setup"]).arg(from.join("context")).arg(&context);
+    let output = shell.env("LC_ALL", "C").output()?;
+    ensure!(output.status.success(), "{name}: setup: {}", String::from_utf8_lossy(&output.stderr));
+    let args = fs::read_to_string(from.join("args")).unwrap_or_default();
+    Ok(Case { name, context, args: args.lines().map(str::to_owned).collect() })
+}
+
+/// One line per difference: `where: docker has this | rbuild has that`.
+fn compare(docker: &Image, ours: &Image) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut theirs, mut mine) = (BTreeMap::new(), BTreeMap::new());
+    flatten("", &docker.config, &mut theirs);
+    flatten("", &ours.config, &mut mine);
+    differ("config", &theirs, &mine, &mut found);
+    differ("file", &lines_of(docker), &lines_of(ours), &mut found);
+    differ("mtime", &times_of(docker), &times_of(ours), &mut found);
+    found
+}
+
+/// Leaves of a document by path; null, empty and false are as good as absent, times and digests are not compared.
+fn flatten(path: &str, value: &Value, out: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                if !matches!(name.as_str(), "created" | "diff_ids") {
+                    flatten(&format!("{path}/{name}"), value, out);
+                }
+            }
+            // `{}` as the value of a port or a volume.
+            if map.is_empty() && path.matches('/').count() > 2 {
+                out.insert(path.to_owned(), "{}".to_owned());
+            }
+        }
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                flatten(&format!("{path}/{index}"), value, out);
+            }
+        }
+        Value::Null | Value::Bool(false) => {}
+        Value::String(text) if text.is_empty() && !path.contains("/Cmd/") => {}
+        other => drop(out.insert(path.to_owned(), other.to_string())),
+    }
+}
+
+fn lines_of(image: &Image) -> BTreeMap<String, String> {
+    let linked = image.linked();
+    let line = |(path, entry): (&String, &Entry)| {
+        let mut text = entry.to_string();
+        if let Some(group) = linked.get(path.as_str()) {
+            write!(text, " one file: {}", group.join(" ")).expect("writes");
+        }
+        (path.clone(), text)
+    };
+    image.files.iter().map(line).collect()
+}
+
+/// The times that are not those of the build.
+fn times_of(image: &Image) -> BTreeMap<String, String> {
+    let newest: u64 = CONTEXT_TIME[1..].parse().expect("a number");
+    let defined = image.files.iter().filter(|(_, entry)| entry.mtime <= newest);
+    let slash = |entry: &Entry| if entry.is_dir() { "/" } else { "" };
+    defined.map(|(path, entry)| (format!("{path}{}", slash(entry)), entry.mtime.to_string())).collect()
+}
+
+fn differ(
+    what: &str,
+    theirs: &BTreeMap<String, String>,
+    mine: &BTreeMap<String, String>,
+    found: &mut Vec<String>,
+) {
+    for path in theirs.keys().chain(mine.keys()).collect::<BTreeSet<_>>() {
+        let (their, my) = (theirs.get(path), mine.get(path));
+        if their != my {
+            let shown = |value: Option<&String>| value.map_or("(none)", |value| value).to_owned();
+            found.push(format!("{what} {path}: {} | {}", shown(their), shown(my)));
+        }
+    }
+}
+
+/// Builds a case with both; a failure of either is a difference like any other.
+fn check(case: &Case, env: &TestEnv, docker: &Docker) -> Result<Vec<String>> {
+    let (theirs, mine) =
+        (env.dir().join(format!("{}.docker", case.name)), env.dir().join(format!("{}.rbuild", case.name)));
+    let mut args: Vec<&str> = vec!["--network=host", "--tag", &case.name];
+    args.extend(case.args.iter().map(String::as_str));
+    let built = env.build(&case.context, &args)?;
+    let oracle = docker.build(&case.context, &case.name, &case.args, &theirs);
+    match (built.code, oracle) {
+        (Some(0), Ok(())) => {}
+        (Some(0), Err(error)) => return Ok(vec![format!("build: {error:#} | it is built")]),
+        (_, Ok(())) => return Ok(vec![format!("build: it is built | {built}")]),
+        (_, Err(error)) => return Ok(vec![format!("build: {error:#} | {built}")]),
+    }
+    env.run(["save", "--output", mine.to_str().context("UTF-8")?, &case.name])?.ok();
+    let found = compare(&Image::read(&theirs)?, &Image::read(&mine)?);
+    fs::remove_file(theirs)?;
+    fs::remove_file(mine)?;
+    Ok(found)
+}
+
+/// What may differ, from lines `CASE PATTERN` in which `*` stands for any text; the lines `# …` above say why.
+struct Allowed {
+    case: String,
+    pattern: String,
+    is_used: bool,
+}
+
+fn allowed() -> Result<Vec<Allowed>> {
+    let text = fs::read_to_string(repository().join("fixtures/corpus/differences"))?;
+    let mut has_reason = false;
+    let mut list = Vec::new();
+    for line in text.lines() {
+        if line.trim().is_empty() {
+            has_reason = false;
+        } else if line.starts_with('#') {
+            has_reason = true;
+        } else {
+            ensure!(has_reason, "`{line}` has no reason above it");
+            let (case, pattern) = line.split_once(' ').context("CASE PATTERN")?;
+            list.push(Allowed { case: case.to_owned(), pattern: pattern.to_owned(), is_used: false });
+        }
+    }
+    Ok(list)
+}
+
+impl Allowed {
+    fn covers(&self, case: &str, difference: &str) -> bool {
+        (self.case == "*" || self.case == case) && matches(&self.pattern, difference)
+    }
+}
+
+fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|after| {
+            after.char_indices().map(|(at, _)| at).chain([after.len()]).any(|at| matches(rest, &after[at..]))
+        }),
+    }
+}
+
+#[test]
+fn the_corpus_is_built_as_docker_builds_it() -> Result<()> {
+    need!(Root, Registry, Bases, Docker);
+    let registry = Registry::shared()?;
+    let env = TestEnv::new()?.using(&registry)?;
+    let docker = Docker::start(&registry)?;
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(repository().join("fixtures/corpus"))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    ensure!(folders.len() >= 60, "{} cases: some are missing", folders.len());
+    let cases: VecDeque<Case> = folders.iter().map(|folder| prepare(&env, folder)).collect::<Result<_>>()?;
+    let (queue, found) = (Mutex::new(cases), Mutex::new(BTreeMap::new()));
+    thread::scope(|scope| {
+        for _ in 0..BUILDS_AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(case) = next else { return };
+                    let result = check(&case, &env, &docker);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name, result);
+                }
+            });
+        }
+    });
+    let mut allowed = allowed()?;
+    let mut wrong = String::new();
+    for (case, differences) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for difference in differences.with_context(|| case.clone())? {
+            let mut covering = allowed.iter_mut().filter(|a| a.covers(&case, &difference)).peekable();
+            if covering.peek().is_none() {
+                writeln!(wrong, "{case} {difference}")?;
+            }
+            covering.for_each(|allowed| allowed.is_used = true);
+        }
+    }
+    for stale in allowed.iter().filter(|allowed| !allowed.is_used) {
+        writeln!(wrong, "no longer so: {} {}", stale.case, stale.pattern)?;
+    }
+    ensure!(wrong.is_empty(), "docker's image | ours:\n{wrong}");
+    env.assert_nothing_left();
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! Builds for several platforms at once.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rbuild_tests::{judge, need};
+use serde_json::{Value, json};
+
+use crate::world;
+
+const CROSS: &str = "FROM --platform=$BUILDPLATFORM busybox AS tools\n\
+    RUN echo made-once > /shared\n\
+    FROM --platform=$BUILDPLATFORM tools AS build\n\
+    ARG TARGETARCH\n\
+    RUN echo for $TARGETARCH > /out\n\
+    FROM scratch\n\
+    COPY --from=tools /shared /shared\n\
+    COPY --from=build /out /out\n\
+    LABEL made=here\n";
+
+/// `(architecture, variant, digest)` of an index's entries, in order.
+fn entries(index: &Value) -> Vec<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let manifests = index["manifests"].as_array().cloned().unwrap_or_default();
+    let entry = |entry: &Value| {
+        let platform = &entry["platform"];
+        (text(&platform["architecture"]), text(&platform["variant"]), text(&entry["digest"]))
+    };
+    manifests.iter().map(entry).collect()
+}
+
+fn architectures(index: &Value) -> Vec<String> {
+    entries(index).into_iter().map(|(architecture, variant, _)| format!("{architecture}{variant}")).collect()
+}
+
+#[test]
+fn golden_158_two_platforms_are_one_index_and_share_what_is_built_for_both() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let context = env.context("cross", CROSS, &[])?;
+    let file = env.work().join("cross.tar");
+    let output = format!("type=oci,dest={}", file.display());
+    let (run, digest) = env.build_digest(
+        &context,
+        &["--platform", "linux/arm64,linux/amd64", "--platform", "linux/arm", "-o", &output],
+    )?;
+    let executed = run.executed();
+    assert_eq!(executed.iter().filter(|step| step.contains("RUN echo made-once")).count(), 1, "{run}");
+    assert_eq!(executed.iter().filter(|step| step.contains("RUN echo for")).count(), 3, "{run}");
+    let run = run.says(&[
+        "[linux/amd64->arm64 build 1/1] RUN",
+        "[linux/amd64->arm/v7 build 1/1] RUN",
+        "[linux/arm64 stage-2 1/2] COPY",
+    ]);
+    assert!(run.stderr.contains("exporting manifest list"), "{run}");
+
+    let image = format!("oci-archive:{}", file.display());
+    let index = judge::raw(&image)?;
+    assert_eq!(index["mediaType"], json!("application/vnd.oci.image.index.v1+json"));
+    assert_eq!(architectures(&index), ["arm64", "amd64", "armv7"], "in the order asked for");
+    assert!(digest.starts_with("sha256:"));
+    for architecture in ["arm64", "amd64", "arm"] {
+        let config = judge::config_for(&image, architecture)?;
+        assert_eq!(config["architecture"], json!(architecture));
+        assert_eq!(config["config"]["Labels"], json!({"made": "here"}));
+        let unpacked = judge::unpack_for(&image, architecture)?;
+        assert_eq!(unpacked.text("/out")?, format!("for {architecture}\n"));
+        assert_eq!(unpacked.text("/shared")?, "made-once\n");
+    }
+    let same = ["--platform=linux/arm64,linux/amd64,linux/arm/v7", "-o", &output];
+    let (again, second) = env.build_digest(&context, &same)?;
+    again.assert_all_cached();
+    assert_eq!(second, digest);
+    Ok(())
+}
+
+#[test]
+fn an_index_is_named_pushed_kept_and_built_upon() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let context = env.context("index", CROSS, &[])?;
+    let name = format!("{}/platforms/index:1", registry.host());
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    let id = env.work().join("id").to_string_lossy().into_owned();
+    let (_, digest) = env.build_digest(&context, &[platforms, "-t", &name, "--iidfile", &id])?;
+    let metadata: Value = serde_json::from_slice(&fs::read(env.work().join("metadata.json"))?)?;
+    assert_eq!(metadata["containerimage.config.digest"], Value::Null, "{metadata}");
+    let kind = "application/vnd.oci.image.index.v1+json";
+    assert_eq!(metadata["containerimage.descriptor"]["mediaType"], json!(kind));
+    assert_eq!(fs::read_to_string(&id)?, digest, "of several images the index identifies the result");
+    assert!(env.run(["images", "--digests"])?.ok().stdout.contains(&digest));
+
+    // What nothing names goes; what the index names stays.
+    env.run(["prune", "--all", "--force"])?.ok();
+    env.run(["cache", "fsck"])?.ok();
+    let pushed = env.run(["push", &name])?.ok();
+    assert!(pushed.stdout.contains(&digest), "{pushed}");
+    let remote = format!("docker://{name}");
+    let index = judge::raw(&remote)?;
+    assert_eq!(architectures(&index), ["amd64", "arm64"]);
+    assert_eq!(judge::digest(&remote)?, digest);
+    assert_eq!(judge::unpack_for(&remote, "arm64")?.text("/out")?, "for arm64\n");
+
+    // FROM the index takes the image of each platform: from this store, and from the registry.
+    let on = env.context("on", &format!("FROM {name}\nCOPY <<x /more\nhere\nx\n"), &[])?;
+    let elsewhere = rbuild_tests::TestEnv::new()?.using(&registry)?;
+    let other = elsewhere.context("on", &format!("FROM {name}\nCOPY <<x /more\nhere\nx\n"), &[])?;
+    for (env, context) in [(&env, on), (&elsewhere, other)] {
+        let file = env.work().join("on.tar");
+        let output = format!("type=oci,dest={}", file.display());
+        env.build(&context, &["--platform=linux/arm64,linux/amd64", "-o", &output])?.ok();
+        let image = format!("oci-archive:{}", file.display());
+        for architecture in ["arm64", "amd64"] {
+            let unpacked = judge::unpack_for(&image, architecture)?;
+            assert_eq!(unpacked.text("/out")?, format!("for {architecture}\n"));
+            assert_eq!(unpacked.text("/more")?, "here\n");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_platform_makes_an_index_only_when_asked() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    let context = env.context("one", "FROM scratch\nCOPY <<x /x\n1\nx\n", &[])?;
+    let dir = env.work().join("layout");
+    let output = format!("type=oci,tar=false,dest={}", dir.display());
+    for (arguments, kind) in [
+        (&[][..], "application/vnd.oci.image.manifest.v1+json"),
+        (&["--build-arg", "BUILDKIT_MULTI_PLATFORM=1"], "application/vnd.oci.image.index.v1+json"),
+    ] {
+        let mut all = vec!["--platform", "linux/arm64", "-o", &output];
+        all.extend(arguments);
+        env.build(&context, &all)?.ok();
+        assert_eq!(judge::raw(&format!("oci:{}", dir.display()))?["mediaType"], json!(kind));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_for_another_processor_runs_emulated_or_says_what_is_missing() -> Result<()> {
+    need!(Root, Registry);
+    let (_registry, env) = world()?;
+    let text = "FROM scratch\nCOPY --chmod=755 program /program\nRUN [\"/program\"]\n";
+    let context = env.context("foreign", text, &[])?;
+    fs::write(context.join("program"), arm64_program()).context("write a program")?;
+    let run = env.build(&context, &["--platform=linux/arm64"])?;
+    if Path::new("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists() {
+        run.ok();
+    } else {
+        run.exits(1).says(&[
+            "this machine (linux/amd64) cannot run programs for linux/arm64",
+            "Dockerfile:3",
+            "qemu-user-static",
+            "--platform=$BUILDPLATFORM",
+        ]);
+    }
+    Ok(())
+}
+
+/// An ELF file for arm64 that exits with 0.
+fn arm64_program() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let code: [u32; 3] = [0xd280_0000, 0xd280_0ba8, 0xd400_0001]; // mov x0, 0; mov x8, exit; svc 0
+    let (header, segment) = (64_u64, 56_u64);
+    let (base, length) = (0x40_0000_u64, header + segment + 12);
+    file.extend([2_u16, 183].iter().flat_map(|half| half.to_le_bytes())); // executable, aarch64
+    file.extend(1_u32.to_le_bytes());
+    file.extend([base + header + segment, header, 0].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend(0_u32.to_le_bytes());
+    file.extend([64_u16, 56, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    file.extend([1_u32, 5].iter().flat_map(|word| word.to_le_bytes())); // load, readable and executable
+    file.extend([0, base, base, length, length, 0x1_0000].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend(code.iter().flat_map(|word| word.to_le_bytes()));
+    file
+}
