@@ -36,7 +36,9 @@ use crate::export::{
 use crate::host::Host;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
 use crate::ops::ExecEnv;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
@@ -250,6 +252,8 @@ fn exec_env(
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         steps: request.steps.clone(),
         secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
+        agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
+        groups: Groups::default(),
         materialised: Materialised::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,

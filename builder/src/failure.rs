@@ -116,6 +116,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
         BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
+        BuildError::NoCacheMount(_) | BuildError::CacheMountInUse(_) => Kind::Store,
         BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } => Kind::Build,
         BuildError::NotReproduced { .. } | BuildError::NothingToExplain(_) => Kind::Build,
@@ -167,6 +168,7 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::NoSuchImage(name) => {
             vec![format!("build it with -t {name}, or list what is here: rbuild images")]
         }
+        BuildError::NoCacheMount(_) => vec!["rbuild cache mounts ls lists them".to_owned()],
         BuildError::Image(source) => source.hints(),
         BuildError::Step(step) => step_hints(step),
         BuildError::Bootstrap(source) => {
@@ -231,6 +233,10 @@ fn step_hints(step: &StepError) -> Vec<String> {
         StepFailure::NoSecret { id } => {
             vec![format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE")]
         }
+        StepFailure::NoAgent { id } => {
+            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key")]
+        }
+        StepFailure::OutOfMemory { .. } => vec!["allow more with --resource memory=BYTES".to_owned()],
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
         _ => Vec::new(),
     }

@@ -235,9 +235,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
-        CommandArgs::Cache(args) => match args.command {
-            space::CacheCommandArgs::Fsck(args) => Command::Cache(CacheRequest::Fsck { repair: args.repair }),
-        },
+        CommandArgs::Cache(args) => Command::Cache(CacheRequest::from_args(args)),
         CommandArgs::Doctor => Command::Doctor,
         CommandArgs::Version => Command::Version,
     })

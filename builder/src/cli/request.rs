@@ -182,6 +182,11 @@ impl BuildRequest {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
         let network = parse_network(&args.network)?;
+        let cache_namespace = build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default();
+        let steps = StepOptions {
+            cache_namespace,
+            ..StepOptions::from_args(&args.steps, env, network == Network::Host)?
+        };
         let control = CacheControl::from_args(&args.control)?;
         if control.explain == Some(ExplainFormat::Json) && (args.quiet || outputs.iter().any(is_stdout)) {
             return Err(Problem::StdoutTwice("--explain=json prints its document there"));
@@ -189,7 +194,7 @@ impl BuildRequest {
         Ok(Self {
             context,
             dockerfile,
-            steps: StepOptions::from_args(&args.steps, env, network == Network::Host)?,
+            steps,
             call: parse_call(&args.call, args.check)?,
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,

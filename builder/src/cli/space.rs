@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Problem;
+use rbuild_cache::gc::Only;
 use rbuild_oci::parse_bytes;
 
 /// Show what the store holds
@@ -33,7 +34,7 @@ pub(crate) struct PruneArgs {
     /// Do not ask
     #[arg(short = 'f', long)]
     pub(crate) force: bool,
-    /// Only what matches: until=DURATION (not used for so long) or id=PREFIX
+    /// Only what matches: until=DURATION (not used for so long), id=PREFIX, type=exec.cachemount or type=regular
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
     /// Keep at most this much build cache
@@ -62,6 +63,32 @@ pub(crate) struct CacheArgs {
 pub(crate) enum CacheCommandArgs {
     /// Check every byte in the store
     Fsck(FsckArgs),
+    /// List and remove what RUN --mount=type=cache keeps
+    Mounts {
+        #[command(subcommand)]
+        command: MountsCommandArgs,
+    },
+}
+
+/// The commands of `rbuild cache mounts`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MountsCommandArgs {
+    /// List cache mounts
+    Ls {
+        /// Show as: table, or json (one object a line)
+        #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true,
+              value_parser = ["table", "json"])]
+        format: String,
+    },
+    /// Remove cache mounts that no step uses
+    Rm {
+        /// Identity as `ls` shows it, or the id that Dockerfiles name
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// Remove all of them
+        #[arg(short = 'a', long)]
+        all: bool,
+    },
 }
 
 /// Check every byte in the store
@@ -95,6 +122,8 @@ pub struct PruneRequest {
     pub until: Duration,
     /// Only ids that start with this.
     pub id: Option<String>,
+    /// Remove only this kind.
+    pub only: Option<Only>,
     /// Keep at most this many bytes.
     pub max_used_bytes: Option<u64>,
     /// Always keep this many bytes.
@@ -104,13 +133,37 @@ pub struct PruneRequest {
 }
 
 /// What `rbuild cache` was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheRequest {
+    /// List cache mounts.
+    ListMounts {
+        /// As JSON lines.
+        json: bool,
+    },
+    /// Remove cache mounts.
+    RemoveMounts {
+        /// Which; empty means all.
+        ids: Vec<String>,
+    },
     /// Check the store.
     Fsck {
         /// And repair it.
         repair: bool,
     },
+}
+
+impl CacheRequest {
+    pub(super) fn from_args(args: CacheArgs) -> Self {
+        match args.command {
+            CacheCommandArgs::Fsck(args) => Self::Fsck { repair: args.repair },
+            CacheCommandArgs::Mounts { command: MountsCommandArgs::Ls { format } } => {
+                Self::ListMounts { json: format == "json" }
+            }
+            CacheCommandArgs::Mounts { command: MountsCommandArgs::Rm { ids, all } } => {
+                Self::RemoveMounts { ids: if all { Vec::new() } else { ids } }
+            }
+        }
+    }
 }
 
 impl DuRequest {
@@ -126,7 +179,7 @@ impl DuRequest {
 
 impl PruneRequest {
     pub(super) fn from_args(args: &PruneArgs) -> Result<Self, Problem> {
-        let (mut until, mut id) = (Duration::ZERO, None);
+        let (mut until, mut id, mut only) = (Duration::ZERO, None, None);
         for filter in &args.filters {
             match filter.split_once('=') {
                 Some(("until", text)) => {
@@ -135,7 +188,12 @@ impl PruneRequest {
                     })?;
                 }
                 Some(("id", text)) if !text.is_empty() => id = Some(text.to_owned()),
-                _ => return Err(wrong("--filter", filter, "expected until=DURATION or id=PREFIX")),
+                Some(("type", "exec.cachemount")) => only = Some(Only::CacheMounts),
+                Some(("type", "regular")) => only = Some(Only::Regular),
+                _ => {
+                    let expected = "expected until=DURATION, id=PREFIX, type=exec.cachemount or type=regular";
+                    return Err(wrong("--filter", filter, expected));
+                }
             }
         }
         let bytes = |flag, text: &Option<String>| match text {
@@ -150,6 +208,7 @@ impl PruneRequest {
             force: args.force,
             until,
             id,
+            only,
             max_used_bytes: max_used.or(bytes("--keep-storage", &args.keep_storage)?),
             reserved_bytes: bytes("--reserved-space", &args.reserved_space)?.unwrap_or(0),
             min_free_bytes: bytes("--min-free-space", &args.min_free_space)?,

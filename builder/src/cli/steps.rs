@@ -60,6 +60,8 @@ pub struct StepOptions {
     pub resources: Resources,
     /// Control group above those of steps.
     pub cgroup_parent: Option<String>,
+    /// `BUILDKIT_CACHE_MOUNT_NS`: keeps caches of one id apart.
+    pub cache_namespace: String,
 }
 
 /// One `--secret`.

@@ -15,6 +15,8 @@ use crate::export;
 use crate::host::Host;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::Events;
@@ -77,6 +79,8 @@ pub(super) fn plain_env(
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         steps: StepOptions::default(),
         secrets: Secrets::default(),
+        agents: Agents::default(),
+        groups: Groups::default(),
         materialised: Materialised::default(),
         network: StepNetwork::new(Network::None),
         source_date_epoch: None,

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, Owners, Sources, StackSource};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Owners, Sources, StackSource};
 use rbuild_cache::layer::OverlayForm;
 use rbuild_cache::path::RelPath;
-use rbuild_cache::tree::{Kind, Tree};
+use rbuild_cache::tree::{Kind, Meta, NodeStore, Tree};
 use rbuild_sandbox::MountSource;
 use rustix::fs::{Mode, OFlags};
 
@@ -126,31 +126,35 @@ impl Materialised {
         }
         let files = DirSource::new(context.dir.try_clone().map_err(io(Path::new("the build context")))?);
         let dir = env.lease.new_dir()?;
-        copy_out(env, context, &files, mounted, from_context, &dir)?;
+        let mut root = Meta { mode: 0o755, ..Meta::default() };
+        if let Kind::Dir(_) = mounted.selected.entry.kind {
+            root = mounted.selected.entry.meta.clone();
+            if from_context {
+                (root.uid, root.gid) = (0, 0);
+            }
+        }
+        copy_out(env, context.nodes.as_ref(), &files, mounted, root, from_context, &dir)?;
         Ok(place.insert(dir).clone())
     }
 }
 
-fn copy_out(
+/// Copies what is mounted into `dir`, an empty directory; a directory's contents, with `root` for its own metadata.
+pub(super) fn copy_out(
     env: &ExecEnv,
-    context: &ScannedContext,
-    files: &DirSource,
+    nodes: &dyn NodeStore,
+    files: &dyn FileSource,
     mounted: &Mounted,
+    root: Meta,
     from_context: bool,
     dir: &Path,
 ) -> Result<(), StepFailure> {
     let mut below = Tree::empty();
-    if let Kind::Dir(_) = mounted.selected.entry.kind {
-        below.root = mounted.selected.entry.meta.clone();
-        if from_context {
-            (below.root.uid, below.root.gid) = (0, 0);
-        }
-    }
+    below.root = root;
     let options =
         CopyOptions { dest: "/".to_owned(), owner: None, chmod: None, from_context, now: env.now() };
     let items = [CopyItem::Selected(mounted.selected.clone())];
     let no_parents = StackSource::new(Vec::new());
-    let plan = copy::plan(context.nodes.as_ref(), &below, &no_parents, Some(files), &items, &options)?;
+    let plan = copy::plan(nodes, &below, &no_parents, Some(files), &items, &options)?;
     let sources = Sources { main: Some(files), archives: &[] };
     copy::materialise(&plan, open(dir)?.as_fd(), &sources, Owners::Set, env.overlay)?;
     Ok(())

@@ -3,20 +3,26 @@
 //! | module | for |
 //! |---|---|
 //! | `bind` | trees of stages, images and contexts |
-//! | `secret` | secrets: finding them, and keeping them out of output |
+//! | `cache` | directories that outlive the build |
+//! | `secret`, `redact` | secrets: finding them, and keeping them out of output |
+//! | `ssh` | a socket that leads to an SSH agent |
 //!
 //! What is made for one step only is undone when its [`Prepared`] is dropped.
 
 mod bind;
+pub mod cache;
 pub mod redact;
 pub mod secret;
+pub mod ssh;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rbuild_cache::store::CacheMount;
 use rbuild_cache::tree::select::{Selected, mounted_digest, select_path};
 use rbuild_cache::tree::{NodeStore, Tree};
-use rbuild_frontend::graph::{Mount, RunOp, SecretMount};
+use rbuild_frontend::graph::{Mount, RunOp, SecretMount, SshMount};
 use rbuild_sandbox::{MountSource, StepMount};
 
 use crate::cli::SecretBytes;
@@ -26,6 +32,7 @@ use crate::ops::copy::Origin;
 use crate::ops::select::SelectionError;
 
 pub use bind::Materialised;
+use cache::Caches;
 
 /// The part of a tree that a mount takes.
 #[derive(Debug)]
@@ -67,6 +74,11 @@ pub struct Prepared {
     pub env: Vec<(String, String)>,
     /// Secrets that the step knows.
     pub secrets: Vec<SecretBytes>,
+    /// What the sandbox keeps open for as long as the step lives.
+    pub held: Vec<OwnedFd>,
+    agents: Vec<ssh::Proxy>,
+    /// Held, not looked at.
+    _caches: Vec<Arc<CacheMount>>,
     /// Directories that are thrown away.
     scratch: Vec<PathBuf>,
 }
@@ -75,6 +87,7 @@ impl Drop for Prepared {
     fn drop(&mut self) {
         // The trees are closed first: what is below them is a mount's.
         self.mounts.clear();
+        self.agents.clear();
         for dir in &self.scratch {
             // What cannot be removed now goes with the lease.
             let _ = std::fs::remove_dir_all(dir);
@@ -82,8 +95,14 @@ impl Drop for Prepared {
     }
 }
 
-/// Prepares all mounts of a step. Everything that can be missing is missed here, before the command runs.
-pub fn prepare(env: &ExecEnv, op: &RunOp, inputs: &[MountInput]) -> Result<Prepared, StepFailure> {
+/// Prepares all mounts of a step. Everything that can be missing is missed here, before the command runs. `caches` were
+/// taken by [`cache::take`].
+pub fn prepare(
+    env: &ExecEnv,
+    op: &RunOp,
+    inputs: &[MountInput],
+    caches: &Caches,
+) -> Result<Prepared, StepFailure> {
     let mut prepared = Prepared::default();
     for (index, mount) in op.mounts.iter().enumerate() {
         let input = inputs.iter().find(|input| input.index == index);
@@ -113,20 +132,47 @@ pub fn prepare(env: &ExecEnv, op: &RunOp, inputs: &[MountInput]) -> Result<Prepa
                 read_only: false,
             }),
             Mount::Secret(secret) => prepared.add_secret(env, secret)?,
-            Mount::Cache(_) | Mount::Ssh(_) => {
-                return Err(StepFailure::MountNotYet {
-                    kind: match mount {
-                        Mount::Cache(_) => "cache",
-                        _ => "ssh",
-                    },
+            Mount::Cache(mount) => {
+                let cache = caches.get(&index).expect("the step's caches were taken");
+                let io = |source| StepFailure::Io { what: "hold", path: "a cache mount".to_owned(), source };
+                let root = cache.data().try_clone().map_err(io)?;
+                prepared.mounts.push(StepMount {
+                    target: mount.target.clone(),
+                    source: MountSource::Tree { root, path: String::new() },
+                    read_only: mount.read_only,
                 });
+                prepared.held.push(cache.lock().map_err(io)?);
+                prepared._caches.push(Arc::clone(cache));
             }
+            Mount::Ssh(ssh) => prepared.add_agent(env, ssh)?,
         }
     }
     Ok(prepared)
 }
 
 impl Prepared {
+    fn add_agent(&mut self, env: &ExecEnv, mount: &SshMount) -> Result<(), StepFailure> {
+        let Some(agent) = env.agents.get(&mount.id) else {
+            return match mount.required {
+                true => Err(StepFailure::NoAgent { id: mount.id.clone() }),
+                false => Ok(()),
+            };
+        };
+        let dir = env.lease.new_dir()?;
+        self.scratch.push(dir.clone());
+        let proxy = ssh::Proxy::start(agent, &dir, mount.mode, mount.uid, mount.gid)?;
+        self.mounts.push(StepMount {
+            target: mount.target.clone(),
+            source: MountSource::Tree {
+                root: proxy.socket().map_err(ssh::AgentError::Socket)?,
+                path: String::new(),
+            },
+            read_only: false,
+        });
+        self.agents.push(proxy);
+        Ok(())
+    }
+
     fn add_secret(&mut self, env: &ExecEnv, mount: &SecretMount) -> Result<(), StepFailure> {
         let Some(secret) = env.secrets.get(&mount.id)? else {
             return match mount.required {

@@ -1,6 +1,7 @@
 //! What each op does when it is executed.
 
 pub mod archive;
+pub mod cgroup;
 pub mod copy;
 pub mod image;
 pub mod network;
@@ -24,6 +25,8 @@ use crate::cli::StepOptions;
 use crate::error::StepFailure;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 use crate::solve::Solved;
@@ -50,6 +53,10 @@ pub struct ExecEnv {
     pub steps: StepOptions,
     /// Secrets, for steps and for remote sources.
     pub secrets: Secrets,
+    /// SSH agents, for steps and for remote sources.
+    pub agents: Agents,
+    /// Control groups of steps.
+    pub groups: Groups,
     /// Parts of contexts copied for mounts.
     pub materialised: Materialised,
     /// Networks of RUN steps.

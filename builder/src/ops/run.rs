@@ -11,12 +11,13 @@ use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::RunOp;
+use rbuild_frontend::graph::{Mount, RunOp};
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
 
 use crate::cli::HostAddress;
 use crate::error::StepFailure;
+use crate::mounts::cache::Caches;
 use crate::mounts::redact::Redactor;
 use crate::mounts::{self, MountInput, Prepared};
 use crate::ops::network::StepNetwork;
@@ -35,7 +36,9 @@ pub async fn execute(
     root: &Arc<Solved>,
     mounts: Vec<MountInput>,
     vertex: VertexId,
+    step: &str,
 ) -> Result<NewLayer, StepFailure> {
+    let (mounts, caches) = caches(env, op, mounts, vertex, step).await?;
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     if env.cancel.reason().is_some() {
@@ -43,7 +46,29 @@ pub async fn execute(
     }
     env.events.started(vertex);
     let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &op, &root, &mounts, vertex)).await
+    blocking(move || layer(&env, &op, &root, &mounts, &caches, vertex)).await
+}
+
+/// Takes the step's caches, for as long as that takes or until the build is stopped.
+async fn caches(
+    env: &Arc<ExecEnv>,
+    op: &RunOp,
+    mounts: Vec<MountInput>,
+    vertex: VertexId,
+    step: &str,
+) -> Result<(Vec<MountInput>, Caches), StepFailure> {
+    if !op.mounts.iter().any(|mount| matches!(mount, Mount::Cache(_))) {
+        return Ok((mounts, Caches::new()));
+    }
+    let (held, op, step) = (Arc::clone(env), op.clone(), step.to_owned());
+    let taking = tokio::task::spawn_blocking(move || {
+        let caches = mounts::cache::take(&held, &op, &mounts, vertex, &step)?;
+        Ok((mounts, caches))
+    });
+    tokio::select! {
+        taken = taking => taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        () = env.cancel.cancelled() => Err(StepFailure::Canceled),
+    }
 }
 
 fn layer(
@@ -51,9 +76,10 @@ fn layer(
     op: &RunOp,
     root: &Solved,
     mounts: &[MountInput],
+    caches: &Caches,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
-    let mut prepared = mounts::prepare(env, op, mounts)?;
+    let mut prepared = mounts::prepare(env, op, mounts, caches)?;
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root)?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
@@ -63,7 +89,9 @@ fn layer(
     let upper = (draft.diff_path(), draft.work_path());
     let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
     let mut output = Output::new(env, vertex, &prepared);
-    let spec = spec(env, op, &mut prepared)?;
+    let mut spec = spec(env, op, vertex, &mut prepared)?;
+    let (groups, joined) = env.groups.for_step(&env.steps, &env.events);
+    spec.cgroups = joined;
     let ended =
         rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
             output.push(stream, bytes);
@@ -83,6 +111,10 @@ fn layer(
         Ok(ended) => ended,
     };
     let command = op.argv.join(" ");
+    if exit != Exit::Code(0) && groups.ran_out_of_memory() {
+        let limit_bytes = env.steps.resources.memory_bytes.unwrap_or(0);
+        return Err(StepFailure::OutOfMemory { command, limit_bytes, log: tail.into_bytes() });
+    }
     match exit {
         Exit::Code(0) => {}
         _ if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
@@ -151,7 +183,12 @@ pub(crate) fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
     Ok(())
 }
 
-fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, StepFailure> {
+fn spec(
+    env: &ExecEnv,
+    op: &RunOp,
+    vertex: VertexId,
+    prepared: &mut Prepared,
+) -> Result<StepSpec, StepFailure> {
     let mut environment = op.env.clone();
     for (name, value) in &prepared.env {
         environment.retain(|(known, _)| known != name);
@@ -163,6 +200,13 @@ fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, 
         }
     }
     let network = env.network.of(op.network, &env.events);
+    let hosts = hosts(&env.steps.hosts, &network);
+    if network != rbuild_sandbox::Network::Host
+        && let Some((name, _)) = env.steps.hosts.iter().find(|(_, at)| *at == HostAddress::Gateway)
+    {
+        let why = "the step's own network has no way to this machine; --network=host has";
+        env.events.note(vertex, format!("--add-host {name}:host-gateway is left out: {why}"));
+    }
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
         (path, text.clone().into_bytes())
@@ -175,25 +219,26 @@ fn spec(env: &ExecEnv, op: &RunOp, prepared: &mut Prepared) -> Result<StepSpec, 
         resolv_conf: StepNetwork::resolv_conf(&network),
         network,
         script,
-        hosts: hosts(&env.steps.hosts),
+        hosts,
         shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
         limits: env.steps.limits.clone(),
         mounts: std::mem::take(&mut prepared.mounts),
+        held: std::mem::take(&mut prepared.held),
         insecure: op.insecure,
         ..StepSpec::new(Vec::new())
     })
 }
 
-/// `/etc/hosts` of a step.
-fn hosts(named: &[(String, HostAddress)]) -> Vec<u8> {
+/// `/etc/hosts` of a step. A network of its own has no way to this machine, so there `host-gateway` is no address.
+fn hosts(named: &[(String, HostAddress)], network: &rbuild_sandbox::Network) -> Vec<u8> {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     for (name, address) in named {
-        let line = match address {
-            HostAddress::Ip(ip) => format!("{ip}\t{name}\n"),
-            // Steps share the host's network, so the host is where they are.
-            HostAddress::Gateway => format!("127.0.0.1\t{name}\n"),
+        let address = match (address, network) {
+            (HostAddress::Ip(ip), _) => ip.to_string(),
+            (HostAddress::Gateway, rbuild_sandbox::Network::Host) => "127.0.0.1".to_owned(),
+            (HostAddress::Gateway, _) => continue,
         };
-        text.push_str(&line);
+        text.push_str(&format!("{address}\t{name}\n"));
     }
     text.into_bytes()
 }

@@ -224,6 +224,7 @@ impl Solver {
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
         let selection = self.selection(node, op, source.as_deref())?;
         let mounts = self.mount_inputs(node, op, inputs)?;
+        let name = self.graph.dag[node].step.name.as_str();
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -255,7 +256,7 @@ impl Solver {
             self.explainer.hit(&[(node, *def_key, key)], true);
             match reuse {
                 Reuse::Verify => {
-                    let made = self.execute(op, &root, &origin, &selection, &mounts, vertex).await?;
+                    let made = self.execute(op, &root, &origin, &selection, &mounts, vertex, name).await?;
                     self.compare(vertex, &solved.tree, &made.tree);
                 }
                 Reuse::Take | Reuse::Never(_) => self.cached(vertex),
@@ -278,7 +279,7 @@ impl Solver {
         let miss = self.explainer.miss(node, &inputs);
         self.explainer.say(&miss, &self.env.events, vertex);
         let started = Instant::now();
-        let made = self.execute(op, &root, &origin, &selection, &mounts, vertex).await;
+        let made = self.execute(op, &root, &origin, &selection, &mounts, vertex, name).await;
         let solved = made.and_then(|new| self.record(node, &key, def_key, &root, new, started, use_cache));
         if !matches!(solved, Err(StepFailure::Canceled)) {
             self.explainer.executed(miss, started.elapsed(), solved.is_err(), &nodes);
@@ -327,9 +328,10 @@ impl Solver {
         selection: &Option<Arc<Selection>>,
         mounts: &[MountInput],
         vertex: VertexId,
+        name: &str,
     ) -> Result<NewLayer, StepFailure> {
         match op {
-            Op::Run(run) => ops::run::execute(&self.env, run, root, mounts.to_vec(), vertex).await,
+            Op::Run(run) => ops::run::execute(&self.env, run, root, mounts.to_vec(), vertex, name).await,
             Op::Copy(copy) => {
                 ops::copy::execute(&self.env, copy, root, origin.clone(), selection.clone(), vertex).await
             }

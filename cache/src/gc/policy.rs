@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::mark::Unit;
+use super::mark::{Object, Unit};
 
 /// What may be given up, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,8 +17,19 @@ pub struct Policy {
     pub keep: Duration,
     /// Only units whose id starts with this.
     pub id: Option<String>,
+    /// Only units of this kind.
+    pub only: Option<Only>,
     /// Drop results of layers that images hold, too: those steps run again.
     pub all: bool,
+}
+
+/// Kinds of units that can be given up alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    /// Directories of cache mounts.
+    CacheMounts,
+    /// Everything else.
+    Regular,
 }
 
 /// Idle times that count as equal, in nanoseconds: within one, what is cheap to make again goes first.
@@ -73,6 +84,12 @@ impl Policy {
     }
 
     fn is_meant(&self, unit: &Unit) -> bool {
-        self.id.as_ref().is_none_or(|id| unit.object.to_string().starts_with(id.as_str()))
+        let is_mount = matches!(unit.object, Object::Mount(_));
+        let is_kind = match self.only {
+            None => true,
+            Some(Only::CacheMounts) => is_mount,
+            Some(Only::Regular) => !is_mount,
+        };
+        is_kind && self.id.as_ref().is_none_or(|id| unit.object.to_string().starts_with(id.as_str()))
     }
 }

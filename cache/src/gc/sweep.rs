@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rbuild_oci::Digest;
 
 use super::mark::{DiskUsage, Marks, Object};
-use super::policy::Policy;
+use super::policy::{Only, Policy};
 use crate::layer::OverlayForm;
 use crate::store::collect::Snapshot;
 use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
@@ -48,6 +48,7 @@ impl fmt::Display for Object {
         match self {
             Self::Layer(id) => id.fmt(f),
             Self::Blob(digest) => digest.fmt(f),
+            Self::Mount(id) => id.fmt(f),
         }
     }
 }
@@ -70,7 +71,8 @@ impl Collector {
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
     pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
         let snapshot = self.store.snapshot()?;
-        let units = self.mark(&snapshot).units(&snapshot);
+        let mut units = self.mark(&snapshot).units(&snapshot);
+        units.extend(Marks::mount_units(&self.store.cache_mounts()?));
         let chosen = policy.choose(&units, self.store.disk()?.0, now_unix_ns());
         Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
     }
@@ -95,13 +97,15 @@ impl Collector {
         store.reprieve(&layers, &blobs)?;
 
         let mut collected = Collected::default();
-        let units = marks.units(&snapshot);
+        let mut units = marks.units(&snapshot);
+        units.extend(Marks::mount_units(&store.cache_mounts()?));
         let chosen = policy.choose(&units, store.disk()?.0, now);
         let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         for unit in &chosen {
             match unit.object {
                 Object::Layer(id) => layers.push((id, snapshot.layers[&id].used)),
                 Object::Blob(digest) => blobs.push((digest, snapshot.blobs[&digest].used)),
+                Object::Mount(_) => {}
             }
         }
         meanwhile();
@@ -116,10 +120,19 @@ impl Collector {
         }));
         let gone_blobs = store.condemn_blobs(&blobs)?;
         let gone_blobs: BTreeSet<Digest> = gone_blobs.into_iter().collect();
+        let mut mounts_freed: u64 = 0;
         for unit in &chosen {
             let is_gone = match unit.object {
                 Object::Layer(id) => gone_layers.contains(&id),
                 Object::Blob(digest) => gone_blobs.contains(&digest),
+                // Whoever took it meanwhile keeps it. Nobody reads one without its lock, so it is free at once.
+                Object::Mount(id) => match store.remove_cache_mount(id, &self.lease)? {
+                    Some(bytes) => {
+                        mounts_freed += bytes;
+                        true
+                    }
+                    None => false,
+                },
             };
             if is_gone {
                 collected.given_up.push((unit.object.to_string(), unit.bytes));
@@ -134,7 +147,7 @@ impl Collector {
         let freed = store.free_objects(&self.lease, oldest)?;
         collected.layers = freed.layers;
         collected.blobs = freed.blobs;
-        collected.freed_bytes = freed.bytes;
+        collected.freed_bytes = freed.bytes + mounts_freed;
         if store.has_condemned_nodes(oldest)? {
             // Records written since the mark, by processes that have ended since.
             let later = store.snapshot()?;
@@ -176,6 +189,7 @@ impl Collector {
                 result.layers.iter().any(is_lost)
                     || (policy.all
                         && policy.id.is_none()
+                        && policy.only != Some(Only::CacheMounts)
                         && policy.max_used_bytes.is_none()
                         && policy.is_idle(result.used, now)
                         && is_all_held(&result.layers))
@@ -222,7 +236,7 @@ impl Collector {
 /// What the store holds. Uses that builds noted in passing may be missing from it.
 pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
     let snapshot = store.snapshot()?;
-    Ok(mark(store, &snapshot).usage(&snapshot))
+    Ok(mark(store, &snapshot).usage(&snapshot, &store.cache_mounts()?))
 }
 
 fn mark(store: &Store, snapshot: &Snapshot) -> Marks {

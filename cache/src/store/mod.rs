@@ -14,6 +14,7 @@
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
+//!   mounts/<id>/…             directories of `RUN --mount=type=cache` (see `mount`)
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
 //! ```
 //!
@@ -22,7 +23,7 @@
 //! # Invariants
 //!
 //! 1. Outside `work/` everything is complete and immutable. It got there by one rename. (`contexts/` files are
-//!    complete too, but replaced.) *A killed ingest or draft shows nothing.*
+//!    complete too, but replaced; what is in `mounts/` belongs to steps.) *A killed ingest or draft shows nothing.*
 //! 2. Bytes first, then the row; row gone, then the bytes. A row whose bytes vanished all the same is a miss, never an
 //!    error. Blobs are renamed and recorded in one transaction, so that removing and storing one digest cannot
 //!    interleave.
@@ -56,6 +57,7 @@ mod layout;
 mod lease;
 mod lock;
 mod meta;
+mod mount;
 mod nodes;
 mod readers;
 mod resolution;
@@ -80,6 +82,7 @@ pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
 pub use usage::Usage;
