@@ -263,7 +263,7 @@ impl Op {
 /// |---|---|---|
 /// | image | manifest digest | reference, platform |
 /// | context | name | (its content enters through each consumer's selection) |
-/// | copy | sources, dest, chown, chmod, from_context, unpack, link, exclude | |
+/// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
 /// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
 /// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
@@ -272,6 +272,29 @@ impl Op {
 /// | secret, ssh mount | id, target, env, required, mode, uid, gid | contents |
 impl Canonical for Op {
     fn write(&self, out: &mut CanonicalWriter) {
+        self.write_as(out, Identity::Definition);
+    }
+}
+
+/// An op over inputs whose contents are known. As [`Op`]'s own identity, but that paths of COPY's sources are left out:
+/// the digest of what they select is an input. A directory under another name copies the same.
+#[derive(Debug, Clone, Copy)]
+pub struct OverContents<'a>(pub &'a Op);
+
+impl Canonical for OverContents<'_> {
+    fn write(&self, out: &mut CanonicalWriter) {
+        self.0.write_as(out, Identity::OverContents);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    Definition,
+    OverContents,
+}
+
+impl Op {
+    fn write_as(&self, out: &mut CanonicalWriter, identity: Identity) {
         out.str(self.kind());
         match self {
             Self::Scratch => {}
@@ -285,6 +308,8 @@ impl Canonical for Op {
                 out.u64(op.sources.len() as u64);
                 for source in &op.sources {
                     match source {
+                        CopySource::Path(_) if identity == Identity::OverContents => out.str("path"),
+                        CopySource::Below { .. } if identity == Identity::OverContents => out.str("below"),
                         CopySource::Path(path) => out.str("path").str(path),
                         CopySource::Below { pivot, pattern } => out.str("below").str(pivot).str(pattern),
                         CopySource::Inline { name, content } => out.str("inline").str(name).str(content),

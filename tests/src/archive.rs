@@ -1,6 +1,6 @@
 //! Reads a docker archive (`docker save`, `type=docker`): the image's configuration and its merged files.
 //!
-//! Only what a comparison needs: layers are tars, plain or gzip, and a file's content is known by a checksum.
+//! Only what a comparison needs: layers are tars, plain or gzip, and a long file's content is known by a checksum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,6 +12,9 @@ use anyhow::{Context, Result, ensure};
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use tar::{Archive, EntryType};
+
+/// Texts up to this many bytes are shown.
+const SHORT_TEXT: usize = 160;
 
 /// An image as its archive has it.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub struct Entry {
     mode: u32,
     uid: u64,
     gid: u64,
-    /// Size and checksum, link target, or device numbers.
+    /// Content, link target, or device numbers.
     what: String,
     /// Names with values of extended attributes.
     xattrs: BTreeMap<String, Vec<u8>>,
@@ -203,10 +206,7 @@ fn describe<R: Read>(entry: &mut tar::Entry<'_, R>, inode: usize) -> Result<Entr
     }
     let header = entry.header().clone();
     let (kind, what) = match header.entry_type() {
-        EntryType::Regular | EntryType::Continuous => {
-            let (size, sum) = checksum(entry)?;
-            ('f', format!("{size} bytes, sum {sum:08x}"))
-        }
+        EntryType::Regular | EntryType::Continuous => ('f', content(entry)?),
         EntryType::Directory => ('d', String::new()),
         EntryType::Symlink => {
             ('l', format!("-> {}", entry.link_name()?.context("a symlink without target")?.display()))
@@ -236,16 +236,24 @@ fn describe<R: Read>(entry: &mut tar::Entry<'_, R>, inode: usize) -> Result<Entr
     })
 }
 
-/// Enough to tell contents apart.
-fn checksum(mut from: impl Read) -> Result<(u64, u32)> {
+/// A short text as it is; of others size and checksum, which is enough to tell them apart.
+fn content(mut from: impl Read) -> Result<String> {
     let (mut size, mut sum) = (0, crc32fast::Hasher::new());
     let mut buffer = vec![0; 1 << 16];
+    let mut short = Vec::new();
     loop {
         let count = from.read(&mut buffer)?;
         if count == 0 {
-            return Ok((size, sum.finalize()));
+            break;
         }
-        size += count as u64;
+        if size + count <= SHORT_TEXT {
+            short.extend_from_slice(&buffer[..count]);
+        }
+        size += count;
         sum.update(&buffer[..count]);
+    }
+    match String::from_utf8(short) {
+        Ok(text) if size == text.len() => Ok(format!("{text:?}")),
+        _ => Ok(format!("{size} bytes, sum {:08x}", sum.finalize())),
     }
 }

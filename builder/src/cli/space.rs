@@ -98,8 +98,11 @@ pub(crate) enum MountsCommandArgs {
 #[derive(Debug, Args)]
 pub(crate) struct FsckArgs {
     /// Move what is damaged aside, and drop what relies on it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "rebuild")]
     pub(crate) repair: bool,
+    /// Make the index anew from the layers, blobs and names that lie beside it; cached results are lost
+    #[arg(long)]
+    pub(crate) rebuild: bool,
 }
 
 /// What `rbuild du` was asked for.
@@ -149,13 +152,15 @@ pub enum CacheRequest {
     Fsck {
         /// And repair it.
         repair: bool,
+        /// Make its index anew first.
+        rebuild: bool,
     },
 }
 
 impl CacheRequest {
     pub(super) fn from_args(args: CacheArgs) -> Self {
         match args.command {
-            CacheCommandArgs::Fsck(args) => Self::Fsck { repair: args.repair },
+            CacheCommandArgs::Fsck(args) => Self::Fsck { repair: args.repair, rebuild: args.rebuild },
             CacheCommandArgs::Mounts { command: MountsCommandArgs::Ls { format } } => {
                 Self::ListMounts { json: format == "json" }
             }

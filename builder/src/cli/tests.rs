@@ -561,8 +561,14 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 fn the_store_s_commands_are_read() {
     assert_eq!(meant(&["du"]), Command::Du(DuRequest { verbose: false, json: false }));
     assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
-    assert_eq!(meant(&["cache", "fsck"]), Command::Cache(CacheRequest::Fsck { repair: false }));
-    assert_eq!(meant(&["cache", "fsck", "--repair"]), Command::Cache(CacheRequest::Fsck { repair: true }));
+    assert_eq!(
+        meant(&["cache", "fsck"]),
+        Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })
+    );
+    assert_eq!(
+        meant(&["cache", "fsck", "--repair"]),
+        Command::Cache(CacheRequest::Fsck { repair: true, rebuild: false })
+    );
 }
 
 #[track_caller]

@@ -12,18 +12,40 @@ use crate::settings::Settings;
 
 /// Checks the store, prints one line for each finding, and a last one that says how it stands. Status 1 when something
 /// is damaged and was left so.
-pub(super) fn run(repair: bool, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
-    match check(repair, settings, root) {
+pub(super) fn run(
+    repair: bool,
+    rebuild: bool,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> ExitCode {
+    match check(repair, rebuild, settings, root) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => failure::print(&error, None, env),
     }
 }
 
-fn check(repair: bool, settings: Settings, root: Option<&Path>) -> Result<bool, BuildError> {
+fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -> Result<bool, BuildError> {
     let host = Host::open(settings, root)?;
     let (place, form) = (Place::of(&host), host.overlay);
     drop(host);
+    if rebuild {
+        let rebuilt = place.rebuild(form)?;
+        let mut text = format!(
+            "The index is made anew: {} layers, {} blobs, {} images.\n",
+            rebuilt.layers,
+            rebuilt.blobs,
+            rebuilt.images.len()
+        );
+        for name in &rebuilt.lost_images {
+            text += &format!("image {} is lost: a layer or its config is gone\n", printable(name));
+        }
+        if rebuilt.set_aside > 0 {
+            text += &format!("{} damaged things are in quarantine/ of the store\n", rebuilt.set_aside);
+        }
+        super::print(&text)?;
+    }
     let findings = place.collector()?.fsck(form, repair)?;
     let mut text: String = findings.iter().map(|finding| format!("{}\n", printable(finding))).collect();
     let damaged = findings.iter().filter(|finding| finding.is_damage()).count();

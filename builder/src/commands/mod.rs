@@ -59,8 +59,8 @@ pub fn main() -> ExitCode {
         Command::Explain(request) => explain::run(&request, settings, root.as_deref()),
         Command::Du(request) => space::du(&request, settings, root.as_deref()),
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
-        Command::Cache(cli::CacheRequest::Fsck { repair }) => {
-            return fsck::run(repair, settings, root.as_deref(), &env);
+        Command::Cache(cli::CacheRequest::Fsck { repair, rebuild }) => {
+            return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
         }
         Command::Cache(cli::CacheRequest::ListMounts { json }) => {
             cache_mounts::list(json, settings, root.as_deref())

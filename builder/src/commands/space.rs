@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rbuild_cache::gc::{self, Collected, Collector, DiskUsage, Policy, UsageEntry, UsageKind};
-use rbuild_cache::store::{StoreError, StoreOptions};
+use rbuild_cache::layer::OverlayForm;
+use rbuild_cache::store::{Rebuilt, Store, StoreError, StoreOptions};
 use serde_json::json;
 
 use crate::cli::{DuRequest, PruneRequest};
@@ -73,6 +74,11 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn of(host: &Host) -> Self {
         Self { root: host.store.root().to_owned(), options: host.store.options().clone() }
+    }
+
+    /// Makes the index anew.
+    pub(super) fn rebuild(&self, form: OverlayForm) -> Result<Rebuilt, StoreError> {
+        Store::rebuild(&self.root, self.options.clone(), form)
     }
 
     /// The collector, or an error while another process collects.

@@ -9,7 +9,7 @@ use super::record::{COMMAND, Class, Field, InputRecord, Producer, Record};
 pub(super) const FILES_MAX: usize = 1000;
 
 /// Fields that say what is read.
-const SELECTING: [&str; 2] = ["sources", "--exclude"];
+const SELECTING: [&str; 3] = ["sources", "--exclude", "--chmod"];
 
 /// How many fields and inputs differ.
 pub(super) fn distance(old: &Record, new: &Record) -> usize {
@@ -37,7 +37,7 @@ pub(super) fn own_causes(old: &Record, new: &Record, nodes: &dyn NodeStore) -> V
     // A variable that is an ARG now and was ENV before, with the value it had, is one change and says so twice.
     found.sort_by_key(|(class, _)| *class);
     let mut causes: Vec<Cause> = found.into_iter().map(|(_, cause)| cause).collect();
-    // Other sources have other files: that is one change.
+    // Other sources have other files, and `--chmod` gives them other modes: that is one change.
     if causes
         .iter()
         .any(|cause| matches!(cause, Cause::Value { what, .. } if SELECTING.contains(&what.as_str())))

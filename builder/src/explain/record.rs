@@ -2,6 +2,7 @@
 
 use rbuild_frontend::graph::{CopySource, Network, Op};
 use rbuild_frontend::lint::looks_secret;
+use rbuild_oci::CanonicalWriter;
 use serde::{Deserialize, Serialize};
 
 use super::cause::Cause;
@@ -39,7 +40,7 @@ pub struct Field {
     pub name: String,
     /// Its value; `None` when it is long, or the name says that it is a secret.
     pub value: Option<String>,
-    /// Tells values apart that are not kept.
+    /// Tells values apart that are not kept, or could read the same.
     pub digest: Option<String>,
 }
 
@@ -107,56 +108,52 @@ pub fn split_name(name: &str) -> (Option<u32>, &str) {
 /// Every field of an op that enters its keys, in words. A test changes each keyed field and looks for it here.
 pub fn fields(op: &Op) -> Vec<Field> {
     let mut fields = Vec::new();
-    let mut add = |class: Class, name: &str, value: String| fields.push(field(class, name, value));
     match op {
         Op::Scratch | Op::Context(_) | Op::Image(_) => {}
         Op::Copy(op) => {
-            let path = |source: &CopySource| match source {
-                CopySource::Path(path) if path.is_empty() => ".".to_owned(),
-                CopySource::Path(path) => path.clone(),
-                CopySource::Below { pivot, pattern } => format!("{pivot}/./{pattern}"),
-                CopySource::Inline { name, .. } => format!("<<{name}"),
-            };
-            add(Class::Command, "instruction", (if op.unpack { "ADD" } else { "COPY" }).to_owned());
-            add(Class::Command, "sources", op.sources.iter().map(path).collect::<Vec<_>>().join(" "));
+            let paths: Vec<String> = op.sources.iter().map(path).collect();
+            fields.push(field(Class::Command, "instruction", if op.unpack { "ADD" } else { "COPY" }));
+            fields.push(list(Class::Command, "sources", &paths));
             for source in &op.sources {
                 if let CopySource::Inline { name, content } = source {
-                    add(Class::Command, &format!("content of <<{name}"), content.clone());
+                    fields.push(field(Class::Command, &format!("content of <<{name}"), content));
                 }
             }
-            add(Class::Command, "destination", op.dest.clone());
-            let chown = op.chown.as_ref().map(|chown| chown.text.clone());
-            add(Class::Option, "--chown", chown.unwrap_or_default());
-            add(Class::Option, "--chmod", op.chmod.as_ref().map(ToString::to_string).unwrap_or_default());
-            add(Class::Option, "--link", op.link.to_string());
-            add(Class::Option, "--exclude", op.exclude.join(" "));
+            fields.push(field(Class::Command, "destination", &op.dest));
+            let chown = op.chown.as_ref().map(|chown| field(Class::Option, "--chown", &chown.text));
+            let chmod = op.chmod.as_ref().map(|chmod| field(Class::Option, "--chmod", &chmod.to_string()));
+            fields.extend(chown.into_iter().chain(chmod));
+            fields.push(field(Class::Option, "--link", &op.link.to_string()));
             let from = if op.from_context { "a build context" } else { "a stage or image" };
-            add(Class::Option, "--from", from.to_owned());
+            fields.push(field(Class::Option, "--from", from));
+            fields.push(list(Class::Option, "--exclude", &op.exclude));
         }
         Op::Workdir(op) => {
-            add(Class::Command, "WORKDIR", op.path.clone());
-            add(Class::Option, "USER", op.user.clone());
+            fields.push(field(Class::Command, "WORKDIR", &op.path));
+            fields.push(field(Class::Option, "USER", &op.user));
         }
         Op::Run(op) => {
-            add(Class::Command, COMMAND, op.argv.join("\0"));
-            add(Class::Command, "script", op.script.clone().unwrap_or_default());
-            add(Class::Option, "WORKDIR", op.cwd.clone());
-            add(Class::Option, "USER", op.user.clone());
+            fields.push(list(Class::Command, COMMAND, &op.argv));
+            fields.extend(op.script.as_ref().map(|script| field(Class::Command, "script", script)));
+            fields.push(field(Class::Option, "WORKDIR", &op.cwd));
+            fields.push(field(Class::Option, "USER", &op.user));
             let network = match op.network {
                 Network::Default => "default",
                 Network::None => "none",
                 Network::Host => "host",
             };
-            add(Class::Option, "--network", network.to_owned());
-            add(Class::Option, "--security", (if op.insecure { "insecure" } else { "sandbox" }).to_owned());
-            add(Class::Option, "--add-host", op.host_names.join(" "));
+            fields.push(field(Class::Option, "--network", network));
+            let security = if op.insecure { "insecure" } else { "sandbox" };
+            fields.push(field(Class::Option, "--security", security));
+            fields.push(field(Class::Option, "--add-host", &op.host_names.join(" ")));
             for (index, mount) in op.mounts.iter().enumerate() {
-                add(Class::Option, &format!("--mount {}", index + 1), mount.declaration());
+                let name = format!("--mount {}", index + 1);
+                fields.push(field(Class::Option, &name, &mount.declaration()));
             }
-            add(Class::Option, "platform", op.platform.to_string());
+            fields.push(field(Class::Option, "platform", &op.platform.to_string()));
             for (name, value) in &op.env {
                 let keyword = if op.arg_names.contains(name) { "ARG" } else { "ENV" };
-                add(Class::Variable, &format!("{keyword} {name}"), value.clone());
+                fields.push(field(Class::Variable, &format!("{keyword} {name}"), value));
             }
         }
     }
@@ -164,16 +161,35 @@ pub fn fields(op: &Op) -> Vec<Field> {
     fields
 }
 
+/// A source as people write it; a character that no path has keeps the kinds apart.
+fn path(source: &CopySource) -> String {
+    match source {
+        CopySource::Path(path) if path.is_empty() => ".".to_owned(),
+        CopySource::Path(path) => path.clone(),
+        CopySource::Below { pivot, pattern } => format!("{pivot}/./\0{pattern}"),
+        CopySource::Inline { name, .. } => format!("<<\0{name}"),
+    }
+}
+
 /// Name of the field that holds a RUN's argv.
 pub const COMMAND: &str = "command";
 
-fn field(class: Class, name: &str, value: String) -> Field {
+/// A field of several words. Told apart by its digest: two lists can read the same.
+fn list(class: Class, name: &str, words: &[String]) -> Field {
+    let mut canonical = CanonicalWriter::new(name);
+    canonical.value(words);
+    Field { digest: Some(short_hash(&canonical.finish())), ..field(class, name, &words.join(" ")) }
+}
+
+fn field(class: Class, name: &str, value: &str) -> Field {
     let is_secret = class == Class::Variable && looks_secret(name.split(' ').nth(1).unwrap_or_default());
     let is_kept = !is_secret && value.len() <= VALUE_BYTES_MAX;
-    let digest =
-        (!is_kept).then(|| blake3::hash(format!("{name}\0{value}").as_bytes()).to_hex()[..32].to_owned());
-    let value = is_kept.then(|| value.replace('\0', " "));
-    Field { class, name: name.to_owned(), value, digest }
+    let digest = (!is_kept).then(|| short_hash(format!("{name}\0{value}").as_bytes()));
+    Field { class, name: name.to_owned(), value: is_kept.then(|| value.replace('\0', "")), digest }
+}
+
+fn short_hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..32].to_owned()
 }
 
 #[cfg(test)]
@@ -189,12 +205,12 @@ mod tests {
 
     #[test]
     fn values_that_are_secret_or_long_are_not_kept() {
-        let secret = field(Class::Variable, "ARG NPM_TOKEN", "hunter2".to_owned());
+        let secret = field(Class::Variable, "ARG NPM_TOKEN", "hunter2");
         assert_eq!(secret.value, None);
         assert!(!serde_json::to_string(&secret).unwrap().contains("hunter2"));
-        assert_ne!(secret, field(Class::Variable, "ARG NPM_TOKEN", "hunter3".to_owned()));
-        let long = field(Class::Command, COMMAND, "x".repeat(1000));
+        assert_ne!(secret, field(Class::Variable, "ARG NPM_TOKEN", "hunter3"));
+        let long = field(Class::Command, COMMAND, &"x".repeat(1000));
         assert_eq!(long.value, None);
-        assert_eq!(field(Class::Variable, "ENV A", "1".to_owned()).value.as_deref(), Some("1"));
+        assert_eq!(field(Class::Variable, "ENV A", "1").value.as_deref(), Some("1"));
     }
 }

@@ -4,18 +4,21 @@ use std::sync::Arc;
 
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::select::{
-    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest,
+    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
-use rbuild_cache::tree::{Kind, MemoryNodeStore, NodeStore, NodeStoreError, Tree, load_node};
+use rbuild_cache::tree::{
+    DirNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+};
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
+use rbuild_oci::FileMode;
 
 /// The selected entries of one COPY, by source argument.
 #[derive(Debug)]
 pub struct Selection {
     /// One list per [`CopySource`], empty for inline ones, in the arguments' order.
     pub sources: Vec<Vec<Selected>>,
-    /// Nodes of directories that are selected without some of what is in them.
+    /// Nodes of directories that are selected without some of what is in them, or with other modes.
     pub pruned: Arc<MemoryNodeStore>,
     /// Digest of everything selected, for keys.
     pub digest: [u8; 32],
@@ -65,11 +68,31 @@ pub fn select_sources(
                 prune(item, nodes, &pruned, &|path, is_dir| keep(&[&include, &exclude], path, is_dir))?;
             }
         }
+        if let Some(mode) = copy.chmod.as_ref().and_then(FileMode::octal) {
+            let known = Pruned { pruned: &pruned, nodes };
+            selected.iter_mut().try_for_each(|item| with_mode(item, &known, &pruned, mode))?;
+        }
         sources.push(selected);
     }
     let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
     let digest = selection_digest(&all);
     Ok(Selection { sources, pruned: Arc::new(pruned), digest })
+}
+
+/// Nodes of a selection that may have been pruned.
+struct Pruned<'a> {
+    pruned: &'a MemoryNodeStore,
+    nodes: &'a dyn NodeStore,
+}
+
+impl NodeStore for Pruned<'_> {
+    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        self.pruned.node(digest).or_else(|_| self.nodes.node(digest))
+    }
+
+    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+        self.pruned.put_nodes(nodes)
+    }
 }
 
 /// What of a directory stays: all that no filter refuses, and the directories that lead there.

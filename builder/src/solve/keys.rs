@@ -1,8 +1,8 @@
 //! The two keys of an op.
 //!
 //! ```text
-//! DefKey(op)     = H("def/3", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
-//! ContentKey(op) = H("content/3", canonical(op), for each input: slot, digest of the selected part of its tree)
+//! DefKey(op)     = H("def/4", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
+//! ContentKey(op) = H("content/4", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
 //! ```
 //!
 //! | input | enters the DefKey as | enters the ContentKey as |
@@ -15,11 +15,14 @@
 //! | build context that RUN mounts | digest of the mounted part | digest of the mounted part |
 //! | what is in a cache, secret or agent | nothing | nothing |
 //!
+//! The selection has what each path gives: base names of files, nodes of directories, modes unless an octal `--chmod` gives
+//! them. Paths themselves are in the definition key only: a source directory under another name hits by content.
+//!
 //! What `canonical(op)` writes is tabled in `rbuild_frontend::graph`. No clock, path, pid, host or uid enters.
 
 use rbuild_cache::store::Key;
-use rbuild_frontend::graph::Op;
-use rbuild_oci::CanonicalWriter;
+use rbuild_frontend::graph::{Op, OverContents};
+use rbuild_oci::{Canonical, CanonicalWriter};
 
 /// Digest of one input for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,15 +35,15 @@ pub struct InputDigest {
 
 /// Key known before anything runs.
 pub fn def_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::def(hash("def/3", op, inputs))
+    Key::def(hash("def/4", op, inputs))
 }
 
 /// Key known once the inputs' trees are.
 pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::content(hash("content/3", op, inputs))
+    Key::content(hash("content/4", &OverContents(op), inputs))
 }
 
-fn hash(domain: &str, op: &Op, inputs: &[InputDigest]) -> [u8; 32] {
+fn hash(domain: &str, op: &impl Canonical, inputs: &[InputDigest]) -> [u8; 32] {
     let mut out = CanonicalWriter::new(domain);
     out.value(op).u64(inputs.len() as u64);
     for input in inputs {
@@ -48,6 +51,9 @@ fn hash(domain: &str, op: &Op, inputs: &[InputDigest]) -> [u8; 32] {
     }
     *blake3::hash(&out.finish()).as_bytes()
 }
+
+#[cfg(test)]
+mod injectivity;
 
 #[cfg(test)]
 mod tests {

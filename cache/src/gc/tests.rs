@@ -30,7 +30,21 @@ fn fresh() -> (tempfile::TempDir, PathBuf) {
 }
 
 pub(super) fn collect(root: &Path, policy: &Policy) -> Collected {
-    Collector::open(root, options()).unwrap().expect("nobody else collects").run(policy).unwrap()
+    let collector = until_free(|| Collector::open(root, options()).unwrap());
+    collector.run(policy).unwrap()
+}
+
+/// Tries until a lock is free: a child that another test is about to start holds every lock of this process between
+/// its fork and its exec.
+pub(super) fn until_free<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match attempt() {
+            Some(value) => return value,
+            None if std::time::Instant::now() < until => std::thread::yield_now(),
+            None => panic!("somebody else has the lock"),
+        }
+    }
 }
 
 pub(super) fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {

@@ -274,7 +274,7 @@ fn encoding_value(blob: &Digest, size: u64) -> Vec<u8> {
     [blob.as_bytes().as_slice(), &size.to_le_bytes()].concat()
 }
 
-fn ctime_ns(stat: &rustix::fs::Stat) -> i64 {
+pub(super) fn ctime_ns(stat: &rustix::fs::Stat) -> i64 {
     i64::try_from(i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)).unwrap_or(0)
 }
 

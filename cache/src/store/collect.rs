@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
-use super::layout::{self, Layout};
+use super::layout::{self, list};
 use super::lease::Lease;
 use super::{
     GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
@@ -23,7 +23,7 @@ use crate::tree::{DirNode, Kind, NodeDigest, Tree};
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
 /// The registry client refuses larger manifests.
-const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// Stat indexes of contexts that nobody built for so long are removed.
 const CONTEXT_AGE_SECS: i64 = 30 * 24 * 3600;
 
@@ -634,10 +634,4 @@ fn has_blob_row(transaction: &Transaction<'_>, digest: &Digest) -> rusqlite::Res
     transaction
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)")?
         .query_row([digest.as_bytes()], |row| row.get(0))
-}
-
-fn list(layout: &Layout, dir: &str) -> Result<Vec<String>, StoreError> {
-    let fd = layout.open(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let names = layout::names(&fd).doing("list", &layout.path(dir))?;
-    Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
 }

@@ -95,6 +95,18 @@ pub enum StoreError {
         /// The store.
         root: PathBuf,
     },
+    /// Another process has the store open. Retry makes sense.
+    #[error("the store `{}` is in use by another rbuild; try again when it is done", root.display())]
+    InUse {
+        /// The store.
+        root: PathBuf,
+    },
+    /// The index is gone from a store that has images.
+    #[error("`{}` is gone, and the store has images; `rbuild cache fsck --rebuild` makes it anew", path.display())]
+    IndexLost {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// Another process gives space back or checks the store. Retry makes sense.
     #[error("another rbuild is collecting or checking the store `{}`; try again when it is done", root.display())]
     Collecting {

@@ -18,6 +18,7 @@ use super::db::{DbError, now_unix_ns};
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
 use super::{Store, layout};
+use crate::layer::{Change, LayerDiff};
 
 /// Starts every sidecar; the digit is its version.
 const SIDECAR_MAGIC: &[u8; 8] = b"rblayer1";
@@ -281,6 +282,12 @@ pub(super) fn void(transaction: &Transaction<'_>, boot: BootId) -> Result<Vec<La
     let mut statement = transaction.prepare("SELECT id FROM layers WHERE durable = 0 AND boot <> ?1")?;
     let rows = statement.query_map([boot.0], |row| row.get(0).map(LayerId::from_sql))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Bytes of the regular files in a listing.
+pub(super) fn listed_bytes(listing: &LayerDiff) -> u64 {
+    let size = |change: &Change| if let Change::File { size, .. } = change { *size } else { 0 };
+    listing.entries.iter().map(|entry| size(&entry.change)).sum()
 }
 
 fn sidecar(entries: &[u8], size_bytes: u64) -> Vec<u8> {

@@ -18,8 +18,8 @@ use super::LayerId;
 use super::error::{IoContext, StoreError};
 
 /// Directories of a store; all are 0700.
-pub(super) const DIRS: [&str; 8] =
-    ["blobs", "blobs/sha256", "layers", "work", "leases", "locks", "readers", "contexts"];
+pub(super) const DIRS: [&str; 9] =
+    ["blobs", "blobs/sha256", "layers", "images", "work", "leases", "locks", "readers", "contexts"];
 
 /// The root, open.
 #[derive(Debug)]
@@ -161,6 +161,13 @@ pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
         }
     }
     Ok(names)
+}
+
+/// Names in a directory of the store that are text; all of ours are.
+pub(super) fn list(layout: &Layout, dir: &str) -> Result<Vec<String>, StoreError> {
+    let fd = layout.open(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let names = names(&fd).doing("list", &layout.path(dir))?;
+    Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
 }
 
 /// 64 random bits.

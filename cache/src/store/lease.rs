@@ -126,8 +126,6 @@ impl Store {
 
 /// Lease ids in a directory; other names are not ours to touch.
 fn list(layout: &Layout, dir: &str) -> Result<Vec<String>, StoreError> {
-    let fd = layout.open(dir, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    let names = layout::names(&fd).doing("list", &layout.path(dir))?;
     let is_id = |name: &String| name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
-    Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).filter(is_id).collect())
+    Ok(layout::list(layout, dir)?.into_iter().filter(is_id).collect())
 }

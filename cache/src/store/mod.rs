@@ -12,6 +12,7 @@
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
+//!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
 //!   mounts/<id>/…             directories of `RUN --mount=type=cache` (see `mount`)
@@ -60,6 +61,7 @@ mod meta;
 mod mount;
 mod nodes;
 mod readers;
+mod rebuild;
 mod resolution;
 mod result;
 mod sync;
@@ -83,6 +85,7 @@ pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
 pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
+pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
 pub use usage::Usage;

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use rbuild_oci::{Platform, Reference};
 
+use crate::ast::{InstructionKind, Spanned};
 use crate::expand;
 use crate::lint;
 use crate::parse::Issue;
@@ -119,7 +120,7 @@ impl<'a> Pass<'a> {
                 let value = self.expand_global(text, stage.instruction)?;
                 if value.is_empty() {
                     let message = format!("empty platform value from expression {}", text.value);
-                    return Err(Issue::new(message, text.span));
+                    return Err(self.undeclared(text, Issue::new(message, text.span)));
                 }
                 Platform::from_str(&value).map_err(|error| Issue::new(error.to_string(), text.span))?
             }
@@ -131,7 +132,8 @@ impl<'a> Pass<'a> {
         self.default_image(index);
         let text = self.expand_global(image, stage.instruction)?;
         if text.is_empty() {
-            return Err(Issue::new(format!("base name ({}) should not be blank", image.value), image.span));
+            let message = format!("base name ({}) should not be blank", image.value);
+            return Err(self.undeclared(image, Issue::new(message, image.span)));
         }
         if let Some(earlier) = self.stages.earlier(&text, index) {
             return Ok(Base::Stage(earlier));
@@ -144,7 +146,14 @@ impl<'a> Pass<'a> {
         }
         if let Err(error) = Reference::from_str(&text) {
             let message = format!("failed to parse stage name {text:?}: {error}");
-            return Err(Issue::new(message, image.span));
+            let issue = self.undeclared(image, Issue::new(message, image.span));
+            let lower = text.to_lowercase();
+            return Err(match Reference::from_str(&lower) {
+                Ok(_) if lower != text => {
+                    issue.with_help(format!("names of images are in lower case: {lower}"))
+                }
+                _ => issue,
+            });
         }
         if self.options.advice {
             self.latest(index, &text);
@@ -243,6 +252,59 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// A wrong reference to a stage, with the stages that explain it.
+    fn explained(&self, error: &StageError, name: &str, stage: usize, span: Span) -> Issue {
+        let issue = Issue::new(error.to_string(), span);
+        let place = |index: usize| self.stages.all[index].instruction.span;
+        match error {
+            StageError::InvalidIndex(_) => {
+                let last = self.stages.all.len() - 1;
+                issue.with_help(format!("stages count from 0; the last one of this file is {last}"))
+            }
+            StageError::Later { later, current } => {
+                let found = self.stages.all.iter().find(|stage| stage.label() == *later);
+                let issue = match found {
+                    Some(later) => issue.with_related(place(later.index), "it is defined here"),
+                    None => issue,
+                };
+                issue.with_help(format!("move stage {later} above stage {current}"))
+            }
+            StageError::Circular(label) => {
+                let issue = issue.with_related(place(stage), format!("stage {label} begins here"));
+                match self.stages.all.iter().find(|other| other.label().eq_ignore_ascii_case(name)) {
+                    Some(other) if other.index != stage => {
+                        let text = format!("stage {} needs {label} itself", other.label());
+                        issue.with_related(place(other.index), text)
+                    }
+                    _ => issue,
+                }
+            }
+            StageError::LaterMount { .. } | StageError::UnknownTarget { .. } | StageError::None => issue,
+        }
+    }
+
+    /// What to say about the variables of a FROM line that has no good value.
+    fn undeclared(&self, text: &Spanned<String>, issue: Issue) -> Issue {
+        let Ok(expansion) = expand::word(&text.value, self.ast.escape, &self.global) else { return issue };
+        let Some(name) = expansion.unset.first() else { return issue };
+        let declared = self.stages.global.iter().find_map(|instruction| match &instruction.kind {
+            InstructionKind::Arg(args) => args.iter().find(|arg| arg.name.value == *name),
+            _ => None,
+        });
+        match declared {
+            Some(arg) => issue
+                .with_related(arg.name.span, format!("{name} has no value here"))
+                .with_help(format!("give it a default, or a value with --build-arg {name}=VALUE")),
+            None => {
+                let near = suggest::nearest(name, self.global_declared.iter().map(String::as_str));
+                let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+                issue.with_help(format!(
+                    "{name} is not declared: FROM sees only an ARG above the first FROM{hint}"
+                ))
+            }
+        }
+    }
+
     /// What `--from=name` means in a stage.
     pub(super) fn source_of(
         &self,
@@ -256,7 +318,7 @@ impl<'a> Pass<'a> {
             return Err(Issue::new(message, span));
         }
         let found = self.stages.copy_source(name, stage);
-        if let Some(index) = found.map_err(|error| Issue::new(error.to_string(), span))? {
+        if let Some(index) = found.map_err(|error| self.explained(&error, name, stage, span))? {
             return Ok(Source::Stage(index));
         }
         let platform = self.target_platform().clone();

@@ -88,7 +88,7 @@ impl Pass<'_> {
         for source in transfer.sources {
             match source {
                 SourceWord::Path(word) => {
-                    let text = self.expand(work, word)?;
+                    let text = self.expand(work, word).map_err(|issue| unquoted(keyword, word, issue))?;
                     remote(keyword, &text, word.span)?;
                     if transfer.from.is_none() {
                         self.ignored(work, keyword, &text, word.span);
@@ -305,4 +305,14 @@ fn destination(workdir: &str, dest: &str) -> String {
         absolute.push('/');
     }
     absolute
+}
+
+/// COPY and ADD split before quotes are looked at, which surprises people.
+fn unquoted(keyword: &str, word: &Spanned<String>, issue: Issue) -> Issue {
+    match word.value.starts_with(['"', '\'']) {
+        true => issue.with_help(format!(
+            "quotes do not keep blanks together in {keyword}; its JSON form does: {keyword} [\"a b\", \"/dest\"]"
+        )),
+        false => issue,
+    }
 }

@@ -70,6 +70,8 @@ pub(super) struct Pass<'a> {
     lacks_images: bool,
     pub(super) out: Outcome,
     bytes_left: usize,
+    /// The budget is used up, which is said once: nothing after it is looked at.
+    pub(super) is_exhausted: bool,
 }
 
 /// Lowers for one platform and adds what comes out to `out`.
@@ -99,6 +101,7 @@ pub(super) fn run(
         lacks_images: false,
         out,
         bytes_left: BYTES_MAX,
+        is_exhausted: false,
         stages,
     };
     match pass.stages.target(options.target.as_deref()) {
@@ -124,7 +127,9 @@ impl<'a> Pass<'a> {
         self.reach(std::iter::once(target).chain(extra_stages.iter().copied()).chain(0..all));
         self.check_unreached();
         for stage in self.reached.clone() {
-            self.stage(stage);
+            if !self.is_exhausted {
+                self.stage(stage);
+            }
         }
         if !self.lacks_images
             && let Some(state) = &self.states[target]
@@ -273,7 +278,10 @@ impl<'a> Pass<'a> {
                 self.bytes_left = left;
                 Ok(())
             }
-            None => Err(Issue::new(format!("the Dockerfile expands to more than {BYTES_MAX} bytes"), span)),
+            None => {
+                self.is_exhausted = true;
+                Err(Issue::new(format!("the Dockerfile expands to more than {BYTES_MAX} bytes"), span))
+            }
         }
     }
 
@@ -299,7 +307,7 @@ impl<'a> Pass<'a> {
             message: issue.message,
             span: issue.span,
             lines,
-            related: Vec::new(),
+            related: issue.related,
             help: issue.help,
         });
     }
@@ -307,5 +315,17 @@ impl<'a> Pass<'a> {
 
 pub(super) fn failed(text: &Spanned<String>, error: &expand::ExpandError) -> Issue {
     let shown: String = text.value.chars().take(200).collect();
-    Issue::new(format!("failed to process {}: {error}", go_quote(&shown)), text.span)
+    let issue = Issue::new(format!("failed to process {}: {error}", go_quote(&shown)), text.span);
+    match error {
+        expand::ExpandError::SingleQuote | expand::ExpandError::DoubleQuote => issue
+            .with_help("close the quote, or put the escape character before it when it is meant as it is"),
+        expand::ExpandError::MissingBrace => issue.with_help("close the `${` with `}`"),
+        expand::ExpandError::Modifier(_) => {
+            issue.with_help("operators are :- - :+ + :? ? # ## % %% / and //")
+        }
+        expand::ExpandError::Required { name, .. } => {
+            issue.with_help(format!("give it a value, for example with --build-arg {name}=VALUE"))
+        }
+        _ => issue,
+    }
 }

@@ -159,6 +159,9 @@ impl Pass<'_> {
         work.trigger = None;
         for instruction in body {
             self.instruction(&mut work, instruction);
+            if self.is_exhausted {
+                return;
+            }
         }
         self.states[index] = Some(work.state);
     }

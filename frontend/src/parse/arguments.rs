@@ -6,7 +6,7 @@ use crate::ast::{ArgDeclaration, Command, Heredoc, KeyValue, SourceWord, Spanned
 
 use super::grammar::{self, Piece};
 use super::lines::Logical;
-use super::{Issue, heredoc};
+use super::{Issue, KEYWORDS, heredoc};
 
 pub(super) fn spanned(line: &Logical, piece: Piece<'_>) -> Spanned<String> {
     Spanned::new(piece.text.to_owned(), line.span(piece.at, piece.end()))
@@ -28,7 +28,8 @@ pub(super) fn json(line: &Logical, rest: Piece<'_>) -> Result<Option<Vec<Spanned
     match serde_json::from_str::<Vec<serde_json::Value>>(rest.text) {
         Ok(_) => {
             let message = "when using JSON array syntax, arrays must be comprised of strings only";
-            Err(Issue::new(message, line.span(rest.at, rest.end())))
+            let issue = Issue::new(message, line.span(rest.at, rest.end()));
+            Err(issue.with_help("put every element in double quotes"))
         }
         Err(_) => Ok(None),
     }
@@ -98,11 +99,12 @@ pub(super) fn copy_words(
         let message = format!(
             "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
         );
-        return Err(Issue::new(message, whole));
+        let help = format!("name where it goes, for example {keyword} {} ./", words_of(&dest.value));
+        return Err(Issue::new(message, whole).with_help(help));
     }
     if !line.heredocs.is_empty() && heredoc::marker(&dest.value).is_some() {
         let message = format!("{keyword} cannot accept a heredoc as a destination");
-        return Err(Issue::new(message, dest.span));
+        return Err(Issue::new(message, dest.span).with_help("the destination is the last word: <<EOF /path"));
     }
     // Of two bodies with one name the last wins, and there is one file: bodies are never multiplied.
     let last: HashMap<&str, &Heredoc> = line.heredocs.iter().map(|h| (h.name.value.as_str(), h)).collect();
@@ -134,10 +136,11 @@ pub(super) fn key_values(
         return Err(Issue::new(format!("{keyword} requires at least one argument"), line.span));
     };
     let pairs = if first.text.contains('=') {
-        words.into_iter().map(|word| pair(line, word)).collect::<Result<Vec<_>, _>>()?
+        words.into_iter().map(|word| pair(keyword, line, word)).collect::<Result<Vec<_>, _>>()?
     } else {
         let Some((key, value)) = grammar::legacy_pair(rest) else {
-            return Err(Issue::new(format!("{keyword} must have two arguments"), whole));
+            let help = format!("write {keyword} {}=value", words_of(first.text));
+            return Err(Issue::new(format!("{keyword} must have two arguments"), whole).with_help(help));
         };
         vec![KeyValue { key: spanned(line, key), value: spanned(line, value), legacy: true }]
     };
@@ -147,11 +150,24 @@ pub(super) fn key_values(
     }
 }
 
-fn pair(line: &Logical, word: Piece<'_>) -> Result<KeyValue, Issue> {
+/// The beginning of a word, for a help line.
+fn words_of(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+fn pair(keyword: &str, line: &Logical, word: Piece<'_>) -> Result<KeyValue, Issue> {
     let Some(equals) = word.text.find('=') else {
         let message =
             format!("Syntax error - can't find = in {:?}. Must be of the form: name=value", word.text);
-        return Err(Issue::new(message, line.span(word.at, word.end())));
+        let issue = Issue::new(message, line.span(word.at, word.end()));
+        return Err(if KEYWORDS.contains(&word.text) {
+            issue.with_help(format!(
+                "the line above ends in the escape character, so {} is a word of {keyword}, not an instruction",
+                word.text
+            ))
+        } else {
+            issue.with_help("put a value with blanks in quotes: name=\"some value\"")
+        });
     };
     let key = Piece { text: &word.text[..equals], at: word.at };
     let value = Piece { text: &word.text[equals + 1..], at: word.at + equals + 1 };

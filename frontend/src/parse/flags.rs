@@ -44,7 +44,12 @@ impl Flags {
             };
             let Some((name, takes)) = known.iter().find(|(k, _)| *k == name) else {
                 let hint = suggest::hint(name, known.iter().map(|(k, _)| *k));
-                return Err(Issue::new(format!("unknown flag: --{name}{hint}"), span));
+                let issue = Issue::new(format!("unknown flag: --{name}{hint}"), span);
+                let names: Vec<String> = known.iter().map(|(known, _)| format!("--{known}")).collect();
+                return Err(match names.is_empty() {
+                    true => issue.with_help("a bare -- ends the flags: what comes after it is an argument"),
+                    false => issue.with_help(format!("its flags are {}", names.join(", "))),
+                });
             };
             if *takes != Takes::List && flags.found.iter().any(|(found, _)| found == name) {
                 return Err(Issue::new(format!("duplicate flag specified: --{name}"), span));

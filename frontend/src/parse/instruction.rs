@@ -20,7 +20,11 @@ pub(super) fn read(line: &Logical, escape: char) -> Result<Instruction, Issue> {
     let keyword_span = line.span(keyword.at, keyword.end());
     if !KEYWORDS.contains(&upper.as_str()) {
         let hint = suggest::hint(&upper, KEYWORDS);
-        return Err(Issue::new(format!("unknown instruction: {}{hint}", keyword.text), keyword_span));
+        let issue = Issue::new(format!("unknown instruction: {}{hint}", keyword.text), keyword_span);
+        return Err(match hint.is_empty() {
+            true => issue.with_help(format!("instructions are {}", KEYWORDS.join(", "))),
+            false => issue,
+        });
     }
     let (flag_words, rest) = grammar::flags(rest, escape).unwrap_or((Vec::new(), rest));
     let flags = Flags::read(&flag_words, known_flags(&upper), line, escape)?;
@@ -165,7 +169,8 @@ fn from(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<FromInstructio
                     "invalid name for build stage: {:?}, name can't start with a number or contain symbols",
                     name.text
                 );
-                return Err(Issue::new(message, span));
+                let help = "a name is a letter, then letters, digits and - _ .";
+                return Err(Issue::new(message, span).with_help(help));
             }
             Ok(FromInstruction {
                 platform,
@@ -177,6 +182,13 @@ fn from(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<FromInstructio
         _ => Err(Issue::new("FROM requires either one or three arguments", line.span)
             .with_help("write FROM image, or FROM image AS name")),
     }
+}
+
+/// The beginning of a text, for a help line.
+fn short(text: &str) -> String {
+    let mut chars = text.chars();
+    let start: String = chars.by_ref().take(60).collect();
+    if chars.next().is_some() { format!("{start}…") } else { start }
 }
 
 fn is_stage_name(name: &str) -> bool {
@@ -191,17 +203,20 @@ fn run(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<RunInstruction,
     if let Some(mode) = &network
         && !matches!(mode.value.as_str(), "default" | "none" | "host")
     {
-        return Err(Issue::new(format!("invalid network mode {:?}", mode.value), mode.span));
+        let message = format!("invalid network mode {:?}", mode.value);
+        return Err(Issue::new(message, mode.span).with_help("modes are default, none and host"));
     }
     let security = flags.text("security");
     if let Some(mode) = &security
         && !matches!(mode.value.as_str(), "sandbox" | "insecure")
     {
-        return Err(Issue::new(format!("security {:?} is not valid", mode.value), mode.span));
+        let message = format!("security {:?} is not valid", mode.value);
+        return Err(Issue::new(message, mode.span).with_help("it is sandbox or insecure"));
     }
     let command = command(line, rest)?;
     if command == Command::Exec(Vec::new()) {
-        return Err(Issue::new("arguments are required", line.span(rest.at, rest.end())));
+        let issue = Issue::new("arguments are required", line.span(rest.at, rest.end()));
+        return Err(issue.with_help("write RUN [\"executable\", \"parameter\"]"));
     }
     let mounts = flags.list("mount");
     mounts.iter().try_for_each(mount::check)?;
@@ -223,7 +238,10 @@ fn healthcheck(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<Healthc
     let kind_span = line.span(rest.at + kind.at, rest.at + kind.end());
     let span_of = |name: &str| flags.text(name).map_or(line.span, |flag| flag.span);
     let interval = |name: &str| match flags.text(name) {
-        Some(flag) => duration::parse(name, &flag.value).map_err(|text| Issue::new(text, flag.span)),
+        Some(flag) => duration::parse(name, &flag.value).map_err(|text| {
+            Issue::new(text, flag.span)
+                .with_help("a duration is a number with its unit, for example 30s or 1m30s")
+        }),
         None => Ok(0),
     };
     let test = match kind.text.to_ascii_uppercase().as_str() {
@@ -241,7 +259,8 @@ fn healthcheck(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<Healthc
         }
         _ => {
             let message = format!("Unknown type {:?} in HEALTHCHECK (try CMD)", kind.text);
-            return Err(Issue::new(message, kind_span));
+            return Err(Issue::new(message, kind_span)
+                .with_help(format!("write HEALTHCHECK CMD {}", short(rest.text))));
         }
     };
     let retries = match flags.text("retries") {

@@ -48,6 +48,9 @@ pub(crate) const KEYWORDS: [&str; 18] = [
     "MAINTAINER",
 ];
 
+/// Help for files without a stage.
+const FIRST_LINE: &str = "name the image to start from, for example FROM debian:12";
+
 /// What [`parse`] found out.
 #[derive(Debug, Clone)]
 pub struct Parsed {
@@ -73,11 +76,19 @@ pub(crate) struct Issue {
     pub(crate) message: String,
     pub(crate) span: Span,
     pub(crate) help: Option<String>,
+    /// Other places that explain it.
+    pub(crate) related: Vec<(Span, String)>,
 }
 
 impl Issue {
     pub(crate) fn new(message: impl Into<String>, span: Span) -> Self {
-        Self { message: message.into(), span, help: None }
+        Self { message: message.into(), span, help: None, related: Vec::new() }
+    }
+
+    /// Points at another place of the file.
+    pub(crate) fn with_related(mut self, span: Span, text: impl Into<String>) -> Self {
+        self.related.push((span, text.into()));
+        self
     }
 
     pub(crate) fn with_help(mut self, help: impl Into<String>) -> Self {
@@ -95,14 +106,16 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         Err(error) => {
             let at = error.valid_up_to();
             let span = Span { start: at, end: (at + 1).min(bytes.len()) };
-            let message = format!("dockerfile is not valid UTF-8 at byte {at}");
-            diagnostics.push(at_lines(Issue::new(message, span), source.lines_of(span)));
+            let issue = Issue::new(format!("dockerfile is not valid UTF-8 at byte {at}"), span)
+                .with_help("save the file in the encoding UTF-8");
+            diagnostics.push(at_lines(issue, source.lines_of(span)));
             replace_invalid(bytes)
         }
     };
     let end = Span { start: 0, end: bytes.len().min(source.line_span(1).map_or(0, |s| s.end)) };
     if bytes.is_empty() {
-        diagnostics.push(at_lines(Issue::new("the Dockerfile cannot be empty", end), source.lines_of(end)));
+        let issue = Issue::new("the Dockerfile cannot be empty", end).with_help(FIRST_LINE);
+        diagnostics.push(at_lines(issue, source.lines_of(end)));
     }
 
     let mut pre = lines::scan(&text, &source);
@@ -116,7 +129,8 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         }
     }
     if !bytes.is_empty() && !had_lines && diagnostics.is_empty() {
-        diagnostics.push(at_lines(Issue::new("file with no instructions", end), source.lines_of(end)));
+        let issue = Issue::new("file with no instructions", end).with_help(FIRST_LINE);
+        diagnostics.push(at_lines(issue, source.lines_of(end)));
     }
     let ast = Dockerfile { escape: pre.escape, directives: pre.directives, check: pre.check, instructions };
     if had_lines && diagnostics.iter().all(|d| d.severity != Severity::Error) {
@@ -159,7 +173,7 @@ fn check_order(instructions: &[Instruction], diagnostics: &mut Vec<Diagnostic>) 
     } else if first_from.is_none()
         && let Some(last) = instructions.last()
     {
-        let issue = Issue::new("dockerfile contains no stages to build", last.span);
+        let issue = Issue::new("dockerfile contains no stages to build", last.span).with_help(FIRST_LINE);
         diagnostics.push(at_lines(issue, last.lines));
     }
 }
@@ -177,7 +191,7 @@ fn at_lines(issue: Issue, lines: Lines) -> Diagnostic {
         message: issue.message,
         span: issue.span,
         lines,
-        related: Vec::new(),
+        related: issue.related,
         help: issue.help,
     }
 }

@@ -1,17 +1,12 @@
 //! What Docker's BuildKit makes of a Dockerfile and what we make of it, side by side.
 //!
-//! A case is a folder `fixtures/corpus/NAME`: `context/` with the Dockerfile, `args` (options of the build, one word a
-//! line; optional), `setup` (shell commands that make in the context what git does not keep: modes, links, pipes;
-//! optional). Both builders get the same copy. Configurations and merged files are compared; what may differ stands
-//! with its reason in `fixtures/corpus/differences`, and a line there that no longer applies is an error.
+//! Every folder of `fixtures/corpus` is a case. Both builders get the same copy. Configurations and merged files are
+//! compared; what may differ stands with its reason in `fixtures/corpus/differences`, and a line there that no longer
+//! applies is an error.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::archive::{Entry, Image};
@@ -20,32 +15,9 @@ use rbuild_tests::docker::Docker;
 use rbuild_tests::{Registry, TestEnv, need};
 use serde_json::Value;
 
-/// What every file of a context is dated; what is older than the test counts as defined.
-const CONTEXT_TIME: &str = "@1234567890";
+use crate::cases::{self, CONTEXT_TIME, Case};
+
 const BUILDS_AT_ONCE: usize = 4;
-
-struct Case {
-    name: String,
-    context: PathBuf,
-    args: Vec<String>,
-}
-
-fn prepare(env: &TestEnv, from: &Path) -> Result<Case> {
-    let name = from.file_name().and_then(|name| name.to_str()).context("a name in UTF-8")?.to_owned();
-    let context = env.work().join(&name);
-    let setup = fs::read_to_string(from.join("setup")).unwrap_or_default();
-    // Modes do not depend on the umask of the checkout.
-    let script = format!(
-        "set -e; umask 022; cp -R \"$1\" \"$2\"; cd \"$2\"; chmod -R u=rwX,go=rX .\n{setup}\n\
-         find . -exec touch -h -d {CONTEXT_TIME} {{}} +\n"
-    );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &script, "setup"]).arg(from.join("context")).arg(&context);
-    let output = shell.env("LC_ALL", "C").output()?;
-    ensure!(output.status.success(), "{name}: setup: {}", String::from_utf8_lossy(&output.stderr));
-    let args = fs::read_to_string(from.join("args")).unwrap_or_default();
-    Ok(Case { name, context, args: args.lines().map(str::to_owned).collect() })
-}
 
 /// One line per difference: `where: docker has this | rbuild has that`.
 fn compare(docker: &Image, ours: &Image) -> Vec<String> {
@@ -98,8 +70,7 @@ fn lines_of(image: &Image) -> BTreeMap<String, String> {
 
 /// The times that are not those of the build.
 fn times_of(image: &Image) -> BTreeMap<String, String> {
-    let newest: u64 = CONTEXT_TIME[1..].parse().expect("a number");
-    let defined = image.files.iter().filter(|(_, entry)| entry.mtime <= newest);
+    let defined = image.files.iter().filter(|(_, entry)| entry.mtime <= CONTEXT_TIME);
     let slash = |entry: &Entry| if entry.is_dir() { "/" } else { "" };
     defined.map(|(path, entry)| (format!("{path}{}", slash(entry)), entry.mtime.to_string())).collect()
 }
@@ -123,9 +94,7 @@ fn differ(
 fn check(case: &Case, env: &TestEnv, docker: &Docker) -> Result<Vec<String>> {
     let (theirs, mine) =
         (env.dir().join(format!("{}.docker", case.name)), env.dir().join(format!("{}.rbuild", case.name)));
-    let mut args: Vec<&str> = vec!["--network=host", "--tag", &case.name];
-    args.extend(case.args.iter().map(String::as_str));
-    let built = env.build(&case.context, &args)?;
+    let built = cases::build(case, env, &["--network=host", "--tag", &case.name])?;
     let oracle = docker.build(&case.context, &case.name, &case.args, &theirs);
     match (built.code, oracle) {
         (Some(0), Ok(())) => {}
@@ -186,33 +155,12 @@ fn the_corpus_is_built_as_docker_builds_it() -> Result<()> {
     let registry = Registry::shared()?;
     let env = TestEnv::new()?.using(&registry)?;
     let docker = Docker::start(&registry)?;
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(repository().join("fixtures/corpus"))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            folders.push(path);
-        }
-    }
-    folders.sort();
-    ensure!(folders.len() >= 60, "{} cases: some are missing", folders.len());
-    let cases: VecDeque<Case> = folders.iter().map(|folder| prepare(&env, folder)).collect::<Result<_>>()?;
-    let (queue, found) = (Mutex::new(cases), Mutex::new(BTreeMap::new()));
-    thread::scope(|scope| {
-        for _ in 0..BUILDS_AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some(case) = next else { return };
-                    let result = check(&case, &env, &docker);
-                    found.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name, result);
-                }
-            });
-        }
-    });
+    let found = cases::each("corpus", &env, BUILDS_AT_ONCE, |case| check(case, &env, &docker))?;
+    ensure!(found.len() >= 60, "{} cases: some are missing", found.len());
     let mut allowed = allowed()?;
     let mut wrong = String::new();
-    for (case, differences) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        for difference in differences.with_context(|| case.clone())? {
+    for (case, differences) in found {
+        for difference in differences {
             let mut covering = allowed.iter_mut().filter(|a| a.covers(&case, &difference)).peekable();
             if covering.peek().is_none() {
                 writeln!(wrong, "{case} {difference}")?;

@@ -1,11 +1,10 @@
-//! The Dockerfile language where files matter: each folder of `fixtures/copy` is a case with a `context/` and the
-//! listing that is `expected` of its image.
+//! The Dockerfile language beyond what one image shows (`golden`): keys, checks, graphs, contexts on standard input.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use rbuild_tests::{TestEnv, binary::repository, judge, need};
+use rbuild_tests::{TestEnv, judge, need};
 
 /// `d 755 0:0 path`, links with their targets, without sizes and contents.
 fn listing(unpacked: &judge::Unpacked) -> Result<Vec<String>> {
@@ -38,27 +37,6 @@ fn built(env: &TestEnv, context: &Path) -> Result<judge::Unpacked> {
     let file = env.work().join("out.tar");
     env.build(context, &["-o", &format!("type=oci,dest={}", file.display())])?.ok();
     judge::unpack(&format!("oci-archive:{}", file.display()))
-}
-
-#[test]
-fn every_copy_fixture_gives_its_listing() -> Result<()> {
-    need!(Root, Judges);
-    let env = TestEnv::new()?;
-    let fixtures = repository().join("fixtures/copy");
-    let mut cases: Vec<_> = fs::read_dir(&fixtures)?.collect::<std::io::Result<_>>()?;
-    cases.sort_by_key(fs::DirEntry::file_name);
-    assert!(cases.len() >= 5, "fixtures are missing");
-    let mut wrong = Vec::new();
-    for case in cases {
-        let expected = fs::read_to_string(case.path().join("expected")).context("read `expected`")?;
-        let found = listing(&built(&env, &case.path().join("context"))?)?;
-        if found != expected.lines().collect::<Vec<_>>() {
-            wrong.push(format!("{}:\n{}", case.file_name().display(), found.join("\n")));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    env.assert_nothing_left();
-    Ok(())
 }
 
 #[test]

@@ -3,12 +3,16 @@
 
 mod add;
 mod bad_input;
+mod broken;
+mod cache_control;
 mod caching;
+mod cases;
 mod contexts;
 mod copy;
 mod differential;
 mod explain;
 mod gc;
+mod golden;
 mod image_commands;
 mod images;
 mod interrupt;

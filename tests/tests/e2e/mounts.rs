@@ -204,3 +204,151 @@ fn secrets_of_failing_steps_stay_secret_too() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+const CACHES: &str = "FROM busybox AS seed\n\
+    RUN mkdir /seed && echo seeded > /seed/f\n\
+    FROM busybox\n\
+    ARG N\n\
+    RUN --mount=type=cache,target=/c --mount=type=cache,id=two,target=/d,mode=0700,uid=5,gid=6 \\\n\
+        --mount=type=cache,id=seeded,target=/s,from=seed,source=/seed,sharing=locked <<EOF\n\
+        set -e\n\
+        : $N\n\
+        echo x >> /c/count\n\
+        echo \"uses: $(wc -l < /c/count)\"\n\
+        [ \"$(stat -c '%a %u:%g' /c)\" = '755 0:0' ]\n\
+        [ \"$(stat -c '%a %u:%g' /d)\" = '700 5:6' ]\n\
+        [ \"$(cat /s/f)\" = seeded ]\n\
+    EOF\n\
+    RUN --mount=type=cache,id=/c,target=/other,ro --mount=type=cache,target=/c/nested : $N; \\\n\
+        [ -s /other/count ] && ! touch /other/x 2> /dev/null && touch /c/nested/y\n";
+
+#[test]
+fn caches_outlive_builds_and_are_in_no_layer() -> Result<()> {
+    need!(Root, Registry, Bases, Judges, Subuid);
+    for_each_user(|env| {
+        let context = env.context("caches", CACHES, &[])?;
+        let archive = env.work().join("caches.tar");
+        let output = format!("type=oci,dest={}", archive.display());
+        env.build(&context, &["--build-arg", "N=1", "-o", &output])?.ok().says(&["uses: 1"]);
+        env.build(&context, &["--build-arg", "N=1"])?.ok().assert_all_cached();
+        env.build(&context, &["--build-arg", "N=2"])?.ok().says(&["uses: 2"]);
+        let apart = ["--build-arg", "N=3", "--build-arg", "BUILDKIT_CACHE_MOUNT_NS=apart"];
+        env.build(&context, &apart)?.ok().says(&["uses: 1"]);
+        let image = judge::unpack(&format!("oci-archive:{}", archive.display()))?;
+        for trace in ["c", "d", "s", "other"] {
+            assert!(!image.root().join(trace).exists(), "{trace} is in the image");
+        }
+        let list = env.run(["cache", "mounts", "ls", "--format", "json"])?.ok();
+        assert_eq!(list.stdout.lines().count(), 8, "{list}");
+        assert!(list.stdout.contains("\"Namespace\":\"apart\""), "{list}");
+        let usage = env.run(["du", "-v"])?.ok();
+        assert!(usage.stdout.contains("exec.cachemount"), "{usage}");
+        env.run(["cache", "mounts", "rm", "two"])?.ok();
+        assert!(!env.run(["cache", "mounts", "ls"])?.ok().stdout.contains(" two "));
+        env.run(["cache", "mounts", "rm", "two-and-a-half"])?.exits(1).says(&["no such cache mount"]);
+        env.run(["prune", "-f", "--filter", "type=exec.cachemount"])?.ok();
+        assert_eq!(env.run(["cache", "mounts", "ls", "--format", "json"])?.ok().stdout, "");
+        // Only caches went.
+        env.build(&context, &["--build-arg", "N=1"])?.ok().assert_all_cached();
+        env.assert_nothing_left();
+        Ok(())
+    })
+}
+
+#[test]
+fn a_locked_cache_has_one_user_and_a_killed_one_frees_it() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = |command: &str| {
+        format!("FROM busybox\nRUN --mount=type=cache,id=l,target=/l,sharing=locked {command}\n")
+    };
+    // The pipe says when the first build has the cache.
+    let holder = env.context("holder", &text("echo mine > /l/f && mkdir /l/held && sleep 600"), &[])?;
+    let holder = holder.to_str().unwrap_or_default().to_owned();
+    let first = env.start(env.command(["build", "--progress", "plain", &holder]))?;
+    let held = || -> bool {
+        let mounts = fs::read_dir(env.store().join("mounts")).into_iter().flatten().flatten();
+        mounts.into_iter().any(|mount| mount.path().join("data/held").exists())
+    };
+    let begun = std::time::Instant::now();
+    while !held() {
+        anyhow::ensure!(
+            begun.elapsed() < std::time::Duration::from_secs(120),
+            "the first build never had it"
+        );
+        std::thread::yield_now();
+    }
+    let waiter = env.context("waiter", &text("cat /l/f"), &[])?;
+    let waiter = waiter.to_str().unwrap_or_default().to_owned();
+    let mut command = env.command(["build", "--progress", "plain", &waiter]);
+    command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut second = command.spawn()?;
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(second.stderr.take().unwrap()));
+    let said = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("waiting for the cache `l`")));
+    let said = said.transpose()?.unwrap_or_default();
+    assert!(said.contains(&format!("pid {}", first.pid())), "{said}");
+    // In use, and so not to be removed.
+    env.run(["cache", "mounts", "rm", "--all"])?.exits(1).says(&["is in use"]);
+    let pid = rustix::process::Pid::from_raw(first.pid().cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let rest: Vec<String> = lines.collect::<std::io::Result<_>>()?;
+    assert!(second.wait()?.success(), "{rest:?}");
+    assert!(rest.iter().any(|line| line.ends_with(" mine")), "{rest:?}");
+    assert_eq!(first.finish()?.code, None);
+    Ok(())
+}
+
+#[test]
+fn entitlements_hosts_and_limits_reach_the_step() -> Result<()> {
+    need!(Root, Registry, Bases, Subuid);
+    for_each_user(|env| {
+        let text = "FROM busybox\nRUN <<EOF\n\
+            set -e\n\
+            grep -q '^192.0.2.7.registry.test$' /etc/hosts\n\
+            [ \"$(ulimit -n)\" = 100 ]\n\
+            df -k /dev/shm | grep -q ' 2048 '\n\
+            grep -q CapEff:.00000000a80425fb /proc/self/status\n\
+            EOF\n";
+        let context = env.context("limits", text, &[])?;
+        let flags =
+            ["--add-host", "registry.test:192.0.2.7", "--ulimit", "nofile=100:200", "--shm-size", "2m"];
+        env.build(&context, &flags)?.ok();
+        // Addresses and limits are in no key, names are.
+        env.build(&context, &["--add-host", "registry.test=192.0.2.8"])?.ok().assert_all_cached();
+        env.build(&context, &[])?.exits(1);
+        let text = "FROM busybox\nRUN --security=insecure grep -q 'Seccomp:.0' /proc/self/status && \\\n\
+            ! grep -q CapEff:.00000000a80425fb /proc/self/status\n";
+        let context = env.context("insecure", text, &[])?;
+        env.build(&context, &[])?
+            .exits(1)
+            .says(&["security.insecure is not allowed", "--allow security.insecure"]);
+        env.build(&context, &["--allow", "security.insecure"])?.ok();
+        env.assert_nothing_left();
+        Ok(())
+    })
+}
+
+#[test]
+fn limits_of_a_step_hold_or_are_said_not_to() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox\nRUN head -c 200m /dev/zero | tail\n";
+    let context = env.context("memory", text, &[])?;
+    let run = env.build(&context, &["--resource", "memory=32m,memory-swap=32m"])?;
+    if run.stderr.contains("limits that are not enforced here") {
+        assert_eq!(run.code, Some(0), "{run}");
+    } else {
+        run.exits(1).says(&["ran out of memory (limit: 33554432 bytes)"]);
+    }
+    let many = "FROM busybox\nRUN for i in $(seq 200); do sleep 300 & done\n";
+    let context = env.context("many", many, &[])?;
+    let run = env.build(&context, &["--resource", "pids=30"])?;
+    if run.stderr.contains("limits that are not enforced here") {
+        assert_eq!(run.code, Some(0), "{run}");
+    } else {
+        run.exits(1).says(&["can't fork"]);
+    }
+    env.build(&context, &["--resource", "memory=lots"])?.exits(125);
+    env.assert_nothing_left();
+    Ok(())
+}

@@ -8,7 +8,7 @@ use super::*;
 use crate::layer::{OverlayForm, encode_diff, scan_upper};
 use crate::layer::{ParentEntry, ParentView, ParentViewError};
 use crate::path::RelPath;
-use crate::store::Finding;
+use crate::store::{Finding, Rebuilt, StoreError};
 
 /// Nothing below.
 struct Nothing;
@@ -57,8 +57,15 @@ fn small() -> Small {
 }
 
 fn fsck(root: &Path, repair: bool) -> Vec<Finding> {
-    let collector = Collector::open(root, options()).unwrap().unwrap();
+    let collector = until_free(|| Collector::open(root, options()).unwrap());
     collector.fsck(OverlayForm::User, repair).unwrap()
+}
+
+fn rebuild(root: &Path) -> Rebuilt {
+    until_free(|| match Store::rebuild(root, options(), OverlayForm::User) {
+        Err(StoreError::InUse { .. }) => None,
+        other => Some(other.unwrap()),
+    })
 }
 
 fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {
@@ -222,4 +229,56 @@ fn left_overs_are_no_damage() {
         2
     );
     assert_eq!(fsck(&small.root, false), []);
+}
+
+/// The index is gone or is no database: what has a file of its own comes back, byte for byte checked.
+fn check_rebuild(damage: impl Fn(&Path)) {
+    let Small { _dir, root, .. } = small();
+    let before = open(&root).images().unwrap();
+    assert!(!before.is_empty());
+    damage(&root);
+    let refused = open(&root).images();
+    assert!(matches!(refused, Err(StoreError::IndexLost { .. } | StoreError::Damaged { .. })), "{refused:?}");
+    assert!(refused.unwrap_err().to_string().contains("fsck --rebuild"));
+    let rebuilt = rebuild(&root);
+    assert_eq!(rebuilt.lost_images, [""; 0]);
+    assert_eq!(open(&root).images().unwrap(), before);
+    assert_eq!(fsck(&root, false), []);
+    let held: Vec<_> = before.iter().flat_map(|(_, image)| image.all_layers()).collect();
+    assert!(open(&root).has_layers(&held).unwrap());
+}
+
+#[test]
+fn a_lost_or_damaged_index_is_made_anew_with_all_names() {
+    check_rebuild(|root| {
+        for file in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+            let _ = std::fs::remove_file(root.join(file));
+        }
+    });
+    check_rebuild(|root| {
+        std::fs::write(root.join("index.sqlite"), b"no database at all, just bytes").unwrap()
+    });
+}
+
+#[test]
+fn a_rebuild_sets_damaged_objects_aside_and_names_the_images_that_needed_them() {
+    let Small { _dir, root, .. } = small();
+    let names: Vec<String> = open(&root).images().unwrap().into_iter().map(|(name, _)| name).collect();
+    let mut files = Vec::new();
+    files_below(&root.join("layers"), &mut files);
+    for file in files {
+        flip(&file, 3, 1);
+    }
+    let rebuilt = rebuild(&root);
+    assert_eq!((rebuilt.layers, rebuilt.lost_images), (0, names));
+    assert!(rebuilt.set_aside > 0);
+    assert_eq!(fsck(&root, false), []);
+}
+
+#[test]
+fn a_store_in_use_is_not_rebuilt() {
+    let Small { _dir, root, .. } = small();
+    let _user = open(&root);
+    let refused = Store::rebuild(&root, options(), OverlayForm::User);
+    assert!(matches!(refused, Err(StoreError::InUse { .. })), "{refused:?}");
 }

@@ -5,6 +5,8 @@
 pub(in crate::store) struct Schema {
     /// File name below the root.
     pub(in crate::store) file: &'static str,
+    /// True when it knows what names stand for.
+    pub(in crate::store) holds_names: bool,
     /// SQL batches; step `n` brings `user_version` to `n + 1`.
     pub(in crate::store) steps: &'static [&'static str],
 }
@@ -19,6 +21,7 @@ impl Schema {
 /// Directory nodes by digest.
 pub(in crate::store) const TREES: Schema = Schema {
     file: "trees.sqlite",
+    holds_names: false,
     steps: &[
         "CREATE TABLE nodes (digest BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;",
         // Nodes that no record reached when they were last looked for; see `readers`.
@@ -29,7 +32,7 @@ pub(in crate::store) const TREES: Schema = Schema {
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
 pub(in crate::store) const INDEX: Schema =
-    Schema { file: "index.sqlite", steps: &[INDEX_1, INDEX_2, INDEX_3] };
+    Schema { file: "index.sqlite", holds_names: true, steps: &[INDEX_1, INDEX_2, INDEX_3] };
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "

@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 use super::schema::Schema;
 use crate::store::error::StoreError;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, list};
 use crate::store::lock;
 
 /// How long a writer waits for writers of other processes; transactions last well under a millisecond each.
@@ -30,6 +30,8 @@ const READERS_KEPT: usize = 8;
 pub(in crate::store) struct Db {
     layout: Arc<Layout>,
     schema: &'static Schema,
+    /// The file may be made though the store is not new.
+    is_anew: bool,
     readers: Mutex<Vec<Connection>>,
     writer: Mutex<Option<Writer>>,
 }
@@ -73,7 +75,12 @@ impl From<StoreError> for DbError {
 
 impl Db {
     pub(in crate::store) fn new(layout: Arc<Layout>, schema: &'static Schema) -> Self {
-        Self { layout, schema, readers: Mutex::default(), writer: Mutex::default() }
+        Self { layout, schema, is_anew: false, readers: Mutex::default(), writer: Mutex::default() }
+    }
+
+    /// For whoever fills the file from what lies beside it.
+    pub(in crate::store) fn anew(layout: Arc<Layout>, schema: &'static Schema) -> Self {
+        Self { is_anew: true, ..Self::new(layout, schema) }
     }
 
     /// Runs look-ups in one read transaction, so that they see one state.
@@ -210,6 +217,15 @@ impl Db {
     /// Creates the file or brings its tables up to date, one process at a time.
     fn create(&self, path: &Path) -> Result<(), StoreError> {
         let _creation = lock::creation(&self.layout)?;
+        // An empty index where there were names would let the next collection remove what they stand for.
+        if !self.layout.exists(self.schema.file)
+            && !self.is_anew
+            && self.schema.holds_names
+            && self.layout.exists("images")
+            && !list(&self.layout, "images")?.is_empty()
+        {
+            return Err(StoreError::IndexLost { path: self.path() });
+        }
         // SQLite itself would create it readable by others. Not opened when it is there: see the type's comment.
         if !self.layout.exists(self.schema.file) {
             self.layout.write_new(self.schema.file, &[])?;
@@ -247,9 +263,10 @@ impl Db {
         match source.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => StoreError::NoSpace { doing, path },
             Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { root: self.layout.root().to_owned() },
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                StoreError::Damaged { path, why: "SQLite finds it malformed; remove it, it is only a cache" }
-            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged {
+                path,
+                why: "SQLite finds it malformed; run `rbuild cache fsck --rebuild`",
+            },
             _ => StoreError::Database { doing, path, source },
         }
     }

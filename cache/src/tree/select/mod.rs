@@ -6,6 +6,7 @@
 //! (dockerfile reference 3.4.)
 
 mod listing;
+mod modes;
 mod pattern;
 mod prune;
 
@@ -15,6 +16,7 @@ mod tests;
 use super::{Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
 use crate::path::RelPath;
 pub use listing::listing;
+pub use modes::with_mode;
 pub use pattern::{Pattern, PatternError, has_wildcard};
 pub use prune::{Keep, PruneError, prune};
 

@@ -1,0 +1,232 @@
+//! What enters a key and what does not, early cutoff, and the flags that say what may come from the cache.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+
+use anyhow::{Context as _, Result};
+use rbuild_tests::{Registry, TestEnv, need};
+use serde_json::Value;
+
+use crate::world;
+
+const COMPILED: &str = "\
+FROM busybox AS build
+COPY src /src
+RUN grep -v '^#' /src > /app && touch /log
+FROM busybox
+COPY --from=build /app /app
+RUN cat /app > /ran
+";
+
+#[test]
+fn a_comment_in_a_source_changes_nothing_after_the_compilation_and_uploads_nothing() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (registry, env) = world()?;
+    let context = env.context("cutoff", COMPILED, &[("src", "# one\ncode\n")])?;
+    let name = format!("{}/cutoff/app:1", registry.host());
+    let (_, first) = env.build_digest(&context, &["-t", &name, "--push"])?;
+    fs::write(context.join("src"), "# another comment\ncode\n")?;
+    let (run, second) = env.build_digest(&context, &["-t", &name, "--push"])?;
+    let compiled = ["[build 2/3] COPY src /src", "[build 3/3] RUN grep -v '^#' /src > /app && touch /log"];
+    assert_eq!(run.executed(), compiled, "{run}");
+    assert_eq!(first, second, "{run}");
+    let uploads: Vec<&str> =
+        run.stderr.lines().filter(|line| line.contains("sha256:") && line.contains(" / ")).collect();
+    assert_eq!(uploads, [""; 0], "{run}");
+    Ok(())
+}
+
+#[test]
+fn copy_from_a_stage_depends_on_what_it_copies_only() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = |other: &str| {
+        format!(
+            "FROM busybox AS build\nRUN mkdir /out && echo same > /out/app && echo {other} > /other\n\
+             FROM busybox\nCOPY --from=build /out/app /app\nRUN cat /app\n"
+        )
+    };
+    let context = env.context("precise", &text("1"), &[])?;
+    env.build(&context, &[])?.ok();
+    fs::write(context.join("Dockerfile"), text("2"))?;
+    let run = env.build(&context, &[])?.ok();
+    assert_eq!(run.executed().len(), 1, "{run}");
+    Ok(())
+}
+
+#[test]
+fn a_linked_copy_survives_another_base() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let base = env.context("base", "FROM busybox\nRUN echo 1 > /base\n", &[])?;
+    env.build(&base, &["-t", "me/base:1"])?.ok();
+    let context = env.context("linked", "FROM me/base:1\nCOPY --link f /deep/f\n", &[("f", "f\n")])?;
+    env.build(&context, &[])?.ok();
+    fs::write(base.join("Dockerfile"), "FROM busybox\nRUN echo 2 > /base\n")?;
+    env.build(&base, &["-t", "me/base:1"])?.ok();
+    env.build(&context, &[])?.ok().assert_all_cached();
+    Ok(())
+}
+
+/// Golden case 153: what counts in the key of a COPY.
+#[test]
+fn a_copy_s_key_has_names_modes_and_contents_and_nothing_else() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let files = [("one/f", "f\n"), ("one/sub/g", "g\n"), ("other/same", "x")];
+    let dockerfile = |source: &str, label: &str| {
+        format!("FROM busybox\nARG UNUSED\n# {label}\nLABEL a={label}\nCOPY {source} /x/\n")
+    };
+    let context = env.context("keys", &dockerfile("one", "1"), &files)?;
+    let write = |source: &str, label: &str| fs::write(context.join("Dockerfile"), dockerfile(source, label));
+    env.build(&context, &[])?.ok();
+
+    // A label, a comment, an argument that nobody declares before it, and the host's owner.
+    write("one", "2")?;
+    chown(context.join("one/f"), Some(1234), Some(1234))?;
+    env.build(&context, &["--build-arg", "UNDECLARED=2"])?.ok().assert_all_cached();
+    // A directory under another name has the same contents.
+    fs::rename(context.join("one"), context.join("two"))?;
+    write("two", "2")?;
+    env.build(&context, &[])?.ok().assert_all_cached();
+    // A file keeps its name wherever it lies, and another name is another file.
+    write("two/f", "2")?;
+    assert_eq!(env.build(&context, &[])?.ok().executed().len(), 1);
+    fs::create_dir(context.join("three"))?;
+    fs::copy(context.join("two/f"), context.join("three/f"))?;
+    write("three/f", "2")?;
+    env.build(&context, &[])?.ok().assert_all_cached();
+    fs::rename(context.join("three/f"), context.join("three/h"))?;
+    write("three/h", "2")?;
+    assert_eq!(env.build(&context, &[])?.ok().executed().len(), 1);
+    // The mode counts.
+    fs::set_permissions(context.join("three/h"), fs::Permissions::from_mode(0o600))?;
+    assert_eq!(env.build(&context, &[])?.ok().executed().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn chmod_frees_the_mode_of_what_is_copied() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox\nCOPY --chmod=0750 f dir /x/\nCOPY --chmod=u+x f /y\n";
+    let context = env.context("chmod", text, &[("f", "f\n"), ("dir/sub/g", "g\n")])?;
+    let set = |path: &str, mode| fs::set_permissions(context.join(path), fs::Permissions::from_mode(mode));
+    set("f", 0o644)?;
+    set("dir/sub/g", 0o644)?;
+    env.build(&context, &[])?.ok();
+    set("dir/sub/g", 0o600)?;
+    set("dir/sub", 0o700)?;
+    env.build(&context, &[])?.ok().assert_all_cached();
+    // A mode made from the mode that is there depends on it.
+    set("f", 0o666)?;
+    let run = env.build(&context, &[])?.ok();
+    assert_eq!(run.executed(), ["[3/3] COPY --chmod=u+x f /y"], "{run}");
+    Ok(())
+}
+
+#[test]
+fn no_cache_filter_executes_the_steps_of_its_stages_again() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox AS deps\nRUN head -c 8 /dev/urandom > /r\nFROM busybox AS tools\nRUN echo t > /t\n\
+                FROM busybox\nCOPY --from=deps /r /r\nCOPY --from=tools /t /t\n";
+    let context = env.context("filter", text, &[])?;
+    let (_, first) = env.build_digest(&context, &[])?;
+    env.build(&context, &[])?.ok().assert_all_cached();
+    let (run, second) = env.build_digest(&context, &["--no-cache-filter", "DEPS,none"])?;
+    assert_eq!(run.executed().len(), 3, "deps again, and what copies from it\n{run}");
+    run.says(&["not cached: --no-cache-filter=deps", "--no-cache-filter=none: nothing that is built has"]);
+    assert_ne!(first, second);
+    let (run, third) = env.build_digest(&context, &[])?;
+    run.assert_all_cached();
+    assert_eq!(second, third);
+    Ok(())
+}
+
+/// A world in which the base was resolved and its registry is gone.
+fn abandoned() -> Result<TestEnv> {
+    let registry = Registry::with_bases()?;
+    let env = TestEnv::new()?.using(&registry)?;
+    let context = env.context("before", "FROM busybox\nRUN echo before\n", &[])?;
+    env.build(&context, &[])?.ok();
+    Ok(env)
+}
+
+#[test]
+fn pull_says_when_the_registry_is_asked() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let env = abandoned()?;
+    let context = env.context("after", "FROM busybox\nRUN echo after\n", &[])?;
+    env.build(&context, &[])?.ok();
+    env.build(&context, &["--pull=missing"])?.ok();
+    env.build(&context, &["--pull=never"])?.ok();
+    env.build(&context, &["--pull=false"])?.ok();
+    let newer = env.build(&context, &["--pull=newer"])?.ok();
+    newer
+        .says(&["[Warning] the registry cannot be reached: busybox:latest is taken as it was resolved on 2"]);
+    env.build(&context, &["--pull"])?.exits(1);
+    env.build(&context, &["--pull=always"])?.exits(1);
+    let unknown = env.context("unknown", "FROM nobody/has:this\n", &[])?;
+    let never = env.build(&unknown, &["--pull=never"])?.exits(1);
+    never.says(&["nobody/has:this is not in the store", "rbuild pull"]);
+    Ok(())
+}
+
+#[test]
+fn verify_cache_finds_the_step_that_gives_something_else_each_time() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox\nCOPY f /f\nRUN cat /f > /g\nWORKDIR /w\n";
+    let context = env.context("verify", text, &[("f", "f\n")])?;
+    let (_, first) = env.build_digest(&context, &[])?;
+    let (run, second) = env.build_digest(&context, &["--verify-cache"])?;
+    run.says(&["verified: the same as the cached result", "Verified 3 cached results"]);
+    assert_eq!(first, second);
+    fs::write(context.join("Dockerfile"), format!("{text}RUN head -c 8 /dev/urandom > /random\n"))?;
+    env.build(&context, &[])?.ok();
+    let run = env.build(&context, &["--verify-cache"])?.exits(1);
+    let run = run.says(&[
+        "NOT the same as the cached result: 1 file changed: random (content)",
+        "1 of 4 cached results differ",
+    ]);
+    assert_eq!(run.stderr.matches("verified: the same").count(), 3, "{run}");
+    env.build(&context, &[])?.ok().assert_all_cached();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn explanations_are_there_afterwards_and_for_machines() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let nothing = env.run(["explain"])?.ok();
+    assert!(nothing.stdout.contains("no build that executed a step"), "{nothing}");
+    let context = env.context("later", "FROM busybox\nCOPY f /f\nRUN cat /f\n", &[("f", "1\n")])?;
+    env.build(&context, &[])?.ok();
+    fs::write(context.join("f"), "2\n")?;
+    let path = context.to_str().context("UTF-8")?;
+    let run = env.run(["build", "--explain=json", "--progress=plain", path])?.ok();
+    let document: Value = serde_json::from_str(&run.stdout)?;
+    assert_eq!(document["steps"][0]["sentence"], "1 file changed: f (content)", "{run}");
+    assert_eq!(document["steps"][0]["causes"][0]["files"][0]["path"], "f", "{run}");
+    env.build(&context, &[])?.ok().assert_all_cached();
+
+    let last = env.run(["explain"])?.ok();
+    assert!(last.stdout.contains("[2/3] COPY f /f") && last.stdout.contains("1 file changed: f"), "{last}");
+    assert!(!last.stdout.contains("first build"), "{last}");
+    let id = last.stdout.lines().next().unwrap_or_default().replace(',', " ");
+    let id = id.split(' ').nth(1).context("an id")?;
+    assert_eq!(env.run(["explain", &id[..8]])?.ok().stdout, last.stdout);
+    let step = env.run(["explain", "2/3"])?.ok();
+    assert!(step.stdout.contains("first build") && step.stdout.contains("1 file changed"), "{step}");
+    let json = env.run(["explain", "RUN cat", "--format=json"])?.ok();
+    let document: Value = serde_json::from_str(&json.stdout)?;
+    assert_eq!(document["executions"].as_array().map(Vec::len), Some(2), "{json}");
+    env.run(["explain", "RUN nothing"])?.exits(1).says(&["no build and no step `RUN nothing`"]);
+
+    fs::write(context.join("f"), "3\n")?;
+    let run = env.build(&context, &["--explain"])?.ok();
+    run.says(&["not cached: 1 file changed: f (content)", "  f (content)"]);
+    Ok(())
+}
