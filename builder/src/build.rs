@@ -16,6 +16,7 @@ use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
+use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
 use crate::assemble::index::ImageSet;
@@ -25,7 +26,8 @@ use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, N
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, stdin};
+use crate::context::{ScannedContext, remote, stdin};
+use crate::debug::Slot;
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
@@ -34,6 +36,7 @@ use crate::export::{
     outputs::{self, Outputs},
 };
 use crate::host::Host;
+use crate::isolation;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
@@ -42,6 +45,7 @@ use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
+use crate::solve::pin;
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
 
@@ -60,6 +64,8 @@ pub struct BuildOutcome {
     pub pushed: Vec<Reference>,
     /// Files and directories written.
     pub written: Vec<String>,
+    /// How its RUN steps were isolated, or would have been.
+    pub isolation: Rung,
     /// Steps that make layers.
     pub steps: usize,
     /// Those that were not executed.
@@ -123,6 +129,8 @@ fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Option<A
 pub struct Source {
     /// What was read; `None` until then.
     pub dockerfile: Option<FoundDockerfile>,
+    /// The step that failed, when a shell in it was asked for.
+    pub failed_step: Slot,
     /// Steps and why they were executed, for `--explain=json`.
     pub decisions: Vec<(String, Option<Arc<Record>>)>,
 }
@@ -138,7 +146,7 @@ pub async fn build(
 ) -> Result<BuildOutcome, BuildError> {
     let started = Instant::now();
     let registry = Client::new(host.settings.registry.clone())?;
-    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone())?);
+    let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
     let (found, main) = main_context(request, &env).await?;
     let parsed = parse(&found.bytes);
     source.dockerfile = Some(found);
@@ -155,17 +163,19 @@ pub async fn build(
     };
     let is_multi = options.is_multi_platform();
     let mut lowering = Lowering::new(&parsed, options);
-    let (graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     let unused = lowering.unused_build_args();
     if !unused.is_empty() {
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
-    let contexts = scan_contexts(request, &graph, &main, &env)?;
+    let contexts = scan_contexts(request, &graph, &main, &env).await?;
+    let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &host.store, &request.control)
+    let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
             "[Warning] --no-cache-filter={stage}: nothing that is built has a stage of that name"
@@ -188,7 +198,7 @@ pub async fn build(
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved?;
+    let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
     let exporting = events.vertex("exporting to image");
@@ -225,6 +235,7 @@ pub async fn build(
         size: built.iter().map(BuiltImage::size).sum(),
         pushed: outputs::pushed_names(request),
         written: outputs::written_paths(request),
+        isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
@@ -239,15 +250,22 @@ fn exec_env(
     events: &Events,
     cancel: &Cancel,
     registry: Client,
+    failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if request.shell_on_error && host.rung() == Rung::Chroot {
+        events.remark("--on-error=shell opens none with --isolation=chroot: it keeps a mounted step");
+    }
     Ok(ExecEnv {
         store: host.store.clone(),
         lease: host.store.lease()?,
         registry,
+        git: host.settings.git.clone(),
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         steps: request.steps.clone(),
@@ -262,14 +280,17 @@ fn exec_env(
         }),
         source_date_epoch: request.source_date_epoch,
         mount_points: OnceLock::new(),
+        failed_step: request.shell_on_error.then(|| failed_step.clone()),
     })
 }
 
 /// What the frontend is told of the command line.
 pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
     let named = |arg: &NamedContextArg| match arg {
-        NamedContextArg::Dir(_) => NamedContext::Local,
-        NamedContextArg::Image(reference) => NamedContext::Image(reference.to_string()),
+        NamedContextArg::Dir(_) | NamedContextArg::Git(_) => NamedContext::Local,
+        NamedContextArg::Http(_) => NamedContext::Archive,
+        NamedContextArg::Image(None) => NamedContext::Image("scratch".to_owned()),
+        NamedContextArg::Image(Some(reference)) => NamedContext::Image(reference.to_string()),
         NamedContextArg::OciLayout { .. } => NamedContext::OciLayout,
     };
     LowerOptions {
@@ -379,7 +400,7 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
 enum MainContext {
     /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
     Dir { path: PathBuf, dockerfile: Option<PathBuf> },
-    /// What came through standard input.
+    /// What came through standard input, or was fetched.
     Received { context: Arc<ScannedContext>, has_owners: bool },
 }
 
@@ -396,12 +417,50 @@ impl MainContext {
 pub(crate) fn path_of(dockerfile: Option<&DockerfileArg>) -> Option<&Path> {
     match dockerfile {
         Some(DockerfileArg::Path(path)) => Some(path),
-        Some(DockerfileArg::Stdin) | None => None,
+        Some(DockerfileArg::Stdin | DockerfileArg::Http(_)) | None => None,
     }
 }
 
-/// Reads the Dockerfile, and with it whatever context comes through standard input.
+/// Reads the Dockerfile, and with it whatever context comes through standard input or must be fetched.
 async fn main_context(
+    request: &BuildRequest,
+    env: &Arc<ExecEnv>,
+) -> Result<(FoundDockerfile, MainContext), BuildError> {
+    let keep_git_dir = request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR").is_some_and(|v| v == "1");
+    let use_cache = !request.control.no_cache;
+    let fetched = match (&request.context, &request.dockerfile) {
+        (ContextArg::Git(source), _) => remote::git(env, source, keep_git_dir, use_cache).await.map(Some)?,
+        (ContextArg::Http(source), _) => remote::http(env, source, use_cache).await.map(Some)?,
+        (ContextArg::Local(_) | ContextArg::Stdin, Some(DockerfileArg::Http(_))) => None,
+        (ContextArg::Local(_) | ContextArg::Stdin, _) => return local_context(request, env).await,
+    };
+    let dockerfile = match (&request.dockerfile, &request.context) {
+        (Some(DockerfileArg::Http(source)), _) => Some(remote::dockerfile(env, source, use_cache).await?),
+        (Some(DockerfileArg::Stdin), _) => {
+            let switch = Arc::clone(env);
+            let read = move || files::from_stdin(&mut stdin::Watched(&switch.cancel));
+            let read = tokio::task::spawn_blocking(read).await;
+            Some(read.unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))?)
+        }
+        (Some(DockerfileArg::Path(_)) | None, _) => None,
+    };
+    match (fetched, &request.context) {
+        (Some(fetched), _) => {
+            let found = fetched.dockerfile(dockerfile, path_of(request.dockerfile.as_ref()))?;
+            let (context, has_owners) = (Arc::new(fetched.context), fetched.has_owners);
+            Ok((found, MainContext::Received { context, has_owners }))
+        }
+        (None, ContextArg::Local(path)) => {
+            files::require_dir(path)?;
+            let found = dockerfile.expect("a context that is here has another Dockerfile elsewhere");
+            Ok((found, MainContext::Dir { path: path.clone(), dockerfile: None }))
+        }
+        (None, _) => Err(BuildError::Stdin(stdin::StdinError::TwoDockerfiles)),
+    }
+}
+
+/// The same for what is here.
+async fn local_context(
     request: &BuildRequest,
     env: &Arc<ExecEnv>,
 ) -> Result<(FoundDockerfile, MainContext), BuildError> {
@@ -421,6 +480,7 @@ async fn main_context(
             let (context, has_owners) = (Arc::new(got.context), got.has_owners);
             Ok((got.dockerfile, MainContext::Received { context, has_owners }))
         }
+        ContextArg::Git(_) | ContextArg::Http(_) => unreachable!("fetched by the caller"),
     };
     // Away from the thread that hears signals: standard input may be a pipe that nobody writes to.
     let result = match uses_stdin {
@@ -433,12 +493,12 @@ async fn main_context(
     Ok(result)
 }
 
-/// Scans every context that the graph reads.
-fn scan_contexts(
+/// Scans or fetches every context that the graph reads.
+async fn scan_contexts(
     request: &BuildRequest,
     graph: &BuildGraph,
     main: &MainContext,
-    env: &ExecEnv,
+    env: &Arc<ExecEnv>,
 ) -> Result<Contexts, BuildError> {
     let events = &env.events;
     let mut contexts = Contexts::new();
@@ -454,8 +514,22 @@ fn scan_contexts(
             },
             Some(name) => {
                 let arg = request.named_contexts.iter().find(|(known, _)| known == name).map(|(_, arg)| arg);
-                let Some(NamedContextArg::Dir(dir)) = arg else { continue };
-                (dir.as_path(), files::ignore(dir, None)?)
+                let use_cache = !request.control.no_cache;
+                let fetched = match arg {
+                    Some(NamedContextArg::Dir(dir)) => Err((dir.as_path(), files::ignore(dir, None)?)),
+                    Some(NamedContextArg::Git(source)) => {
+                        Ok(remote::git(env, source, false, use_cache).await?)
+                    }
+                    Some(NamedContextArg::Http(source)) => Ok(remote::archive(env, source, use_cache).await?),
+                    Some(NamedContextArg::Image(_) | NamedContextArg::OciLayout { .. }) | None => continue,
+                };
+                match fetched {
+                    Err(local) => local,
+                    Ok(fetched) => {
+                        contexts.insert(context.name.clone(), Arc::new(fetched.context));
+                        continue;
+                    }
+                }
             }
         };
         let title = match &context.name {

@@ -4,6 +4,7 @@ use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::graph::BuildGraph;
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, Progress, ResolvedImage};
 use rbuild_frontend::parse::{Parsed, parse};
+use rbuild_frontend::remote::without_user;
 
 use crate::build::path_of;
 use crate::build::{Source, lower_options};
@@ -34,6 +35,8 @@ pub fn read_as(
 ) -> Result<Read, BuildError> {
     let mut stdin = std::io::stdin();
     let (found, facts) = match context {
+        ContextArg::Git(source) => return Err(BuildError::RemoteWithoutBuild(source.to_string())),
+        ContextArg::Http(source) => return Err(BuildError::RemoteWithoutBuild(without_user(&source.url))),
         ContextArg::Local(context) => {
             let found = files::dockerfile(context, dockerfile, &mut stdin)?;
             let facts = files::facts(context, found.path.as_deref())?;

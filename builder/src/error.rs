@@ -14,12 +14,13 @@ use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
 use rbuild_oci::{DiffId, Digest, Platform};
-use rbuild_registry::RegistryError;
+use rbuild_registry::{FetchError, RegistryError};
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
 use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
+use crate::git::GitError;
 use crate::mounts::secret::SecretError;
 use crate::mounts::ssh::AgentError;
 use crate::ops::select::SelectionError;
@@ -70,6 +71,12 @@ pub enum BuildError {
     /// Standard input is no context.
     #[error(transparent)]
     Stdin(#[from] StdinError),
+    /// A named context that is one file.
+    #[error("{0} is not an archive: a named context on a web server must be one")]
+    NotAnArchive(String),
+    /// A question about a remote context, which only a build fetches.
+    #[error("{0} is fetched only by a build: without building, give a local context")]
+    RemoteWithoutBuild(String),
     /// The context cannot be scanned.
     #[error("failed to read the build context")]
     Scan(#[from] ScanError),
@@ -260,6 +267,9 @@ pub enum StepFailure {
     /// A secret cannot be had.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// Where nothing can be mounted.
+    #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
+    MountsInChroot,
     /// An agent that the step cannot do without.
     #[error("no SSH key {id:?} forwarded from the client")]
     NoAgent {
@@ -284,6 +294,12 @@ pub enum StepFailure {
         limit_bytes: u64,
         /// End of its output.
         log: Vec<u8>,
+    },
+    /// Steps cannot be run here.
+    #[error("RUN cannot be executed: isolation is `norun`")]
+    RunRefused {
+        /// What would change that.
+        remedies: Vec<String>,
     },
     /// The command is for another processor, and the kernel knows no emulator for it.
     #[error("exec: {program:?}: this machine ({}) cannot run programs for {platform}", Platform::host())]
@@ -347,17 +363,6 @@ pub enum StepFailure {
         #[source]
         source: UnpackError,
     },
-    /// A local archive is compressed in a way that ADD does not know yet.
-    #[error(
-        "cannot unpack `{path}`: {compression} is not supported yet by ADD: \
-         compress it with gzip or zstd, or use COPY to have it in the image as it is"
-    )]
-    AddCompression {
-        /// In the context.
-        path: String,
-        /// Name of the compression.
-        compression: &'static str,
-    },
     /// It cannot be told whether a local file is an archive.
     #[error("cannot decompress `{path}`, which ADD would have to unpack")]
     AddRead {
@@ -401,6 +406,47 @@ pub enum StepFailure {
     /// A layout failed.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// A file cannot be had from its web server.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A git repository cannot be had.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// What was fetched does not become files.
+    #[error("cannot unpack {what}")]
+    FetchedUnpack {
+        /// Address, without what may be secret.
+        what: String,
+        /// Why.
+        #[source]
+        source: UnpackBlobError,
+    },
+    /// What was fetched has a file that no image can have.
+    #[error("{what} has `{path}`: names that begin with `.wh.` mean deletions in images")]
+    FetchedWhiteout {
+        /// Address, without what may be secret.
+        what: String,
+        /// Which file.
+        path: String,
+    },
+    /// What was fetched is not what the instruction says.
+    #[error("digest mismatch for {url}: got {found}, expected {expected}")]
+    Checksum {
+        /// Address, without what may be secret.
+        url: String,
+        /// What `--checksum` says.
+        expected: Digest,
+        /// Of the bytes.
+        found: Digest,
+    },
+    /// A file is larger than any that is fetched.
+    #[error("{url} is larger than {max_bytes} bytes, the most that is fetched")]
+    FetchTooLarge {
+        /// Address, without what may be secret.
+        url: String,
+        /// The limit.
+        max_bytes: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -10,7 +10,7 @@ use rbuild_frontend::span::Lines;
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
-use crate::error::{BuildError, StepError, StepFailure, is_plumbing};
+use crate::error::{BuildError, StepFailure, is_plumbing};
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
@@ -107,7 +107,7 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
-        BuildError::Stdin(_) => Kind::Build,
+        BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::RemoteWithoutBuild(_) => Kind::Build,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
@@ -170,7 +170,8 @@ fn hints(error: &BuildError) -> Vec<String> {
         }
         BuildError::NoCacheMount(_) => vec!["rbuild cache mounts ls lists them".to_owned()],
         BuildError::Image(source) => source.hints(),
-        BuildError::Step(step) => step_hints(step),
+        BuildError::Step(step) => step_hints(&step.failure),
+        BuildError::Work(failure) => step_hints(failure),
         BuildError::Bootstrap(source) => {
             vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
         }
@@ -199,8 +200,8 @@ fn resolve_hints(error: &ResolveError) -> Vec<String> {
     }
 }
 
-fn step_hints(step: &StepError) -> Vec<String> {
-    match &step.failure {
+fn step_hints(failure: &StepFailure) -> Vec<String> {
+    match failure {
         StepFailure::Exit { code: 127, command, .. } if command.starts_with("/bin/sh") => {
             vec!["127 means that the shell found no such command: install it in an earlier step, or check its name".to_owned()]
         }
@@ -237,7 +238,13 @@ fn step_hints(step: &StepError) -> Vec<String> {
             vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key")]
         }
         StepFailure::OutOfMemory { .. } => vec!["allow more with --resource memory=BYTES".to_owned()],
+        StepFailure::Fetch(source) => source.hint().into_iter().collect(),
+        StepFailure::Git(source) => source.hint().into_iter().collect(),
+        StepFailure::Checksum { .. } => {
+            vec!["the server has another file than the one the checksum was made of".to_owned()]
+        }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }
 }

@@ -10,8 +10,10 @@ pub mod assemble;
 pub mod build;
 pub mod check;
 pub mod context;
+pub mod debug;
 pub mod explain;
 pub mod export;
+pub mod git;
 pub mod mounts;
 pub mod ops;
 pub mod resolve;
@@ -19,6 +21,7 @@ pub mod solve;
 
 pub mod cancel;
 pub mod host;
+pub mod isolation;
 pub mod settings;
 pub mod timestamp;
 

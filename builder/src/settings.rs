@@ -3,9 +3,13 @@
 //! The only place that reads the process environment. Everything is read before privileges change, because HOME may
 //! mean something else afterwards.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use rbuild_sandbox::Isolation;
+
 use crate::cli::{Env, Problem, UsageError};
+use crate::git::GitSettings;
 use rbuild_oci::parse_bytes;
 
 /// What the environment says.
@@ -13,10 +17,14 @@ use rbuild_oci::parse_bytes;
 pub struct Settings {
     /// Default store directory: `/var/lib/rbuild` for uid 0, else below the XDG data directory.
     pub default_root: PathBuf,
+    /// How RUN steps are kept apart.
+    pub isolation: Isolation,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
     /// Registry access.
     pub registry: rbuild_registry::Settings,
+    /// How git is run.
+    pub git: GitSettings,
 }
 
 /// How much of what no image needs stays in the store after a build.
@@ -91,7 +99,32 @@ impl Settings {
             ..rbuild_registry::Settings::default()
         };
         let cache_budget = cache_budget(var("RBUILD_CACHE_BUDGET"))?;
-        Ok(Self { default_root, cache_budget, registry })
+        const PASSED_ON: [&str; 8] = [
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+            "GIT_SSL_CAINFO",
+        ];
+        let mut passed_on: Vec<(String, OsString)> =
+            PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), var(name)?.into()))).collect();
+        // Git's own names for what the rest of rbuild trusts.
+        if let (None, Some(file)) = (var("GIT_SSL_CAINFO"), var("SSL_CERT_FILE")) {
+            passed_on.push(("GIT_SSL_CAINFO".to_owned(), file.into()));
+        }
+        // As with registries: this machine is never reached through a proxy.
+        let no_proxy = either("NO_PROXY").map_or_else(String::new, |list| format!("{list},"));
+        passed_on.push(("no_proxy".to_owned(), format!("{no_proxy}localhost,127.0.0.1,::1").into()));
+        let git = GitSettings {
+            path: var("PATH").map(OsString::from),
+            home,
+            ssh_agent: var("SSH_AUTH_SOCK").map(OsString::from),
+            passed_on,
+        };
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, registry, git })
     }
 }
 

@@ -1,10 +1,14 @@
 //! Ignore files, with the semantics of Go's `patternmatcher` as Docker uses it: not those of gitignore.
 //!
 //! Patterns are anchored at the context root, a pattern that matches a directory covers all below it, and the last
-//! line that matches decides. Matching walks all positions of a pattern at once; it is linear in pattern times path
-//! and nothing backtracks.
+//! line that matches decides. Matching walks all positions of a pattern at once ([`pattern`]); it is linear in pattern
+//! times path and nothing backtracks. Of many patterns only those are tried that a path's names allow ([`index`]).
 
-use crate::gowild;
+mod index;
+mod pattern;
+
+use index::Index;
+use pattern::Pattern;
 
 /// Why an ignore file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,33 +36,25 @@ pub enum IgnoreError {
 #[derive(Debug, Clone, Default)]
 pub struct Ignore {
     patterns: Vec<Pattern>,
+    index: Index,
 }
 
-#[derive(Debug, Clone)]
-struct Pattern {
-    negated: bool,
-    tokens: Vec<Token>,
-    /// `**x` without a slash matches any path that ends in x.
-    loose_suffix: bool,
-    /// The path, when nothing in the pattern is special.
-    literal: Option<String>,
-}
+/// What the patterns say about one path: the last of them that covers it, if any does.
+///
+/// A pattern that matches a directory covers all below it, so a walk carries the verdict of a directory down to what
+/// is in it ([`Ignore::below`]) and never matches a path's beginning again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Verdict(Option<usize>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
-    Char(char),
-    /// `?`
-    One,
-    /// `*`
-    Run,
-    /// `**/`: nothing, or anything up to and with a slash. Two tokens wide: this one enters the loop.
-    Components,
-    /// `**` at the end.
-    Everything,
-    Class {
-        negated: bool,
-        ranges: Vec<(char, char)>,
-    },
+/// A pattern as it stands in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule<'a> {
+    /// 1-based line; the number of the pattern where there is no file.
+    pub line: usize,
+    /// As written, without blanks around it.
+    pub text: &'a str,
+    /// True when it brings back instead of excluding.
+    pub negated: bool,
 }
 
 impl Ignore {
@@ -84,7 +80,7 @@ impl Ignore {
         if pattern.is_empty() {
             return Ok(Self::default());
         }
-        Ok(Self { patterns: vec![Pattern::new("**", false, 1)?, Pattern::new(pattern, true, 1)?] })
+        Ok(Self::of(vec![Pattern::new("**", false, 1)?, Pattern::new(pattern, true, 1)?]))
     }
 
     fn from_lines<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Self, IgnoreError> {
@@ -107,7 +103,11 @@ impl Ignore {
             }
             patterns.push(Pattern::new(body, negated, number)?);
         }
-        Ok(Self { patterns })
+        Ok(Self::of(patterns))
+    }
+
+    fn of(patterns: Vec<Pattern>) -> Self {
+        Self { index: Index::new(&patterns), patterns }
     }
 
     /// True when a pattern brings something back, so that no path says for all below it.
@@ -126,176 +126,54 @@ impl Ignore {
     /// An excluded directory may hold entries that are not excluded; it then exists for their sake, with its own
     /// metadata and nothing else in it.
     pub fn matches(&self, rel_path: &str) -> bool {
-        let mut excluded = false;
-        for pattern in &self.patterns {
-            if pattern.negated == excluded && pattern.covers(rel_path) {
-                excluded = !pattern.negated;
-            }
+        self.excludes(self.verdict(rel_path))
+    }
+
+    /// The verdict on a path by itself.
+    pub fn verdict(&self, rel_path: &str) -> Verdict {
+        let ends = rel_path.match_indices('/').map(|(at, _)| at).chain([rel_path.len()]);
+        ends.fold(Verdict::default(), |verdict, end| self.below(verdict, &rel_path[..end]))
+    }
+
+    /// The verdict on the entry at `path`, whose directory has the verdict `dir`; the root has the default one.
+    pub fn below(&self, dir: Verdict, path: &str) -> Verdict {
+        let mut last = dir.0;
+        if self.patterns.is_empty() {
+            return dir;
         }
-        excluded
+        self.index.candidates(path, |numbers| {
+            for number in numbers.iter().rev().take_while(|number| Some(**number) > last) {
+                if self.patterns[*number].matches(path) {
+                    last = Some(*number);
+                    break;
+                }
+            }
+        });
+        Verdict(last)
+    }
+
+    /// True when a path with this verdict is excluded.
+    pub fn excludes(&self, verdict: Verdict) -> bool {
+        verdict.0.is_some_and(|last| !self.patterns[last].negated)
+    }
+
+    /// The pattern behind a verdict.
+    pub fn rule(&self, verdict: Verdict) -> Option<Rule<'_>> {
+        let pattern = &self.patterns[verdict.0?];
+        Some(Rule { line: pattern.line, text: &pattern.text, negated: pattern.negated })
     }
 
     /// True when `dir` is excluded and no negation can bring back anything below it, so that a walk need not enter.
     pub fn may_skip_dir(&self, dir: &str) -> bool {
-        if !self.matches(dir) {
-            return false;
-        }
+        self.may_skip(self.verdict(dir), dir)
+    }
+
+    /// The same for a directory whose verdict is known.
+    pub fn may_skip(&self, verdict: Verdict, dir: &str) -> bool {
         // A pattern that covers the directory covers everything below, so only later negations count.
-        let last = self.patterns.iter().rposition(|p| !p.negated && p.covers(dir));
-        let later = &self.patterns[last.map_or(0, |index| index + 1)..];
-        !later.iter().any(|pattern| pattern.negated && pattern.reaches_below(dir))
-    }
-}
-
-impl Pattern {
-    fn new(body: &str, negated: bool, line: usize) -> Result<Self, IgnoreError> {
-        let cleaned = clean(body);
-        let pattern = match cleaned.strip_prefix('/') {
-            Some(rest) if !rest.is_empty() => rest,
-            _ => &cleaned,
-        };
-        let tokens =
-            tokens(pattern).ok_or_else(|| IgnoreError::Syntax { line, pattern: pattern.to_owned() })?;
-        let loose_suffix = tokens.first() == Some(&Token::Components)
-            && !pattern.starts_with("**/")
-            && tokens[1..].iter().all(|t| matches!(t, Token::Char(_)));
-        let literal = tokens.iter().map(|t| if let Token::Char(c) = t { Some(*c) } else { None });
-        let literal = literal.collect::<Option<String>>();
-        Ok(Self { negated, tokens, loose_suffix, literal })
-    }
-
-    /// Matches the path or one of its parents.
-    fn covers(&self, path: &str) -> bool {
-        // Most patterns are plain paths, and most walks are long.
-        if let Some(literal) = &self.literal {
-            let rest = path.strip_prefix(literal.as_str());
-            return rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        }
-        let mut live = self.start();
-        let mut next = vec![false; live.len()];
-        for c in path.chars() {
-            if c == '/' && self.accepts(&live) {
-                return true;
-            }
-            self.step(&live, c, &mut next);
-            std::mem::swap(&mut live, &mut next);
-            if !live.contains(&true) {
-                return false;
-            }
-        }
-        self.accepts(&live)
-    }
-
-    /// Could match something below `dir`.
-    fn reaches_below(&self, dir: &str) -> bool {
-        let below = dir.chars().chain(std::iter::once('/'));
-        let mut live = self.start();
-        let mut next = vec![false; live.len()];
-        for c in below {
-            self.step(&live, c, &mut next);
-            std::mem::swap(&mut live, &mut next);
-        }
-        live.contains(&true)
-    }
-
-    /// Positions: `2 * i` before token i, `2 * i + 1` inside the loop of token i.
-    fn start(&self) -> Vec<bool> {
-        let mut live = vec![false; 2 * self.tokens.len() + 1];
-        live[0] = true;
-        self.close(&mut live);
-        live
-    }
-
-    fn accepts(&self, live: &[bool]) -> bool {
-        live.last() == Some(&true)
-    }
-
-    /// Follows what needs no character.
-    fn close(&self, live: &mut [bool]) {
-        for (index, token) in self.tokens.iter().enumerate() {
-            if live[2 * index] {
-                match token {
-                    Token::Run | Token::Everything => live[2 * index + 2] = true,
-                    Token::Components => {
-                        live[2 * index + 1] = true;
-                        live[2 * index + 2] = true;
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    fn step(&self, live: &[bool], c: char, next: &mut [bool]) {
-        next.fill(false);
-        for (index, token) in self.tokens.iter().enumerate() {
-            let (here, inside) = (live[2 * index], live[2 * index + 1]);
-            let after = 2 * index + 2;
-            match token {
-                Token::Char(wanted) if here && *wanted == c => next[after] = true,
-                Token::One if here && c != '/' => next[after] = true,
-                Token::Run if here && c != '/' => next[2 * index] = true,
-                Token::Everything if here => next[2 * index] = true,
-                Token::Components if inside => {
-                    next[2 * index + 1] = true;
-                    if c == '/' || self.loose_suffix {
-                        next[after] = true;
-                    }
-                }
-                Token::Class { negated, ranges }
-                    if here && ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *negated =>
-                {
-                    next[after] = true;
-                }
-                _ => {}
-            }
-        }
-        self.close(next);
-    }
-}
-
-/// Compiles a cleaned pattern; `None` when Go calls it bad.
-fn tokens(pattern: &str) -> Option<Vec<Token>> {
-    // Go validates with filepath.Match, component by component in effect: a bracket cannot span a slash check there
-    // either, as the class syntax is the same.
-    gowild::match_component(pattern.as_bytes(), b".").ok()?;
-    let mut tokens = Vec::new();
-    let mut chars = pattern.chars().peekable();
-    while let Some(c) = chars.next() {
-        tokens.push(match c {
-            '*' if chars.peek() == Some(&'*') => {
-                chars.next();
-                if chars.peek() == Some(&'/') {
-                    chars.next();
-                }
-                if chars.peek().is_none() { Token::Everything } else { Token::Components }
-            }
-            '*' => Token::Run,
-            '?' => Token::One,
-            '\\' => Token::Char(chars.next()?),
-            '[' => {
-                let negated = chars.next_if_eq(&'^').is_some();
-                let mut ranges = Vec::new();
-                loop {
-                    let low = class_char(&mut chars)?;
-                    let high = if chars.next_if_eq(&'-').is_some() { class_char(&mut chars)? } else { low };
-                    ranges.push((low, high));
-                    if chars.next_if_eq(&']').is_some() {
-                        break;
-                    }
-                }
-                Token::Class { negated, ranges }
-            }
-            other => Token::Char(other),
-        });
-    }
-    Some(tokens)
-}
-
-fn class_char(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
-    match chars.next()? {
-        '\\' => chars.next(),
-        c => Some(c),
+        let Some(last) = verdict.0.filter(|_| self.excludes(verdict)) else { return false };
+        let mut later = self.patterns[last + 1..].iter();
+        !later.any(|pattern| pattern.negated && pattern.reaches_below(dir))
     }
 }
 

@@ -10,6 +10,7 @@
 use petgraph::graph::{DiGraph, NodeIndex};
 use rbuild_oci::{Canonical, CanonicalWriter, Digest, FileMode, ImageConfig, Platform};
 
+use crate::remote::GitSource;
 use crate::span::Lines;
 
 mod draw;
@@ -63,6 +64,8 @@ pub enum Role {
     Root,
     /// Files are copied from it (COPY, ADD). The selection is in [`CopyOp::sources`].
     Source,
+    /// A file or repository that ADD fetches. Which source it is says [`CopySource::Remote`].
+    Added,
     /// It is mounted during RUN. The selection is in the RUN's mount with this index.
     Mount(u16),
 }
@@ -76,6 +79,10 @@ pub enum Op {
     Image(ImageOp),
     /// The files of a build context, after its ignore file.
     Context(ContextOp),
+    /// A file from a web server.
+    Http(HttpOp),
+    /// A state of a git repository.
+    Git(GitOp),
     /// COPY or ADD.
     Copy(CopyOp),
     /// WORKDIR: makes a directory.
@@ -102,6 +109,30 @@ pub struct ContextOp {
     pub name: Option<String>,
 }
 
+/// A file from a web server. No inputs; its tree has the one file in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpOp {
+    /// Address as written.
+    pub url: String,
+    /// Name of the file.
+    pub name: String,
+    /// What its bytes must be, where the instruction says so.
+    pub checksum: Option<Digest>,
+    /// What its bytes are: filled in by who runs the graph, before keys are made.
+    pub content: Option<Digest>,
+}
+
+/// A state of a git repository. No inputs; its tree is that of the commit, or of a directory in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitOp {
+    /// What was asked for.
+    pub source: GitSource,
+    /// True when `.git` is to be there too.
+    pub keep_git_dir: bool,
+    /// The commit that the reference leads to: filled in by who runs the graph, before keys are made.
+    pub commit: Option<String>,
+}
+
 /// Where a copied thing comes from within the op's source input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopySource {
@@ -115,6 +146,13 @@ pub enum CopySource {
         /// Relative to the pivot, cleaned; `**` is any depth. Empty means everything.
         pattern: String,
     },
+    /// All of an input of its own, with the role [`Role::Added`].
+    Remote {
+        /// Slot of the input.
+        slot: u16,
+        /// How to take it.
+        form: RemoteForm,
+    },
     /// A here-document.
     Inline {
         /// File name (the heredoc word).
@@ -124,6 +162,28 @@ pub enum CopySource {
     },
 }
 
+/// How ADD takes what it fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteForm {
+    /// The one file.
+    File,
+    /// The one file, unpacked if it is an archive.
+    Archive,
+    /// All that is there.
+    Tree,
+}
+
+impl RemoteForm {
+    /// `file`, `archive`, `tree`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Archive => "archive",
+            Self::Tree => "tree",
+        }
+    }
+}
+
 /// Owner for COPY and ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chown {
@@ -131,7 +191,8 @@ pub struct Chown {
     pub text: String,
 }
 
-/// COPY or ADD of files. Inputs: slot 0 the root; slot 1 the source, absent when every source is inline.
+/// COPY or ADD of files. Inputs: slot 0 the root; then the source, absent when no path is copied; then what ADD
+/// fetches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyOp {
     /// Sources in order.
@@ -249,6 +310,8 @@ impl Op {
             Self::Scratch => "scratch",
             Self::Image(_) => "image",
             Self::Context(_) => "context",
+            Self::Http(_) => "http",
+            Self::Git(_) => "git",
             Self::Copy(_) => "copy",
             Self::Workdir(_) => "workdir",
             Self::Run(_) => "run",
@@ -263,6 +326,8 @@ impl Op {
 /// |---|---|---|
 /// | image | manifest digest | reference, platform |
 /// | context | name | (its content enters through each consumer's selection) |
+/// | http | name and content, or else name, url and checksum | |
+/// | git | remote, subdir, submodules, keep_git_dir and commit, or else the reference | checksum |
 /// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
 /// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
@@ -304,6 +369,21 @@ impl Op {
             Self::Context(op) => {
                 out.value(&op.name);
             }
+            Self::Http(op) => {
+                out.str(&op.name);
+                match &op.content {
+                    Some(content) => out.str("content").value(content),
+                    None => out.str("url").str(&op.url).value(&op.checksum),
+                };
+            }
+            Self::Git(op) => {
+                let source = &op.source;
+                out.str(&source.remote).str(&source.subdir).bool(source.submodules).bool(op.keep_git_dir);
+                match &op.commit {
+                    Some(commit) => out.str("commit").str(commit),
+                    None => out.str("reference").str(&source.reference),
+                };
+            }
             Self::Copy(op) => {
                 out.u64(op.sources.len() as u64);
                 for source in &op.sources {
@@ -312,6 +392,9 @@ impl Op {
                         CopySource::Below { .. } if identity == Identity::OverContents => out.str("below"),
                         CopySource::Path(path) => out.str("path").str(path),
                         CopySource::Below { pivot, pattern } => out.str("below").str(pivot).str(pattern),
+                        CopySource::Remote { slot, form } => {
+                            out.str("remote").u64(u64::from(*slot)).str(form.word())
+                        }
                         CopySource::Inline { name, content } => out.str("inline").str(name).str(content),
                     };
                 }

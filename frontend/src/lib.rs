@@ -18,6 +18,7 @@ pub mod lint;
 pub mod lower;
 pub mod outline;
 pub mod parse;
+pub mod remote;
 pub mod source;
 pub mod span;
 pub mod stage;

@@ -36,6 +36,7 @@ mod mounts;
 mod nodes;
 mod pass;
 mod ports;
+mod remotes;
 mod run;
 mod signal;
 mod stages;
@@ -130,8 +131,10 @@ impl LowerOptions {
 /// What a named context is. Image and layout are resolved by the caller through [`ImageRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamedContext {
-    /// A directory.
+    /// A directory, or a repository: files count as root's.
     Local,
+    /// An archive, whose files have owners of their own.
+    Archive,
     /// An image reference.
     Image(String),
     /// An OCI layout.

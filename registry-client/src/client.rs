@@ -15,6 +15,7 @@ use crate::blobs::{self, mount, pull, push};
 use crate::config::{Candidates, ConfigError};
 use crate::endpoint::Endpoint;
 use crate::error::{ErrorKind, RegistryError, Target};
+use crate::fetch::{self, FetchError, FetchRequest, Fetched};
 use crate::manifests::{self, ResolvedImage, StoredManifest};
 use crate::referrers;
 use crate::settings::Settings;
@@ -260,6 +261,12 @@ impl Client {
         let endpoint = self.push_endpoint(to, &|| "push manifest".to_owned()).await?;
         let pushed = manifests::push(&self.inner.transport, &endpoint, to, media_type, bytes).await?;
         Ok(pushed.digest)
+    }
+
+    /// Gets a file from a web server that is no registry: nothing of the registries' configuration applies but
+    /// certificates, proxies and deadlines.
+    pub async fn fetch(&self, request: &FetchRequest) -> Result<Fetched, FetchError> {
+        fetch::fetch(&self.inner.transport, request).await
     }
 
     async fn pull_endpoints(

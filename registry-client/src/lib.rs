@@ -23,6 +23,7 @@ mod login;
 mod settings;
 
 mod blobs;
+mod fetch;
 mod manifests;
 mod referrers;
 mod tags;
@@ -46,6 +47,7 @@ pub use blobs::stream::BlobUpload;
 pub use client::Client;
 pub use config::ConfigError;
 pub use error::{ErrorKind, Reason, RegistryError, Reply, Target, Violation};
+pub use fetch::{FetchError, FetchRequest, FetchStream, Fetched};
 pub use manifests::{ResolvedImage, StoredManifest};
 pub use settings::{Deadlines, ProxySettings, Settings};
 pub use transport::host::Quota;

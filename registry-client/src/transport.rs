@@ -7,6 +7,7 @@
 pub(crate) mod address;
 mod clients;
 pub(crate) mod exchange;
+mod get;
 pub(crate) mod host;
 mod resolver;
 pub(crate) mod retry;

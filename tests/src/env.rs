@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binary::{rbuild, repository};
+use crate::container::contained;
 use crate::leak;
 use crate::need::program_path;
 use crate::registry::Registry;
@@ -66,6 +67,15 @@ impl TestEnv {
     /// As [`TestEnv::new`], and when the user cannot be made.
     pub fn rootless() -> Result<Self> {
         Self::owned_by(Some(User::create()?))
+    }
+
+    /// A world whose binary runs as an ordinary user without subordinate ids. Only for root.
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::rootless`].
+    pub fn without_sub_ids() -> Result<Self> {
+        Self::owned_by(Some(User::create_without_range()?))
     }
 
     fn owned_by(user: Option<User>) -> Result<Self> {
@@ -228,6 +238,20 @@ impl TestEnv {
         I::Item: AsRef<OsStr>,
     {
         let command = self.command(args);
+        finish(self.start(command)?)
+    }
+
+    /// [`TestEnv::run`] as root of a container with docker's default profile: see [`crate::container`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`], and when there is no container to be had.
+    pub fn run_contained<I>(&self, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let command = contained(&self.command(args), self.dir())?;
         finish(self.start(command)?)
     }
 

@@ -24,8 +24,10 @@
 pub mod archive;
 pub mod bases;
 pub mod binary;
+pub mod container;
 pub mod docker;
 pub mod env;
+pub mod git;
 pub mod http;
 pub mod judge;
 pub mod leak;
@@ -33,6 +35,7 @@ pub mod need;
 pub mod registry;
 pub mod run;
 pub mod user;
+pub mod web;
 
 pub use env::TestEnv;
 pub use registry::Registry;

@@ -1,4 +1,4 @@
-//! An ordinary user with a sub-id range, made for one test.
+//! An ordinary user, with a sub-id range or without, made for one test.
 
 use std::fs::{self, File};
 use std::os::unix::fs::chown;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::need::find_program;
 
@@ -33,6 +33,37 @@ impl User {
     ///
     /// When the account or its range cannot be made.
     pub fn create() -> Result<Self> {
+        let user = Self::account()?;
+        for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
+            if entry(file)?.is_none() {
+                account("usermod", &[option, "2200000-2265535", NAME])?;
+            }
+        }
+        Ok(user)
+    }
+
+    /// Makes the account without any subordinate id. Waits as [`User::create`].
+    ///
+    /// # Errors
+    ///
+    /// When the account cannot be made, or keeps its range.
+    pub fn create_without_range() -> Result<Self> {
+        let user = Self::account()?;
+        for (file, option) in [("/etc/subuid", "--del-subuids"), ("/etc/subgid", "--del-subgids")] {
+            // `useradd` gives a range by itself on most systems.
+            while let Some(line) = entry(file)? {
+                let mut fields = line.split(':').skip(1).map(str::parse::<u64>);
+                let (start, count) = match (fields.next(), fields.next()) {
+                    (Some(Ok(start)), Some(Ok(count))) => (start, count),
+                    _ => bail!("{file} has `{line}`"),
+                };
+                account("usermod", &[option, &format!("{start}-{}", start + count.saturating_sub(1)), NAME])?;
+            }
+        }
+        Ok(user)
+    }
+
+    fn account() -> Result<Self> {
         let alone = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
         let lock = File::create(LOCK).with_context(|| format!("create {LOCK}"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
@@ -44,11 +75,6 @@ impl User {
         let mut fields = passwd.split(':').skip(2);
         let mut id = || fields.next().and_then(|text| text.parse().ok()).context("numbers in /etc/passwd");
         let (uid, gid) = (id()?, id()?);
-        for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
-            if entry(file)?.is_none() {
-                account("usermod", &[option, "2200000-2265535", NAME])?;
-            }
-        }
         Ok(Self { uid, gid, _alone_on_machine: lock, _alone: alone })
     }
 

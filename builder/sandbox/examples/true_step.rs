@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let started = Instant::now();
         let merged =
             mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
-        let (exit, teardown) =
+        let rbuild_sandbox::Ended { exit, teardown, .. } =
             run_step_to_exit(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
                 let _closed = match stream {
                     Stream::Stdout => std::io::stdout().write_all(bytes),

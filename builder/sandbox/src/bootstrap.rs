@@ -12,6 +12,7 @@
 //! withhold the capabilities.
 
 use crate::idmap::{self, IdRange, SUB_IDS_MIN};
+use crate::ladder::Rung;
 use crate::mount;
 use crate::passwd;
 use crate::self_copy::IDMAP_MARKER;
@@ -21,7 +22,7 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -43,10 +44,41 @@ pub enum Privilege {
         /// Groups, in ascending order of the inner id.
         gid_map: Vec<IdRange>,
     },
+    /// Root of a user namespace in which there is nobody else.
+    Single {
+        /// Who root is outside.
+        uid: u32,
+        /// Root's group outside.
+        gid: u32,
+    },
+    /// Root of a container, with every id of it and without namespaces; `runs` when the rung was named.
+    Container {
+        /// Whether steps are run, in a chroot.
+        runs: bool,
+    },
+    /// An ordinary user, who owns every file and runs nothing.
+    Ordinary {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
 }
 
 impl Privilege {
-    /// A stable text that is equal exactly for equal privileges: `root`, or `rootless uids=0=1000:1,… gids=…`.
+    /// The rung this is the privilege of.
+    pub fn rung(&self) -> Rung {
+        match self {
+            Privilege::Root => Rung::Root,
+            Privilege::Rootless { .. } => Rung::Rootless,
+            Privilege::Single { .. } => Rung::Single,
+            Privilege::Container { runs: true } => Rung::Chroot,
+            Privilege::Container { runs: false } | Privilege::Ordinary { .. } => Rung::NoRun,
+        }
+    }
+
+    /// A stable text that is equal exactly for privileges that write files in the same way: a rung's name, with the ids
+    /// where they matter, such as `rootless uids=0=1000:1,… gids=…`.
     ///
     /// Files written under one map have other owners under another, so a store records it.
     pub fn describe(&self) -> String {
@@ -55,6 +87,10 @@ impl Privilege {
             Privilege::Rootless { uid_map, gid_map } => {
                 format!("rootless uids={} gids={}", idmap::describe(uid_map), idmap::describe(gid_map))
             }
+            Privilege::Single { uid, gid } => format!("single uid={uid} gid={gid}"),
+            // With and without steps alike: the files are the same.
+            Privilege::Container { .. } => "chroot".to_owned(),
+            Privilege::Ordinary { uid, gid } => format!("norun uid={uid} gid={gid}"),
         }
     }
 }
@@ -70,6 +106,21 @@ pub enum BootstrapError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// Rung `root` for somebody who is not.
+    #[error("not running as root of the host")]
+    NotRoot,
+    /// Capabilities that the rung needs.
+    #[error("uid 0 without {missing}")]
+    Capability {
+        /// The first that is missing.
+        missing: &'static str,
+    },
+    /// Rung `chroot` where nothing would keep its steps inside.
+    #[error("{why}")]
+    Unconfined {
+        /// What the kernel lacks.
+        why: String,
     },
     /// The user has too few subordinate ids.
     #[error("user {user} has fewer than {SUB_IDS_MIN} subordinate ids in {file}")]
@@ -123,6 +174,20 @@ impl BootstrapError {
     pub fn remedy(&self) -> String {
         match self {
             BootstrapError::Read { path, .. } => format!("make `{path}` readable, or run as root"),
+            BootstrapError::NotRoot => "run as root".to_owned(),
+            BootstrapError::Capability { missing: "CAP_SYS_ADMIN" } => {
+                "in a container, start it with --privileged, or with --cap-add SYS_ADMIN and a seccomp and an AppArmor \
+                 profile that allow mounts; or name --isolation chroot"
+                    .to_owned()
+            }
+            BootstrapError::Capability { missing } => {
+                format!("start the container with {missing}, which is in docker's default set")
+            }
+            BootstrapError::Unconfined { .. } => {
+                "use a kernel from 6.12 on with landlock in its `lsm=` list; or, where everything in this container may \
+                 be changed by the build, --isolation chroot,force"
+                    .to_owned()
+            }
             BootstrapError::NoSubIds { user, file } => {
                 format!("add the line `{user}:100000:65536` to {file} (a range no other user has)")
             }
@@ -141,55 +206,173 @@ impl BootstrapError {
                 "check that `{tool}` is setuid root or has the file capability, and that the ranges in /etc/subuid and \
                  /etc/subgid are granted to this user"
             ),
-            BootstrapError::Withheld { .. } => apparmor_remedy(),
+            BootstrapError::Withheld { .. } => withheld_remedy(),
         }
     }
 }
 
+/// The profile this project ships, to be put where AppArmor reads it.
+const APPARMOR_PROFILE: &str = "/etc/apparmor.d/rbuild";
+
+/// What to do when the namespace exists and its rights do not, which is how AppArmor restricts namespaces.
+///
 /// A profile for our own program rather than the advice to switch the restriction off for all.
-fn apparmor_remedy() -> String {
+fn withheld_remedy() -> String {
+    let is_enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.trim() == "Y");
+    if !is_enabled {
+        return "allow user namespaces for this user in the security module of this machine (SELinux, a container's \
+                profile), or run as root"
+            .to_owned();
+    }
     let program =
         std::env::current_exe().map_or_else(|_| "/usr/bin/rbuild".into(), |p| p.display().to_string());
+    let path = if ["/usr/bin/rbuild", "/usr/local/bin/rbuild"].contains(&program.as_str()) {
+        String::new()
+    } else {
+        format!(" with the path in it changed to {program}")
+    };
     format!(
-        "AppArmor probably restricts user namespaces: write `abi <abi/4.0>, include <tunables/global> profile rbuild \
-         {program} flags=(unconfined) {{ userns, }}` to /etc/apparmor.d/rbuild and run `apparmor_parser -r` on it"
+        "AppArmor restricts user namespaces: install the profile builder/apparmor/rbuild of rbuild's source as \
+         {APPARMOR_PROFILE}{path}, and load it: sudo apparmor_parser -r {APPARMOR_PROFILE}"
     )
 }
 
-/// Makes this process root: of the host if it is, else of a user namespace it enters for good.
+/// Makes this process root: of the host if it is, else of a user namespace with a range of ids.
 ///
 /// Must be called before any thread exists and after [`dispatch`](crate::dispatch). On an error after `unshare` the
 /// process is in a namespace without rights and should only report and exit.
 pub fn bootstrap() -> Result<Privilege, BootstrapError> {
-    if rustix::process::geteuid().is_root() {
-        return current();
+    if rustix::process::geteuid().is_root() && !crate::in_user_namespace() { root() } else { rootless() }
+}
+
+/// Rung `root`: nothing to enter.
+pub(crate) fn root() -> Result<Privilege, BootstrapError> {
+    if !rustix::process::geteuid().is_root() || crate::in_user_namespace() {
+        return Err(BootstrapError::NotRoot);
     }
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let (uid_map, gid_map) = wanted_maps(uid, gid)?;
-    let mut helper = Helper::spawn(&uid_map, &gid_map)?;
-    sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
-        .map_err(|e| BootstrapError::Unshare { source: e.into() })?;
+    require_capabilities(&[("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN)])?;
+    Ok(Privilege::Root)
+}
+
+/// Fails on the first capability this process does not have.
+pub(crate) fn require_capabilities(wanted: &[(&'static str, CapabilitySet)]) -> Result<(), BootstrapError> {
+    let have = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    match wanted.iter().find(|(_, capability)| !have.contains(*capability)) {
+        None => Ok(()),
+        Some((missing, _)) => Err(BootstrapError::Capability { missing }),
+    }
+}
+
+/// Rung `norun`: as we are.
+pub(crate) fn norun() -> Privilege {
+    let (uid, gid) = own_ids();
+    if uid == 0 && require_capabilities(&FILE_CAPABILITIES).is_ok() {
+        Privilege::Container { runs: false }
+    } else {
+        Privilege::Ordinary { uid, gid }
+    }
+}
+
+/// What unpacking an image with its owners takes.
+pub(crate) const FILE_CAPABILITIES: [(&str, CapabilitySet); 4] = [
+    ("CAP_CHOWN", CapabilitySet::CHOWN),
+    ("CAP_DAC_OVERRIDE", CapabilitySet::DAC_OVERRIDE),
+    ("CAP_FOWNER", CapabilitySet::FOWNER),
+    ("CAP_FSETID", CapabilitySet::FSETID),
+];
+
+fn own_ids() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+/// Rung `rootless`: a user namespace with a range of ids, entered unless this process is root of one.
+pub(crate) fn rootless() -> Result<Privilege, BootstrapError> {
+    let (uid, gid) = own_ids();
+    if uid == 0 && crate::in_user_namespace() {
+        let privilege = current()?;
+        return match privilege {
+            Privilege::Rootless { .. } => prove_mounts().map(|()| privilege),
+            _ => Err(BootstrapError::NoSubIds { user: "root".to_owned(), file: "/proc/self/uid_map" }),
+        };
+    }
+    // Whoever has every id of this namespace already gives them on as they are.
+    let (uid_map, gid_map) = if uid == 0 { all_ids()? } else { wanted_maps(uid, gid)? };
+    let mut helper = Helper::spawn(&uid_map, &gid_map, uid == 0)?;
+    unshare()?;
     helper.map_ids()?;
-    let withheld = |action| move |e: Errno| BootstrapError::Withheld { action, source: e.into() };
+    become_root()?;
+    Ok(Privilege::Rootless { uid_map, gid_map })
+}
+
+/// Rung `single`: a user namespace in which this user is root and alone.
+pub(crate) fn single() -> Result<Privilege, BootstrapError> {
+    let (uid, gid) = own_ids();
+    if uid == 0 && crate::in_user_namespace() {
+        let privilege = current()?;
+        if matches!(privilege, Privilege::Single { .. }) {
+            return prove_mounts().map(|()| privilege);
+        }
+    }
+    unshare()?;
+    let write = |path: &str, text: &str| {
+        std::fs::write(path, text)
+            .map_err(|source| BootstrapError::Withheld { action: "map the own id", source })
+    };
+    // Without this a group could be dropped that denies access to something.
+    write("/proc/self/setgroups", "deny")?;
+    write("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+    become_root()?;
+    Ok(Privilege::Single { uid, gid })
+}
+
+fn unshare() -> Result<(), BootstrapError> {
+    sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+        .map_err(|e| BootstrapError::Unshare { source: e.into() })
+}
+
+/// Root of the namespace just entered, with mounts of its own.
+fn become_root() -> Result<(), BootstrapError> {
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
         .map_err(withheld("become group 0"))?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(withheld("become user 0"))?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(withheld("make mounts private"))?;
-    mount::new_fs("tmpfs", &[], MountAttrFlags::empty()).map_err(withheld("mount a tmpfs"))?;
-    Ok(Privilege::Rootless { uid_map, gid_map })
+    prove_mounts()
 }
 
-/// The privilege of a process that already is uid 0 of some namespace.
+fn prove_mounts() -> Result<(), BootstrapError> {
+    mount::new_fs("tmpfs", &[], MountAttrFlags::empty()).map(drop).map_err(withheld("mount a tmpfs"))
+}
+
+fn withheld(action: &'static str) -> impl Fn(Errno) -> BootstrapError {
+    move |errno| BootstrapError::Withheld { action, source: errno.into() }
+}
+
+/// The privilege of root of a user namespace somebody else made.
 fn current() -> Result<Privilege, BootstrapError> {
-    if !crate::in_user_namespace() {
-        return Ok(Privilege::Root);
-    }
-    let map = |path| {
-        let text = std::fs::read_to_string(path).map_err(|source| BootstrapError::Read { path, source })?;
-        Ok(idmap::parse_proc_map(&text))
+    let (uid_map, gid_map) = (proc_map("/proc/self/uid_map")?, proc_map("/proc/self/gid_map")?);
+    Ok(match (&uid_map[..], &gid_map[..]) {
+        ([IdRange { outside: uid, count: 1, .. }], [IdRange { outside: gid, count: 1, .. }]) => {
+            Privilege::Single { uid: *uid, gid: *gid }
+        }
+        _ => Privilege::Rootless { uid_map, gid_map },
+    })
+}
+
+fn proc_map(path: &'static str) -> Result<Vec<IdRange>, BootstrapError> {
+    let text = std::fs::read_to_string(path).map_err(|source| BootstrapError::Read { path, source })?;
+    Ok(idmap::parse_proc_map(&text))
+}
+
+/// Every id of this namespace, as it is.
+fn all_ids() -> Result<(Vec<IdRange>, Vec<IdRange>), BootstrapError> {
+    let same = |path| {
+        let ranges = proc_map(path)?.into_iter();
+        Ok(ranges.map(|range| IdRange { outside: range.inside, ..range }).collect())
     };
-    Ok(Privilege::Rootless { uid_map: map("/proc/self/uid_map")?, gid_map: map("/proc/self/gid_map")? })
+    Ok((same("/proc/self/uid_map")?, same("/proc/self/gid_map")?))
 }
 
 /// The maps this user is entitled to.
@@ -218,12 +401,14 @@ struct Helper {
 }
 
 impl Helper {
-    fn spawn(uid_map: &[IdRange], gid_map: &[IdRange]) -> Result<Helper, BootstrapError> {
+    /// With `directly` it writes the maps itself, which takes CAP_SETUID and CAP_SETGID, and else runs the setuid tools.
+    fn spawn(uid_map: &[IdRange], gid_map: &[IdRange], directly: bool) -> Result<Helper, BootstrapError> {
         let spawn = || {
             let (ours, theirs) =
                 rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             let process = Command::new("/proc/self/exe")
                 .arg0(IDMAP_MARKER)
+                .arg(if directly { "directly" } else { "tools" })
                 .arg(std::process::id().to_string())
                 .arg(idmap::describe(uid_map))
                 .arg(idmap::describe(gid_map))
@@ -288,15 +473,29 @@ pub(crate) fn helper_main() -> i32 {
     if !matches!(rustix::io::read(rustix::stdio::stdin(), &mut go), Ok(1)) {
         return 1;
     }
-    let answer = run_tools();
+    let mut args = std::env::args().skip(1);
+    let answer = match args.next().as_deref() {
+        Some("directly") => write_maps(args),
+        _ => run_tools(args),
+    };
     match rustix::io::write(rustix::stdio::stdin(), answer.as_bytes()) {
         Ok(_) => 0,
         Err(_) => 1,
     }
 }
 
-fn run_tools() -> String {
-    let mut args = std::env::args().skip(1);
+fn write_maps(mut args: impl Iterator<Item = String>) -> String {
+    let Some(pid) = args.next() else { return String::new() };
+    for ((tool, file), map) in TOOLS.into_iter().zip(["uid_map", "gid_map"]).zip(args) {
+        let lines: Vec<String> = map.split(',').map(|range| range.replace(['=', ':'], " ")).collect();
+        if let Err(error) = std::fs::write(format!("/proc/{pid}/{file}"), lines.join("\n")) {
+            return format!("refused {tool} {error}");
+        }
+    }
+    "ok".to_owned()
+}
+
+fn run_tools(mut args: impl Iterator<Item = String>) -> String {
     let Some(pid) = args.next() else { return String::new() };
     for (tool, map) in TOOLS.into_iter().zip(args) {
         // `0=1000:1,1=100000:65536` to `0 1000 1 1 100000 65536`.

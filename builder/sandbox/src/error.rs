@@ -55,11 +55,16 @@ setup_steps! {
     Seccomp = "load the system call filter",
     Cgroup = "join the step's control group",
     Rlimit = "set a resource limit",
+    Ledger = "keep the ledger of owners",
     BoundingSet = "drop capabilities from the bounding set",
     Groups = "set supplementary groups",
     Gid = "set the group id",
     Uid = "set the user id",
     Capabilities = "set capabilities",
+    NoNewPrivs = "give up new privileges",
+    Subreaper = "become the reaper of the step",
+    Chroot = "change the root directory",
+    Landlock = "confine the step with Landlock",
     CloseFds = "close inherited descriptors",
     WorkingDirectory = "enter the working directory",
     Exec = "execute the command",
@@ -90,6 +95,12 @@ pub enum StepError {
     NoSeccompTable {
         /// Architecture this program was built for.
         arch: &'static str,
+    },
+    /// Something that takes a namespace or a mount, on the rung without.
+    #[error("{what} is not possible with isolation `chroot`")]
+    NotInChroot {
+        /// What was asked for.
+        what: &'static str,
     },
     /// A mount point could not be created in the root file system.
     #[error("create mount point `{path}` in the root file system")]

@@ -56,6 +56,13 @@ pub(crate) fn parse_proc_map(text: &str) -> Vec<IdRange> {
     text.lines().filter_map(parse_line).collect()
 }
 
+/// Whether this process lives in a user namespace with one user.
+pub(crate) fn is_single_id() -> bool {
+    // Unreadable means no /proc, and then nothing else works either.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    matches!(parse_proc_map(&map)[..], [IdRange { count: 1, .. }])
+}
+
 /// A map as one word: `0=1000:1,1=100000:65536`.
 pub(crate) fn describe(map: &[IdRange]) -> String {
     let ranges: Vec<String> =

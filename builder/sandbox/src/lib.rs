@@ -11,10 +11,13 @@
 //!
 //! What a step gets: namespaces for mounts, pids, ipc, host name, cgroups and (unless it shares the host's) network; the
 //! 14 default capabilities for root and none for others; a default-deny system call filter; masked `/proc` and `/sys`; a
-//! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker.
+//! minimal `/dev`; nothing inherited. `no_new_privs` stays off so that setuid programs of the image work, as with docker; it is
+//! set where that cannot be: with one id, and in a chroot. What a host that gives less can do is in [`ladder`]; a step where
+//! nothing can be mounted is [`run_step_in_copy`].
 
 mod bootstrap;
 mod idmap;
+pub mod ladder;
 mod probe;
 
 mod error;
@@ -22,6 +25,7 @@ mod overlay;
 pub mod passwd;
 mod spec;
 
+mod chroot;
 mod parent;
 mod spawner;
 mod watched;
@@ -38,13 +42,15 @@ mod sys;
 mod wire;
 
 pub use bootstrap::{BootstrapError, Privilege, bootstrap};
+pub use chroot::run_step_in_copy;
 pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
+pub use ladder::{Isolation, Rung};
 pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
-pub use parent::{Teardown, run_step, run_step_to_exit};
-pub use probe::{ProbeResult, probe};
-pub use spec::{Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream};
+pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
+pub use probe::{ProbeResult, probe_rung};
+pub use spec::{Console, Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
 ///
@@ -53,6 +59,9 @@ pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
     if name == self_copy::SPAWNER_MARKER {
         std::process::exit(child::spawner_main());
+    }
+    if name == self_copy::CHROOT_MARKER {
+        std::process::exit(child::keeper_main());
     }
     if name == self_copy::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());
@@ -69,8 +78,8 @@ pub fn dispatch() {
 ///
 /// Decides between `trusted.*` and `user.*` overlay attributes and between making and binding devices.
 pub fn in_user_namespace() -> bool {
-    // The first namespace maps every id to itself. Unreadable means no /proc, and then nothing else works either. Asked anew
-    // each time: `bootstrap` changes the answer.
-    std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+    // The kernel gives the first one a fixed inode number. Its map would not tell: root may map every id to itself in another.
+    // Unreadable means no /proc, and then nothing else works either. Asked anew each time: `enter` changes the answer.
+    const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != FIRST_USER_NAMESPACE)
 }

@@ -159,7 +159,7 @@ fn walk(
     path: &str,
     kind: Kind,
     mut record: Option<&mut Vec<Made>>,
-) -> Result<(), Errno> {
+) -> Result<Option<(OwnedFd, CString)>, Errno> {
     let mut pending: VecDeque<Vec<u8>> = components(path.as_bytes()).collect();
     // The directories from the root down to where we are; «..» pops, and stops at the root.
     let mut stack = vec![open_dir(root, c".")?];
@@ -199,8 +199,78 @@ fn walk(
             FileType::Directory if wanted == Kind::Directory => stack.push(open_dir(here, &name)?),
             FileType::Directory => return Err(Errno::ISDIR),
             _ if wanted == Kind::Directory => return Err(Errno::NOTDIR),
-            // Any other existing file can be mounted over.
-            _ => {}
+            // Any other existing file can be mounted over: it is the last component.
+            _ => return Ok(Some((open_dir(here, c".")?, name))),
+        }
+    }
+    Ok(None)
+}
+
+/// The directory and the name that `path` of the step leads to, symlinks followed; what is there is no directory, and is
+/// made, an empty file, where nothing is.
+pub(crate) fn place_of(root: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, CString), Errno> {
+    // A name that is about to be made.
+    if let Some((dir, name)) = path.rsplit_once('/')
+        && let Ok(Some(found)) = parent_of(root, dir, name)
+    {
+        return Ok(found);
+    }
+    walk(root, path, Kind::File, None)?.ok_or(Errno::ISDIR)
+}
+
+/// The directory of a name that does not exist, or is no link: then there is nothing to follow.
+fn parent_of(root: BorrowedFd<'_>, dir: &str, name: &str) -> Result<Option<(OwnedFd, CString)>, Errno> {
+    let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = if dir.is_empty() { "." } else { dir };
+    let dir = rustix::fs::openat2(root, dir, flags, Mode::empty(), resolve)?;
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    let is_link = match rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Symlink,
+        Err(Errno::NOENT) => false,
+        Err(errno) => return Err(errno),
+    };
+    Ok((!is_link).then_some((dir, name)))
+}
+
+/// Times of a directory, to be set again.
+pub(crate) fn times_of(dir: BorrowedFd<'_>) -> Result<Timestamps, Errno> {
+    let (last_access, last_modification) = times(dir)?;
+    Ok(Timestamps { last_access, last_modification })
+}
+
+/// Removes whatever has this name, with all below it, following nothing.
+pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(errno) => return Err(errno),
+    }
+    // A stack of our own: what a step made may be deeper than ours.
+    let mut stack = vec![(name.clone(), open_dir(dir, name)?)];
+    while let Some((_, here)) = stack.last() {
+        let mut below = None;
+        for entry in rustix::fs::Dir::read_from(here)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    below = Some((name.to_owned(), open_dir(here.as_fd(), name)?));
+                    break;
+                }
+                other => other?,
+            }
+        }
+        match below {
+            Some(below) => stack.push(below),
+            None => {
+                let Some((name, _)) = stack.pop() else { break };
+                let parent = stack.last().map_or(dir, |(_, parent)| parent.as_fd());
+                rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)?;
+            }
         }
     }
     Ok(())

@@ -1,14 +1,19 @@
 //! The builder's side of a step: resolve, spawn, stream, kill, clean up.
 
+use crate::child::ledger;
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::{Kind, MountPoints};
-use crate::spec::{Exit, MountSource, Network, StepMount, StepSpec, Stream};
-use crate::wire::{ChildSpec, Flavour, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
+use crate::spec::{Console, Exit, MountSource, Network, StepMount, StepSpec, Stream};
+use crate::wire::{
+    ChildSpec, Flavour, Inode, Malformed, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report,
+    SPEC_SIZE_BYTES_MAX,
+};
 use crate::{channel, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -16,6 +21,8 @@ use step_mounts::Tree;
 
 mod step_mounts;
 
+/// Owners kept of one step's links and pipes: as many as it may have files.
+const OWNERS_MAX: usize = 1 << 20;
 /// Bytes read from an output pipe at once: what a pipe holds.
 const CHUNK_SIZE_BYTES: usize = 64 << 10;
 
@@ -31,7 +38,18 @@ pub fn run_step(
     cancel: BorrowedFd<'_>,
     on_output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<Exit, StepError> {
-    run_step_to_exit(spec, root, cancel, on_output).map(|(exit, _teardown)| exit)
+    run_step_to_exit(spec, root, cancel, on_output).map(|ended| ended.exit)
+}
+
+/// A step whose command has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub exit: Exit,
+    /// Its mounts, going away.
+    pub teardown: Teardown,
+    /// Owners of what it left, where one id is mapped and files cannot have them.
+    pub ownership: Ownership,
 }
 
 /// As [`run_step`], without waiting for the kernel to take the step's mounts down.
@@ -43,7 +61,7 @@ pub fn run_step_to_exit(
     root: BorrowedFd<'_>,
     cancel: BorrowedFd<'_>,
     on_output: &mut dyn FnMut(Stream, &[u8]),
-) -> Result<(Exit, Teardown), StepError> {
+) -> Result<Ended, StepError> {
     check(spec)?;
     if seccomp::Arch::native().is_none() {
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
@@ -66,15 +84,49 @@ pub fn run_step_to_exit(
     let attached: Vec<BorrowedFd<'_>> = spec
         .cgroups
         .iter()
-        .map(AsFd::as_fd)
+        .map(|fd| fd.as_fd())
         .chain(trees.iter().map(Tree::as_fd))
-        .chain(spec.held.iter().map(AsFd::as_fd))
+        .chain(spec.held.iter().map(|fd| fd.as_fd()))
         .collect();
-    let outcome =
-        Running::start(kind, &child_spec, root, &attached).and_then(|running| running.run(cancel, on_output));
+    let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root, &attached)
+        .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
-    let (end, teardown) = outcome?;
-    Ok((end.into_result(spec)?, teardown))
+    let (end, teardown, given) = outcome?;
+    let ownership = Ownership { user: (child_spec.uid, child_spec.gid), given };
+    Ok(Ended { exit: end.into_result(spec)?, teardown, ownership })
+}
+
+/// Owners given to what cannot carry them.
+type Given = HashMap<Inode, (u32, u32)>;
+
+/// Owners that files of a step cannot have themselves: see [`ladder`](crate::ladder), rung `single`.
+#[derive(Debug, Default)]
+pub struct Ownership {
+    /// User and group of the step, whose what it made is.
+    pub user: (u32, u32),
+    given: Given,
+}
+
+impl Ownership {
+    /// The owner that the step gave what is at `path` in its root, a symbolic link or something else that cannot carry a
+    /// note; `None` if it gave none. `root` is the mount the step ran on.
+    pub fn given(&self, root: BorrowedFd<'_>, path: &[u8]) -> Option<(u32, u32)> {
+        use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+        if self.given.is_empty() {
+            return None;
+        }
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&b"."[..], path),
+        };
+        // The path is where the layer's directory has it, which has no links in it.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let dir =
+            rustix::fs::openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(&dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted).ok()?;
+        self.given.get(&ledger::inode(&stat)).copied()
+    }
 }
 
 /// A step's mounts, going away. Dropping it waits until they are gone, which takes less than a millisecond.
@@ -103,7 +155,7 @@ impl Drop for Teardown {
     }
 }
 
-fn check(spec: &StepSpec) -> Result<(), SpecError> {
+pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
     let no_nul = |what, text: &str| if text.contains('\0') { Err(SpecError::Nul { what }) } else { Ok(()) };
     if spec.argv.is_empty() {
         return Err(SpecError::EmptyArgv);
@@ -141,11 +193,15 @@ fn check(spec: &StepSpec) -> Result<(), SpecError> {
     if let Some((script, _)) = &spec.script {
         path("the script's path", script)?;
     }
+    for (file, _) in &spec.files {
+        path("a file's path", file)?;
+    }
     let size = spec.argv.iter().map(String::len).sum::<usize>()
         + spec.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
         + spec.cwd.len()
         + spec.hosts.len()
         + spec.resolv_conf.len()
+        + spec.files.iter().map(|(path, content)| path.len() + content.len()).sum::<usize>()
         + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len())
         + spec.mounts.iter().map(|mount| mount.target.len() + mounted(mount)).sum::<usize>();
     // Room for lengths, groups and the filter.
@@ -153,7 +209,7 @@ fn check(spec: &StepSpec) -> Result<(), SpecError> {
     if size.saturating_add(overhead) > SPEC_SIZE_BYTES_MAX { Err(SpecError::TooLarge) } else { Ok(()) }
 }
 
-fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError> {
+pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError> {
     let user = crate::passwd::resolve_user_in(root, &spec.user)?;
     let mut env = spec.env.clone();
     for (name, value) in [("HOME", &user.home), ("HOSTNAME", &spec.hostname)] {
@@ -165,6 +221,7 @@ fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError
         ("/etc/hosts".to_owned(), 0o644, spec.hosts.clone()),
         ("/etc/resolv.conf".to_owned(), 0o644, spec.resolv_conf.clone()),
     ];
+    files.extend(spec.files.iter().map(|(path, content)| (path.clone(), 0o644, content.clone())));
     if let Some((path, content)) = &spec.script {
         files.push((path.clone(), 0o755, content.clone()));
     }
@@ -176,6 +233,7 @@ fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         cwd: spec.cwd.clone(),
         hostname: spec.hostname.clone(),
+        has_console: spec.console.is_some(),
         files,
         mounts: Vec::new(),
         rlimits: spec
@@ -192,13 +250,13 @@ fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
 }
 
 /// How a step came to its end.
-struct End {
+pub(crate) struct End {
     was_cancelled: bool,
     report: Option<Report>,
 }
 
 impl End {
-    fn into_result(self, spec: &StepSpec) -> Result<Exit, StepError> {
+    pub(crate) fn into_result(self, spec: &StepSpec) -> Result<Exit, StepError> {
         match self.report {
             // A step that ended by itself before the cancellation reached it has its own result.
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
@@ -215,19 +273,41 @@ impl End {
             Some(Report::Failed { step, errno, detail }) => {
                 Err(StepError::Setup { step, detail, source: io::Error::from_raw_os_error(errno) })
             }
-            Some(Report::Started) | None => Err(StepError::Died),
+            Some(Report::Started | Report::Owner { .. }) | None => Err(StepError::Died),
         }
     }
 }
 
+/// How a step is stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Everything is in init's pid namespace and goes with it.
+    KillInit,
+    /// Whoever keeps the step kills it, one by one.
+    CloseSocket,
+}
+
+/// One of a step's output streams: our end, if it is ours to read, and the step's.
+fn output(console: Option<&Console>) -> Result<(Option<OwnedFd>, OwnedFd), StepError> {
+    if let Some(Console(terminal)) = console {
+        let theirs = rustix::io::fcntl_dupfd_cloexec(terminal, 3).map_err(parent("pass the terminal on"))?;
+        return Ok((None, theirs));
+    }
+    let (ours, theirs) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"))?;
+    Ok((Some(ours), theirs))
+}
+
 /// A started step. Dropping it kills everything and waits.
-struct Running {
+pub(crate) struct Running {
     socket: OwnedFd,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     teardown: Teardown,
+    stop: Stop,
     reports: Vec<u8>,
     report: Option<Report>,
+    given: Given,
 }
 
 impl Running {
@@ -235,20 +315,23 @@ impl Running {
     fn start(
         kind: spawner::Kind,
         spec: &ChildSpec,
+        console: Option<&Console>,
         root: BorrowedFd<'_>,
         attached: &[BorrowedFd<'_>],
     ) -> Result<Running, StepError> {
         let clone = Tree::of(root).map_err(parent("clone the root mount"))?;
         let root = clone.as_fd();
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
-        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let (stdout, their_stdout) = output(console)?;
+        let (stderr, their_stderr) = output(console)?;
         let mut running = Running {
             socket: spawner::take(&kind)?,
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdout,
+            stderr,
             teardown: Teardown { init: None },
+            stop: Stop::KillInit,
             reports: Vec::new(),
             report: None,
+            given: HashMap::new(),
         };
         // With its first report init can be killed by its descriptor.
         if !running.receive_report()? {
@@ -256,18 +339,53 @@ impl Running {
             running.socket = spawner::take(&kind)?;
             running.receive_report()?;
         }
+        running.send(spec, root, their_stdout, their_stderr, attached)?;
+        spawner::stock(&kind);
+        Ok(running)
+    }
+
+    /// A step whose keeper is at the other end of `socket`: it kills the step when the socket is closed.
+    pub(crate) fn take_over(
+        socket: OwnedFd,
+        spec: &ChildSpec,
+        root: BorrowedFd<'_>,
+    ) -> Result<Running, StepError> {
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(parent("create an output pipe"));
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
+        let mut running = Running {
+            socket,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            teardown: Teardown { init: None },
+            stop: Stop::CloseSocket,
+            reports: Vec::new(),
+            report: None,
+            given: HashMap::new(),
+        };
+        running.receive_report()?;
+        running.send(spec, root, their_stdout, their_stderr, &[])?;
+        Ok(running)
+    }
+
+    /// Sends the step to its init; the ends of the pipes go with it.
+    fn send(
+        &self,
+        spec: &ChildSpec,
+        root: BorrowedFd<'_>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        attached: &[BorrowedFd<'_>],
+    ) -> Result<(), StepError> {
         let encoded = spec.encode();
-        let fds = [&[root, their_stdout.as_fd(), their_stderr.as_fd()], attached].concat();
-        let socket = running.socket.as_fd();
+        let fds = [&[root, stdout.as_fd(), stderr.as_fd()], attached].concat();
+        let socket = self.socket.as_fd();
         let sent = channel::send_with_fds(socket, &(encoded.len() as u64).to_le_bytes(), &fds)
             .and_then(|()| channel::send_all(socket, &encoded));
         match sent {
             // An init that failed before it read everything has reported why.
-            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
-            Err(errno) => return Err(parent("send the step to its process")(errno)),
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(errno) => Err(parent("send the step to its process")(errno)),
         }
-        spawner::stock(&kind);
-        Ok(running)
     }
 
     /// Reads what is there; `false` at the end of the conversation: init has said that all is over, or is gone.
@@ -287,6 +405,13 @@ impl Running {
         };
         let mut is_over = count == 0;
         while let Some(report) = Report::take_from(&mut self.reports).map_err(malformed)? {
+            if let Report::Owner { inode, uid, gid } = report {
+                if self.given.len() == OWNERS_MAX {
+                    return Err(malformed(Malformed));
+                }
+                self.given.insert(inode, (uid, gid));
+                continue;
+            }
             is_over |= matches!(report, Report::Exited(_) | Report::Signaled(_));
             if self.report.is_none() && report != Report::Started {
                 self.report = Some(report);
@@ -295,11 +420,11 @@ impl Running {
         Ok(!is_over)
     }
 
-    fn run(
+    pub(crate) fn run(
         mut self,
         cancel: BorrowedFd<'_>,
         on_output: &mut dyn FnMut(Stream, &[u8]),
-    ) -> Result<(End, Teardown), StepError> {
+    ) -> Result<(End, Teardown, Given), StepError> {
         let mut was_cancelled = false;
         let mut is_talking = true;
         let mut buffer = vec![0; CHUNK_SIZE_BYTES];
@@ -333,7 +458,8 @@ impl Running {
             }
         }
         let end = End { was_cancelled, report: self.report.take() };
-        Ok((end, Teardown { init: self.teardown.init.take() }))
+        let given = std::mem::take(&mut self.given);
+        Ok((end, Teardown { init: self.teardown.init.take() }, given))
     }
 
     fn wait_for_input(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Ready, StepError> {
@@ -353,9 +479,12 @@ impl Running {
         Ok(Ready { stdout: next(stdout), stderr: next(stderr), socket: next(socket), cancel: next(cancel) })
     }
 
-    /// Kills init, and with it everything in its namespace.
+    /// Kills init, and with it everything in its namespace, or tells the keeper to.
     fn kill(&mut self) {
-        if let Some(init) = &self.teardown.init {
+        if self.stop == Stop::CloseSocket {
+            // Closed already is as good. What the keeper reports still arrives.
+            let _closed = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+        } else if let Some(init) = &self.teardown.init {
             // Gone already is as good as killed.
             let _gone = rustix::process::pidfd_send_signal(init, Signal::KILL);
         }

@@ -1,20 +1,22 @@
-//! What this host allows, found by doing: for `rbuild doctor`.
+//! What this host allows, found by doing: for the choice of a rung and for `rbuild doctor`.
 //!
-//! A child of our own goes the whole way a build goes: enters the namespaces, mounts an overlay, sets steps up in an empty
-//! root. The step's command does not exist, so «not found» is success: everything before exec worked.
+//! A child of our own goes the whole way a build goes on a rung: enters the namespaces, mounts an overlay, sets steps up in
+//! an empty root. The step's command does not exist, so «not found» is success: everything before exec worked.
 
-use crate::bootstrap::{self, Privilege};
 use crate::error::{SetupStep, StepError};
+use crate::ladder::{self, Isolation, Rung};
 use crate::network::UserNetwork;
 use crate::self_copy::PROBE_MARKER;
 use crate::spec::{Network, StepSpec};
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+/// Last argument of the probing process.
+const WITH_NETWORK: &str = "network";
 const RESULTS_SIZE_BYTES_MAX: u64 = 64 << 10;
 
 /// One thing a build needs, and whether it works here.
@@ -24,24 +26,35 @@ pub struct ProbeResult {
     pub name: String,
     /// Whether it worked.
     pub ok: bool,
+    /// Whether this was a whole step: when one works, steps can be run.
+    pub is_step: bool,
     /// How it went, on one line.
     pub detail: String,
     /// What to do, when it did not work and something is known.
     pub remedy: Option<String>,
 }
 
-/// Tries everything a build needs, with scratch directories below `work_dir` (where the store is, or would be).
+/// Tries everything a build needs on a rung, with scratch directories below `work_dir` (where the store is, or would be).
 ///
-/// Call it before [`bootstrap`](fn@crate::bootstrap), so that the way in is tried as well; a separate process does the
+/// Call it before [`enter`](crate::ladder::enter), so that the way in is tried as well; a separate process does the
 /// trying. Blocks for some ten milliseconds. Results are in the order of a build; after a failure what depends on it is
-/// left out.
-pub fn probe(work_dir: &Path) -> Vec<ProbeResult> {
+/// left out. `with_network` also tries to give steps a network of their own, which takes longer and which steps can do
+/// without.
+pub fn probe_rung(isolation: Isolation, work_dir: &Path, with_network: bool) -> Vec<ProbeResult> {
     let failed = |detail: String| {
-        vec![ProbeResult { name: "probe process".to_owned(), ok: false, detail, remedy: None }]
+        vec![ProbeResult {
+            name: "probe process".to_owned(),
+            ok: false,
+            is_step: false,
+            detail,
+            remedy: Some("make sure /proc is mounted".to_owned()),
+        }]
     };
     let child = Command::new("/proc/self/exe")
         .arg0(PROBE_MARKER)
+        .arg(isolation.to_string())
         .arg(work_dir)
+        .args(with_network.then_some(WITH_NETWORK))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -59,13 +72,14 @@ pub fn probe(work_dir: &Path) -> Vec<ProbeResult> {
     }
 }
 
-/// Four tab-separated fields a line.
+/// Five tab-separated fields a line.
 fn parse(text: &str) -> Vec<ProbeResult> {
     let parse_line = |line: &str| {
         let mut fields = line.split('\t');
-        let (name, ok, detail) = (fields.next()?, fields.next()? == "ok", fields.next()?);
+        let (kind, name) = (fields.next()?, fields.next()?.to_owned());
+        let (ok, detail) = (fields.next()? == "ok", fields.next()?.to_owned());
         let remedy = fields.next().filter(|remedy| !remedy.is_empty()).map(str::to_owned);
-        Some(ProbeResult { name: name.to_owned(), ok, detail: detail.to_owned(), remedy })
+        Some(ProbeResult { name, ok, is_step: kind == "step", detail, remedy })
     };
     text.lines().filter_map(parse_line).collect()
 }
@@ -73,17 +87,21 @@ fn parse(text: &str) -> Vec<ProbeResult> {
 fn print(results: &[ProbeResult]) -> String {
     let one_line = |text: &str| text.replace(['\t', '\n', '\r'], " ");
     let print_line = |result: &ProbeResult| {
+        let kind = if result.is_step { "step" } else { "part" };
         let ok = if result.ok { "ok" } else { "fails" };
         let remedy = result.remedy.as_deref().unwrap_or("");
-        format!("{}\t{ok}\t{}\t{}\n", result.name, one_line(&result.detail), one_line(remedy))
+        format!("{kind}\t{}\t{ok}\t{}\t{}\n", result.name, one_line(&result.detail), one_line(remedy))
     };
     results.iter().map(print_line).collect()
 }
 
 /// The body of the probing process.
 pub(crate) fn probe_main() -> i32 {
-    let Some(work_dir) = std::env::args_os().nth(1).map(PathBuf::from) else { return 1 };
-    let results = try_everything(&work_dir);
+    let mut args = std::env::args_os().skip(1);
+    let isolation = args.next().and_then(|text| Isolation::parse(text.to_str()?));
+    let (Some(isolation), Some(work_dir)) = (isolation, args.next().map(PathBuf::from)) else { return 1 };
+    let with_network = args.next().is_some_and(|arg| arg == WITH_NETWORK);
+    let results = try_everything(isolation, &work_dir, with_network);
     match std::io::stdout().write_all(print(&results).as_bytes()) {
         Ok(()) => 0,
         Err(_) => 1,
@@ -91,7 +109,7 @@ pub(crate) fn probe_main() -> i32 {
 }
 
 fn ok(name: &str, detail: impl Into<String>) -> ProbeResult {
-    ProbeResult { name: name.to_owned(), ok: true, detail: detail.into(), remedy: None }
+    ProbeResult { name: name.to_owned(), ok: true, is_step: false, detail: detail.into(), remedy: None }
 }
 
 fn fails(name: &str, error: &dyn std::error::Error, remedy: Option<String>) -> ProbeResult {
@@ -101,22 +119,19 @@ fn fails(name: &str, error: &dyn std::error::Error, remedy: Option<String>) -> P
         detail = format!("{detail}: {error}");
         cause = error.source();
     }
-    ProbeResult { name: name.to_owned(), ok: false, detail, remedy }
+    ProbeResult { name: name.to_owned(), ok: false, is_step: false, detail, remedy }
 }
 
-fn try_everything(work_dir: &Path) -> Vec<ProbeResult> {
+fn try_everything(isolation: Isolation, work_dir: &Path, with_network: bool) -> Vec<ProbeResult> {
     let mut results = Vec::new();
-    let privilege = match bootstrap::bootstrap() {
+    let privilege = match ladder::enter(isolation) {
         Ok(privilege) => privilege,
         Err(error) => {
-            results.push(fails("user namespace", &error, Some(error.remedy())));
+            results.push(fails("privileges", &error, Some(error.remedy())));
             return results;
         }
     };
-    results.push(match &privilege {
-        Privilege::Root => ok("user namespace", "not needed: running as root"),
-        Privilege::Rootless { .. } => ok("user namespace", privilege.describe()),
-    });
+    results.push(ok("privileges", privilege.describe()));
     let scratch = work_dir.join(format!("probe-{}", std::process::id()));
     let dirs = ["lower", "upper", "work", "root"].map(|name| scratch.join(name));
     if let Err(error) = dirs.iter().try_for_each(std::fs::create_dir_all) {
@@ -125,8 +140,15 @@ fn try_everything(work_dir: &Path) -> Vec<ProbeResult> {
     } else {
         results.push(ok("work directory", work_dir.display().to_string()));
         let [lower, upper, work, root] = &dirs;
-        results.push(try_overlay(lower, upper, work));
-        results.extend(try_step(root));
+        match privilege.rung() {
+            Rung::Root | Rung::Rootless | Rung::Single => {
+                results.push(try_overlay(lower, upper, work));
+                results.extend(try_step(root));
+                results.extend(with_network.then(|| try_network(root)));
+            }
+            Rung::Chroot => results.extend(try_chroot(root, work, isolation == Isolation::ForcedChroot)),
+            Rung::NoRun => {}
+        }
     }
     if let Err(error) = std::fs::remove_dir_all(&scratch) {
         results.push(fails("clean-up", &error, None));
@@ -190,7 +212,7 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
                 if is_alone {
                     results.extend(PARTS.iter().map(|(name, _)| ok(name, "works")));
                 }
-                results.push(ok(label, "set up completely"));
+                results.push(ProbeResult { is_step: true, ..ok(label, "set up completely") });
                 continue;
             }
             Err(error) => error,
@@ -201,10 +223,34 @@ fn try_step(root: &Path) -> Vec<ProbeResult> {
         {
             results.push(fails(name, &error, remedy(*step)));
         }
-        results.push(fails(label, &error, None));
+        results.push(ProbeResult { is_step: true, ..fails(label, &error, None) });
     }
-    results.push(try_network(root));
     results
+}
+
+fn try_chroot(root: &Path, aside: &Path, forced: bool) -> Option<ProbeResult> {
+    let name = "step in a chroot";
+    let dirs = [root, aside].map(std::fs::File::open);
+    let (Ok(root), Ok(aside)) = (&dirs[0], &dirs[1]) else { return None };
+    let mut spec = StepSpec::new(vec!["probe-command-that-is-not-there".to_owned()]);
+    spec.network = Network::Host;
+    let result = no_cancel().and_then(|(cancel, _never)| {
+        let fds = (root.as_fd(), aside.as_fd(), cancel.as_fd());
+        crate::run_step_in_copy(&spec, fds.0, fds.1, forced, fds.2, &mut |_, _| {})
+    });
+    Some(match result {
+        Ok(_) | Err(StepError::CommandNotFound { .. }) => {
+            ProbeResult { is_step: true, ..ok(name, "set up completely") }
+        }
+        Err(error) => ProbeResult {
+            is_step: true,
+            ..fails(name, &error, Some("start the container with docker's default capabilities".to_owned()))
+        },
+    })
+}
+
+fn no_cancel() -> Result<(OwnedFd, OwnedFd), StepError> {
+    rustix::pipe::pipe().map_err(|e| StepError::Parent { action: "create a pipe", source: e.into() })
 }
 
 /// Without it steps share the host's network.
@@ -239,8 +285,7 @@ fn remedy(step: SetupStep) -> Option<String> {
 fn set_up_step(root: &Path, network: Network) -> Result<(), StepError> {
     let io_error = |action| move |source| StepError::Parent { action, source };
     let root = std::fs::File::open(root).map_err(io_error("open the probe's root"))?;
-    let (cancel, _never) =
-        rustix::pipe::pipe().map_err(|e| StepError::Parent { action: "create a pipe", source: e.into() })?;
+    let (cancel, _never) = no_cancel()?;
     let mut spec = StepSpec::new(vec!["probe-command-that-is-not-there".to_owned()]);
     spec.network = network;
     match crate::run_step(&spec, root.as_fd(), cancel.as_fd(), &mut |_, _| {}) {

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// `argv[0]` of the spawner. Nothing in an image can start us under this name: the program is not in there.
 pub(crate) const SPAWNER_MARKER: &str = "rbuild-sandbox-spawner";
 
+/// `argv[0]` of the process that keeps a step in a chroot.
+pub(crate) const CHROOT_MARKER: &str = "rbuild-sandbox-chroot";
 /// `argv[0]` of the helper that maps ids.
 pub(crate) const IDMAP_MARKER: &str = "rbuild-sandbox-idmap";
 /// `argv[0]` of the process that holds the network of a build's steps.

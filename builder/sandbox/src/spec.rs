@@ -18,7 +18,7 @@ pub enum Network {
 }
 
 /// Something mounted for the step only: no trace of it is in the layer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StepMount {
     /// Absolute path in the root. Made for the step when it is missing; symlinks on the way are followed inside the root.
     pub target: String,
@@ -29,12 +29,12 @@ pub struct StepMount {
 }
 
 /// What is mounted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum MountSource {
     /// A directory or file, or something in a directory or detached mount.
     Tree {
         /// The directory, file or mount.
-        root: OwnedFd,
+        root: Arc<OwnedFd>,
         /// Path in it, resolved as if it were the root directory; empty for all of it.
         path: String,
     },
@@ -87,7 +87,7 @@ pub struct StepLimit {
 }
 
 /// One command to run in a root file system.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StepSpec {
     /// Program and arguments; a program without a slash is searched in the `PATH` of `env`.
     pub argv: Vec<String>,
@@ -106,6 +106,8 @@ pub struct StepSpec {
     pub hosts: Vec<u8>,
     /// Content of `/etc/resolv.conf` during the step; never part of the layer.
     pub resolv_conf: Vec<u8>,
+    /// More files shown read-only (path, content) with mode 0644 during the step; never part of the layer.
+    pub files: Vec<(String, Vec<u8>)>,
     /// A file shown read-only with mode 0755 at an absolute path during the step; never part of the layer.
     pub script: Option<(String, Vec<u8>)>,
     /// Size limit of `/dev/shm` in bytes.
@@ -115,12 +117,28 @@ pub struct StepSpec {
     /// Resource limits of the command.
     pub limits: Vec<StepLimit>,
     /// Open `cgroup.procs` files of the control groups that the command joins.
-    pub cgroups: Vec<OwnedFd>,
+    pub cgroups: Vec<Arc<OwnedFd>>,
     /// Kept open until nothing of the step is alive: locks.
-    pub held: Vec<OwnedFd>,
+    pub held: Vec<Arc<OwnedFd>>,
     /// Nothing is masked or filtered, and root has every capability there is here.
     pub insecure: bool,
+    /// A terminal that is the step's standard input, output and error, and its controlling one. Without it input is empty
+    /// and output goes to the caller.
+    pub console: Option<Console>,
 }
+
+/// The step's end of a pseudo-terminal. The caller keeps the other end.
+#[derive(Clone, Debug)]
+pub struct Console(pub Arc<OwnedFd>);
+
+/// Consoles are the same when they are one open file.
+impl PartialEq for Console {
+    fn eq(&self, other: &Console) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Console {}
 
 impl StepSpec {
     /// Host name of a step unless the build asks for another, as with BuildKit.
@@ -139,6 +157,7 @@ impl StepSpec {
             network: Network::None,
             hosts: Vec::new(),
             resolv_conf: Vec::new(),
+            files: Vec::new(),
             script: None,
             shm_size_bytes: StepSpec::DEFAULT_SHM_SIZE_BYTES,
             mounts: Vec::new(),
@@ -146,6 +165,7 @@ impl StepSpec {
             cgroups: Vec::new(),
             held: Vec::new(),
             insecure: false,
+            console: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Which side of a [`fork`] the caller is on.
 pub(crate) enum Fork {
@@ -107,6 +107,27 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) ->
 ///
 /// `program` holds classic BPF instructions in the kernel's `struct sock_filter` layout, native byte order.
 pub(crate) fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
+    // With TSYNC a positive result is the thread that could not follow.
+    if seccomp(program, libc::SECCOMP_FILTER_FLAG_TSYNC)? == 0 { Ok(()) } else { Err(Errno::BUSY) }
+}
+
+/// [`load_seccomp`] with the descriptor that the calls it reports are answered over (close-on-exec).
+pub(crate) fn load_seccomp_with_listener(program: &[u8]) -> Result<OwnedFd, Errno> {
+    // A signal does not take back a call that is being answered; since 5.19.
+    const WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
+    let flags = libc::SECCOMP_FILTER_FLAG_TSYNC
+        | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+        | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let fd = match seccomp(program, flags | WAIT_KILLABLE_RECV) {
+        Err(Errno::INVAL) => seccomp(program, flags),
+        other => other,
+    }?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: with NEW_LISTENER a non-negative result is a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn seccomp(program: &[u8], flags: libc::c_ulong) -> Result<libc::c_long, Errno> {
     let count = program.len() / size_of::<libc::sock_filter>();
     let mut filter = Vec::with_capacity(count);
     for raw in program.chunks_exact(size_of::<libc::sock_filter>()) {
@@ -122,16 +143,126 @@ pub(crate) fn load_seccomp(program: &[u8]) -> Result<(), Errno> {
     // rustix has no wrapper for this call.
     // SAFETY: `program` points to `len` initialised instructions that live until the call returns; the kernel copies and
     // verifies them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    check(result)
+}
+
+/// Takes the next reported call from a filter's listener; waits for one.
+pub(crate) fn receive_notification(listener: BorrowedFd<'_>) -> Result<libc::seccomp_notif, Errno> {
+    // SAFETY: a struct of integers, for which zero is a value; the kernel asks for it to be zeroed.
+    let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // rustix has no wrapper for this call.
+    // SAFETY: the request number carries the size of this struct, which the kernel fills and which outlives the call.
+    let result = unsafe {
+        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut notification)
+    };
+    check(result.into()).map(|_| notification)
+}
+
+/// Answers a reported call: it returns 0, or fails.
+pub(crate) fn answer_notification(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    answer: Result<(), Errno>,
+) -> Result<(), Errno> {
+    let error = answer.err().map_or(0, |errno| -errno.raw_os_error());
+    let mut response = libc::seccomp_notif_resp { id, val: 0, error, flags: 0 };
+    // rustix has no wrapper for this call.
+    // SAFETY: the request number carries the size of this struct, which is live and initialised.
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut response) };
+    check(result.into()).map(drop)
+}
+
+/// Whether the process behind a reported call still waits for the answer: until then its pid is its own.
+pub(crate) fn is_waiting(listener: BorrowedFd<'_>, id: u64) -> bool {
+    // rustix has no wrapper for this call.
+    // SAFETY: the request number carries the size of the id, which is live and initialised.
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id) };
+    result == 0
+}
+
+/// The newest version of Landlock this kernel knows.
+pub(crate) fn landlock_abi() -> Result<u32, Errno> {
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    // rustix has no wrapper for this call.
+    // SAFETY: with this flag the call takes no memory, and wants a null pointer of size zero.
     let result = unsafe {
         libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_TSYNC,
-            &raw const program,
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u64>(),
+            0usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
         )
     };
-    // With TSYNC a positive result is the thread that could not follow.
-    if check(result)? == 0 { Ok(()) } else { Err(Errno::BUSY) }
+    check(result).and_then(|abi| u32::try_from(abi).map_err(|_| Errno::OVERFLOW))
+}
+
+/// A new Landlock ruleset that denies `file_rights` everywhere (close-on-exec) and keeps `scopes` inside.
+pub(crate) fn landlock_ruleset(file_rights: u64, scopes: u64) -> Result<OwnedFd, Errno> {
+    // `struct landlock_ruleset_attr` as of version 6; older kernels take a longer one whose rest is zero.
+    let attr = [file_rights, 0, scopes];
+    // rustix has no wrapper for this call.
+    // SAFETY: `attr` is live and initialised, of the layout and size passed; the result is checked below.
+    let result =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attr.as_ptr(), size_of_val(&attr), 0u32) };
+    let fd = i32::try_from(check(result)?).map_err(|_| Errno::BADF)?;
+    // SAFETY: a non-negative result is a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives a ruleset rights over everything below a directory.
+pub(crate) fn landlock_allow_below(
+    ruleset: BorrowedFd<'_>,
+    dir: BorrowedFd<'_>,
+    rights: u64,
+) -> Result<(), Errno> {
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: i32,
+    }
+    const LANDLOCK_RULE_PATH_BENEATH: u32 = 1;
+    let rule = PathBeneath { allowed_access: rights, parent_fd: dir.as_raw_fd() };
+    // rustix has no wrapper for this call.
+    // SAFETY: both descriptors are open for their borrows, and `rule` is live, of the layout the kernel declares (packed).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            LANDLOCK_RULE_PATH_BENEATH,
+            &raw const rule,
+            0u32,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Puts the calling thread, the only one, under a ruleset; needs `no_new_privs`.
+pub(crate) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> Result<(), Errno> {
+    // rustix has no wrapper for this call.
+    // SAFETY: the descriptor is open for the borrow; no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) };
+    check(result).map(drop)
+}
+
+/// Blocks SIGCHLD and returns a descriptor that is readable when one came (close-on-exec, never blocks).
+pub(crate) fn child_signals() -> Result<OwnedFd, Errno> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // rustix has no signal sets.
+    // SAFETY: `sigemptyset` initialises the set it is given, which is live and writable.
+    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) }.into())?;
+    // SAFETY: the set was initialised above, and the signal's number is valid.
+    check(unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD) }.into())?;
+    // SAFETY: the set was initialised above; the old mask is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) }.into())?;
+    // SAFETY: -1 asks for a new descriptor; the set was initialised above.
+    let fd = unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    check(fd.into())?;
+    // SAFETY: a non-negative result is a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Gives one signal its default action, also the two the C library keeps for itself and hides.

@@ -45,6 +45,8 @@ pub(crate) struct ChildSpec {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: String,
     pub(crate) hostname: String,
+    /// Whether standard output is a terminal that is to be the controlling one, and standard input too.
+    pub(crate) has_console: bool,
     /// Files shown over those of the image: path, mode, content.
     pub(crate) files: Vec<(String, u32, Vec<u8>)>,
     /// What is mounted after that, in order.
@@ -86,6 +88,16 @@ pub(crate) enum Report {
     Exited(i32),
     /// The command was ended by a signal.
     Signaled(i32),
+    /// The step gave something to an owner that it cannot carry itself.
+    Owner { inode: Inode, uid: u32, gid: u32 },
+}
+
+/// One thing in the merged root, as long as it lives and after: a later thing of the same number was born later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inode {
+    pub(crate) number: u64,
+    /// Seconds and nanoseconds; zero where the file system does not say.
+    pub(crate) born: (i64, u32),
 }
 
 /// A message that does not decode.
@@ -208,6 +220,7 @@ impl ChildSpec {
         w.list(&self.env, |w, var| w.bytes(var.as_bytes()));
         w.bytes(self.cwd.as_bytes());
         w.bytes(self.hostname.as_bytes());
+        w.u32(self.has_console.into());
         w.list(&self.files, |w, (path, mode, content)| {
             w.bytes(path.as_bytes());
             w.u32(*mode);
@@ -233,6 +246,7 @@ impl ChildSpec {
             env: r.list(Reader::string)?,
             cwd: r.string()?,
             hostname: r.string()?,
+            has_console: r.u32()? != 0,
             files: r.list(|r| Ok((r.string()?, r.u32()?, r.bytes()?.to_vec())))?,
             mounts: r.list(WireMount::read)?,
             rlimits: r.list(|r| Ok((r.u32()?, r.optional()?, r.optional()?)))?,
@@ -301,6 +315,14 @@ impl Report {
                 w.u32(3);
                 w.u32(signal.cast_unsigned());
             }
+            Report::Owner { inode, uid, gid } => {
+                w.u32(4);
+                w.u64(inode.number);
+                w.u64(inode.born.0.cast_unsigned());
+                w.u32(inode.born.1);
+                w.u32(*uid);
+                w.u32(*gid);
+            }
         }
         let mut framed = Writer::default();
         framed.bytes(&w.0);
@@ -330,6 +352,10 @@ impl Report {
             }
             2 => Report::Exited(r.u32()?.cast_signed()),
             3 => Report::Signaled(r.u32()?.cast_signed()),
+            4 => {
+                let inode = Inode { number: r.u64()?, born: (r.u64()?.cast_signed(), r.u32()?) };
+                Report::Owner { inode, uid: r.u32()?, gid: r.u32()? }
+            }
             _ => return Err(Malformed),
         };
         r.end()?;

@@ -28,6 +28,10 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
 
+    /// Keep RUN steps apart like this: auto, root, rootless, single, chroot or norun [env: RBUILD_ISOLATION]
+    #[arg(long, global = true, value_name = "MODE", help_heading = "Global options")]
+    pub(crate) isolation: Option<String>,
+
     /// Show what is useful for debugging
     #[arg(short = 'D', long, global = true, help_heading = "Global options")]
     pub(crate) debug: bool,
@@ -61,7 +65,7 @@ pub(crate) enum CommandArgs {
     #[command(flatten)]
     Image(ImageCommandArgs),
     /// Check what this machine offers for building
-    Doctor,
+    Doctor(DoctorArgs),
     /// Show the version
     Version,
 }
@@ -142,6 +146,10 @@ pub(crate) struct BuildArgs {
     /// Run at most this many steps at once
     #[arg(long, value_name = "N", help_heading = "How to build")]
     pub(crate) jobs: Option<String>,
+    /// When a step fails: fail, or open a shell in it first
+    #[arg(long, value_name = "ACTION", default_value = "fail", hide_default_value = true,
+          value_parser = ["fail", "shell"], hide_possible_values = true, help_heading = "How to build")]
+    pub(crate) on_error: String,
     /// Use this Unix time for everything the build dates [env: SOURCE_DATE_EPOCH]
     #[arg(long, value_name = "SECONDS", help_heading = "How to build")]
     pub(crate) source_date_epoch: Option<String>,
@@ -182,6 +190,16 @@ pub(crate) struct BuildArgs {
           hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
           help_heading = "What to show")]
     pub(crate) quiet: bool,
+}
+
+/// Check what this machine offers for building
+///
+/// Tries the real steps of every way to isolate RUN, and names what is missing and one remedy for each gap.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub(crate) format: String,
 }
 
 /// Show the graph of a Dockerfile's steps without building

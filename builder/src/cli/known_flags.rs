@@ -60,7 +60,6 @@ const WITHOUT_EFFECT: &[(&str, Option<char>, Shape)] = &[
     ("cpuset-cpus", None, Shape::Value),
     ("cpuset-mems", None, Shape::Value),
     ("force-rm", None, Shape::Bool),
-    ("isolation", None, Shape::Value),
     ("memory", Some('m'), Shape::Value),
     ("memory-swap", None, Shape::Value),
     ("rm", None, Shape::Bool),

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
+use rbuild_sandbox::Isolation;
 
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
@@ -48,6 +49,8 @@ use image::{ImageCommandArgs, ImageGroupArgs};
 pub struct Invocation {
     /// Where the store is: `--root`, else `RBUILD_ROOT`; `None` leaves it to the default.
     pub root: Option<PathBuf>,
+    /// How RUN steps are kept apart: `--isolation`, else `RBUILD_ISOLATION`.
+    pub isolation: Isolation,
     /// Show more when something fails.
     pub debug: bool,
     /// What to do.
@@ -78,7 +81,10 @@ pub enum Command {
     /// Do something with images or credentials.
     Image(ImageCommand),
     /// Check this machine.
-    Doctor,
+    Doctor {
+        /// As JSON.
+        json: bool,
+    },
     /// Print the version.
     Version,
     /// Print this text to standard output and succeed.
@@ -148,7 +154,7 @@ where
             ) =>
         {
             let command = Command::Help(error.render().to_string());
-            return Ok(Invocation { root: None, debug: false, command });
+            return Ok(Invocation { root: None, isolation: Isolation::Auto, debug: false, command });
         }
         Err(error) => return Err(usage(Problem::Syntax(syntax_text(&error)))),
     };
@@ -156,7 +162,25 @@ where
     let sub = matches.subcommand().map(|(_, sub)| sub);
     let command = meaning(cli.command, sub, env).map_err(usage)?;
     let root = cli.root.or_else(|| env.var_os("RBUILD_ROOT").map(PathBuf::from));
-    Ok(Invocation { root: root.filter(|root| !root.as_os_str().is_empty()), debug: cli.debug, command })
+    Ok(Invocation {
+        root: root.filter(|root| !root.as_os_str().is_empty()),
+        isolation: parse_isolation(cli.isolation, env).map_err(usage)?,
+        debug: cli.debug,
+        command,
+    })
+}
+
+fn parse_isolation(typed: Option<String>, env: &Env) -> Result<Isolation, Problem> {
+    let (flag, value) = match (typed, env.non_empty("RBUILD_ISOLATION")) {
+        (Some(typed), _) => ("--isolation", typed),
+        (None, Some(value)) => ("the environment variable RBUILD_ISOLATION", value),
+        (None, None) => return Ok(Isolation::Auto),
+    };
+    Isolation::parse(&value).ok_or(Problem::Value {
+        flag,
+        value,
+        expected: "expected auto, root, rootless, single, chroot or norun".to_owned(),
+    })
 }
 
 fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> Result<Command, Problem> {
@@ -236,7 +260,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => Command::Cache(CacheRequest::from_args(args)),
-        CommandArgs::Doctor => Command::Doctor,
+        CommandArgs::Doctor(args) => Command::Doctor { json: args.format == "json" },
         CommandArgs::Version => Command::Version,
     })
 }
@@ -263,9 +287,9 @@ fn first_own_argument(arguments: &[OsString]) -> usize {
     let mut index = 1;
     while let Some(argument) = arguments.get(index) {
         match argument.to_str() {
-            Some("--root") => index += 2,
+            Some("--root" | "--isolation") => index += 2,
             Some("-D" | "--debug") => index += 1,
-            Some(text) if text.starts_with("--root=") => index += 1,
+            Some(text) if text.starts_with("--root=") || text.starts_with("--isolation=") => index += 1,
             _ => break,
         }
     }

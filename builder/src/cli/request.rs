@@ -59,6 +59,8 @@ pub struct BuildRequest {
     pub metadata_file: Option<PathBuf>,
     /// Unix time for everything the build dates, seconds.
     pub source_date_epoch: Option<i64>,
+    /// Open a shell in the first step that fails.
+    pub shell_on_error: bool,
     /// Steps at once; `None` leaves it to the builder.
     pub jobs: Option<NonZeroUsize>,
     /// Flags that were given and have no effect here, with their dashes.
@@ -206,6 +208,7 @@ impl BuildRequest {
             quiet: args.quiet,
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,
+            shell_on_error: args.on_error == "shell",
             jobs: args.jobs.as_deref().map(parse_jobs).transpose()?,
             tags,
             build_args,

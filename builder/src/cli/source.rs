@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use rbuild_oci::{Digest, Reference};
+use rbuild_frontend::remote::{GitSource, HttpSource, Remote, RemoteError, without_user};
+use rbuild_oci::{Digest, Platform, Reference};
 
 use super::error::Problem;
 
@@ -13,6 +14,10 @@ pub enum ContextArg {
     Local(PathBuf),
     /// Standard input: a tar, or a Dockerfile for an empty context.
     Stdin,
+    /// A git repository.
+    Git(GitSource),
+    /// An archive on a web server, or a Dockerfile with itself as context.
+    Http(HttpSource),
 }
 
 /// Where the Dockerfile is.
@@ -22,6 +27,8 @@ pub enum DockerfileArg {
     Path(PathBuf),
     /// Standard input.
     Stdin,
+    /// On a web server.
+    Http(HttpSource),
 }
 
 /// Refuses two readers of one standard input.
@@ -48,19 +55,22 @@ pub enum NamedContextArg {
         /// Which of its images, by digest.
         digest: Option<Digest>,
     },
-    /// An image from a registry.
-    Image(Reference),
+    /// An image from a registry; `None` is `scratch`.
+    Image(Option<Reference>),
+    /// A git repository.
+    Git(GitSource),
+    /// An archive on a web server.
+    Http(HttpSource),
 }
 
 /// Parses the positional argument.
 pub(crate) fn parse_context(text: &str) -> Result<ContextArg, Problem> {
-    let not_yet =
-        |what: &str| Err(Problem::ValueNotYet { flag: "build context", what: format!("{what} (`{text}`)") });
     if text == "-" {
         return Ok(ContextArg::Stdin);
     }
-    match remote(text) {
-        Some(what) => not_yet(what),
+    match remote("the build context", text)? {
+        Some(Remote::Git(source)) => Ok(ContextArg::Git(source)),
+        Some(Remote::Http(source)) => Ok(ContextArg::Http(source)),
         None if text.is_empty() => Err(Problem::Value {
             flag: "the build context",
             value: String::new(),
@@ -75,8 +85,13 @@ pub(crate) fn parse_dockerfile(text: &str) -> Result<DockerfileArg, Problem> {
     if text == "-" {
         return Ok(DockerfileArg::Stdin);
     }
-    match remote(text) {
-        Some(what) => Err(Problem::ValueNotYet { flag: "--file", what: format!("{what} (`{text}`)") }),
+    match Remote::parse(text).map_err(|cause| address("--file", text, &cause))? {
+        Some(Remote::Http(source)) => Ok(DockerfileArg::Http(source)),
+        Some(Remote::Git(_)) => Err(Problem::Value {
+            flag: "--file",
+            value: text.to_owned(),
+            expected: "expected a path or the address of a file: a repository is a build context".to_owned(),
+        }),
         None if text.is_empty() => Err(Problem::Value {
             flag: "--file",
             value: String::new(),
@@ -86,16 +101,24 @@ pub(crate) fn parse_dockerfile(text: &str) -> Result<DockerfileArg, Problem> {
     }
 }
 
-/// Parses one `--build-context`. The name is an image name in its familiar form, without a trailing `:latest`.
+/// Parses one `--build-context`. The name is an image name in its familiar form, without a trailing `:latest`, and with
+/// the platform it is for behind `::` when it has one.
 pub(crate) fn parse_named_context(text: &str) -> Result<(String, NamedContextArg), Problem> {
     let Some((name, value)) = text.split_once('=') else {
         return Err(Problem::ContextForm(text.to_owned()));
     };
+    let (name, platform) = match name.split_once("::") {
+        Some((name, platform)) => {
+            let platform: Platform = platform.parse().map_err(|cause| Problem::Platform { cause })?;
+            (name, format!("::{platform}"))
+        }
+        None => (name, String::new()),
+    };
     let reference: Reference =
         name.parse().map_err(|cause| Problem::ContextName { name: name.to_owned(), cause })?;
     let familiar = reference.familiar();
-    let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
-    Ok((name, parse_named_value(text, value)?))
+    let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
+    Ok((format!("{name}{platform}"), parse_named_value(text, value)?))
 }
 
 fn parse_named_value(text: &str, value: &str) -> Result<NamedContextArg, Problem> {
@@ -103,8 +126,11 @@ fn parse_named_value(text: &str, value: &str) -> Result<NamedContextArg, Problem
         Err(Problem::ValueNotYet { flag: "--build-context", what: format!("{what} (`{text}`)") })
     };
     if let Some(image) = value.strip_prefix("docker-image://") {
+        if image == "scratch" {
+            return Ok(NamedContextArg::Image(None));
+        }
         let reference: Reference = image.parse().map_err(|cause| Problem::Image { cause })?;
-        return Ok(NamedContextArg::Image(reference.with_default_tag()));
+        return Ok(NamedContextArg::Image(Some(reference.with_default_tag())));
     }
     if let Some(layout) = value.strip_prefix("oci-layout://") {
         return parse_layout(text, layout);
@@ -112,8 +138,10 @@ fn parse_named_value(text: &str, value: &str) -> Result<NamedContextArg, Problem
     if value.starts_with("target:") {
         return not_yet("a bake target".to_owned());
     }
-    if let Some(what) = remote(value) {
-        return not_yet(what.to_owned());
+    match remote("--build-context", value)? {
+        Some(Remote::Git(source)) => return Ok(NamedContextArg::Git(source)),
+        Some(Remote::Http(source)) => return Ok(NamedContextArg::Http(source)),
+        None => {}
     }
     if value.is_empty() {
         return Err(Problem::ContextForm(text.to_owned()));
@@ -143,14 +171,15 @@ fn parse_layout(text: &str, layout: &str) -> Result<NamedContextArg, Problem> {
     Ok(NamedContextArg::OciLayout { dir: dir.into(), tag, digest })
 }
 
-/// What kind of remote source a text names, by Docker's rules.
-fn remote(text: &str) -> Option<&'static str> {
-    if ["git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| text.starts_with(prefix)) {
-        return Some("a git repository");
+/// What a context's text stands for, when it is no path.
+fn remote(flag: &'static str, text: &str) -> Result<Option<Remote>, Problem> {
+    let git = GitSource::context(text).map_err(|cause| address(flag, text, &cause))?;
+    match git {
+        Some(source) => Ok(Some(Remote::Git(source))),
+        None => Remote::parse(text).map_err(|cause| address(flag, text, &cause)),
     }
-    if !["http://", "https://"].iter().any(|prefix| text.starts_with(prefix)) {
-        return None;
-    }
-    let path = text.split(['#', '?']).next().unwrap_or(text);
-    Some(if path.ends_with(".git") { "a git repository" } else { "a URL" })
+}
+
+fn address(flag: &'static str, text: &str, cause: &RemoteError) -> Problem {
+    Problem::Value { flag, value: without_user(text), expected: cause.to_string() }
 }

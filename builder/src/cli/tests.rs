@@ -99,17 +99,22 @@ fn standard_input_is_a_context_or_a_dockerfile() {
 }
 
 #[test]
-fn contexts_and_dockerfiles_from_elsewhere_are_named_as_missing() {
-    for (text, kind) in [
-        ("git@host:path", "a git repository"),
-        ("https://h/r.git#main", "a git repository"),
-        ("github.com/a/b", "a git repository"),
-        ("ssh://h/r", "a git repository"),
-        ("https://h/x.tar.gz", "a URL"),
+fn contexts_and_dockerfiles_may_be_elsewhere() {
+    for (text, remote, reference) in [
+        ("git@host:path", "git@host:path", ""),
+        ("https://h/r.git#main", "https://h/r.git", "main"),
+        ("github.com/a/b", "https://github.com/a/b", ""),
+        ("ssh://h/r", "ssh://h/r", ""),
     ] {
-        assert_eq!(refused(&[text]), format!("build context: {kind} (`{text}`) is not supported yet"));
+        let ContextArg::Git(source) = build(&[text]).context else { panic!("{text}") };
+        assert_eq!((source.remote.as_str(), source.reference.as_str()), (remote, reference));
     }
-    assert_eq!(refused(&["-f", "http://h/D", "."]), "--file: a URL (`http://h/D`) is not supported yet");
+    assert!(matches!(build(&["https://h/x.tar.gz"]).context, ContextArg::Http(_)));
+    let dockerfile = build(&["-f", "http://h/D", "."]).dockerfile;
+    assert!(matches!(dockerfile, Some(DockerfileArg::Http(source)) if source.url == "http://h/D"));
+    assert!(refused(&["-f", "https://h/r.git", "."]).contains("a repository is a build context"));
+    let secret = refused(&["https://u:canary@h/r.git#-x"]);
+    assert!(secret.contains("invalid git reference") && !secret.contains("canary"), "{secret}");
     assert_eq!(
         build(&["-f", "d/Dockerfile.dev", "ctx"]).dockerfile,
         Some(DockerfileArg::Path("d/Dockerfile.dev".into()))
@@ -186,6 +191,10 @@ fn named_contexts_have_normalised_names_and_typed_values() {
         &both,
         "--build-context",
         "p=oci-layout:///abs",
+        "--build-context",
+        "s=docker-image://scratch",
+        "--build-context",
+        "q:latest::linux/aarch64=arm",
         ".",
     ]);
     let parsed: Digest = digest.parse().unwrap();
@@ -196,11 +205,13 @@ fn named_contexts_have_normalised_names_and_typed_values() {
     };
     let expected = [
         ("alpine", NamedContextArg::Dir("../dir".into())),
-        ("node:10", NamedContextArg::Image("n:11".parse().unwrap())),
+        ("node:10", NamedContextArg::Image(Some("n:11".parse().unwrap()))),
         ("l", oci("d/e", None, Some(parsed))),
         ("k", oci("a:b/c", Some("v1"), None)),
         ("m", oci("d", Some("1"), Some(parsed))),
         ("p", oci("/abs", None, None)),
+        ("s", NamedContextArg::Image(None)),
+        ("q::linux/arm64", NamedContextArg::Dir("arm".into())),
     ];
     assert_eq!(request.named_contexts, expected.map(|(name, value)| (name.to_owned(), value)));
 }
@@ -217,7 +228,6 @@ fn named_contexts_of_one_name_are_last_wins_and_bad_ones_are_refused() {
         refused("x=target:base"),
         "--build-context: a bake target (`x=target:base`) is not supported yet"
     );
-    assert!(refused("x=https://h/x.tar").contains("a URL"));
     assert!(refused("x=oci-layout://d@sha256:12").contains("not a sha256 digest"));
     assert!(refused("x=docker-image://UP").contains("must be lowercase"));
 }
@@ -449,7 +459,8 @@ fn unknown_flags_are_refused_in_docker_s_words() {
 #[test]
 fn the_other_commands_parse() {
     let command = |line: &[&str]| invocation(line, &Env::fixed([])).unwrap().command;
-    assert_eq!(command(&["doctor"]), Command::Doctor);
+    assert_eq!(command(&["doctor"]), Command::Doctor { json: false });
+    assert_eq!(command(&["doctor", "--format=json"]), Command::Doctor { json: true });
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();

@@ -11,6 +11,7 @@ use serde_json::{Map, json};
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, Env, ExplainFormat};
 use crate::commands::{explain, space, with_signals};
+use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
 use crate::failure;
@@ -28,7 +29,13 @@ pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path
     let result = build(request, settings, root, env, &mut source);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print(&error, Some(&source), env),
+        Err(error) => {
+            let status = failure::print(&error, Some(&source), env);
+            if let Some(step) = source.failed_step.take() {
+                debug::enter(step);
+            }
+            status
+        }
     }
 }
 
@@ -135,6 +142,7 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 fn metadata(outcome: &BuildOutcome) -> String {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
     let mut document = Map::new();
+    document.insert("rbuild.isolation".to_owned(), json!(outcome.isolation.name()));
     if let [(_, id)] = outcome.images.as_slice() {
         document.insert("containerimage.config.digest".to_owned(), json!(id));
     }

@@ -3,25 +3,88 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use rbuild_sandbox::ladder::{self, Isolation, Rung};
+use rbuild_sandbox::{ProbeResult, probe_rung};
+use serde_json::json;
+
 use crate::error::BuildError;
-use crate::host::Host;
+use crate::host;
 use crate::settings::Settings;
 
-/// Tries the real steps and prints one line each. Succeeds whatever it finds; the text says what is missing.
-pub(super) fn run(settings: &Settings, root: Option<&Path>) -> Result<(), BuildError> {
+/// One isolation, tried.
+struct Tried {
+    rung: Rung,
+    results: Vec<ProbeResult>,
+}
+
+impl Tried {
+    fn works(&self) -> bool {
+        self.rung == Rung::NoRun || ladder::first_obstacle(&self.results).is_none()
+    }
+}
+
+/// Tries the real steps of every isolation and prints what it finds. Succeeds whatever that is; the text says what is
+/// missing.
+pub(super) fn run(settings: &Settings, root: Option<&Path>, as_json: bool) -> Result<(), BuildError> {
+    let store = host::place(settings, root);
+    let tried: Vec<Tried> = Rung::ALL
+        .into_iter()
+        .map(|rung| Tried { rung, results: probe_rung(Isolation::Named(rung), &store, true) })
+        .collect();
+    let auto = Rung::AUTO.into_iter().find(|rung| tried.iter().any(|one| one.rung == *rung && one.works()));
+    let auto = auto.unwrap_or(Rung::NoRun);
+    super::print(&if as_json { document(&tried, auto, &store) } else { text(&tried, auto, &store) })
+}
+
+/// A line for each isolation; below it what fails, or, for the one in use, every part.
+fn text(tried: &[Tried], auto: Rung, store: &Path) -> String {
     let mut text = String::new();
-    let store = root.unwrap_or(&settings.default_root);
-    let results = rbuild_sandbox::probe(store);
-    let width = results.iter().map(|result| result.name.len()).max().unwrap_or(0);
-    for result in &results {
-        let mark = if result.ok { "ok     " } else { "missing" };
-        let _ = writeln!(text, "{mark}  {:width$}  {}", result.name, result.detail);
-        if let Some(remedy) = result.remedy.as_ref().filter(|_| !result.ok) {
-            let _ = writeln!(text, "         {:width$}  remedy: {remedy}", "");
+    let names = tried.iter().flat_map(|one| &one.results).map(|result| result.name.len());
+    let width = names.max().unwrap_or(0);
+    for one in tried {
+        let mark = if one.works() { "ok     " } else { "missing" };
+        let chosen = if one.rung == auto { "  <- auto" } else { "" };
+        let _ = writeln!(text, "{mark}  {}{chosen}", one.rung);
+        let shown = one.results.iter().filter(|result| !result.ok || one.rung == auto);
+        for result in shown {
+            let mark = if result.ok { "ok     " } else { "missing" };
+            let _ = writeln!(text, "           {mark}  {:width$}  {}", result.name, result.detail);
+        }
+        // One for each gap, and once: what comes after the first obstacle follows from it.
+        let remedy = one.results.iter().find(|result| !result.ok).and_then(|result| result.remedy.as_ref());
+        if let Some(remedy) = remedy {
+            let _ = writeln!(text, "           remedy: {remedy}");
+        }
+        if one.works() && !one.rung.losses().is_empty() {
+            let _ = writeln!(text, "           note: {}", one.rung.losses());
         }
     }
-    super::print(&text)?;
-    let host = Host::open(settings.clone(), root)?;
-    super::print(&format!("\nisolation: {}\nstore: {}\n", host.privilege.describe(), store.display()))?;
-    Ok(())
+    let _ = writeln!(text, "\nisolation: {auto}\nstore: {}", store.display());
+    text
+}
+
+fn document(tried: &[Tried], auto: Rung, store: &Path) -> String {
+    let part = |result: &ProbeResult| {
+        json!({
+            "name": result.name,
+            "ok": result.ok,
+            "detail": result.detail,
+            "remedy": result.remedy,
+        })
+    };
+    let rung = |one: &Tried| {
+        json!({
+            "name": one.rung.name(),
+            "works": one.works(),
+            "losses": one.rung.losses(),
+            "parts": one.results.iter().map(part).collect::<Vec<_>>(),
+        })
+    };
+    let document = json!({
+        "isolation": auto.name(),
+        "store": store,
+        "rungs": tried.iter().map(rung).collect::<Vec<_>>(),
+    });
+    let text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    format!("{text}\n")
 }

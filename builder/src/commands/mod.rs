@@ -49,6 +49,7 @@ pub fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(usage) => return failure::usage(&usage, &env),
     };
+    let settings = Settings { isolation: invocation.isolation, ..settings };
     let root = invocation.root;
     let result = match invocation.command {
         Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
@@ -69,7 +70,7 @@ pub fn main() -> ExitCode {
             cache_mounts::remove(&ids, settings, root.as_deref())
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
-        Command::Doctor => doctor::run(&settings, root.as_deref()),
+        Command::Doctor { json } => doctor::run(&settings, root.as_deref(), json),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),
     };

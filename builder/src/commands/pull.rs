@@ -72,9 +72,12 @@ pub(super) fn plain_env(
         store: host.store.clone(),
         lease: host.store.lease()?,
         registry: client,
+        git: host.settings.git.clone(),
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,
+        rung: host.rung(),
+        is_chroot_forced: false,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         steps: StepOptions::default(),
@@ -85,5 +88,6 @@ pub(super) fn plain_env(
         network: StepNetwork::new(Network::None),
         source_date_epoch: None,
         mount_points: OnceLock::new(),
+        failed_step: None,
     })
 }

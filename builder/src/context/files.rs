@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::lint::ContextFacts;
+use rbuild_frontend::remote::without_user;
 
 use crate::cli::DockerfileArg;
 use crate::error::BuildError;
@@ -34,16 +35,12 @@ pub fn dockerfile(
     explicit: Option<&DockerfileArg>,
     stdin: &mut dyn Read,
 ) -> Result<FoundDockerfile, BuildError> {
-    if !context.is_dir() {
-        let path = context.to_owned();
-        return Err(if context.exists() {
-            BuildError::ContextNotDirectory(path)
-        } else {
-            BuildError::NoContext(path)
-        });
+    require_dir(context)?;
+    if let Some(DockerfileArg::Http(source)) = explicit {
+        return Err(BuildError::RemoteWithoutBuild(without_user(&source.url)));
     }
     if let Some(DockerfileArg::Stdin) = explicit {
-        return Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(stdin)?.into() });
+        return from_stdin(stdin);
     }
     if let Some(DockerfileArg::Path(path)) = explicit {
         return match read(path) {
@@ -68,6 +65,16 @@ pub fn dockerfile(
         }
     }
     Err(missing(&context.join(DEFAULT_NAMES[0])))
+}
+
+/// Refuses a context that is no directory.
+pub fn require_dir(context: &Path) -> Result<(), BuildError> {
+    let path = || context.to_owned();
+    match (context.is_dir(), context.exists()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(BuildError::ContextNotDirectory(path())),
+        (false, false) => Err(BuildError::NoContext(path())),
+    }
 }
 
 /// Reads the ignore file: `<Dockerfile>.dockerignore` when it exists, even empty, else the context's `.dockerignore`.
@@ -107,8 +114,13 @@ fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<Ignor
     Ok(None)
 }
 
+/// A Dockerfile that is all of standard input.
+pub fn from_stdin(input: &mut dyn Read) -> Result<FoundDockerfile, BuildError> {
+    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(input)?.into() })
+}
+
 /// All of a Dockerfile from standard input.
-pub fn all(input: &mut dyn Read) -> Result<Vec<u8>, BuildError> {
+fn all(input: &mut dyn Read) -> Result<Vec<u8>, BuildError> {
     bounded(input).map_err(|source| BuildError::Read { path: "standard input".into(), source })
 }
 
@@ -116,7 +128,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     bounded(&mut fs::File::open(path)?)
 }
 
-fn bounded(input: &mut dyn Read) -> io::Result<Vec<u8>> {
+/// All that a Dockerfile or an ignore file may be.
+pub(super) fn bounded(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {

@@ -1,13 +1,14 @@
-//! Build contexts: finding the Dockerfile and ignore files, scanning directories.
+//! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
 pub mod files;
+pub mod remote;
 pub mod scan;
 pub mod stdin;
 pub mod wanted;
 
 use std::sync::Arc;
 
-use rbuild_cache::tree::{DirNode, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError};
+use rbuild_cache::tree::{DirNode, NodeDigest, NodeStore, NodeStoreError};
 
 use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
@@ -23,15 +24,15 @@ pub fn nodes_of<'a>(
     selection: Option<&'a Selection>,
 ) -> impl NodeStore + 'a {
     let context = match origin {
-        Origin::Context(context) => Some(&*context.nodes),
-        Origin::Stage(_) | Origin::Inline => None,
+        Origin::Context(context) | Origin::Added { context: Some(context), .. } => Some(&*context.nodes),
+        Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
     };
-    let memory = [context, selection.map(|selection| &*selection.pruned)];
+    let memory = [context, selection.map(|selection| &*selection.pruned as &dyn NodeStore)];
     Layered { memory, env }
 }
 
 struct Layered<'a> {
-    memory: [Option<&'a MemoryNodeStore>; 2],
+    memory: [Option<&'a dyn NodeStore>; 2],
     env: &'a ExecEnv,
 }
 

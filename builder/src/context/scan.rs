@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rbuild_cache::copy::DirSource;
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
@@ -19,9 +20,10 @@ use rbuild_cache::tree::PATH_BYTES_MAX;
 use rbuild_cache::tree::{
     ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree,
 };
-use rbuild_frontend::dockerignore::Ignore;
+use rbuild_frontend::dockerignore::{Ignore, Verdict};
 
 use crate::context::wanted::{Standing, Wanted};
+use crate::error::StepFailure;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
 /// Looks at a file that shrinks while it is being read before that is an error.
@@ -34,13 +36,27 @@ pub struct ScannedContext {
     /// Its tree, owners 0:0, ignored entries absent.
     pub tree: Tree,
     /// The tree's directory nodes.
-    pub nodes: Arc<MemoryNodeStore>,
+    pub nodes: Arc<dyn NodeStore>,
     /// The context directory.
     pub dir: OwnedFd,
+    /// True when nobody changes its files: it is a layer of the store.
+    pub is_immutable: bool,
     /// Entries that were left out, with the reason.
     pub skipped: Vec<String>,
     /// The next stat index, when it differs from the last one.
     pub fingerprints: Option<(ScanMoment, Vec<FingerprintEntry>)>,
+}
+
+impl ScannedContext {
+    /// Its files.
+    pub fn files(&self) -> Result<DirSource, StepFailure> {
+        let dir = self.dir.try_clone().map_err(|source| StepFailure::Io {
+            what: "hold",
+            path: "the build context".to_owned(),
+            source,
+        })?;
+        Ok(if self.is_immutable { DirSource::immutable(dir) } else { DirSource::new(dir) })
+    }
 }
 
 /// Why a context cannot be scanned.
@@ -82,6 +98,7 @@ struct PendingDir {
     parent: Option<(usize, Vec<u8>)>,
     meta: Meta,
     node: DirNode,
+    verdict: Verdict,
 }
 
 /// A file whose content is not known yet.
@@ -135,7 +152,7 @@ fn walk(
         links: BTreeMap::new(),
     };
     let root_meta = Meta { mode: 0o755, ..Meta::default() };
-    walk.dirs.push(PendingDir { path: Vec::new(), parent: None, meta: root_meta, node: DirNode::default() });
+    walk.dirs.push(PendingDir { meta: root_meta, ..PendingDir::default() });
     let mut next = 0;
     while next < walk.dirs.len() {
         walk.list(dir.as_fd(), next)?;
@@ -149,7 +166,8 @@ fn walk(
     let skipped = std::mem::take(&mut walk.skipped);
     let known = std::mem::take(&mut walk.known);
     let (tree, nodes) = walk.finish()?;
-    Ok(Some(ScannedContext { tree, nodes, dir, skipped, fingerprints: changed.then_some((moment, known)) }))
+    let fingerprints = changed.then_some((moment, known));
+    Ok(Some(ScannedContext { tree, nodes, dir, is_immutable: false, skipped, fingerprints }))
 }
 
 struct Walk<'a> {
@@ -210,7 +228,8 @@ impl Walk<'_> {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&path);
-        let ignored = self.ignore.matches(&text);
+        let verdict = self.ignore.below(self.dirs[at].verdict, &text);
+        let ignored = self.ignore.excludes(verdict);
         let stat = match rustix::fs::statat(dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // It vanished between listing and looking: as if it had never been there.
@@ -218,7 +237,7 @@ impl Walk<'_> {
             Err(errno) => return Err(io("look at", &path)(errno)),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if ignored && (kind != FileType::Directory || self.ignore.may_skip_dir(&text)) {
+        if ignored && (kind != FileType::Directory || self.ignore.may_skip(verdict, &text)) {
             return Ok(());
         }
         if kind == FileType::Symlink && standing != Standing::Inside {
@@ -231,7 +250,8 @@ impl Walk<'_> {
         let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
         let entry = match kind {
             FileType::Directory => {
-                self.dirs.push(PendingDir { path, parent: Some((at, name)), meta, node: DirNode::default() });
+                let (parent, node) = (Some((at, name)), DirNode::default());
+                self.dirs.push(PendingDir { path, parent, meta, node, verdict });
                 return Ok(());
             }
             FileType::RegularFile => {
@@ -327,8 +347,7 @@ impl Walk<'_> {
             let node = std::mem::take(&mut dir.node);
             let (parent, name) = dir.parent.take().expect("every directory but the root has a parent");
             let meta = std::mem::take(&mut dir.meta);
-            let text = String::from_utf8_lossy(&dir.path);
-            if node.entries.is_empty() && self.ignore.matches(&text) {
+            if node.entries.is_empty() && self.ignore.excludes(dir.verdict) {
                 continue;
             }
             let digest = node.digest();

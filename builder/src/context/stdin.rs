@@ -153,11 +153,11 @@ fn only_dockerfile(
 fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
     let nodes = Arc::new(MemoryNodeStore::default());
     let tree = Tree::empty().apply(&*nodes, &diff)?;
-    Ok(ScannedContext { tree, nodes, dir, skipped: Vec::new(), fingerprints: None })
+    Ok(ScannedContext { tree, nodes, dir, is_immutable: false, skipped: Vec::new(), fingerprints: None })
 }
 
 /// The Dockerfile of an unpacked context. Symlinks are followed inside it and never out of it.
-fn dockerfile_in(context: &ScannedContext, wanted: Option<&Path>) -> Result<FoundDockerfile, StdinError> {
+pub fn dockerfile_in(context: &ScannedContext, wanted: Option<&Path>) -> Result<FoundDockerfile, StdinError> {
     let names: Vec<String> = match wanted {
         Some(path) => vec![path.display().to_string()],
         None => DEFAULT_NAMES.iter().map(|name| (*name).to_owned()).collect(),

@@ -32,6 +32,7 @@ use rbuild_cache::tree::{
     DirNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
 };
 use rbuild_frontend::graph::{BuildGraph, Op, Role, Step};
+use rbuild_frontend::remote::without_user;
 use rbuild_oci::CanonicalWriter;
 
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, ExplainFormat};
@@ -227,7 +228,7 @@ impl Explainer {
                 Producer::Image { reference: image.reference.clone(), manifest: image.manifest.to_string() }
             }
             Op::Context(context) => Producer::Context { name: context.name.clone() },
-            Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => {
+            Op::Http(_) | Op::Git(_) | Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => {
                 Producer::Step { name: at.step.name.clone(), stage: at.step.stage.clone() }
             }
         }
@@ -319,10 +320,13 @@ fn lineage(request: &BuildRequest) -> [u8; 32] {
     match &request.context {
         ContextArg::Local(path) => out.str("dir").bytes(&absolute(path)),
         ContextArg::Stdin => out.str("stdin"),
+        ContextArg::Git(source) => out.str("git").str(&source.to_string()),
+        ContextArg::Http(source) => out.str("http").str(&without_user(&source.url)),
     };
     match &request.dockerfile {
         None => out.str("default"),
         Some(DockerfileArg::Stdin) => out.str("stdin"),
+        Some(DockerfileArg::Http(source)) => out.str("http").str(&without_user(&source.url)),
         Some(DockerfileArg::Path(path)) => out.str("file").bytes(&absolute(path)),
     };
     *blake3::hash(&out.finish()).as_bytes()

@@ -109,7 +109,7 @@ pub fn split_name(name: &str) -> (Option<u32>, &str) {
 pub fn fields(op: &Op) -> Vec<Field> {
     let mut fields = Vec::new();
     match op {
-        Op::Scratch | Op::Context(_) | Op::Image(_) => {}
+        Op::Scratch | Op::Context(_) | Op::Image(_) | Op::Http(_) | Op::Git(_) => {}
         Op::Copy(op) => {
             let paths: Vec<String> = op.sources.iter().map(path).collect();
             fields.push(field(Class::Command, "instruction", if op.unpack { "ADD" } else { "COPY" }));
@@ -167,6 +167,7 @@ fn path(source: &CopySource) -> String {
         CopySource::Path(path) if path.is_empty() => ".".to_owned(),
         CopySource::Path(path) => path.clone(),
         CopySource::Below { pivot, pattern } => format!("{pivot}/./\0{pattern}"),
+        CopySource::Remote { slot, form } => format!("fetched {} {slot}", form.word()),
         CopySource::Inline { name, .. } => format!("<<\0{name}"),
     }
 }

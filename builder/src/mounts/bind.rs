@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Owners, Sources, StackSource};
-use rbuild_cache::layer::OverlayForm;
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Sources, StackSource};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta, NodeStore, Tree};
 use rbuild_sandbox::MountSource;
@@ -41,7 +40,7 @@ pub(super) fn tree(
             let layers = solved.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
             (layers, mounted.selected.path.clone())
         }
-        Origin::Inline => unreachable!("mounts have no inline sources"),
+        Origin::Inline | Origin::Added { .. } => unreachable!("mounts have no inline sources"),
     };
     let is_copy = matches!(input.origin, Origin::Context(_));
     let path = text(&path)?;
@@ -50,7 +49,7 @@ pub(super) fn tree(
             Some(copy) => open(copy)?,
             None => open(&empty_dir(env, scratch)?)?,
         };
-        return Ok(MountSource::Tree { root, path });
+        return Ok(MountSource::Tree { root: Arc::new(root), path });
     }
     // An overlay without an upper wants two lowers.
     let mut dirs = vec![empty_dir(env, scratch)?];
@@ -64,12 +63,11 @@ pub(super) fn tree(
         false => None,
     };
     if let (Some((upper, _)), Origin::Stage(solved)) = (&upper, &input.origin) {
-        crate::ops::run::like_root(&open(upper)?, &solved.tree.root)?;
+        crate::ops::run::like_root(&open(upper)?, &solved.tree.root, env.overlay.owners())?;
     }
     let upper = upper.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-    let in_userns = matches!(env.overlay, OverlayForm::User);
-    let root = rbuild_sandbox::mount_overlay(&dirs, upper, in_userns)?;
-    Ok(MountSource::Tree { root, path })
+    let root = rbuild_sandbox::mount_overlay(&dirs, upper, env.overlay.is_userxattr())?;
+    Ok(MountSource::Tree { root: Arc::new(root), path })
 }
 
 fn empty_dir(env: &ExecEnv, scratch: &mut Vec<PathBuf>) -> Result<PathBuf, StepFailure> {
@@ -156,6 +154,6 @@ pub(super) fn copy_out(
     let no_parents = StackSource::new(Vec::new());
     let plan = copy::plan(nodes, &below, &no_parents, Some(files), &items, &options)?;
     let sources = Sources { main: Some(files), archives: &[] };
-    copy::materialise(&plan, open(dir)?.as_fd(), &sources, Owners::Set, env.overlay)?;
+    copy::materialise(&plan, open(dir)?.as_fd(), &sources, env.overlay.owners(), env.overlay)?;
     Ok(())
 }

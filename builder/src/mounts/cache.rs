@@ -93,7 +93,7 @@ fn fill(env: &ExecEnv, cache: &CacheMount, input: &MountInput, dir: &Path) -> Re
             StepFailure::Io { what: "hold", path: "the build context".to_owned(), source }
         })?)),
         Origin::Stage(solved) => Box::new(env.stack_source(solved)?),
-        Origin::Inline => return Ok(()),
+        Origin::Inline | Origin::Added { .. } => return Ok(()),
     };
     copy_out(env, &nodes, files.as_ref(), &input.mounted, root, cache.from_context, dir)
 }

@@ -75,7 +75,7 @@ pub struct Prepared {
     /// Secrets that the step knows.
     pub secrets: Vec<SecretBytes>,
     /// What the sandbox keeps open for as long as the step lives.
-    pub held: Vec<OwnedFd>,
+    pub held: Vec<Arc<OwnedFd>>,
     agents: Vec<ssh::Proxy>,
     /// Held, not looked at.
     _caches: Vec<Arc<CacheMount>>,
@@ -138,10 +138,10 @@ pub fn prepare(
                 let root = cache.data().try_clone().map_err(io)?;
                 prepared.mounts.push(StepMount {
                     target: mount.target.clone(),
-                    source: MountSource::Tree { root, path: String::new() },
+                    source: MountSource::Tree { root: Arc::new(root), path: String::new() },
                     read_only: mount.read_only,
                 });
-                prepared.held.push(cache.lock().map_err(io)?);
+                prepared.held.push(Arc::new(cache.lock().map_err(io)?));
                 prepared._caches.push(Arc::clone(cache));
             }
             Mount::Ssh(ssh) => prepared.add_agent(env, ssh)?,
@@ -164,7 +164,7 @@ impl Prepared {
         self.mounts.push(StepMount {
             target: mount.target.clone(),
             source: MountSource::Tree {
-                root: proxy.socket().map_err(ssh::AgentError::Socket)?,
+                root: Arc::new(proxy.socket().map_err(ssh::AgentError::Socket)?),
                 path: String::new(),
             },
             read_only: false,

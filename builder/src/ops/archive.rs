@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use rbuild_cache::copy::{Archive, DirSource, FileSource, MaterialiseError};
-use rbuild_cache::layer::{self, DecompressError, Limits, Unpacked};
+use rbuild_cache::layer::{self, Limits, Unpacked};
 use rbuild_cache::tree::Kind;
 use rbuild_cache::tree::select::Selected;
 
@@ -48,9 +48,6 @@ pub fn unpack(
     match layer::is_archive(File::from(files.open(path)?), &limits) {
         Ok(true) => {}
         Ok(false) => return Ok(None),
-        Err(DecompressError::Unsupported(compression)) => {
-            return Err(StepFailure::AddCompression { path: path.to_string(), compression });
-        }
         Err(source) => return Err(StepFailure::AddRead { path: path.to_string(), source }),
     }
     let scratch = Scratch(env.lease.new_dir()?);
@@ -79,7 +76,7 @@ pub fn unpack(
 }
 
 /// A directory that goes when it is dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {

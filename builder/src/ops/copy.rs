@@ -5,12 +5,13 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Owners, Sources};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, FileSource, Sources};
 use rbuild_cache::tree::Tree;
-use rbuild_frontend::graph::{CopyOp, CopySource};
+use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
+use crate::ops::added::AddedFiles;
 use crate::ops::archive::{self, Unarchived};
 use crate::ops::select::Selection;
 use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
@@ -24,6 +25,13 @@ pub enum Origin {
     Context(Arc<ScannedContext>),
     /// Another stage or image.
     Stage(Arc<Solved>),
+    /// What ADD fetched, by slot, and perhaps the build context.
+    Added {
+        /// The context, when there are paths among the sources.
+        context: Option<Arc<ScannedContext>>,
+        /// What was fetched.
+        remotes: Vec<(u16, Arc<Solved>)>,
+    },
     /// Only here-documents.
     Inline,
 }
@@ -62,20 +70,16 @@ fn layer(
         now: env.now(),
     };
     let files: Option<Box<dyn FileSource>> = match origin {
-        Origin::Context(context) => {
-            let dir = context.dir.try_clone().map_err(|source| StepFailure::Io {
-                what: "hold",
-                path: "the build context".to_owned(),
-                source,
-            })?;
-            Some(Box::new(DirSource::new(dir)))
-        }
+        Origin::Context(context) => Some(Box::new(context.files()?)),
         Origin::Stage(solved) => Some(Box::new(env.stack_source(solved)?)),
+        Origin::Added { context, remotes } => {
+            Some(Box::new(AddedFiles::new(env, context.as_deref(), remotes)?))
+        }
         Origin::Inline => None,
     };
     let unarchived = match &files {
-        Some(files) if op.unpack => unarchive(env, selection, files.as_ref())?,
-        _ => Vec::new(),
+        Some(files) => unarchive(env, op, selection, files.as_ref())?,
+        None => Vec::new(),
     };
     let items = items(op, selection, &unarchived);
     let nodes = crate::context::nodes_of(env, origin, selection);
@@ -84,24 +88,34 @@ fn layer(
     let draft = env.store.draft(&env.lease)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives };
-    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, Owners::Set, env.overlay)?;
+    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
     let diff = without_same_root(plan.diff, &below.tree.root);
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes })
 }
 
-/// Unpacks what is an archive among all selected entries, in their order; `None` for what is not.
+/// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.
 fn unarchive(
     env: &ExecEnv,
+    op: &CopyOp,
     selection: Option<&Selection>,
     files: &dyn FileSource,
 ) -> Result<Vec<Option<Unarchived>>, StepFailure> {
-    let selected = selection.into_iter().flat_map(|selection| selection.sources.iter().flatten());
-    selected.map(|selected| archive::unpack(env, selected, files)).collect()
+    let mut unarchived = Vec::new();
+    for (at, source) in op.sources.iter().enumerate() {
+        let unpack = match source {
+            CopySource::Remote { form, .. } => *form == RemoteForm::Archive,
+            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Inline { .. } => op.unpack,
+        };
+        for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
+            unarchived.push(if unpack { archive::unpack(env, selected, files)? } else { None });
+        }
+    }
+    Ok(unarchived)
 }
 
-/// What to copy, in the arguments' order. `unarchived` is empty, or has a place for each selected entry.
+/// What to copy, in the arguments' order. `unarchived` has a place for each selected entry.
 fn items<'a>(
     op: &CopyOp,
     selection: Option<&Selection>,
@@ -111,7 +125,7 @@ fn items<'a>(
     let mut unarchived = unarchived.iter();
     for (at, source) in op.sources.iter().enumerate() {
         match source {
-            CopySource::Path(_) | CopySource::Below { .. } => {
+            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Remote { .. } => {
                 for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
                     items.push(match unarchived.next() {
                         Some(Some(archive)) => CopyItem::Archive(archive.archive()),

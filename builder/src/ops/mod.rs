@@ -1,8 +1,13 @@
 //! What each op does when it is executed.
 
+pub mod added;
 pub mod archive;
 pub mod cgroup;
+pub mod chroot;
 pub mod copy;
+pub mod fetched;
+pub mod git;
+pub mod http;
 pub mod image;
 pub mod network;
 pub mod owner;
@@ -18,11 +23,14 @@ use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
 use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_registry::Client;
+use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
+use crate::debug::Slot;
 use crate::error::StepFailure;
+use crate::git::GitSettings;
 use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
@@ -39,12 +47,18 @@ pub struct ExecEnv {
     pub lease: Lease,
     /// Registry access, set up on first use.
     pub registry: Client,
+    /// How git is run.
+    pub git: GitSettings,
     /// Where events go.
     pub events: Events,
     /// The build's switch.
     pub cancel: Cancel,
-    /// How overlay marks are written in layer directories.
+    /// How overlay marks and owners are written in layer directories.
     pub overlay: OverlayForm,
+    /// How RUN steps are isolated.
+    pub rung: Rung,
+    /// Whether a chroot is enough where the kernel confines no step in it.
+    pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
@@ -65,6 +79,8 @@ pub struct ExecEnv {
     pub source_date_epoch: Option<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
+    /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
+    pub failed_step: Option<Slot>,
 }
 
 /// An executed step's layer, before it is committed.

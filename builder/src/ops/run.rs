@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, Mtime, OverlayForm, ParentEntry, ParentViewError};
+use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::{Mount, RunOp};
+use rbuild_frontend::graph::{Mount, RunOp, Step};
 use rbuild_oci::Platform;
-use rbuild_sandbox::{Exit, StepSpec, Stream as SandboxStream};
+use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
-use crate::cli::HostAddress;
+use crate::cli::{HostAddress, SecretBytes};
+use crate::debug::HeldStep;
 use crate::error::StepFailure;
 use crate::mounts::cache::Caches;
 use crate::mounts::redact::Redactor;
-use crate::mounts::{self, MountInput, Prepared};
+use crate::mounts::{self, MountInput};
 use crate::ops::network::StepNetwork;
-use crate::ops::{ExecEnv, NewLayer, blocking, size_bytes};
+use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
 
@@ -32,12 +33,18 @@ const LOG_TAIL_BYTES_MAX: usize = 64 << 10;
 /// the step is alive and nothing is mounted when this returns.
 pub async fn execute(
     env: &Arc<ExecEnv>,
+    step: &Step,
     op: &RunOp,
     root: &Arc<Solved>,
     mounts: Vec<MountInput>,
     vertex: VertexId,
-    step: &str,
 ) -> Result<NewLayer, StepFailure> {
+    if env.rung == Rung::NoRun {
+        return Err(StepFailure::RunRefused { remedies: Vec::new() });
+    }
+    if env.rung == Rung::Chroot && !op.mounts.is_empty() {
+        return Err(StepFailure::MountsInChroot);
+    }
     let (mounts, caches) = caches(env, op, mounts, vertex, step).await?;
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
@@ -45,8 +52,12 @@ pub async fn execute(
         return Err(StepFailure::Canceled);
     }
     env.events.started(vertex);
-    let (env, op, root) = (Arc::clone(env), op.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &op, &root, &mounts, &caches, vertex)).await
+    let (env, step, op, root) = (Arc::clone(env), step.clone(), op.clone(), Arc::clone(root));
+    blocking(move || match env.rung {
+        Rung::Chroot => chroot::layer(&env, &op, &root, vertex),
+        _ => layer(&env, &step, &op, &root, &mounts, &caches, vertex),
+    })
+    .await
 }
 
 /// Takes the step's caches, for as long as that takes or until the build is stopped.
@@ -55,12 +66,12 @@ async fn caches(
     op: &RunOp,
     mounts: Vec<MountInput>,
     vertex: VertexId,
-    step: &str,
+    step: &Step,
 ) -> Result<(Vec<MountInput>, Caches), StepFailure> {
     if !op.mounts.iter().any(|mount| matches!(mount, Mount::Cache(_))) {
         return Ok((mounts, Caches::new()));
     }
-    let (held, op, step) = (Arc::clone(env), op.clone(), step.to_owned());
+    let (held, op, step) = (Arc::clone(env), op.clone(), step.name.clone());
     let taking = tokio::task::spawn_blocking(move || {
         let caches = mounts::cache::take(&held, &op, &mounts, vertex, &step)?;
         Ok((mounts, caches))
@@ -72,7 +83,8 @@ async fn caches(
 }
 
 fn layer(
-    env: &ExecEnv,
+    env: &Arc<ExecEnv>,
+    step: &Step,
     op: &RunOp,
     root: &Solved,
     mounts: &[MountInput],
@@ -81,54 +93,69 @@ fn layer(
 ) -> Result<NewLayer, StepFailure> {
     let mut prepared = mounts::prepare(env, op, mounts, caches)?;
     let draft = env.store.draft(&env.lease)?;
-    like_root(draft.diff_fd(), &root.tree.root)?;
+    like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
     let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
-    let in_userns = matches!(env.overlay, OverlayForm::User);
     let upper = (draft.diff_path(), draft.work_path());
-    let merged = rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), in_userns)?;
-    let mut output = Output::new(env, vertex, &prepared);
-    let mut spec = spec(env, op, vertex, &mut prepared)?;
-    let (groups, joined) = env.groups.for_step(&env.steps, &env.events);
-    spec.cgroups = joined;
-    let ended =
-        rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut |stream, bytes| {
-            output.push(stream, bytes);
-        });
-    let tail = output.finish();
-    // Its trees are the step's, and go with its mounts.
-    drop(spec);
-    let (exit, teardown) = match ended {
-        Err(_) if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
-        Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
-            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
-                && op.platform != Platform::host() =>
-        {
-            return Err(StepFailure::Foreign { program, platform: op.platform.clone() });
-        }
-        Err(source) => return Err(StepFailure::Sandbox { source, log: tail.into_bytes() }),
-        Ok(ended) => ended,
+    let merged =
+        rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+    let mut output = Output::of(env, vertex, &prepared.secrets);
+    let network = env.network.of(op.network, &env.events);
+    let (groups, cgroups) = env.groups.for_step(&env.steps, &env.events);
+    let mut spec = StepSpec {
+        files: extra_files(env, root)?,
+        mounts: std::mem::take(&mut prepared.mounts),
+        held: std::mem::take(&mut prepared.held),
+        cgroups: cgroups.into_iter().map(Arc::new).collect(),
+        insecure: op.insecure,
+        ..spec(env, op, vertex, network)
     };
-    let command = op.argv.join(" ");
+    for (name, value) in &prepared.env {
+        spec.env.retain(|(known, _)| known != name);
+        spec.env.push((name.clone(), value.clone()));
+    }
+    let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
+    output.flush();
+    let Ended { exit, teardown, ownership } = output.check(op, ended)?;
     if exit != Exit::Code(0) && groups.ran_out_of_memory() {
         let limit_bytes = env.steps.resources.memory_bytes.unwrap_or(0);
-        return Err(StepFailure::OutOfMemory { command, limit_bytes, log: tail.into_bytes() });
+        return Err(StepFailure::OutOfMemory { command: op.argv.join(" "), limit_bytes, log: output.log() });
     }
-    match exit {
-        Exit::Code(0) => {}
-        _ if env.cancel.reason().is_some() => return Err(StepFailure::Canceled),
-        Exit::Code(code) => return Err(StepFailure::Exit { command, code, log: tail.into_bytes() }),
-        Exit::Signal(signal) => return Err(StepFailure::Signal { command, signal, log: tail.into_bytes() }),
+    if let Err(failure) = output.succeeded(op, exit) {
+        if let (Some(slot), StepFailure::Exit { .. } | StepFailure::Signal { .. }) =
+            (&env.failed_step, &failure)
+        {
+            slot.keep(HeldStep {
+                name: step.name.clone(),
+                spec,
+                merged,
+                draft,
+                env: Arc::clone(env),
+                prepared: Some(prepared),
+            });
+        }
+        return Err(failure);
     }
+    // Its trees are the step's, and go with its mounts.
+    drop(spec);
     written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",
         path: "the step's layer".to_owned(),
         source: errno.into(),
     })?;
-    drop(merged);
-    let parent = Parent { env, root, files: OnceCell::new() };
-    let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?;
+    let parent = Parent::of(env, root);
+    let diff = if env.overlay.owners() == Owners::Noted {
+        // What cannot carry its owner is known by its inode in the merged root, which stays until it was looked at.
+        let given = |path: &RelPath| ownership.given(merged.as_fd(), path.as_bytes());
+        let owners = StepOwners { user: ownership.user, special: &given };
+        let diff = layer::scan_upper_of(draft.diff_fd().as_fd(), env.overlay, &parent, &owners)?;
+        drop(merged);
+        diff
+    } else {
+        drop(merged);
+        layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?
+    };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
@@ -167,15 +194,15 @@ fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
-pub(crate) fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
-    use rustix::fs::{Gid, Mode, Uid};
+pub(crate) fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailure> {
+    use rustix::fs::Mode;
     let io = |errno: rustix::io::Errno| StepFailure::Io {
         what: "set up",
         path: "the step's root directory".to_owned(),
         source: errno.into(),
     };
     if (root.uid, root.gid) != (0, 0) {
-        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))).map_err(io)?;
+        owners.give(dir, root).map_err(io)?;
     }
     if root.mode != 0o755 {
         rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
@@ -183,23 +210,31 @@ pub(crate) fn like_root(dir: &OwnedFd, root: &Meta) -> Result<(), StepFailure> {
     Ok(())
 }
 
-fn spec(
+/// Where one id is mapped apt cannot become the user it downloads as, and gives up; so it is told not to try.
+fn extra_files(env: &ExecEnv, root: &Solved) -> Result<Vec<(String, Vec<u8>)>, StepFailure> {
+    const DIR: &str = "etc/apt/apt.conf.d";
+    if env.rung != Rung::Single {
+        return Ok(Vec::new());
+    }
+    let dir = root.tree.get(&env.store, &RelPath::clamp(DIR.as_bytes()))?;
+    let has_apt = dir.is_some_and(|entry| matches!(entry.kind, Kind::Dir(_)));
+    let setting = || (format!("/{DIR}/zz-rbuild-one-id"), b"APT::Sandbox::User \"root\";\n".to_vec());
+    Ok(has_apt.then(setting).into_iter().collect())
+}
+
+/// The step as the sandbox takes it.
+pub(super) fn spec(
     env: &ExecEnv,
     op: &RunOp,
     vertex: VertexId,
-    prepared: &mut Prepared,
-) -> Result<StepSpec, StepFailure> {
+    network: rbuild_sandbox::Network,
+) -> StepSpec {
     let mut environment = op.env.clone();
-    for (name, value) in &prepared.env {
-        environment.retain(|(known, _)| known != name);
-        environment.push((name.clone(), value.clone()));
-    }
     for (name, value) in &op.proxy_env {
         if !environment.iter().any(|(known, _)| known == name) {
             environment.push((name.clone(), value.clone()));
         }
     }
-    let network = env.network.of(op.network, &env.events);
     let hosts = hosts(&env.steps.hosts, &network);
     if network != rbuild_sandbox::Network::Host
         && let Some((name, _)) = env.steps.hosts.iter().find(|(_, at)| *at == HostAddress::Gateway)
@@ -211,7 +246,7 @@ fn spec(
         let path = op.argv.first().cloned().unwrap_or_default();
         (path, text.clone().into_bytes())
     });
-    Ok(StepSpec {
+    StepSpec {
         argv: op.argv.clone(),
         env: environment,
         cwd: op.cwd.clone(),
@@ -222,11 +257,83 @@ fn spec(
         hosts,
         shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
         limits: env.steps.limits.clone(),
-        mounts: std::mem::take(&mut prepared.mounts),
-        held: std::mem::take(&mut prepared.held),
-        insecure: op.insecure,
         ..StepSpec::new(Vec::new())
-    })
+    }
+}
+
+/// Where a step's output goes, without the secrets it knows, and what its end means.
+pub(super) struct Output<'a> {
+    env: &'a ExecEnv,
+    vertex: VertexId,
+    redactors: [(Stream, Redactor); 2],
+    tail: Tail,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn of(env: &'a ExecEnv, vertex: VertexId, secrets: &[SecretBytes]) -> Self {
+        let redactor = |stream| (stream, Redactor::new(secrets));
+        let redactors = [redactor(Stream::Stdout), redactor(Stream::Stderr)];
+        Self { env, vertex, redactors, tail: Tail::default() }
+    }
+
+    /// Takes what the step prints.
+    pub(super) fn sink(&mut self) -> impl FnMut(SandboxStream, &[u8]) {
+        |stream, bytes| {
+            let at = match stream {
+                SandboxStream::Stdout => 0,
+                SandboxStream::Stderr => 1,
+            };
+            let (stream, redactor) = &mut self.redactors[at];
+            redactor.push(bytes, &mut |bytes| {
+                self.tail.push(bytes);
+                self.env.events.log(self.vertex, *stream, bytes.to_vec());
+            });
+        }
+    }
+
+    /// Passes on what was held back: nothing more is printed.
+    fn flush(&mut self) {
+        for (stream, redactor) in &mut self.redactors {
+            redactor.finish(&mut |bytes| {
+                self.tail.push(bytes);
+                self.env.events.log(self.vertex, *stream, bytes.to_vec());
+            });
+        }
+    }
+
+    /// What came of running it.
+    pub(super) fn check<T>(
+        &mut self,
+        op: &RunOp,
+        ended: Result<T, rbuild_sandbox::StepError>,
+    ) -> Result<T, StepFailure> {
+        match ended {
+            Err(_) if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+            Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
+                if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+                    && op.platform != Platform::host() =>
+            {
+                Err(StepFailure::Foreign { program, platform: op.platform.clone() })
+            }
+            Err(source) => Err(StepFailure::Sandbox { source, log: self.log() }),
+            Ok(ended) => Ok(ended),
+        }
+    }
+
+    /// Fails when the command did.
+    pub(super) fn succeeded(&mut self, op: &RunOp, exit: Exit) -> Result<(), StepFailure> {
+        let command = op.argv.join(" ");
+        match exit {
+            Exit::Code(0) => Ok(()),
+            _ if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+            Exit::Code(code) => Err(StepFailure::Exit { command, code, log: self.log() }),
+            Exit::Signal(signal) => Err(StepFailure::Signal { command, signal, log: self.log() }),
+        }
+    }
+
+    fn log(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.tail).into_bytes()
+    }
 }
 
 /// `/etc/hosts` of a step. A network of its own has no way to this machine, so there `host-gateway` is no address.
@@ -243,52 +350,18 @@ fn hosts(named: &[(String, HostAddress)], network: &rbuild_sandbox::Network) -> 
     text.into_bytes()
 }
 
-/// Output of a step on its way out, without the secrets it knows.
-struct Output<'a> {
-    env: &'a ExecEnv,
-    vertex: VertexId,
-    redactors: [(Stream, Redactor); 2],
-    tail: Tail,
-}
-
-impl<'a> Output<'a> {
-    fn new(env: &'a ExecEnv, vertex: VertexId, prepared: &Prepared) -> Self {
-        let redactor = |stream| (stream, Redactor::new(&prepared.secrets));
-        let redactors = [redactor(Stream::Stdout), redactor(Stream::Stderr)];
-        Self { env, vertex, redactors, tail: Tail::default() }
-    }
-
-    fn push(&mut self, stream: SandboxStream, bytes: &[u8]) {
-        let at = match stream {
-            SandboxStream::Stdout => 0,
-            SandboxStream::Stderr => 1,
-        };
-        let (stream, redactor) = &mut self.redactors[at];
-        redactor.push(bytes, &mut |bytes| {
-            self.tail.push(bytes);
-            self.env.events.log(self.vertex, *stream, bytes.to_vec());
-        });
-    }
-
-    fn finish(mut self) -> Tail {
-        for (stream, redactor) in &mut self.redactors {
-            redactor.finish(&mut |bytes| {
-                self.tail.push(bytes);
-                self.env.events.log(self.vertex, *stream, bytes.to_vec());
-            });
-        }
-        self.tail
-    }
-}
-
 /// The state below the step, as the scanner asks for it.
-struct Parent<'a> {
+pub(super) struct Parent<'a> {
     env: &'a ExecEnv,
     root: &'a Solved,
     files: OnceCell<StackSource>,
 }
 
-impl Parent<'_> {
+impl<'a> Parent<'a> {
+    pub(super) fn of(env: &'a ExecEnv, root: &'a Solved) -> Self {
+        Self { env, root, files: OnceCell::new() }
+    }
+
     fn files(&self) -> Result<&StackSource, StepFailure> {
         if let Some(files) = self.files.get() {
             return Ok(files);

@@ -16,7 +16,8 @@ use rbuild_oci::FileMode;
 /// The selected entries of one COPY, by source argument.
 #[derive(Debug)]
 pub struct Selection {
-    /// One list per [`CopySource`], empty for inline ones, in the arguments' order.
+    /// One list per [`CopySource`], empty for inline ones and, until [`super::added`] fills them in, for fetched ones; in
+    /// the arguments' order.
     pub sources: Vec<Vec<Selected>>,
     /// Nodes of directories that are selected without some of what is in them, or with other modes.
     pub pruned: Arc<MemoryNodeStore>,
@@ -51,11 +52,11 @@ pub fn select_sources(
         let mut selected = match source {
             CopySource::Path(path) => select(tree, nodes, path.as_bytes())?,
             CopySource::Below { pivot, .. } => select(tree, nodes, pivot.as_bytes())?,
-            CopySource::Inline { .. } => Vec::new(),
+            CopySource::Remote { .. } | CopySource::Inline { .. } => Vec::new(),
         };
         let pattern = match source {
             CopySource::Below { pattern, .. } => pattern,
-            CopySource::Path(_) | CopySource::Inline { .. } => "",
+            CopySource::Path(_) | CopySource::Remote { .. } | CopySource::Inline { .. } => "",
         };
         let include = Ignore::all_but(pattern)?;
         if let CopySource::Below { pivot, pattern } = source {
@@ -96,7 +97,7 @@ impl NodeStore for Pruned<'_> {
 }
 
 /// What of a directory stays: all that no filter refuses, and the directories that lead there.
-fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
+pub(super) fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
     let path = String::from_utf8_lossy(path.as_bytes());
     if !filters.iter().any(|filter| filter.matches(&path)) {
         Keep::Yes

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, Owners, Sources};
+use rbuild_cache::copy::{self, Sources};
 use rbuild_frontend::graph::WorkdirOp;
 
 use crate::error::StepFailure;
@@ -26,7 +26,13 @@ pub async fn execute(
         let plan =
             copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
         let draft = env.store.draft(&env.lease)?;
-        copy::materialise(&plan, draft.diff_fd().as_fd(), &Sources::default(), Owners::Set, env.overlay)?;
+        copy::materialise(
+            &plan,
+            draft.diff_fd().as_fd(),
+            &Sources::default(),
+            env.overlay.owners(),
+            env.overlay,
+        )?;
         let diff = without_same_root(plan.diff, &root.tree.root);
         let tree = root.tree.apply(&env.store, &diff)?;
         Ok(NewLayer { draft, diff, tree, size_bytes: 0 })

@@ -177,8 +177,16 @@ impl Resolver {
             Some(NamedContextArg::OciLayout { dir, tag, digest }) => {
                 Self::in_layout(dir, tag.as_deref(), *digest, platform)
             }
-            Some(NamedContextArg::Image(reference)) => self.by_reference(reference.clone(), platform).await,
-            Some(NamedContextArg::Dir(_)) | None => {
+            Some(NamedContextArg::Image(Some(reference))) => {
+                self.by_reference(reference.clone(), platform).await
+            }
+            Some(
+                NamedContextArg::Image(None)
+                | NamedContextArg::Dir(_)
+                | NamedContextArg::Git(_)
+                | NamedContextArg::Http(_),
+            )
+            | None => {
                 let reference = text
                     .parse::<Reference>()
                     .map_err(|source| ResolveError::Reference { text: text.to_owned(), source })?;

@@ -11,6 +11,7 @@
 //! | root of `COPY --link` | its DefKey | nothing: the layer is the same on any root |
 //! | stage or image that COPY reads | its DefKey | digest of the selected entries |
 //! | stage or image that RUN mounts (bind, new cache) | its DefKey | digest of the mounted part of its tree |
+//! | file or repository that ADD fetches | its DefKey: its content or commit | digest of the selected entries |
 //! | build context | digest of the selected entries | digest of the selected entries |
 //! | build context that RUN mounts | digest of the mounted part | digest of the mounted part |
 //! | what is in a cache, secret or agent | nothing | nothing |

@@ -1,5 +1,6 @@
 //! Solves a build graph: what is cached is taken, what is not is executed, independent steps at the same time.
 //!
+//! 0. [`pin`] asks web servers and repositories what they have: those leaves are keyed by their content.
 //! 1. [`plan`] computes every node's [`DefKey`](keys) in topological order and walks down from the targets; a hit ends
 //!    the walk there, so nothing below it is looked at, pulled or read.
 //! 2. [`run`] starts one task for each node that is left. A task waits for its inputs' results, asks the cache by
@@ -9,6 +10,7 @@
 //! as canceled, and the call returns when nothing of the build runs any more.
 
 pub mod keys;
+pub mod pin;
 pub mod plan;
 pub mod reuse;
 pub mod run;

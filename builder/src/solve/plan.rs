@@ -16,6 +16,7 @@ use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::pin::Fetched;
 use crate::solve::reuse::ReuseRules;
 
 /// Contexts by name, the main one under `None`.
@@ -40,12 +41,14 @@ pub struct Plan {
     pub reuse: ReuseRules,
 }
 
-/// Plans `graph`. `control` says which steps may be taken by definition; images always are.
+/// Plans `graph`. `control` says which steps may be taken by definition; images always are, and so are `fetched`, the
+/// leaves that are there already.
 ///
 /// Fails with the first COPY or mount whose context source does not exist: nothing has run by then.
 pub fn plan(
     graph: &BuildGraph,
     contexts: &Contexts,
+    fetched: &Fetched,
     store: &Store,
     control: &CacheControl,
 ) -> Result<Plan, StepError> {
@@ -100,16 +103,26 @@ pub fn plan(
         mounted: mounts,
         reuse: ReuseRules::new(control, graph, &order),
     };
-    demand(graph, store, &order, &mut plan)?;
+    demand(graph, fetched, store, &order, &mut plan)?;
     Ok(plan)
 }
 
 /// Walks down from the targets; a hit is not entered.
-fn demand(graph: &BuildGraph, store: &Store, order: &[NodeIndex], plan: &mut Plan) -> Result<(), StepError> {
+fn demand(
+    graph: &BuildGraph,
+    fetched: &Fetched,
+    store: &Store,
+    order: &[NodeIndex],
+    plan: &mut Plan,
+) -> Result<(), StepError> {
     let mut seen = vec![false; graph.dag.node_count()];
     let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).collect();
     while let Some(node) = work.pop() {
         if std::mem::replace(&mut seen[node.index()], true) {
+            continue;
+        }
+        if let Some(solved) = fetched.get(&node) {
+            plan.hits.insert(node, Arc::clone(solved));
             continue;
         }
         let step = &graph.dag[node].step;
@@ -167,7 +180,7 @@ pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec
             patterns.extend(sources.iter().filter_map(|source| match source {
                 CopySource::Path(path) => Some(Cow::Borrowed(path.as_str())),
                 CopySource::Below { pivot, pattern } => Some(Cow::Owned(reach(pivot, pattern))),
-                CopySource::Inline { .. } => None,
+                CopySource::Remote { .. } | CopySource::Inline { .. } => None,
             }));
         }
     }

@@ -9,7 +9,7 @@ use petgraph::graph::NodeIndex;
 use rbuild_cache::layer::encode_diff;
 use rbuild_cache::store::{Key, KeyLock, ResultRecord};
 use rbuild_cache::tree::Tree;
-use rbuild_frontend::graph::{BuildGraph, Op, Role};
+use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -63,7 +63,8 @@ impl Solver {
         let mut vertices = HashMap::new();
         let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
         for node in order {
-            if matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
+            let was_shown = matches!(&graph.dag[node].op, Op::Http(http) if http.content.is_some());
+            if was_shown || matches!(graph.dag[node].op, Op::Context(_) | Op::Scratch) {
                 continue;
             }
             let id = env.events.vertex(&graph.dag[node].step.name);
@@ -204,6 +205,14 @@ impl Solver {
                     self.images.get(&image.manifest).expect("lowering only names images that were resolved");
                 Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
             }
+            Op::Http(http) => {
+                let vertex = self.vertices[&node];
+                let use_cache = self.takes_fetched(node);
+                Ok(ops::http::file(&self.env, http, use_cache, vertex).await?.solved)
+            }
+            Op::Git(git) => {
+                ops::git::files(&self.env, git, self.takes_fetched(node), self.vertices[&node]).await
+            }
             Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => self.step(node, op, inputs).await,
         }
     }
@@ -222,9 +231,13 @@ impl Solver {
             .expect("every step has a root input");
         let source =
             inputs.iter().find_map(|(_, role, solved)| (*role == Role::Source).then(|| Arc::clone(solved)));
-        let selection = self.selection(node, op, source.as_deref())?;
+        let remotes: Vec<_> = inputs
+            .iter()
+            .filter(|(_, role, _)| *role == Role::Added)
+            .map(|(slot, _, solved)| (*slot, Arc::clone(solved)))
+            .collect();
+        let selection = self.selection(node, op, source.as_deref(), &remotes)?;
         let mounts = self.mount_inputs(node, op, inputs)?;
-        let name = self.graph.dag[node].step.name.as_str();
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -239,7 +252,7 @@ impl Solver {
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
         let reuse = self.plan.reuse.of(&self.graph, node);
-        let origin = self.origin(node, source);
+        let origin = self.origin(node, source, remotes);
         let take = || match &reuse {
             Reuse::Never(_) => Ok(None),
             Reuse::Take | Reuse::Verify => self.by_content(&key, def_key, &root, is_linked),
@@ -256,7 +269,7 @@ impl Solver {
             self.explainer.hit(&[(node, *def_key, key)], true);
             match reuse {
                 Reuse::Verify => {
-                    let made = self.execute(op, &root, &origin, &selection, &mounts, vertex, name).await?;
+                    let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await?;
                     self.compare(vertex, &solved.tree, &made.tree);
                 }
                 Reuse::Take | Reuse::Never(_) => self.cached(vertex),
@@ -279,7 +292,7 @@ impl Solver {
         let miss = self.explainer.miss(node, &inputs);
         self.explainer.say(&miss, &self.env.events, vertex);
         let started = Instant::now();
-        let made = self.execute(op, &root, &origin, &selection, &mounts, vertex, name).await;
+        let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await;
         let solved = made.and_then(|new| self.record(node, &key, def_key, &root, new, started, use_cache));
         if !matches!(solved, Err(StepFailure::Canceled)) {
             self.explainer.executed(miss, started.elapsed(), solved.is_err(), &nodes);
@@ -320,23 +333,30 @@ impl Solver {
         Ok(mounts)
     }
 
+    /// True when a leaf may be what was fetched earlier.
+    fn takes_fetched(&self, node: NodeIndex) -> bool {
+        !matches!(self.plan.reuse.of(&self.graph, node), Reuse::Never(_))
+    }
+
     async fn execute(
         &self,
-        op: &Op,
+        node: NodeIndex,
         root: &Arc<Solved>,
         origin: &ops::copy::Origin,
         selection: &Option<Arc<Selection>>,
         mounts: &[MountInput],
         vertex: VertexId,
-        name: &str,
     ) -> Result<NewLayer, StepFailure> {
+        let Node { op, step } = &self.graph.dag[node];
         match op {
-            Op::Run(run) => ops::run::execute(&self.env, run, root, mounts.to_vec(), vertex, name).await,
+            Op::Run(run) => ops::run::execute(&self.env, step, run, root, mounts.to_vec(), vertex).await,
             Op::Copy(copy) => {
                 ops::copy::execute(&self.env, copy, root, origin.clone(), selection.clone(), vertex).await
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, root, vertex).await,
-            Op::Scratch | Op::Image(_) | Op::Context(_) => unreachable!("not steps"),
+            Op::Scratch | Op::Image(_) | Op::Context(_) | Op::Http(_) | Op::Git(_) => {
+                unreachable!("not steps")
+            }
         }
     }
 
@@ -358,7 +378,12 @@ impl Solver {
         node: NodeIndex,
         op: &Op,
         source: Option<&Solved>,
+        remotes: &[(u16, Arc<Solved>)],
     ) -> Result<Option<Arc<Selection>>, StepFailure> {
+        if let (Op::Copy(copy), false) = (op, remotes.is_empty()) {
+            let context = self.plan.selections.get(&node).map(Arc::as_ref);
+            return Ok(Some(Arc::new(ops::added::select(copy, context, remotes, &self.env.store)?)));
+        }
         if let Some(selection) = self.plan.selections.get(&node) {
             return Ok(Some(Arc::clone(selection)));
         }
@@ -370,7 +395,12 @@ impl Solver {
         }
     }
 
-    fn origin(&self, node: NodeIndex, source: Option<Arc<Solved>>) -> ops::copy::Origin {
+    fn origin(
+        &self,
+        node: NodeIndex,
+        source: Option<Arc<Solved>>,
+        remotes: Vec<(u16, Arc<Solved>)>,
+    ) -> ops::copy::Origin {
         if let Some(source) = source {
             return ops::copy::Origin::Stage(source);
         }
@@ -378,6 +408,9 @@ impl Solver {
             let Op::Context(context) = &self.graph.dag[producer].op else { return None };
             self.contexts.get(&context.name).cloned()
         });
+        if !remotes.is_empty() {
+            return ops::copy::Origin::Added { context, remotes };
+        }
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
     }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fsetxattr, fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat,
-    symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, chownat, fchmod, fsetxattr,
+    fstat, ftruncate, futimens, ioctl_ficlone, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -17,7 +17,7 @@ use rustix::process::{Gid, Uid};
 use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime, OverlayForm};
+use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
@@ -33,15 +33,6 @@ pub struct Sources<'a> {
     pub main: Option<&'a dyn FileSource>,
     /// What [`FileOrigin::Archive`] indexes.
     pub archives: &'a [&'a dyn FileSource],
-}
-
-/// Whether files get the owners of the plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owners {
-    /// As planned: needs privileges, or a user namespace that maps them.
-    Set,
-    /// Whoever we are. The plan's diff still says what the image will.
-    Keep,
 }
 
 /// Why a layer directory could not be filled. What was written so far is left behind.
@@ -118,9 +109,10 @@ pub fn materialise(
         };
         kind.push((entry, origins.get(&entry.path).copied()));
     }
-    let mut filler = Filler::new(dir, sources, owners);
+    let new_filler = || Filler::new(dir, sources, owners, form.has_modes());
+    let mut filler = new_filler();
     filler.entries(&dirs)?;
-    fill_all(&others, || Filler::new(dir, sources, owners))?;
+    fill_all(&others, new_filler)?;
     filler.entries(&links)?;
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
     for (entry, _) in dirs.iter().rev() {
@@ -179,6 +171,7 @@ struct Filler<'a> {
     root: BorrowedFd<'a>,
     sources: &'a Sources<'a>,
     owners: Owners,
+    has_modes: bool,
     /// Directory of the last entry.
     last: Option<(RelPath, OwnedFd)>,
     buffer: Vec<u8>,
@@ -192,8 +185,8 @@ fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> Materialise
 }
 
 impl<'a> Filler<'a> {
-    fn new(root: BorrowedFd<'a>, sources: &'a Sources<'a>, owners: Owners) -> Self {
-        Self { root, sources, owners, last: None, buffer: Vec::new(), is_clone_refused: false }
+    fn new(root: BorrowedFd<'a>, sources: &'a Sources<'a>, owners: Owners, has_modes: bool) -> Self {
+        Self { root, sources, owners, has_modes, last: None, buffer: Vec::new(), is_clone_refused: false }
     }
 
     fn entries(&mut self, work: &[Work<'_>]) -> Result<(), MaterialiseError> {
@@ -371,12 +364,19 @@ impl<'a> Filler<'a> {
         meta: &Meta,
         mtime: Mtime,
     ) -> Result<(), MaterialiseError> {
-        if self.owners == Owners::Set {
-            let stat = fstat(fd).map_err(failed("look at", path))?;
-            if (stat.st_uid, stat.st_gid) != (meta.uid, meta.gid) {
-                fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
-                    .map_err(|errno| chown_error(path, meta, errno))?;
+        let is_given = match self.owners {
+            Owners::Set => {
+                let stat = fstat(fd).map_err(failed("look at", path))?;
+                (stat.st_uid, stat.st_gid) == (meta.uid, meta.gid)
             }
+            Owners::Noted => (meta.uid, meta.gid) == (0, 0),
+            Owners::Keep => true,
+        };
+        if !is_given {
+            self.owners.give(fd, meta).map_err(|errno| chown_error(path, meta, errno))?;
+        }
+        if !self.has_modes {
+            return futimens(fd, &times(mtime)).map_err(failed("set the time of", path));
         }
         for (name, value) in &meta.xattrs {
             match fsetxattr(fd, &name[..], value, XattrFlags::empty()) {

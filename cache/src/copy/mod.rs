@@ -25,15 +25,17 @@ mod plan;
 mod source;
 mod stack;
 mod view;
+mod whole;
 mod workdir;
 
 #[cfg(test)]
 mod tests;
 
-pub use materialise::{MaterialiseError, Owners, Sources, materialise};
+pub use materialise::{MaterialiseError, Sources, materialise};
 pub use plan::{Archive, CopyItem, CopyOptions, plan};
 pub use source::{DirSource, FileSource, SourceError};
 pub use stack::StackSource;
+pub use whole::plan_whole;
 pub use workdir::plan_workdir;
 
 use crate::layer::LayerDiff;

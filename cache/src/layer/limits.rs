@@ -25,6 +25,8 @@ pub struct Limits {
     pub extension_bytes_max: usize,
     /// Base-2 logarithm of the largest zstd window: memory the sender can make us allocate.
     pub zstd_window_log_max: u32,
+    /// Memory in KiB that an xz dictionary may make us allocate: that of `xz -9` and half as much again.
+    pub xz_memory_kib_max: u32,
 }
 
 impl Default for Limits {
@@ -40,6 +42,7 @@ impl Default for Limits {
             xattr_bytes_max: 64 << 10,
             extension_bytes_max: 1 << 20,
             zstd_window_log_max: 27,
+            xz_memory_kib_max: 96 << 10,
         }
     }
 }

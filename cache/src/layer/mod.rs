@@ -37,9 +37,12 @@ pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{EmitError, emit_tar};
 pub use limits::Limits;
 pub use members::{ArchiveMember, read_members};
-pub use overlay::OverlayForm;
+pub use overlay::{OverlayForm, Owners};
 pub use pipe::{UnpackBlobError, unpack_archive, unpack_blob};
 pub use recognise::is_archive;
-pub use scan::{ParentEntry, ParentView, ParentViewError, ScanError, scan_upper, verify_layer};
+pub use scan::{
+    ParentEntry, ParentView, ParentViewError, ScanError, StepOwners, Untouched, scan_upper, scan_upper_of,
+    verify_layer,
+};
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};

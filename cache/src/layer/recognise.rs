@@ -6,11 +6,11 @@ use super::decompress::{ArchiveFormat, DecompressError, LayerReader};
 use super::limits::Limits;
 use super::tar::{BLOCK_BYTES, Block, checksum_holds};
 
-/// True when the bytes, inflated if they are gzip or Zstandard, begin with a tar header. Names play no part.
+/// True when the bytes, inflated if they are gzip, bzip2, xz or Zstandard, begin with a tar header. Names play no part.
 ///
-/// Bytes that only look like gzip, a compressed file that is not a tar, and an archive without entries are no archives.
-/// Compressions that rbuild cannot inflate, with whatever they hold, are an error: a copy would silently be something
-/// else than what ADD promises. So is Zstandard that does not inflate within the limits.
+/// Bytes that only look like gzip or bzip2, a compressed file that is not a tar, and an archive without entries are no
+/// archives. Zstandard and xz that do not inflate within the limits are an error: a copy would silently be something
+/// else than what ADD promises.
 pub fn is_archive(file: impl Read, limits: &Limits) -> Result<bool, DecompressError> {
     let mut reader = LayerReader::sniff(file, limits)?;
     let format = reader.format();
@@ -21,8 +21,8 @@ pub fn is_archive(file: impl Read, limits: &Limits) -> Result<bool, DecompressEr
             Ok(0) => return Ok(false),
             Ok(len) => filled += len,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            // Its magic is four bytes, and a larger window than allowed ends here too.
-            Err(error) if format == ArchiveFormat::Zstd => {
+            // No text begins with their magic, and a larger window than allowed ends here too.
+            Err(error) if matches!(format, ArchiveFormat::Zstd | ArchiveFormat::Xz) => {
                 return Err(error.downcast().unwrap_or_else(DecompressError::Read));
             }
             // Whoever copies the file learns whether it is the disk.
@@ -64,13 +64,13 @@ mod tests {
     #[test]
     fn what_only_looks_compressed_is_a_file() {
         assert!(!is(b"\x1f\x8b but text").unwrap());
+        assert!(!is(b"BZh91AY but text").unwrap());
         assert!(!is(&compressed(&[7; 4000], DEFAULT_GZIP)[..20]).unwrap());
     }
 
     #[test]
     fn what_cannot_be_inflated_is_an_error_and_never_a_file() {
-        assert!(matches!(is(b"\xfd7zXZ\0..."), Err(DecompressError::Unsupported("xz"))));
-        assert!(matches!(is(b"BZh91AY&SY"), Err(DecompressError::Unsupported("bzip2"))));
+        assert!(matches!(is(b"\xfd7zXZ\0..."), Err(DecompressError::Read(_))));
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(28).unwrap();
         encoder.write_all(&Raw::new(b"name", b'0').with(b"body")).unwrap();

@@ -43,6 +43,11 @@ impl Names {
         }
     }
 
+    /// True when `name` is one of them.
+    pub(super) fn contain(&self, name: &str) -> bool {
+        self.iter().any(|known| known == name.as_bytes())
+    }
+
     fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|b| *b == 0).filter(|name| !name.is_empty())
     }

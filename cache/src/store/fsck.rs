@@ -123,6 +123,7 @@ enum Fact {
     Encoding([u8; 32], String),
     BlobDiff([u8; 32]),
     Resolution(String, String),
+    Fetch(String),
     Execution(i64),
 }
 
@@ -231,6 +232,14 @@ impl Store {
                     facts.push(Fact::Resolution(reference, platform));
                 }
             }
+            let mut statement = connection.prepare("SELECT address, record, seal FROM fetches")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (address, text): (String, String) = (row.get(0)?, row.get(1)?);
+                if seal("fetch", address.as_bytes(), text.as_bytes()) != row.get::<_, [u8; 8]>(2)? {
+                    facts.push(Fact::Fetch(address));
+                }
+            }
             facts.extend(history::damaged(connection)?.into_iter().map(Fact::Execution));
             Ok(facts)
         })?;
@@ -238,6 +247,7 @@ impl Store {
             let (kind, name) = match fact {
                 Fact::Encoding(diff, params) => ("encoding", format!("{} ({params})", hex::encode(diff))),
                 Fact::BlobDiff(blob) => ("blob diff", hex::encode(blob)),
+                Fact::Fetch(address) => ("fetch", address.clone()),
                 Fact::Resolution(reference, platform) => ("resolution", format!("{reference} {platform}")),
                 Fact::Execution(id) => ("execution", id.to_string()),
             };
@@ -387,6 +397,9 @@ impl Store {
                     )?,
                     Fact::BlobDiff(blob) => {
                         transaction.execute("DELETE FROM blob_diffs WHERE blob = ?1", [blob])?
+                    }
+                    Fact::Fetch(address) => {
+                        transaction.execute("DELETE FROM fetches WHERE address = ?1", [address])?
                     }
                     Fact::Resolution(reference, platform) => transaction.execute(
                         "DELETE FROM resolutions WHERE reference = ?1 AND platform = ?2",

@@ -51,6 +51,15 @@ const NETWORK_FILESYSTEMS: [(u64, &str); 12] = [
     (0x7461_636F, "OCFS2"),
 ];
 
+/// The id map a store was made with; `None` when there is no store at `root`, or none that can be read. Creates
+/// nothing.
+pub(super) fn recorded_id_map(root: &Path) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(root, flags, Mode::empty()).ok()?;
+    let layout = Layout::new(root.to_owned(), fd);
+    read(&layout).ok().flatten().map(|meta| meta.id_map)
+}
+
 /// Opens the root directory, creating it with its parents, after checking that it is ours alone and local.
 pub(super) fn open_root(root: &Path) -> Result<Layout, StoreError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

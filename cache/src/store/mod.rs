@@ -49,6 +49,7 @@ mod blob;
 pub(crate) mod collect;
 mod db;
 mod error;
+mod fetch;
 mod fingerprint;
 mod fsck;
 mod history;
@@ -77,6 +78,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use blob::{Blob, BlobWriter, PULLED};
 pub use error::StoreError;
+pub use fetch::FetchRecord;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
@@ -164,6 +166,12 @@ impl Store {
     /// another id map. Databases are opened at their first use.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, StoreError> {
         Self::open_as(root, options, true)
+    }
+
+    /// The id map ([`StoreOptions::id_map`]) that the store at `root` was made with; `None` when there is none that can
+    /// be read. Creates nothing, and needs no rights but to read `store.json`.
+    pub fn recorded_id_map(root: &Path) -> Option<String> {
+        meta::recorded_id_map(root)
     }
 
     /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.

@@ -67,6 +67,34 @@ fn hostile_patterns_are_linear() {
     assert!(!ignore(&text).matches(&"a/b".repeat(1_000)));
 }
 
+/// Every pattern on every path would be a thousand million attempts here.
+#[test]
+fn of_ten_thousand_patterns_few_are_tried() {
+    let forms = ["dir{}/file", "**/name{}", "*.ext{}", "top{}/*/x?", "!**/keep{}.txt"];
+    let text: String = (0..Ignore::PATTERNS_MAX)
+        .map(|n| forms[n % forms.len()].replace("{}", &n.to_string()) + "\n")
+        .collect();
+    let ignore = ignore(&text);
+    let mut tried = 0;
+    let paths = ["dir5/file", "a/b/name1", "x.ext2", "top3/a/xy", "a/keep4.txt", "no/such/thing"];
+    for path in paths {
+        ignore.index.candidates(path, |numbers| tried += numbers.len());
+    }
+    assert!(tried < 20, "{tried}");
+    let excluded: Vec<bool> = paths.iter().map(|path| ignore.matches(path)).collect();
+    assert_eq!(excluded, [true, true, true, true, false, false]);
+}
+
+#[test]
+fn a_verdict_names_its_rule() {
+    let ignore = ignore("# comment\n*.log\n\n! keep.log\n**/tmp\n");
+    let rule = |path| ignore.rule(ignore.verdict(path)).map(|rule| (rule.line, rule.text, rule.negated));
+    assert_eq!(rule("a.log"), Some((2, "*.log", false)));
+    assert_eq!(rule("keep.log"), Some((4, "!keep.log", true)));
+    assert_eq!(rule("a/tmp/b"), Some((5, "**/tmp", false)));
+    assert_eq!(rule("a"), None);
+}
+
 /// Go's translation, done by trying every split.
 fn naive(pattern: &[char], path: &[char]) -> bool {
     match pattern {

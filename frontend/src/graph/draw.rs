@@ -133,6 +133,7 @@ fn role(role: Role) -> String {
     match role {
         Role::Root => "root".to_owned(),
         Role::Source => "source".to_owned(),
+        Role::Added => "added".to_owned(),
         Role::Mount(index) => format!("mount {index}"),
     }
 }

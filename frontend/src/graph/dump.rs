@@ -17,6 +17,7 @@ impl BuildGraph {
                     let role = match input.role {
                         Role::Root => "root".to_owned(),
                         Role::Source => "source".to_owned(),
+                        Role::Added => "added".to_owned(),
                         Role::Mount(mount) => format!("mount{mount}"),
                     };
                     format!(" {role}=n{}", from.index())
@@ -48,6 +49,20 @@ fn describe(out: &mut String, op: &Op) {
             line(out, format_args!("    {} {} {}", op.reference, op.manifest, op.platform));
         }
         Op::Context(op) => line(out, format_args!("    name {:?}", op.name)),
+        Op::Http(op) => {
+            line(out, format_args!("    url {:?} name {:?}", op.url, op.name));
+            if let Some(checksum) = &op.checksum {
+                line(out, format_args!("    checksum {checksum}"));
+            }
+        }
+        Op::Git(op) => {
+            let (remote, reference) = (&op.source.remote, &op.source.reference);
+            line(out, format_args!("    remote {remote:?} reference {reference:?}"));
+            let (subdir, checksum) = (&op.source.subdir, &op.source.checksum);
+            line(out, format_args!("    subdir {subdir:?} checksum {checksum:?}"));
+            let (submodules, keep) = (op.source.submodules, op.keep_git_dir);
+            line(out, format_args!("    submodules {submodules} keep_git_dir {keep}"));
+        }
         Op::Workdir(op) => line(out, format_args!("    path {:?} user {:?}", op.path, op.user)),
         Op::Copy(op) => {
             for source in &op.sources {
@@ -55,6 +70,9 @@ fn describe(out: &mut String, op: &Op) {
                     CopySource::Path(path) => line(out, format_args!("    path {path:?}")),
                     CopySource::Below { pivot, pattern } => {
                         line(out, format_args!("    below {pivot:?} {pattern:?}"));
+                    }
+                    CopySource::Remote { slot, form } => {
+                        line(out, format_args!("    remote {slot} {}", form.word()));
                     }
                     CopySource::Inline { name, content } => {
                         line(out, format_args!("    inline {name:?} {content:?}"));

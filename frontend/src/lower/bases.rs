@@ -208,7 +208,7 @@ impl<'a> Pass<'a> {
         lines: Lines,
     ) -> Base {
         match context {
-            NamedContext::Local => Base::Local(name.to_owned()),
+            NamedContext::Local | NamedContext::Archive => Base::Local(name.to_owned()),
             NamedContext::Image(reference) if reference == "scratch" => Base::Scratch,
             NamedContext::Image(_) | NamedContext::OciLayout => {
                 let (reference, named_context) = (name.to_owned(), Some(name.to_owned()));

@@ -5,12 +5,14 @@ use crate::dockerignore::{Ignore, IgnoreError, clean};
 use crate::expand;
 use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
 use crate::parse::Issue;
+use crate::remote::Remote;
 use crate::span::Span;
 
 use rbuild_oci::FileMode;
 
 use super::bases::Source;
 use super::pass::{Pass, failed};
+use super::remotes::{Remotes, not_for_copy};
 use super::stages::Work;
 
 /// What COPY and ADD have in common.
@@ -23,6 +25,8 @@ struct Transfer<'i> {
     parents: bool,
     unpack: bool,
     exclude: &'i [Spanned<String>],
+    /// What ADD alone has; `None` for COPY.
+    add: Option<&'i AddInstruction>,
     sources: &'i [SourceWord],
     dest: &'i Spanned<String>,
 }
@@ -44,6 +48,7 @@ impl Pass<'_> {
             parents: is_set(copy.parents.as_ref()),
             unpack: false,
             exclude: &copy.exclude,
+            add: None,
             sources: &copy.sources,
             dest: &copy.dest,
         };
@@ -66,6 +71,7 @@ impl Pass<'_> {
             parents: false,
             unpack: add.unpack.as_ref().is_none_or(|flag| flag.value),
             exclude: &add.exclude,
+            add: Some(add),
             sources: &add.sources,
             dest: &add.dest,
         };
@@ -85,11 +91,18 @@ impl Pass<'_> {
         };
         let exclude = excluded(transfer.exclude)?;
         let (mut paths, mut inline, mut shown) = (Vec::new(), Vec::new(), Vec::new());
+        let mut remotes = Remotes::new(self.checksum(work, transfer)?);
         for source in transfer.sources {
             match source {
                 SourceWord::Path(word) => {
                     let text = self.expand(work, word).map_err(|issue| unquoted(keyword, word, issue))?;
-                    remote(keyword, &text, word.span)?;
+                    let remote = Remote::parse(&text);
+                    if let Some(remote) = remote.map_err(|error| Issue::new(error.to_string(), word.span))? {
+                        let add = transfer.add.ok_or_else(|| not_for_copy(&remote, word.span))?;
+                        paths.push(remotes.add(remote, add, word.span)?);
+                        shown.push(text);
+                        continue;
+                    }
                     if transfer.from.is_none() {
                         self.ignored(work, keyword, &text, word.span);
                     }
@@ -115,8 +128,10 @@ impl Pass<'_> {
         // Docker's history shows the markers after the paths.
         shown.extend(inline.iter().filter_map(|source| match source {
             CopySource::Inline { name, .. } => Some(format!("<<{name}")),
-            CopySource::Path(_) | CopySource::Below { .. } => None,
+            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Remote { .. } => None,
         }));
+        let is_alone = transfer.sources.len() == 1;
+        remotes.check(is_alone, transfer.add)?;
         let dest = self.expand(work, transfer.dest)?;
         let mut absolute = destination(work.state.workdir(), &dest);
         if transfer.parents && !absolute.ends_with('/') {
@@ -131,13 +146,13 @@ impl Pass<'_> {
 
         let mut inputs = vec![(Role::Root, work.state.node)];
         let mut from_context = transfer.from.is_none() && !self.options.context_has_owners;
-        if !paths.is_empty() {
+        if paths.iter().any(|source| !matches!(source, CopySource::Remote { .. })) {
             let source = match transfer.from {
                 None => self.context_node(None),
                 Some(from) => {
                     let (span, lines) = work.place(from.span);
                     let found = self.source_of(&from.value, work.stage, span, lines)?;
-                    from_context = matches!(found, Source::Local(_));
+                    from_context = matches!(&found, Source::Local(name) if !self.has_owners(name));
                     match self.source_node(work, found) {
                         Some(node) => node,
                         // Its image or stage is not known yet: this pass will not be the last.
@@ -146,6 +161,16 @@ impl Pass<'_> {
                 }
             };
             inputs.push((Role::Source, source));
+        }
+        let first = inputs.len();
+        for source in &mut paths {
+            if let CopySource::Remote { slot, .. } = source {
+                *slot += u16::try_from(first).expect("a root and a source");
+            }
+        }
+        for (op, name) in remotes.ops {
+            let step = Step { name, stage: work.label.clone(), lines: Some(work.place(Span::default()).1) };
+            inputs.push((Role::Added, self.out.nodes.add(op, &[], step)));
         }
         paths.append(&mut inline);
         let mut created_by = keyword.to_owned();
@@ -172,6 +197,13 @@ impl Pass<'_> {
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
+    }
+
+    /// `--checksum`, expanded; empty is absent.
+    fn checksum(&mut self, work: &Work, transfer: &Transfer<'_>) -> Result<Option<Spanned<String>>, Issue> {
+        let Some(flag) = transfer.add.and_then(|add| add.checksum.as_ref()) else { return Ok(None) };
+        let text = self.optional(work, Some(flag))?;
+        Ok(text.map(|value| Spanned { value, span: flag.span }))
     }
 
     /// A source that the ignore file takes away. Says nothing when a negation may bring it back.
@@ -239,26 +271,6 @@ impl Pass<'_> {
             work.state.layers.push(work.state.node);
         }
         Ok(())
-    }
-}
-
-/// URL and git sources: never for COPY, not yet for ADD.
-fn remote(keyword: &str, text: &str, span: Span) -> Result<(), Issue> {
-    let is_http = text.starts_with("http://") || text.starts_with("https://");
-    let path = text.split(['#', '?']).next().unwrap_or_default();
-    let is_scp = text.split_once(':').is_some_and(|(host, path)| {
-        host.starts_with("git@") && !host.contains('/') && !path.is_empty() && !path.starts_with("//")
-    });
-    let is_git = text.starts_with("git://")
-        || text.starts_with("ssh://")
-        || is_scp
-        || (is_http && path.trim_end_matches('/').ends_with(".git"));
-    match (is_git, is_http, keyword) {
-        (false, false, _) => Ok(()),
-        (true, _, "COPY") => Err(Issue::new("source can't be a git ref for COPY", span)),
-        (_, _, "COPY") => Err(Issue::new("source can't be a URL for COPY", span)),
-        (true, _, _) => Err(Issue::new("ADD of a git repository is not supported yet", span)),
-        _ => Err(Issue::new("ADD of a URL is not supported yet", span)),
     }
 }
 

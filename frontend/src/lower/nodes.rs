@@ -23,6 +23,7 @@ impl Nodes {
             match role {
                 Role::Root => key.str("root"),
                 Role::Source => key.str("source"),
+                Role::Added => key.str("added"),
                 Role::Mount(index) => key.str("mount").u64(u64::from(*index)),
             };
             key.u64(node.index() as u64);

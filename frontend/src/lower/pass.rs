@@ -21,7 +21,9 @@ use super::history::go_quote;
 use super::nodes::Nodes;
 use super::stages::Work;
 use super::state::State;
-use super::{ImageKey, ImageRequest, LowerOptions, Provided, ResolvedImage, environment, nowhere};
+use super::{
+    ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment, nowhere,
+};
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
 /// chains of stages would otherwise take memory without bound.
@@ -238,6 +240,11 @@ impl<'a> Pass<'a> {
         };
         let step = Step { name: text, stage: String::new(), lines: None };
         self.out.nodes.add(Op::Context(ContextOp { name: name.map(str::to_owned) }), &[], step)
+    }
+
+    /// True for a named context whose files have owners of their own.
+    pub(super) fn has_owners(&self, context: &str) -> bool {
+        matches!(self.options.named_contexts.get(context), Some(NamedContext::Archive))
     }
 
     pub(super) fn scratch_node(&mut self) -> NodeIndex {

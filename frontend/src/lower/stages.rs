@@ -174,7 +174,7 @@ impl Pass<'_> {
             dest: "/".to_owned(),
             chown: None,
             chmod: None,
-            from_context: true,
+            from_context: !self.has_owners(name),
             unpack: false,
             link: false,
             exclude: Vec::new(),

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use rbuild_oci::{ContainerConfig, Digest, History, ImageConfig, Platform};
 
 use super::*;
-use crate::graph::{CopySource, Network, Op, RunOp};
+use crate::graph::{CopySource, Network, Op, RemoteForm, RunOp};
 use crate::parse::parse;
 
 mod mounts;
@@ -578,6 +578,29 @@ fn destinations_and_sources_are_cleaned() {
 }
 
 #[test]
+fn what_add_fetches_are_inputs_of_their_own() {
+    let built =
+        build("FROM scratch\nADD a https://h/d/f?x git@h:r.git#v1:d /to/\nADD https://h/d/f?x /again");
+    let copies: Vec<_> =
+        built.graph.dag.node_indices().filter(|n| matches!(built.graph.dag[*n].op, Op::Copy(_))).collect();
+    let inputs = |node| -> Vec<(u16, &Op)> {
+        let inputs = built.graph.inputs(node).into_iter();
+        inputs.skip(1).map(|(input, from)| (input.slot, &built.graph.dag[from].op)).collect()
+    };
+    let first = inputs(copies[0]);
+    let [(1, Op::Context(_)), (2, Op::Http(http)), (3, Op::Git(git))] = first.as_slice() else {
+        panic!("{first:?}")
+    };
+    assert_eq!((http.url.as_str(), http.name.as_str()), ("https://h/d/f?x", "f"));
+    assert_eq!((git.source.reference.as_str(), git.source.subdir.as_str()), ("v1", "d"));
+    let Op::Copy(copy) = &built.graph.dag[copies[0]].op else { panic!("a copy") };
+    let remote = |slot, form| CopySource::Remote { slot, form };
+    assert_eq!(copy.sources[1..], [remote(2, RemoteForm::File), remote(3, RemoteForm::Tree)]);
+    // The same address is one node, alone it is the first input.
+    assert!(matches!(inputs(copies[1]).as_slice(), [(1, Op::Http(again))] if *again == *http));
+}
+
+#[test]
 fn what_is_not_supported_yet_says_so() {
     for (line, wanted) in [
         ("COPY --exclude=! a /b", "illegal exclusion pattern: \"!\""),
@@ -585,10 +608,11 @@ fn what_is_not_supported_yet_says_so() {
         ("COPY --parents a[ /b", "syntax error in pattern `a[`"),
         ("COPY https://x/y /b", "source can't be a URL for COPY"),
         ("COPY git@github.com:a/b.git /b", "source can't be a git ref for COPY"),
-        ("ADD https://x/y /b", "ADD of a URL is not supported yet"),
-        ("ADD https://x/y.git#main /b", "ADD of a git repository is not supported yet"),
-        ("ADD --checksum=sha256:0 a /b", "ADD --checksum is not supported yet"),
-        ("ADD --keep-git-dir a /b", "ADD --keep-git-dir is not supported yet"),
+        ("ADD https://x/y.git#-m /b", "invalid git reference \"-m\""),
+        ("ADD --checksum=sha256:0 a /b", "checksum requires HTTP(S) or Git sources"),
+        ("ADD --checksum=sha256:0 https://x/y /b", "invalid checksum digest format"),
+        ("ADD --checksum=sha512:0 https://x/y /b", "unsupported digest algorithm \"sha512\": use sha256"),
+        ("ADD --keep-git-dir a /b", "keep-git-dir requires a Git source"),
         ("RUN --device=a x", "RUN --device is not supported yet"),
     ] {
         fails(&format!("FROM busybox\n{line}"), wanted);

@@ -46,14 +46,14 @@ pub struct BlobStream {
 
 /// Watches that a transfer does not trickle. Only time spent waiting for the network counts.
 #[derive(Default)]
-struct Rate {
+pub(crate) struct Rate {
     waited: Duration,
     bytes: u64,
 }
 
 impl Rate {
     /// False when a whole window passed with too few bytes.
-    fn add(&mut self, waited: Duration, bytes: u64) -> bool {
+    pub(crate) fn add(&mut self, waited: Duration, bytes: u64) -> bool {
         self.waited += waited;
         self.bytes += bytes;
         if self.waited < RATE_WINDOW {
@@ -185,7 +185,7 @@ async fn request(
 }
 
 /// The first byte position of `bytes 5-9/10`.
-fn range_start(text: &str) -> Option<u64> {
+pub(crate) fn range_start(text: &str) -> Option<u64> {
     text.trim().strip_prefix("bytes")?.trim_start().split('-').next()?.parse().ok()
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn origin(url: &Url) -> (String, String, Option<u16>) {
 }
 
 /// An address without what may be secret in it (signed queries, user data), for messages.
-fn printable(url: &Url) -> String {
+pub(crate) fn printable(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);
@@ -185,7 +185,7 @@ impl Transport {
     }
 }
 
-fn client_error(target: &Target, error: ClientError) -> RegistryError {
+pub(super) fn client_error(target: &Target, error: ClientError) -> RegistryError {
     match error {
         ClientError::Build(source) => RegistryError::Unreachable {
             target: Box::new(target.clone()),
@@ -197,7 +197,7 @@ fn client_error(target: &Target, error: ClientError) -> RegistryError {
 }
 
 /// `host[:port]` of an address.
-fn authority(url: &Url) -> String {
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

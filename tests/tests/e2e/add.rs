@@ -84,15 +84,25 @@ fn case_109_archives_are_known_by_content_and_keep_their_metadata() -> Result<()
 }
 
 #[test]
-fn case_109_other_compressions_stop_the_build_and_are_never_copied() -> Result<()> {
-    need!(Root, Registry, Bases);
+fn case_109_every_compression_is_unpacked_and_what_is_damaged_is_never_copied() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
     let (_registry, env) = world()?;
-    let context = env.context("compressions", "FROM scratch\nADD a.tar.any /\n", &[])?;
-    for (name, magic) in [("xz", &b"\xfd7zXZ\0\0\x04"[..]), ("bzip2", b"BZh91AY&SY")] {
-        fs::write(context.join("a.tar.any"), magic)?;
-        let run = env.build(&context, &[])?.exits(1);
-        run.says(&["ADD a.tar.any /", "`a.tar.any`", name, "not supported yet"]);
-    }
+    let text = "FROM scratch\nADD one two /dest/\n";
+    let context = env.context("compressions", text, &[("t/x", "xz"), ("t/b", "bzip2")])?;
+    tar(&context.join("t"), &["--owner=7", "--group=7", "-cJf", "../one", "x"])?;
+    tar(&context.join("t"), &["--owner=8", "--group=8", "-cjf", "../two", "b"])?;
+    let (_, unpacked) = built(&env, &context)?;
+    assert_eq!(entries(&unpacked)?, ["dest 040755 0:0", "dest/b 100644 8:8", "dest/x 100644 7:7"]);
+    // The same through standard input, as a context.
+    tar(&context, &["-cJf", "../context.tar.xz", "Dockerfile", "one", "two"])?;
+    let archive = fs::File::open(env.work().join("context.tar.xz"))?;
+    let mut piped = env.command(["build", "-"]);
+    piped.stdin(archive);
+    env.start(piped)?.finish()?.ok();
+    let mut cut = fs::read(context.join("one"))?;
+    cut.truncate(40);
+    fs::write(context.join("one"), cut)?;
+    env.build(&context, &[])?.exits(1).says(&["ADD one two /dest/", "cannot decompress `one`"]);
     env.assert_nothing_left();
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::Result;
+use rbuild_tests::web::{Reply, Web};
 use rbuild_tests::{Registry, TestEnv, bases, judge, need};
 
 use crate::world;
@@ -137,5 +138,108 @@ fn a_build_may_log_into_the_context_it_copies() -> Result<()> {
         let status = command.status()?;
         assert!(status.success(), "{}", fs::read_to_string(context.join("build.log"))?);
     }
+    Ok(())
+}
+
+/// A tar of a directory, compressed as `flags` say.
+fn packed(dir: &std::path::Path, flags: &str) -> Result<Vec<u8>> {
+    let file = dir.with_extension("packed");
+    let done = std::process::Command::new("tar")
+        .args(["--owner=7", "--group=8", flags])
+        .arg(&file)
+        .args(["-C"])
+        .arg(dir)
+        .arg(".")
+        .status()?;
+    assert!(done.success());
+    Ok(fs::read(file)?)
+}
+
+#[test]
+fn a_context_on_a_web_server_is_an_archive_or_a_dockerfile() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let files = [
+        ("f", "of the archive"),
+        ("sub/Dockerfile", "FROM scratch\nCOPY sub /s\n"),
+        (".dockerignore", "*\n"),
+    ];
+    let archived = packed(&env.context("archived", "FROM scratch\nCOPY f /\n", &files)?, "-cJf")?;
+    let web = Web::serve(move |request| match request.target.as_str() {
+        "/context.tar.xz?sig=canary" if request.header("if-none-match") == "\"1\"" => Reply::status(304),
+        "/context.tar.xz?sig=canary" => Reply::ok(archived.clone()).with("ETag", "\"1\""),
+        "/Dockerfile" => Reply::ok("FROM scratch\nCOPY context /itself\n"),
+        "/other" => Reply::ok("FROM scratch\nCOPY f /from-other\n"),
+        "/bad" => Reply::ok("FROM scratch\nNONSENSE\n"),
+        _ => Reply::status(404),
+    })?;
+    let file = env.work().join("out.tar");
+    let output = format!("type=oci,dest={}", file.display());
+    let build = |context: &str, args: &[&str]| -> Result<judge::Unpacked> {
+        env.build(std::path::Path::new(context), &[&["-o", &output], args].concat())?.ok();
+        judge::unpack(&format!("oci-archive:{}", file.display()))
+    };
+    let archive = web.url("/context.tar.xz?sig=canary");
+    let listing = build(&archive, &[])?.listing()?;
+    assert!(
+        listing.len() == 1 && listing[0].starts_with("f 100644 7:8 14 "),
+        "tar owners stay: {listing:#?}"
+    );
+    let again = env.build(std::path::Path::new(&archive), &[])?.ok();
+    again.assert_all_cached();
+    assert!(!again.stderr.contains("canary"), "{}", again.stderr);
+    assert!(build(&archive, &["-f", "sub/Dockerfile"])?.root().join("s/Dockerfile").is_file());
+    assert_eq!(build(&archive, &["-f", &web.url("/other")])?.text("/from-other")?, "of the archive");
+    assert!(build(&web.url("/Dockerfile"), &[])?.text("/itself")?.starts_with("FROM scratch"));
+    // A Dockerfile from there for files from here.
+    let local = env.context("local", "", &[("f", "of here")])?;
+    let local = local.to_string_lossy();
+    assert_eq!(build(&local, &["-f", &web.url("/other")])?.text("/from-other")?, "of here");
+    // Named: its owners stay, and it is a base.
+    let text = "FROM base\nCOPY --from=base f /again\n";
+    let named = env.context("named", text, &[])?;
+    let arg = format!("base={archive}");
+    let listing = build(&named.to_string_lossy(), &["--build-context", &arg])?.listing()?;
+    assert!(listing.iter().any(|line| line.starts_with("again 100644 7:8")), "{listing:#?}");
+    for (context, args, words) in [
+        (web.url("/none"), vec![], vec!["invalid response status 404"]),
+        (web.url("/bad"), vec![], vec!["unknown instruction: NONSENSE", "/bad"]),
+        (web.url("/Dockerfile"), vec!["-f", "x"], vec!["ambiguous Dockerfile source"]),
+        (local.clone().into_owned(), vec!["-f", "https://127.0.0.1:1/x"], vec!["cannot connect"]),
+    ] {
+        env.build(std::path::Path::new(&context), &args)?.exits(1).says(&words);
+    }
+    let one_file = format!("base={}", web.url("/other"));
+    env.build(&named, &["--build-context", &one_file])?.exits(1).says(&["is not an archive"]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn scratch_is_a_named_context_and_a_platform_has_its_own() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let context = env.context("main", "FROM base\nCOPY --from=files f /\n", &[])?;
+    let (any, mine) = (env.context("any", "", &[("f", "any")])?, env.context("mine", "", &[("f", "mine")])?);
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let named = [
+        "base=docker-image://scratch".to_owned(),
+        format!("files={}", any.display()),
+        format!("files::linux/{architecture}={}", mine.display()),
+    ];
+    let file = env.work().join("out.tar");
+    let output = format!("type=oci,dest={}", file.display());
+    let args = [
+        "--build-context",
+        &named[0],
+        "--build-context",
+        &named[1],
+        "--build-context",
+        &named[2],
+        "-o",
+        &output,
+    ];
+    env.build(&context, &args)?.ok();
+    assert_eq!(judge::unpack(&format!("oci-archive:{}", file.display()))?.text("/f")?, "mine");
     Ok(())
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod add;
+mod add_url;
 mod bad_input;
 mod broken;
 mod cache_control;
@@ -9,13 +10,16 @@ mod caching;
 mod cases;
 mod contexts;
 mod copy;
+mod debugging;
 mod differential;
 mod explain;
 mod gc;
+mod git;
 mod golden;
 mod image_commands;
 mod images;
 mod interrupt;
+mod isolation;
 mod language;
 mod mounts;
 mod outputs;

@@ -1,14 +1,16 @@
 //! The last mile: filter, standard streams, identity, working directory, exec.
 
-use super::identity;
 use super::init::Order;
+use super::{Filter, identity};
+use crate::channel;
+use crate::chroot::Confinement;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::spec::RLIMITS;
 use crate::sys;
 use crate::wire::{ChildSpec, Flavour};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::Rlimit;
+use rustix::process::{Rlimit, Signal};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -16,56 +18,146 @@ use std::os::fd::{AsFd as _, OwnedFd};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Loads the filter, waits for the step, and becomes its command; returns why it could not, or nothing if no step came.
-pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, seccomp: &[u8]) -> Option<SetupFailure> {
-    // First of all: loading it without `no_new_privs`, which stays off so that setuid programs work, takes CAP_SYS_ADMIN,
-    // and it takes a tenth of a millisecond that nobody waits for here. It allows every call made from here to exec.
-    let confined = match flavour.insecure {
-        true => Ok(()),
-        false => {
-            identity::limit_capabilities().and_then(|()| sys::load_seccomp(seccomp).at(SetupStep::Seccomp))
-        }
+///
+/// A filter that comes last sends init its listener over the socket, or, where there is none, a message without.
+pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, filter: &Filter) -> Option<SetupFailure> {
+    let order = load_first(flavour, filter).and_then(|()| Order::receive(socket.as_fd()));
+    let prepared = match order {
+        Err(failure) => Err(failure),
+        Ok(None) => return None,
+        Ok(Some(order)) => prepare(order, flavour, filter),
     };
-    let order = confined.and_then(|()| Order::receive(socket.as_fd()));
-    match order {
-        Err(failure) => Some(failure),
-        Ok(None) => None,
-        Ok(Some(order)) => Some(match prepare(order, flavour) {
-            Err(failure) => failure,
-            Ok(spec) => exec(&spec),
-        }),
+    Some(match prepared.and_then(|spec| load_last(filter, socket).map(|()| spec)) {
+        Err(failure) => failure,
+        Ok(spec) => exec(&spec),
+    })
+}
+
+fn load_first(flavour: Flavour, filter: &Filter) -> Result<(), SetupFailure> {
+    if !flavour.insecure {
+        identity::limit_capabilities()?;
+    }
+    match filter {
+        // First of all: loading it without `no_new_privs`, which stays off so that setuid programs work, takes
+        // CAP_SYS_ADMIN, and it takes a tenth of a millisecond that nobody waits for here. It allows every call made from
+        // here to exec.
+        Filter::First(_) if flavour.insecure => Ok(()),
+        Filter::First(program) => sys::load_seccomp(program).at(SetupStep::Seccomp),
+        Filter::Last { .. } => Ok(()),
     }
 }
 
-fn prepare(order: Order, flavour: Flavour) -> Result<ChildSpec, SetupFailure> {
+fn load_last(filter: &Filter, socket: &OwnedFd) -> Result<(), SetupFailure> {
+    let Filter::Last { reporting, silent } = filter else { return Ok(()) };
+    let sent = match sys::load_seccomp_with_listener(reporting) {
+        Ok(listener) => channel::send_with_fds(socket.as_fd(), b"l", &[listener.as_fd()]),
+        // The kernel knows no notifications, or somebody around us listens already.
+        Err(Errno::INVAL | Errno::BUSY) => {
+            sys::load_seccomp(silent).at(SetupStep::Seccomp)?;
+            channel::send_all(socket.as_fd(), b"n")
+        }
+        Err(errno) => Err(errno),
+    };
+    sent.at(SetupStep::Seccomp)
+}
+
+fn prepare(order: Order, flavour: Flavour, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
     let Order { spec, root, stdout, stderr, cgroups, .. } = order;
     // pivot_root moves the root of every process that has the old one, and so this one's. Nothing here is done on trust.
     super::mounts::verify_entered(root.as_fd()).at(SetupStep::PivotRoot)?;
     // No directory is open when the image's working directory is entered: it could name it.
     drop(root);
     // No parent-death signal: the kernel kills this process when init, its parent, ends.
-    rustix::process::setsid().at(SetupStep::Session)?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .at(SetupStep::Stdio)?;
-    rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
-    rustix::stdio::dup2_stdout(&stdout).at(SetupStep::Stdio)?;
-    rustix::stdio::dup2_stderr(&stderr).at(SetupStep::Stdio)?;
-    // `/dev/stdout` opens the pipe anew, which only its owner may.
-    let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
-    rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
-    rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)?;
+    new_session(&spec, &stdout, &stderr)?;
     for procs in &cgroups {
         // «Whoever writes this»: a pid of ours would mean another process to the hierarchy.
         rustix::io::write(procs, b"0").at(SetupStep::Cgroup)?;
     }
+    limit_resources(&spec)?;
+    match filter {
+        Filter::First(_) => {
+            give_output(&spec)?;
+            identity::become_user(&spec, flavour.insecure)?;
+        }
+        Filter::Last { .. } => identity::stay_only_user(&spec)?,
+    }
+    enter_working_directory(&spec.cwd)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    sys::close_on_exec_from_3().at(SetupStep::CloseFds)?;
+    Ok(spec)
+}
+
+fn limit_resources(spec: &ChildSpec) -> Result<(), SetupFailure> {
     for (index, soft, hard) in &spec.rlimits {
         let (name, resource) = *RLIMITS.get(*index as usize).ok_or(Errno::INVAL).at(SetupStep::Rlimit)?;
         let limit = Rlimit { current: *soft, maximum: *hard };
         rustix::process::setrlimit(resource, limit).at_path(SetupStep::Rlimit, name)?;
     }
-    identity::become_user(&spec, flavour.insecure)?;
+    Ok(())
+}
+
+/// A session without terminal or input, and the step's pipes for output; or with a terminal for all three.
+fn new_session(spec: &ChildSpec, stdout: &OwnedFd, stderr: &OwnedFd) -> Result<(), SetupFailure> {
+    rustix::process::setsid().at(SetupStep::Session)?;
+    if spec.has_console {
+        rustix::process::ioctl_tiocsctty(stdout).at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(stdout).at(SetupStep::Stdio)?;
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(SetupStep::Stdio)?;
+        rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    }
+    rustix::stdio::dup2_stdout(stdout).at(SetupStep::Stdio)?;
+    rustix::stdio::dup2_stderr(stderr).at(SetupStep::Stdio)
+}
+
+/// `/dev/stdout` opens the pipe or terminal anew, which only its owner may.
+fn give_output(spec: &ChildSpec) -> Result<(), SetupFailure> {
+    let (uid, gid) = (Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid)));
+    rustix::fs::fchown(rustix::stdio::stdout(), uid, gid).at(SetupStep::Stdio)?;
+    rustix::fs::fchown(rustix::stdio::stderr(), uid, gid).at(SetupStep::Stdio)
+}
+
+/// What keeps a step inside where there are no namespaces.
+pub(super) struct Confine {
+    pub(super) filter: Vec<u8>,
+    /// Absent where there is no Landlock and the user insists.
+    pub(super) confinement: Option<Confinement>,
+}
+
+/// Becomes the command of a step in a chroot; returns why it could not.
+pub(super) fn chroot_main(order: Order, confine: Confine) -> SetupFailure {
+    match prepare_in_chroot(order, confine) {
+        Err(failure) => failure,
+        Ok(spec) => exec(&spec),
+    }
+}
+
+fn prepare_in_chroot(order: Order, confine: Confine) -> Result<ChildSpec, SetupFailure> {
+    let keeper = rustix::process::getppid();
+    let Order { spec, root, stdout, stderr, .. } = order;
+    sys::unblock_signals().at(SetupStep::Signals)?;
+    new_session(&spec, &stdout, &stderr)?;
+    give_output(&spec)?;
+    rustix::process::fchdir(&root).at(SetupStep::Chroot)?;
+    rustix::process::chroot(".").at(SetupStep::Chroot)?;
+    rustix::process::chdir("/").at(SetupStep::Chroot)?;
+    // No directory is open when the image's working directory is entered: it could name it.
+    drop(root);
+    limit_resources(&spec)?;
+    identity::become_user_in_chroot(&spec)?;
+    // A change of credentials takes it away, so only now. The keeper may have died before.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;
+    if rustix::process::getppid() != keeper {
+        return Err(Errno::SRCH).at(SetupStep::ParentDeath);
+    }
+    if let Some(confinement) = confine.confinement {
+        confinement.enforce().at(SetupStep::Landlock)?;
+    }
     enter_working_directory(&spec.cwd)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::close_on_exec_from_3().at(SetupStep::CloseFds)?;
+    sys::load_seccomp(&confine.filter).at(SetupStep::Seccomp)?;
     Ok(spec)
 }
 

@@ -1,6 +1,7 @@
 //! Pid 1 of a step: builds the step's world, starts the command, reaps, reports how it ended.
 
-use super::{EXIT_BROKEN, Template, exec, mounts};
+use super::ledger::Ledger;
+use super::{EXIT_BROKEN, Filter, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
@@ -8,7 +9,7 @@ use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -28,7 +29,7 @@ pub(super) fn init_main(
         // What is only mounted is nothing that the command's process has to know.
         order.spec.files.clear();
         order.spec.mounts.clear();
-        start(command, &order).map(Some)
+        start(command, &order, socket, &template.filter).map(Some)
     });
     match outcome {
         Ok(None) => 0,
@@ -61,12 +62,7 @@ fn prepare(
         Err(errno) => return Err(errno).at(SetupStep::Unshare),
     }
     rustix::process::setsid().at(SetupStep::Session)?;
-    match sys::new_session_keyring() {
-        // No keys in this kernel, withheld by an outer sandbox, or the user's key quota is used up: in each case the step
-        // cannot use keys either, its own filter denies the calls.
-        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::DQUOT) => {}
-        Err(errno) => return Err(errno).at(SetupStep::Keyring),
-    }
+    join_new_keyring()?;
     if flavour.network == NetworkNamespace::Joined {
         let namespace = joined.ok_or(Errno::BADF).at(SetupStep::JoinNetwork)?;
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -80,9 +76,19 @@ fn prepare(
     }
     // Modes given below are meant as written.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let command = Waiting::fork(socket, flavour, &template.seccomp)?;
+    let command = Waiting::fork(socket, flavour, &template.filter)?;
     let world = mounts::World::assemble(flavour, template.in_user_namespace)?;
     Ok((command, world))
+}
+
+/// Leaves the builder's session keyring.
+pub(super) fn join_new_keyring() -> Result<(), SetupFailure> {
+    match sys::new_session_keyring() {
+        // No keys in this kernel, withheld by an outer sandbox, or the user's key quota is used up: in each case the step
+        // cannot use keys either, its own filter denies the calls.
+        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::DQUOT) => Ok(()),
+        Err(errno) => Err(errno).at(SetupStep::Keyring),
+    }
 }
 
 /// The process that becomes the command. It loads the filter while init mounts, and then waits for the step.
@@ -92,14 +98,14 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn fork(reports: &OwnedFd, flavour: Flavour, seccomp: &[u8]) -> Result<Waiting, SetupFailure> {
+    fn fork(reports: &OwnedFd, flavour: Flavour, filter: &Filter) -> Result<Waiting, SetupFailure> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .at(SetupStep::Fork)?;
         match sys::fork().at(SetupStep::Fork)? {
             Fork::Child => {
                 drop(ours);
-                if let Some(failure) = exec::command_main(&theirs, flavour, seccomp) {
+                if let Some(failure) = exec::command_main(&theirs, flavour, filter) {
                     super::report(reports.as_fd(), &failure.into());
                 }
                 std::process::exit(EXIT_BROKEN)
@@ -187,37 +193,109 @@ fn enter(
 }
 
 /// Starts the command and reaps until it, and everything it left behind, is gone.
-fn start(command: Waiting, order: &Order) -> Result<Report, SetupFailure> {
+fn start(
+    command: Waiting,
+    order: &Order,
+    reports: &OwnedFd,
+    filter: &Filter,
+) -> Result<Report, SetupFailure> {
     // What is left to do needs one right: to kill what other users of the step left behind.
     let kill = CapabilitySet::KILL;
-    let sets = CapabilitySets { effective: kill, permitted: kill, inheritable: CapabilitySet::empty() };
+    let answers_calls = matches!(filter, Filter::Last { .. });
+    let kept = if answers_calls { kill | LEDGER } else { kill };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).at(SetupStep::Capabilities)?;
     match order.send(command.socket.as_fd()) {
         // It failed before, has reported that, and the builder goes by the first report.
         Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
         Err(errno) => return Err(errno).at(SetupStep::ReceiveSpec),
     }
+    let listener = if answers_calls { receive_listener(command.socket.as_fd())? } else { None };
     drop(command.socket);
-    let report = reap_until(command.pid).at(SetupStep::Wait)?;
+    let report = match listener {
+        Some(listener) => answer_until(command.pid, Ledger::new(listener, reports.as_fd(), &order.spec))?,
+        None => reap_until(command.pid).at(SetupStep::Wait)?,
+    };
     kill_the_rest().at(SetupStep::Wait)?;
     Ok(report)
+}
+
+/// What the ledger takes: every file of the step can be opened and marked, and every process's arguments read. All within
+/// the step's own namespaces.
+const LEDGER: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::SYS_PTRACE);
+
+/// The listener of the command's filter; `None` if it has none, or failed before.
+fn receive_listener(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, SetupFailure> {
+    let mut byte = [0];
+    match channel::receive(socket, &mut byte) {
+        Ok((_, fds)) => Ok(fds.into_iter().next()),
+        Err(Errno::CONNRESET) => Ok(None),
+        Err(errno) => Err(errno).at(SetupStep::Ledger),
+    }
+}
+
+/// Answers the calls of the step, and reaps, until the command is gone.
+fn answer_until(command: Pid, mut ledger: Ledger<'_>) -> Result<Report, SetupFailure> {
+    let signals = sys::child_signals().at(SetupStep::Wait)?;
+    // It may have gone before the signals were looked for.
+    let mut is_signalled = true;
+    loop {
+        if is_signalled {
+            let mut buffer = [0; 1024];
+            // Empty already when this is the first time; what came is looked for below.
+            let _none = rustix::io::read(&signals, &mut buffer);
+            while let Some((pid, status)) = reap_ready().at(SetupStep::Wait)? {
+                if let Some(report) = (pid == command).then(|| ended(status)).flatten() {
+                    return Ok(report);
+                }
+            }
+        }
+        let mut fds = [
+            PollFd::from_borrowed_fd(ledger.listener(), PollFlags::IN),
+            PollFd::new(&signals, PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None)).at(SetupStep::Wait)?;
+        let [calls, signal] = [fds[0].revents(), fds[1].revents()];
+        is_signalled = !signal.is_empty();
+        if calls.contains(PollFlags::IN) {
+            ledger.answer_next()?;
+        } else if !calls.is_empty() && !is_signalled {
+            // Nobody is left who could call, the command included.
+            return reap_until(command).at(SetupStep::Wait);
+        }
+    }
+}
+
+/// A child that has ended, if one has.
+pub(super) fn reap_ready() -> Result<Option<(Pid, WaitStatus)>, Errno> {
+    match try_reap() {
+        Err(Errno::CHILD) => Ok(None),
+        other => other,
+    }
+}
+
+/// [`reap_ready`], which fails with ECHILD when there are no children.
+pub(super) fn try_reap() -> Result<Option<(Pid, WaitStatus)>, Errno> {
+    rustix::io::retry_on_intr(|| rustix::process::wait(WaitOptions::NOHANG))
 }
 
 fn reap_until(command: Pid) -> Result<Report, Errno> {
     loop {
         let waited = rustix::io::retry_on_intr(|| rustix::process::wait(WaitOptions::empty()))?;
         let Some((pid, status)) = waited else { continue };
-        if pid != command {
-            continue;
-        }
         // A command that could not be executed has reported that before; the parent goes by the first report.
-        if let Some(signal) = status.terminating_signal() {
-            return Ok(Report::Signaled(signal));
-        }
-        if let Some(code) = status.exit_status() {
-            return Ok(Report::Exited(code));
+        if let Some(report) = (pid == command).then(|| ended(status)).flatten() {
+            return Ok(report);
         }
     }
+}
+
+pub(super) fn ended(status: WaitStatus) -> Option<Report> {
+    let by_signal = status.terminating_signal().map(Report::Signaled);
+    by_signal.or_else(|| status.exit_status().map(Report::Exited))
 }
 
 /// Kills and reaps whatever is left of the step.

@@ -11,16 +11,18 @@
 //! signals), and the kernel kills whatever is in the pid namespace with init. Sockets are close-on-exec and never reach the
 //! command.
 
-mod devices;
+pub(crate) mod devices;
 mod exec;
 mod identity;
 mod init;
+mod keeper;
+pub(crate) mod ledger;
 mod mounts;
 mod step_mounts;
 
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
-use crate::seccomp;
+use crate::seccomp::{self, Owners, Policy};
 use crate::sys::{self, Fork};
 use crate::wire::{Flavour, NetworkNamespace, Report};
 use rustix::fs::{Mode, OFlags};
@@ -35,9 +37,35 @@ const EXIT_BROKEN: i32 = 121;
 /// What every init starts from.
 struct Template {
     in_user_namespace: bool,
-    seccomp: Vec<u8>,
+    filter: Filter,
     /// The spawner itself, for an init to notice that it is gone.
     spawner: OwnedFd,
+}
+
+pub(crate) use keeper::keeper_main;
+
+/// The system call filter of steps.
+enum Filter {
+    /// Everything the command does after it is allowed, and loading it takes rights that are dropped later: first of all.
+    First(Vec<u8>),
+    /// Where one id is mapped: answers calls for it, and so comes last. Without a listener where the system has none to
+    /// give.
+    Last { reporting: Vec<u8>, silent: Vec<u8> },
+}
+
+impl Filter {
+    fn new() -> Result<Filter, SetupFailure> {
+        let arch = seccomp::Arch::native().ok_or(Errno::NOSYS).at(SetupStep::Seccomp)?;
+        let compile = |policy| seccomp::to_bytes(&seccomp::compile(arch, policy));
+        Ok(if crate::idmap::is_single_id() {
+            Filter::Last {
+                reporting: compile(Policy::SingleId(Owners::Notified)),
+                silent: compile(Policy::SingleId(Owners::Ignored)),
+            }
+        } else {
+            Filter::First(compile(Policy::Namespaced))
+        })
+    }
 }
 
 /// The body of the spawner; the control socket is standard input, the only argument the builder's pid.
@@ -46,6 +74,18 @@ pub(crate) fn spawner_main() -> i32 {
     let Ok(control) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else { return EXIT_BROKEN };
     let template = closed.and_then(|()| Template::new());
     serve(control, &template)
+}
+
+/// Gives up what the builder's own start left here: standard input, ignored and blocked signals.
+fn start_clean() -> Result<(), SetupFailure> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .at(SetupStep::Stdio)?;
+    rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
+    for signal in 1..=64 {
+        // KILL and STOP cannot be changed, nor ignored.
+        let _unchangeable = sys::default_signal(signal);
+    }
+    sys::unblock_signals().at(SetupStep::Signals)
 }
 
 impl Template {
@@ -57,22 +97,10 @@ impl Template {
             return Err(Errno::SRCH).at(SetupStep::ParentDeath);
         }
         // The socket lives on as a copy only the spawner has: an init must not keep the builder's requests from failing.
-        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .at(SetupStep::Stdio)?;
-        rustix::stdio::dup2_stdin(&null).at(SetupStep::Stdio)?;
-        for signal in 1..=64 {
-            // KILL and STOP cannot be changed, nor ignored.
-            let _unchangeable = sys::default_signal(signal);
-        }
-        sys::unblock_signals().at(SetupStep::Signals)?;
-        let arch = seccomp::Arch::native().ok_or(Errno::NOSYS).at(SetupStep::Seccomp)?;
+        start_clean()?;
         let spawner = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(SetupStep::ParentDeath)?;
-        Ok(Template {
-            in_user_namespace: crate::in_user_namespace(),
-            seccomp: seccomp::to_bytes(&seccomp::compile(arch)),
-            spawner,
-        })
+        Ok(Template { in_user_namespace: crate::in_user_namespace(), filter: Filter::new()?, spawner })
     }
 }
 

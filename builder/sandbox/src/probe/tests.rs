@@ -7,6 +7,7 @@ fn results_survive_the_pipe_on_one_line_each() {
         ProbeResult {
             name: "b".into(),
             ok: false,
+            is_step: true,
             detail: "x\ty\nz".into(),
             remedy: Some("do\nthis".into()),
         },

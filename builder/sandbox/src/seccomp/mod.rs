@@ -63,6 +63,7 @@ const FAMILIES_DENIED: [u32; 2] = [38, 40];
 
 const RET_ALLOW: u32 = 0x7FFF_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7FC0_0000;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_EPERM: u32 = RET_ERRNO | libc::EPERM.cast_unsigned();
 const RET_ENOSYS: u32 = RET_ERRNO | libc::ENOSYS.cast_unsigned();
@@ -72,12 +73,33 @@ const JMP_ALWAYS: u16 = 0x05;
 const JEQ: u16 = 0x15;
 const JGE: u16 = 0x35;
 const JSET: u16 = 0x45;
+const AND: u16 = 0x54;
 const RET: u16 = 0x06;
 
 /// Offsets in `struct seccomp_data`; both targets are little-endian, so the low half of an argument comes first.
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARG0: u32 = 16;
+
+/// What a step may do beyond or short of the common profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// The profile as it is.
+    Namespaced,
+    /// One id is mapped: calls that change ids succeed without effect, and owners are `owners`.
+    SingleId(Owners),
+    /// Nothing but this filter and Landlock keeps the step from the processes around it.
+    Chroot,
+}
+
+/// What becomes of calls that change the owner of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// Init hears of them and writes them down.
+    Notified,
+    /// They succeed without effect.
+    Ignored,
+}
 
 /// What to do with one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +113,14 @@ enum Verdict {
     Personality,
     /// Allowed but for some families.
     Socket,
+    /// Succeeds without effect.
+    Nothing,
+    /// Answered by who holds the filter's other end.
+    Notify,
+    /// Succeeds without effect for devices, whose mode is this argument.
+    MakeNode {
+        mode: u32,
+    },
 }
 
 /// One classic BPF instruction.
@@ -110,7 +140,52 @@ const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Insn {
     Insn { code, jt, jf, k }
 }
 
-fn verdict(name: &str) -> Option<Verdict> {
+/// Calls that change ids of the process. `capset` with them: root that cannot be anybody else drops no rights either, and
+/// its rights were limited before.
+const ID_CALLS: &[&str] = &[
+    "capset",
+    "setfsgid",
+    "setfsgid32",
+    "setfsuid",
+    "setfsuid32",
+    "setgid",
+    "setgid32",
+    "setgroups",
+    "setgroups32",
+    "setregid",
+    "setregid32",
+    "setresgid",
+    "setresgid32",
+    "setresuid",
+    "setresuid32",
+    "setreuid",
+    "setreuid32",
+    "setuid",
+    "setuid32",
+];
+
+/// Calls that change the owner of a file.
+pub(crate) const OWNER_CALLS: &[&str] =
+    &["chown", "chown32", "fchown", "fchown32", "fchownat", "lchown", "lchown32"];
+
+/// Calls that leave a chroot, or reach into other processes of the container.
+const CHROOT_DENIED: &[&str] =
+    &["chroot", "process_mrelease", "process_vm_readv", "process_vm_writev", "ptrace"];
+
+fn verdict(name: &str, policy: Policy) -> Option<Verdict> {
+    match policy {
+        Policy::SingleId(_) if ID_CALLS.binary_search(&name).is_ok() => return Some(Verdict::Nothing),
+        Policy::SingleId(owners) if OWNER_CALLS.binary_search(&name).is_ok() => {
+            return Some(match owners {
+                Owners::Notified => Verdict::Notify,
+                Owners::Ignored => Verdict::Nothing,
+            });
+        }
+        Policy::SingleId(_) if name == "mknod" => return Some(Verdict::MakeNode { mode: 1 }),
+        Policy::SingleId(_) if name == "mknodat" => return Some(Verdict::MakeNode { mode: 2 }),
+        Policy::Chroot if CHROOT_DENIED.binary_search(&name).is_ok() => return None,
+        _ => {}
+    }
     match name {
         "clone" => Some(Verdict::Clone),
         "clone3" => Some(Verdict::Enosys),
@@ -121,10 +196,10 @@ fn verdict(name: &str) -> Option<Verdict> {
 }
 
 /// The verdicts of an ABI as ranges: each starts at its number and goes to the next start.
-fn ranges(abi: &Abi) -> Vec<(u32, Verdict)> {
+fn ranges(abi: &Abi, policy: Policy) -> Vec<(u32, Verdict)> {
     let mut starts = BTreeMap::from([(0, Verdict::Eperm)]);
     for (name, number) in abi.calls {
-        if let Some(verdict) = verdict(name) {
+        if let Some(verdict) = verdict(name, policy) {
             starts.insert(*number, verdict);
             starts.entry(number + 1).or_insert(Verdict::Eperm);
         }
@@ -149,6 +224,16 @@ fn leaf(verdict: Verdict) -> Vec<Insn> {
         ],
         Verdict::Personality => any_of(&PERSONALITIES, RET_ALLOW, RET_EPERM),
         Verdict::Socket => any_of(&FAMILIES_DENIED, RET_EPERM, RET_ALLOW),
+        Verdict::Nothing => vec![stmt(RET, RET_ERRNO)],
+        Verdict::Notify => vec![stmt(RET, RET_USER_NOTIF)],
+        Verdict::MakeNode { mode } => vec![
+            stmt(LD_ABS, OFFSET_ARG0 + 8 * mode),
+            stmt(AND, libc::S_IFMT),
+            jump(JEQ, libc::S_IFCHR, 1, 0),
+            jump(JEQ, libc::S_IFBLK, 0, 1),
+            stmt(RET, RET_ERRNO),
+            stmt(RET, RET_ALLOW),
+        ],
     }
 }
 
@@ -179,29 +264,47 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<Insn> {
     leaf(*only)
 }
 
-fn abi_code(abi: &Abi) -> Vec<Insn> {
+fn abi_code(abi: &Abi, policy: Policy) -> Vec<Insn> {
     let mut code = vec![stmt(LD_ABS, OFFSET_NUMBER)];
     if abi.has_x32 {
         code.extend([jump(JGE, X32_BIT, 0, 1), stmt(RET, RET_EPERM)]);
     }
-    code.extend(search(&ranges(abi)));
+    code.extend(search(&ranges(abi, policy)));
     code
 }
 
 /// The whole program for an architecture, with the 32-bit ABI it can also run.
-pub(crate) fn compile(arch: Arch) -> Vec<Insn> {
+pub(crate) fn compile(arch: Arch, policy: Policy) -> Vec<Insn> {
     let abis: &[&Abi] = match arch {
         Arch::X86_64 => &[&X86_64, &I386],
         Arch::Aarch64 => &[&AARCH64],
     };
     let mut code = vec![stmt(LD_ABS, OFFSET_ARCH)];
     for abi in abis {
-        let body = abi_code(abi);
+        let body = abi_code(abi, policy);
         code.extend([jump(JEQ, abi.audit_arch, 1, 0), stmt(JMP_ALWAYS, body.len() as u32)]);
         code.extend(body);
     }
     code.push(stmt(RET, RET_KILL_PROCESS));
     code
+}
+
+/// The name of a call that a filter of this program reported, by its number and architecture.
+pub(crate) fn call_name(audit_arch: u32, number: u32) -> Option<&'static str> {
+    let abi = [&X86_64, &I386, &AARCH64].into_iter().find(|abi| abi.audit_arch == audit_arch)?;
+    abi.calls.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
+}
+
+/// The number of a call in an architecture's table.
+#[cfg(test)]
+pub(crate) fn call_number(audit_arch: u32, name: &str) -> Option<u32> {
+    let abi = [&X86_64, &I386, &AARCH64].into_iter().find(|abi| abi.audit_arch == audit_arch)?;
+    abi.calls.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// Whether calls of this architecture without a number in their name take ids of 16 bits.
+pub(crate) fn has_short_ids(audit_arch: u32) -> bool {
+    audit_arch == I386.audit_arch
 }
 
 /// The program as bytes of the kernel's `struct sock_filter`, native byte order.

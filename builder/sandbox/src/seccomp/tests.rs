@@ -2,10 +2,16 @@ use super::*;
 
 /// Runs a program as the kernel would; panics on what the kernel's verifier refuses.
 fn run(program: &[Insn], arch: u32, number: u32, arg0: u64) -> u32 {
+    run_args(program, arch, number, [arg0, 0, 0])
+}
+
+fn run_args(program: &[Insn], arch: u32, number: u32, args: [u64; 3]) -> u32 {
     let mut data = [0u8; 64];
     data[0..4].copy_from_slice(&number.to_le_bytes());
     data[4..8].copy_from_slice(&arch.to_le_bytes());
-    data[16..24].copy_from_slice(&arg0.to_le_bytes());
+    for (at, arg) in args.iter().enumerate() {
+        data[16 + 8 * at..24 + 8 * at].copy_from_slice(&arg.to_le_bytes());
+    }
     let (mut pc, mut a) = (0usize, 0u32);
     loop {
         let Insn { code, jt, jf, k } = program[pc];
@@ -21,6 +27,7 @@ fn run(program: &[Insn], arch: u32, number: u32, arg0: u64) -> u32 {
             JEQ => pc += branch(a == k),
             JGE => pc += branch(a >= k),
             JSET => pc += branch(a & k != 0),
+            AND => a &= k,
             RET => return k,
             other => panic!("instruction {other:#x}"),
         }
@@ -39,7 +46,7 @@ fn check(name: &str, arg0: u64, expected: u32) {
     let mut seen = 0;
     for (arch, abi) in ALL {
         if let Some(number) = number(&abi, name) {
-            let got = run(&compile(arch), abi.audit_arch, number, arg0);
+            let got = run(&compile(arch, Policy::Namespaced), abi.audit_arch, number, arg0);
             assert_eq!(got, expected, "{name}({arg0:#x}) on {:#x}", abi.audit_arch);
             seen += 1;
         }
@@ -123,28 +130,31 @@ fn only_known_personalities_are_allowed() {
 
 #[test]
 fn x32_and_foreign_abis_are_refused() {
-    let program = compile(Arch::X86_64);
+    let program = compile(Arch::X86_64, Policy::Namespaced);
     assert_eq!(run(&program, X86_64.audit_arch, X32_BIT | 1, 0), RET_EPERM);
     assert_eq!(run(&program, X86_64.audit_arch, u32::MAX, 0), RET_EPERM);
     assert_eq!(run(&program, AARCH64.audit_arch, 64, 0), RET_KILL_PROCESS);
-    assert_eq!(run(&compile(Arch::Aarch64), X86_64.audit_arch, 1, 0), RET_KILL_PROCESS);
+    assert_eq!(run(&compile(Arch::Aarch64, Policy::Namespaced), X86_64.audit_arch, 1, 0), RET_KILL_PROCESS);
 }
 
 #[test]
 fn numbers_newer_than_the_tables_look_unknown() {
     for (arch, abi) in ALL {
-        assert_eq!(run(&compile(arch), abi.audit_arch, abi.last + 1, 0), RET_ENOSYS);
-        assert_eq!(run(&compile(arch), abi.audit_arch, 5_000, 0), RET_ENOSYS);
+        assert_eq!(run(&compile(arch, Policy::Namespaced), abi.audit_arch, abi.last + 1, 0), RET_ENOSYS);
+        assert_eq!(run(&compile(arch, Policy::Namespaced), abi.audit_arch, 5_000, 0), RET_ENOSYS);
     }
 }
 
 #[test]
 fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
     for (arch, abi) in ALL {
-        let program = compile(arch);
+        let program = compile(arch, Policy::Namespaced);
         for n in 0..=abi.last {
-            let expected =
-                abi.calls.iter().find(|(_, number)| *number == n).and_then(|(name, _)| verdict(name));
+            let expected = abi
+                .calls
+                .iter()
+                .find(|(_, number)| *number == n)
+                .and_then(|(name, _)| verdict(name, Policy::Namespaced));
             let got = run(&program, abi.audit_arch, n, 0);
             match expected {
                 None => assert_eq!(got, RET_EPERM, "{n}"),
@@ -157,6 +167,52 @@ fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
 
 #[test]
 fn programs_fit_the_kernel_limit() {
-    assert!(compile(Arch::X86_64).len() < 4096);
-    assert!(compile(Arch::Aarch64).len() < 4096);
+    assert!(compile(Arch::X86_64, Policy::Namespaced).len() < 4096);
+    assert!(compile(Arch::Aarch64, Policy::Namespaced).len() < 4096);
+}
+
+fn run_with(program: &[Insn], arch: u32, name: &str, args: [u32; 3]) -> u32 {
+    run_args(program, arch, call_number(arch, name).unwrap(), args.map(u64::from))
+}
+
+#[test]
+fn where_one_id_is_mapped_owners_are_told_and_ids_stay() {
+    let native = X86_64.audit_arch;
+    let reporting = compile(Arch::X86_64, Policy::SingleId(Owners::Notified));
+    let silent = compile(Arch::X86_64, Policy::SingleId(Owners::Ignored));
+    for abi in [&X86_64, &I386] {
+        for name in OWNER_CALLS.iter().filter(|name| call_number(abi.audit_arch, name).is_some()) {
+            assert_eq!(run_with(&reporting, abi.audit_arch, name, [0; 3]), RET_USER_NOTIF, "{name}");
+            assert_eq!(run_with(&silent, abi.audit_arch, name, [0; 3]), RET_ERRNO, "{name}");
+        }
+        for name in ID_CALLS.iter().filter(|name| call_number(abi.audit_arch, name).is_some()) {
+            assert_eq!(run_with(&reporting, abi.audit_arch, name, [0; 3]), RET_ERRNO, "{name}");
+        }
+    }
+    let device = libc::S_IFCHR | 0o666;
+    assert_eq!(run_with(&reporting, native, "mknod", [0, device, 0]), RET_ERRNO);
+    assert_eq!(run_with(&reporting, native, "mknodat", [0, 0, libc::S_IFBLK]), RET_ERRNO);
+    assert_eq!(run_with(&reporting, native, "mknod", [0, libc::S_IFIFO, 0]), RET_ALLOW);
+    assert_eq!(run_with(&reporting, native, "unshare", [0; 3]), RET_EPERM);
+}
+
+#[test]
+fn a_chroot_is_not_left_by_calls() {
+    let program = compile(Arch::X86_64, Policy::Chroot);
+    for abi in [&X86_64, &I386] {
+        for name in CHROOT_DENIED.iter().filter(|name| call_number(abi.audit_arch, name).is_some()) {
+            assert_eq!(run_with(&program, abi.audit_arch, name, [0; 3]), RET_EPERM, "{name}");
+        }
+    }
+    assert_eq!(run_with(&program, X86_64.audit_arch, "chown", [0; 3]), RET_ALLOW);
+}
+
+#[test]
+fn names_of_policies_are_sorted_and_known() {
+    for names in [ID_CALLS, OWNER_CALLS, CHROOT_DENIED] {
+        assert!(names.is_sorted());
+        let is_known =
+            |name: &&&str| [&X86_64, &I386].iter().any(|abi| call_number(abi.audit_arch, name).is_some());
+        assert_eq!(names.iter().find(|name| !is_known(name)), None);
+    }
 }

@@ -13,6 +13,7 @@ fn spec() -> ChildSpec {
         env: vec!["A=1".into(), "B=ü".into()],
         cwd: "/srv".into(),
         hostname: "h".into(),
+        has_console: true,
         files: vec![("/etc/hosts".into(), 0o644, vec![0, 255]), ("/s".into(), 0o755, vec![])],
         mounts: vec![
             mount("/m", WireSource::Tree { path: "a/b".into() }),

@@ -2,9 +2,10 @@
 
 use super::setup::{Host, run_on, shell};
 use crate::Case;
-use rbuild_sandbox::{Exit, LOWERS_MAX, MountError, StepError, StepSpec, mount_overlay};
+use rbuild_sandbox::{Console, Exit, LOWERS_MAX, MountError, StepError, StepSpec, mount_overlay};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) const CASES: &[Case] = &[
     ("exit_codes_and_signals_are_reported_exactly", exit_codes_and_signals_are_reported_exactly),
@@ -21,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_layer_can_come_twice", a_layer_can_come_twice),
     ("dev_is_usable_by_every_user", dev_is_usable_by_every_user),
     ("a_plain_directory_can_be_the_root", a_plain_directory_can_be_the_root),
+    ("a_console_is_the_controlling_terminal", a_console_is_the_controlling_terminal),
 ];
 
 fn exit_codes_and_signals_are_reported_exactly(host: &Host) {
@@ -216,4 +218,30 @@ fn a_plain_directory_can_be_the_root(host: &Host) {
         assert_eq!(exit, Exit::Code(3));
     }
     assert!(!host.lower.join("etc/hosts").exists());
+}
+
+fn a_console_is_the_controlling_terminal(host: &Host) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use std::io::{Read as _, Write as _};
+
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let ours = ioctl_tiocgptpeer(&master, flags).unwrap();
+    let mut terminal = fs::File::from(master);
+    terminal
+        .write_all(b"test -t 0 && test -t 1 && test -t 2 && echo all; echo to the tty >/dev/tty; exit 7\n")
+        .unwrap();
+    let mut spec = StepSpec::new(vec!["/bin/sh".into()]);
+    spec.user = "app".into();
+    spec.console = Some(Console(Arc::new(ours)));
+    let ran = host.run(&spec).unwrap();
+    drop(spec);
+    assert_eq!((ran.exit, ran.stdout.as_str(), ran.stderr.as_str()), (Exit::Code(7), "", ""));
+    // The end of a terminal whose other ends are closed is an I/O error.
+    let mut seen = Vec::new();
+    let _end = terminal.read_to_end(&mut seen);
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.contains("\nall\r\n") && seen.contains("\nto the tty\r\n"), "{seen:?}");
 }

@@ -160,7 +160,7 @@ fn an_upper_is_free_after_the_teardown(host: &Host) {
     for n in 0..20 {
         let merged = host.merged();
         let script = shell(&format!("sleep 1000 & echo {n} > /file"));
-        let (exit, teardown) =
+        let rbuild_sandbox::Ended { exit, teardown, .. } =
             run_step_to_exit(&script, merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {}).unwrap();
         assert_eq!(exit, Exit::Code(0));
         // What was written can be read before that.
@@ -236,7 +236,7 @@ fn orphans_are_reaped(host: &Host) {
 
 fn the_probe_agrees_that_steps_work(host: &Host) {
     let (dir, _) = host.new_upper();
-    let results = rbuild_sandbox::probe(&dir);
+    let results = rbuild_sandbox::probe_rung(rbuild_sandbox::Isolation::Auto, &dir, false);
     let failed: Vec<_> = results.iter().filter(|result| !result.ok).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(results.iter().any(|result| result.name == "pivot_root"));

@@ -3,9 +3,10 @@
 
 use proptest::prelude::*;
 use rbuild_frontend::graph::{
-    BindMount, CacheMount, Chown, ContextOp, CopyOp, CopySource, ImageOp, Mount, Network, Op, RunOp,
-    SecretMount, Sharing, SshMount, TmpfsMount, WorkdirOp,
+    BindMount, CacheMount, Chown, ContextOp, CopyOp, CopySource, GitOp, HttpOp, ImageOp, Mount, Network, Op,
+    RemoteForm, RunOp, SecretMount, Sharing, SshMount, TmpfsMount, WorkdirOp,
 };
+use rbuild_frontend::remote::GitSource;
 use rbuild_oci::{Digest, Platform};
 
 use super::*;
@@ -35,7 +36,36 @@ fn source() -> impl Strategy<Value = CopySource> {
         text().prop_map(CopySource::Path),
         (text(), text()).prop_map(|(pivot, pattern)| CopySource::Below { pivot, pattern }),
         (text(), text()).prop_map(|(name, content)| CopySource::Inline { name, content }),
+        (0..3_u16, form()).prop_map(|(slot, form)| CopySource::Remote { slot, form }),
     ]
+}
+
+fn form() -> impl Strategy<Value = RemoteForm> {
+    prop::sample::select(vec![RemoteForm::File, RemoteForm::Archive, RemoteForm::Tree])
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<bool>().prop_map(|bit| Digest::of(&[u8::from(bit)]))
+}
+
+fn http() -> impl Strategy<Value = Op> {
+    (text(), text(), prop::option::of(digest()), prop::option::of(digest()))
+        .prop_map(|(url, name, checksum, content)| Op::Http(HttpOp { url, name, checksum, content }))
+}
+
+fn git() -> impl Strategy<Value = Op> {
+    let source = (text(), text(), text(), text(), any::<bool>()).prop_map(
+        |(remote, reference, subdir, checksum, submodules)| GitSource {
+            remote,
+            reference,
+            subdir,
+            checksum,
+            keep_git_dir: None,
+            submodules,
+        },
+    );
+    (source, any::<bool>(), prop::option::of(text()))
+        .prop_map(|(source, keep_git_dir, commit)| Op::Git(GitOp { source, keep_git_dir, commit }))
 }
 
 fn copy() -> impl Strategy<Value = Op> {
@@ -124,10 +154,11 @@ fn run() -> impl Strategy<Value = Op> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let manifest = any::<bool>().prop_map(|bit| Digest::of(&[u8::from(bit)]));
     prop_oneof![
         1 => Just(Op::Scratch),
-        1 => (text(), manifest, platform()).prop_map(|(reference, manifest, platform)| {
+        2 => http(),
+        2 => git(),
+        1 => (text(), digest(), platform()).prop_map(|(reference, manifest, platform)| {
             Op::Image(ImageOp { reference, manifest, platform })
         }),
         1 => prop::option::of(text()).prop_map(|name| Op::Context(ContextOp { name })),
@@ -155,7 +186,18 @@ fn defined(op: &Op) -> Op {
                 }
             }
         }
-        Op::Scratch | Op::Context(_) | Op::Copy(_) | Op::Workdir(_) => {}
+        // What it is counts more than how it was asked for.
+        Op::Http(http) if http.content.is_some() => {
+            http.url.clear();
+            http.checksum = None;
+        }
+        Op::Git(git) => {
+            git.source.checksum.clear();
+            if git.commit.is_some() {
+                git.source.reference.clear();
+            }
+        }
+        Op::Http(_) | Op::Scratch | Op::Context(_) | Op::Copy(_) | Op::Workdir(_) => {}
     }
     op
 }
@@ -171,7 +213,7 @@ fn over_contents(op: &Op) -> Op {
                     pivot.clear();
                     pattern.clear();
                 }
-                CopySource::Inline { .. } => {}
+                CopySource::Remote { .. } | CopySource::Inline { .. } => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::*;
-use crate::layer::{DiffEntry, LayerDiff, OverlayForm};
+use crate::layer::{DiffEntry, LayerDiff, OverlayForm, Owners};
 use crate::tree::testing::{dir, file, file_with, link, meta};
 use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
 

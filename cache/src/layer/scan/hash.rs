@@ -8,10 +8,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::dirs::Dirs;
+use super::super::overlay::OverlayForm;
 use super::walk::{Found, What};
-use super::{ScanError, io_error, read_xattrs};
+use super::{Attributes, ScanError, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
-use crate::tree::ContentDigest;
+use crate::tree::{ContentDigest, Meta};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -22,16 +23,19 @@ const PARALLEL_FILES_MIN: usize = 256;
 /// Files taken by a thread at once: neighbours share their directory.
 const BATCH_FILES: usize = 32;
 
-type Xattrs = std::collections::BTreeMap<Vec<u8>, Vec<u8>>;
-
 struct Job<'a> {
     place: usize,
     path: &'a RelPath,
+    meta: &'a Meta,
     size: u64,
 }
 
 /// Fills in content and xattrs of every file; each inode is read once.
-pub(super) fn hash_files(dir: BorrowedFd<'_>, found: &mut [Found]) -> Result<(), ScanError> {
+pub(super) fn hash_files(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    found: &mut [Found],
+) -> Result<(), ScanError> {
     let mut first_of: HashMap<u64, usize> = HashMap::new();
     let mut same: Vec<(usize, usize)> = Vec::new();
     let mut jobs = Vec::new();
@@ -46,7 +50,7 @@ pub(super) fn hash_files(dir: BorrowedFd<'_>, found: &mut [Found]) -> Result<(),
         if links > 1 {
             first_of.insert(inode, place);
         }
-        jobs.push(Job { place, path: &one.path, size });
+        jobs.push(Job { place, path: &one.path, meta: &one.meta, size });
     }
     let bytes: u64 = jobs.iter().map(|job| job.size).sum();
     let is_large = bytes >= PARALLEL_BYTES_MIN || jobs.len() >= PARALLEL_FILES_MIN;
@@ -54,24 +58,26 @@ pub(super) fn hash_files(dir: BorrowedFd<'_>, found: &mut [Found]) -> Result<(),
     let mut results = if is_large && jobs.len() > 1 {
         let batch = if jobs.len() >= PARALLEL_FILES_MIN { BATCH_FILES } else { 1 };
         let (mine, theirs) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| work(dir, &jobs, &next, batch));
-            (work(dir, &jobs, &next, batch), other.join())
+            let other = scope.spawn(|| work(dir, form, &jobs, &next, batch));
+            (work(dir, form, &jobs, &next, batch), other.join())
         });
         let mut results = mine?;
         results.extend(theirs.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         results
     } else {
-        work(dir, &jobs, &next, BATCH_FILES)?
+        work(dir, form, &jobs, &next, BATCH_FILES)?
     };
     results.sort_unstable_by_key(|(place, ..)| *place);
-    for (place, digest, xattrs) in results {
-        found[place].meta.xattrs = xattrs;
+    for (place, digest, attributes) in results {
+        let meta = &mut found[place].meta;
+        meta.xattrs = attributes.kept;
+        (meta.uid, meta.gid) = attributes.owner.unwrap_or((meta.uid, meta.gid));
         if let What::File { content, .. } = &mut found[place].what {
             *content = Some(digest);
         }
     }
     for (place, first) in same {
-        found[place].meta.xattrs = found[first].meta.xattrs.clone();
+        found[place].meta = found[first].meta.clone();
         let What::File { content: known, .. } = found[first].what else { continue };
         if let What::File { content, .. } = &mut found[place].what {
             *content = known;
@@ -82,10 +88,11 @@ pub(super) fn hash_files(dir: BorrowedFd<'_>, found: &mut [Found]) -> Result<(),
 
 fn work(
     dir: BorrowedFd<'_>,
+    form: OverlayForm,
     jobs: &[Job<'_>],
     next: &AtomicUsize,
     batch: usize,
-) -> Result<Vec<(usize, ContentDigest, Xattrs)>, ScanError> {
+) -> Result<Vec<(usize, ContentDigest, Attributes)>, ScanError> {
     let mut dirs = Dirs::new(dir);
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut results = Vec::new();
@@ -96,23 +103,27 @@ fn work(
             return Ok(results);
         }
         for job in taken {
-            let (digest, xattrs) = read_file(&mut dirs, job, &mut buffer)?;
-            results.push((job.place, digest, xattrs));
+            let (digest, attributes) = read_file(&mut dirs, form, job, &mut buffer)?;
+            results.push((job.place, digest, attributes));
         }
     }
 }
 
 fn read_file(
     dirs: &mut Dirs<'_>,
+    form: OverlayForm,
     job: &Job<'_>,
     buffer: &mut [u8],
-) -> Result<(ContentDigest, Xattrs), ScanError> {
+) -> Result<(ContentDigest, Attributes), ScanError> {
     let path = job.path;
     let holder = dirs.parent(path).map_err(io_error("open the directory of", path))?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file =
         rustix::fs::openat(&holder, path.name(), flags, Mode::empty()).map_err(io_error("open", path))?;
-    let xattrs = read_xattrs(&file, path)?;
+    let attributes = read_xattrs(&file, path, form)?;
+    if attributes.owner.is_none() {
+        note_owner(&file, path, form, job.meta)?;
+    }
     let mut hash = blake3::Hasher::new();
     let mut size = 0u64;
     loop {
@@ -132,5 +143,5 @@ fn read_file(
     if size != job.size {
         return Err(ScanError::Changing { path: path.clone() });
     }
-    Ok((ContentDigest(*hash.finalize().as_bytes()), xattrs))
+    Ok((ContentDigest(*hash.finalize().as_bytes()), attributes))
 }

@@ -12,8 +12,10 @@ mod compare;
 mod hash;
 mod verify;
 mod walk;
+mod whole;
 
 pub use verify::verify_layer;
+pub use whole::Untouched;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +24,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 
 use super::diff::{LayerDiff, Mtime};
-use super::overlay::OverlayForm;
+use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
 use crate::path::RelPath;
-use crate::tree::Entry;
+use crate::tree::{Entry, Meta};
 
 /// An entry of the layers below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,14 +114,69 @@ fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> ScanErr
     move |errno| ScanError::Io { step, path, source: errno.into() }
 }
 
+/// What the xattrs of a file or directory say.
+struct Attributes {
+    /// Those that layers carry.
+    kept: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The owner, in the form that notes it there.
+    owner: Option<(u32, u32)>,
+}
+
 /// Xattrs of something in the upper directory, which must be all there.
-fn read_xattrs(fd: impl AsFd, path: &RelPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ScanError> {
+fn read_xattrs(fd: impl AsFd, path: &RelPath, form: OverlayForm) -> Result<Attributes, ScanError> {
     let names = xattrs::Names::of(&fd).map_err(io_error("list xattrs of", path))?;
     if names.refer_to_lower() {
         return Err(ScanError::RefersToLower { path: path.clone() });
     }
-    xattrs::read_kept(fd, &names).map_err(io_error("read xattrs of", path))
+    let is_noted = form.owners() == Owners::Noted && names.contain(overlay::OWNER_NAME);
+    let owner = if is_noted { overlay::noted_owner(&fd) } else { Ok(None) };
+    let owner = owner.map_err(io_error("read the owner of", path))?;
+    let kept = xattrs::read_kept(fd, &names).map_err(io_error("read xattrs of", path))?;
+    Ok(Attributes { kept, owner })
 }
+
+/// Owners of what a step left behind, in the form that has them noted ([`OverlayForm::SingleId`]).
+pub struct StepOwners<'a> {
+    /// Whom what the step made belongs to: its user.
+    pub user: (u32, u32),
+    /// The owner that the step gave a symbolic link, pipe or device, if it did: those carry no note.
+    pub special: &'a dyn Fn(&RelPath) -> Option<(u32, u32)>,
+}
+
+impl StepOwners<'_> {
+    /// The owner of something without a note, which is in the directory `dir`. What the layers below have in its place, of
+    /// the same type, was copied up from there, unless root made it anew: then theirs would have come with a note.
+    fn without_note(
+        &self,
+        path: &RelPath,
+        is_special: bool,
+        below: Option<&ParentEntry>,
+        dir: Option<&Meta>,
+    ) -> (u32, u32) {
+        let recorded = if is_special { (self.special)(path) } else { None };
+        let below = below.map(|below| (below.entry.meta.uid, below.entry.meta.gid));
+        recorded.unwrap_or(match below {
+            Some(owner) if is_special || self.user != (0, 0) || owner == (0, 0) => owner,
+            _ => (self.user.0, inherited_group(dir).unwrap_or(self.user.1)),
+        })
+    }
+}
+
+/// The group that a set-group-id directory gives to what is made in it.
+fn inherited_group(dir: Option<&Meta>) -> Option<u32> {
+    dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid)
+}
+
+/// Notes an owner that was only known from whom the step ran as, so that the next copy-up takes it along.
+fn note_owner(fd: impl AsFd, path: &RelPath, form: OverlayForm, meta: &Meta) -> Result<(), ScanError> {
+    if form.owners() != Owners::Noted || (meta.uid, meta.gid) == (0, 0) {
+        return Ok(());
+    }
+    Owners::Noted.give(fd, meta).map_err(io_error("note the owner of", path))
+}
+
+/// For a layer that is looked at later: what carries no note belongs to root.
+const ROOTS_OWN: StepOwners<'static> = StepOwners { user: (0, 0), special: &|_| None };
 
 /// Lists what a RUN changed, and takes what it did not change out of the directory.
 ///
@@ -134,8 +191,18 @@ pub fn scan_upper(
     form: OverlayForm,
     parent: &dyn ParentView,
 ) -> Result<LayerDiff, ScanError> {
-    let mut found = walk::walk(dir, form, parent)?;
-    hash::hash_files(dir, &mut found)?;
+    scan_upper_of(dir, form, parent, &ROOTS_OWN)
+}
+
+/// [`scan_upper`] where owners are noted: those that are not come from `owners`.
+pub fn scan_upper_of(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    parent: &dyn ParentView,
+    owners: &StepOwners<'_>,
+) -> Result<LayerDiff, ScanError> {
+    let mut found = walk::walk(dir, form, parent, owners)?;
+    hash::hash_files(dir, form, &mut found)?;
     compare::settle(dir, found)
 }
 

@@ -275,7 +275,7 @@ fn a_file_whose_bytes_are_elsewhere_is_refused() {
     upper.write("f", "");
     let name = match form() {
         OverlayForm::Trusted => "trusted.overlay.metacopy",
-        OverlayForm::User => "user.overlay.metacopy",
+        _ => "user.overlay.metacopy",
     };
     let file = File::open(upper.path("f")).unwrap();
     rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
 use super::super::diff::{Change, DiffEntry, LayerDiff};
-use super::super::overlay::OverlayForm;
+use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
-use super::{ParentEntry, ParentView, ParentViewError, ScanError, hash, walk};
+use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, hash, walk};
 use crate::path::RelPath;
 use crate::tree::{Entry, Kind, Meta, NodeDigest};
 
@@ -21,14 +21,14 @@ impl ParentView for Directories {
 }
 
 /// Paths at which a layer directory is not what its listing says: missing, unlisted, or another type, owner, mode,
-/// content, link target, device, xattr (of files and directories) or hardlink group. Times are not compared.
+/// content, link target, device, xattr (of files and directories) or hardlink group, as far as the form has them on disk. Times are not compared.
 pub fn verify_layer(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     listing: &LayerDiff,
 ) -> Result<Vec<RelPath>, ScanError> {
-    let mut found = walk::walk(dir, form, &Directories)?;
-    hash::hash_files(dir, &mut found)?;
+    let mut found = walk::walk(dir, form, &Directories, &ROOTS_OWN)?;
+    hash::hash_files(dir, form, &mut found)?;
     let listed: BTreeMap<&RelPath, &DiffEntry> =
         listing.entries.iter().map(|entry| (&entry.path, entry)).collect();
     let inodes: BTreeMap<&RelPath, u64> = found
@@ -41,7 +41,7 @@ pub fn verify_layer(
     let mut wrong = Vec::new();
     for one in &found {
         let is_right = match listed.get(&one.path) {
-            Some(entry) => is_as_listed(one, &entry.change, &inodes),
+            Some(entry) => is_as_listed(one, &entry.change, &inodes, form),
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
         };
@@ -54,14 +54,18 @@ pub fn verify_layer(
     Ok(wrong)
 }
 
-fn is_as_listed(one: &Found, change: &Change, inodes: &BTreeMap<&RelPath, u64>) -> bool {
-    let same_owner =
-        |meta: &Meta| (meta.mode, meta.uid, meta.gid) == (one.meta.mode, one.meta.uid, one.meta.gid);
+fn is_as_listed(one: &Found, change: &Change, inodes: &BTreeMap<&RelPath, u64>, form: OverlayForm) -> bool {
+    // What the form has in the listing alone cannot differ.
+    let same_meta = |meta: &Meta| !form.has_modes() || *meta == one.meta;
+    let same_owner = |meta: &Meta| {
+        form.owners() != Owners::Set
+            || (meta.mode, meta.uid, meta.gid) == (one.meta.mode, one.meta.uid, one.meta.gid)
+    };
     match (&one.what, change) {
         (What::Whiteout, Change::Whiteout) => true,
-        (What::Dir { opaque }, Change::Dir { meta, opaque: listed }) => *meta == one.meta && opaque == listed,
+        (What::Dir { opaque }, Change::Dir { meta, opaque: listed }) => same_meta(meta) && opaque == listed,
         (What::File { size, content, .. }, Change::File { meta, size: listed, content: digest }) => {
-            *meta == one.meta && size == listed && content.as_ref() == Some(digest)
+            same_meta(meta) && size == listed && content.as_ref() == Some(digest)
         }
         (What::File { inode, .. }, Change::Hardlink { target }) => inodes.get(target) == Some(inode),
         (What::Symlink { target }, Change::Symlink { meta, target: listed }) => {

@@ -9,8 +9,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::limits::Limits;
-use super::super::overlay::OverlayForm;
-use super::{ParentEntry, ParentView, ScanError, io_error, read_xattrs};
+use super::super::overlay::{OverlayForm, Owners};
+use super::{ParentEntry, ParentView, ScanError, StepOwners, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Kind, Meta};
 
@@ -52,11 +52,13 @@ pub(super) fn walk(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     parent: &dyn ParentView,
+    owners: &StepOwners<'_>,
 ) -> Result<Vec<Found>, ScanError> {
     let mut walker = Walker {
         dirs: Dirs::new(dir),
         form,
         parent,
+        owners,
         found: Vec::new(),
         buffer: Vec::new(),
         limits: Limits::default(),
@@ -82,6 +84,7 @@ struct Walker<'a> {
     dirs: Dirs<'a>,
     form: OverlayForm,
     parent: &'a dyn ParentView,
+    owners: &'a StepOwners<'a>,
     found: Vec<Found>,
     buffer: Vec<MaybeUninit<u8>>,
     /// As for archives: what is listed must unpack again.
@@ -111,12 +114,24 @@ impl Walker<'_> {
         let mtime = mtime(&stat);
         let place = self.found.len();
         let mut frame = None;
-        let what = match FileType::from_raw_mode(stat.st_mode) {
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        if self.form.owners() == Owners::Noted {
+            let below = parent.as_ref().filter(|parent| is_of_type(&parent.entry.kind, file_type));
+            let is_special = !matches!(file_type, FileType::Directory | FileType::RegularFile);
+            let holder = self.found.get(dir).map(|dir| &dir.meta);
+            (meta.uid, meta.gid) = self.owners.without_note(path, is_special, below, holder);
+        }
+        let what = match file_type {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(&holder, name, flags, Mode::empty())
                     .map_err(io_error("open directory", path))?;
-                meta.xattrs = read_xattrs(&fd, path)?;
+                let attributes = read_xattrs(&fd, path, self.form)?;
+                meta.xattrs = attributes.kept;
+                match attributes.owner {
+                    Some(owner) => (meta.uid, meta.gid) = owner,
+                    None => note_owner(&fd, path, self.form, &meta)?,
+                }
                 let lower = matches!(&parent, Some(parent) if matches!(parent.entry.kind, Kind::Dir(_)));
                 let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", path))?;
                 if opaque && !lower {
@@ -187,6 +202,17 @@ impl Walker<'_> {
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
         Ok(names)
+    }
+}
+
+fn is_of_type(kind: &Kind, file_type: FileType) -> bool {
+    match kind {
+        Kind::Dir(_) => file_type == FileType::Directory,
+        Kind::File { .. } => file_type == FileType::RegularFile,
+        Kind::Symlink(_) => file_type == FileType::Symlink,
+        Kind::CharDevice { .. } => file_type == FileType::CharacterDevice,
+        Kind::BlockDevice { .. } => file_type == FileType::BlockDevice,
+        Kind::Fifo => file_type == FileType::Fifo,
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
-use super::super::overlay::{self, OverlayForm};
+use super::super::overlay::{self, OverlayForm, Owners};
 use super::super::xattrs;
 use super::listing::{DirNode, Node};
 use super::{UnpackError, io_error};
@@ -35,7 +35,11 @@ impl<'root> Creator<'root> {
         let stat = rustix::fs::fstat(root).map_err(io_error("look at", &RelPath::root()))?;
         // A setgid directory gives its group to what is made inside.
         let inherits = Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
-        let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let ids = match form.owners() {
+            Owners::Set => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            // Without a note.
+            Owners::Noted | Owners::Keep => (0, 0),
+        };
         Ok(Self { dirs: Dirs::new(root), form, is_bare: false, own: (!inherits).then_some(ids) })
     }
 
@@ -69,9 +73,9 @@ impl<'root> Creator<'root> {
             return Ok(content);
         }
         if self.own != Some((meta.uid, meta.gid)) {
-            chown(&file, path, meta)?;
+            self.give(&file, path, meta)?;
         }
-        apply(&file, path, meta, mtime)?;
+        self.apply(&file, path, meta, mtime)?;
         Ok(content)
     }
 
@@ -91,8 +95,8 @@ impl<'root> Creator<'root> {
             self.form.set_opaque(&fd).map_err(io_error("mark opaque", path))?;
         }
         // It may have had another owner before: the root, or an implied directory.
-        chown(&fd, path, &dir.meta)?;
-        apply(&fd, path, &dir.meta, dir.mtime)
+        self.give(&fd, path, &dir.meta)?;
+        self.apply(&fd, path, &dir.meta, dir.mtime)
     }
 
     pub(super) fn mark_opaque(&mut self, path: &RelPath) -> Result<(), UnpackError> {
@@ -147,7 +151,7 @@ impl<'root> Creator<'root> {
         else {
             return Ok(node);
         };
-        if self.own != Some((meta.uid, meta.gid)) {
+        if self.form.owners() == Owners::Set && self.own != Some((meta.uid, meta.gid)) {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| owner_error(path, meta, errno))?;
@@ -160,6 +164,22 @@ impl<'root> Creator<'root> {
         rustix::fs::utimensat(&parent, name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(io_error("set the time of", path))?;
         Ok(node)
+    }
+
+    fn give(&self, fd: impl AsFd, path: &RelPath, meta: &Meta) -> Result<(), UnpackError> {
+        self.form.owners().give(fd, meta).map_err(|errno| owner_error(path, meta, errno))
+    }
+
+    /// Xattrs, mode, times, after the owner: chown takes setuid and capabilities away; a mode without write permission
+    /// would forbid xattrs to an ordinary user; everything touches the times.
+    fn apply(&self, fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
+        let fd = fd.as_fd();
+        if self.form.has_modes() {
+            xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode))
+                .map_err(io_error("set the mode of", path))?;
+        }
+        rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
     }
 
     pub(super) fn remove(&mut self, path: &RelPath, node: &Node) -> Result<(), UnpackError> {
@@ -177,20 +197,6 @@ impl<'root> Creator<'root> {
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
         rustix::fs::unlinkat(&parent, path.name(), flags).map_err(io_error("replace", path))
     }
-}
-
-fn chown(fd: impl AsFd, path: &RelPath, meta: &Meta) -> Result<(), UnpackError> {
-    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-    rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| owner_error(path, meta, errno))
-}
-
-/// Xattrs, mode, times, after the owner: chown takes setuid and capabilities away; a mode without write permission
-/// would forbid xattrs to an ordinary user; everything touches the times.
-fn apply(fd: impl AsFd, path: &RelPath, meta: &Meta, mtime: Mtime) -> Result<(), UnpackError> {
-    let fd = fd.as_fd();
-    xattrs::write_all(fd, &meta.xattrs).map_err(io_error("set xattrs of", path))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(io_error("set the mode of", path))?;
-    rustix::fs::futimens(fd, &times(mtime)).map_err(io_error("set the time of", path))
 }
 
 /// EINVAL from chown means an id without a place in the user namespace; so does EPERM without privileges.

@@ -32,7 +32,16 @@ pub(in crate::store) const TREES: Schema = Schema {
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
 pub(in crate::store) const INDEX: Schema =
-    Schema { file: "index.sqlite", holds_names: true, steps: &[INDEX_1, INDEX_2, INDEX_3] };
+    Schema { file: "index.sqlite", holds_names: true, steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4] };
+
+/// What addresses of the web gave; see `fetch`.
+const INDEX_4: &str = "
+CREATE TABLE fetches (
+    address TEXT PRIMARY KEY NOT NULL,
+    record TEXT NOT NULL, seal BLOB NOT NULL,
+    used INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX fetches_used ON fetches (used);
+";
 
 /// The last generation of readers that sees the object; see `readers`.
 const INDEX_2: &str = "

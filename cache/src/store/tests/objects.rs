@@ -124,6 +124,33 @@ fn an_equal_rerun_keeps_the_older_layer_while_it_is_there() {
 }
 
 #[test]
+fn fetched_addresses_read_back_and_are_not_readable_in_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let url = "https://user:canary@host/file?sig=canary";
+    assert_eq!(store.fetched(url).unwrap(), None);
+    let record = |etag: &str| FetchRecord {
+        content: Digest::of(b"x"),
+        etag: Some(etag.into()),
+        modified: None,
+        mtime: 7,
+        fetched_unix_ns: 1,
+    };
+    store.put_fetched(url, &record("a")).unwrap();
+    store.put_fetched(url, &record("b")).unwrap();
+    assert_eq!(store.fetched(url).unwrap(), Some(record("b")));
+    assert_eq!(store.fetched("https://host/file").unwrap(), None);
+    drop(store);
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(!bytes.windows(6).any(|window| window == b"canary"), "{}", path.display());
+        }
+    }
+}
+
+#[test]
 fn images_resolutions_encodings_and_chains_read_back() {
     let (dir, store) = fresh();
     let image = ImageRecord {

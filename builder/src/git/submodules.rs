@@ -1,0 +1,137 @@
+//! Which repositories belong where below another one.
+
+use std::collections::BTreeMap;
+
+use rbuild_frontend::remote::{GitSource, Remote};
+
+use super::GitError;
+
+/// Links of one tree, by path: the commits that submodules are at.
+pub(super) fn links(listing: &[u8]) -> Vec<(String, String)> {
+    let records = listing.split(|b| *b == 0).filter_map(|record| {
+        let text = std::str::from_utf8(record).ok()?;
+        let (head, path) = text.split_once('\t')?;
+        let mut words = head.split(' ');
+        let (mode, kind, commit) = (words.next()?, words.next()?, words.next()?);
+        (mode == "160000" && kind == "commit").then(|| (path.to_owned(), commit.to_owned()))
+    });
+    records.collect()
+}
+
+/// Addresses by path, from `git config -z --get-regexp ^submodule\..*\.(path|url)$`.
+pub(super) fn addresses(listing: &[u8]) -> BTreeMap<String, String> {
+    let mut named: BTreeMap<String, (Option<String>, Option<String>)> = BTreeMap::new();
+    for record in listing.split(|b| *b == 0) {
+        let Ok(text) = std::str::from_utf8(record) else { continue };
+        let Some((key, value)) = text.split_once('\n') else { continue };
+        let Some((name, what)) = key.strip_prefix("submodule.").and_then(|key| key.rsplit_once('.')) else {
+            continue;
+        };
+        let entry = named.entry(name.to_owned()).or_default();
+        match what {
+            "path" => entry.0 = Some(value.to_owned()),
+            "url" => entry.1 = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    named.into_values().filter_map(|(path, url)| Some((path?, url?))).collect()
+}
+
+/// The repository that an address means, seen from the one whose `.gitmodules` has it.
+pub(super) fn source(parent: &GitSource, path: &str, address: &str) -> Result<GitSource, GitError> {
+    let refused = |why| GitError::Submodule {
+        path: path.escape_default().to_string(),
+        remote: rbuild_frontend::remote::without_user(&parent.remote),
+        address: address.escape_default().to_string(),
+        why,
+    };
+    let full = match address.starts_with("./") || address.starts_with("../") {
+        true => beside(&parent.remote, address).ok_or_else(|| refused("it climbs out of the server"))?,
+        false => address.to_owned(),
+    };
+    if full.contains(['#', '?']) {
+        return Err(refused("it is more than an address"));
+    }
+    // Most say `https://host/x` without `.git`, which alone would be a file's address.
+    let parsed = match Remote::parse(&full) {
+        Ok(Some(Remote::Git(source))) => Ok(source),
+        Ok(Some(Remote::Http(file))) => {
+            Ok(GitSource { remote: file.url, submodules: true, ..GitSource::default() })
+        }
+        Ok(None) => Err(refused("only http, https, ssh and git addresses are fetched")),
+        Err(_) => Err(refused("it is not an address")),
+    }?;
+    if parent.remote.starts_with("https://") && parsed.remote.starts_with("http://") {
+        return Err(refused("refusing to go from https to http"));
+    }
+    Ok(parsed)
+}
+
+/// `../x` beside `https://h/a/b.git` is `https://h/a/x`.
+fn beside(parent: &str, relative: &str) -> Option<String> {
+    let (prefix, path) = match parent.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_once('/')?;
+            (format!("{scheme}://{authority}/"), path)
+        }
+        None => {
+            let (host, path) = parent.split_once(':')?;
+            (format!("{host}:"), path)
+        }
+    };
+    let mut parts: Vec<&str> = path.trim_end_matches('/').split('/').collect();
+    for part in relative.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            other => parts.push(other),
+        }
+    }
+    Some(format!("{prefix}{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parent(remote: &str) -> GitSource {
+        GitSource { remote: remote.into(), ..GitSource::default() }
+    }
+
+    #[test]
+    fn relative_addresses_stay_on_their_server() {
+        let found = |remote: &str, address| source(&parent(remote), "p", address).map(|source| source.remote);
+        assert_eq!(found("https://h/a/b.git", "../c.git").unwrap(), "https://h/a/c.git");
+        assert_eq!(found("https://h/a/b.git", "./c.git").unwrap(), "https://h/a/b.git/c.git");
+        assert_eq!(found("git@h:a/b.git", "../c.git").unwrap(), "git@h:a/c.git");
+        assert!(found("https://h/b.git", "../../../x.git").is_err());
+        assert_eq!(found("https://h/b.git", "https://g/c").unwrap(), "https://g/c");
+    }
+
+    #[test]
+    fn hostile_addresses_are_refused() {
+        for address in [
+            "ext::sh -c id",
+            "file:///etc",
+            "/etc",
+            "--upload-pack=id",
+            "http://g/c.git",
+            "https://g/c.git#x",
+            "https://g/c git",
+            "",
+        ] {
+            let refused = source(&parent("https://h/b.git"), "p", address);
+            assert!(matches!(refused, Err(GitError::Submodule { .. })), "{address}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn listings_are_read_by_their_records() {
+        let tree = b"100644 blob 11\ta\x00160000 commit 22\tsub dir/x\0";
+        assert_eq!(links(tree), [("sub dir/x".to_owned(), "22".to_owned())]);
+        let config = b"submodule.a.b.path\nsub\0submodule.a.b.url\nhttps://h/x\0submodule.lone.path\ny\0";
+        assert_eq!(addresses(config), BTreeMap::from([("sub".to_owned(), "https://h/x".to_owned())]));
+    }
+}

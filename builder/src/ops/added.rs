@@ -1,0 +1,131 @@
+//! What ADD takes from several places at once: files and repositories that were fetched, perhaps paths of the context.
+//!
+//! A copy is planned from one source. Here the places become one: each has a directory of its own in front of its
+//! paths, which the plan carries along and [`AddedFiles`] takes off again.
+
+use std::sync::Arc;
+
+use rbuild_cache::copy::{FileSource, SourceError, StackSource};
+use rbuild_cache::layer::Mtime;
+use rbuild_cache::path::RelPath;
+use rbuild_cache::store::Store;
+use rbuild_cache::tree::select::{SelectError, Selected, prune, selection_digest};
+use rbuild_cache::tree::{LinkGroups, MemoryNodeStore, load_node};
+use rbuild_frontend::dockerignore::Ignore;
+use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
+
+use crate::context::ScannedContext;
+use crate::error::StepFailure;
+use crate::ops::ExecEnv;
+use crate::ops::select::{Selection, SelectionError, keep};
+use crate::solve::Solved;
+
+/// In front of paths of the context. No slot has this name.
+const CONTEXT: &str = "context";
+
+/// Selects all of each fetched source, beside what `context` selects.
+pub fn select(
+    copy: &CopyOp,
+    context: Option<&Selection>,
+    remotes: &[(u16, Arc<Solved>)],
+    store: &Store,
+) -> Result<Selection, SelectionError> {
+    let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
+    let pruned = context.map_or_else(|| Arc::new(MemoryNodeStore::default()), |c| Arc::clone(&c.pruned));
+    let mut sources = Vec::with_capacity(copy.sources.len());
+    for (at, source) in copy.sources.iter().enumerate() {
+        let mut selected = match source {
+            CopySource::Remote { slot, form } => {
+                let found = remotes.iter().find(|(found, _)| found == slot);
+                let (_, solved) = found.expect("every fetched source is an input");
+                let item = match form {
+                    RemoteForm::Tree => everything(solved),
+                    RemoteForm::File | RemoteForm::Archive => only_file(solved, store)?,
+                };
+                vec![behind(&slot.to_string(), item)]
+            }
+            _ => {
+                let paths = context.map(|context| context.sources[at].clone()).unwrap_or_default();
+                paths.into_iter().map(|item| behind(CONTEXT, item)).collect()
+            }
+        };
+        if matches!(source, CopySource::Remote { .. }) && !exclude.is_empty() {
+            for item in &mut selected {
+                prune(item, store, &*pruned, &|path, is_dir| keep(&[&exclude], path, is_dir))?;
+            }
+        }
+        sources.push(selected);
+    }
+    let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
+    let digest = selection_digest(&all);
+    Ok(Selection { sources, pruned, digest })
+}
+
+fn everything(solved: &Solved) -> Selected {
+    let (path, entry) = (RelPath::root(), solved.tree.root_entry());
+    Selected { name: Vec::new(), links: solved.tree.links.below(&path), path, entry }
+}
+
+/// The one file that the tree of a web file has.
+fn only_file(solved: &Solved, store: &Store) -> Result<Selected, SelectionError> {
+    let root = load_node(store, &solved.tree.node).map_err(SelectError::from)?;
+    let (name, entry) = root.entries.iter().next().ok_or_else(|| {
+        // Nothing else makes such trees: somebody else's hands were in the store.
+        SelectError::NotFound { path: RelPath::root() }
+    })?;
+    let path = RelPath::root().join(name);
+    Ok(Selected { name: name.clone(), path, entry: entry.clone(), links: LinkGroups::default() })
+}
+
+fn behind(place: &str, item: Selected) -> Selected {
+    let path = [place.as_bytes(), b"/", item.path.as_bytes()].concat();
+    Selected { path: RelPath::clamp(&path), ..item }
+}
+
+/// The files of all places.
+pub struct AddedFiles {
+    places: Vec<(Vec<u8>, Box<dyn FileSource>)>,
+}
+
+impl AddedFiles {
+    /// Opens them.
+    pub fn new(
+        env: &ExecEnv,
+        context: Option<&ScannedContext>,
+        remotes: &[(u16, Arc<Solved>)],
+    ) -> Result<Self, StepFailure> {
+        let mut places: Vec<(Vec<u8>, Box<dyn FileSource>)> = Vec::new();
+        if let Some(context) = context {
+            places.push((CONTEXT.into(), Box::new(context.files()?)));
+        }
+        for (slot, solved) in remotes {
+            let files: StackSource = env.stack_source(solved)?;
+            places.push((slot.to_string().into_bytes(), Box::new(files)));
+        }
+        Ok(Self { places })
+    }
+
+    fn place(&self, path: &RelPath) -> Result<(&dyn FileSource, RelPath), SourceError> {
+        let mut names = path.components();
+        let first = names.next().unwrap_or_default();
+        let found = self.places.iter().find(|(name, _)| name == first);
+        let (_, files) = found.ok_or_else(|| SourceError::Missing { path: path.clone() })?;
+        Ok((files.as_ref(), names.fold(RelPath::root(), |dir, name| dir.join(name))))
+    }
+}
+
+impl FileSource for AddedFiles {
+    fn open(&self, path: &RelPath) -> Result<std::os::fd::OwnedFd, SourceError> {
+        let (files, path) = self.place(path)?;
+        files.open(&path)
+    }
+
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
+        let (files, path) = self.place(path)?;
+        files.mtime(&path)
+    }
+
+    fn is_immutable(&self) -> bool {
+        self.places.iter().all(|(_, files)| files.is_immutable())
+    }
+}

@@ -1,0 +1,64 @@
+//! What was fetched from outside, kept in the store as a layer on nothing: found, collected and checked like any other.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rbuild_cache::layer::{Change, LayerDiff, encode_diff};
+use rbuild_cache::store::{Key, LayerDraft, ResultRecord};
+use rbuild_cache::tree::Tree;
+use rbuild_oci::CanonicalWriter;
+
+use crate::error::StepFailure;
+use crate::ops::{ExecEnv, size_bytes};
+use crate::solve::Solved;
+use crate::timestamp;
+
+/// The key of a thing whose identity `write` writes.
+pub fn key(domain: &str, write: impl FnOnce(&mut CanonicalWriter)) -> Key {
+    let mut out = CanonicalWriter::new(domain);
+    write(&mut out);
+    Key::content(*blake3::hash(&out.finish()).as_bytes())
+}
+
+/// What is there already.
+pub fn stored(env: &ExecEnv, key: &Key) -> Result<Option<Arc<Solved>>, StepFailure> {
+    let Some(record) = env.store.result(key)? else { return Ok(None) };
+    let (Some(layer), Ok(tree)) = (record.own_layer, Tree::decode(&record.tree)) else { return Ok(None) };
+    Ok(Some(Arc::new(Solved { tree, stack: vec![layer] })))
+}
+
+/// Refuses what a layer can hold only as the mark of a deletion.
+pub fn plain_files(diff: LayerDiff, what: &str) -> Result<LayerDiff, StepFailure> {
+    let is_mark = |change: &Change| matches!(change, Change::Whiteout | Change::Dir { opaque: true, .. });
+    match diff.entries.iter().find(|entry| is_mark(&entry.change)) {
+        Some(entry) => {
+            let (what, path) = (what.to_owned(), entry.path.to_string());
+            Err(StepFailure::FetchedWhiteout { what, path })
+        }
+        None => Ok(diff),
+    }
+}
+
+/// Keeps a filled draft.
+pub fn store(
+    env: &ExecEnv,
+    key: &Key,
+    description: &str,
+    draft: LayerDraft,
+    diff: &LayerDiff,
+    started: Instant,
+) -> Result<Arc<Solved>, StepFailure> {
+    let tree = Tree::empty().apply(&env.store, diff)?;
+    let layer = env.store.commit_layer(draft, &encode_diff(diff), size_bytes(diff))?;
+    let record = ResultRecord {
+        tree: tree.encode(),
+        tree_digest: tree.digest(),
+        own_layer: Some(layer),
+        stack: None,
+        created_unix_ns: timestamp::unix_ns(),
+        exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        description: description.to_owned(),
+    };
+    env.store.put_result(key, &record)?;
+    Ok(Arc::new(Solved { tree, stack: vec![layer] }))
+}

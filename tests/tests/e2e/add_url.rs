@@ -1,0 +1,241 @@
+//! ADD of files from web servers (dockerfile reference 3.10, golden case 112; hostile case C5).
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use rbuild_tests::web::{Reply, Web};
+use rbuild_tests::{Run, TestEnv, judge, need};
+
+/// `Wed, 21 Oct 2015 07:28:00 GMT` in seconds.
+const MODIFIED: i64 = 1_445_412_480;
+const MODIFIED_TEXT: &str = "Wed, 21 Oct 2015 07:28:00 GMT";
+
+fn built(env: &TestEnv, context: &Path, args: &[&str]) -> Result<(Run, judge::Unpacked)> {
+    let file = env.work().join("out.tar");
+    let output = format!("type=oci,dest={}", file.display());
+    let run = env.build(context, &[&["-o", &output], args].concat())?.ok();
+    Ok((run, judge::unpack(&format!("oci-archive:{}", file.display()))?))
+}
+
+fn mtime(unpacked: &judge::Unpacked, path: &str) -> Result<i64> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(fs::symlink_metadata(unpacked.root().join(path))?.mtime())
+}
+
+/// A file server with validators; `/changing` is another file on every request.
+fn files() -> Result<Web> {
+    Web::serve(|request| {
+        let path = request.target.split('?').next().unwrap_or_default();
+        match path {
+            "/dir/app.bin" if request.header("if-none-match") == "\"one\"" => Reply::status(304),
+            "/dir/app.bin" => {
+                Reply::ok("content").with("ETag", "\"one\"").with("Last-Modified", MODIFIED_TEXT)
+            }
+            "/plain" => Reply::ok("plain"),
+            "/" => Reply::ok("root"),
+            "/moved" => Reply::status(302).with("Location", "/dir/app.bin"),
+            _ => Reply::status(404),
+        }
+    })
+}
+
+#[test]
+fn case_112_a_file_has_the_mode_owner_time_and_name_that_docker_gives_it() -> Result<()> {
+    need!(Root, Judges);
+    let (web, env) = (files()?, TestEnv::new()?);
+    let text = format!(
+        "FROM scratch\nADD {} /as\nADD {} {} {} local /d/\nADD --chmod=640 --chown=3:4 {} /m\n",
+        web.url("/dir/app.bin?sig=/a/b"),
+        web.url("/dir/app.bin#x"),
+        web.url("/plain"),
+        web.url("/"),
+        web.url("/moved"),
+    );
+    let context = env.context("url", &text, &[("local", "of the context")])?;
+    let (_, unpacked) = built(&env, &context, &[])?;
+    let short = |line: String| line.split(" bytes").next().unwrap_or_default().to_owned();
+    let listing: Vec<String> = unpacked.listing()?.into_iter().map(short).collect();
+    assert_eq!(
+        listing,
+        [
+            "as 100600 0:0 7",
+            "d 040755 0:0 ",
+            "d/__unnamed__ 100600 0:0 4",
+            "d/app.bin 100600 0:0 7",
+            "d/local 100644 0:0 14",
+            "d/plain 100600 0:0 5",
+            "m 100640 3:4 7",
+        ]
+    );
+    assert_eq!((mtime(&unpacked, "as")?, mtime(&unpacked, "d/plain")?), (MODIFIED, 0));
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn what_did_not_change_is_not_fetched_again_and_serves_without_a_network() -> Result<()> {
+    need!(Root, Judges);
+    let (web, env) = (files()?, TestEnv::new()?);
+    let url = web.url("/dir/app.bin");
+    let context = env.context("cached", &format!("FROM scratch\nADD {url} /f\n"), &[])?;
+    env.build(&context, &[])?.ok();
+    env.build(&context, &[])?.ok().assert_all_cached();
+    let seen = web.seen();
+    assert_eq!(seen.len(), 2, "{seen:#?}");
+    assert_eq!(seen[1].header("if-none-match"), "\"one\"");
+    assert_eq!(seen[1].header("if-modified-since"), MODIFIED_TEXT);
+    // A known checksum needs no question at all.
+    let sum = "sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    fs::write(context.join("Dockerfile"), format!("FROM scratch\nADD --checksum={sum} {url} /g\n"))?;
+    env.build(&context, &[])?.ok();
+    env.build(&context, &[])?.ok().assert_all_cached();
+    assert_eq!(web.seen().len(), 2);
+    env.build(&context, &["--no-cache"])?.ok();
+    assert_eq!(web.seen()[2].header("if-none-match"), "");
+    drop(web);
+    fs::write(context.join("Dockerfile"), format!("FROM scratch\nADD {url} /h\n"))?;
+    let (run, unpacked) = built(&env, &context, &[])?;
+    run.says(&["cannot be reached: using what it gave on"]);
+    assert_eq!(unpacked.text("/h")?, "content");
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_changed_file_is_fetched_and_an_equal_one_is_the_same_step() -> Result<()> {
+    need!(Root);
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let web = Web::serve(move |request| match request.target.as_str() {
+        "/changing" => {
+            let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Reply::ok(format!("version {}", number / 2)).with("ETag", &format!("\"{number}\""))
+        }
+        _ => Reply::status(404),
+    })?;
+    let env = TestEnv::new()?;
+    let context =
+        env.context("changing", &format!("FROM scratch\nADD {} /f\n", web.url("/changing")), &[])?;
+    let first = env.build_id(&context, &[])?.1;
+    let (run, same) = env.build_id(&context, &[])?;
+    run.assert_all_cached();
+    assert_eq!(first, same);
+    assert_ne!(env.build_id(&context, &[])?.1, first);
+    Ok(())
+}
+
+#[test]
+fn case_112_what_is_wrong_with_a_fetched_file_is_said_in_dockers_words() -> Result<()> {
+    need!(Root);
+    let (web, env) = (files()?, TestEnv::new()?);
+    let good = web.url("/plain");
+    let bad_sum = format!("sha256:{}", "0".repeat(64));
+    let cases = [
+        (format!("ADD {} /", web.url("/missing?token=canary")), vec!["invalid response status 404"]),
+        (format!("ADD --checksum={bad_sum} {good} /"), vec!["digest mismatch", &bad_sum]),
+        (format!("ADD --checksum=md5:00 {good} /"), vec!["unsupported digest algorithm"]),
+        (format!("ADD --checksum=zz {good} /"), vec!["invalid checksum digest format"]),
+        (format!("ADD --checksum=sha256:00 {good} /"), vec!["invalid checksum digest format"]),
+        (
+            format!("ADD --checksum={bad_sum} {good} x /"),
+            vec!["checksum can't be specified for multiple sources"],
+        ),
+        (format!("ADD --checksum={bad_sum} Dockerfile /"), vec!["checksum requires HTTP(S) or Git sources"]),
+        (format!("ADD --keep-git-dir {good} /"), vec!["keep-git-dir requires a Git source"]),
+        (format!("COPY {good} /"), vec!["source can't be a URL for COPY"]),
+        ("ADD http:///x /".to_owned(), vec!["names no host"]),
+        ("ADD http://127.0.0.1:1/x /".to_owned(), vec!["127.0.0.1", "cannot connect"]),
+    ];
+    for (line, words) in cases {
+        let context = env.context("bad", &format!("FROM scratch\n{line}\n"), &[])?;
+        let run = env.build(&context, &["-t", "bad"])?.exits(1).says(&words);
+        assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    }
+    assert_eq!(env.run(["images", "-q"])?.ok().stdout.trim(), "");
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_fetched_archive_is_unpacked_only_when_that_is_asked_for() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let archive = {
+        let dir = env.context("t", "", &[("a/b", "content")])?;
+        let made = std::process::Command::new("tar")
+            .args(["--owner=7", "--group=7", "-cJf", "x.tar.xz", "a"])
+            .current_dir(&dir)
+            .status()?;
+        assert!(made.success());
+        fs::read(dir.join("x.tar.xz"))?
+    };
+    let length = archive.len();
+    let web = Web::serve(move |_| Reply::ok(archive.clone()))?;
+    let url = web.url("/x.tar.xz");
+    let text = format!("FROM scratch\nADD {url} /as/\nADD --unpack=true {url} /out/\n");
+    let (_, unpacked) = built(&env, &env.context("archive", &text, &[])?, &[])?;
+    let listing = unpacked.listing()?;
+    assert!(listing[1].starts_with(&format!("as/x.tar.xz 100600 0:0 {length} ")), "{listing:#?}");
+    assert!(listing.iter().any(|line| line.starts_with("out/a/b 100644 7:7")), "{listing:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_server_cannot_send_the_build_elsewhere_or_fill_the_disk() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let web = Web::serve(|request| match request.target.as_str() {
+        "/file" => Reply::status(302).with("Location", "file:///etc/passwd"),
+        "/ftp" => Reply::status(301).with("Location", "ftp://127.0.0.1/x"),
+        "/metadata" => Reply::status(307).with("Location", "http://169.254.169.254/latest"),
+        "/loop" => Reply::status(302).with("Location", "/loop"),
+        "/user" => Reply::status(302).with("Location", "http://me:secret@127.0.0.1/x"),
+        "/huge" => Reply::ok("x").promising(10 << 30),
+        "/cut" => Reply::ok("half").promising(8),
+        _ => Reply::status(500),
+    })?;
+    for (path, words) in [
+        ("/file", "refusing the redirect to `file:///etc/passwd`"),
+        ("/ftp", "refusing the redirect to `ftp://127.0.0.1/x`"),
+        ("/metadata", "internal address `http://169.254.169.254/latest`"),
+        ("/loop", "too many redirects"),
+        ("/user", "refusing the redirect to `http://127.0.0.1/x`"),
+        ("/huge", "the most that is fetched"),
+        ("/cut", "the connection broke"),
+    ] {
+        let context = env.context("hostile", &format!("FROM scratch\nADD {} /f\n", web.url(path)), &[])?;
+        let run = env.build(&context, &["-t", "x"])?.exits(1).says(&[words]);
+        assert!(!run.stderr.contains("secret"), "{}", run.stderr);
+    }
+    let context = env.context("hostile", "FROM scratch\nADD http://169.254.169.254/latest /f\n", &[])?;
+    env.build(&context, &[])?.exits(1).says(&["internal address"]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_broke_if_the_file_is_still_the_same() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let web = Web::serve(|request| {
+        let whole = "0123456789".repeat(1000);
+        let etag = "\"strong\"";
+        match request
+            .header("range")
+            .strip_prefix("bytes=")
+            .and_then(|range| range.trim_end_matches('-').parse().ok())
+        {
+            Some(from) if request.header("if-range") == etag => {
+                let rest: String = whole.chars().skip(from).collect();
+                let range = format!("bytes {from}-{}/{}", whole.len() - 1, whole.len());
+                Reply { status: 206, ..Reply::ok(rest) }.with("Content-Range", &range).with("ETag", etag)
+            }
+            _ => Reply::ok(&whole[..4000]).promising(whole.len() as u64).with("ETag", etag),
+        }
+    })?;
+    let context = env.context("cut", &format!("FROM scratch\nADD {} /f\n", web.url("/f")), &[])?;
+    let (_, unpacked) = built(&env, &context, &[])?;
+    assert_eq!(unpacked.text("/f")?, "0123456789".repeat(1000));
+    assert_eq!(web.seen().len(), 2);
+    Ok(())
+}
