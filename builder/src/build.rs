@@ -182,6 +182,10 @@ pub async fn build(
         ));
     }
     remark_on_network(&graph, &plan, &env);
+    // Where everything is cached the push itself says as soon what a question beforehand would.
+    if plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_))) {
+        check_destinations(request, &env, &registry, cancel).await?;
+    }
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
     let explainer = Arc::new(Explainer::new(host.store.clone(), Arc::clone(&graph), env.lease.id(), request));
@@ -564,6 +568,28 @@ fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {
     if plan.needed.iter().any(runs_on_host) {
         env.events.remark("RUN steps share the host's network (--network=none cuts it off)");
     }
+}
+
+/// Asks every registry that the image goes to whether it may.
+async fn check_destinations(
+    request: &BuildRequest,
+    env: &ExecEnv,
+    registry: &Client,
+    cancel: &Cancel,
+) -> Result<(), BuildError> {
+    let names = outputs::pushed_names(request);
+    if names.is_empty() {
+        return Ok(());
+    }
+    let id = env.events.vertex("[auth] checking push permission");
+    env.events.started(id);
+    let checked = tokio::select! {
+        checked = export::preflight::preflight(registry, &names) => checked,
+        () = cancel.cancelled() => Err(BuildError::Canceled),
+    };
+    ended(&env.events, id, checked)?;
+    env.events.finished(id, Outcome::Done);
+    Ok(())
 }
 
 /// Runs short work under a vertex of its own.

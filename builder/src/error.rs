@@ -137,6 +137,17 @@ pub enum BuildError {
         #[source]
         source: Box<RegistryError>,
     },
+    /// A destination that cannot be pushed to, found before anything ran.
+    #[error("cannot push to {reference}: nothing was built")]
+    Preflight {
+        /// Repository.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<RegistryError>,
+        /// Other repositories that refuse, and why.
+        others: Vec<(String, RegistryError)>,
+    },
     /// No image of that name is in the store.
     #[error("An image does not exist locally with the tag: {0}")]
     NoSuchImage(String),

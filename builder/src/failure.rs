@@ -10,7 +10,7 @@ use rbuild_frontend::span::Lines;
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
-use crate::error::{BuildError, StepFailure, is_plumbing};
+use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
@@ -114,7 +114,7 @@ fn kind(error: &BuildError) -> Kind {
             Kind::Build
         }
         BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
-        BuildError::RegistryConfig(_) => Kind::Registry,
+        BuildError::Preflight { .. } | BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
         BuildError::NoCacheMount(_) | BuildError::CacheMountInUse(_) => Kind::Store,
         BuildError::Image(source) => source.kind(),
@@ -165,6 +165,10 @@ fn hints(error: &BuildError) -> Vec<String> {
         }
         BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
         BuildError::Push { source, .. } => source.hint().into_iter().collect(),
+        BuildError::Preflight { source, others, .. } => {
+            let others = others.iter().map(|(name, why)| format!("nor to {name}: {}", one_line(why)));
+            source.hint().into_iter().chain(others).collect()
+        }
         BuildError::NoSuchImage(name) => {
             vec![format!("build it with -t {name}, or list what is here: rbuild images")]
         }

@@ -141,12 +141,9 @@ impl Transport {
         let credentials = credentials
             .map_err(|source| RegistryError::Credentials { target: Box::new(target.clone()), source })?;
         let has_credentials = credentials.is_some();
-        let secret = credentials.as_ref().map(|found| found.secret().to_owned());
-        let mut authorization = Authorization {
-            secrets: secret.into_iter().collect(),
-            has_credentials,
-            ..Authorization::default()
-        };
+        // A registry may reflect what was sent as it was sent.
+        let secrets = credentials.as_ref().map(Credentials::printed_forms).unwrap_or_default();
+        let mut authorization = Authorization { secrets, has_credentials, ..Authorization::default() };
         match (&challenge, credentials) {
             (Challenge::Basic, Some(Credentials::Basic { user, password })) => {
                 authorization.header = basic(&user, &password);
@@ -208,6 +205,11 @@ pub(crate) fn unsupported(headers: &HeaderMap, target: &Target) -> Option<Regist
     let value = headers.get(WWW_AUTHENTICATE)?;
     let words = escape(&String::from_utf8_lossy(value.as_bytes()).chars().take(200).collect::<String>());
     Some(RegistryError::Protocol { target: Box::new(target.clone()), violation: Violation::Challenge(words) })
+}
+
+/// True for the hosts of Amazon's registries.
+pub(crate) fn is_ecr(host: &str) -> bool {
+    aws::Registry::of(host).is_some()
 }
 
 pub(crate) fn basic(user: &str, password: &str) -> Option<HeaderValue> {

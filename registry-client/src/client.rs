@@ -16,6 +16,7 @@ use crate::config::{Candidates, ConfigError};
 use crate::endpoint::Endpoint;
 use crate::error::{ErrorKind, RegistryError, Target};
 use crate::fetch::{self, FetchError, FetchRequest, Fetched};
+use crate::limits::SMALL_BLOB_BYTES_MAX;
 use crate::manifests::{self, ResolvedImage, StoredManifest};
 use crate::referrers;
 use crate::settings::Settings;
@@ -191,6 +192,33 @@ impl Client {
         first(endpoints, |endpoint, patience| {
             let progress = progress.clone();
             async move { pull::open(transport, &endpoint, digest, size, progress, patience).await }
+        })
+        .await
+    }
+
+    /// A small blob, whole and verified: configs and statements.
+    pub async fn small_blob(
+        &self,
+        source: &Reference,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let action = || format!("pull blob {}", digest.short());
+        let mut endpoints = self.pull_endpoints(source, &action).await?;
+        if let Some(endpoint) = endpoints.first().filter(|_| size > SMALL_BLOB_BYTES_MAX) {
+            let target = Target {
+                host: endpoint.host.clone(),
+                repository: endpoint.repository.clone(),
+                action: action(),
+            };
+            return Err(RegistryError::TooLarge { target: Box::new(target), limit: SMALL_BLOB_BYTES_MAX });
+        }
+        if let Some(served) = lock(&self.inner.served).get(&source.name()) {
+            endpoints.sort_by_key(|endpoint| endpoint != served);
+        }
+        let transport = &self.inner.transport;
+        first(endpoints, |endpoint, patience| async move {
+            pull::whole(transport, &endpoint, digest, size, patience).await
         })
         .await
     }

@@ -271,7 +271,8 @@ impl FetchStream {
         let started = Instant::now();
         let piece = self.transport.chunk(answer, &self.target).await?;
         let len = piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        if piece.is_some() && !self.rate.add(started.elapsed(), len) {
+        let window = self.transport.deadlines().rate_window;
+        if piece.is_some() && !self.rate.add(started.elapsed(), len, window) {
             let target = Box::new(self.target.clone());
             return Err(RegistryError::Unreachable { target, reason: Reason::TooSlow, source: None });
         }

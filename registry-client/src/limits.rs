@@ -8,6 +8,9 @@ pub const MANIFEST_BYTES_MAX: u64 = rbuild_oci::Document::BYTES_MAX as u64;
 /// Largest image config accepted, in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 
+/// Largest blob that is kept in memory whole.
+pub const SMALL_BLOB_BYTES_MAX: u64 = 32 << 20;
+
 /// Largest token answer read, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 64 << 10;
 
@@ -62,11 +65,8 @@ pub const PAGE_BYTES_MAX: u64 = 4 << 20;
 /// Entries of a paginated list in all.
 pub const LIST_ENTRIES_MAX: usize = 1_000_000;
 
-/// Slowest transfer tolerated, in bytes per second over [`RATE_WINDOW`].
+/// Slowest transfer tolerated, in bytes per second over [`crate::Deadlines::rate_window`].
 pub const RATE_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
-
-/// Window over which the transfer rate is judged.
-pub const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 /// Time a credential helper gets, and the size of its answer.
 pub const HELPER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -87,6 +87,8 @@ pub struct Deadlines {
     pub first_byte: Duration,
     /// Silence within a transfer.
     pub idle: Duration,
+    /// Time over which a transfer's rate is judged.
+    pub rate_window: Duration,
     /// From the last byte of an upload to the registry's answer: large blobs are verified on the other side first.
     pub commit: Duration,
     /// First wait before a retry; doubles each time, with jitter.
@@ -101,6 +103,7 @@ impl Default for Deadlines {
             connect: Duration::from_secs(10),
             first_byte: Duration::from_secs(60),
             idle: Duration::from_secs(30),
+            rate_window: Duration::from_secs(60),
             commit: Duration::from_secs(300),
             backoff: Duration::from_millis(250),
             retry_budget: Duration::from_secs(600),

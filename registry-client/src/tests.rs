@@ -21,6 +21,7 @@ fn settings() -> Settings {
         connect: Duration::from_secs(2),
         first_byte: Duration::from_secs(5),
         idle: Duration::from_secs(2),
+        rate_window: Duration::from_secs(60),
         commit: Duration::from_secs(5),
         backoff: Duration::from_millis(5),
         retry_budget: Duration::from_secs(20),

@@ -156,7 +156,7 @@ impl Transport {
                         return Ok((answer, again));
                     }
                 }
-                Ok(answer) if retry::is_temporary(answer.status()) => {
+                Ok(answer) if retry::means_later(&answer) => {
                     let asked = answer
                         .headers()
                         .get(RETRY_AFTER)
@@ -189,7 +189,7 @@ impl Transport {
         let mut waits = self.waits(Patience::Full);
         loop {
             match self.exchange(host, exchange.clone(), target).await {
-                Ok(answer) if retry::is_temporary(answer.status()) => {
+                Ok(answer) if retry::means_later(&answer) => {
                     let asked = answer
                         .headers()
                         .get(RETRY_AFTER)

@@ -105,6 +105,15 @@ pub fn copy(from: &str, to: &str) -> Result<()> {
     copy_for(&[], from, to)
 }
 
+/// Runs skopeo with these arguments.
+///
+/// # Errors
+///
+/// When it fails.
+pub fn skopeo(args: &[&str]) -> Result<()> {
+    tool("skopeo", args).map(drop)
+}
+
 fn copy_for(global: &[&str], from: &str, to: &str) -> Result<()> {
     let command = ["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", from, to];
     tool("skopeo", &[global, &command].concat()).map(drop)

@@ -27,6 +27,7 @@ pub mod binary;
 pub mod container;
 pub mod docker;
 pub mod env;
+pub mod fault;
 pub mod git;
 pub mod http;
 pub mod judge;
@@ -34,6 +35,7 @@ pub mod leak;
 pub mod need;
 pub mod registry;
 pub mod run;
+pub mod token_server;
 pub mod user;
 pub mod web;
 

@@ -22,6 +22,8 @@ pub enum Need {
     Runtime,
     /// `newuidmap` and `useradd`: an ordinary user with a sub-id range can be made.
     Subuid,
+    /// `openssl`: keys and certificates.
+    Openssl,
     /// `htpasswd`: a registry that asks for a password can be started.
     Password,
     /// pasta or slirp4netns with a usable `/dev/net/tun`: steps have a network of their own.
@@ -41,6 +43,7 @@ impl Need {
             Self::Judges => "judges",
             Self::Runtime => "runtime",
             Self::Subuid => "subuid",
+            Self::Openssl => "openssl",
             Self::Password => "password",
             Self::Network => "network",
             Self::Docker => "docker",
@@ -55,6 +58,7 @@ impl Need {
             Self::Judges => &["skopeo", "umoci"],
             Self::Runtime => &["runc", "umoci", "unshare", "busybox"],
             Self::Subuid => &["newuidmap", "newgidmap", "useradd", "userdel"],
+            Self::Openssl => &["openssl"],
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],

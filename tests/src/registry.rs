@@ -83,6 +83,84 @@ impl Registry {
         Self::start(dir, &auth)
     }
 
+    /// A registry with the bases and this in its configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::with_bases`].
+    pub fn with_bases_and(extra: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        copy_storage(&bases::dir()?.join("registry"), &dir.path().join("storage"))?;
+        Self::start(dir, extra)
+    }
+
+    /// A registry with the bases that speaks TLS under this name, with a certificate of its own authority.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::with_bases`], and when openssl makes no certificate.
+    pub fn with_certificate(name: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        copy_storage(&bases::dir()?.join("registry"), &dir.path().join("storage"))?;
+        let openssl = |args: &[&str]| -> Result<()> {
+            let mut command = Command::new("openssl");
+            let output = command.args(args).current_dir(dir.path()).output().context("run openssl")?;
+            ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        let new = ["req", "-newkey", "rsa:2048", "-nodes"];
+        let authority = ["-x509", "-days", "2", "-subj", "/CN=tests", "-keyout", "ca.key", "-out", "ca.pem"];
+        openssl(&[new.as_slice(), &authority].concat())?;
+        openssl(
+            &[new.as_slice(), &["-subj", "/CN=server", "-keyout", "key.pem", "-out", "request.pem"]].concat(),
+        )?;
+        fs::write(dir.path().join("names"), format!("subjectAltName=DNS:{name}\n"))?;
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            "names",
+            "-out",
+            "cert.pem",
+        ])?;
+        let path = |file: &str| dir.path().join(file).display().to_string();
+        let tls = format!("  tls: {{certificate: {}, key: {}}}\n", path("cert.pem"), path("key.pem"));
+        Self::start(dir, &tls)
+    }
+
+    /// A registry that fetches from another what it has not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::empty`].
+    pub fn mirror_of(upstream: &Self) -> Result<Self> {
+        Self::start(tempfile::tempdir()?, &format!("proxy: {{remoteurl: \"http://{}\"}}\n", upstream.host()))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate of its authority, of a registry with one.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn authority(&self) -> Result<String> {
+        fs::read_to_string(self.dir.path().join("ca.pem")).context("no authority")
+    }
+
     fn start(dir: TempDir, extra: &str) -> Result<Self> {
         let program = find_program("docker-registry").context("`docker-registry` is not installed")?;
         let config = dir.path().join("config.yml");
@@ -95,7 +173,7 @@ impl Registry {
             let text = format!(
                 "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
                  storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-                 http: {{addr: \"{address}\"}}\n{extra}",
+                 http:\n  addr: \"{address}\"\n{extra}",
                 storage.display(),
             );
             fs::File::create(&config)?.write_all(text.as_bytes())?;

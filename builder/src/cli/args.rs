@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::control::{CacheControlArgs, ExplainArgs};
 use super::image::ImageCommandArgs;
+use super::imagetools::{ImagetoolsArgs, SystemArgs};
 use super::space::{CacheArgs, DuArgs, PruneArgs};
 use super::steps::StepArgs;
 
@@ -64,6 +65,10 @@ pub(crate) enum CommandArgs {
     Cache(CacheArgs),
     #[command(flatten)]
     Image(ImageCommandArgs),
+    /// Look at and join images at registries
+    Imagetools(ImagetoolsArgs),
+    /// Look after what the store holds, in Docker's words
+    System(SystemArgs),
     /// Check what this machine offers for building
     Doctor(DoctorArgs),
     /// Show the version
@@ -257,6 +262,9 @@ pub(crate) struct PullArgs {
     /// Image to pull
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
     pub(crate) name: String,
+    /// Pull every tag of the repository
+    #[arg(short = 'a', long)]
+    pub(crate) all_tags: bool,
     /// Pull for this platform (default: this machine's) [env: DOCKER_DEFAULT_PLATFORM]
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
@@ -271,6 +279,15 @@ pub(crate) struct PushArgs {
     /// Image to push
     #[arg(value_name = "NAME[:TAG]")]
     pub(crate) name: String,
+    /// Push every tag of the repository that is here
+    #[arg(short = 'a', long)]
+    pub(crate) all_tags: bool,
+    /// Push only this platform's image of several
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// Accepted for docker's sake: nothing is signed here
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) disable_content_trust: Option<String>,
     /// Print only the image's name
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,

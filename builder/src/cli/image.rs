@@ -1,6 +1,7 @@
 //! The commands on images and credentials: what was typed, and what it means.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand};
 use rbuild_oci::{Platform, Reference};
@@ -60,6 +61,24 @@ pub(crate) enum ImageGroupArgs {
     Pull(PullArgs),
     /// Push an image to a registry
     Push(PushArgs),
+    /// Remove images that are not used
+    Prune(ImagePruneArgs),
+}
+
+/// Remove images that are not used
+///
+/// Without -a those without a name. What nothing else uses goes with them; build cache stays (`rbuild prune`).
+#[derive(Debug, Args)]
+pub(crate) struct ImagePruneArgs {
+    /// All images, named ones too
+    #[arg(short = 'a', long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    pub(crate) force: bool,
+    /// Only what matches: until=DURATION (made longer ago), label=KEY[=VALUE] or label!=KEY[=VALUE]
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
 }
 
 /// Give an image another name
@@ -196,10 +215,36 @@ pub enum ImageCommand {
     Save(SaveRequest),
     /// Read images from an archive.
     Load(LoadRequest),
+    /// Remove unused images.
+    Prune(ImagePruneRequest),
     /// Store credentials.
     Login(LoginRequest),
     /// Forget credentials of this server, as typed; `None` is Docker Hub.
     Logout(Option<String>),
+}
+
+/// What `rbuild image prune` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePruneRequest {
+    /// Named images, too.
+    pub all: bool,
+    /// Do not ask.
+    pub force: bool,
+    /// Only images made longer ago than this.
+    pub until: Option<Duration>,
+    /// Only images that meet all of these.
+    pub labels: Vec<LabelFilter>,
+}
+
+/// A condition on a label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelFilter {
+    /// Name.
+    pub key: String,
+    /// Value; `None` means any.
+    pub value: Option<String>,
+    /// Must not be so.
+    pub is_negated: bool,
 }
 
 /// What `rbuild tag` was asked for.
@@ -296,6 +341,37 @@ impl ImageCommandArgs {
     /// Names the top-level commands answer to.
     pub(crate) fn is_name(text: &str) -> bool {
         matches!(text, "tag" | "rmi" | "inspect" | "history" | "save" | "load" | "login" | "logout" | "image")
+    }
+}
+
+impl ImagePruneArgs {
+    pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
+        let (mut until, mut labels) = (None, Vec::new());
+        for filter in &self.filters {
+            let wrong = |expected: &str| Problem::Value {
+                flag: "--filter",
+                value: filter.clone(),
+                expected: expected.to_owned(),
+            };
+            let (key, value) = filter.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE"))?;
+            match key {
+                "until" => {
+                    let age = super::space::parse_duration(value);
+                    until = Some(age.ok_or_else(|| wrong("expected a duration such as until=24h"))?);
+                }
+                "label" | "label!" if !value.is_empty() => {
+                    let pair = value.split_once('=');
+                    labels.push(LabelFilter {
+                        key: pair.map_or(value, |(key, _)| key).to_owned(),
+                        value: pair.map(|(_, value)| value.to_owned()),
+                        is_negated: key.ends_with('!'),
+                    });
+                }
+                "dangling" => {}
+                _ => return Err(wrong("expected until=, label= or label!=")),
+            }
+        }
+        Ok(ImageCommand::Prune(ImagePruneRequest { all: self.all, force: self.force, until, labels }))
     }
 }
 

@@ -9,6 +9,7 @@ mod env;
 mod error;
 mod filter;
 mod image;
+mod imagetools;
 mod known_flags;
 mod output;
 mod request;
@@ -32,8 +33,11 @@ pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use filter::ImageFilter;
 pub use image::{
-    HistoryRequest, ImageCommand, InspectRequest, LoadRequest, LoginRequest, PasswordSource, RmiRequest,
-    SaveRequest, TagRequest,
+    HistoryRequest, ImageCommand, ImagePruneRequest, InspectRequest, LabelFilter, LoadRequest, LoginRequest,
+    PasswordSource, RmiRequest, SaveRequest, TagRequest,
+};
+pub use imagetools::{
+    ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
 pub use output::{Compression, Destination, OutputArg};
 pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
@@ -80,6 +84,10 @@ pub enum Command {
     Cache(CacheRequest),
     /// Do something with images or credentials.
     Image(ImageCommand),
+    /// Look at and join images at registries.
+    Imagetools(ImagetoolsRequest),
+    /// Show how much the store holds, as Docker does.
+    SystemDf(SystemDfRequest),
     /// Check this machine.
     Doctor {
         /// As JSON.
@@ -119,6 +127,8 @@ pub struct PullRequest {
     pub platform: Option<Platform>,
     /// Print only the name.
     pub quiet: bool,
+    /// All tags of the repository; the name has none.
+    pub all_tags: bool,
 }
 
 /// What `rbuild push` was asked for.
@@ -128,8 +138,12 @@ pub struct PushRequest {
     pub name: Reference,
     /// True when the tag was not typed.
     pub default_tag: bool,
+    /// Only this platform's image; `None` means all there is.
+    pub platform: Option<Platform>,
     /// Print only the name.
     pub quiet: bool,
+    /// All tags of the repository that are here; the name has none.
+    pub all_tags: bool,
 }
 
 /// Parses a command line; the first argument is the program's name.
@@ -231,6 +245,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     ImageGroupArgs::Tag(args) => CommandArgs::Image(ImageCommandArgs::Tag(args)),
                     ImageGroupArgs::Save(args) => CommandArgs::Image(ImageCommandArgs::Save(args)),
                     ImageGroupArgs::Load(args) => CommandArgs::Image(ImageCommandArgs::Load(args)),
+                    ImageGroupArgs::Prune(args) => return Ok(Command::Image(args.request()?)),
                 };
                 return meaning(same, None, env);
             }
@@ -239,10 +254,11 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             let name = parse_image(&args.name)?;
             let platform = request::parse_platform(args.platform.as_ref(), env)?;
             Command::Pull(PullRequest {
-                default_tag: lacks_tag(&name),
-                name: name.with_default_tag(),
+                default_tag: lacks_tag(&name) && !args.all_tags,
+                name: if args.all_tags { without_tag(name, "pull")? } else { name.with_default_tag() },
                 platform,
                 quiet: args.quiet,
+                all_tags: args.all_tags,
             })
         }
         CommandArgs::Push(args) => {
@@ -251,18 +267,33 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                 return Err(Problem::TagWithDigest { value: args.name });
             }
             Command::Push(PushRequest {
-                default_tag: lacks_tag(&name),
-                name: name.with_default_tag(),
+                default_tag: lacks_tag(&name) && !args.all_tags,
+                name: if args.all_tags { without_tag(name, "push")? } else { name.with_default_tag() },
+                platform: request::parse_platform(args.platform.as_ref(), &Env::fixed([]))?,
                 quiet: args.quiet,
+                all_tags: args.all_tags,
             })
         }
         CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => Command::Cache(CacheRequest::from_args(args)),
+        CommandArgs::Imagetools(args) => Command::Imagetools(args.request(env)?),
+        CommandArgs::System(args) => Command::SystemDf(args.request()),
         CommandArgs::Doctor(args) => Command::Doctor { json: args.format == "json" },
         CommandArgs::Version => Command::Version,
     })
+}
+
+/// `-a` stands for all tags: none may be named.
+fn without_tag(name: Reference, command: &str) -> Result<Reference, Problem> {
+    match lacks_tag(&name) {
+        true => Ok(name),
+        false => Err(Problem::Syntax(format!(
+            "tag can't be used with --all-tags/-a: rbuild {command} -a {}",
+            name.familiar_name()
+        ))),
+    }
 }
 
 fn parse_image(text: &str) -> Result<Reference, Problem> {
@@ -310,6 +341,8 @@ fn is_command(text: &OsStr) -> bool {
                 | "du"
                 | "prune"
                 | "cache"
+                | "imagetools"
+                | "system"
                 | "doctor"
                 | "version"
                 | "-h"

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use rbuild_cache::gc::Filter;
 
 use super::Problem;
-use rbuild_cache::gc::Only;
 use rbuild_oci::parse_bytes;
 
 /// Show what the store holds
@@ -14,6 +14,9 @@ pub(crate) struct DuArgs {
     /// Show everything known of each object
     #[arg(short = 'v', long)]
     pub(crate) verbose: bool,
+    /// Only what matches, as in rbuild prune
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
     /// Show as: table, or json (one object a line)
     #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
     pub(crate) format: String,
@@ -34,7 +37,8 @@ pub(crate) struct PruneArgs {
     /// Do not ask
     #[arg(short = 'f', long)]
     pub(crate) force: bool,
-    /// Only what matches: until=DURATION (not used for so long), id=PREFIX, type=exec.cachemount or type=regular
+    /// Only what matches: until=DURATION (not used for so long), or a key (id, parents, description, type, inuse,
+    /// mutable, immutable, shared, private) with =, != or ~=
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
     /// Keep at most this much build cache
@@ -106,12 +110,16 @@ pub(crate) struct FsckArgs {
 }
 
 /// What `rbuild du` was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DuRequest {
     /// Show everything known.
     pub verbose: bool,
     /// One JSON object a line instead of a table.
     pub json: bool,
+    /// Only what was not used within this time.
+    pub until: Duration,
+    /// Only what meets all of these.
+    pub filters: Vec<Filter>,
 }
 
 /// What `rbuild prune` was asked for.
@@ -123,10 +131,8 @@ pub struct PruneRequest {
     pub force: bool,
     /// Leave what was used within this time.
     pub until: Duration,
-    /// Only ids that start with this.
-    pub id: Option<String>,
-    /// Remove only this kind.
-    pub only: Option<Only>,
+    /// Only what meets all of these.
+    pub filters: Vec<Filter>,
     /// Keep at most this many bytes.
     pub max_used_bytes: Option<u64>,
     /// Always keep this many bytes.
@@ -178,29 +184,14 @@ impl DuRequest {
             "json" => true,
             other => return Err(wrong("--format", other, "expected table or json")),
         };
-        Ok(Self { verbose: args.verbose, json })
+        let (until, filters) = filters(&args.filters)?;
+        Ok(Self { verbose: args.verbose, json, until, filters })
     }
 }
 
 impl PruneRequest {
     pub(super) fn from_args(args: &PruneArgs) -> Result<Self, Problem> {
-        let (mut until, mut id, mut only) = (Duration::ZERO, None, None);
-        for filter in &args.filters {
-            match filter.split_once('=') {
-                Some(("until", text)) => {
-                    until = parse_duration(text).ok_or_else(|| {
-                        wrong("--filter", filter, "expected a duration such as until=24h or until=90m")
-                    })?;
-                }
-                Some(("id", text)) if !text.is_empty() => id = Some(text.to_owned()),
-                Some(("type", "exec.cachemount")) => only = Some(Only::CacheMounts),
-                Some(("type", "regular")) => only = Some(Only::Regular),
-                _ => {
-                    let expected = "expected until=DURATION, id=PREFIX, type=exec.cachemount or type=regular";
-                    return Err(wrong("--filter", filter, expected));
-                }
-            }
-        }
+        let (until, filters) = filters(&args.filters)?;
         let bytes = |flag, text: &Option<String>| match text {
             None => Ok(None),
             Some(text) => parse_bytes(text)
@@ -212,13 +203,31 @@ impl PruneRequest {
             all: args.all,
             force: args.force,
             until,
-            id,
-            only,
+            filters,
             max_used_bytes: max_used.or(bytes("--keep-storage", &args.keep_storage)?),
             reserved_bytes: bytes("--reserved-space", &args.reserved_space)?.unwrap_or(0),
             min_free_bytes: bytes("--min-free-space", &args.min_free_space)?,
         })
     }
+}
+
+/// `until=DURATION`, and all other conditions.
+fn filters(texts: &[String]) -> Result<(Duration, Vec<Filter>), Problem> {
+    let (mut until, mut filters) = (Duration::ZERO, Vec::new());
+    for text in texts {
+        match text.strip_prefix("until=") {
+            Some(duration) => {
+                until = parse_duration(duration).ok_or_else(|| {
+                    wrong("--filter", text, "expected a duration such as until=24h or until=90m")
+                })?;
+            }
+            None => {
+                let filter = Filter::parse(text);
+                filters.push(filter.map_err(|error| wrong("--filter", text, &error.to_string()))?);
+            }
+        }
+    }
+    Ok((until, filters))
 }
 
 fn wrong(flag: &'static str, value: &str, expected: &str) -> Problem {

@@ -464,9 +464,11 @@ fn the_other_commands_parse() {
     assert_eq!(command(&["version"]), Command::Version);
     assert_eq!(command(&["--version"]), Command::Version);
     let alpine: Reference = "alpine:latest".parse().unwrap();
-    let pull = PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true };
+    let pull =
+        PullRequest { name: alpine.clone(), default_tag: true, platform: None, quiet: true, all_tags: false };
     assert_eq!(command(&["pull", "-q", "alpine"]), Command::Pull(pull));
-    let push = PushRequest { name: alpine, default_tag: false, quiet: false };
+    let push =
+        PushRequest { name: alpine, default_tag: false, platform: None, quiet: false, all_tags: false };
     assert_eq!(command(&["push", "alpine:latest"]), Command::Push(push));
     let images = ImagesRequest {
         name: Some("node".to_owned()),
@@ -495,6 +497,24 @@ fn help(line: &[&str]) -> String {
     match invocation(line, &Env::fixed([("COLUMNS", "100")])).unwrap().command {
         Command::Help(text) => text,
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn isolation_is_named_by_the_flag_or_else_by_the_environment() {
+    use rbuild_sandbox::{Isolation, Rung};
+    let isolation = |arguments: &[&str], variable: &str| {
+        let arguments = std::iter::once("rbuild").chain(arguments.iter().copied()).map(Into::into);
+        let parsed = parse(arguments, &Env::fixed([("RBUILD_ISOLATION", variable)]));
+        parsed.map(|invocation| invocation.isolation).map_err(|error| error.to_string())
+    };
+    assert_eq!(isolation(&["."], ""), Ok(Isolation::Auto));
+    assert_eq!(isolation(&["."], "norun"), Ok(Isolation::Named(Rung::NoRun)));
+    assert_eq!(isolation(&["--isolation", "single", "."], "norun"), Ok(Isolation::Named(Rung::Single)));
+    assert_eq!(isolation(&["images", "--isolation=root"], ""), Ok(Isolation::Named(Rung::Root)));
+    assert_eq!(isolation(&[".", "--isolation", "chroot,force"], ""), Ok(Isolation::ForcedChroot));
+    for unknown in [isolation(&[".", "--isolation", "hyperv"], ""), isolation(&["."], "none")] {
+        assert!(unknown.unwrap_err().contains("rootless"));
     }
 }
 
@@ -549,7 +569,8 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
         "--min-free-space=5g",
     ]);
     assert_eq!((full.all, full.force, full.until.as_secs()), (true, true, 86_400));
-    assert_eq!((full.id.as_deref(), full.max_used_bytes), (Some("abc"), Some(10 << 30)));
+    assert_eq!(full.filters, [rbuild_cache::gc::Filter::parse("id=abc").unwrap()]);
+    assert_eq!(full.max_used_bytes, Some(10 << 30));
     assert_eq!((full.reserved_bytes, full.min_free_bytes), (1 << 30, Some(5 << 30)));
     assert_eq!(prune(&["--keep-storage", "512MB"]).max_used_bytes, Some(512 << 20));
     for line in [
@@ -570,8 +591,10 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 
 #[test]
 fn the_store_s_commands_are_read() {
-    assert_eq!(meant(&["du"]), Command::Du(DuRequest { verbose: false, json: false }));
-    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(DuRequest { verbose: true, json: true }));
+    let du =
+        |verbose, json| DuRequest { verbose, json, until: std::time::Duration::ZERO, filters: Vec::new() };
+    assert_eq!(meant(&["du"]), Command::Du(du(false, false)));
+    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true)));
     assert_eq!(
         meant(&["cache", "fsck"]),
         Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })

@@ -97,6 +97,34 @@ pub enum ImageError {
         #[source]
         source: std::io::Error,
     },
+    /// A registry does not give or take what `imagetools` wants.
+    #[error("{reference}")]
+    Remote {
+        /// Name.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<RegistryError>,
+    },
+    /// A digest without a repository.
+    #[error("a digest alone names no image")]
+    NoRepository,
+    /// An index without entries.
+    #[error("nothing is left to join: no source has a wanted platform")]
+    NothingToJoin,
+    /// All tags of a repository, and none is here.
+    #[error("An image does not exist locally with the tag: {0}")]
+    NoTags(String),
+    /// The image is for another platform.
+    #[error("image {name} is for {found}, not for {wanted}")]
+    OtherPlatform {
+        /// Name.
+        name: String,
+        /// What it is for.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The template of `--format` cannot be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -107,7 +135,7 @@ impl ImageError {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Template(error) if error.is_syntax() => Kind::Template,
-            Self::Login { .. } | Self::Credentials(_) => Kind::Registry,
+            Self::Login { .. } | Self::Credentials(_) | Self::Remote { .. } => Kind::Registry,
             _ => Kind::Store,
         }
     }
@@ -137,6 +165,8 @@ impl ImageError {
                 ],
                 other => other.hint().into_iter().collect(),
             },
+            Self::Remote { source, .. } => source.hint().into_iter().collect(),
+            Self::NoRepository => vec!["give the repository too: NAME@sha256:…, or a name for the result with -t".to_owned()],
             Self::Credentials(source) => source.hint().into_iter().collect(),
             _ => Vec::new(),
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{history, inspect, load, login, rmi, save, tag};
+use super::{history, inspect, load, login, prune_images, rmi, save, tag};
 use crate::cli::{Env, ImageCommand};
 use crate::error::BuildError;
 use crate::failure;
@@ -14,6 +14,7 @@ use crate::settings::Settings;
 pub(super) fn run(command: &ImageCommand, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
     let result = match command {
         ImageCommand::Tag(request) => Host::open(settings, root).and_then(|host| tag::run(request, &host)),
+        ImageCommand::Prune(request) => prune_images::run(request, settings, root),
         ImageCommand::History(request) => history::run(request, settings, root),
         ImageCommand::Save(request) => save::run(request, settings, root, env),
         ImageCommand::Load(request) => load::run(request, settings, root, env),

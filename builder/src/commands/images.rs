@@ -22,7 +22,7 @@ const TABLE: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.S
 const TABLE_WITH_DIGESTS: &str =
     "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
 
-const COLUMNS: [Column; 10] = [
+pub(super) const COLUMNS: [Column; 10] = [
     Column { field: "Containers", heading: "CONTAINERS" },
     Column { field: "CreatedAt", heading: "CREATED AT" },
     Column { field: "CreatedSince", heading: "CREATED" },
@@ -35,7 +35,7 @@ const COLUMNS: [Column; 10] = [
     Column { field: "UniqueSize", heading: "UNIQUE SIZE" },
 ];
 
-const ROW: Shape = Shape::Struct(&[
+pub(super) const ROW: Shape = Shape::Struct(&[
     ("Containers", Shape::Text),
     ("CreatedAt", Shape::Text),
     ("CreatedSince", Shape::Text),
@@ -92,7 +92,7 @@ fn id(record: &ImageRecord, whole: bool) -> String {
     if whole { record.config.to_string() } else { record.config.short() }
 }
 
-fn row(named: &Named, no_trunc: bool, now: SystemTime) -> Value {
+pub(super) fn row(named: &Named, no_trunc: bool, now: SystemTime) -> Value {
     let none = || "<none>".to_owned();
     let record = &named.record;
     let seconds = record.created_unix_ns.div_euclid(1_000_000_000);

@@ -11,17 +11,20 @@ mod graph;
 mod history;
 mod image;
 mod images;
+mod imagetools;
 mod inspect;
 mod load;
 mod login;
 mod packed;
 mod password;
+mod prune_images;
 mod pull;
 mod push;
 mod rmi;
 mod save;
 mod space;
 mod stored;
+mod system;
 mod tag;
 mod version;
 
@@ -70,6 +73,8 @@ pub fn main() -> ExitCode {
             cache_mounts::remove(&ids, settings, root.as_deref())
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
+        Command::Imagetools(request) => imagetools::run(&request, &settings),
+        Command::SystemDf(request) => system::df(&request, settings, root.as_deref()),
         Command::Doctor { json } => doctor::run(&settings, root.as_deref(), json),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),

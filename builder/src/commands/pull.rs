@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rbuild_frontend::graph::Network;
-use rbuild_oci::Platform;
+use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
@@ -19,8 +19,8 @@ use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
-use crate::progress::Events;
-use crate::resolve;
+use crate::progress::{Events, Outcome};
+use crate::resolve::{self, ResolveError};
 use crate::settings::Settings;
 
 /// Pulls an image into the store and names it there.
@@ -46,18 +46,71 @@ async fn pull(
     let client = Client::new(host.settings.registry.clone())?;
     let platform = request.platform.clone().unwrap_or_else(Platform::host);
     let env = Arc::new(plain_env(host, events, cancel, client.clone())?);
-    let vertex = events.vertex(format!("pulling {}", request.name.familiar()));
-    events.started(vertex);
+    let mut text = String::new();
+    for name in names(request, &client, cancel).await? {
+        let digest = pull_one(&name, &platform, host, &env, cancel).await?;
+        match request.quiet {
+            true => text.push_str(&format!(
+                "{name}
+"
+            )),
+            false => text.push_str(&format!(
+                "Digest: {digest}
+{name}
+"
+            )),
+        }
+    }
+    if let Some(quota) = client.quota(&request.name).await.filter(|quota| quota.is_low()) {
+        events.remark(format!(
+            "{} of {} pulls are left at {}",
+            quota.remaining,
+            quota.limit,
+            request.name.domain()
+        ));
+    }
+    Ok(text)
+}
+
+/// The name, or every tag of the repository.
+async fn names(
+    request: &PullRequest,
+    client: &Client,
+    cancel: &Cancel,
+) -> Result<Vec<Reference>, BuildError> {
+    if !request.all_tags {
+        return Ok(vec![request.name.clone()]);
+    }
+    let reference = request.name.to_string();
+    let asked = async {
+        let tags = client.tags(&request.name).await;
+        Ok(tags.map_err(|source| ResolveError::Registry { reference: reference.clone(), source })?)
+    };
+    let tags = super::unless_canceled(cancel, asked).await?;
+    // Fallback tags of referrers are no images.
+    let tags = tags.iter().filter(|tag| !tag.starts_with("sha256-"));
+    Ok(tags.filter_map(|tag| format!("{}:{tag}", request.name.name()).parse().ok()).collect())
+}
+
+async fn pull_one(
+    name: &Reference,
+    platform: &Platform,
+    host: &Host,
+    env: &Arc<ExecEnv>,
+    cancel: &Cancel,
+) -> Result<Digest, BuildError> {
+    let vertex = env.events.vertex(format!("pulling {}", name.familiar()));
+    env.events.started(vertex);
     let found = super::unless_canceled(cancel, async {
-        Ok(resolve::fetch(&host.store, &client, &request.name, &platform).await?)
+        Ok(resolve::fetch(&host.store, &env.registry, name, platform).await?)
     })
     .await?;
     let found = Arc::new(found);
-    let solved = image::materialise(&env, &found, vertex).await?;
+    let solved = image::materialise(env, &found, vertex).await?;
     let record = export::store::record(&host.store, &env.lease, &found, &solved.stack)?;
-    host.store.put_image(&request.name.to_string(), &record)?;
-    let name = request.name.to_string();
-    Ok(if request.quiet { format!("{name}\n") } else { format!("Digest: {}\n{name}\n", found.identity) })
+    host.store.put_image(&name.to_string(), &record)?;
+    env.events.finished(vertex, Outcome::Done);
+    Ok(found.identity)
 }
 
 /// Environment for work without RUN steps.

@@ -4,14 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rbuild_cache::store::ImageRecord;
+use rbuild_oci::Reference;
 use rbuild_registry::Client;
 
-use super::packed;
+use super::stored::Images;
+use super::{ImageError, packed};
+use crate::assemble::index::ImageSet;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PushRequest};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
+use crate::ops::ExecEnv;
 use crate::progress::{Events, Outcome};
 use crate::settings::Settings;
 
@@ -35,27 +39,65 @@ async fn push(
     events: &Events,
     cancel: &Cancel,
 ) -> Result<String, BuildError> {
-    let name = request.name.to_string();
-    let record = host.store.image(&name)?.ok_or_else(|| BuildError::NoSuchImage(request.name.familiar()))?;
     let client = Client::new(host.settings.registry.clone())?;
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client.clone())?);
-    let vertex = events.vertex(format!("pushing {}", request.name.familiar()));
+    let mut text = String::new();
+    for name in names(request, host)? {
+        text.push_str(&push_one(request, &name, host, &env, cancel).await?);
+    }
+    Ok(text)
+}
+
+/// The name, or every name of the repository that is here.
+fn names(request: &PushRequest, host: &Host) -> Result<Vec<Reference>, BuildError> {
+    if !request.all_tags {
+        return Ok(vec![request.name.clone()]);
+    }
+    let images = Images::load(&host.store)?;
+    let is_meant = |name: &Reference| name.name() == request.name.name() && name.tag().is_some();
+    let names: Vec<Reference> =
+        images.all.iter().filter_map(|named| named.reference.clone()).filter(is_meant).collect();
+    match names.is_empty() {
+        true => Err(ImageError::NoTags(request.name.familiar_name()).into()),
+        false => Ok(names),
+    }
+}
+
+async fn push_one(
+    request: &PushRequest,
+    name: &Reference,
+    host: &Host,
+    env: &Arc<ExecEnv>,
+    cancel: &Cancel,
+) -> Result<String, BuildError> {
+    let (client, events) = (&env.registry, &env.events);
+    let stored = name.to_string();
+    let record = host.store.image(&stored)?.ok_or_else(|| BuildError::NoSuchImage(name.familiar()))?;
+    let vertex = events.vertex(format!("pushing {}", name.familiar()));
     events.started(vertex);
-    let set = packed::set(&env, &record).await?;
-    let names = [request.name.clone()];
-    super::unless_canceled(
-        cancel,
-        export::registry::push(&client, &host.store, &set, &names, events, vertex),
-    )
-    .await?;
+    let set = match &request.platform {
+        None => packed::set(env, &record).await?,
+        Some(wanted) => {
+            let is_meant = |image: &&ImageRecord| image.platform == wanted.to_string();
+            let image = record.each().find(is_meant).ok_or_else(|| ImageError::OtherPlatform {
+                name: name.familiar(),
+                found: record.each().map(|image| image.platform.as_str()).collect::<Vec<_>>().join(", "),
+                wanted: wanted.to_string(),
+            })?;
+            ImageSet::single(packed::image(env, image).await?)
+        }
+    };
+    let names = [name.clone()];
+    super::unless_canceled(cancel, export::registry::push(client, &host.store, &set, &names, events, vertex))
+        .await?;
     events.finished(vertex, Outcome::Done);
     let root = set.root();
-    if record.digest() != Some(root.digest) && set.index.is_none() {
-        host.store.put_image(&name, &ImageRecord { manifest: Some(root.digest), ..record })?;
+    if request.platform.is_none() && record.digest() != Some(root.digest) && set.index.is_none() {
+        host.store.put_image(&stored, &ImageRecord { manifest: Some(root.digest), ..record })?;
     }
     Ok(if request.quiet {
         format!("{name}\n")
     } else {
-        format!("{}: digest: {} size: {}\n", request.name.tag_or_latest(), root.digest, root.bytes.len())
+        format!("{}: digest: {} size: {}\n", name.tag_or_latest(), root.digest, root.bytes.len())
     })
 }

@@ -24,7 +24,12 @@ const BUDGET_BYTES_MAX: u64 = 20 << 30;
 /// `rbuild du`.
 pub(super) fn du(request: &DuRequest, settings: Settings, root: Option<&Path>) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
-    let usage = gc::usage(&host.store)?;
+    let mut usage = gc::usage(&host.store)?;
+    let is_idle = |entry: &UsageEntry| {
+        let unused = timestamp::unix_ns().saturating_sub(entry.used_unix_ns);
+        request.until.is_zero() || u128::try_from(unused).unwrap_or(0) >= request.until.as_nanos()
+    };
+    usage.entries.retain(|entry| is_idle(entry) && request.filters.iter().all(|f| f.matches(entry)));
     let now = SystemTime::now();
     super::print(&match (request.json, request.verbose) {
         (true, _) => usage.entries.iter().map(json_line).collect(),
@@ -40,7 +45,8 @@ pub(super) fn prune(
     root: Option<&Path>,
 ) -> Result<(), BuildError> {
     let place = Place::of(&Host::open(settings, root)?);
-    if !request.force && !confirm(request.all) {
+    let what = if request.all { "all build cache" } else { "all build cache that no image uses" };
+    if !request.force && !confirm(what) {
         return Ok(());
     }
     let policy = Policy {
@@ -48,9 +54,9 @@ pub(super) fn prune(
         reserved_bytes: request.reserved_bytes,
         min_free_bytes: request.min_free_bytes,
         keep: request.until,
-        id: request.id.clone(),
-        only: request.only,
+        filters: request.filters.clone(),
         all: request.all,
+        unreferenced_only: false,
     };
     let collected = place.collector()?.run(&policy)?;
     super::print(&pruned(&collected))?;
@@ -118,8 +124,8 @@ pub(super) fn enforce(place: Place, budget: u64) {
     });
 }
 
-fn confirm(all: bool) -> bool {
-    let what = if all { "all build cache" } else { "all build cache that no image uses" };
+/// Asks whether to go on.
+pub(super) fn confirm(what: &str) -> bool {
     let mut out = io::stdout().lock();
     let _ = write!(out, "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
     let _ = out.flush();
@@ -145,7 +151,7 @@ fn pruned(collected: &Collected) -> String {
 }
 
 /// As `docker buildx du` prints it; `*` after a size says that several images share the object.
-fn table(entries: &[UsageEntry], now: SystemTime) -> String {
+pub(super) fn table(entries: &[UsageEntry], now: SystemTime) -> String {
     let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned).to_vec()];
     for entry in entries {
         let size = human::size_precise(entry.size_bytes);

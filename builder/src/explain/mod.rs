@@ -56,6 +56,8 @@ pub struct Explainer {
     lineage: [u8; 32],
     /// Texts of all steps that this Dockerfile has.
     texts: HashSet<[u8; 32]>,
+    /// The build as others know it: its names, or its context.
+    build_name: String,
     /// Say all that differs, not only a sentence.
     says_all: bool,
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
@@ -94,7 +96,14 @@ impl Explainer {
     pub fn new(store: Store, graph: Arc<BuildGraph>, build: u64, request: &BuildRequest) -> Self {
         let texts = graph.dag.node_weights().map(|node| text_digest(&node.step)).collect();
         let says_all = request.control.explain == Some(ExplainFormat::Text);
-        Self { store, graph, build, lineage: lineage(request), texts, says_all, decided: Mutex::default() }
+        let build_name = build_name(request);
+        let (lineage, decided) = (lineage(request), Mutex::default());
+        Self { store, graph, build, lineage, texts, build_name, says_all, decided }
+    }
+
+    /// The build as others know it: its names, or its context.
+    pub fn build_name(&self) -> &str {
+        &self.build_name
     }
 
     /// Says why on the step.
@@ -306,6 +315,17 @@ impl Explainer {
             None => Above::InPlaceOf { old: old_name },
         };
         Some(Cause::Above { step, how })
+    }
+}
+
+fn build_name(request: &BuildRequest) -> String {
+    let names: Vec<String> = request.tags.iter().map(|tag| tag.familiar()).collect();
+    match (names.as_slice(), &request.context) {
+        ([], ContextArg::Local(path)) => {
+            std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string()
+        }
+        ([], _) => "standard input".to_owned(),
+        (names, _) => names.join(", "),
     }
 }
 

@@ -4,5 +4,6 @@ pub mod archive;
 mod blobs;
 pub mod oci_layout;
 pub mod outputs;
+pub mod preflight;
 pub mod registry;
 pub mod store;

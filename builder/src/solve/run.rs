@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::layer::encode_diff;
-use rbuild_cache::store::{Key, KeyLock, ResultRecord};
+use rbuild_cache::store::{Key, KeyLock, LockHolder, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
 use tokio::sync::watch;
@@ -260,7 +260,7 @@ impl Solver {
         let mut found = take()?;
         let mut lock = None;
         if found.is_none() {
-            lock = Some(self.lock(&key, &self.graph.dag[node].step.name, vertex).await?);
+            lock = Some(self.lock(&key, vertex).await?);
             // Another process may have finished it between the look-up and the lock.
             found = take()?;
         }
@@ -441,17 +441,16 @@ impl Solver {
         Ok(Some(Arc::new(Solved { tree, stack })))
     }
 
-    async fn lock(&self, key: &Key, name: &str, vertex: VertexId) -> Result<KeyLock, StepFailure> {
-        if let Some(lock) = self.env.store.try_key_lock(key, name)? {
+    /// Takes the lock of a step. Whoever must wait says for whom: others are told what this build is.
+    async fn lock(&self, key: &Key, vertex: VertexId) -> Result<KeyLock, StepFailure> {
+        let build = self.explainer.build_name();
+        if let Some(lock) = self.env.store.try_key_lock(key, build)? {
             return Ok(lock);
         }
-        let (store, key, name, events) =
-            (self.env.store.clone(), *key, name.to_owned(), self.env.events.clone());
+        let (store, key, build, events) =
+            (self.env.store.clone(), *key, build.to_owned(), self.env.events.clone());
         let waiting = tokio::task::spawn_blocking(move || {
-            store.key_lock(&key, &name, |holder| {
-                events
-                    .note(vertex, format!("waiting for the same step in another build (pid {})", holder.pid));
-            })
+            store.key_lock(&key, &build, |holder| events.note(vertex, waiting_for(&holder)))
         });
         tokio::select! {
             lock = waiting => Ok(lock.expect("locking does not panic")?),
@@ -512,4 +511,14 @@ impl Solver {
         store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
         Ok(Arc::new(Solved { tree: new.tree, stack }))
     }
+}
+
+/// `waiting for pid 12, which has been at this step for 3s: build of me/app:1`.
+fn waiting_for(holder: &LockHolder) -> String {
+    let since = holder.held.map(|held| format!(" for {}s", held.as_secs())).unwrap_or_default();
+    let build = match holder.description.as_str() {
+        "" => String::new(),
+        build => format!(": build of {build}"),
+    };
+    format!("waiting for pid {}, which has been at this step{since}{build}", holder.pid)
 }

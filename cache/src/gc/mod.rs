@@ -6,6 +6,7 @@
 //!
 //! | module | for |
 //! |---|---|
+//! | `filter` | conditions of `du` and `prune`; pure |
 //! | `mark` | what is held, by images and by results; pure |
 //! | `policy` | which units to give up, in which order; pure |
 //! | `sweep` | condemning and freeing |
@@ -16,12 +17,14 @@
 //! recorded lost, is told in the head of `store::readers`. One collector runs at a time, builds never wait for it,
 //! and it can be killed anywhere: what is condemned stays condemned, what lies in its lease is removed by the next.
 
+mod filter;
 mod mark;
 mod policy;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
+pub use filter::{Filter, FilterError};
 pub use mark::{DiskUsage, UsageEntry, UsageKind};
-pub use policy::{Only, Policy};
+pub use policy::Policy;
 pub use sweep::{Collected, Collector, usage};

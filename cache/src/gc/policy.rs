@@ -1,8 +1,10 @@
 //! Which units to give up.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::mark::{Object, Unit};
+use super::filter::Filter;
+use super::mark::{Class, DiskUsage, Unit};
 
 /// What may be given up, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,21 +17,12 @@ pub struct Policy {
     pub min_free_bytes: Option<u64>,
     /// Leave what was used within this time.
     pub keep: Duration,
-    /// Only units whose id starts with this.
-    pub id: Option<String>,
-    /// Only units of this kind.
-    pub only: Option<Only>,
+    /// Only what meets all of these.
+    pub filters: Vec<Filter>,
     /// Drop results of layers that images hold, too: those steps run again.
     pub all: bool,
-}
-
-/// Kinds of units that can be given up alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Only {
-    /// Directories of cache mounts.
-    CacheMounts,
-    /// Everything else.
-    Regular,
+    /// Leave build cache: give up only what no result names.
+    pub unreferenced_only: bool,
 }
 
 /// Idle times that count as equal, in nanoseconds: within one, what is cheap to make again goes first.
@@ -48,8 +41,14 @@ impl Policy {
     }
 
     /// Chooses from `units` in the order of sacrifice until enough is given up: class, then how long unused, then the
-    /// cost of making each byte again. `free` are the bytes free on the file system.
-    pub(super) fn choose<'a>(&self, units: &'a [Unit], free: u64, now: i64) -> Vec<&'a Unit> {
+    /// cost of making each byte again. `usage` is what filters look at, `free` are the bytes free on the file system.
+    pub(super) fn choose<'a>(
+        &self,
+        units: &'a [Unit],
+        usage: &DiskUsage,
+        free: u64,
+        now: i64,
+    ) -> Vec<&'a Unit> {
         let total: u64 = units.iter().map(|unit| unit.bytes).sum();
         let over = self.max_used_bytes.map(|max| total.saturating_sub(max));
         let short = self.min_free_bytes.map(|min| min.saturating_sub(free));
@@ -60,8 +59,14 @@ impl Policy {
         // Reserved bytes stay whatever else is asked.
         let may_go =
             if self.reserved_bytes == 0 { u64::MAX } else { total.saturating_sub(self.reserved_bytes) };
+        let meant = self.meant(usage);
+        let is_meant =
+            |unit: &&Unit| meant.as_ref().is_none_or(|meant| meant.contains(&unit.object.to_string()));
         let mut candidates: Vec<&Unit> =
-            units.iter().filter(|unit| self.is_idle(unit.used, now) && self.is_meant(unit)).collect();
+            units.iter().filter(|unit| self.is_idle(unit.used, now)).filter(is_meant).collect();
+        if self.unreferenced_only {
+            candidates.retain(|unit| unit.class != Class::Cached);
+        }
         candidates.sort_by_key(|unit| {
             let idle = now.saturating_sub(unit.used);
             let idle_class = IDLE_CLASSES_NS.iter().filter(|limit| idle >= **limit).count();
@@ -83,13 +88,12 @@ impl Policy {
         chosen
     }
 
-    fn is_meant(&self, unit: &Unit) -> bool {
-        let is_mount = matches!(unit.object, Object::Mount(_));
-        let is_kind = match self.only {
-            None => true,
-            Some(Only::CacheMounts) => is_mount,
-            Some(Only::Regular) => !is_mount,
-        };
-        is_kind && self.id.as_ref().is_none_or(|id| unit.object.to_string().starts_with(id.as_str()))
+    /// Ids that meet all filters; `None` without any.
+    fn meant(&self, usage: &DiskUsage) -> Option<BTreeSet<String>> {
+        if self.filters.is_empty() {
+            return None;
+        }
+        let entries = usage.entries.iter().filter(|entry| self.filters.iter().all(|f| f.matches(entry)));
+        Some(entries.map(|entry| entry.id.clone()).collect())
     }
 }

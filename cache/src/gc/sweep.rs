@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rbuild_oci::Digest;
 
 use super::mark::{DiskUsage, Marks, Object};
-use super::policy::{Only, Policy};
+use super::policy::Policy;
 use crate::layer::OverlayForm;
 use crate::store::collect::Snapshot;
 use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
@@ -71,9 +71,12 @@ impl Collector {
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
     pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
         let snapshot = self.store.snapshot()?;
-        let mut units = self.mark(&snapshot).units(&snapshot);
-        units.extend(Marks::mount_units(&self.store.cache_mounts()?));
-        let chosen = policy.choose(&units, self.store.disk()?.0, now_unix_ns());
+        let marks = self.mark(&snapshot);
+        let mounts = self.store.cache_mounts()?;
+        let mut units = marks.units(&snapshot);
+        units.extend(Marks::mount_units(&mounts));
+        let usage = marks.usage(&snapshot, &mounts);
+        let chosen = policy.choose(&units, &usage, self.store.disk()?.0, now_unix_ns());
         Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
     }
 
@@ -97,9 +100,10 @@ impl Collector {
         store.reprieve(&layers, &blobs)?;
 
         let mut collected = Collected::default();
+        let mounts = store.cache_mounts()?;
         let mut units = marks.units(&snapshot);
-        units.extend(Marks::mount_units(&store.cache_mounts()?));
-        let chosen = policy.choose(&units, store.disk()?.0, now);
+        units.extend(Marks::mount_units(&mounts));
+        let chosen = policy.choose(&units, &marks.usage(&snapshot, &mounts), store.disk()?.0, now);
         let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         for unit in &chosen {
             match unit.object {
@@ -188,8 +192,7 @@ impl Collector {
             .filter(|result| {
                 result.layers.iter().any(is_lost)
                     || (policy.all
-                        && policy.id.is_none()
-                        && policy.only != Some(Only::CacheMounts)
+                        && policy.filters.is_empty()
                         && policy.max_used_bytes.is_none()
                         && policy.is_idle(result.used, now)
                         && is_all_held(&result.layers))

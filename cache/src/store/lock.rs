@@ -28,6 +28,8 @@ pub struct LockHolder {
     pub pid: u32,
     /// What the holder said it does: the first line, cut at 512 bytes.
     pub description: String,
+    /// How long it has held the lock; `None` when the clock says nonsense.
+    pub held: Option<Duration>,
 }
 
 /// The right to execute the step with this key; released by drop or death.
@@ -183,10 +185,13 @@ pub(super) fn write_holder(file: &mut File, description: &str) {
 
 pub(super) fn read_holder(file: &mut File) -> LockHolder {
     let mut text = Vec::new();
+    // Written when the lock was taken.
+    let since = file.metadata().and_then(|metadata| metadata.modified()).ok();
     // Unreadable is the same as unknown.
     let _ = file.take(DESCRIPTION_BYTES_MAX as u64 + 32).read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.parse().ok()).unwrap_or(0);
-    LockHolder { pid, description: lines.next().unwrap_or_default().to_owned() }
+    let description = lines.next().unwrap_or_default().to_owned();
+    LockHolder { pid, description, held: since.and_then(|since| since.elapsed().ok()) }
 }

@@ -140,8 +140,10 @@ fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
     let Some(bytes) = layout.read("store.json", META_BYTES_MAX)? else { return Ok(None) };
     let path = layout.path("store.json");
     // The version decides before the rest is understood: a newer file may have another shape.
-    let value: serde_json::Value = serde_json::from_slice(&bytes)
-        .map_err(|_| StoreError::Damaged { path: path.clone(), why: "it is not JSON" })?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| StoreError::Damaged {
+        path: path.clone(),
+        why: "it is not JSON; if no newer rbuild made the store, remove the file and it is written anew",
+    })?;
     match value.get("format").and_then(serde_json::Value::as_u64) {
         None | Some(0) => return Err(StoreError::Damaged { path, why: "it has no format number" }),
         Some(found) if found > u64::from(FORMAT) => {

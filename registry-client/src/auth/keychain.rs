@@ -50,6 +50,17 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// Every form in which the secret is sent, and may come back in a message.
+    pub(crate) fn printed_forms(&self) -> Vec<String> {
+        let mut forms = vec![self.secret().to_owned()];
+        if let Self::Basic { user, password } = self {
+            forms.push(STANDARD.encode(format!("{user}:{password}")));
+        }
+        forms
+    }
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credentials(…)")

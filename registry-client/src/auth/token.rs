@@ -38,6 +38,9 @@ struct Answer {
     expires_in: Option<f64>,
 }
 
+/// Azure's user for «the password is a token».
+const ACR_USER: &str = "00000000-0000-0000-0000-000000000000";
+
 /// Lifetime of a token whose server names none (token specification).
 const LIFETIME_DEFAULT: f64 = 60.0;
 
@@ -61,6 +64,13 @@ impl Transport {
         let server = realm.host_str().ok_or_else(bad_realm)?.to_owned();
         let target =
             Target { action: format!("get a token from {server} to {}", target.action), ..target.clone() };
+        let exchanged = match credentials {
+            Some(Credentials::Basic { user, password }) if user == ACR_USER => {
+                self.exchange_acr(host, &realm, key, password, &target).await?
+            }
+            _ => None,
+        };
+        let credentials = exchanged.as_ref().or(credentials);
         let answer = match credentials {
             Some(credentials) => match self.post(host, &realm, key, credentials, &target).await? {
                 Some(answer) => answer,
@@ -69,7 +79,7 @@ impl Transport {
             None => self.get(host, &realm, key, None, &target).await?,
         };
         let authorization = Authorization {
-            secrets: credentials.map(|c| c.secret().to_owned()).into_iter().collect(),
+            secrets: credentials.map(Credentials::printed_forms).unwrap_or_default(),
             has_credentials: credentials.is_some(),
             ..Authorization::default()
         };
@@ -86,6 +96,34 @@ impl Transport {
         Ok(Token { value, expires: Instant::now() + lifetime(answer.expires_in) })
     }
 
+    /// Azure's registries take an account's access token in exchange for a refresh token of theirs. `None` when what we
+    /// have is that refresh token already.
+    async fn exchange_acr(
+        &self,
+        host: &Host,
+        realm: &Url,
+        key: &Key,
+        token: &str,
+        target: &Target,
+    ) -> Result<Option<Credentials>, RegistryError> {
+        let Some(path) = realm.path().strip_suffix("/token") else { return Ok(None) };
+        let mut url = realm.clone();
+        url.set_path(&format!("{path}/exchange"));
+        let service = key.service.as_deref().unwrap_or_default();
+        let fields = [("grant_type", "access_token"), ("service", service), ("access_token", token)];
+        let answer = self.exchange_with_retries(host, form(url, &fields), target).await?;
+        if answer.status() != StatusCode::OK {
+            return Ok(Some(Credentials::IdentityToken(token.to_owned())));
+        }
+        let body = self.body(answer, TOKEN_BYTES_MAX as u64, target).await?;
+        #[derive(Deserialize)]
+        struct Exchanged {
+            refresh_token: String,
+        }
+        let exchanged = serde_json::from_slice::<Exchanged>(&body).ok();
+        Ok(exchanged.map(|exchanged| Credentials::IdentityToken(exchanged.refresh_token)))
+    }
+
     /// The OAuth2 flow. `None` when the server wants the older one: GCR answers 404, Artifactory 401, others 405.
     async fn post(
         &self,
@@ -95,37 +133,24 @@ impl Transport {
         credentials: &Credentials,
         target: &Target,
     ) -> Result<Option<Response>, RegistryError> {
-        let mut form = Url::parse("form:").expect("a constant URL parses");
-        {
-            let mut fields = form.query_pairs_mut();
-            // A login asks for no repository; an empty scope is a malformed one to some servers.
-            if !key.scopes.is_empty() {
-                fields.append_pair("scope", &key.scopes.join(" "));
-            }
-            fields.append_pair("client_id", "rbuild");
-            fields.append_pair("service", key.service.as_deref().unwrap_or_default());
-            match credentials {
-                Credentials::Basic { user, password } => fields
-                    .append_pair("grant_type", "password")
-                    .append_pair("username", user)
-                    .append_pair("password", password),
-                Credentials::IdentityToken(token) => {
-                    fields.append_pair("grant_type", "refresh_token").append_pair("refresh_token", token)
-                }
-                Credentials::RegistryToken(_) => return Ok(None),
-            };
+        let (scopes, service) = (key.scopes.join(" "), key.service.as_deref().unwrap_or_default());
+        let mut fields = vec![("client_id", "rbuild"), ("service", service)];
+        // A login asks for no repository; an empty scope is a malformed one to some servers.
+        if !scopes.is_empty() {
+            fields.push(("scope", &scopes));
         }
-        let body = form.query().unwrap_or_default().to_owned();
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        let exchange = Exchange {
-            method: Method::POST,
-            url: realm.clone(),
-            headers,
-            body: Some(body.into()),
-            authorization: None,
-        };
-        let answer = self.exchange_with_retries(host, exchange, target).await?;
+        match credentials {
+            Credentials::Basic { user, password } => fields.extend([
+                ("grant_type", "password"),
+                ("username", user.as_str()),
+                ("password", password.as_str()),
+            ]),
+            Credentials::IdentityToken(token) => {
+                fields.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
+            }
+            Credentials::RegistryToken(_) => return Ok(None),
+        }
+        let answer = self.exchange_with_retries(host, form(realm.clone(), &fields), target).await?;
         let has_password = matches!(credentials, Credentials::Basic { .. });
         Ok(match answer.status() {
             StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED if has_password => None,
@@ -163,6 +188,16 @@ impl Transport {
             Exchange { method: Method::GET, url, headers: HeaderMap::new(), body: None, authorization };
         self.exchange_with_retries(host, exchange, target).await
     }
+}
+
+/// A form for a token server.
+fn form(url: Url, fields: &[(&str, &str)]) -> Exchange {
+    let mut form = Url::parse("form:").expect("a constant URL parses");
+    form.query_pairs_mut().extend_pairs(fields);
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    let body = Some(form.query().unwrap_or_default().to_owned().into());
+    Exchange { method: Method::POST, url, headers, body, authorization: None }
 }
 
 fn lifetime(expires_in: Option<f64>) -> Duration {

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::auth::Scope;
 use crate::endpoint::Endpoint;
 use crate::error::{Reason, RegistryError, Target, Violation, escape};
-use crate::limits::{RATE_BYTES_PER_SECOND_MIN, RATE_WINDOW, RESUMES_MAX, RESUMES_WITHOUT_PROGRESS_MAX};
+use crate::limits::{RATE_BYTES_PER_SECOND_MIN, RESUMES_MAX, RESUMES_WITHOUT_PROGRESS_MAX};
 use crate::transport::retry::{Patience, Waits};
 use crate::transport::{Address, Call, Transport};
 
@@ -53,13 +53,13 @@ pub(crate) struct Rate {
 
 impl Rate {
     /// False when a whole window passed with too few bytes.
-    pub(crate) fn add(&mut self, waited: Duration, bytes: u64) -> bool {
+    pub(crate) fn add(&mut self, waited: Duration, bytes: u64, window: Duration) -> bool {
         self.waited += waited;
         self.bytes += bytes;
-        if self.waited < RATE_WINDOW {
+        if self.waited < window {
             return true;
         }
-        let enough = self.bytes >= RATE_BYTES_PER_SECOND_MIN * RATE_WINDOW.as_secs();
+        let enough = self.bytes >= RATE_BYTES_PER_SECOND_MIN * window.as_secs();
         *self = Self::default();
         enough
     }
@@ -252,7 +252,8 @@ impl BlobStream {
         let Some(answer) = &mut self.answer else { return Ok(None) };
         let started = Instant::now();
         let Some(mut bytes) = self.transport.chunk(answer, &self.target).await? else { return Ok(None) };
-        if !self.rate.add(started.elapsed(), bytes.len() as u64) {
+        let window = self.transport.deadlines().rate_window;
+        if !self.rate.add(started.elapsed(), bytes.len() as u64, window) {
             let target = Box::new(self.target.clone());
             return Err(RegistryError::Unreachable { target, reason: Reason::TooSlow, source: None });
         }
@@ -330,11 +331,12 @@ mod tests {
         }
     }
 
+    /// R11: a trickle.
     #[test]
     fn a_trickle_is_noticed_after_a_window() {
-        let mut rate = Rate::default();
-        assert!(rate.add(RATE_WINDOW - Duration::from_secs(1), 10));
-        assert!(!rate.add(Duration::from_secs(2), 10));
-        assert!(rate.add(RATE_WINDOW, 1 << 20));
+        let (mut rate, window) = (Rate::default(), Duration::from_secs(60));
+        assert!(rate.add(window - Duration::from_secs(1), 10, window));
+        assert!(!rate.add(Duration::from_secs(2), 10, window));
+        assert!(rate.add(window, 1 << 20, window));
     }
 }

@@ -11,10 +11,16 @@ impl RegistryError {
             Self::NotFound { existing, .. } if !existing.is_empty() => {
                 format!("tags that exist: {}", existing.join(", "))
             }
+            Self::NotFound { reply, .. } if reply.has_code("NAME_UNKNOWN") && crate::auth::is_ecr(host) => format!(
+                "ECR does not create repositories by itself: aws ecr create-repository --repository-name {repository}"
+            ),
             Self::NotFound { .. } => {
                 format!(
                     "check the spelling of the image name and tag, and that `{repository}` exists on {host}"
                 )
+            }
+            Self::Unauthorized { had_credentials: false, .. } if crate::auth::is_ecr(host) => {
+                "no AWS credentials were found: set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
             }
             Self::Unauthorized { had_credentials: false, .. } => {
                 format!("run `rbuild login {host}`, or check that `{repository}` exists and is public")
@@ -23,6 +29,9 @@ impl RegistryError {
                 format!("the stored credentials may have expired: run `rbuild login {host}` again")
             }
             Self::NotStreamed { .. } => return None,
+            Self::Refused { reply, .. } | Self::Denied { reply, .. } if reply.is_about_immutable_tags() => {
+                "the registry lets nobody move this tag: push under another tag, or delete it there first".to_owned()
+            }
             Self::Denied { .. } => {
                 format!(
                     "the account used for {host} needs permission for `{repository}`, and the repository may have to be created first"

@@ -61,6 +61,12 @@ impl Reply {
         Self { status, codes, text: escape(&blotted) }
     }
 
+    /// True for a refusal to move a tag, in the words of ECR, Harbor and others.
+    pub(crate) fn is_about_immutable_tags(&self) -> bool {
+        let text = self.text.to_ascii_lowercase();
+        text.contains("immutable") || text.contains("imagetagalreadyexists")
+    }
+
     /// True when the registry sent this error code.
     pub fn has_code(&self, code: &str) -> bool {
         self.codes.iter().any(|c| c.eq_ignore_ascii_case(code))

@@ -93,6 +93,7 @@ async fn passwords_go_by_post_and_fall_back_to_get() {
     }
 }
 
+/// R5: no more than two new tokens a request.
 #[tokio::test]
 async fn an_endless_401_ends_after_two_new_tokens() {
     let server = tokens(200, "").await;
@@ -138,6 +139,7 @@ async fn token_servers_that_misbehave_are_named() {
     assert!(!error.to_string().contains('\u{202e}'));
 }
 
+/// R8: of blobs and of token requests.
 #[tokio::test]
 async fn redirects_to_another_origin_go_without_credentials() {
     let image = Image::new("amd64");
@@ -169,6 +171,7 @@ async fn redirects_to_another_origin_go_without_credentials() {
     assert!(matches!(error, RegistryError::Protocol { violation: Violation::Redirects, .. }), "{error:?}");
 }
 
+/// R17: reflected secrets are blotted out.
 #[tokio::test]
 async fn secrets_reflected_by_a_registry_do_not_reach_the_message() {
     let fake = Fake::start(|request| match request.header("authorization") {
@@ -260,4 +263,65 @@ async fn login_asks_a_token_server_for_no_repository() {
     let registry = bearer_registry(&refusing.host, |_| false).await;
     let error = client().verify(&registry.host.parse().unwrap(), "user", "bad").await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error:?}");
+}
+
+/// Azure: user zero and an account's token, which the registry exchanges for one of its own.
+#[tokio::test]
+async fn azure_s_tokens_are_exchanged_before_use() {
+    for knows_account in [true, false] {
+        let image = Image::new("amd64");
+        let fake = Fake::start(move |request| {
+            let body = String::from_utf8_lossy(&request.body).into_owned();
+            match request.path.as_str() {
+                "/oauth2/exchange" if knows_account => {
+                    assert!(body.contains("access_token=aad") && body.contains("service=acr"), "{body}");
+                    reply(200).body(r#"{"refresh_token":"refresh"}"#)
+                }
+                "/oauth2/exchange" => reply(401),
+                "/oauth2/token" => {
+                    let token = if knows_account { "refresh" } else { "aad" };
+                    assert!(body.contains("grant_type=refresh_token"), "{body}");
+                    assert!(body.contains(&format!("refresh_token={token}")), "{body}");
+                    reply(200).body(r#"{"access_token":"good"}"#)
+                }
+                _ if request.header("authorization") == "Bearer good" => image.serve(request, "1"),
+                _ => reply(401).header(
+                    "WWW-Authenticate",
+                    format!(
+                        "Bearer realm=\"http://{}/oauth2/token\",service=\"acr\"",
+                        request.header("host")
+                    ),
+                ),
+            }
+        })
+        .await;
+        let auth = "MDAwMDAwMDAtMDAwMC0wMDAwLTAwMDAtMDAwMDAwMDAwMDAwOmFhZA==";
+        let text = format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.host);
+        let client = Client::new(Settings { docker_auth_config: Some(text), ..settings() }).unwrap();
+        client.resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap();
+    }
+}
+
+/// Google: a key file as the password, and a token server that knows no `POST`.
+#[tokio::test]
+async fn google_s_key_files_are_passwords() {
+    let image = Image::new("amd64");
+    // `_json_key:{"type": "service_account", "k": "a:b"}`
+    let auth = "X2pzb25fa2V5OnsidHlwZSI6ICJzZXJ2aWNlX2FjY291bnQiLCAiayI6ICJhOmIifQ==";
+    let fake = Fake::start(move |request| match request.path.as_str() {
+        "/v2/token" if request.method == "POST" => reply(404),
+        path if path.starts_with("/v2/token?") => {
+            assert_eq!(request.header("authorization"), format!("Basic {auth}"));
+            reply(200).body(r#"{"token":"good"}"#)
+        }
+        _ if request.header("authorization") == "Bearer good" => image.serve(request, "1"),
+        _ => reply(401).header(
+            "WWW-Authenticate",
+            format!("Bearer realm=\"http://{}/v2/token\",service=\"gcr\"", request.header("host")),
+        ),
+    })
+    .await;
+    let text = format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.host);
+    let client = Client::new(Settings { docker_auth_config: Some(text), ..settings() }).unwrap();
+    client.resolve(&reference(&fake.host, "app:1"), &amd64()).await.unwrap();
 }

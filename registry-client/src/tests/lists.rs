@@ -144,6 +144,7 @@ async fn the_quota_is_remembered() {
     assert_eq!((quota.remaining, quota.limit, quota.is_low()), (9, 100, true));
 }
 
+/// R19: other origins and loops.
 #[tokio::test]
 async fn lists_that_leave_the_registry_or_never_end_are_refused() {
     for link in ["<http://127.0.0.2:1/v2/x>; rel=\"next\"", "</v2/app/tags/list?n=1000>; rel=next"] {

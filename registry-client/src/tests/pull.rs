@@ -167,6 +167,7 @@ async fn broken_downloads_are_resumed_where_they_broke() {
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
 }
 
+/// R6: seconds and dates.
 #[tokio::test]
 async fn overload_is_waited_out_as_long_as_asked() {
     let image = Image::new("amd64");
@@ -249,6 +250,7 @@ async fn mirrors_are_asked_first_and_the_registry_last() {
     assert!(error.hint().unwrap().contains(&format!("{}/hub", full.host)));
 }
 
+/// R7: nobody there.
 #[tokio::test]
 async fn a_registry_that_is_away_is_unreachable_soon() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -277,6 +279,7 @@ async fn a_stream_that_failed_never_reports_a_good_end() {
     assert!(stream.chunk().await.is_err());
 }
 
+/// R11: a stall.
 #[tokio::test]
 async fn silence_in_a_download_ends_at_the_idle_deadline() {
     let blob = vec![1; 10_000];
@@ -365,6 +368,7 @@ async fn indexes_that_never_end_are_refused() {
     assert!(matches!(&error, RegistryError::Protocol { violation: Violation::IndexDepth, .. }), "{error:?}");
 }
 
+/// R20: and only for those.
 #[tokio::test]
 async fn a_proxy_is_asked_for_hosts_that_are_not_on_this_machine() {
     let image = Image::new("amd64");

@@ -170,6 +170,7 @@ async fn a_blob_that_is_not_its_digest_never_arrives_whole() {
     assert!(stored.lock().unwrap().blobs.is_empty());
 }
 
+/// R15: whatever a registry says to a mount.
 #[tokio::test]
 async fn mounting_is_only_a_saving() {
     let fake = storing(Arc::default()).await;
@@ -181,6 +182,7 @@ async fn mounting_is_only_a_saving() {
     assert_eq!(fake.lines()[0], format!("POST /v2/app/blobs/uploads/?mount={digest}&from=has"));
 }
 
+/// R14: another digest than ours.
 #[tokio::test]
 async fn a_registry_that_stores_something_else_is_caught() {
     let fake = Fake::start(|request| match request.method.as_str() {
@@ -201,6 +203,7 @@ fn there_after(asked: &AtomicBool) -> Reply {
     reply(if asked.swap(true, Ordering::Relaxed) { 200 } else { 404 })
 }
 
+/// R10: storage elsewhere.
 #[tokio::test]
 async fn uploads_sent_elsewhere_go_without_credentials() {
     let bytes = blob();
@@ -224,6 +227,7 @@ async fn uploads_sent_elsewhere_go_without_credentials() {
     assert_eq!((seen[0].header("authorization"), seen[0].body.len()), ("", bytes.len()));
 }
 
+/// R5: in the middle of a push.
 #[tokio::test]
 async fn a_token_that_expires_during_an_upload_is_renewed() {
     let (bytes, asked) = (blob(), AtomicBool::new(false));

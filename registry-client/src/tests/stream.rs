@@ -107,6 +107,7 @@ async fn a_blob_is_pushed_while_it_is_made_and_named_at_its_end() {
     }
 }
 
+/// R12, R13: breaks, shorter ranges, 416, a new address each time.
 #[tokio::test]
 async fn a_broken_chunk_is_sent_again_from_where_it_got() {
     for (breaks_at, keeps_half) in [(Some(1), false), (Some(2), false), (None, true), (Some(2), true)] {
@@ -120,6 +121,7 @@ async fn a_broken_chunk_is_sent_again_from_where_it_got() {
     }
 }
 
+/// R13: `OCI-Chunk-Min-Length`.
 #[tokio::test]
 async fn chunks_are_as_large_as_the_registry_asks() {
     let chunk_min = 9 << 20;
@@ -132,6 +134,7 @@ async fn chunks_are_as_large_as_the_registry_asks() {
     assert_eq!(state.chunks, [9 << 20, 9 << 20, 2 << 20]);
 }
 
+/// R13: chunks nobody can hold, and none at all.
 #[tokio::test]
 async fn a_registry_that_wants_whole_blobs_says_so_and_gets_them() {
     // 1 TB: nobody can hold such a chunk. 405: no chunks at all.

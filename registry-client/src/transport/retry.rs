@@ -3,7 +3,8 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant, SystemTime};
 
-use reqwest::StatusCode;
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Response, StatusCode};
 
 use crate::error::{Reason, RegistryError};
 use crate::limits::RETRY_AFTER_MAX;
@@ -30,6 +31,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(20);
 /// True for statuses that mean «later».
 pub(crate) fn is_temporary(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// True for answers that mean «later»: those statuses, and GHCR's `403` with a time to wait.
+pub(crate) fn means_later(answer: &Response) -> bool {
+    is_temporary(answer.status())
+        || answer.status() == StatusCode::FORBIDDEN && answer.headers().contains_key(RETRY_AFTER)
 }
 
 /// True when the same request may succeed later. TLS failures never do by themselves.
@@ -116,6 +123,7 @@ mod tests {
         }
     }
 
+    /// R6: ten years are five minutes, and all waits have an end.
     #[tokio::test(start_paused = true)]
     async fn waits_are_counted_capped_and_bounded_by_the_budget() {
         let mut waits = Waits::new(Patience::Full, Duration::from_millis(100), Duration::from_secs(3600));

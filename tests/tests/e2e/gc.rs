@@ -53,6 +53,28 @@ fn prune_leaves_what_images_need_and_removes_the_rest() -> Result<()> {
 }
 
 #[test]
+fn filters_choose_what_is_shown_and_what_goes() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("filter", STEPS, &[("f", "x\n")])?;
+    env.build(&context, &[])?.ok();
+    let shown = |filter: &str| -> Result<usize> {
+        let run = env.run(["du", "--format=json", "--filter", filter])?.ok();
+        Ok(run.stdout.lines().count())
+    };
+    let all = shown("immutable")?;
+    assert_eq!(shown("description~=RUN dd")?, 1);
+    assert_eq!(shown("description~=RUN dd")? + shown("type!=regular")?, 1 + all - shown("type=regular")?);
+    assert_eq!((shown("mutable")?, shown("until=48h")?, shown("parents=x")?), (0, 0, 0));
+    env.run(["prune", "-f", "--filter", "description~=RUN dd"])?.ok();
+    assert_eq!((shown("description~=RUN dd")?, shown("immutable")?), (0, all - 1));
+    let run = env.build(&context, &[])?.ok();
+    assert_eq!(run.executed(), ["[4/4] RUN dd if=/dev/zero of=/big bs=1024 count=512"], "{run}");
+    env.run(["prune", "-f", "--filter", "colour=red"])?.exits(125).says(&["there is no key `colour`"]);
+    Ok(())
+}
+
+#[test]
 fn all_forgets_results_but_no_image() -> Result<()> {
     need!(Root, Registry, Bases);
     let (_registry, env) = world()?;

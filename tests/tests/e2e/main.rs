@@ -25,6 +25,7 @@ mod mounts;
 mod outputs;
 mod platforms;
 mod registries;
+mod registry_commands;
 mod rootless;
 mod stages;
 mod steps;

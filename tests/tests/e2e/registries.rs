@@ -1,6 +1,8 @@
 //! Pull and push against a real registry server, with and without passwords.
 
 use anyhow::{Context, Result};
+use rbuild_tests::fault::TunnelProxy;
+use rbuild_tests::token_server::TokenServer;
 use rbuild_tests::{Registry, TestEnv, judge, need};
 use serde_json::json;
 
@@ -126,5 +128,75 @@ fn a_moved_tag_is_seen_with_pull_only() -> Result<()> {
     let (pulled, third) = env.build_digest(&context, &["--pull"])?;
     assert_eq!(pulled.executed().len(), 1, "{pulled}");
     assert_ne!(second, third);
+    Ok(())
+}
+
+#[test]
+fn a_token_server_s_tokens_open_just_what_they_should() -> Result<()> {
+    need!(Root, Registry, Bases, Judges, Openssl);
+    let tokens = TokenServer::new("me", "secret")?;
+    let registry = Registry::with_bases_and(&tokens.config())?;
+    let (env, host) = (TestEnv::new()?.using(&registry)?, registry.host());
+    let context = env.context("tokens", &format!("FROM {host}/library/busybox\nRUN echo x > /x\n"), &[])?;
+    let name = format!("{host}/me/app:1");
+    env.build(&context, &["-t", &name, "--push"])?.exits(1).says(&["rbuild login"]);
+    env.run(["login", "-u", "me", "-p", "wrong", &host])?.exits(1);
+    env.run(["login", "-u", "me", "-p", "secret", &host])?.ok();
+    env.build(&context, &["-t", &name, "--push"])?.ok();
+    let granted = tokens.granted();
+    let mounts =
+        |scope: &String| scope.contains("me/app:pull,push") && scope.contains("library/busybox:pull");
+    assert!(granted.iter().any(mounts), "the base's layer is mounted with both scopes: {granted:?}");
+    let other = format!("{host}/others/app:1");
+    env.build(&context, &["-t", &other, "--push"])?.exits(1).says(&[&host, "others/app"]);
+    let judged = format!("docker://{name}");
+    let credentials = ["inspect", "--tls-verify=false", "--creds", "me:secret", &judged];
+    judge::skopeo(&credentials)?;
+    TestEnv::new()?.run(["pull", &name])?.exits(1).says(&["rbuild login"]);
+    Ok(())
+}
+
+/// A name of its own, a certificate of its own authority, and the only way there is a proxy.
+#[test]
+fn an_own_authority_is_trusted_where_it_is_put_and_nowhere_else() -> Result<()> {
+    need!(Root, Registry, Bases, Openssl);
+    let registry = Registry::with_certificate("registry.test")?;
+    let proxy = TunnelProxy::new(&[
+        ("registry.test:443", registry.address()),
+        ("other.test:443", registry.address()),
+    ])?;
+    let env = TestEnv::new()?.with_variable("HTTPS_PROXY", &proxy.url());
+    let name = "registry.test/library/busybox";
+    env.run(["pull", name])?.exits(1).says(&["TLS", "certs.d/registry.test"]);
+    let authority = registry.authority()?;
+    env.write("home/.config/containers/certs.d/registry.test/ca.crt", &authority)?;
+    env.write("home/.config/containers/certs.d/other.test/ca.crt", &authority)?;
+    env.run(["pull", name])?.ok();
+    // The certificate is for another name.
+    env.run(["pull", "other.test/library/busybox"])?.exits(1).says(&["TLS", "other.test"]);
+    let context = env.context("tls", &format!("FROM {name}\nLABEL a=b\n"), &[])?;
+    env.build(&context, &["-t", "registry.test/tls/app:1", "--push"])?.ok();
+    // The same proxy out of Docker's config file.
+    let env = TestEnv::new()?;
+    env.write(
+        "home/.docker/config.json",
+        &json!({"proxies": {"default": {"httpsProxy": proxy.url()}}}).to_string(),
+    )?;
+    env.write("home/.config/containers/certs.d/registry.test/ca.crt", &authority)?;
+    env.run(["pull", name])?.ok();
+    Ok(())
+}
+
+#[test]
+fn a_pull_through_mirror_serves_docker_hub_s_names() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let upstream = Registry::with_bases()?;
+    let mirror = Registry::mirror_of(&upstream)?;
+    let env = TestEnv::new()?.with_hub_at(&mirror.host())?;
+    env.run(["pull", "busybox"])?.ok();
+    drop(upstream);
+    // The mirror has it now; a fresh store gets it from there.
+    let other = TestEnv::new()?.with_hub_at(&mirror.host())?;
+    other.run(["pull", "busybox"])?.ok();
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::*;
 use crate::tree::NodeStore;
@@ -233,6 +234,7 @@ fn who_waits_for_a_key_learns_who_holds_it_and_gets_it_when_the_holder_dies() {
     child.wait().unwrap();
     let holder = seen.unwrap();
     assert_eq!((holder.pid, holder.description.as_str()), (child.id(), "RUN make"));
+    assert!(holder.held.is_some_and(|held| held < Duration::from_secs(600)), "{holder:?}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn violated(result: Result<Security, RegistryError>) -> Violation {
     }
 }
 
+/// R9, R10: internal addresses of every kind.
 #[tokio::test]
 async fn a_public_registry_cannot_aim_us_inside() {
     let settings = Settings::default();
@@ -55,6 +56,7 @@ async fn a_public_registry_cannot_aim_us_inside() {
     assert!(judge(&allowed, "r.test", AddressClass::Public, "https://10.0.0.1/").await.is_err());
 }
 
+/// R8, R9: downgrades, addresses that are none.
 #[tokio::test]
 async fn https_never_becomes_http_and_odd_addresses_are_refused() {
     let settings = Settings::default();
@@ -94,6 +96,7 @@ async fn loopback_is_never_reached_through_a_proxy() {
     }
 }
 
+/// R7: TLS failures are final.
 #[tokio::test]
 async fn tls_failures_are_told_apart_from_failed_connections() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,0 +1,89 @@
+//! `rbuild image prune`: names go, and with them what nothing else uses.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rbuild_cache::gc::Policy;
+use rbuild_cache::store::Store;
+
+use super::space::{self, Place};
+use super::stored::{self, Images, Named};
+use crate::cli::ImagePruneRequest;
+use crate::error::BuildError;
+use crate::host::Host;
+use crate::report::human;
+use crate::settings::Settings;
+
+/// Asks, removes, and says what is gone and how much that gave.
+pub(super) fn run(
+    request: &ImagePruneRequest,
+    settings: Settings,
+    root: Option<&Path>,
+) -> Result<(), BuildError> {
+    let what = match request.all {
+        true => "all images: rbuild runs no containers that could use them",
+        false => "all dangling images",
+    };
+    if !request.force && !space::confirm(what) {
+        return Ok(());
+    }
+    let host = Host::open(settings, root)?;
+    let lines = remove(&host.store, request)?;
+    let place = Place::of(&host);
+    drop(host);
+    let mut text = String::new();
+    if !lines.is_empty() {
+        text = format!("Deleted Images:\n{}\n", lines.concat());
+    }
+    // Build cache stays: `rbuild prune` is for that.
+    let policy = Policy { unreferenced_only: true, ..Policy::default() };
+    let freed = if lines.is_empty() { 0 } else { place.collector()?.run(&policy)?.freed_bytes };
+    text.push_str(&format!("Total reclaimed space: {}\n", human::size_precise(freed)));
+    super::print(&text)
+}
+
+fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<String>, BuildError> {
+    let images = Images::load(store)?;
+    let mut going: Vec<&Named> = Vec::new();
+    for named in &images.all {
+        let is_candidate = request.all || named.reference.is_none();
+        if is_candidate && meets(store, named, request)? {
+            going.push(named);
+        }
+    }
+    let mut lines = Vec::new();
+    for named in &going {
+        // Somebody else may have removed it meanwhile.
+        if store.remove_image(&named.raw)? && named.reference.is_some() {
+            lines.push(format!("untagged: {}\n", named.familiar()));
+        }
+        let is_last =
+            images.names_of(named.record.config).all(|other| going.iter().any(|gone| gone.raw == other.raw));
+        let line = format!("deleted: {}\n", named.record.config);
+        if is_last && !lines.contains(&line) {
+            // A stand-in from before the image had a name must not bring it back.
+            store.remove_image(&named.record.config.to_string())?;
+            lines.push(line);
+        }
+    }
+    Ok(lines)
+}
+
+fn meets(store: &Store, named: &Named, request: &ImagePruneRequest) -> Result<bool, BuildError> {
+    if let Some(until) = request.until {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let created = Duration::from_nanos(u64::try_from(named.record.created_unix_ns).unwrap_or(0));
+        if now.saturating_sub(created) < until {
+            return Ok(false);
+        }
+    }
+    if request.labels.is_empty() {
+        return Ok(true);
+    }
+    let labels = stored::config(store, &named.record)?.config.labels;
+    Ok(request.labels.iter().all(|filter| {
+        let found = labels.get(&filter.key);
+        let has = found.is_some_and(|found| filter.value.as_ref().is_none_or(|value| value == found));
+        has != filter.is_negated
+    }))
+}

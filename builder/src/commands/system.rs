@@ -1,0 +1,169 @@
+//! `rbuild system df`: Docker's summary of what the store holds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+use rbuild_cache::gc::{self, DiskUsage};
+use rbuild_cache::store::{LayerId, Store};
+use rbuild_oci::Digest;
+use serde_json::{Value, json};
+
+use super::stored::{Images, Named};
+use super::{ImageError, images, space};
+use crate::cli::SystemDfRequest;
+use crate::error::BuildError;
+use crate::host::Host;
+use crate::report::human;
+use crate::settings::Settings;
+use crate::template::{Column, Format, Shape};
+
+const TABLE: &str = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
+
+const COLUMNS: [Column; 5] = [
+    Column { field: "Type", heading: "TYPE" },
+    Column { field: "TotalCount", heading: "TOTAL" },
+    Column { field: "Active", heading: "ACTIVE" },
+    Column { field: "Size", heading: "SIZE" },
+    Column { field: "Reclaimable", heading: "RECLAIMABLE" },
+];
+
+const ROW: Shape = Shape::Struct(&[
+    ("Type", Shape::Text),
+    ("TotalCount", Shape::Text),
+    ("Active", Shape::Text),
+    ("Size", Shape::Text),
+    ("Reclaimable", Shape::Text),
+]);
+
+const IMAGES: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
+
+/// Prints the summary, or every image and object.
+pub(super) fn df(
+    request: &SystemDfRequest,
+    settings: Settings,
+    root: Option<&Path>,
+) -> Result<(), BuildError> {
+    let format = Format::parse(&request.format, TABLE).map_err(ImageError::from)?;
+    let host = Host::open(settings, root)?;
+    let usage = gc::usage(&host.store)?;
+    let images = Images::load(&host.store)?;
+    let text = match request.verbose {
+        true => verbose(&host.store, &images, &usage)?,
+        false => {
+            let rows = rows(&host.store, &images, &usage)?;
+            format.render(&COLUMNS, &rows, &ROW).map_err(ImageError::from)?
+        }
+    };
+    super::print(&text)
+}
+
+/// Docker's four lines. Containers and volumes are not rbuild's business, and scripts look for their lines.
+fn rows(store: &Store, images: &Images, usage: &DiskUsage) -> Result<Vec<Value>, BuildError> {
+    let held = layers_of(store, images)?;
+    let image_bytes: u64 = held.values().map(|layer| layer.bytes).sum();
+    let count = distinct(images).len();
+    let cache = usage.entries.iter().filter(|entry| entry.is_reclaimable).count();
+    let row = |kind: &str, total: usize, active: usize, size: u64, free: u64| {
+        let share = (free * 100).checked_div(size).map(|percent| format!(" ({percent}%)"));
+        let share = share.unwrap_or_default();
+        json!({
+            "Type": kind,
+            "TotalCount": total.to_string(),
+            "Active": active.to_string(),
+            "Size": human::size_precise(size),
+            "Reclaimable": format!("{}{share}", human::size_precise(free)),
+        })
+    };
+    let reclaimable = usage.reclaimable_bytes();
+    Ok(vec![
+        // Nothing runs here, so every image could go.
+        row("Images", count, 0, image_bytes, image_bytes),
+        row("Containers", 0, 0, 0, 0),
+        row("Local Volumes", 0, 0, 0, 0),
+        row("Build Cache", cache, 0, reclaimable, reclaimable),
+    ])
+}
+
+/// A layer and how many images hold it.
+struct Held {
+    bytes: u64,
+    images: usize,
+}
+
+fn distinct(images: &Images) -> BTreeMap<Digest, &Named> {
+    images.all.iter().map(|named| (named.record.config, named)).collect()
+}
+
+fn layers_of(store: &Store, images: &Images) -> Result<BTreeMap<LayerId, Held>, BuildError> {
+    let mut held: BTreeMap<LayerId, Held> = BTreeMap::new();
+    for named in distinct(images).values() {
+        for id in named.record.all_layers() {
+            if let Some(known) = held.get_mut(&id) {
+                known.images += 1;
+                continue;
+            }
+            let bytes = store.layer(id)?.and_then(|info| info.tar).map_or(0, |(_, bytes)| bytes);
+            held.insert(id, Held { bytes, images: 1 });
+        }
+    }
+    Ok(held)
+}
+
+fn verbose(store: &Store, images: &Images, usage: &DiskUsage) -> Result<String, BuildError> {
+    let now = SystemTime::now();
+    let held = layers_of(store, images)?;
+    let rows: Vec<Value> = images
+        .all
+        .iter()
+        .map(|named| {
+            let of = |shared: bool| {
+                let layers = named.record.all_layers().filter_map(|id| held.get(&id));
+                layers.filter(|layer| (layer.images > 1) == shared).map(|layer| layer.bytes).sum::<u64>()
+            };
+            let mut row = images::row(named, false, now);
+            row["SharedSize"] = json!(human::size_precise(of(true)));
+            row["UniqueSize"] = json!(human::size_precise(of(false)));
+            row["Size"] = json!(human::size_precise(named.record.size_bytes));
+            row["Containers"] = json!("0");
+            row
+        })
+        .collect();
+    let format = Format::parse("", IMAGES).map_err(ImageError::from)?;
+    let mut text = String::from("Images space usage:\n\n");
+    text.push_str(&format.render(&images::COLUMNS, &rows, &images::ROW).map_err(ImageError::from)?);
+    text.push_str("\nContainers space usage:\n\nCONTAINER ID   IMAGE     COMMAND   LOCAL VOLUMES   SIZE      CREATED   STATUS    NAMES\n");
+    text.push_str("\nLocal Volumes space usage:\n\nVOLUME NAME   LINKS     SIZE\n");
+    let reclaimable = human::size_precise(usage.reclaimable_bytes());
+    text.push_str(&format!("\nBuild cache usage: {reclaimable}\n\n"));
+    text.push_str(&space::table(&usage.entries, now));
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_no_part_of_the_count() {
+        // Two names of one image are one image.
+        let record = |content: &str| rbuild_cache::store::ImageRecord {
+            config: Digest::of(content.as_bytes()),
+            layers: Vec::new(),
+            diff_ids: Vec::new(),
+            manifest: None,
+            index: None,
+            others: Vec::new(),
+            platform: "linux/amd64".into(),
+            size_bytes: 0,
+            created_unix_ns: 0,
+        };
+        let named = |name: &str, content: &str| Named {
+            raw: name.to_owned(),
+            reference: name.parse().ok(),
+            record: record(content),
+        };
+        let images = Images { all: vec![named("a:1", "x"), named("b:1", "x"), named("c:1", "y")] };
+        assert_eq!(distinct(&images).len(), 2);
+    }
+}
