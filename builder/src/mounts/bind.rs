@@ -19,7 +19,10 @@ use crate::ops::copy::Origin;
 
 /// Parts of contexts that were copied for mounting, by what is in them. Steps that mount the same share one copy.
 #[derive(Debug, Default)]
-pub struct Materialised(Mutex<HashMap<[u8; 32], Arc<Mutex<Option<PathBuf>>>>>);
+pub struct Materialised(Mutex<HashMap<[u8; 32], Arc<OncePath>>>);
+
+/// Empty until the copy is made; held while it is being made.
+type OncePath = Mutex<Option<PathBuf>>;
 
 /// A tree to mount. What the step writes goes to an upper directory that nobody looks at again, and the mount is writable
 /// only if there is one.
@@ -36,10 +39,7 @@ pub(super) fn tree(
             let dir = env.materialised.get(env, context, mounted, from_context)?;
             (vec![dir], name_in_copy(mounted))
         }
-        Origin::Stage(solved) => {
-            let layers = solved.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
-            (layers, mounted.selected.path.clone())
-        }
+        Origin::Stage(solved) => (env.layer_dirs(&solved.stack)?, mounted.selected.path.clone()),
         Origin::Inline | Origin::Added { .. } => unreachable!("mounts have no inline sources"),
     };
     let is_copy = matches!(input.origin, Origin::Context(_));
