@@ -26,7 +26,7 @@ use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, N
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, remote, stdin};
+use crate::context::{ScannedContext, remarks, remote, stdin};
 use crate::debug::Slot;
 use crate::error::{BuildError, one_line};
 use crate::explain::Explainer;
@@ -573,10 +573,14 @@ async fn scan_contexts(
             if let Some((moment, known)) = scanned.fingerprints.take() {
                 env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
             }
+            scanned.identity = Some(identity);
             Ok(scanned)
         })?;
         for skipped in &scanned.skipped {
             events.remark(skipped.clone());
+        }
+        for remark in remarks::remarks(&scanned, ".dockerignore") {
+            events.remark(remark);
         }
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use rbuild_cache::copy::{CopyError, MaterialiseError, SourceError};
+use rbuild_cache::copy::{CopyError, MaterialiseError, PackLayerError, SourceError};
 use rbuild_cache::layer::{
     CodecError, DecompressError, EmitError, EncodeError, FlattenError, ScanError as LayerScanError,
     UnpackBlobError, UnpackError,
 };
-use rbuild_cache::store::StoreError;
+use rbuild_cache::store::{LayerDirError, StoreError};
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
@@ -327,6 +327,12 @@ pub enum StepFailure {
     /// A layer's files cannot be written.
     #[error(transparent)]
     Materialise(#[from] MaterialiseError),
+    /// A layer cannot be packed.
+    #[error(transparent)]
+    Pack(EncodeError<PackLayerError>),
+    /// A layer that was kept without a directory cannot get one.
+    #[error(transparent)]
+    LayerDir(LayerDirError),
     /// A layer's recorded listing is damaged.
     #[error("the recorded listing of a layer is damaged")]
     Listing(#[from] CodecError),
@@ -449,6 +455,24 @@ pub enum StepFailure {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<EncodeError<PackLayerError>> for StepFailure {
+    fn from(error: EncodeError<PackLayerError>) -> Self {
+        match error {
+            EncodeError::Source(PackLayerError::Source(source)) => Self::Materialise(source),
+            other => Self::Pack(other),
+        }
+    }
+}
+
+impl From<LayerDirError> for StepFailure {
+    fn from(error: LayerDirError) -> Self {
+        match error {
+            LayerDirError::Store(source) => Self::Store(source),
+            other => Self::LayerDir(other),
+        }
+    }
 }
 
 impl StepFailure {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::layer::{self, Compression, DecompressError, EncodeError, Encoded, LayerReader, Limits};
@@ -12,7 +11,7 @@ use serde_json::json;
 
 use crate::assemble::{BuiltImage, ImageLayer};
 use crate::error::{BuildError, StepFailure};
-use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::ops::{ExecEnv, blocking};
 use crate::resolve::PULLED;
 
 /// A layer as the manifest names it; its bytes are a blob of the store.
@@ -174,19 +173,12 @@ async fn layer_blob(
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let blob = blocking(move || {
-        let diff = layer_diff(&worker, layer.id)?;
-        let dir = worker.store.layer_dir(layer.id)?;
         let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = match foreign {
             // Somebody else's tar: only its own bytes have its diff id.
             Some((blob, file)) => recompress(blob, file, compression, &mut writer, threads)?,
-            None => layer::encode(
-                |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-                compression,
-                &mut writer,
-                threads,
-            )?,
+            None => worker.encode_layer(layer.id, clamp, compression, &mut writer, threads)?,
         };
         if encoded.diff_id != layer.diff_id {
             return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });

@@ -6,17 +6,16 @@
 pub mod index;
 pub mod manifest;
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
-use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::layer::Compression;
 use rbuild_cache::store::LayerId;
 use rbuild_frontend::graph::{BuildGraph, Op, Target};
 use rbuild_oci::{DiffId, Digest, History, ImageConfig};
 
 use crate::error::BuildError;
-use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::ops::{ExecEnv, blocking};
 use crate::resolve::BaseImage;
 use crate::solve::Solved;
 use crate::timestamp::rfc3339;
@@ -151,14 +150,7 @@ async fn image_layer(
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let layer = blocking(move || {
-        let diff = layer_diff(&worker, id)?;
-        let dir = worker.store.layer_dir(id)?;
-        let encoded = layer::encode(
-            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-            Compression::None,
-            &mut std::io::sink(),
-            1,
-        )?;
+        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut std::io::sink(), 1)?;
         if clamp.is_none() {
             worker.store.set_diff_id(id, &encoded.diff_id, encoded.uncompressed)?;
         }

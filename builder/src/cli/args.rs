@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::context::ContextArgs;
 use super::control::{CacheControlArgs, ExplainArgs};
 use super::image::ImageCommandArgs;
 use super::imagetools::{ImagetoolsArgs, SystemArgs};
@@ -49,6 +50,7 @@ pub(crate) enum CommandArgs {
     Build(Box<BuildArgs>),
     /// Show the graph of a Dockerfile's steps without building
     Graph(GraphArgs),
+    Context(ContextArgs),
     /// List the images in the store
     Images(ImagesArgs),
     /// Pull an image from a registry

@@ -4,6 +4,7 @@
 
 mod annotation;
 mod args;
+mod context;
 mod control;
 mod csv;
 mod env;
@@ -29,6 +30,7 @@ use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
 pub use annotation::{Annotation, AnnotationPlace};
+pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
@@ -70,6 +72,8 @@ pub enum Command {
     Build(Box<BuildRequest>),
     /// Show a build graph.
     Graph(GraphRequest),
+    /// Look at a build context.
+    Context(ContextRequest),
     /// List images.
     Images(ImagesRequest),
     /// Pull an image.
@@ -210,6 +214,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
+        CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
             if let Some(name) = args.name.as_deref().filter(|name| !name.contains(['*', '?', '['])) {
                 parse_image(name)?;
@@ -340,6 +345,7 @@ fn is_command(text: &OsStr) -> bool {
             "build"
                 | "b"
                 | "graph"
+                | "context"
                 | "images"
                 | "pull"
                 | "push"

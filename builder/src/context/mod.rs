@@ -2,8 +2,11 @@
 
 pub mod commit_time;
 pub mod files;
+pub mod list;
+pub mod remarks;
 pub mod remote;
 pub mod scan;
+mod secrets;
 pub mod stdin;
 pub mod wanted;
 

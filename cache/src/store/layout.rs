@@ -156,6 +156,11 @@ pub(super) fn layer_diff(id: LayerId) -> String {
     format!("layers/{id}/diff")
 }
 
+/// `layers/<id>/packs`.
+pub(super) fn layer_packs(id: LayerId) -> String {
+    format!("layers/{id}/packs")
+}
+
 /// `layers/<id>/entries`.
 pub(super) fn layer_entries(id: LayerId) -> String {
     format!("layers/{id}/entries")
