@@ -20,7 +20,6 @@ enum Shape {
 
 /// Refused, with the one value that asks for nothing.
 const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
-    ("annotation", Shape::Value, None),
     ("attest", Shape::Value, None),
     ("authfile", Shape::Value, None),
     ("build-arg-file", Shape::Value, None),
@@ -28,11 +27,8 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("cache-to", Shape::Value, None),
     ("cert-dir", Shape::Value, None),
     ("creds", Shape::Value, None),
-    ("digest-file", Shape::Value, None),
     ("ignorefile", Shape::Value, None),
-    ("image-name-with-digest-file", Shape::Value, None),
     ("insecure-registry", Shape::Value, None),
-    ("load", Shape::Bool, Some("false")),
     ("policy", Shape::Value, None),
     ("provenance", Shape::Value, Some("false")),
     ("push-ignore-immutable-tag-errors", Shape::Bool, Some("false")),
@@ -42,11 +38,9 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("registry-mirror", Shape::Value, None),
     ("retry", Shape::Value, None),
     ("retry-delay", Shape::Value, None),
-    ("rewrite-timestamp", Shape::Bool, Some("false")),
     ("sbom", Shape::Value, Some("false")),
     ("skip-default-registry-fallback", Shape::Bool, Some("false")),
     ("source-policy-file", Shape::Value, None),
-    ("timestamp", Shape::Value, None),
     ("tls-verify", Shape::Bool, Some("true")),
 ];
 

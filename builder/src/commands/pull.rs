@@ -139,7 +139,7 @@ pub(super) fn plain_env(
         groups: Groups::default(),
         materialised: Materialised::default(),
         network: StepNetwork::new(Network::None),
-        source_date_epoch: None,
+        epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
         failed_step: None,
     })
