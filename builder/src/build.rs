@@ -38,6 +38,10 @@ use crate::export::{
 };
 use crate::host::Host;
 use crate::isolation;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};

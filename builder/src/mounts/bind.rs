@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Sources, StackSource};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, FileSource, Sources, StackSource};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta, NodeStore, Tree};
 use rbuild_sandbox::MountSource;
@@ -36,10 +36,7 @@ pub(super) fn tree(
             let dir = env.materialised.get(env, context, mounted, from_context)?;
             (vec![dir], name_in_copy(mounted))
         }
-        Origin::Stage(solved) => {
-            let layers = solved.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
-            (layers, mounted.selected.path.clone())
-        }
+        Origin::Stage(solved) => (env.layer_dirs(&solved.stack)?, mounted.selected.path.clone()),
         Origin::Inline | Origin::Added { .. } => unreachable!("mounts have no inline sources"),
     };
     let is_copy = matches!(input.origin, Origin::Context(_));
@@ -122,7 +119,7 @@ impl Materialised {
         if let Some(dir) = &*place {
             return Ok(dir.clone());
         }
-        let files = DirSource::new(context.dir.try_clone().map_err(io(Path::new("the build context")))?);
+        let files = context.files()?;
         let dir = env.lease.new_dir()?;
         let mut root = Meta { mode: 0o755, ..Meta::default() };
         if let Kind::Dir(_) = mounted.selected.entry.kind {
@@ -153,7 +150,7 @@ pub(super) fn copy_out(
     let items = [CopyItem::Selected(mounted.selected.clone())];
     let no_parents = StackSource::new(Vec::new());
     let plan = copy::plan(nodes, &below, &no_parents, Some(files), &items, &options)?;
-    let sources = Sources { main: Some(files), archives: &[] };
+    let sources = Sources { main: Some(files), ..Sources::default() };
     copy::materialise(&plan, open(dir)?.as_fd(), &sources, env.overlay.owners(), env.overlay)?;
     Ok(())
 }
