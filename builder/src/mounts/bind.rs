@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, DirSource, FileSource, Sources, StackSource};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, FileSource, Sources, StackSource};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, Meta, NodeStore, Tree};
 use rbuild_sandbox::MountSource;
@@ -122,7 +122,7 @@ impl Materialised {
         if let Some(dir) = &*place {
             return Ok(dir.clone());
         }
-        let files = DirSource::new(context.dir.try_clone().map_err(io(Path::new("the build context")))?);
+        let files = context.files()?;
         let dir = env.lease.new_dir()?;
         let mut root = Meta { mode: 0o755, ..Meta::default() };
         if let Kind::Dir(_) = mounted.selected.entry.kind {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{DirSource, FileSource};
+use rbuild_cache::copy::FileSource;
 use rbuild_cache::store::{CacheMount as StoredMount, CacheMountId, CacheMountSpec, MountSharing};
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{CacheMount, Mount, RunOp, Sharing};
@@ -89,9 +89,7 @@ fn fill(env: &ExecEnv, cache: &CacheMount, input: &MountInput, dir: &Path) -> Re
     let root = Meta { mode: cache.mode, uid: cache.uid, gid: cache.gid, ..Meta::default() };
     let nodes = crate::context::nodes_of(env, &input.origin, None);
     let files: Box<dyn FileSource> = match &input.origin {
-        Origin::Context(context) => Box::new(DirSource::new(context.dir.try_clone().map_err(|source| {
-            StepFailure::Io { what: "hold", path: "the build context".to_owned(), source }
-        })?)),
+        Origin::Context(context) => Box::new(context.files()?),
         Origin::Stage(solved) => Box::new(env.stack_source(solved)?),
         Origin::Inline | Origin::Added { .. } => return Ok(()),
     };
