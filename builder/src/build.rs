@@ -26,19 +26,20 @@ use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, N
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, remote, stdin};
+use crate::context::{ScannedContext, remarks, remote, stdin};
 use crate::debug::Slot;
 use crate::error::{BuildError, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
 use crate::export::{
     self,
+    files::Files,
     outputs::{self, Outputs},
 };
 use crate::host::Host;
 use crate::isolation;
-use crate::ops::ExecEnv;
 use crate::ops::network::StepNetwork;
+use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::pin;
@@ -93,8 +94,8 @@ pub struct Described {
     pub digest: Digest,
     /// Its length.
     pub size: u64,
-    /// When the image was made, RFC 3339.
-    pub created: Option<String>,
+    /// Annotations of its descriptor.
+    pub annotations: BTreeMap<String, String>,
     /// The platform of a single image.
     pub platform: Option<Platform>,
 }
@@ -106,7 +107,7 @@ impl Described {
             media_type: root.media_type.to_owned(),
             digest: root.digest,
             size: root.bytes.len() as u64,
-            created: set.created().map(str::to_owned),
+            annotations: set.described_by(),
             platform: root.platform.cloned(),
         }
     }
@@ -141,6 +142,7 @@ pub async fn build(
     source: &mut Source,
 ) -> Result<BuildOutcome, BuildError> {
     let started = Instant::now();
+    outputs::check(request)?;
     let registry = Client::new(host.settings.registry.clone())?;
     let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
     let (found, main) = main_context(request, &env).await?;
@@ -161,6 +163,9 @@ pub async fn build(
     let mut lowering = Lowering::new(&parsed, options);
     let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
+    if let Some(epoch) = lowering.source_date_epoch() {
+        let _ = env.epoch.set(epoch);
+    }
     let unused = lowering.unused_build_args();
     if !unused.is_empty() {
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
@@ -201,27 +206,61 @@ pub async fn build(
     let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
 
+    let results = &request.results;
     let exporting = events.vertex("exporting to image");
     events.started(exporting);
-    let assembled = graph.targets.iter().zip(&solved).map(|(target, solved)| {
-        let base = target.base.and_then(|node| match &graph.dag[node].op {
-            Op::Image(image) => images.get(&image.manifest).cloned(),
-            _ => None,
+    let wants = |rewrite: bool| {
+        let mut packings = results.outputs.iter().filter_map(outputs::packing);
+        packings.any(|packing| outputs::rewrites(results, packing) == rewrite)
+    };
+    let assemble_all = async |rewrite: bool| {
+        let targets = if wants(rewrite) { graph.targets.as_slice() } else { &[] };
+        let assembled = targets.iter().zip(&solved).map(|(target, solved)| {
+            let base = target.base.and_then(|node| match &graph.dag[node].op {
+                Op::Image(image) => images.get(&image.manifest).cloned(),
+                _ => None,
+            });
+            assemble::assemble(&env, &graph, target, solved, base, rewrite)
         });
-        assemble::assemble(&env, target, solved, base)
-    });
-    let built = ended(events, exporting, futures_util::future::try_join_all(assembled).await)?;
-    let outputs = Outputs { request, env: &env, registry: &registry, images: &built, is_multi };
+        futures_util::future::try_join_all(assembled).await
+    };
+    let rewritten = ended(events, exporting, assemble_all(true).await)?;
+    let plain = ended(events, exporting, assemble_all(false).await)?;
+    let mut files = Vec::new();
+    if results.outputs.iter().any(outputs::wants_files) {
+        for (target, solved) in graph.targets.iter().zip(&solved) {
+            let (env, solved, platform) =
+                (Arc::clone(&env), Arc::clone(solved), target.config.platform.clone());
+            let listed = blocking(move || Files::of(&env, &solved, platform)).await;
+            files.push(ended(events, exporting, listed.map_err(BuildError::from))?);
+        }
+    }
+    let outputs = Outputs {
+        results,
+        env: &env,
+        registry: &registry,
+        engine: &host.settings.engine,
+        rewritten: &rewritten,
+        plain: &plain,
+        files: &Arc::new(files),
+        is_multi,
+    };
     let set = ended(events, exporting, outputs.write(cancel).await)?;
+    // The image that names in the store stand for: as the first output has it that makes one.
+    let first = results.outputs.iter().find_map(outputs::packing);
+    let built =
+        if first.is_none_or(|packing| outputs::rewrites(results, packing)) { &rewritten } else { &plain };
     if cancel.reason().is_some() {
         events.finished(exporting, Outcome::Canceled);
         return Err(BuildError::Canceled);
     }
-    let names = outputs::store_names(request);
-    let tagged =
-        export::store::tag(&host.store, &env.lease, &names, &built, set.as_deref(), &Platform::host());
-    ended(events, exporting, tagged)?;
-    for image in &built {
+    let names = outputs::store_names(results, set.as_deref());
+    if !built.is_empty() {
+        let tagged =
+            export::store::tag(&host.store, &env.lease, &names, built, set.as_deref(), &Platform::host());
+        ended(events, exporting, tagged)?;
+    }
+    for image in built {
         events.note(exporting, format!("writing image {}", image.id));
     }
     for name in &names {
@@ -229,12 +268,12 @@ pub async fn build(
     }
     events.finished(exporting, Outcome::Done);
     Ok(BuildOutcome {
-        names: outputs::all_names(request),
+        names: outputs::all_names(results),
         images: built.iter().map(|image| (image.config.platform.clone(), image.id)).collect(),
         document: set.as_deref().map(Described::of),
         size: built.iter().map(BuiltImage::size).sum(),
-        pushed: outputs::pushed_names(request),
-        written: outputs::written_paths(request),
+        pushed: outputs::pushed_names(results),
+        written: outputs::written_paths(results),
         isolation: host.rung(),
         steps,
         cached: steps.saturating_sub(executed),
@@ -273,7 +312,7 @@ fn exec_env(
             cli::Network::None => Network::None,
             cli::Network::Host => Network::Host,
         }),
-        source_date_epoch: request.source_date_epoch,
+        epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
         failed_step: request.shell_on_error.then(|| failed_step.clone()),
     })
@@ -534,10 +573,14 @@ async fn scan_contexts(
             if let Some((moment, known)) = scanned.fingerprints.take() {
                 env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
             }
+            scanned.identity = Some(identity);
             Ok(scanned)
         })?;
         for skipped in &scanned.skipped {
             events.remark(skipped.clone());
+        }
+        for remark in remarks::remarks(&scanned, ".dockerignore") {
+            events.remark(remark);
         }
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
@@ -561,7 +604,7 @@ async fn check_destinations(
     registry: &Client,
     cancel: &Cancel,
 ) -> Result<(), BuildError> {
-    let names = outputs::pushed_names(request);
+    let names = outputs::pushed_names(&request.results);
     if names.is_empty() {
         return Ok(());
     }

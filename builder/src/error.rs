@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use rbuild_cache::copy::{CopyError, MaterialiseError, SourceError};
+use rbuild_cache::copy::{CopyError, MaterialiseError, PackLayerError, SourceError};
 use rbuild_cache::layer::{
-    CodecError, DecompressError, EmitError, EncodeError, ScanError as LayerScanError, UnpackBlobError,
-    UnpackError,
+    CodecError, DecompressError, EmitError, EncodeError, FlattenError, ScanError as LayerScanError,
+    UnpackBlobError, UnpackError,
 };
-use rbuild_cache::store::StoreError;
+use rbuild_cache::store::{LayerDirError, StoreError};
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
@@ -20,6 +20,8 @@ use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
+use crate::export::engine::EngineError;
+use crate::export::files::FilesError;
 use crate::git::GitError;
 use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
@@ -125,6 +127,26 @@ pub enum BuildError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// An annotation for an index that is not there.
+    #[error("annotation `{key}` is for the index, and the result has none: it is a single image")]
+    NoIndex {
+        /// Its key.
+        key: String,
+    },
+    /// The engine did not take an image.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The files of the image cannot be written.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The time of the last commit cannot be had.
+    #[error("cannot tell when the last commit was made in `{}`: {why}", .dir.display())]
+    GitTime {
+        /// The context.
+        dir: PathBuf,
+        /// What git said.
+        why: String,
     },
     /// A push failed.
     #[error("failed to push {reference}")]
@@ -269,6 +291,9 @@ pub enum StepFailure {
         /// What the step is for.
         platform: Platform,
     },
+    /// The files of a state cannot be listed.
+    #[error(transparent)]
+    Flatten(#[from] FlattenError),
     /// The overlay cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -302,6 +327,12 @@ pub enum StepFailure {
     /// A layer's files cannot be written.
     #[error(transparent)]
     Materialise(#[from] MaterialiseError),
+    /// A layer cannot be packed.
+    #[error(transparent)]
+    Pack(EncodeError<PackLayerError>),
+    /// A layer that was kept without a directory cannot get one.
+    #[error(transparent)]
+    LayerDir(LayerDirError),
     /// A layer's recorded listing is damaged.
     #[error("the recorded listing of a layer is damaged")]
     Listing(#[from] CodecError),
@@ -424,6 +455,24 @@ pub enum StepFailure {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<EncodeError<PackLayerError>> for StepFailure {
+    fn from(error: EncodeError<PackLayerError>) -> Self {
+        match error {
+            EncodeError::Source(PackLayerError::Source(source)) => Self::Materialise(source),
+            other => Self::Pack(other),
+        }
+    }
+}
+
+impl From<LayerDirError> for StepFailure {
+    fn from(error: LayerDirError) -> Self {
+        match error {
+            LayerDirError::Store(source) => Self::Store(source),
+            other => Self::LayerDir(other),
+        }
+    }
 }
 
 impl StepFailure {

@@ -11,6 +11,7 @@ use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
 use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
+use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
@@ -117,7 +118,8 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Preflight { .. } | BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
         BuildError::Image(source) => source.kind(),
-        BuildError::Export { .. } => Kind::Build,
+        BuildError::Export { .. } | BuildError::Files(_) | BuildError::NoIndex { .. } => Kind::Build,
+        BuildError::Engine(_) | BuildError::GitTime { .. } => Kind::Host,
         BuildError::NotReproduced { .. } | BuildError::NothingToExplain(_) => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
         BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
@@ -176,6 +178,19 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::Work(failure) => step_hints(failure),
         BuildError::Bootstrap(source) => {
             vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
+        }
+        BuildError::Engine(source) => source.hint().into_iter().collect(),
+        BuildError::Files(FilesError::Delete { .. }) => {
+            vec!["with mode=delete everything else in the directory is removed: name one below the working directory, or use mode=copy".to_owned()]
+        }
+        BuildError::Files(FilesError::Terminal) => {
+            vec!["redirect standard output, or name a file with dest=".to_owned()]
+        }
+        BuildError::NoIndex { .. } => {
+            vec!["build for several platforms, or annotate the manifest".to_owned()]
+        }
+        BuildError::GitTime { .. } => {
+            vec!["give the time itself: --source-date-epoch SECONDS".to_owned()]
         }
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
         BuildError::NothingToExplain(_) => {

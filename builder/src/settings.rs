@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rbuild_sandbox::Isolation;
 
 use crate::cli::{Env, Problem, UsageError, parse_bytes};
+use crate::export::engine::EngineAddress;
 use crate::git::GitSettings;
 
 /// What the environment says.
@@ -20,6 +21,8 @@ pub struct Settings {
     pub isolation: Isolation,
     /// How much build cache stays after a build.
     pub cache_budget: CacheBudget,
+    /// Where a local Docker engine is.
+    pub engine: EngineAddress,
     /// Registry access.
     pub registry: rbuild_registry::Settings,
     /// How git is run.
@@ -98,6 +101,9 @@ impl Settings {
             ..rbuild_registry::Settings::default()
         };
         let cache_budget = cache_budget(var("RBUILD_CACHE_BUDGET"))?;
+        let runtime_dir = var("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let with_tls = var("DOCKER_TLS_VERIFY").is_some();
+        let engine = EngineAddress::new(var("DOCKER_HOST").as_deref(), with_tls, runtime_dir.as_deref());
         const PASSED_ON: [&str; 8] = [
             "http_proxy",
             "https_proxy",
@@ -123,7 +129,7 @@ impl Settings {
             ssh_agent: var("SSH_AUTH_SOCK").map(OsString::from),
             passed_on,
         };
-        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, registry, git })
+        Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, engine, registry, git })
     }
 }
 

@@ -178,7 +178,7 @@ impl Ignore {
 }
 
 /// Go's `path.Clean`: the shortest equal path; a relative path keeps leading `..`.
-pub(crate) fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {

@@ -181,6 +181,7 @@ pub struct Lowering {
     /// Stages that only ONBUILD triggers want.
     extra_stages: BTreeSet<usize>,
     declared: BTreeSet<String>,
+    source_date_epoch: Option<i64>,
     from_parse: Vec<Diagnostic>,
     diagnostics: Vec<Diagnostic>,
 }
@@ -194,6 +195,7 @@ impl Lowering {
             images: BTreeMap::new(),
             extra_stages: BTreeSet::new(),
             declared: BTreeSet::new(),
+            source_date_epoch: None,
             from_parse: parsed.diagnostics.clone(),
             diagnostics: parsed.diagnostics.clone(),
         }
@@ -217,6 +219,7 @@ impl Lowering {
         loop {
             let mut outcome = self.all_platforms();
             self.declared.append(&mut outcome.declared);
+            self.source_date_epoch = outcome.source_date_epoch;
             // A trigger that wants a stage which was not known to be reachable: lower again with it.
             let wanted_before = self.extra_stages.len();
             self.extra_stages.append(&mut outcome.wanted);
@@ -266,6 +269,12 @@ impl Lowering {
     /// All that was found so far, the parser's findings included, without the rules that are switched off.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
+    }
+
+    /// The time that everything is dated with, in seconds: the build-arg `SOURCE_DATE_EPOCH`, else the default of an ARG
+    /// of that name before the first FROM. Known when lowering is done.
+    pub fn source_date_epoch(&self) -> Option<i64> {
+        self.source_date_epoch
     }
 
     /// Build-args that no ARG declares, sorted.

@@ -1,12 +1,15 @@
 //! What exporters get: one image, or an index of an image for each platform.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use rbuild_cache::layer::Compression;
 use rbuild_oci::{Digest, Platform, canonical_json, media_type};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 use crate::assemble::BuiltImage;
-use crate::assemble::manifest::{PackedImage, pack};
+use crate::assemble::manifest::{PackedImage, Packing, pack};
+use crate::cli::{Annotation, AnnotationPlace};
 use crate::error::BuildError;
 use crate::ops::ExecEnv;
 
@@ -18,6 +21,8 @@ pub struct ImageSet {
     /// The index over them. A single image has none, unless it was asked for as one of several
     /// (`BUILDKIT_MULTI_PLATFORM`).
     pub index: Option<Index>,
+    /// Annotations of the descriptor of [`ImageSet::root`].
+    pub descriptor_annotations: BTreeMap<String, String>,
 }
 
 /// An image index.
@@ -27,6 +32,21 @@ pub struct Index {
     pub bytes: Vec<u8>,
     /// Their digest.
     pub digest: Digest,
+    /// OCI's or Docker's.
+    pub media_type: String,
+}
+
+/// How a set of images is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetPacking {
+    /// Of layers that were never compressed, and of all with `force`.
+    pub compression: Compression,
+    /// Bring base layers into this form, too.
+    pub force: bool,
+    /// Docker's media types in place of OCI's.
+    pub docker_types: bool,
+    /// Of manifests, index and descriptors.
+    pub annotations: Vec<Annotation>,
 }
 
 /// The document that a name stands for.
@@ -47,18 +67,36 @@ impl ImageSet {
     pub async fn pack(
         env: &Arc<ExecEnv>,
         images: &[BuiltImage],
-        compression: Compression,
+        packing: &SetPacking,
         is_multi: bool,
     ) -> Result<Self, BuildError> {
-        let packs = images.iter().map(|image| pack(env, image.clone(), compression));
-        let images = futures_util::future::try_join_all(packs).await?;
-        let index = is_multi.then(|| Index::over(&images));
-        Ok(Self { images, index })
+        let annotations = &packing.annotations;
+        if !is_multi && let Some(one) = annotations.iter().find(|one| one.place == AnnotationPlace::Index) {
+            return Err(BuildError::NoIndex { key: one.key.clone() });
+        }
+        let packs = images.iter().map(|image| {
+            let platform = &image.config.platform;
+            let packing = Packing {
+                compression: packing.compression,
+                force: packing.force,
+                docker_types: packing.docker_types,
+                annotations: annotations_of(annotations, AnnotationPlace::Manifest, Some(platform)),
+            };
+            async move { pack(env, image.clone(), &packing).await }
+        });
+        let set = Self::over(futures_util::future::try_join_all(packs).await?);
+        let (place, platform) = match is_multi {
+            true => (AnnotationPlace::IndexDescriptor, None),
+            false => (AnnotationPlace::ManifestDescriptor, set.root().platform.cloned()),
+        };
+        let descriptor_annotations = annotations_of(annotations, place, platform.as_ref());
+        let index = is_multi.then(|| Index::over(&set.images, annotations, packing.docker_types));
+        Ok(Self { index, descriptor_annotations, ..set })
     }
 
-    /// A set of one image without an index.
-    pub fn single(image: PackedImage) -> Self {
-        Self { images: vec![image], index: None }
+    /// Images without an index.
+    pub fn over(images: Vec<PackedImage>) -> Self {
+        Self { images, index: None, descriptor_annotations: BTreeMap::new() }
     }
 
     /// What a name of the set stands for.
@@ -67,7 +105,7 @@ impl ImageSet {
             (Some(index), _) => Root {
                 bytes: &index.bytes,
                 digest: index.digest,
-                media_type: media_type::OCI_INDEX,
+                media_type: &index.media_type,
                 platform: None,
             },
             (None, [image, ..]) => Root {
@@ -80,29 +118,53 @@ impl ImageSet {
         }
     }
 
-    /// When the latest of the images was made, RFC 3339.
-    pub fn created(&self) -> Option<&str> {
-        self.images.iter().filter_map(|image| image.image.config.created.as_deref()).max()
+    /// Annotations of the root's descriptor, with the time when the latest of the images was made.
+    pub fn described_by(&self) -> BTreeMap<String, String> {
+        let created = self.images.iter().filter_map(|image| image.image.config.created.clone()).max();
+        let mut annotations: BTreeMap<String, String> =
+            created.map(|time| ("org.opencontainers.image.created".to_owned(), time)).into_iter().collect();
+        annotations.extend(self.descriptor_annotations.clone());
+        annotations
     }
 }
 
 impl Index {
     /// An index over these images, in this order.
-    pub fn over(images: &[PackedImage]) -> Self {
+    pub fn over(images: &[PackedImage], annotations: &[Annotation], docker_types: bool) -> Self {
         let entry = |image: &PackedImage| {
-            json!({
+            let platform = &image.image.config.platform;
+            let mut entry = json!({
                 "mediaType": image.media_type,
                 "digest": image.digest,
                 "size": image.manifest.len(),
-                "platform": image.image.config.platform,
-            })
+                "platform": platform,
+            });
+            let own = annotations_of(annotations, AnnotationPlace::ManifestDescriptor, Some(platform));
+            if !own.is_empty() {
+                entry["annotations"] = json!(own);
+            }
+            entry
         };
         let manifests: Vec<Value> = images.iter().map(entry).collect();
-        let bytes = canonical_json(&json!({
-            "schemaVersion": 2,
-            "mediaType": media_type::OCI_INDEX,
-            "manifests": manifests,
-        }));
-        Self { digest: Digest::of(&bytes), bytes }
+        let media_type = if docker_types { media_type::DOCKER_LIST } else { media_type::OCI_INDEX };
+        let mut document = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
+        let own = annotations_of(annotations, AnnotationPlace::Index, None);
+        if !own.is_empty() {
+            document["annotations"] = json!(own);
+        }
+        let bytes = canonical_json(&document);
+        Self { digest: Digest::of(&bytes), bytes, media_type: media_type.to_owned() }
     }
+}
+
+/// The annotations for a place; the last of a key wins.
+fn annotations_of(
+    annotations: &[Annotation],
+    place: AnnotationPlace,
+    platform: Option<&Platform>,
+) -> BTreeMap<String, String> {
+    let fits = |one: &&Annotation| {
+        one.place == place && one.platform.as_ref().is_none_or(|wanted| Some(wanted) == platform)
+    };
+    annotations.iter().filter(fits).map(|one| (one.key.clone(), one.value.clone())).collect()
 }

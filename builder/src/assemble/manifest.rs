@@ -1,17 +1,17 @@
 //! The manifest of an image: its layers in their exported form.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsFd;
+use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::layer::{self, Compression, DecompressError, EncodeError, Encoded, LayerReader, Limits};
 use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
 use serde_json::json;
 
 use crate::assemble::{BuiltImage, ImageLayer};
-use crate::error::BuildError;
-use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::error::{BuildError, StepFailure};
+use crate::ops::{ExecEnv, blocking};
 use crate::resolve::PULLED;
 
 /// A layer as the manifest names it; its bytes are a blob of the store.
@@ -42,23 +42,48 @@ pub struct PackedImage {
     pub media_type: String,
 }
 
+/// How an image is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packing {
+    /// Of layers that were never compressed, and of all with `force`.
+    pub compression: Compression,
+    /// Bring base layers into this form, too.
+    pub force: bool,
+    /// Docker's media types in place of OCI's.
+    pub docker_types: bool,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl From<Compression> for Packing {
+    fn from(compression: Compression) -> Self {
+        Self { compression, force: false, docker_types: false, annotations: BTreeMap::new() }
+    }
+}
+
 /// Compresses what was never compressed and writes the manifest. A blob that exists is never encoded again, and a
 /// layer is encoded once in its life for given parameters.
 pub async fn pack(
     env: &Arc<ExecEnv>,
     image: BuiltImage,
-    compression: Compression,
+    packing: &Packing,
 ) -> Result<PackedImage, BuildError> {
-    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), image.clamp, compression));
+    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), packing));
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
-        layers.push(blob?);
+        let blob = blob?;
+        let media_type = if packing.docker_types { docker_layer(&blob.media_type) } else { blob.media_type };
+        layers.push(LayerBlob { media_type, ..blob });
     }
-    let manifest = canonical_json(&json!({
+    let (media_type, config_type) = match packing.docker_types {
+        true => (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG),
+        false => (media_type::OCI_MANIFEST, media_type::OCI_CONFIG),
+    };
+    let mut manifest = json!({
         "schemaVersion": 2,
-        "mediaType": media_type::OCI_MANIFEST,
+        "mediaType": media_type,
         "config": {
-            "mediaType": media_type::OCI_CONFIG,
+            "mediaType": config_type,
             "digest": image.id,
             "size": image.config_bytes.len(),
         },
@@ -66,9 +91,24 @@ pub async fn pack(
             .iter()
             .map(|layer| json!({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}))
             .collect::<Vec<_>>(),
-    }));
-    let media_type = media_type::OCI_MANIFEST.to_owned();
+    });
+    if !packing.annotations.is_empty() {
+        manifest["annotations"] = json!(packing.annotations);
+    }
+    let manifest = canonical_json(&manifest);
+    let media_type = media_type.to_owned();
     Ok(PackedImage { digest: Digest::of(&manifest), image, layers, manifest, media_type })
+}
+
+/// Docker's name of an OCI layer type.
+fn docker_layer(oci: &str) -> String {
+    match oci {
+        media_type::OCI_LAYER => media_type::DOCKER_LAYER,
+        media_type::OCI_LAYER_GZIP => media_type::DOCKER_LAYER_GZIP,
+        media_type::OCI_LAYER_ZSTD => media_type::DOCKER_LAYER_ZSTD,
+        other => other,
+    }
+    .to_owned()
 }
 
 /// OCI media type of a layer blob by its first bytes; a pulled blob keeps the form its registry had it in.
@@ -82,12 +122,36 @@ fn sniff(mut file: &File) -> Option<&'static str> {
     })
 }
 
+/// Brings a blob into another form.
+fn recompress(
+    blob: Digest,
+    mut file: File,
+    compression: Compression,
+    out: &mut dyn Write,
+    threads: usize,
+) -> Result<Encoded, StepFailure> {
+    let failed = |source| StepFailure::Blob { layer: blob, source };
+    // Its first bytes were looked at.
+    file.rewind().map_err(|source| failed(DecompressError::Read(source)))?;
+    let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
+    let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
+    layer::encode(copy, compression, out, threads).map_err(|error| StepFailure::Io {
+        what: "recompress layer",
+        path: blob.to_string(),
+        source: match error {
+            EncodeError::Source(source) | EncodeError::Sink(source) | EncodeError::Compressor(source) => {
+                source
+            }
+        },
+    })
+}
+
 async fn layer_blob(
     env: &Arc<ExecEnv>,
     layer: ImageLayer,
-    clamp: Option<i64>,
-    compression: Compression,
+    packing: &Packing,
 ) -> Result<LayerBlob, BuildError> {
+    let (compression, clamp) = (packing.compression, layer.clamp);
     let own = match compression {
         Compression::None => media_type::OCI_LAYER,
         Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
@@ -95,31 +159,29 @@ async fn layer_blob(
     };
     let params = compression.params();
     let pulled = if layer.is_base { env.store.encoding(&layer.diff_id, PULLED)? } else { None };
+    let mut foreign = None;
     for (digest, size) in pulled.into_iter().chain(env.store.encoding(&layer.diff_id, &params)?) {
         if let Some(blob) = env.store.blob(&digest)? {
             let media_type = sniff(&blob.file).unwrap_or(own);
+            if packing.force && media_type != own {
+                foreign = Some((digest, blob.file));
+                continue;
+            }
             return Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type: media_type.to_owned() });
         }
     }
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let blob = blocking(move || {
-        let diff = layer_diff(&worker, layer.id)?;
-        let dir = worker.store.layer_dir(layer.id)?;
-        let clamp = if layer.is_base { None } else { clamp };
         let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = layer::encode(
-            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-            compression,
-            &mut writer,
-            threads,
-        )?;
+        let encoded = match foreign {
+            // Somebody else's tar: only its own bytes have its diff id.
+            Some((blob, file)) => recompress(blob, file, compression, &mut writer, threads)?,
+            None => worker.encode_layer(layer.id, clamp, compression, &mut writer, threads)?,
+        };
         if encoded.diff_id != layer.diff_id {
-            return Err(crate::error::StepFailure::LayerDiffId {
-                wanted: layer.diff_id,
-                found: encoded.diff_id,
-            });
+            return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
         }
         let digest = writer.commit(Some(encoded.digest))?;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;

@@ -6,16 +6,16 @@
 pub mod index;
 pub mod manifest;
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression};
+use petgraph::graph::NodeIndex;
+use rbuild_cache::layer::Compression;
 use rbuild_cache::store::LayerId;
-use rbuild_frontend::graph::Target;
+use rbuild_frontend::graph::{BuildGraph, Op, Target};
 use rbuild_oci::{DiffId, Digest, History, ImageConfig};
 
 use crate::error::BuildError;
-use crate::ops::{ExecEnv, blocking, layer_diff};
+use crate::ops::{ExecEnv, blocking};
 use crate::resolve::BaseImage;
 use crate::solve::Solved;
 use crate::timestamp::rfc3339;
@@ -34,6 +34,8 @@ pub struct ImageLayer {
     pub size: u64,
     /// True for layers of the base image, which are never rewritten.
     pub is_base: bool,
+    /// Times in it later than this are set back to it.
+    pub clamp: Option<i64>,
 }
 
 /// A finished image, not yet exported.
@@ -49,8 +51,6 @@ pub struct BuiltImage {
     pub layers: Vec<ImageLayer>,
     /// The base image, when there is one.
     pub base: Option<Arc<BaseImage>>,
-    /// Times in new layers later than this are set back to it.
-    pub clamp: Option<i64>,
 }
 
 impl BuiltImage {
@@ -60,18 +60,25 @@ impl BuiltImage {
     }
 }
 
-/// Puts the image of `target` together. Layers whose tar was never emitted are hashed now, in parallel.
+/// Puts the image of `target` together. Layers whose tar was never emitted are hashed now, in parallel. `rewrite` sets
+/// newer times in all new layers back to the epoch, when there is one; directories that WORKDIR made have its time
+/// anyhow.
 pub async fn assemble(
     env: &Arc<ExecEnv>,
+    graph: &BuildGraph,
     target: &Target,
     solved: &Solved,
     base: Option<Arc<BaseImage>>,
+    rewrite: bool,
 ) -> Result<BuiltImage, BuildError> {
     let new_count = target.layers.len().min(solved.stack.len());
     let base_count = solved.stack.len() - new_count;
-    let clamp = env.source_date_epoch;
+    let clamp = env.source_date_epoch();
     let layers = solved.stack.iter().enumerate().map(|(at, id)| {
         let (env, id, is_base) = (Arc::clone(env), *id, at < base_count);
+        let is_workdir = |node: &NodeIndex| matches!(graph.dag[*node].op, Op::Workdir(_));
+        let own = at.checked_sub(base_count).and_then(|at| target.layers.get(at));
+        let clamp = clamp.filter(|_| own.is_some_and(|node| rewrite || is_workdir(node)));
         async move { image_layer(&env, id, is_base, clamp).await }
     });
     let mut identified = Vec::with_capacity(solved.stack.len());
@@ -86,7 +93,7 @@ pub async fn assemble(
     history(&mut config, target, &times, base_created, clamp);
     let config_bytes = config.to_json();
     let layers = identified.into_iter().map(|(layer, _)| layer).collect();
-    Ok(BuiltImage { id: Digest::of(&config_bytes), config, config_bytes, layers, base, clamp })
+    Ok(BuiltImage { id: Digest::of(&config_bytes), config, config_bytes, layers, base })
 }
 
 /// Appends this build's history. An entry without a layer takes the time of the next layer; after the last layer, the
@@ -137,25 +144,17 @@ async fn image_layer(
 ) -> Result<(ImageLayer, i64), BuildError> {
     let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
     let created_ns = info.created_unix_ns;
-    let clamp = if is_base { None } else { clamp };
     if let (Some((diff_id, size)), None) = (info.tar, clamp) {
-        return Ok((ImageLayer { id, diff_id, size, is_base }, created_ns));
+        return Ok((ImageLayer { id, diff_id, size, is_base, clamp }, created_ns));
     }
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let layer = blocking(move || {
-        let diff = layer_diff(&worker, id)?;
-        let dir = worker.store.layer_dir(id)?;
-        let encoded = layer::encode(
-            |out| layer::emit_tar(dir.as_fd(), &diff, clamp, out),
-            Compression::None,
-            &mut std::io::sink(),
-            1,
-        )?;
+        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut std::io::sink(), 1)?;
         if clamp.is_none() {
             worker.store.set_diff_id(id, &encoded.diff_id, encoded.uncompressed)?;
         }
-        Ok(ImageLayer { id, diff_id: encoded.diff_id, size: encoded.uncompressed, is_base })
+        Ok(ImageLayer { id, diff_id: encoded.diff_id, size: encoded.uncompressed, is_base, clamp })
     })
     .await?;
     Ok((layer, created_ns))
@@ -164,7 +163,6 @@ async fn image_layer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use petgraph::graph::NodeIndex;
     use rbuild_frontend::graph::HistoryStep;
     use rbuild_oci::Platform;
 

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::context::ContextArgs;
 use super::control::{CacheControlArgs, ExplainArgs};
 use super::image::ImageCommandArgs;
 use super::imagetools::{ImagetoolsArgs, SystemArgs};
+use super::results::ResultArgs;
 use super::space::{CacheArgs, DuArgs, PruneArgs};
 
 /// Go's boolean spellings, which Docker's flags accept (`--pull=false`).
@@ -48,6 +50,7 @@ pub(crate) enum CommandArgs {
     Build(Box<BuildArgs>),
     /// Show the graph of a Dockerfile's steps without building
     Graph(GraphArgs),
+    Context(ContextArgs),
     /// List the images in the store
     Images(ImagesArgs),
     /// Pull an image from a registry
@@ -152,30 +155,16 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "ACTION", default_value = "fail", hide_default_value = true,
           value_parser = ["fail", "shell"], hide_possible_values = true, help_heading = "How to build")]
     pub(crate) on_error: String,
-    /// Use this Unix time for everything the build dates [env: SOURCE_DATE_EPOCH]
-    #[arg(long, value_name = "SECONDS", help_heading = "How to build")]
+    /// Use this Unix time for everything the build dates, or `git` for the context's last commit's [env:
+    /// SOURCE_DATE_EPOCH]
+    #[arg(long, value_name = "SECONDS|git", help_heading = "How to build")]
     pub(crate) source_date_epoch: Option<String>,
+    /// Same as --source-date-epoch
+    #[arg(long, value_name = "SECONDS", help_heading = "How to build", hide = true)]
+    pub(crate) timestamp: Option<String>,
 
-    /// Outputs.
-    #[arg(
-        help = "Write the result elsewhere: type=oci|image|registry|cacheonly[,dest=…][,name=…]",
-        short = 'o',
-        long = "output",
-        value_name = "SPEC",
-        help_heading = "Results"
-    )]
-    pub(crate) outputs: Vec<String>,
-    /// Push the image to the registry its names say
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "false",
-          default_missing_value = "true", value_parser = go_bool, hide_default_value = true,
-          hide_possible_values = true, value_name = "BOOL", help_heading = "Results")]
-    pub(crate) push: bool,
-    /// Write the image id to this file
-    #[arg(long, value_name = "FILE", help_heading = "Results")]
-    pub(crate) iidfile: Option<PathBuf>,
-    /// Write digests and names to this file as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Results")]
-    pub(crate) metadata_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) results: ResultArgs,
 
     /// Show progress as: auto, plain, tty, quiet, none or rawjson [env: BUILDKIT_PROGRESS]
     #[arg(

@@ -119,6 +119,25 @@ pub enum Problem {
         /// Further condition, starting with a space, or empty.
         why: &'static str,
     },
+    /// A name that is pushed by digest and has a tag.
+    #[error("can't push tagged ref {value} by digest")]
+    PushByDigestTag {
+        /// As typed.
+        value: String,
+    },
+    /// Several platforms for what holds one image.
+    #[error(
+        "docker exporter does not support exporting several platforms: an engine's archive holds one image"
+    )]
+    SeveralPlatforms,
+    /// Not a point in time.
+    #[error("invalid SOURCE_DATE_EPOCH: {value} ({flag}): expected a Unix time in whole seconds")]
+    Epoch {
+        /// Where it was given.
+        flag: &'static str,
+        /// As typed.
+        value: String,
+    },
     /// Nothing to push to.
     #[error("tag is needed when pushing to registry")]
     PushWithoutTag,
@@ -139,9 +158,13 @@ impl Problem {
             Self::Tag { cause: ReferenceError::Uppercase(_), value } => {
                 Some(format!("try -t {}", value.to_ascii_lowercase()))
             }
-            Self::FlagNotYet { flag } if flag == "--load" => {
-                Some("use -o type=oci,dest=image.tar and load the archive with your engine".to_owned())
+            Self::SeveralPlatforms => {
+                Some("choose one with --platform, or write them all with -o type=oci,dest=FILE".to_owned())
             }
+            Self::PushByDigestTag { .. } => Some(
+                "give the repository alone: -o type=image,name=REPOSITORY,push-by-digest=true,push=true"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }

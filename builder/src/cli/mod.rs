@@ -2,7 +2,9 @@
 //!
 //! [`parse`] turns one into the other and touches nothing: no file, no environment but the [`Env`] it is given.
 
+mod annotation;
 mod args;
+mod context;
 mod control;
 mod csv;
 mod env;
@@ -13,6 +15,7 @@ mod imagetools;
 mod known_flags;
 mod output;
 mod request;
+mod results;
 mod source;
 mod space;
 #[cfg(test)]
@@ -26,6 +29,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
+pub use annotation::{Annotation, AnnotationPlace};
+pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
@@ -38,8 +43,9 @@ pub use image::{
 pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
-pub use output::{Compression, Destination, OutputArg};
-pub use request::{BuildRequest, Call, CallMethod, GraphFormat, GraphRequest, Network};
+pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
 
@@ -66,6 +72,8 @@ pub enum Command {
     Build(Box<BuildRequest>),
     /// Show a build graph.
     Graph(GraphRequest),
+    /// Look at a build context.
+    Context(ContextRequest),
     /// List images.
     Images(ImagesRequest),
     /// Pull an image.
@@ -206,6 +214,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
+        CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
             if let Some(name) = args.name.as_deref().filter(|name| !name.contains(['*', '?', '['])) {
                 parse_image(name)?;
@@ -336,6 +345,7 @@ fn is_command(text: &OsStr) -> bool {
             "build"
                 | "b"
                 | "graph"
+                | "context"
                 | "images"
                 | "pull"
                 | "push"

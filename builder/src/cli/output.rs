@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rbuild_oci::Reference;
 
+use super::annotation::{Annotation, parse_attribute};
 use super::args::go_bool;
 use super::csv::parse_record;
 use super::error::Problem;
@@ -14,15 +15,8 @@ const FLAG: &str = "--output";
 /// One product of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputArg {
-    /// An image in the store under its names, and in the registries they say when `push`.
-    Image {
-        /// Names; those of `-t` when the output gives none of its own. May be empty unless `push`.
-        names: Vec<Reference>,
-        /// Push it too (`type=registry`, `push=true`, `--push`).
-        push: bool,
-        /// How pushed layers are compressed.
-        compression: Compression,
-    },
+    /// An image in the store under its names, and in the registries they say.
+    Image(ImageOutput),
     /// An OCI image layout.
     Oci {
         /// Where to.
@@ -31,11 +25,91 @@ pub enum OutputArg {
         archive: bool,
         /// Names recorded in it.
         names: Vec<Reference>,
-        /// How its layers are compressed.
-        compression: Compression,
+        /// How the image is written.
+        packing: PackingArg,
+    },
+    /// An archive that `docker load` reads.
+    Docker {
+        /// Where to; `None` is the local engine.
+        dest: Option<Destination>,
+        /// Names recorded in it.
+        names: Vec<Reference>,
+        /// How the image is written.
+        packing: PackingArg,
+    },
+    /// The files of the image in a directory.
+    Local {
+        /// The directory.
+        dest: PathBuf,
+        /// Whether it keeps what is in it already.
+        mode: LocalMode,
+        /// A directory for each platform; `None` when there are several.
+        platform_split: Option<bool>,
+    },
+    /// The files of the image in a tar archive.
+    Tar {
+        /// Where to.
+        dest: Destination,
+        /// A directory for each platform; `None` when there are several.
+        platform_split: Option<bool>,
     },
     /// Nothing but a warm cache.
     CacheOnly,
+}
+
+impl OutputArg {
+    /// True when it goes to standard output.
+    pub fn is_stdout(&self) -> bool {
+        match self {
+            Self::Oci { dest, .. } | Self::Tar { dest, .. } => *dest == Destination::Stdout,
+            Self::Docker { dest, .. } => *dest == Some(Destination::Stdout),
+            Self::Image(_) | Self::Local { .. } | Self::CacheOnly => false,
+        }
+    }
+}
+
+/// `type=image` and `type=registry`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageOutput {
+    /// Names; those of `-t` when the output gives none of its own. May be empty unless `push`.
+    pub names: Vec<Reference>,
+    /// Push it too (`type=registry`, `push=true`, `--push`).
+    pub push: bool,
+    /// Push without giving a tag (`push-by-digest`).
+    pub by_digest: bool,
+    /// Give the name with the digest in the store too (`name-canonical`).
+    pub canonical: bool,
+    /// Name `PREFIX@DIGEST` in the store for an image without a name (`dangling-name-prefix`).
+    pub dangling: Option<Reference>,
+    /// Leave no name in the store (`store=false`).
+    pub not_stored: bool,
+    /// How the image is written.
+    pub packing: PackingArg,
+}
+
+/// How an image is written outside of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PackingArg {
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// Compress base layers in the same way, too (`force-compression`).
+    pub force: bool,
+    /// Docker's media types in place of OCI's (`oci-mediatypes=false`).
+    pub docker_types: bool,
+    /// Set newer times in new layers back to `SOURCE_DATE_EPOCH` (`rewrite-timestamp`).
+    pub rewrite_timestamp: Option<bool>,
+    /// Annotations of this output alone.
+    pub annotations: Vec<Annotation>,
+}
+
+/// What happens to other files in a directory that is exported to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LocalMode {
+    /// They stay.
+    #[default]
+    Copy,
+    /// They go.
+    Delete,
 }
 
 /// Where an archive goes.
@@ -66,7 +140,11 @@ pub enum Compression {
 struct Attributes {
     dest: Option<String>,
     tar: Option<bool>,
-    names: Vec<Reference>,
+    mode: LocalMode,
+    platform_split: Option<bool>,
+    /// As typed: whether a tag may be there depends on other attributes.
+    names: Vec<String>,
+    image: ImageOutput,
     push: Option<bool>,
     compression: Option<String>,
     level: Option<String>,
@@ -77,13 +155,13 @@ pub(crate) fn parse_output(text: &str, tags: &[Reference]) -> Result<OutputArg, 
     let fields =
         parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.to_owned(), cause })?;
     if text == "-" {
-        return Err(not_yet("tar"));
+        return Ok(OutputArg::Tar { dest: Destination::Stdout, platform_split: None });
     }
     if let [only] = fields.as_slice()
         && only == text
         && !only.starts_with("type=")
     {
-        return Err(not_yet("local"));
+        return Ok(OutputArg::Local { dest: text.into(), mode: LocalMode::Copy, platform_split: None });
     }
     let mut kind = None;
     let mut pairs = Vec::new();
@@ -93,34 +171,62 @@ pub(crate) fn parse_output(text: &str, tags: &[Reference]) -> Result<OutputArg, 
         };
         match key.trim().to_ascii_lowercase().as_str() {
             "type" => kind = Some(value.to_owned()),
-            key => pairs.push((key.to_owned(), value)),
+            _ => pairs.push((key.trim().to_owned(), value)),
         }
     }
     let kind = kind.filter(|kind| !kind.is_empty()).ok_or(Problem::OutputType)?;
-    match kind.as_str() {
-        "oci" | "image" | "registry" | "cacheonly" => {}
-        "tar" | "local" | "docker" => return Err(not_yet(&kind)),
-        other => return Err(invalid(text, format!("unknown output type `{other}`"))),
+    let known = ["oci", "image", "registry", "docker", "local", "tar", "cacheonly"];
+    if !known.contains(&kind.as_str()) {
+        return Err(invalid(text, format!("unknown output type `{kind}`, expected {}", known.join(", "))));
     }
     let attributes = attributes(text, &kind, &pairs)?;
     let compression = compression(text, &attributes)?;
-    let names = if attributes.names.is_empty() { tags.to_vec() } else { attributes.names };
-    match kind.as_str() {
+    let Attributes { dest, tar, mode, platform_split, names, mut image, push, .. } = attributes;
+    image.packing.compression = compression;
+    image.push = push.unwrap_or(kind == "registry");
+    let typed = names.iter().map(|name| match image.by_digest {
+        true => parse_untagged(name),
+        false => parse_tag(name),
+    });
+    let typed = typed.collect::<Result<Vec<_>, _>>()?;
+    image.names = match (typed.is_empty(), image.by_digest) {
+        (false, _) => typed,
+        (true, false) => tags.to_vec(),
+        (true, true) if tags.is_empty() => Vec::new(),
+        (true, true) => return Err(Problem::PushByDigestTag { value: tags[0].familiar() }),
+    };
+    let dest = dest.filter(|dest| !dest.is_empty());
+    let required = |kind, why| Problem::OutputDest { kind, why };
+    let file = |dest: &str| if dest == "-" { Destination::Stdout } else { Destination::Path(dest.into()) };
+    Ok(match kind.as_str() {
         "oci" => {
-            let archive = attributes.tar.unwrap_or(true);
+            let archive = tar.unwrap_or(true);
             let why = if archive { "" } else { " with tar=false" };
-            let dest = match attributes.dest.as_deref() {
-                Some("-") if archive => Destination::Stdout,
-                None | Some("" | "-") => return Err(Problem::OutputDest { kind: "oci", why }),
-                Some(path) => Destination::Path(path.into()),
-            };
-            Ok(OutputArg::Oci { dest, archive, names, compression })
+            let dest = dest.filter(|dest| archive || dest != "-").ok_or_else(|| required("oci", why))?;
+            OutputArg::Oci { dest: file(&dest), archive, names: image.names, packing: image.packing }
         }
-        "cacheonly" => Ok(OutputArg::CacheOnly),
-        kind => {
-            let push = attributes.push.unwrap_or(kind == "registry");
-            Ok(OutputArg::Image { names, push, compression })
+        "docker" => {
+            OutputArg::Docker { dest: dest.as_deref().map(file), names: image.names, packing: image.packing }
         }
+        "local" => {
+            let dest = dest.filter(|dest| dest != "-").ok_or_else(|| required("local", ""))?;
+            OutputArg::Local { dest: dest.into(), mode, platform_split }
+        }
+        "tar" => {
+            let dest = dest.ok_or_else(|| required("tar", ""))?;
+            OutputArg::Tar { dest: file(&dest), platform_split }
+        }
+        "cacheonly" => OutputArg::CacheOnly,
+        _ => OutputArg::Image(image),
+    })
+}
+
+/// A name that is pushed by digest: no tag may be there.
+fn parse_untagged(text: &str) -> Result<Reference, Problem> {
+    let name: Reference = text.parse().map_err(|cause| Problem::Tag { value: text.to_owned(), cause })?;
+    match (name.tag(), name.digest()) {
+        (None, None) => Ok(name),
+        _ => Err(Problem::PushByDigestTag { value: text.to_owned() }),
     }
 }
 
@@ -130,41 +236,58 @@ fn attributes(text: &str, kind: &str, pairs: &[(String, &str)]) -> Result<Attrib
         go_bool(value).map_err(|expected| invalid(text, format!("{key}: {expected}")))
     };
     let image = matches!(kind, "image" | "registry");
-    for (key, value) in pairs {
+    let files = matches!(kind, "local" | "tar");
+    let packed = image || matches!(kind, "oci" | "docker");
+    for (typed, value) in pairs {
+        let key = typed.to_ascii_lowercase();
+        // The key of an annotation keeps its case.
+        if packed && let Some(annotation) = parse_attribute(typed, value) {
+            found.image.packing.annotations.push(annotation);
+            continue;
+        }
         match key.as_str() {
-            "dest" if kind == "oci" => found.dest = Some((*value).to_owned()),
-            "tar" if kind == "oci" => found.tar = Some(boolean(key, value)?),
-            "push" if image => found.push = Some(boolean(key, value)?),
-            "name" if kind != "cacheonly" => {
-                for name in value.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-                    found.names.push(parse_tag(name)?);
+            "dest" if files || matches!(kind, "oci" | "docker") => found.dest = Some((*value).to_owned()),
+            "tar" if kind == "oci" => found.tar = Some(boolean(&key, value)?),
+            "tar" if kind == "docker" => {
+                if !boolean(&key, value)? {
+                    return Err(invalid(text, "tar=false needs type=oci".to_owned()));
                 }
             }
-            "compression" if kind != "cacheonly" => found.compression = Some((*value).to_owned()),
-            "compression-level" if kind != "cacheonly" => found.level = Some((*value).to_owned()),
-            // What these ask for is what rbuild does anyhow.
-            "oci-mediatypes" | "unpack" | "store" if image && go_bool(value) == Ok(true) => {}
-            "oci-mediatypes" if kind == "oci" && go_bool(value) == Ok(true) => {}
-            "push-by-digest"
-            | "name-canonical"
-            | "dangling-name-prefix"
-            | "store"
-            | "unpack"
-            | "registry.insecure"
-            | "oci-mediatypes"
-            | "oci-artifact"
-            | "force-compression"
-            | "rewrite-timestamp"
-                if kind != "cacheonly" =>
-            {
+            "mode" if kind == "local" => {
+                found.mode = match *value {
+                    "copy" => LocalMode::Copy,
+                    "delete" => LocalMode::Delete,
+                    _ => return Err(invalid(text, "mode: expected copy or delete".to_owned())),
+                }
+            }
+            "platform-split" if files => found.platform_split = Some(boolean(&key, value)?),
+            "push" if image => found.push = Some(boolean(&key, value)?),
+            "push-by-digest" if image => found.image.by_digest = boolean(&key, value)?,
+            "name-canonical" if image => found.image.canonical = boolean(&key, value)?,
+            "dangling-name-prefix" if image => {
+                let prefix =
+                    value.parse().map_err(|cause| Problem::Tag { value: (*value).to_owned(), cause })?;
+                found.image.dangling = Some(prefix);
+            }
+            "store" if image => found.image.not_stored = !boolean(&key, value)?,
+            // An image in the store is unpacked anyhow.
+            "unpack" if image => drop(boolean(&key, value)?),
+            "name" if packed => {
+                let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
+                found.names.extend(names.map(str::to_owned));
+            }
+            "compression" if packed => found.compression = Some((*value).to_owned()),
+            "compression-level" if packed => found.level = Some((*value).to_owned()),
+            "force-compression" if packed => found.image.packing.force = boolean(&key, value)?,
+            "oci-mediatypes" if packed => found.image.packing.docker_types = !boolean(&key, value)?,
+            "rewrite-timestamp" if packed => {
+                found.image.packing.rewrite_timestamp = Some(boolean(&key, value)?);
+            }
+            "oci-artifact" if packed && go_bool(value) == Ok(true) => {}
+            "registry.insecure" | "oci-artifact" | "context" if packed => {
                 return Err(Problem::ValueNotYet { flag: FLAG, what: format!("attribute `{key}={value}`") });
             }
-            key if key.starts_with("annotation") && kind != "cacheonly" => {
-                return Err(Problem::ValueNotYet { flag: FLAG, what: format!("attribute `{key}`") });
-            }
-            key => {
-                return Err(Problem::OutputAttribute { key: key.to_owned(), kind: kind.to_owned() });
-            }
+            _ => return Err(Problem::OutputAttribute { key, kind: kind.to_owned() }),
         }
     }
     Ok(found)
@@ -194,10 +317,6 @@ fn compression(text: &str, attributes: &Attributes) -> Result<Compression, Probl
             Err(invalid(other, text))
         }
     }
-}
-
-fn not_yet(kind: &str) -> Problem {
-    Problem::ValueNotYet { flag: FLAG, what: format!("output type `{kind}`") }
 }
 
 fn invalid(value: &str, expected: String) -> Problem {

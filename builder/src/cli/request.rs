@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use rbuild_oci::{Platform, Reference};
 
@@ -11,7 +10,7 @@ use super::control::{CacheControl, ExplainFormat};
 use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
-use super::output::{Compression, Destination, OutputArg, parse_output};
+use super::results::Results;
 use super::source::{
     ContextArg, DockerfileArg, NamedContextArg, one_stdin, parse_context, parse_dockerfile,
     parse_named_context,
@@ -43,18 +42,14 @@ pub struct BuildRequest {
     pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say.
     pub network: Network,
-    /// Products; never empty. The image in the store when nothing else was asked.
-    pub outputs: Vec<OutputArg>,
+    /// What comes out.
+    pub results: Results,
     /// How to show progress.
     pub progress: Mode,
     /// Print only the image id to standard output.
     pub quiet: bool,
-    /// Where to write the image id.
-    pub iidfile: Option<PathBuf>,
-    /// Where to write the metadata JSON.
-    pub metadata_file: Option<PathBuf>,
-    /// Unix time for everything the build dates, seconds.
-    pub source_date_epoch: Option<i64>,
+    /// Time for everything the build dates.
+    pub source_date_epoch: Option<EpochArg>,
     /// Open a shell in the first step that fails.
     pub shell_on_error: bool,
     /// Steps at once; `None` leaves it to the builder.
@@ -131,6 +126,20 @@ pub enum CallMethod {
     Targets,
 }
 
+/// The time of a reproducible build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochArg {
+    /// Seconds since 1970.
+    At(i64),
+    /// When the last commit of the context's git repository was made.
+    Git,
+}
+
+impl EpochArg {
+    /// The build argument and environment variable.
+    pub const NAME: &str = "SOURCE_DATE_EPOCH";
+}
+
 /// Network of RUN steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
@@ -168,19 +177,26 @@ impl BuildRequest {
             }
         }
         let mut build_args = parse_build_args(&args.build_args, env)?;
-        let source_date_epoch = source_date_epoch(args.source_date_epoch.as_deref(), &mut build_args, env)?;
+        let epoch = match (args.source_date_epoch.as_deref(), args.timestamp.as_deref()) {
+            (Some(_), Some(_)) => {
+                return Err(Problem::Conflict("--timestamp", "--source-date-epoch".to_owned()));
+            }
+            (epoch, timestamp) => epoch.or(timestamp),
+        };
+        let source_date_epoch = source_date_epoch(epoch, &mut build_args, env)?;
         let mut named_contexts: Vec<(String, NamedContextArg)> = Vec::new();
         for text in &args.build_contexts {
             let (name, value) = parse_named_context(text)?;
             named_contexts.retain(|(other, _)| *other != name);
             named_contexts.push((name, value));
         }
-        let outputs = outputs(&args.outputs, args.push, &tags)?;
-        if args.quiet && outputs.iter().any(is_stdout) {
+        let platforms = parse_platforms(&args.platforms, env)?;
+        let results = Results::from_args(args.results, &tags, platforms.len())?;
+        if args.quiet && results.uses_stdout() {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
         let control = CacheControl::from_args(&args.control)?;
-        if control.explain == Some(ExplainFormat::Json) && (args.quiet || outputs.iter().any(is_stdout)) {
+        if control.explain == Some(ExplainFormat::Json) && (args.quiet || results.uses_stdout()) {
             return Err(Problem::StdoutTwice("--explain=json prints its document there"));
         }
         Ok(Self {
@@ -191,17 +207,15 @@ impl BuildRequest {
             labels: parse_labels(&args.labels)?,
             named_contexts,
             control,
-            platforms: parse_platforms(&args.platforms, env)?,
+            platforms,
             network: parse_network(&args.network)?,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
-            iidfile: args.iidfile,
-            metadata_file: args.metadata_file,
             shell_on_error: args.on_error == "shell",
             jobs: args.jobs.as_deref().map(parse_jobs).transpose()?,
             tags,
             build_args,
-            outputs,
+            results,
             source_date_epoch,
             flags_without_effect,
         })
@@ -262,9 +276,9 @@ fn source_date_epoch(
     flag: Option<&str>,
     build_args: &mut BTreeMap<String, String>,
     env: &Env,
-) -> Result<Option<i64>, Problem> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let (source, typed) = match (flag, build_args.get(NAME), env.non_empty(NAME)) {
+) -> Result<Option<EpochArg>, Problem> {
+    let (source, typed) = match (flag, build_args.get(EpochArg::NAME), env.non_empty(EpochArg::NAME)) {
+        (Some("git"), ..) => return Ok(Some(EpochArg::Git)),
         (Some(typed), ..) => ("--source-date-epoch", typed.to_owned()),
         (None, Some(typed), _) if typed.is_empty() => return Ok(None),
         (None, Some(typed), _) => ("--build-arg SOURCE_DATE_EPOCH", typed.clone()),
@@ -273,51 +287,11 @@ fn source_date_epoch(
     };
     match typed.parse::<i64>() {
         Ok(seconds) if seconds >= 0 => {
-            build_args.insert(NAME.to_owned(), typed);
-            Ok(Some(seconds))
+            build_args.insert(EpochArg::NAME.to_owned(), typed);
+            Ok(Some(EpochArg::At(seconds)))
         }
-        _ => {
-            let expected = "expected a Unix time in whole seconds".to_owned();
-            Err(Problem::Value { flag: source, value: typed, expected })
-        }
+        _ => Err(Problem::Epoch { flag: source, value: typed }),
     }
-}
-
-fn outputs(texts: &[String], push_all: bool, tags: &[Reference]) -> Result<Vec<OutputArg>, Problem> {
-    let mut outputs: Vec<OutputArg> =
-        texts.iter().map(|text| parse_output(text, tags)).collect::<Result<_, _>>()?;
-    if push_all {
-        let mut pushed = false;
-        for output in &mut outputs {
-            if let OutputArg::Image { push, .. } = output {
-                *push = true;
-                pushed = true;
-            }
-        }
-        if !pushed {
-            outputs.push(image_output(tags, true));
-        }
-    }
-    if outputs.is_empty() {
-        outputs.push(image_output(tags, false));
-    }
-    let unnamed =
-        |output: &OutputArg| matches!(output, OutputArg::Image { names, push: true, .. } if names.is_empty());
-    if outputs.iter().any(unnamed) {
-        return Err(Problem::PushWithoutTag);
-    }
-    if outputs.iter().filter(|output| is_stdout(output)).count() > 1 {
-        return Err(Problem::StdoutTwice("several have dest=-"));
-    }
-    Ok(outputs)
-}
-
-fn image_output(tags: &[Reference], push: bool) -> OutputArg {
-    OutputArg::Image { names: tags.to_vec(), push, compression: Compression::default() }
-}
-
-fn is_stdout(output: &OutputArg) -> bool {
-    matches!(output, OutputArg::Oci { dest: Destination::Stdout, .. })
 }
 
 /// `--platform`, else `DOCKER_DEFAULT_PLATFORM`: each once, in the order given. `local` is this machine's.

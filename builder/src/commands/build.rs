@@ -9,8 +9,9 @@ use std::sync::Arc;
 use serde_json::{Map, json};
 
 use crate::build::{self, BuildOutcome, Source};
-use crate::cli::{BuildRequest, Env, ExplainFormat};
+use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
 use crate::commands::{explain, space, with_signals};
+use crate::context::commit_time::commit_time;
 use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
@@ -47,9 +48,13 @@ fn build(
     source: &mut Source,
 ) -> Result<(), BuildError> {
     // A failed build must not leave the id of an earlier one.
-    if let Some(path) = &request.iidfile {
+    let results = &request.results;
+    for path in [&results.iidfile, &results.digest_file, &results.name_with_digest_file].into_iter().flatten()
+    {
         remove(path)?;
     }
+    let dated = with_commit_time(request)?;
+    let request = dated.as_ref().unwrap_or(request);
     let host = Host::open(settings, root)?;
     let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     for flag in &request.flags_without_effect {
@@ -78,6 +83,26 @@ fn build(
     Ok(())
 }
 
+/// The request with the time of the last commit in it, when that is what it asks for.
+fn with_commit_time(request: &BuildRequest) -> Result<Option<BuildRequest>, BuildError> {
+    if request.source_date_epoch != Some(EpochArg::Git) {
+        return Ok(None);
+    }
+    let dir = match &request.context {
+        ContextArg::Local(dir) => dir.as_path(),
+        ContextArg::Stdin | ContextArg::Http(_) => Path::new("."),
+        ContextArg::Git(_) => {
+            let why = "a remote repository is not asked for it".to_owned();
+            return Err(BuildError::GitTime { dir: Path::new("the git context").to_owned(), why });
+        }
+    };
+    let seconds = commit_time(dir)?;
+    let mut dated = request.clone();
+    dated.source_date_epoch = Some(EpochArg::At(seconds));
+    dated.build_args.insert(EpochArg::NAME.to_owned(), seconds.to_string());
+    Ok(Some(dated))
+}
+
 /// The document of `--explain=json`.
 fn decisions(source: &Source) -> String {
     let step = |(name, record): &(String, Option<Arc<Record>>)| match record {
@@ -94,11 +119,19 @@ fn report(
     source: &Source,
     env: &Env,
 ) -> Result<(), BuildError> {
-    if let Some(path) = &request.iidfile {
+    if let Some(path) = &request.results.iidfile {
         write_whole(path, id(outcome).as_bytes())?;
     }
-    if let Some(path) = &request.metadata_file {
+    if let Some(path) = &request.results.metadata_file {
         write_whole(path, metadata(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.digest_file {
+        write_whole(path, digest(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.name_with_digest_file {
+        let digest = digest(outcome);
+        let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
+        write_whole(path, lines.as_bytes())?;
     }
     if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
@@ -123,6 +156,12 @@ fn id(outcome: &BuildOutcome) -> String {
     outcome.id().map(|id| id.to_string()).unwrap_or_default()
 }
 
+/// The digest of the manifest or index, else the image's id.
+fn digest(outcome: &BuildOutcome) -> String {
+    let digest = outcome.document.as_ref().map(|document| document.digest).or(outcome.id());
+    digest.map(|digest| digest.to_string()).unwrap_or_default()
+}
+
 fn summary(outcome: &BuildOutcome) -> Summary {
     Summary {
         names: outcome.names.clone(),
@@ -130,7 +169,7 @@ fn summary(outcome: &BuildOutcome) -> Summary {
         digest: outcome.document.as_ref().map(|document| document.digest),
         pushed: outcome.pushed.clone(),
         written: outcome.written.clone(),
-        size_bytes: Some(outcome.size),
+        size_bytes: (!outcome.images.is_empty()).then_some(outcome.size),
         steps: outcome.steps,
         cached: outcome.cached,
         elapsed: outcome.elapsed,
@@ -152,16 +191,16 @@ fn metadata(outcome: &BuildOutcome) -> String {
             "digest": described.digest,
             "size": described.size,
         });
-        if let Some(created) = &described.created {
-            descriptor["annotations"] = json!({"org.opencontainers.image.created": created});
+        if !described.annotations.is_empty() {
+            descriptor["annotations"] = json!(described.annotations);
         }
         if let Some(platform) = &described.platform {
             descriptor["platform"] = json!(platform);
         }
         document.insert("containerimage.descriptor".to_owned(), descriptor);
     }
-    let digest = outcome.document.as_ref().map(|document| document.digest).or(outcome.id());
-    if let Some(digest) = digest {
+    let digest = digest(outcome);
+    if !digest.is_empty() {
         document.insert("containerimage.digest".to_owned(), json!(digest));
     }
     if !names.is_empty() {

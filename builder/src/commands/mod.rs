@@ -2,6 +2,7 @@
 
 mod build;
 mod call;
+mod context;
 mod doctor;
 mod error;
 mod explain;
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
     let result = match invocation.command {
         Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
         Command::Graph(request) => return graph::run(&request, settings, root.as_deref(), &env),
+        Command::Context(request) => context::run(&request),
         Command::Images(request) => images::run(&request, settings, root.as_deref()),
         Command::Pull(request) => pull::run(&request, settings, root.as_deref(), &env),
         Command::Push(request) => push::run(&request, settings, root.as_deref(), &env),

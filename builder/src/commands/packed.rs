@@ -16,7 +16,7 @@ use crate::resolve::CONFIG_BYTES_MAX;
 
 /// What a name stands for: one image, or an index with all its images.
 pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
-    let Some(digest) = record.index else { return Ok(ImageSet::single(image(env, record).await?)) };
+    let Some(digest) = record.index else { return Ok(ImageSet::over(vec![image(env, record).await?])) };
     let gone = || ImageError::Config(digest.to_string());
     let bytes = env.store.blob_bytes(&digest, Document::BYTES_MAX as u64)?.ok_or_else(gone)?;
     let Ok(Document::Index(listed)) = Document::parse(&bytes, None) else { return Err(gone().into()) };
@@ -30,9 +30,11 @@ pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Imag
     };
     let is_same = images.iter().all(|image| place(image).is_some());
     images.sort_by_key(place);
+    let stated = listed.media_type().as_ref().map(ToString::to_string);
+    let media_type = stated.unwrap_or_else(|| media_type::OCI_INDEX.to_owned());
     // Blobs that went and were made anew in another form make another index.
-    let index = if is_same { Index { digest, bytes } } else { Index::over(&images) };
-    Ok(ImageSet { images, index: Some(index) })
+    let index = if is_same { Index { digest, bytes, media_type } } else { Index::over(&images, &[], false) };
+    Ok(ImageSet { index: Some(index), ..ImageSet::over(images) })
 }
 
 /// The image with its manifest as it was made or pulled when that is possible, so that its digest stays; else a new
@@ -46,12 +48,12 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
         let info = env.store.layer(*id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
         let size = info.tar.map_or(0, |(_, bytes)| bytes);
         // A pulled layer has a blob that some registry made: it is used as it is.
-        layers.push(ImageLayer { id: *id, diff_id: *diff_id, size, is_base: true });
+        layers.push(ImageLayer { id: *id, diff_id: *diff_id, size, is_base: true, clamp: None });
     }
-    let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None, clamp: None };
+    let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None };
     match as_recorded(&env.store, record, &image)? {
         Some(packed) => Ok(packed),
-        None => pack(env, image, DEFAULT_GZIP).await,
+        None => pack(env, image, &DEFAULT_GZIP.into()).await,
     }
 }
 

@@ -130,7 +130,7 @@ pub(super) fn plain_env(
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
         network: StepNetwork::new(Network::None),
-        source_date_epoch: None,
+        epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
         failed_step: None,
     })

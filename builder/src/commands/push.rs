@@ -84,7 +84,7 @@ async fn push_one(
                 found: record.each().map(|image| image.platform.as_str()).collect::<Vec<_>>().join(", "),
                 wanted: wanted.to_string(),
             })?;
-            ImageSet::single(packed::image(env, image).await?)
+            ImageSet::over(vec![packed::image(env, image).await?])
         }
     };
     let names = [name.clone()];

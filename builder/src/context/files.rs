@@ -80,12 +80,12 @@ pub fn require_dir(context: &Path) -> Result<(), BuildError> {
 /// Reads the ignore file: `<Dockerfile>.dockerignore` when it exists, even empty, else the context's `.dockerignore`.
 /// Named contexts pass no Dockerfile.
 pub fn ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, BuildError> {
-    Ok(find_ignore(context, dockerfile)?.unwrap_or_default())
+    Ok(find_ignore(context, dockerfile)?.map(|found| found.ignore).unwrap_or_default())
 }
 
 /// What lint rules want to know about a directory as main context.
 pub fn facts(context: &Path, dockerfile: Option<&Path>) -> Result<ContextFacts, BuildError> {
-    let ignore = find_ignore(context, dockerfile)?;
+    let ignore = find_ignore(context, dockerfile)?.map(|found| found.ignore);
     let has_ignore_file = ignore.is_some();
     let ignore = ignore.unwrap_or_default();
     let is_heavy = |name: &&str| {
@@ -95,7 +95,22 @@ pub fn facts(context: &Path, dockerfile: Option<&Path>) -> Result<ContextFacts, 
     Ok(ContextFacts { ignore, has_ignore_file, heavy })
 }
 
-fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<Ignore>, BuildError> {
+/// An ignore file as found.
+#[derive(Debug)]
+pub struct FoundIgnore {
+    /// Where.
+    pub path: PathBuf,
+    /// What it says.
+    pub ignore: Ignore,
+}
+
+/// The Dockerfile that a context has under one of the default names.
+pub fn default_dockerfile(context: &Path) -> Option<PathBuf> {
+    DEFAULT_NAMES.iter().map(|name| context.join(name)).find(|path| path.is_file())
+}
+
+/// The ignore file that counts, when there is one: see [`ignore`].
+pub fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<FoundIgnore>, BuildError> {
     let beside = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".dockerignore");
@@ -104,8 +119,10 @@ fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<Ignor
     for path in beside.into_iter().chain([context.join(".dockerignore")]) {
         match read(&path) {
             Ok(bytes) => {
-                let ignore = Ignore::parse(&bytes);
-                return ignore.map(Some).map_err(|source| BuildError::Ignore { path, source });
+                return match Ignore::parse(&bytes) {
+                    Ok(ignore) => Ok(Some(FoundIgnore { path, ignore })),
+                    Err(source) => Err(BuildError::Ignore { path, source }),
+                };
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),

@@ -1,8 +1,12 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
+pub mod commit_time;
 pub mod files;
+pub mod list;
+pub mod remarks;
 pub mod remote;
 pub mod scan;
+mod secrets;
 pub mod stdin;
 pub mod wanted;
 

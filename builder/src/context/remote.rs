@@ -157,7 +157,10 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         nodes: Arc::new(env.store.clone()),
         dir: env.store.layer_dir(*layer)?,
         is_immutable: true,
+        identity: None,
         skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
         fingerprints: None,
     })
 }

@@ -22,6 +22,7 @@ use rbuild_cache::tree::{
 };
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
 
+use crate::context::secrets::{self, Suspicion};
 use crate::context::wanted::{Standing, Wanted};
 use crate::error::StepFailure;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
@@ -39,10 +40,16 @@ pub struct ScannedContext {
     pub nodes: Arc<dyn NodeStore>,
     /// The context directory.
     pub dir: OwnedFd,
+    /// Identifies the directory from build to build; `None` for one that is thrown away.
+    pub identity: Option<[u8; 32]>,
     /// True when nobody changes its files: it is a layer of the store.
     pub is_immutable: bool,
     /// Entries that were left out, with the reason.
     pub skipped: Vec<String>,
+    /// Bytes of the files that some step takes.
+    pub size_bytes: u64,
+    /// Files among them that look like secrets.
+    pub suspects: Vec<String>,
     /// The next stat index, when it differs from the last one.
     pub fingerprints: Option<(ScanMoment, Vec<FingerprintEntry>)>,
 }
@@ -86,7 +93,7 @@ pub enum ScanError {
     Tree(#[from] rbuild_cache::tree::NodeStoreError),
 }
 
-fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> ScanError {
+pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> ScanError {
     let path = String::from_utf8_lossy(path).into_owned();
     move |errno| ScanError::Io { what, path, source: errno.into() }
 }
@@ -149,6 +156,8 @@ fn walk(
         hint: 0,
         hits: 0,
         skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
         links: BTreeMap::new(),
     };
     let root_meta = Meta { mode: 0o755, ..Meta::default() };
@@ -165,9 +174,21 @@ fn walk(
     let changed = !walk.unhashed.is_empty() || walk.hits != index.len();
     let skipped = std::mem::take(&mut walk.skipped);
     let known = std::mem::take(&mut walk.known);
+    let (size_bytes, mut suspects) = (walk.size_bytes, std::mem::take(&mut walk.suspects));
+    suspects.sort();
     let (tree, nodes) = walk.finish()?;
     let fingerprints = changed.then_some((moment, known));
-    Ok(Some(ScannedContext { tree, nodes, dir, is_immutable: false, skipped, fingerprints }))
+    Ok(Some(ScannedContext {
+        tree,
+        nodes,
+        dir,
+        identity: None,
+        is_immutable: false,
+        skipped,
+        size_bytes,
+        suspects,
+        fingerprints,
+    }))
 }
 
 struct Walk<'a> {
@@ -182,6 +203,8 @@ struct Walk<'a> {
     hint: usize,
     hits: usize,
     skipped: Vec<String>,
+    size_bytes: u64,
+    suspects: Vec<String>,
     /// Paths of files with several names, by device and inode.
     links: BTreeMap<(u64, u64), Vec<RelPath>>,
 }
@@ -194,18 +217,7 @@ impl Walk<'_> {
             return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
         }
         let dir = open_beneath(root, &path, OFlags::DIRECTORY).map_err(io("open", &path))?;
-        let mut buffer = Vec::with_capacity(32 << 10);
-        let mut names: Vec<Vec<u8>> = Vec::new();
-        let mut reader = RawDir::new(&dir, buffer.spare_capacity_mut());
-        while let Some(entry) = reader.next() {
-            let entry = entry.map_err(io("list", &path))?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
-        }
-        names.sort_unstable();
-        for name in names {
+        for name in names_in(dir.as_fd(), &path)? {
             let mut child = path.clone();
             if !child.is_empty() {
                 child.push(b'/');
@@ -259,6 +271,15 @@ impl Walk<'_> {
                     self.links.entry((stat.st_dev, stat.st_ino)).or_default().push(RelPath::clamp(&path));
                 }
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
+                self.size_bytes = self.size_bytes.saturating_add(size);
+                let is_secret = match secrets::suspicion(&path) {
+                    None => false,
+                    Some(Suspicion::ByName) => true,
+                    Some(Suspicion::With(needle)) => holds(dir, &name, needle),
+                };
+                if is_secret {
+                    self.suspects.push(text.escape_debug().to_string());
+                }
                 let (rel, seen) = (RelPath::clamp(&path), file_stat(&stat));
                 match self.index.lookup(&rel, &seen, &mut self.hint) {
                     Some(content) => {
@@ -362,6 +383,30 @@ impl Walk<'_> {
     }
 }
 
+/// The names in a directory, sorted.
+pub(super) fn names_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, ScanError> {
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut reader = RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = reader.next() {
+        let entry = entry.map_err(io("list", path))?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// True when a file that its name makes suspect is a secret by what is in it. One that cannot be read is none.
+fn holds(dir: BorrowedFd<'_>, name: &[u8], needle: &str) -> bool {
+    let Ok(fd) = open_beneath(dir, name, OFlags::empty()) else { return false };
+    let mut bytes = vec![0; secrets::LOOK_BYTES_MAX];
+    let read = rustix::io::read(&fd, &mut bytes[..]).unwrap_or(0);
+    bytes[..read].windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
 fn file_stat(stat: &Stat) -> FileStat {
     let time = |secs: i64, nanos: i64| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
     FileStat {
@@ -376,7 +421,7 @@ fn file_stat(stat: &Stat) -> FileStat {
     }
 }
 
-fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     use rustix::fs::ResolveFlags;
     let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
     let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;

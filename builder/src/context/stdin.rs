@@ -153,7 +153,17 @@ fn only_dockerfile(
 fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
     let nodes = Arc::new(MemoryNodeStore::default());
     let tree = Tree::empty().apply(&*nodes, &diff)?;
-    Ok(ScannedContext { tree, nodes, dir, is_immutable: false, skipped: Vec::new(), fingerprints: None })
+    Ok(ScannedContext {
+        tree,
+        nodes,
+        dir,
+        identity: None,
+        is_immutable: false,
+        skipped: Vec::new(),
+        size_bytes: 0,
+        suspects: Vec::new(),
+        fingerprints: None,
+    })
 }
 
 /// The Dockerfile of an unpacked context. Symlinks are followed inside it and never out of it.

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::assemble::manifest::{LayerBlob, PackedImage};
 use crate::cancel::Cancel;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
+use crate::export::sibling;
 
 /// Bytes copied between two looks at the switch.
 const COPY_BYTES: usize = 256 << 10;
@@ -66,8 +67,7 @@ pub fn write_file(store: &Store, images: &[SavedImage], path: &Path, cancel: &Ca
         let out = fs::OpenOptions::new().write(true).open(path)?;
         return write(store, images, BufWriter::new(out), cancel);
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    let temporary = sibling(path);
     let result = fs::OpenOptions::new()
         .write(true)
         .create_new(true)

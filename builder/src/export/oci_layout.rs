@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
+use crate::export::sibling;
 
 /// Where the layout goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,41 +48,29 @@ pub fn write(store: &Store, set: &ImageSet, names: &[Reference], to: &Destinatio
     }
 }
 
-fn sibling(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
-}
-
 fn index(set: &ImageSet, names: &[Reference]) -> Vec<u8> {
     let root = set.root();
-    let entry = |annotations: Option<Value>| {
+    let entry = |name: Option<Reference>| {
+        let mut annotations = set.described_by();
+        if let Some(name) = name.map(Reference::with_default_tag) {
+            annotations.insert("io.containerd.image.name".to_owned(), name.to_string());
+            let tag = name.tag_or_latest().to_owned();
+            annotations.insert("org.opencontainers.image.ref.name".to_owned(), tag);
+        }
         let mut entry = json!({
             "mediaType": root.media_type,
             "digest": root.digest,
             "size": root.bytes.len(),
+            "annotations": annotations,
         });
         if let Some(platform) = root.platform {
             entry["platform"] = json!(platform);
         }
-        if let Some(annotations) = annotations {
-            entry["annotations"] = annotations;
-        }
         entry
     };
-    let created = set.created().unwrap_or_default();
-    let mut manifests: Vec<Value> = names
-        .iter()
-        .map(|name| {
-            let name = name.clone().with_default_tag();
-            entry(Some(json!({
-                "io.containerd.image.name": name.to_string(),
-                "org.opencontainers.image.ref.name": name.tag_or_latest(),
-                "org.opencontainers.image.created": created,
-            })))
-        })
-        .collect();
+    let mut manifests: Vec<Value> = names.iter().map(|name| entry(Some(name.clone()))).collect();
     if manifests.is_empty() {
-        manifests.push(entry(Some(json!({"org.opencontainers.image.created": created}))));
+        manifests.push(entry(None));
     }
     canonical_json(&json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests}))
 }

@@ -1,6 +1,7 @@
-//! Carries out what `--output` and `--push` ask for, one after the other. Outputs that pack layers in the same way share
-//! their blobs: a layer is encoded once in its life.
+//! Carries out what `--output`, `--push` and `--load` ask for, one after the other. Outputs that pack layers in the same
+//! way share their blobs: a layer is encoded once in its life.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
@@ -8,42 +9,80 @@ use rbuild_oci::Reference;
 use rbuild_registry::Client;
 
 use crate::assemble::BuiltImage;
-use crate::assemble::index::ImageSet;
+use crate::assemble::index::{ImageSet, SetPacking};
 use crate::build::ended;
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, OutputArg};
+use crate::cli::{self, BuildRequest, ContextArg, ImageOutput, LocalMode, OutputArg, PackingArg, Results};
 use crate::error::BuildError;
+use crate::export::archive::{self, SavedImage};
+use crate::export::engine::{self, EngineAddress, EngineError};
+use crate::export::files::{self, Files};
 use crate::export::oci_layout::{self, Destination};
 use crate::export::registry;
 use crate::ops::{ExecEnv, blocking};
-use crate::progress::Outcome;
+use crate::progress::{Outcome, VertexId};
 
 /// The images of a build on their way out.
 pub struct Outputs<'a> {
     /// What was asked for.
-    pub request: &'a BuildRequest,
+    pub results: &'a Results,
     /// Store and events.
     pub env: &'a Arc<ExecEnv>,
     /// Where pushes go through.
     pub registry: &'a Client,
-    /// One for each platform.
-    pub images: &'a [BuiltImage],
+    /// Where a local engine is.
+    pub engine: &'a EngineAddress,
+    /// One for each platform, with times in new layers set back to the epoch.
+    pub rewritten: &'a [BuiltImage],
+    /// The same with times as they are.
+    pub plain: &'a [BuiltImage],
+    /// The files of each, when an output wants them.
+    pub files: &'a Arc<Vec<Files>>,
     /// They belong into an index.
     pub is_multi: bool,
 }
 
+/// True when new layers of an output get times no later than the epoch, which is so unless somebody says no.
+pub fn rewrites(results: &Results, packing: &PackingArg) -> bool {
+    packing.rewrite_timestamp.or(results.rewrite_timestamp).unwrap_or(true)
+}
+
+/// How an output that makes an image packs it; `None` for those that make none.
+pub fn packing(output: &OutputArg) -> Option<&PackingArg> {
+    match output {
+        OutputArg::Image(ImageOutput { packing, .. })
+        | OutputArg::Oci { packing, .. }
+        | OutputArg::Docker { packing, .. } => Some(packing),
+        OutputArg::Local { .. } | OutputArg::Tar { .. } | OutputArg::CacheOnly => None,
+    }
+}
+
+/// True for outputs of the image's files alone.
+pub fn wants_files(output: &OutputArg) -> bool {
+    matches!(output, OutputArg::Local { .. } | OutputArg::Tar { .. })
+}
+
 impl Outputs<'_> {
-    /// Writes everything. `None` when nothing needed a manifest.
+    /// Writes everything. Gives what the image in the store is to stand for: what its own output packed, else what the
+    /// first one did; `None` when nothing needed a manifest.
     pub async fn write(&self, cancel: &Cancel) -> Result<Option<Arc<ImageSet>>, BuildError> {
-        let mut first = None;
-        for output in &self.request.outputs {
-            let set = match output {
-                OutputArg::CacheOnly => continue,
+        let (mut first, mut stored) = (None, None);
+        for output in &self.results.outputs {
+            if cancel.reason().is_some() {
+                return Err(BuildError::Canceled);
+            }
+            let set = match (output, packing(output)) {
                 // The store needs no manifest of a single image; of several the index is what the name stands for.
-                OutputArg::Image { push: false, .. } if !self.is_multi => continue,
-                OutputArg::Image { compression, .. } => self.pack(*compression, cancel).await?,
-                OutputArg::Oci { compression, .. } => self.pack(*compression, cancel).await?,
+                (OutputArg::Image(image), Some(_)) if !image.push && !self.is_multi => continue,
+                (_, Some(packing)) => self.pack(packing).await?,
+                (_, None) => {
+                    self.write_files(output).await?;
+                    continue;
+                }
             };
+            if cancel.reason().is_some() {
+                return Err(BuildError::Canceled);
+            }
             match output {
                 OutputArg::Oci { dest, archive, names, .. } => {
                     let dest = match (dest, archive) {
@@ -53,25 +92,50 @@ impl Outputs<'_> {
                     };
                     self.layout(&set, names, dest).await?;
                 }
-                OutputArg::Image { push: true, names, .. } => self.push(&set, names, cancel).await?,
-                OutputArg::Image { .. } | OutputArg::CacheOnly => {}
+                OutputArg::Docker { dest, names, .. } => self.docker(&set, names, dest, cancel).await?,
+                OutputArg::Image(image) if image.push => self.push(&set, image, cancel).await?,
+                _ => {}
+            }
+            if matches!(output, OutputArg::Image(_)) {
+                stored.get_or_insert(Arc::clone(&set));
             }
             first.get_or_insert(set);
         }
-        Ok(first)
+        Ok(stored.or(first))
     }
 
-    async fn pack(
-        &self,
-        compression: cli::Compression,
-        cancel: &Cancel,
-    ) -> Result<Arc<ImageSet>, BuildError> {
-        let compression = layer_compression(compression);
-        let set = ImageSet::pack(self.env, self.images, compression, self.is_multi).await?;
-        if cancel.reason().is_some() {
-            return Err(BuildError::Canceled);
+    async fn pack(&self, packing: &PackingArg) -> Result<Arc<ImageSet>, BuildError> {
+        let images = if rewrites(self.results, packing) { self.rewritten } else { self.plain };
+        let annotations = [self.results.annotations.as_slice(), &packing.annotations].concat();
+        let compression = layer_compression(packing.compression);
+        let needs_oci = match (&compression, annotations.is_empty()) {
+            (_, false) => Some("annotations"),
+            (Compression::Zstd { .. }, true) => Some("compression=zstd"),
+            _ => None,
+        };
+        if let (true, Some(what)) = (packing.docker_types, needs_oci) {
+            let text = format!("{what} exist in OCI images only: oci-mediatypes=false is not followed");
+            self.env.events.remark(text);
         }
-        Ok(Arc::new(set))
+        let packing = SetPacking {
+            compression,
+            force: packing.force,
+            docker_types: packing.docker_types && needs_oci.is_none(),
+            annotations,
+        };
+        Ok(Arc::new(ImageSet::pack(self.env, images, &packing, self.is_multi).await?))
+    }
+
+    fn begin(&self, name: impl Into<String>) -> VertexId {
+        let id = self.env.events.vertex(name.into());
+        self.env.events.started(id);
+        id
+    }
+
+    fn end<T>(&self, id: VertexId, result: Result<T, BuildError>) -> Result<T, BuildError> {
+        let result = ended(&self.env.events, id, result)?;
+        self.env.events.finished(id, Outcome::Done);
+        Ok(result)
     }
 
     async fn layout(
@@ -80,67 +144,145 @@ impl Outputs<'_> {
         names: &[Reference],
         dest: Destination,
     ) -> Result<(), BuildError> {
-        let events = &self.env.events;
-        let id = events.vertex("exporting to oci image format");
-        events.started(id);
+        let id = self.begin("exporting to oci image format");
         let (store, names, of) = (self.env.store.clone(), names.to_vec(), Arc::clone(set));
         let written = blocking(move || Ok(oci_layout::write(&store, &of, &names, &dest))).await?;
-        ended(events, id, written)?;
-        let what = if set.index.is_some() { "manifest list" } else { "manifest" };
-        events.note(id, format!("exporting {what} {}", set.root().digest));
-        events.finished(id, Outcome::Done);
-        Ok(())
+        if written.is_ok() {
+            let what = if set.index.is_some() { "manifest list" } else { "manifest" };
+            self.env.events.note(id, format!("exporting {what} {}", set.root().digest));
+        }
+        self.end(id, written)
+    }
+
+    async fn docker(
+        &self,
+        set: &Arc<ImageSet>,
+        names: &[Reference],
+        dest: &Option<cli::Destination>,
+        cancel: &Cancel,
+    ) -> Result<(), BuildError> {
+        let names = names.iter().map(|name| name.clone().with_default_tag()).collect();
+        let image = SavedImage::new(set.images[0].clone(), names);
+        let Some(dest) = dest else {
+            let id = self.begin(format!("loading into the Docker engine at {}", self.engine));
+            let loaded = engine::load(self.engine, &self.env.store, image, cancel).await;
+            let loaded = loaded.map_err(|error| match error {
+                EngineError::Canceled => BuildError::Canceled,
+                error => error.into(),
+            });
+            return self.end(id, loaded);
+        };
+        let id = self.begin("exporting to docker image format");
+        let (store, switch, dest) = (self.env.store.clone(), cancel.clone(), dest.clone());
+        let path = match &dest {
+            cli::Destination::Path(path) => path.clone(),
+            cli::Destination::Stdout => PathBuf::from("-"),
+        };
+        let written = blocking(move || {
+            Ok(match &dest {
+                cli::Destination::Path(path) => archive::write_file(&store, &[image], path, &switch),
+                cli::Destination::Stdout => {
+                    archive::write(&store, &[image], std::io::stdout().lock(), &switch)
+                }
+            })
+        });
+        let written = written.await?.map_err(|source| BuildError::Export { path, source });
+        self.end(id, written)
     }
 
     async fn push(
         &self,
         set: &Arc<ImageSet>,
-        names: &[Reference],
+        image: &ImageOutput,
         cancel: &Cancel,
     ) -> Result<(), BuildError> {
-        let events = &self.env.events;
+        let digest = set.root().digest;
+        let pinned = |name: &Reference| if image.by_digest { name.only_digest(digest) } else { name.clone() };
+        let names: Vec<Reference> = image.names.iter().map(pinned).collect();
         let shown: Vec<String> = names.iter().map(Reference::familiar).collect();
-        let id = events.vertex(format!("pushing {}", shown.join(", ")));
-        events.started(id);
-        let pushing = registry::push(self.registry, &self.env.store, set, names, events, id);
+        let id = self.begin(format!("pushing {}", shown.join(", ")));
+        let pushing = registry::push(self.registry, &self.env.store, set, &names, &self.env.events, id);
         let pushed = tokio::select! {
             pushed = pushing => pushed,
             () = cancel.cancelled() => Err(BuildError::Canceled),
         };
-        ended(events, id, pushed)?;
-        events.finished(id, Outcome::Done);
-        Ok(())
+        self.end(id, pushed)
+    }
+
+    async fn write_files(&self, output: &OutputArg) -> Result<(), BuildError> {
+        let clamp = self.env.source_date_epoch();
+        let clamp = clamp.filter(|_| self.results.rewrite_timestamp.unwrap_or(true));
+        let split = |asked: &Option<bool>| asked.unwrap_or(self.is_multi);
+        let images = Arc::clone(self.files);
+        match output {
+            OutputArg::Local { dest, mode, platform_split } => {
+                let id = self.begin("exporting to client directory");
+                let (dest, mode, split) = (dest.clone(), *mode, split(platform_split));
+                let write = move || files::write_directory(&images, &dest, mode, split, clamp);
+                let devices = blocking(move || Ok(write())).await?.map_err(BuildError::from);
+                let devices = self.end(id, devices)?;
+                if devices > 0 {
+                    let plural = if devices == 1 { "device was" } else { "devices were" };
+                    self.env.events.remark(format!("{devices} {plural} left out of the directory"));
+                }
+                Ok(())
+            }
+            OutputArg::Tar { dest, platform_split } => {
+                let id = self.begin("exporting to client tarball");
+                let (dest, split) = (dest.clone(), split(platform_split));
+                let write = move || files::write_tar(&images, &dest, split, clamp);
+                let written = blocking(move || Ok(write())).await?.map_err(BuildError::from);
+                self.end(id, written)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// Names that the image gets in the store: those of outputs that make an image here.
-pub fn store_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { names, .. } => names.clone(),
-        OutputArg::Oci { .. } | OutputArg::CacheOnly => Vec::new(),
+/// Names that the image gets in the store: those of outputs that make an image here. `set` is what exporters made of it.
+pub fn store_names(results: &Results, set: Option<&ImageSet>) -> Vec<Reference> {
+    names_of(results, |output| match output {
+        OutputArg::Image(image) if !image.not_stored => {
+            let digest = set.map(|set| set.root().digest);
+            let mut names = if image.by_digest { Vec::new() } else { image.names.clone() };
+            if image.canonical || image.by_digest {
+                names.extend(
+                    digest.into_iter().flat_map(|d| image.names.iter().map(move |n| n.only_digest(d))),
+                );
+            }
+            if names.is_empty()
+                && let (Some(prefix), Some(digest)) = (&image.dangling, digest)
+            {
+                names.push(prefix.only_digest(digest));
+            }
+            names
+        }
+        _ => Vec::new(),
     })
 }
 
 /// Names that the image gets anywhere.
-pub fn all_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { names, .. } | OutputArg::Oci { names, .. } => names.clone(),
-        OutputArg::CacheOnly => Vec::new(),
+pub fn all_names(results: &Results) -> Vec<Reference> {
+    names_of(results, |output| match output {
+        OutputArg::Image(ImageOutput { names, .. })
+        | OutputArg::Oci { names, .. }
+        | OutputArg::Docker { names, .. } => names.clone(),
+        OutputArg::Local { .. } | OutputArg::Tar { .. } | OutputArg::CacheOnly => Vec::new(),
     })
 }
 
 /// Names that the image is pushed under.
-pub fn pushed_names(request: &BuildRequest) -> Vec<Reference> {
-    names_of(request, |output| match output {
-        OutputArg::Image { push: true, names, .. } => names.clone(),
+pub fn pushed_names(results: &Results) -> Vec<Reference> {
+    names_of(results, |output| match output {
+        OutputArg::Image(image) if image.push => image.names.clone(),
         _ => Vec::new(),
     })
 }
 
 /// Each name once, in the order of the outputs.
-fn names_of(request: &BuildRequest, of: impl Fn(&OutputArg) -> Vec<Reference>) -> Vec<Reference> {
+fn names_of(results: &Results, of: impl Fn(&OutputArg) -> Vec<Reference>) -> Vec<Reference> {
     let mut names: Vec<Reference> = Vec::new();
-    for name in request.outputs.iter().flat_map(of) {
+    for name in results.outputs.iter().flat_map(of) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -149,12 +291,33 @@ fn names_of(request: &BuildRequest, of: impl Fn(&OutputArg) -> Vec<Reference>) -
 }
 
 /// Files and directories that the outputs make.
-pub fn written_paths(request: &BuildRequest) -> Vec<String> {
+pub fn written_paths(results: &Results) -> Vec<String> {
     let written = |output: &OutputArg| match output {
-        OutputArg::Oci { dest: cli::Destination::Path(path), .. } => Some(path.display().to_string()),
+        OutputArg::Oci { dest: cli::Destination::Path(path), .. }
+        | OutputArg::Docker { dest: Some(cli::Destination::Path(path)), .. }
+        | OutputArg::Tar { dest: cli::Destination::Path(path), .. }
+        | OutputArg::Local { dest: path, .. } => Some(path.display().to_string()),
         _ => None,
     };
-    request.outputs.iter().filter_map(written).collect()
+    results.outputs.iter().filter_map(written).collect()
+}
+
+/// Destinations that lose what was there: asked before anything is built.
+pub fn check(request: &BuildRequest) -> Result<(), BuildError> {
+    let context = match &request.context {
+        ContextArg::Local(dir) => Some(dir.as_path()),
+        ContextArg::Stdin | ContextArg::Git(_) | ContextArg::Http(_) => None,
+    };
+    for output in &request.results.outputs {
+        match output {
+            OutputArg::Local { dest, mode: LocalMode::Delete, .. } => files::may_delete(dest, context)?,
+            output if output.is_stdout() && std::io::IsTerminal::is_terminal(&std::io::stdout()) => {
+                return Err(files::FilesError::Terminal.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn layer_compression(asked: cli::Compression) -> Compression {

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 
 use rbuild_cache::copy::{self, Sources};
 use rbuild_cache::layer::{self, Untouched};
+use rbuild_cache::store::Draft;
 use rbuild_frontend::graph::{Network, RunOp};
 
 use crate::error::StepFailure;
@@ -30,7 +31,7 @@ pub(super) fn layer(
     let dir = draft.diff_fd().as_fd();
     let files = env.stack_source(root)?;
     let plan = copy::plan_whole(&env.store, &root.tree, &files)?;
-    let sources = Sources { main: Some(&files), archives: &[] };
+    let sources = Sources { main: Some(&files), ..Sources::default() };
     copy::materialise(&plan, dir, &sources, env.overlay.owners(), env.overlay)?;
     let untouched = Untouched::of(dir)?;
 
@@ -54,5 +55,5 @@ pub(super) fn layer(
     let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root))?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
-    Ok(NewLayer { draft, diff, tree, size_bytes })
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }

@@ -1,13 +1,17 @@
-//! Executes COPY and ADD: a plan on trees, then files into a fresh layer directory. No mount, no sandbox.
+//! Executes COPY and ADD: a plan on trees, then the files into a layer. No mount, no sandbox.
 //!
 //! Archives that ADD meets are unpacked first: what is in them is part of the plan.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, FileSource, Sources};
+use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
+use rbuild_cache::layer::{self, Compression};
+use rbuild_cache::store::{Draft, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
+use rbuild_oci::DiffId;
 
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
@@ -36,6 +40,15 @@ pub enum Origin {
     Inline,
 }
 
+/// How the layer of a copy is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// As a directory: something of this build mounts it, or reads its files.
+    Directory,
+    /// As packs: nothing does. The key names the layer that this step made last, whose packs may have most of it.
+    Packs([u8; 32]),
+}
+
 /// Copies into a new layer on top of `root`.
 pub async fn execute(
     env: &Arc<ExecEnv>,
@@ -43,12 +56,13 @@ pub async fn execute(
     root: &Arc<Solved>,
     origin: Origin,
     selection: Option<Arc<Selection>>,
+    keep: Keep,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     env.events.started(vertex);
     let (env, copy, root) = (Arc::clone(env), copy.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &copy, &root, &origin, selection.as_deref())).await
+    blocking(move || layer(&env, &copy, &root, &origin, selection.as_deref(), keep)).await
 }
 
 fn layer(
@@ -57,6 +71,7 @@ fn layer(
     root: &Solved,
     origin: &Origin,
     selection: Option<&Selection>,
+    keep: Keep,
 ) -> Result<NewLayer, StepFailure> {
     // The layer of `--link` is made on nothing: neither files nor accounts of the root matter.
     let below = if op.link { &Solved { tree: Tree::empty(), stack: Vec::new() } } else { root };
@@ -84,15 +99,51 @@ fn layer(
     let items = items(op, selection, &unarchived);
     let nodes = crate::context::nodes_of(env, origin, selection);
     let source = files.as_deref();
-    let plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
-    let draft = env.store.draft(&env.lease)?;
+    let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
-    let sources = Sources { main: source, archives: &archives };
-    copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
-    let diff = without_same_root(plan.diff, &below.tree.root);
+    let sources = Sources { main: source, archives: &archives, ..Sources::default() };
+    let (draft, tar, recent) = match keep {
+        Keep::Directory => {
+            let draft = env.store.draft(&env.lease)?;
+            copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
+            plan.diff = without_same_root(plan.diff, &below.tree.root);
+            (Draft::Dir(draft), None, None)
+        }
+        Keep::Packs(step) => {
+            plan.diff = without_same_root(plan.diff, &below.tree.root);
+            let (packs, tar) = pack(env, &plan, &sources, &step)?;
+            (Draft::Packed(packs), Some(tar), Some(step))
+        }
+    };
+    let diff = plan.diff;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
-    Ok(NewLayer { draft, diff, tree, size_bytes })
+    Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
+}
+
+/// Packs the layer: contents that the step's last layer has are shared with it, the others are read from their sources,
+/// and digest and length of the layer's tar come out of the same pass.
+fn pack(
+    env: &ExecEnv,
+    plan: &CopyPlan,
+    sources: &Sources<'_>,
+    step: &[u8; 32],
+) -> Result<(ReadyPacks, (DiffId, u64)), StepFailure> {
+    let recent = env.store.recent_layer(step)?;
+    // Damaged packs are no reason to fail here: the contents are read from where they came.
+    let known = recent.and_then(|layer| env.store.layer_packs(layer).ok().flatten()).unwrap_or_default();
+    let worth = copy::worth_sharing(&plan.diff, &known.packs);
+    let shared = known.keep(&worth);
+    let mut draft = env.store.packed_draft(&env.lease)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let encoded = layer::encode(
+        |out| copy::pack(plan, sources, &shared.packs, &mut draft.writer, out),
+        Compression::None,
+        &mut io::sink(),
+        threads,
+    )?;
+    let ready = env.store.finish_packs(draft, &shared)?;
+    Ok((ready, (encoded.diff_id, encoded.uncompressed)))
 }
 
 /// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.

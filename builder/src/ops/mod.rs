@@ -8,6 +8,7 @@ pub mod fetched;
 pub mod git;
 pub mod http;
 pub mod image;
+pub mod layers;
 pub mod network;
 pub mod owner;
 pub mod run;
@@ -17,10 +18,10 @@ pub mod workdir;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rbuild_cache::copy::StackSource;
-use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm, decode_diff};
-use rbuild_cache::store::{LayerDraft, LayerId, Lease, Store};
+use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm};
+use rbuild_cache::store::{Draft, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
+use rbuild_oci::DiffId;
 use rbuild_registry::Client;
 use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
@@ -31,7 +32,8 @@ use crate::error::StepFailure;
 use crate::git::GitSettings;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
-use crate::solve::Solved;
+
+pub use layers::layer_diff;
 
 /// What every op needs from its build.
 pub struct ExecEnv {
@@ -59,8 +61,8 @@ pub struct ExecEnv {
     pub disk_slots: Arc<Semaphore>,
     /// Networks of RUN steps.
     pub network: StepNetwork,
-    /// `SOURCE_DATE_EPOCH`, in seconds.
-    pub source_date_epoch: Option<i64>,
+    /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.
+    pub epoch: OnceLock<i64>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
@@ -69,30 +71,36 @@ pub struct ExecEnv {
 
 /// An executed step's layer, before it is committed.
 pub struct NewLayer {
-    /// Its directory in the work area.
-    pub draft: LayerDraft,
+    /// Its files in the work area.
+    pub draft: Draft,
     /// What it changes.
     pub diff: LayerDiff,
     /// State after it.
     pub tree: Tree,
     /// Bytes of regular files in it.
     pub size_bytes: u64,
+    /// Digest and length of its tar, when it was made in passing.
+    pub tar: Option<(DiffId, u64)>,
+    /// Under which the layer is to be found by the next step like this one, when that may share its files.
+    pub recent: Option<[u8; 32]>,
 }
 
 impl ExecEnv {
-    /// Time for directories that a step makes: now, or the epoch that was asked for.
-    pub fn now(&self) -> Mtime {
-        if let Some(secs) = self.source_date_epoch {
-            return Mtime { secs, nanos: 0 };
-        }
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Mtime { secs: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nanos: now.subsec_nanos() }
+    /// `SOURCE_DATE_EPOCH`, in seconds.
+    pub fn source_date_epoch(&self) -> Option<i64> {
+        self.epoch.get().copied()
     }
 
-    /// Files of a state, read from its layers without a mount.
-    pub fn stack_source(&self, solved: &Solved) -> Result<StackSource, StepFailure> {
-        let dirs = solved.stack.iter().map(|layer| self.store.layer_dir(*layer));
-        Ok(StackSource::new(dirs.collect::<Result<_, _>>()?))
+    /// Time for directories that a step makes: now. An epoch that was asked for does not enter here but when the
+    /// layer is written: the layer is the same for all epochs, and a later build with another one finds it.
+    pub fn now(&self) -> Mtime {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let secs = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        // Only later times are set back when the layer is written.
+        match self.source_date_epoch() {
+            Some(epoch) if epoch > secs => Mtime { secs: epoch, nanos: 0 },
+            _ => Mtime { secs, nanos: now.subsec_nanos() },
+        }
     }
 }
 
@@ -127,9 +135,4 @@ pub fn size_bytes(diff: &LayerDiff) -> u64 {
         _ => 0,
     };
     diff.entries.iter().map(size).sum()
-}
-
-/// The recorded diff of a layer.
-pub fn layer_diff(env: &ExecEnv, layer: LayerId) -> Result<LayerDiff, StepFailure> {
-    Ok(decode_diff(&env.store.layer_entries(layer)?)?)
 }

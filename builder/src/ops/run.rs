@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
+use rbuild_cache::store::Draft;
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{RunOp, Step};
 use rbuild_oci::Platform;
@@ -60,7 +61,7 @@ fn layer(
 ) -> Result<NewLayer, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
-    let layers: Vec<PathBuf> = root.stack.iter().map(|layer| env.store.layer_path(*layer)).collect();
+    let layers = env.layer_dirs(&root.stack)?;
     let mut dirs = vec![mount_points(env)?];
     dirs.extend(layers.iter().map(PathBuf::as_path));
     let upper = (draft.diff_path(), draft.work_path());
@@ -100,7 +101,7 @@ fn layer(
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
     teardown.wait();
-    Ok(NewLayer { draft, diff, tree, size_bytes })
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }
 
 /// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they

@@ -41,6 +41,13 @@ pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
     Key::content(hash("content/3", &OverContents(op), inputs))
 }
 
+/// Names the place of a step among builds, whatever it is fed: where the step's last layer may be found. `context`
+/// identifies the directory that it reads.
+pub fn recent_key(op: &Op, context: Option<[u8; 32]>) -> [u8; 32] {
+    let slot = |digest| InputDigest { slot: 1, digest };
+    hash("recent/1", op, context.map(slot).as_slice())
+}
+
 fn hash(domain: &str, op: &impl Canonical, inputs: &[InputDigest]) -> [u8; 32] {
     let mut out = CanonicalWriter::new(domain);
     out.value(op).u64(inputs.len() as u64);

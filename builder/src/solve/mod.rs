@@ -10,6 +10,7 @@
 //! as canceled, and the call returns when nothing of the build runs any more.
 
 pub mod keys;
+pub mod mounted;
 pub mod pin;
 pub mod plan;
 pub mod reuse;

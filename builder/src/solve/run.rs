@@ -1,6 +1,6 @@
 //! Executes what the plan left over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -22,6 +22,7 @@ use crate::progress::{Outcome, VertexId};
 use crate::resolve::BaseImages;
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::mounted::mounted;
 use crate::solve::plan::{Contexts, Plan};
 use crate::solve::reuse::Reuse;
 use crate::timestamp;
@@ -40,6 +41,8 @@ pub struct Solver {
     contexts: Contexts,
     images: BaseImages,
     env: Arc<ExecEnv>,
+    /// Nodes whose layers have to be directories.
+    mounted: HashSet<NodeIndex>,
     explainer: Arc<Explainer>,
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
@@ -74,6 +77,7 @@ impl Solver {
                 env.events.finished(id, Outcome::Cached);
             }
         }
+        let mounted = mounted(&graph, &plan.needed);
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
         Self {
             graph,
@@ -81,6 +85,7 @@ impl Solver {
             contexts,
             images,
             env,
+            mounted,
             explainer,
             vertices,
             cells,
@@ -288,7 +293,14 @@ impl Solver {
         self.explainer.say(&miss, &self.env.events, vertex);
         let started = Instant::now();
         let made = self.execute(node, &root, &origin, &selection, vertex).await;
-        let solved = made.and_then(|new| self.record(node, &key, def_key, &root, new, started, use_cache));
+        let solved = made.and_then(|new| {
+            let recent = new.recent;
+            let solved = self.record(node, &key, def_key, &root, new, started, use_cache)?;
+            if let (Some(step), Some(layer)) = (recent, solved.stack.last()) {
+                self.env.store.put_recent_layer(&step, *layer)?;
+            }
+            Ok(solved)
+        });
         if !matches!(solved, Err(StepFailure::Canceled)) {
             self.explainer.executed(miss, started.elapsed(), solved.is_err(), &nodes);
         }
@@ -316,7 +328,9 @@ impl Solver {
         match op {
             Op::Run(run) => ops::run::execute(&self.env, step, run, root, vertex).await,
             Op::Copy(copy) => {
-                ops::copy::execute(&self.env, copy, root, origin.clone(), selection.clone(), vertex).await
+                let keep = self.keep(node, op, origin);
+                let (origin, selection) = (origin.clone(), selection.clone());
+                ops::copy::execute(&self.env, copy, root, origin, selection, keep, vertex).await
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, root, vertex).await,
             Op::Scratch | Op::Image(_) | Op::Context(_) | Op::Http(_) | Op::Git(_) => {
@@ -377,6 +391,19 @@ impl Solver {
             return ops::copy::Origin::Added { context, remotes };
         }
         context.map_or(ops::copy::Origin::Inline, ops::copy::Origin::Context)
+    }
+
+    /// How the layer of a copy is kept.
+    fn keep(&self, node: NodeIndex, op: &Op, origin: &ops::copy::Origin) -> ops::copy::Keep {
+        if self.mounted.contains(&node) {
+            return ops::copy::Keep::Directory;
+        }
+        let context = match origin {
+            ops::copy::Origin::Context(context) => context.identity,
+            ops::copy::Origin::Added { context, .. } => context.as_ref().and_then(|context| context.identity),
+            ops::copy::Origin::Stage(_) | ops::copy::Origin::Inline => None,
+        };
+        ops::copy::Keep::Packs(keys::recent_key(op, context))
     }
 
     fn by_content(
@@ -455,7 +482,10 @@ impl Solver {
         let layer = match older {
             Some(layer) => layer,
             None => {
-                let layer = store.commit_layer(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
+                let layer = store.commit(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
+                if let Some((diff_id, bytes)) = new.tar {
+                    store.set_diff_id(layer, &diff_id, bytes)?;
+                }
                 let canonical = store.put_result_by_trees(&parent, &made, layer)?;
                 // `--no-cache` asks for what this execution made, new times included.
                 if use_cache { canonical } else { layer }

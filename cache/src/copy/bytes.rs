@@ -1,6 +1,6 @@
 //! Moving a file's bytes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::copy_file_range;
 use rustix::io::{Errno, pread, pwrite, write};
@@ -29,9 +29,9 @@ pub(super) fn copy_in_kernel(from: &OwnedFd, to: &OwnedFd, size: u64) -> rustix:
 }
 
 /// Reads and writes from offset `at` to `size`, or to the end when the file is shorter. What a file grew by since it was
-/// planned stays behind.
+/// planned stays behind. In `from` the bytes begin at `start`.
 pub(super) fn copy_rest(
-    from: &OwnedFd,
+    (from, start): (impl AsFd, u64),
     to: &OwnedFd,
     mut at: u64,
     size: u64,
@@ -40,7 +40,7 @@ pub(super) fn copy_rest(
 ) -> rustix::io::Result<()> {
     buffer.resize(BUFFER_BYTES, 0);
     while at < size {
-        let count = match pread(from, &mut buffer[..block(size - at)], at) {
+        let count = match pread(&from, &mut buffer[..block(size - at)], start + at) {
             Ok(0) => break,
             Ok(count) => count,
             Err(Errno::INTR) => continue,

@@ -1,6 +1,7 @@
 //! Filling the layer directory.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
+use super::pack::open_planned;
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
 use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners};
@@ -33,6 +35,8 @@ pub struct Sources<'a> {
     pub main: Option<&'a dyn FileSource>,
     /// What [`FileOrigin::Archive`] indexes.
     pub archives: &'a [&'a dyn FileSource],
+    /// What [`FileOrigin::Packed`] indexes.
+    pub packs: &'a [&'a File],
 }
 
 /// Why a layer directory could not be filled. What was written so far is left behind.
@@ -52,6 +56,14 @@ pub enum MaterialiseError {
     Changed {
         /// Path in the source.
         source_path: RelPath,
+    },
+    /// A content is not in its pack any more as it was written.
+    #[error(
+        "the stored content of /{path} is damaged (`rbuild cache fsck --repair` drops what relies on it)"
+    )]
+    Damaged {
+        /// The destination.
+        path: RelPath,
     },
     /// The plan names a source that was not given.
     #[error("/{path} has no source to be copied from")]
@@ -300,30 +312,19 @@ impl<'a> Filler<'a> {
             FileOrigin::Archive { index, path: from } => {
                 (*self.sources.archives.get(*index).ok_or_else(no_source)?, from)
             }
+            FileOrigin::Packed { index, at } => {
+                let pack = *self.sources.packs.get(*index).ok_or_else(no_source)?;
+                return self.unpack(path, file, (pack, *at), size, content);
+            }
         };
-        let opened = source.open(from);
-        if size == 0 && matches!(opened, Err(SourceError::NotRegular { .. })) {
-            // A socket, which counts as an empty file. Whatever it is, none of its bytes were planned.
-            return Ok(());
-        }
-        let opened = opened.map_err(|source| MaterialiseError::Source { path: path.clone(), source })?;
+        let Some(opened) = open_planned(source, path, from, size)? else { return Ok(()) };
         let changed = || MaterialiseError::Changed { source_path: from.clone() };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
-        let found = fstat(&opened).map_err(failed("look at the source of", path))?.st_size;
-        let found = u64::try_from(found).unwrap_or(0);
-        // A file that only grew since it was hashed (the log of this build, say) is copied as it was.
-        let has_grown = found > size && !source.is_immutable();
-        if found != size && !has_grown {
-            return Err(changed());
-        }
-        if size == 0 {
-            return Ok(());
-        }
         let is_cloned = self.clone_file(file, &opened);
         let is_right = if source.is_immutable() {
             if !is_cloned {
                 copy_in_kernel(&opened, file, size)
-                    .and_then(|copied| copy_rest(&opened, file, copied, size, &mut self.buffer, |_| {}))
+                    .and_then(|copied| copy_rest((&opened, 0), file, copied, size, &mut self.buffer, |_| {}))
                     .map_err(failed("copy", path))?;
             }
             is_size(file).map_err(failed("look at", path))?
@@ -333,17 +334,36 @@ impl<'a> Filler<'a> {
                 hasher.update(bytes);
             };
             if is_cloned {
-                if has_grown {
-                    ftruncate(file, size).map_err(failed("cut", path))?;
-                }
+                // What the source grew by since it was hashed.
+                ftruncate(file, size).map_err(failed("cut", path))?;
                 read_all(file, size, &mut self.buffer, &mut hash).map_err(failed("read", path))?;
             } else {
-                copy_rest(&opened, file, 0, size, &mut self.buffer, &mut hash)
+                copy_rest((&opened, 0), file, 0, size, &mut self.buffer, &mut hash)
                     .map_err(failed("copy", path))?;
             }
             hasher.finalize().as_bytes() == &content.0
         };
         if is_right { Ok(()) } else { Err(changed()) }
+    }
+
+    /// Copies a content out of a pack.
+    fn unpack(
+        &mut self,
+        path: &RelPath,
+        file: &OwnedFd,
+        from: (&File, u64),
+        size: u64,
+        content: &ContentDigest,
+    ) -> Result<(), MaterialiseError> {
+        let mut hasher = blake3::Hasher::new();
+        let hash = |bytes: &[u8]| {
+            hasher.update(bytes);
+        };
+        copy_rest(from, file, 0, size, &mut self.buffer, hash).map_err(failed("write", path))?;
+        if hasher.finalize().as_bytes() != &content.0 {
+            return Err(MaterialiseError::Damaged { path: path.clone() });
+        }
+        Ok(())
     }
 
     /// Shares the source's extents where the filesystem can.

@@ -16,11 +16,13 @@
 //! | `workdir` | WORKDIR |
 //! | `view` | the parent tree with what is planned so far |
 //! | `materialise`, `bytes` | filling the layer directory |
+//! | `pack` | keeping a layer without a directory, and making that later |
 //! | `source`, `stack` | reading a context directory, a stack of layers |
 
 mod archive;
 mod bytes;
 mod materialise;
+mod pack;
 mod plan;
 mod source;
 mod stack;
@@ -32,9 +34,10 @@ mod workdir;
 mod tests;
 
 pub use materialise::{MaterialiseError, Sources, materialise};
+pub use pack::{PackLayerError, materialise_packed, pack, worth_sharing};
 pub use plan::{Archive, CopyItem, CopyOptions, plan};
 pub use source::{DirSource, FileSource, SourceError};
-pub use stack::StackSource;
+pub use stack::{ListedLayer, StackLayer, StackSource};
 pub use whole::plan_whole;
 pub use workdir::plan_workdir;
 
@@ -65,6 +68,13 @@ pub enum FileOrigin {
         index: usize,
         /// Where in it.
         path: RelPath,
+    },
+    /// In a pack of the store.
+    Packed {
+        /// Which one.
+        index: usize,
+        /// Where in it.
+        at: u64,
     },
 }
 

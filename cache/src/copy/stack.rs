@@ -1,53 +1,113 @@
-//! Reading a stack of layer directories as one state.
+//! Reading a stack of layers as one state.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, fstat, statat};
 use rustix::io::Errno;
 
 use super::source::{FileSource, RecentDirs, SourceError, mtime_of, open_dir, open_file, source_error};
-use crate::layer::Mtime;
+use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 
-/// Layer directories of a stack, read without mounting it.
+/// A layer that is known by its listing and has no directory unless somebody wants a file of it.
+pub trait ListedLayer: Send + Sync {
+    /// What is in it.
+    fn listing(&self) -> Result<&LayerDiff, SourceError>;
+    /// Its directory, made at the first call.
+    fn dir(&self) -> Result<BorrowedFd<'_>, SourceError>;
+}
+
+/// One layer of a stack.
+pub enum StackLayer {
+    /// With a directory.
+    Dir(OwnedFd),
+    /// Without one so far.
+    Listed(Box<dyn ListedLayer>),
+}
+
+/// Layers of a stack, read without mounting them.
 ///
 /// Only for paths that the stack's tree has: then the topmost layer with an entry there is the one that shows, since
 /// a layer that hides lower ones has either the entry itself or nothing. What the tree does not have may well be found.
-#[derive(Debug)]
 pub struct StackSource {
     /// Base first.
-    layers: Vec<OwnedFd>,
+    layers: Vec<StackLayer>,
     /// Directories in the layers that have them, topmost first.
-    recent: RecentDirs<Vec<OwnedFd>>,
+    recent: RecentDirs<Vec<DirOf>>,
+}
+
+/// A directory in one of the layers.
+enum DirOf {
+    /// Open.
+    Dir(OwnedFd),
+    /// In the listing of the layer at this place.
+    Listed(usize),
 }
 
 impl StackSource {
-    /// Takes the layers' directories, base first. None are needed for `FROM scratch`.
-    pub fn new(layers: Vec<OwnedFd>) -> Self {
+    /// Takes the layers, base first. None are needed for `FROM scratch`.
+    pub fn new(layers: Vec<StackLayer>) -> Self {
         Self { layers, recent: RecentDirs::default() }
     }
 
-    fn dirs(&self, dir: &RelPath) -> Result<Arc<Vec<OwnedFd>>, SourceError> {
+    fn dirs(&self, dir: &RelPath) -> Result<Arc<Vec<DirOf>>, SourceError> {
         self.recent.get_or(dir, || {
-            let mut fds = Vec::new();
-            for layer in self.layers.iter().rev() {
-                match open_dir(layer.as_fd(), dir) {
-                    Ok(fd) => fds.push(fd),
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(errno) => return Err(source_error("open the directory", dir, errno)),
+            let mut found = Vec::new();
+            for (at, layer) in self.layers.iter().enumerate().rev() {
+                match layer {
+                    StackLayer::Dir(fd) => match open_dir(fd.as_fd(), dir) {
+                        Ok(fd) => found.push(DirOf::Dir(fd)),
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(errno) => return Err(source_error("open the directory", dir, errno)),
+                    },
+                    // Listings have the directories that lead to what is in them; the root may be left out.
+                    StackLayer::Listed(layer) => {
+                        let entry = entry_of(layer.listing()?, dir);
+                        let is_dir = entry.is_some_and(|entry| matches!(entry.change, Change::Dir { .. }));
+                        if is_dir || dir.is_root() {
+                            found.push(DirOf::Listed(at));
+                        }
+                    }
                 }
             }
-            Ok(fds)
+            Ok(found)
         })
     }
+
+    /// The listed layer at a place that [`Self::dirs`] gave, and its entry at `path`.
+    fn listed(
+        &self,
+        at: usize,
+        path: &RelPath,
+    ) -> Result<Option<(&dyn ListedLayer, &DiffEntry)>, SourceError> {
+        let StackLayer::Listed(layer) = &self.layers[at] else { return Ok(None) };
+        let entry = entry_of(layer.listing()?, path).filter(|entry| entry.change != Change::Whiteout);
+        Ok(entry.map(|entry| (&**layer, entry)))
+    }
+}
+
+fn entry_of<'a>(listing: &'a LayerDiff, path: &RelPath) -> Option<&'a DiffEntry> {
+    let at = listing.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()?;
+    listing.entries.get(at)
 }
 
 impl FileSource for StackSource {
     fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
         let dir = path.parent().ok_or_else(|| SourceError::NotRegular { path: path.clone() })?;
-        for fd in self.dirs(&dir)?.iter() {
-            if let Some(file) = open_file(fd.as_fd(), path)? {
+        for place in self.dirs(&dir)?.iter() {
+            let file = match place {
+                DirOf::Dir(fd) => open_file(fd.as_fd(), path)?,
+                DirOf::Listed(at) => match self.listed(*at, path)? {
+                    Some((layer, _)) => {
+                        let parent = open_dir(layer.dir()?, &dir)
+                            .map_err(|errno| source_error("open the directory of", path, errno))?;
+                        open_file(parent.as_fd(), path)?
+                    }
+                    None => None,
+                },
+            };
+            if let Some(file) = file {
                 return Ok(file);
             }
         }
@@ -58,14 +118,30 @@ impl FileSource for StackSource {
         let missing = || SourceError::Missing { path: path.clone() };
         let failed = |errno| source_error("look at", path, errno);
         let Some(dir) = path.parent() else {
-            let top = self.layers.last().ok_or_else(missing)?;
-            return fstat(top).map(|stat| mtime_of(&stat)).map_err(failed);
+            for layer in self.layers.iter().rev() {
+                match layer {
+                    StackLayer::Dir(fd) => return fstat(fd).map(|stat| mtime_of(&stat)).map_err(failed),
+                    StackLayer::Listed(layer) => {
+                        if let Some(entry) = entry_of(layer.listing()?, path) {
+                            return Ok(entry.mtime);
+                        }
+                    }
+                }
+            }
+            return Err(missing());
         };
-        for fd in self.dirs(&dir)?.iter() {
-            match statat(fd, path.name(), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => return Ok(mtime_of(&stat)),
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(failed(errno)),
+        for place in self.dirs(&dir)?.iter() {
+            match place {
+                DirOf::Dir(fd) => match statat(fd, path.name(), AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => return Ok(mtime_of(&stat)),
+                    Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed(errno)),
+                },
+                DirOf::Listed(at) => {
+                    if let Some((_, entry)) = self.listed(*at, path)? {
+                        return Ok(entry.mtime);
+                    }
+                }
             }
         }
         Err(missing())

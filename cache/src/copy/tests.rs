@@ -2,6 +2,7 @@
 
 mod archives;
 mod on_disk;
+mod packs;
 mod random;
 mod rules;
 

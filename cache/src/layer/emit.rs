@@ -1,19 +1,18 @@
 //! From a layer directory to its archive.
 
-use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+mod bodies;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+
 use rustix::io::Errno;
 
+pub use bodies::{Bodies, DirBodies, Each, PackBodies};
+
 use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
-use super::dirs::Dirs;
 use super::tar::{Member, MemberKind, TarWriter};
 use crate::path::RelPath;
-use crate::tree::{ContentDigest, Meta};
-
-/// Bytes read from a file at once.
-const BODY_BYTES: usize = 256 << 10;
+use crate::tree::Meta;
 
 /// Why an archive was not made. What `out` got so far is to be thrown away.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +76,17 @@ pub fn emit_tar(
     clamp: Option<i64>,
     out: &mut dyn Write,
 ) -> Result<(), EmitError> {
-    let mut emitter = Emitter { dirs: Dirs::new(dir), tar: TarWriter::new(out), clamp, buffer: Vec::new() };
+    emit_tar_from(&mut DirBodies::new(dir), diff, clamp, out)
+}
+
+/// [`emit_tar`] with the files' bytes from anywhere.
+pub fn emit_tar_from(
+    bodies: &mut dyn Bodies,
+    diff: &LayerDiff,
+    clamp: Option<i64>,
+    out: &mut dyn Write,
+) -> Result<(), EmitError> {
+    let mut emitter = Emitter { bodies, tar: TarWriter::new(out), clamp };
     for entry in &diff.entries {
         emitter.entry(diff, entry)?;
     }
@@ -85,10 +94,9 @@ pub fn emit_tar(
 }
 
 struct Emitter<'a> {
-    dirs: Dirs<'a>,
+    bodies: &'a mut dyn Bodies,
     tar: TarWriter<'a>,
     clamp: Option<i64>,
-    buffer: Vec<u8>,
 }
 
 impl Emitter<'_> {
@@ -109,10 +117,9 @@ impl Emitter<'_> {
                 if *opaque { self.mark(path.join(b".wh..wh..opq")) } else { Ok(()) }
             }
             Change::File { meta, size, content } => {
-                // Opened first: a header is not taken back.
-                let file = self.open(path, *size)?;
                 self.header(path, name(), MemberKind::File { size: *size }, meta, *mtime)?;
-                self.body(path, &file, *size, content)
+                let tar = &mut self.tar;
+                self.bodies.body(path, *size, content, &mut |bytes| tar.body(bytes))
             }
             Change::Hardlink { target } => {
                 let meta = linked_meta(diff, target)
@@ -159,51 +166,6 @@ impl Emitter<'_> {
         let (mode, uid, gid, xattrs) = (meta.mode, meta.uid, meta.gid, meta.xattrs.clone());
         let member = Member { path: name, kind, mode, uid, gid, mtime: Mtime { secs, nanos: 0 }, xattrs };
         self.tar.header(&member).map_err(EmitError::Write)
-    }
-
-    fn open(&mut self, path: &RelPath, size: u64) -> Result<OwnedFd, EmitError> {
-        let parent = self.dirs.parent(path).map_err(read_error("open the directory of", path))?;
-        // Non-blocking: if it is a fifo by now, the check below must be reached.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent, path.name(), flags, Mode::empty())
-            .map_err(read_error("open", path))?;
-        let stat = rustix::fs::fstat(&file).map_err(read_error("look at", path))?;
-        let changed = |what| EmitError::Changed { path: path.clone(), what };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(changed("it is not a regular file"));
-        }
-        if u64::try_from(stat.st_size) != Ok(size) {
-            return Err(changed("its size differs"));
-        }
-        Ok(file)
-    }
-
-    fn body(
-        &mut self,
-        path: &RelPath,
-        file: &OwnedFd,
-        size: u64,
-        content: &ContentDigest,
-    ) -> Result<(), EmitError> {
-        self.buffer.resize(BODY_BYTES, 0);
-        let mut hash = blake3::Hasher::new();
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
-            let len = match rustix::io::read(file, &mut self.buffer[..want]) {
-                Ok(0) => return Err(EmitError::Changed { path: path.clone(), what: "it became shorter" }),
-                Ok(len) => len,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(read_error("read", path)(errno)),
-            };
-            hash.update(&self.buffer[..len]);
-            self.tar.body(&self.buffer[..len]).map_err(EmitError::Write)?;
-            left -= len as u64;
-        }
-        if hash.finalize().as_bytes() != &content.0 {
-            return Err(EmitError::Changed { path: path.clone(), what: "its content differs" });
-        }
-        Ok(())
     }
 }
 

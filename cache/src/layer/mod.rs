@@ -14,15 +14,18 @@
 //! directory without following links, every size and count has a limit in [`Limits`], and no path is ever joined to
 //! a string that the kernel resolves from the outside.
 
+mod checkout;
 mod codec;
 mod compress;
 mod decompress;
 mod diff;
 mod dirs;
 mod emit;
+mod flatten;
 mod limits;
 mod members;
 mod overlay;
+mod pack;
 mod pipe;
 mod recognise;
 mod scan;
@@ -30,14 +33,17 @@ mod tar;
 mod unpack;
 mod xattrs;
 
+pub use checkout::{Checkout, CheckoutError};
 pub use codec::{CodecError, decode_diff, encode_diff};
 pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, encode};
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
-pub use emit::{EmitError, emit_tar};
+pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_tar, emit_tar_from};
+pub use flatten::{FilesArchive, FlattenError, listing};
 pub use limits::Limits;
 pub use members::{ArchiveMember, read_members};
 pub use overlay::{OverlayForm, Owners};
+pub use pack::{Pack, PackError, PackReader, PackWriter, Place};
 pub use pipe::{UnpackBlobError, unpack_archive, unpack_blob};
 pub use recognise::is_archive;
 pub use scan::{

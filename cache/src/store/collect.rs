@@ -128,8 +128,8 @@ impl Store {
         let mut snapshot = self.inner.index.read("list the index", |connection| {
             let mut snapshot = Snapshot::default();
             let size = |value: i64| u64::try_from(value).unwrap_or(0);
-            let mut statement =
-                connection.prepare("SELECT id, size, diff_id, created, used, until FROM layers")?;
+            let mut statement = connection
+                .prepare("SELECT id, coalesce(disk, size), diff_id, created, used, until FROM layers")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let layer = LayerRow {
@@ -327,7 +327,8 @@ impl Store {
     pub(crate) fn condemned_bytes(&self) -> Result<u64, StoreError> {
         self.inner.index.read("add up condemned objects", |connection| {
             let sql = "SELECT coalesce(sum(size), 0) FROM
-                (SELECT size FROM layers WHERE until < ?1 UNION ALL SELECT size FROM blobs WHERE until < ?1)";
+                (SELECT coalesce(disk, size) AS size FROM layers WHERE until < ?1
+                    UNION ALL SELECT size FROM blobs WHERE until < ?1)";
             let bytes: i64 = connection.query_row(sql, [readers::NONE], |row| row.get(0))?;
             Ok(u64::try_from(bytes).unwrap_or(0))
         })
@@ -347,7 +348,7 @@ impl Store {
         loop {
             let layers = self.inner.index.write_durably("remove layers", |transaction| {
                 let sql = "DELETE FROM layers WHERE id IN
-                    (SELECT id FROM layers WHERE until < ?1 LIMIT ?2) RETURNING id, size";
+                    (SELECT id FROM layers WHERE until < ?1 LIMIT ?2) RETURNING id, coalesce(disk, size)";
                 let rows: Vec<(i64, i64)> = transaction
                     .prepare_cached(sql)?
                     .query_map((oldest, BATCH as i64), |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -385,11 +386,13 @@ impl Store {
             })?;
         }
         if freed.layers > 0 {
-            self.inner.index.write("remove transitions", |transaction| {
-                transaction.execute(
-                    "DELETE FROM transitions WHERE NOT EXISTS (SELECT 1 FROM layers WHERE id = layer)",
-                    [],
-                )?;
+            self.inner.index.write("remove what names layers", |transaction| {
+                for table in ["transitions", "layer_dirs", "recent"] {
+                    let sql = format!(
+                        "DELETE FROM {table} WHERE NOT EXISTS (SELECT 1 FROM layers WHERE id = layer)"
+                    );
+                    transaction.execute(&sql, [])?;
+                }
                 Ok(())
             })?;
         }

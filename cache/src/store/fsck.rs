@@ -10,7 +10,8 @@ use super::collect::Snapshot;
 use super::db::{from_json, seal};
 use super::error::StoreError;
 use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
-use crate::layer::{OverlayForm, decode_diff, verify_layer};
+use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, decode_diff, verify_layer};
+use crate::path::RelPath;
 use crate::tree::{DirNode, Kind, NodeDigest};
 
 /// Paths named per damaged layer.
@@ -127,6 +128,30 @@ enum Fact {
     Execution(i64),
 }
 
+/// Packs whose contents were read and found right, and those that were not, by device and inode: layers share them.
+#[derive(Debug, Default)]
+pub(super) struct SoundPacks(HashMap<(u64, u64), bool>);
+
+impl SoundPacks {
+    /// Files of a listing whose contents are in no sound pack.
+    fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> Vec<RelPath> {
+        let sound: Vec<&Pack> = packs.iter().filter(|pack| self.is_sound(pack)).collect();
+        let is_lost = |entry: &&DiffEntry| match &entry.change {
+            Change::File { size, content, .. } => {
+                *size > 0
+                    && !sound.iter().any(|pack| pack.find(content).is_some_and(|place| place.length == *size))
+            }
+            _ => false,
+        };
+        listing.entries.iter().filter(is_lost).map(|entry| entry.path.clone()).collect()
+    }
+
+    fn is_sound(&mut self, pack: &Pack) -> bool {
+        let Ok(stat) = rustix::fs::fstat(pack.file()) else { return false };
+        *self.0.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| pack.verify().unwrap_or(false))
+    }
+}
+
 impl Store {
     /// Checks everything; `form` is how overlay marks are written in this store. With `repair`, damaged bytes move to
     /// `quarantine/` and rows that rely on them go; what is sound is not touched. Only under the collection lock.
@@ -151,8 +176,9 @@ impl Store {
         let snapshot = self.snapshot_without_images()?;
         self.check_facts(&mut findings, &mut bad)?;
         self.check_blobs(&snapshot, &mut findings, &mut bad)?;
+        let mut sound_packs = SoundPacks::default();
         for id in snapshot.layers.keys() {
-            if let Some(finding) = self.check_layer(*id, form)? {
+            if let Some(finding) = self.check_layer(*id, form, &mut sound_packs)? {
                 bad.layers.insert(*id);
                 findings.push(finding);
             }
@@ -282,11 +308,18 @@ impl Store {
         Ok(())
     }
 
-    fn check_layer(&self, id: LayerId, form: OverlayForm) -> Result<Option<Finding>, StoreError> {
+    /// What is wrong with a layer.
+    pub(super) fn check_layer(
+        &self,
+        id: LayerId,
+        form: OverlayForm,
+        sound_packs: &mut SoundPacks,
+    ) -> Result<Option<Finding>, StoreError> {
         let layout = &self.inner.layout;
-        let Ok(dir) = layout.try_open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY) else {
+        let is_packed = layout.exists(&layout::layer_packs(id));
+        if !is_packed && !layout.exists(&layout::layer_diff(id)) {
             return Ok(Some(Finding::LayerMissing(id)));
-        };
+        }
         let entries = match self.layer_entries(id) {
             Ok(entries) => entries,
             Err(StoreError::Damaged { .. } | StoreError::UnknownLayer(_)) => {
@@ -295,15 +328,25 @@ impl Store {
             Err(error) => return Err(error),
         };
         let Ok(listing) = decode_diff(&entries) else { return Ok(Some(Finding::LayerListing(id))) };
-        Ok(match verify_layer(dir.as_fd(), form, &listing) {
-            Ok(wrong) if wrong.is_empty() => None,
-            Ok(wrong) => {
-                let shown: Vec<String> =
-                    wrong.iter().take(PATHS_SHOWN).map(|path| format!("`{path}`")).collect();
-                Some(Finding::LayerContent { layer: id, count: wrong.len(), shown: shown.join(", ") })
+        let unreadable = |why: String| Ok(Some(Finding::LayerUnreadable { layer: id, why }));
+        let mut wrong = Vec::new();
+        if is_packed {
+            match self.layer_packs(id) {
+                Ok(packs) => wrong = sound_packs.missing(&listing, &packs.unwrap_or_default().packs),
+                Err(error) => return unreadable(error.to_string()),
             }
-            Err(error) => Some(Finding::LayerUnreadable { layer: id, why: error.to_string() }),
-        })
+        }
+        if wrong.is_empty() && self.has_dir(id)? {
+            let dir = layout.open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY)?;
+            match verify_layer(dir.as_fd(), form, &listing) {
+                Ok(found) => wrong = found,
+                Err(error) => return unreadable(error.to_string()),
+            }
+        }
+        Ok((!wrong.is_empty()).then(|| {
+            let shown: Vec<String> = wrong.iter().take(PATHS_SHOWN).map(|path| format!("`{path}`")).collect();
+            Finding::LayerContent { layer: id, count: wrong.len(), shown: shown.join(", ") }
+        }))
     }
 
     /// Nodes against their digests, then every tree against the nodes.

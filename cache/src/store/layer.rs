@@ -1,6 +1,6 @@
 //! Layer directories and their sidecars.
 //!
-//! `layers/<id>/diff` is what overlay mounts, `layers/<id>/entries` the encoded
+//! `layers/<id>/diff` is what overlay mounts (made late for some, see [`super::packed`]), `layers/<id>/entries` the encoded
 //! [`LayerDiff`](crate::layer::LayerDiff) that says what is in it. A layer is made in a lease's work directory and
 //! becomes visible by one rename; its row follows.
 
@@ -88,6 +88,11 @@ impl LayerDraft {
         self.root.join(format!("{}/diff", self.dir))
     }
 
+    /// The same below the root.
+    pub(super) fn diff_name(&self) -> String {
+        format!("{}/diff", self.dir)
+    }
+
     /// The same, open (`O_RDONLY | O_DIRECTORY`).
     pub fn diff_fd(&self) -> &OwnedFd {
         &self.diff
@@ -143,9 +148,20 @@ impl Store {
         entries: &[u8],
         size_bytes: u64,
     ) -> Result<LayerId, StoreError> {
+        self.publish_layer(&draft.dir, entries, size_bytes, None)
+    }
+
+    /// Completes a layer's directory below `work/` with its sidecar, publishes and records it. `disk_bytes` is what it
+    /// takes on the disk, when that is not `size_bytes`.
+    pub(super) fn publish_layer(
+        &self,
+        from: &str,
+        entries: &[u8],
+        size_bytes: u64,
+        disk_bytes: Option<u64>,
+    ) -> Result<LayerId, StoreError> {
         let boot = self.boot()?;
         let layout = &self.inner.layout;
-        let from = &draft.dir;
         layout.write_new(&format!("{from}/entries"), &sidecar(entries, size_bytes))?;
         let id = loop {
             let id = LayerId(layout::random_id()?);
@@ -154,10 +170,11 @@ impl Store {
             }
         };
         let recorded = self.inner.index.write("record a layer", |transaction| {
-            let sql = "INSERT INTO layers (id, size, created, used, boot, epoch, durable)
-                VALUES (?1, ?2, ?3, ?3, ?4, (SELECT current FROM epoch), 0)";
-            let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
-            transaction.prepare_cached(sql)?.execute((id.to_sql(), size, now_unix_ns(), boot.0))?;
+            let sql = "INSERT INTO layers (id, size, disk, created, used, boot, epoch, durable)
+                VALUES (?1, ?2, ?3, ?4, ?4, ?5, (SELECT current FROM epoch), 0)";
+            let size = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+            let (size, disk) = (size(size_bytes), disk_bytes.map(size));
+            transaction.prepare_cached(sql)?.execute((id.to_sql(), size, disk, now_unix_ns(), boot.0))?;
             Ok(())
         });
         if recorded.is_err() {
@@ -174,10 +191,10 @@ impl Store {
             .inner
             .index
             .read("look up a layer", |connection| info(connection, id, boot, self.generation()))?;
-        Ok(row.filter(|_| self.has_layer_dir(id)))
+        Ok(row.filter(|_| self.is_there(id)))
     }
 
-    /// True when every layer is recorded and its directory is there.
+    /// True when every layer is recorded and there, in whatever form.
     pub fn has_layers(&self, ids: &[LayerId]) -> Result<bool, StoreError> {
         let boot = self.boot()?;
         self.inner.index.read("look up layers", |connection| self.are_usable(connection, ids, boot))
@@ -216,7 +233,7 @@ impl Store {
             })?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
-        Ok(rows.into_iter().find(|id| self.has_layer_dir(*id)))
+        Ok(rows.into_iter().find(|id| self.is_there(*id)))
     }
 
     /// Records digest and length of a layer's tar, which were computed or verified here.
@@ -242,15 +259,16 @@ impl Store {
         for id in ids {
             let is_recorded: bool =
                 statement.query_row((id.to_sql(), boot.0, self.generation()), |row| row.get(0))?;
-            if !is_recorded || !self.has_layer_dir(*id) {
+            if !is_recorded || !self.is_there(*id) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn has_layer_dir(&self, id: LayerId) -> bool {
-        self.inner.layout.exists(&layout::layer_diff(id))
+    fn is_there(&self, id: LayerId) -> bool {
+        let layout = &self.inner.layout;
+        layout.exists(&layout::layer_diff(id)) || layout.exists(&layout::layer_packs(id))
     }
 }
 

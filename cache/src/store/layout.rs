@@ -124,6 +124,17 @@ impl Layout {
     }
 }
 
+/// Removes what has this name in a directory, whatever it is, without following links; absent is fine.
+pub(crate) fn remove_at(dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    remove_contents(&open_dir(&dir, name)?)?;
+    rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)
+}
+
 /// `blobs/sha256/ab/<hex>`.
 pub(super) fn blob(digest: &Digest) -> String {
     let hex = digest.hex();
@@ -145,13 +156,18 @@ pub(super) fn layer_diff(id: LayerId) -> String {
     format!("layers/{id}/diff")
 }
 
+/// `layers/<id>/packs`.
+pub(super) fn layer_packs(id: LayerId) -> String {
+    format!("layers/{id}/packs")
+}
+
 /// `layers/<id>/entries`.
 pub(super) fn layer_entries(id: LayerId) -> String {
     format!("layers/{id}/entries")
 }
 
 /// Names in a directory, without `.` and `..`, in no order.
-pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+pub(crate) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;

@@ -7,7 +7,7 @@
 //!   index.sqlite              results, layers, blobs, images, resolutions      (see `db`)
 //!   trees.sqlite              directory nodes by digest
 //!   blobs/sha256/ab/<hex>     immutable OCI blobs
-//!   layers/<id>/{diff,entries}  one directory per layer, and the list of what is in it
+//!   layers/<id>/{entries,diff,packs}  the list of what is in a layer, and that: a directory, packs or both (`packed`)
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
@@ -54,11 +54,12 @@ mod fsck;
 mod history;
 mod image;
 mod layer;
-mod layout;
+pub(crate) mod layout;
 mod lease;
 mod lock;
 mod meta;
 mod nodes;
+mod packed;
 mod readers;
 mod rebuild;
 mod resolution;
@@ -84,6 +85,7 @@ pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};

@@ -3,7 +3,7 @@
 //! | what | comes back from | |
 //! |---|---|---|
 //! | blobs | their files, named by digest | every byte is hashed |
-//! | layers | their directories and sidecars | every byte is compared with the list |
+//! | layers | their directories or packs, and sidecars | every byte is compared with the list |
 //! | images, with diff ids of their layers | `images/` | one small sealed file for each name |
 //! | cached results, resolutions, trees | nowhere | they are made again by the builds that want them |
 //!
@@ -11,7 +11,6 @@
 //! what they should be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -22,12 +21,13 @@ use rustix::io::Errno;
 use super::collect::MANIFEST_BYTES_MAX;
 use super::db::{Db, now_unix_ns};
 use super::error::{IoContext, StoreError};
+use super::fsck::SoundPacks;
 use super::layout::list;
 use super::{
     ImageRecord, Inner, LayerId, PULLED, Store, StoreOptions, db, image, layer, layout, lock, meta, nodes,
     uses,
 };
-use crate::layer::{LayerReader, Limits, OverlayForm, decode_diff, verify_layer};
+use crate::layer::{LayerReader, Limits, OverlayForm, decode_diff};
 
 /// Files of the two databases.
 const DATABASES: [&str; 6] = [
@@ -99,9 +99,10 @@ impl Store {
             }
         }
         let mut layers: BTreeMap<LayerId, u64> = BTreeMap::new();
+        let mut packs = SoundPacks::default();
         for name in list(layout, "layers")? {
             let id = u64::from_str_radix(&name, 16).ok().map(LayerId).filter(|id| id.to_string() == name);
-            match id.and_then(|id| Some((id, self.whole_layer(id, form)?))) {
+            match id.and_then(|id| Some((id, self.whole_layer(id, form, &mut packs)?))) {
                 Some((id, size)) => drop(layers.insert(id, size)),
                 None => {
                     rebuilt.set_aside +=
@@ -155,13 +156,13 @@ impl Store {
         Ok(())
     }
 
-    /// Size of a layer whose directory is what its sidecar says.
-    fn whole_layer(&self, id: LayerId, form: OverlayForm) -> Option<u64> {
+    /// Size of a layer whose directory or packs have what its sidecar says.
+    fn whole_layer(&self, id: LayerId, form: OverlayForm, packs: &mut SoundPacks) -> Option<u64> {
+        if self.check_layer(id, form, packs).ok()?.is_some() {
+            return None;
+        }
         let listing = decode_diff(&self.layer_entries(id).ok()?).ok()?;
-        let dir =
-            self.inner.layout.try_open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
-        let wrong = verify_layer(dir.as_fd(), form, &listing).ok()?;
-        wrong.is_empty().then(|| layer::listed_bytes(&listing))
+        Some(layer::listed_bytes(&listing))
     }
 
     fn write_rows(

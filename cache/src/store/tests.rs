@@ -4,6 +4,7 @@ mod damage;
 mod door;
 mod durability;
 mod objects;
+mod packs;
 mod processes;
 mod speed;
 mod stat_index;

@@ -27,7 +27,7 @@ impl Store {
     /// freed.
     pub fn held_bytes(&self) -> Result<(u64, u64), StoreError> {
         let held = self.inner.index.read("add up sizes", |connection| {
-            let sql = "SELECT coalesce((SELECT sum(size) FROM layers), 0) + coalesce((SELECT sum(size) FROM blobs), 0)";
+            let sql = "SELECT coalesce((SELECT sum(coalesce(disk, size)) FROM layers), 0) + coalesce((SELECT sum(size) FROM blobs), 0)";
             let bytes: i64 = connection.query_row(sql, [], |row| row.get(0))?;
             Ok(u64::try_from(bytes).unwrap_or(0))
         })?;
@@ -44,7 +44,7 @@ impl Store {
                 );
                 connection.query_row(&sql, [boot.0], |row| Ok((row.get(0)?, row.get(1)?)))
             };
-            let (layers, blobs) = (of("layers", "size")?, of("blobs", "size")?);
+            let (layers, blobs) = (of("layers", "coalesce(disk, size)")?, of("blobs", "size")?);
             let positive = |value: i64| u64::try_from(value).unwrap_or(0);
             Ok(Usage {
                 layers: positive(layers.0),

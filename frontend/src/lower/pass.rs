@@ -45,6 +45,7 @@ pub(super) struct Outcome {
     pub(super) needs: BTreeMap<ImageKey, ImageRequest>,
     /// Stages that triggers refer to and that were not lowered.
     pub(super) wanted: BTreeSet<usize>,
+    pub(super) source_date_epoch: Option<i64>,
     /// ARG names of triggers.
     pub(super) declared: BTreeSet<String>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -191,6 +192,27 @@ impl<'a> Pass<'a> {
                     (None, None) => continue,
                 };
                 self.global.insert(arg.name.value.clone(), value);
+            }
+        }
+        self.epoch(instructions);
+    }
+
+    fn epoch(&mut self, globals: &[Instruction]) {
+        const NAME: &str = "SOURCE_DATE_EPOCH";
+        let text = self.options.build_args.get(NAME).or_else(|| self.global.get(NAME)).cloned();
+        let Some(text) = text.filter(|text| !text.is_empty()) else { return };
+        match text.parse::<i64>() {
+            Ok(seconds) if seconds >= 0 => self.out.source_date_epoch = Some(seconds),
+            _ => {
+                let declares = |instruction: &&Instruction| match &instruction.kind {
+                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == NAME),
+                    _ => false,
+                };
+                let message = format!("invalid SOURCE_DATE_EPOCH: {text}");
+                match globals.iter().rev().find(declares) {
+                    Some(arg) => self.report_at(Issue::new(message, arg.span), arg.lines),
+                    None => self.out.diagnostics.push(nowhere(message)),
+                }
             }
         }
     }

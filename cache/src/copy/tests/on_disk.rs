@@ -10,16 +10,16 @@ use crate::layer::{DiffEntry, LayerDiff, OverlayForm, Owners};
 use crate::tree::testing::{dir, file, file_with, link, meta};
 use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
 
-fn dir_fd(path: &Path) -> OwnedFd {
+pub(super) fn dir_fd(path: &Path) -> OwnedFd {
     open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
-fn ourselves() -> (u32, u32) {
+pub(super) fn ourselves() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
 /// Context with one of each on disk, and the same as a tree.
-fn context(root: &Path) -> Context<'static> {
+pub(super) fn context(root: &Path) -> Context<'static> {
     fs::create_dir_all(root.join("d/sub")).unwrap();
     fs::write(root.join("d/a"), "content of a").unwrap();
     fs::hard_link(root.join("d/a"), root.join("d/b")).unwrap();
@@ -43,7 +43,12 @@ fn context(root: &Path) -> Context<'static> {
     context
 }
 
-fn plan_all(context: &Context, nodes: &MemoryNodeStore, source: &dyn FileSource, dest: &str) -> CopyPlan {
+pub(super) fn plan_all(
+    context: &Context,
+    nodes: &MemoryNodeStore,
+    source: &dyn FileSource,
+    dest: &str,
+) -> CopyPlan {
     let tree = context.tree(nodes);
     let items: Vec<_> = select(&tree, nodes, b"d").unwrap().into_iter().map(CopyItem::Selected).collect();
     let options = CopyOptions { owner: Some(ourselves()), ..options(dest) };
@@ -53,7 +58,7 @@ fn plan_all(context: &Context, nodes: &MemoryNodeStore, source: &dyn FileSource,
 
 /// What a directory really holds, as a diff without times; symlinks' own modes are left as planned.
 #[track_caller]
-fn check_on_disk(root: &Path, plan: &CopyPlan) {
+pub(super) fn check_on_disk(root: &Path, plan: &CopyPlan) {
     let mut seen = 0;
     for DiffEntry { path, change, mtime } in &plan.diff.entries {
         let at = root.join(path.to_string());
@@ -98,7 +103,7 @@ fn a_plan_becomes_a_directory() {
         let into = to.path().join(source.is_immutable().to_string());
         fs::create_dir(&into).unwrap();
         let plan = plan_all(&context, &nodes, &source, "/new/n");
-        let sources = Sources { main: Some(&source), archives: &[] };
+        let sources = Sources { main: Some(&source), ..Sources::default() };
         let owners = if is_root { Owners::Set } else { Owners::Keep };
         materialise(&plan, dir_fd(&into).as_fd(), &sources, owners, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
@@ -113,7 +118,7 @@ fn a_file_that_changed_is_named() {
     let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/n");
-    let sources = Sources { main: Some(&source), archives: &[] };
+    let sources = Sources { main: Some(&source), ..Sources::default() };
     for (case, bytes) in [("same size", "CONTENT OF A"), ("longer", "CONTENT of a!"), ("shorter", "x")] {
         fs::write(from.path().join("d/a"), bytes).unwrap();
         let into = to.path().join(case);
@@ -131,7 +136,7 @@ fn a_file_that_only_grew_is_copied_as_it_was() {
     let (context, nodes) = (context(from.path()), MemoryNodeStore::default());
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/n");
-    let sources = Sources { main: Some(&source), archives: &[] };
+    let sources = Sources { main: Some(&source), ..Sources::default() };
     let before = fs::read(from.path().join("d/a")).unwrap();
     fs::write(from.path().join("d/a"), [before.as_slice(), b" and more"].concat()).unwrap();
     materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
@@ -155,7 +160,7 @@ fn many_files_are_made_at_once_and_the_first_error_counts() {
     let nodes = MemoryNodeStore::default();
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/");
-    let sources = Sources { main: Some(&source), archives: &[] };
+    let sources = Sources { main: Some(&source), ..Sources::default() };
     let into = |name: &str| {
         let into = to.path().join(name);
         fs::create_dir(&into).unwrap();
@@ -181,7 +186,7 @@ fn a_file_swapped_for_something_else_is_not_followed() {
     let plan = plan_all(&context, &nodes, &source, "/n");
     fs::remove_file(from.path().join("d/a")).unwrap();
     symlink("/etc/passwd", from.path().join("d/a")).unwrap();
-    let sources = Sources { main: Some(&source), archives: &[] };
+    let sources = Sources { main: Some(&source), ..Sources::default() };
     let error =
         materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap_err();
     assert!(
@@ -210,7 +215,7 @@ fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
     let (context, nodes) = (Context::new(&[("d", file(""))]), MemoryNodeStore::default());
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/s");
-    let sources = Sources { main: Some(&source), archives: &[] };
+    let sources = Sources { main: Some(&source), ..Sources::default() };
     materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
     check_on_disk(to.path(), &plan);
 }
@@ -235,7 +240,7 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
         let into = to.path().join(name);
         fs::create_dir(&into).unwrap();
         let before = fs::metadata(from.path().join("one")).unwrap();
-        let sources = Sources { main: None, archives: &[&source] };
+        let sources = Sources { archives: &[&source], ..Sources::default() };
         materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
         assert_eq!(fs::metadata(into.join("d/two")).unwrap().ino() == before.ino(), is_taken, "{name}");
@@ -252,7 +257,7 @@ fn the_topmost_layer_with_an_entry_shows() {
     fs::write(layers[0].path().join("d/same"), "base").unwrap();
     fs::write(layers[1].path().join("d/same"), "middle").unwrap();
     symlink("/etc", layers[2].path().join("elsewhere")).unwrap();
-    let stack = StackSource::new(layers.iter().map(|layer| dir_fd(layer.path())).collect());
+    let stack = StackSource::new(layers.iter().map(|layer| StackLayer::Dir(dir_fd(layer.path()))).collect());
     let text = |at: &str| std::io::read_to_string(fs::File::from(stack.open(&path(at)).unwrap())).unwrap();
     assert_eq!(
         (text("d/base"), text("d/same"), text("d/top")),

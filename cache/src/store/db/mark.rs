@@ -17,8 +17,8 @@ use rustix::fs::{Mode, OFlags};
 use crate::store::error::{IoContext, StoreError};
 
 /// Tables whose rows carry a mark.
-pub(in crate::store) const MARKED: [&str; 6] =
-    ["layers", "results", "transitions", "blobs", "images", "chain_trees"];
+pub(in crate::store) const MARKED: [&str; 7] =
+    ["layers", "results", "transitions", "blobs", "images", "chain_trees", "layer_dirs"];
 
 /// Identity of this boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

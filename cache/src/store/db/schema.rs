@@ -32,7 +32,7 @@ pub(in crate::store) const TREES: Schema = Schema {
 /// Everything else. `boot`, `epoch` and `durable` are the mark, `used` is for collection by age, `seal` guards
 /// `record`.
 pub(in crate::store) const INDEX: Schema =
-    Schema { file: "index.sqlite", holds_names: true, steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4] };
+    Schema { file: "index.sqlite", holds_names: true, steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4, INDEX_5] };
 
 /// What addresses of the web gave; see `fetch`.
 const INDEX_4: &str = "
@@ -63,6 +63,17 @@ CREATE TABLE executions (
 CREATE INDEX executions_by_step ON executions (scope, text);
 CREATE INDEX executions_by_def ON executions (def);
 CREATE INDEX executions_by_key ON executions (key);
+";
+
+/// Layers without a directory: see `packed`. `disk` is what a layer takes where that is not its size.
+const INDEX_5: &str = "
+ALTER TABLE layers ADD COLUMN disk INTEGER;
+CREATE TABLE layer_dirs (
+    layer INTEGER PRIMARY KEY,
+    boot BLOB NOT NULL, epoch INTEGER NOT NULL, durable INTEGER NOT NULL);
+CREATE INDEX layer_dirs_waiting ON layer_dirs (epoch) WHERE durable = 0;
+-- A hint, so it carries no mark.
+CREATE TABLE recent (step BLOB PRIMARY KEY NOT NULL, layer INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 const INDEX_1: &str = "

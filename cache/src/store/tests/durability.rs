@@ -8,7 +8,7 @@ fn waiting(store: &Store, table: &str) -> i64 {
     connection.query_row(&sql, [], |row| row.get(0)).unwrap()
 }
 
-fn pretend_reboot(store: &Store) {
+pub(super) fn pretend_reboot(store: &Store) {
     for table in db::mark::MARKED {
         tamper(store, "index.sqlite", &format!("UPDATE {table} SET boot = zeroblob(16)"));
     }

@@ -1,0 +1,231 @@
+//! The image's files themselves: `type=local` and `type=tar`. They are read from the solved state, without a mount and
+//! without making layers.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rbuild_cache::copy::FileSource;
+use rbuild_cache::layer::{Change, Checkout, CheckoutError, FilesArchive, FlattenError, LayerDiff, listing};
+use rbuild_cache::path::RelPath;
+use rbuild_oci::Platform;
+
+use crate::cli::{Destination, LocalMode};
+use crate::error::StepFailure;
+use crate::ops::ExecEnv;
+use crate::solve::Solved;
+
+/// The files of one platform's image.
+pub struct Files {
+    /// What they are for.
+    pub platform: Platform,
+    listing: LayerDiff,
+    source: Box<dyn FileSource>,
+}
+
+/// Why files cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// Their state cannot be listed, or the archive not written.
+    #[error("failed to write the files of the image to `{}`", .to.display())]
+    Archive {
+        /// Where to.
+        to: PathBuf,
+        /// Why.
+        #[source]
+        source: FlattenError,
+    },
+    /// A file cannot be written.
+    #[error("failed to write the files of the image to `{}`", .to.display())]
+    Directory {
+        /// Where to.
+        to: PathBuf,
+        /// Why.
+        #[source]
+        source: CheckoutError,
+    },
+    /// The destination itself cannot be made or written.
+    #[error("failed to write `{}`", .to.display())]
+    Destination {
+        /// Where to.
+        to: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Deleting there could take what is not rbuild's to take.
+    #[error("refusing mode=delete for `{}`: {why}", .to.display())]
+    Delete {
+        /// Where.
+        to: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A tar is for no eyes.
+    #[error("refusing to write a tar archive to the terminal")]
+    Terminal,
+    /// Platforms that have different things at one path, without directories of their own.
+    #[error(
+        "/{path} is in the images of {first} and {second}, and platform-split=false puts both into one directory"
+    )]
+    Overlap {
+        /// The path.
+        path: RelPath,
+        /// One of them.
+        first: Platform,
+        /// The other.
+        second: Platform,
+    },
+}
+
+impl Files {
+    /// Lists the files of a state.
+    pub fn of(env: &ExecEnv, solved: &Solved, platform: Platform) -> Result<Self, StepFailure> {
+        let source = env.stack_source(solved)?;
+        let listing = listing(&solved.tree, &env.store, &source)?;
+        Ok(Self { platform, listing, source: Box::new(source) })
+    }
+}
+
+/// `linux_arm64`, `linux_arm_v7`.
+fn directory(platform: &Platform) -> String {
+    platform.to_string().replace('/', "_")
+}
+
+/// The directories of the images: one each with `split`, none without.
+fn directories(images: &[Files], split: bool) -> Result<Vec<String>, FilesError> {
+    if split {
+        return Ok(images.iter().map(|image| directory(&image.platform)).collect());
+    }
+    for (at, second) in images.iter().enumerate() {
+        for first in &images[..at] {
+            if let Some(path) = overlap(&first.listing, &second.listing) {
+                let (first, second) = (first.platform.clone(), second.platform.clone());
+                return Err(FilesError::Overlap { path, first, second });
+            }
+        }
+    }
+    Ok(vec![String::new(); images.len()])
+}
+
+/// The first path that two listings have and that is no directory in both; equal files count as well, since their
+/// owners' archives would hold them twice.
+fn overlap(first: &LayerDiff, second: &LayerDiff) -> Option<RelPath> {
+    let is_dir = |change: &Change| matches!(change, Change::Dir { .. });
+    let clashes = |entry: &&rbuild_cache::layer::DiffEntry| {
+        let other = first.entries.binary_search_by(|other| other.path.cmp(&entry.path));
+        other.is_ok_and(|at| !(is_dir(&first.entries[at].change) && is_dir(&entry.change)))
+    };
+    second.entries.iter().find(clashes).map(|entry| entry.path.clone())
+}
+
+/// Writes a tar archive: the file is there when it is whole.
+pub fn write_tar(
+    images: &[Files],
+    to: &Destination,
+    split: bool,
+    clamp: Option<i64>,
+) -> Result<(), FilesError> {
+    let directories = directories(images, split)?;
+    let path = match to {
+        Destination::Stdout => {
+            if io::stdout().is_terminal() {
+                return Err(FilesError::Terminal);
+            }
+            return archive(images, &directories, clamp, &mut io::stdout().lock(), Path::new("-"));
+        }
+        Destination::Path(path) => path,
+    };
+    let failed = |source| FilesError::Destination { to: path.clone(), source };
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        // A pipe or device is written to as it is.
+        let out = fs::OpenOptions::new().write(true).open(path).map_err(failed)?;
+        return archive(images, &directories, clamp, &mut BufWriter::new(out), path);
+    }
+    let temporary = super::sibling(path);
+    let written = File::create(&temporary).map_err(failed).and_then(|file| {
+        archive(images, &directories, clamp, &mut BufWriter::new(file), path)?;
+        fs::rename(&temporary, path).map_err(failed)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn archive(
+    images: &[Files],
+    directories: &[String],
+    clamp: Option<i64>,
+    out: &mut dyn Write,
+    to: &Path,
+) -> Result<(), FilesError> {
+    let write = |out: &mut dyn Write| {
+        let mut archive = FilesArchive::new(out);
+        for (image, directory) in images.iter().zip(directories) {
+            let mut prefix = String::new();
+            if !directory.is_empty() {
+                archive.add_dir(directory, clamp.unwrap_or(0))?;
+                prefix = format!("{directory}/");
+            }
+            archive.add(&prefix, &image.listing, &*image.source, clamp)?;
+        }
+        archive.finish()
+    };
+    write(out)
+        .and_then(|()| out.flush().map_err(FlattenError::Write))
+        .map_err(|source| FilesError::Archive { to: to.to_owned(), source })
+}
+
+/// Writes into a directory, which is made when it is not there. Returns how many devices were left out. Whether
+/// `mode=delete` may be used there is asked before ([`may_delete`]).
+pub fn write_directory(
+    images: &[Files],
+    to: &Path,
+    mode: LocalMode,
+    split: bool,
+    clamp: Option<i64>,
+) -> Result<u64, FilesError> {
+    let directories = directories(images, split)?;
+    let destination = |source| FilesError::Destination { to: to.to_owned(), source };
+    fs::create_dir_all(to).map_err(destination)?;
+    let root = File::open(to).map_err(destination)?;
+    let write = || {
+        let mut checkout = Checkout::new(root.as_fd(), clamp);
+        for (image, directory) in images.iter().zip(&directories) {
+            let prefix = RelPath::clamp(directory.as_bytes());
+            if !prefix.is_root() {
+                checkout.add_dir(&prefix)?;
+            }
+            checkout.add(&prefix, &image.listing, &*image.source)?;
+        }
+        if mode == LocalMode::Delete {
+            checkout.delete_others()?;
+        }
+        let devices = checkout.devices;
+        checkout.finish()?;
+        Ok(devices)
+    };
+    write().map_err(|source| FilesError::Directory { to: to.to_owned(), source })
+}
+
+/// Everything but the result goes from the directory, so it must be one that was meant: below the working directory,
+/// and with neither the working directory nor the build context in it.
+pub fn may_delete(to: &Path, context: Option<&Path>) -> Result<(), FilesError> {
+    let refuse = |why| Err(FilesError::Delete { to: to.to_owned(), why });
+    let failed = |source| FilesError::Destination { to: to.to_owned(), source };
+    // What is not there yet has nothing to lose; where it will be is decided by what is there.
+    let Ok(real) = to.canonicalize() else { return Ok(()) };
+    let here = std::env::current_dir().and_then(|here| here.canonicalize()).map_err(failed)?;
+    if here.starts_with(&real) {
+        return refuse("the working directory is in it");
+    }
+    if context.and_then(|context| context.canonicalize().ok()).is_some_and(|it| it.starts_with(&real)) {
+        return refuse("the build context is in it");
+    }
+    if !real.starts_with(&here) {
+        return refuse("it is not below the working directory");
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Layers of the store as ops and exporters use them, whatever form they are kept in.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
+use rbuild_cache::layer::{
+    Compression, EncodeError, Encoded, LayerDiff, OverlayForm, PackBodies, decode_diff, emit_tar,
+    emit_tar_from, encode,
+};
+use rbuild_cache::path::RelPath;
+use rbuild_cache::store::{LayerId, Lease, Store};
+
+use crate::error::StepFailure;
+use crate::ops::ExecEnv;
+use crate::solve::Solved;
+
+impl ExecEnv {
+    /// Files of a state, read from its layers without a mount. A layer without a directory gets one when one of its
+    /// files is opened.
+    pub fn stack_source(&self, solved: &Solved) -> Result<StackSource, StepFailure> {
+        let layer = |id: &LayerId| -> Result<StackLayer, StepFailure> {
+            if self.store.has_dir(*id)? {
+                return Ok(StackLayer::Dir(self.store.layer_dir(*id)?));
+            }
+            Ok(StackLayer::Listed(Box::new(Listed {
+                store: self.store.clone(),
+                lease: self.lease.clone(),
+                form: self.overlay,
+                id: *id,
+                listing: OnceLock::new(),
+                dir: OnceLock::new(),
+            })))
+        };
+        Ok(StackSource::new(solved.stack.iter().map(layer).collect::<Result<_, _>>()?))
+    }
+
+    /// Directories of layers, to mount; those that are missing are made.
+    pub fn layer_dirs(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>, StepFailure> {
+        let dir = |id: &LayerId| {
+            self.store.make_dir_of(&self.lease, *id, self.overlay)?;
+            Ok(self.store.layer_path(*id))
+        };
+        stack.iter().map(dir).collect()
+    }
+
+    /// Writes a layer's archive, compressed, into `sink`.
+    pub fn encode_layer(
+        &self,
+        id: LayerId,
+        clamp: Option<i64>,
+        compression: Compression,
+        sink: &mut dyn Write,
+        threads: usize,
+    ) -> Result<Encoded, StepFailure> {
+        let diff = layer_diff(self, id)?;
+        let encoded = match self.store.layer_packs(id)? {
+            Some(packs) => {
+                let mut bodies = PackBodies::new(&packs.packs);
+                encode(|out| emit_tar_from(&mut bodies, &diff, clamp, out), compression, sink, threads)
+            }
+            None => {
+                let dir = self.store.layer_dir(id)?;
+                encode(|out| emit_tar(dir.as_fd(), &diff, clamp, out), compression, sink, threads)
+            }
+        };
+        encoded.map_err(|error: EncodeError<_>| error.into())
+    }
+}
+
+/// The recorded diff of a layer.
+pub fn layer_diff(env: &ExecEnv, layer: LayerId) -> Result<LayerDiff, StepFailure> {
+    Ok(decode_diff(&env.store.layer_entries(layer)?)?)
+}
+
+/// A layer that is read by its listing as long as that is enough.
+struct Listed {
+    store: Store,
+    lease: Lease,
+    form: OverlayForm,
+    id: LayerId,
+    listing: OnceLock<LayerDiff>,
+    dir: OnceLock<OwnedFd>,
+}
+
+fn unreadable(action: &'static str) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> SourceError {
+    move |error| SourceError::Io { action, path: RelPath::root(), source: std::io::Error::other(error) }
+}
+
+impl ListedLayer for Listed {
+    fn listing(&self) -> Result<&LayerDiff, SourceError> {
+        if let Some(listing) = self.listing.get() {
+            return Ok(listing);
+        }
+        let failed = unreadable("read the listing of a layer at");
+        let entries = self.store.layer_entries(self.id).map_err(|error| failed(error.into()))?;
+        let listing = decode_diff(&entries).map_err(|error| failed(error.into()))?;
+        Ok(self.listing.get_or_init(|| listing))
+    }
+
+    fn dir(&self) -> Result<BorrowedFd<'_>, SourceError> {
+        if let Some(dir) = self.dir.get() {
+            return Ok(dir.as_fd());
+        }
+        let failed = unreadable("write the files of a layer at");
+        self.store.make_dir_of(&self.lease, self.id, self.form).map_err(|error| failed(error.into()))?;
+        let dir = self.store.layer_dir(self.id).map_err(|error| failed(error.into()))?;
+        Ok(self.dir.get_or_init(|| dir).as_fd())
+    }
+}

@@ -1,0 +1,282 @@
+//! Files of a state in a directory of the user's.
+//!
+//! The state is hostile, and so may be what is in the directory: an earlier export put it there. Everything goes through
+//! directory descriptors that no link leads away from; what is in the way is replaced, never written through. Files get
+//! to their name by a rename, so a reader sees the old or the new one.
+//!
+//! Files belong to whoever runs rbuild. So set-user-id and set-group-id bits and capabilities are left out, as they
+//! would lend the user's rights to whoever made the image; devices are left out as well.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::diff::{Change, LayerDiff, Mtime};
+use super::dirs::Dirs;
+use crate::copy::{FileSource, SourceError};
+use crate::path::RelPath;
+use crate::store::layout::{names, remove_at};
+use crate::tree::Meta;
+
+/// Bits that files keep.
+const MODE_KEPT: u32 = 0o1777;
+
+/// Why files cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckoutError {
+    /// A file of the state cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The system refused.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Below the directory.
+        path: RelPath,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes states into one directory.
+pub struct Checkout<'a> {
+    dirs: Dirs<'a>,
+    /// Modes and times of directories, to be set when everything is in them.
+    made: Vec<(RelPath, u32, Mtime)>,
+    written: BTreeSet<RelPath>,
+    clamp: Option<i64>,
+    temporary: u64,
+    /// Devices that were left out.
+    pub devices: u64,
+}
+
+impl<'a> Checkout<'a> {
+    /// Begins in a directory, which keeps its own mode. Times later than `clamp` are set back to it.
+    pub fn new(root: BorrowedFd<'a>, clamp: Option<i64>) -> Self {
+        let dirs = Dirs::new(root);
+        Self { dirs, made: Vec::new(), written: BTreeSet::new(), clamp, temporary: 0, devices: 0 }
+    }
+
+    /// Writes all entries of a listing, below `prefix`.
+    pub fn add(
+        &mut self,
+        prefix: &RelPath,
+        listing: &LayerDiff,
+        files: &dyn FileSource,
+    ) -> Result<(), CheckoutError> {
+        for entry in &listing.entries {
+            let path = entry.path.components().fold(prefix.clone(), |path, name| path.join(name));
+            if path.is_root() {
+                continue;
+            }
+            let mtime = self.time(entry.mtime);
+            match &entry.change {
+                Change::Whiteout => continue,
+                Change::CharDevice { .. } | Change::BlockDevice { .. } => {
+                    self.devices += 1;
+                    continue;
+                }
+                Change::Dir { meta, .. } => self.dir(&path, meta.mode & MODE_KEPT, mtime)?,
+                Change::File { meta, size, .. } => {
+                    let from = files.open(&entry.path)?;
+                    self.file(&path, &from, *size, meta, mtime)?;
+                }
+                Change::Hardlink { target } => {
+                    let target = target.components().fold(prefix.clone(), |path, name| path.join(name));
+                    self.link(&path, &target)?;
+                }
+                Change::Symlink { target, .. } => {
+                    self.place(&path, "make the link", |dir, name| {
+                        rustix::fs::symlinkat(OsStr::from_bytes(target), dir, name)?;
+                        set_times(dir, name, mtime)
+                    })?;
+                }
+                Change::Fifo { meta } => {
+                    let mode = Mode::from_raw_mode(meta.mode & MODE_KEPT);
+                    self.place(&path, "make the pipe", |dir, name| {
+                        rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0)?;
+                        set_times(dir, name, mtime)
+                    })?;
+                }
+            }
+            self.written.insert(path);
+        }
+        Ok(())
+    }
+
+    /// Makes a directory that is not of a state.
+    pub fn add_dir(&mut self, path: &RelPath) -> Result<(), CheckoutError> {
+        self.make_dir(path)?;
+        self.written.insert(path.clone());
+        Ok(())
+    }
+
+    /// Writes a file that is not of a state.
+    pub fn add_file(&mut self, path: &RelPath, bytes: &[u8]) -> Result<(), CheckoutError> {
+        self.place(path, "write", |dir, name| {
+            let file = create(dir, name, 0o644)?;
+            io::Write::write_all(&mut std::fs::File::from(file), bytes)?;
+            Ok(())
+        })?;
+        self.written.insert(path.clone());
+        Ok(())
+    }
+
+    /// Removes everything in the directory that was not written.
+    pub fn delete_others(&mut self) -> Result<(), CheckoutError> {
+        let mut open = vec![RelPath::root()];
+        while let Some(dir) = open.pop() {
+            let fd = self.dirs.dir(&dir).map_err(failed("open", &dir))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
+            for name in names(&listed).map_err(failed("list", &dir))? {
+                let path = dir.join(&name);
+                if !self.written.contains(&path) {
+                    remove_at(&fd, OsStr::from_bytes(&name)).map_err(failed("remove", &path))?;
+                    continue;
+                }
+                let stat = rustix::fs::statat(&fd, path.name(), AtFlags::SYMLINK_NOFOLLOW);
+                let kind = FileType::from_raw_mode(stat.map_err(failed("look at", &path))?.st_mode);
+                if kind == FileType::Directory {
+                    open.push(path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives directories their modes and times.
+    pub fn finish(mut self) -> Result<(), CheckoutError> {
+        // Innermost first: what happens in a directory changes its time.
+        for (path, mode, mtime) in std::mem::take(&mut self.made).into_iter().rev() {
+            let parent = self.dirs.parent(&path).map_err(failed("open the directory of", &path))?;
+            let set = || {
+                set_times(parent.as_fd(), path.name(), mtime)?;
+                rustix::fs::chmodat(&parent, path.name(), Mode::from_raw_mode(mode), AtFlags::empty())?;
+                Ok::<_, io::Error>(())
+            };
+            set().map_err(|source| CheckoutError::Io { action: "set mode and time of", path, source })?;
+        }
+        Ok(())
+    }
+
+    fn time(&self, mtime: Mtime) -> Mtime {
+        match self.clamp {
+            Some(clamp) if mtime.secs >= clamp => Mtime { secs: clamp, nanos: 0 },
+            _ => mtime,
+        }
+    }
+
+    fn dir(&mut self, path: &RelPath, mode: u32, mtime: Mtime) -> Result<(), CheckoutError> {
+        self.make_dir(path)?;
+        self.made.push((path.clone(), mode, mtime));
+        Ok(())
+    }
+
+    /// Makes a directory where there is none; what else is there goes.
+    fn make_dir(&mut self, path: &RelPath) -> Result<(), CheckoutError> {
+        let parent = self.dirs.parent(path).map_err(failed("open the directory of", path))?;
+        match rustix::fs::mkdirat(&parent, path.name(), Mode::RWXU) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(failed("make the directory", path)(errno)),
+        }
+        let stat = rustix::fs::statat(&parent, path.name(), AtFlags::SYMLINK_NOFOLLOW);
+        let kind = FileType::from_raw_mode(stat.map_err(failed("look at", path))?.st_mode);
+        if kind != FileType::Directory {
+            remove_at(&parent, OsStr::from_bytes(path.name())).map_err(failed("replace", path))?;
+            rustix::fs::mkdirat(&parent, path.name(), Mode::RWXU)
+                .map_err(failed("make the directory", path))?;
+        }
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        path: &RelPath,
+        from: &OwnedFd,
+        size: u64,
+        meta: &Meta,
+        mtime: Mtime,
+    ) -> Result<(), CheckoutError> {
+        let mode = meta.mode & MODE_KEPT;
+        self.place(path, "write", |dir, name| {
+            let to = create(dir, name, mode)?;
+            let mut from = std::fs::File::from(from.try_clone()?);
+            let mut to = std::fs::File::from(to);
+            if io::copy(&mut from, &mut to)? != size {
+                return Err(io::Error::other("the file in the store is not as long as it should be"));
+            }
+            for (name, value) in meta.xattrs.iter().filter(|(name, _)| name.starts_with(b"user.")) {
+                match rustix::fs::fsetxattr(&to, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+                    Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            set_times(dir, name, mtime)
+        })
+    }
+
+    fn link(&mut self, path: &RelPath, target: &RelPath) -> Result<(), CheckoutError> {
+        let target_dir = self.dirs.parent(target).map_err(failed("open the directory of", target))?;
+        self.place(path, "link", |dir, name| {
+            Ok(rustix::fs::linkat(&target_dir, target.name(), dir, name, AtFlags::empty())?)
+        })
+    }
+
+    /// Makes something under a temporary name beside `path` and renames it over whatever is there.
+    fn place(
+        &mut self,
+        path: &RelPath,
+        action: &'static str,
+        make: impl FnOnce(BorrowedFd<'_>, &OsStr) -> Result<(), io::Error>,
+    ) -> Result<(), CheckoutError> {
+        let parent = self.dirs.parent(path).map_err(failed("open the directory of", path))?;
+        let dir = parent.as_fd();
+        self.temporary += 1;
+        let temporary = format!(".rbuild-{}-{}", std::process::id(), self.temporary);
+        let temporary = OsStr::new(&temporary);
+        let name = OsStr::from_bytes(path.name());
+        let result =
+            make(dir, temporary).and_then(|()| match rustix::fs::renameat(dir, temporary, dir, name) {
+                Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                    self.dirs.forget(path);
+                    remove_at(dir, name)?;
+                    Ok(rustix::fs::renameat(dir, temporary, dir, name)?)
+                }
+                renamed => Ok(renamed?),
+            });
+        // A name of the same file: the rename of a hard link onto itself leaves both.
+        let _ = rustix::fs::unlinkat(dir, temporary, AtFlags::empty());
+        result.map_err(|source| CheckoutError::Io { action, path: path.clone(), source })
+    }
+}
+
+fn create(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<OwnedFd, io::Error> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    // Not through the mode of `open`, which the umask changes.
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    Ok(file)
+}
+
+fn set_times(dir: BorrowedFd<'_>, name: impl rustix::path::Arg, mtime: Mtime) -> Result<(), io::Error> {
+    let time = Timespec { tv_sec: mtime.secs, tv_nsec: i64::from(mtime.nanos) };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn failed(action: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> CheckoutError {
+    let path = path.clone();
+    move |errno| CheckoutError::Io { action, path, source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests;

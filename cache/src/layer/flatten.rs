@@ -1,0 +1,189 @@
+//! A whole state, whatever layers it is made of: as one listing, and as the members of one archive of files.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use rustix::io::Errno;
+
+use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::tar::{Member, MemberKind, TarWriter};
+use crate::copy::{FileSource, SourceError};
+use crate::path::RelPath;
+use crate::tree::{Kind, Meta, NodeStore, Tree, TreeError};
+
+/// Bytes read from a file at once.
+const BODY_BYTES: usize = 256 << 10;
+
+/// Why a state cannot be listed or archived.
+#[derive(Debug, thiserror::Error)]
+pub enum FlattenError {
+    /// Its tree cannot be read.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// A file cannot be found or opened.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A file cannot be read to its end.
+    #[error("cannot read /{path}")]
+    Read {
+        /// The file.
+        path: RelPath,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("cannot write the archive")]
+    Write(#[source] io::Error),
+}
+
+/// Lists a state as the one layer on nothing that would make it: the root first, every path once, no whiteouts.
+/// `files` has the times.
+pub fn listing(
+    tree: &Tree,
+    nodes: &dyn NodeStore,
+    files: &dyn FileSource,
+) -> Result<LayerDiff, FlattenError> {
+    let mut first_name: HashMap<&RelPath, &RelPath> = HashMap::new();
+    for group in tree.links.groups() {
+        if let [first, others @ ..] = group.as_slice() {
+            first_name.extend(others.iter().map(|other| (other, first)));
+        }
+    }
+    let mut entries = Vec::new();
+    let walk = tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)?;
+    for found in walk {
+        let (path, entry) = found?;
+        let mtime = match files.mtime(&path) {
+            Ok(mtime) => mtime,
+            // `FROM scratch` has no layer to ask for the root's.
+            Err(SourceError::Missing { .. }) if path.is_root() => Mtime::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let meta = entry.meta;
+        let change = match (first_name.get(&path), entry.kind) {
+            (Some(first), Kind::File { .. }) => Change::Hardlink { target: (*first).clone() },
+            (_, Kind::Dir(_)) => Change::Dir { meta, opaque: false },
+            (_, Kind::File { size, content }) => Change::File { meta, size, content },
+            (_, Kind::Symlink(target)) => Change::Symlink { meta, target },
+            (_, Kind::CharDevice { major, minor }) => Change::CharDevice { meta, major, minor },
+            (_, Kind::BlockDevice { major, minor }) => Change::BlockDevice { meta, major, minor },
+            (_, Kind::Fifo) => Change::Fifo { meta },
+        };
+        entries.push(DiffEntry { path, change, mtime });
+    }
+    Ok(LayerDiff { entries })
+}
+
+/// An archive of files being written: members of one state or, below directories, of several.
+pub struct FilesArchive<'a> {
+    tar: TarWriter<'a>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> FilesArchive<'a> {
+    /// Begins an archive.
+    pub fn new(out: &'a mut dyn Write) -> Self {
+        Self { tar: TarWriter::new(out), buffer: vec![0; BODY_BYTES] }
+    }
+
+    /// Adds a state's listing, but its root, below `prefix` (empty, or a name with a `/` at its end). The same bytes
+    /// for the same listing anywhere; times are whole seconds and, with `clamp`, at most that many since the epoch.
+    pub fn add(
+        &mut self,
+        prefix: &str,
+        listing: &LayerDiff,
+        files: &dyn FileSource,
+        clamp: Option<i64>,
+    ) -> Result<(), FlattenError> {
+        let named = |path: &RelPath| [prefix.as_bytes(), path.as_bytes()].concat();
+        let mut linked: HashMap<&RelPath, &Meta> = HashMap::new();
+        for DiffEntry { path, change, mtime } in &listing.entries {
+            if path.is_root() {
+                continue;
+            }
+            let secs = clamp.map_or(mtime.secs, |clamp| mtime.secs.min(clamp));
+            let (kind, meta) = match change {
+                Change::Whiteout => continue,
+                Change::Dir { meta, .. } => (MemberKind::Dir, meta.clone()),
+                Change::File { meta, size, .. } => {
+                    linked.insert(path, meta);
+                    (MemberKind::File { size: *size }, meta.clone())
+                }
+                Change::Hardlink { target } => {
+                    let Some(meta) = linked.get(target) else { continue };
+                    // Xattrs belong to the inode: once, with its first name.
+                    let meta = Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, ..Meta::default() };
+                    (MemberKind::Hardlink { target: named(target) }, meta)
+                }
+                Change::Symlink { meta, target } => {
+                    (MemberKind::Symlink { target: target.clone() }, meta.clone())
+                }
+                Change::CharDevice { meta, major, minor } => {
+                    (MemberKind::CharDevice { major: *major, minor: *minor }, meta.clone())
+                }
+                Change::BlockDevice { meta, major, minor } => {
+                    (MemberKind::BlockDevice { major: *major, minor: *minor }, meta.clone())
+                }
+                Change::Fifo { meta } => (MemberKind::Fifo, meta.clone()),
+            };
+            let mut name = named(path);
+            if kind == MemberKind::Dir {
+                name.push(b'/');
+            }
+            let Meta { mode, uid, gid, xattrs } = meta;
+            let mtime = Mtime { secs, nanos: 0 };
+            // Opened first: a header is not taken back.
+            let file = match &kind {
+                MemberKind::File { size } => Some((files.open(path)?, *size)),
+                _ => None,
+            };
+            let member = Member { path: name, kind, mode, uid, gid, mtime, xattrs };
+            self.tar.header(&member).map_err(FlattenError::Write)?;
+            if let Some((file, size)) = file {
+                self.body(path, &file, size)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a directory.
+    pub fn add_dir(&mut self, name: &str, mtime_secs: i64) -> Result<(), FlattenError> {
+        self.own(format!("{name}/"), MemberKind::Dir, 0o755, mtime_secs)
+    }
+
+    /// Adds a file that is not of an image.
+    pub fn add_file(&mut self, name: &str, bytes: &[u8], mtime_secs: i64) -> Result<(), FlattenError> {
+        self.own(name.to_owned(), MemberKind::File { size: bytes.len() as u64 }, 0o644, mtime_secs)?;
+        self.tar.body(bytes).map_err(FlattenError::Write)
+    }
+
+    /// Writes the end mark.
+    pub fn finish(self) -> Result<(), FlattenError> {
+        self.tar.finish().map_err(FlattenError::Write)
+    }
+
+    fn own(&mut self, name: String, kind: MemberKind, mode: u32, secs: i64) -> Result<(), FlattenError> {
+        let Meta { uid, gid, xattrs, .. } = Meta::default();
+        let mtime = Mtime { secs, nanos: 0 };
+        let member = Member { path: name.into_bytes(), kind, mode, uid, gid, mtime, xattrs };
+        self.tar.header(&member).map_err(FlattenError::Write)
+    }
+
+    fn body(&mut self, path: &RelPath, file: &impl std::os::fd::AsFd, size: u64) -> Result<(), FlattenError> {
+        let failed = |source| FlattenError::Read { path: path.clone(), source };
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
+            let len = match rustix::io::read(file, &mut self.buffer[..want]) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(len) => len,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(failed(errno.into())),
+            };
+            self.tar.body(&self.buffer[..len]).map_err(FlattenError::Write)?;
+            left -= len as u64;
+        }
+        Ok(())
+    }
+}

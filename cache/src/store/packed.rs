@@ -1,0 +1,250 @@
+//! Layers kept as packs, and the directories made from them when something wants to mount or read them.
+//!
+//! ```text
+//! layers/<id>/entries     the listing, as in every layer
+//! layers/<id>/packs/<n>   contents; packs of other layers are hard links, so the kernel counts who needs them
+//! layers/<id>/diff        made later; counts only with its row in `layer_dirs`
+//! ```
+//!
+//! A directory made later is not covered by the layer's own mark: after a power cut the layer is durable and the
+//! directory is not. It therefore has a marked row of its own, written in one transaction with the rename that
+//! puts the directory there; one without a valid row is replaced.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use rusqlite::{OptionalExtension, Transaction};
+use rustix::fs::{AtFlags, OFlags, fstat};
+use rustix::io::Errno;
+
+use super::db::DbError;
+use super::db::mark::BootId;
+use super::error::{IoContext, StoreError};
+use super::lease::Lease;
+use super::{LayerDraft, LayerId, Store, layout};
+use crate::copy::{MaterialiseError, materialise_packed};
+use crate::layer::{OverlayForm, Pack, PackError, PackWriter, decode_diff};
+
+/// A pack with more names than this is not shared further: file systems have a limit (ext4 65 000).
+const LINKS_MAX: u64 = 60_000;
+
+/// A layer being packed.
+pub struct PackedDraft {
+    /// New contents go here.
+    pub writer: PackWriter,
+    lease: Lease,
+    dir: String,
+}
+
+/// The packs of a layer, open.
+#[derive(Debug, Default)]
+pub struct LayerPacks {
+    /// In no order.
+    pub packs: Vec<Pack>,
+    /// Their paths below the root.
+    names: Vec<String>,
+}
+
+/// A layer ready to be committed, whatever its form.
+pub enum Draft {
+    /// A directory that was written to.
+    Dir(LayerDraft),
+    /// Packs.
+    Packed(ReadyPacks),
+}
+
+/// Packs ready to be committed.
+pub struct ReadyPacks {
+    _lease: Lease,
+    dir: String,
+    /// Bytes that the layer takes on the disk beyond what it shares.
+    own_bytes: u64,
+}
+
+/// Why a layer has no directory.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerDirError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its files cannot be written, or its packs are damaged.
+    #[error("cannot write the files of layer {layer}")]
+    Write {
+        /// Which.
+        layer: LayerId,
+        /// Why.
+        #[source]
+        source: MaterialiseError,
+    },
+}
+
+impl Store {
+    /// Starts a layer of packs.
+    pub fn packed_draft(&self, lease: &Lease) -> Result<PackedDraft, StoreError> {
+        let layout = &self.inner.layout;
+        let dir = lease.next_path();
+        layout.make_dir(&dir)?;
+        layout.make_dir(&format!("{dir}/packs"))?;
+        let name = format!("{dir}/packs/new");
+        let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let writer = PackWriter::new(File::from(file)).doing("write", &layout.path(&name))?;
+        Ok(PackedDraft { writer, lease: lease.clone(), dir })
+    }
+
+    /// Completes the packs of a draft: what was written, and links to `shared`.
+    pub fn finish_packs(&self, draft: PackedDraft, shared: &LayerPacks) -> Result<ReadyPacks, StoreError> {
+        let layout = &self.inner.layout;
+        let PackedDraft { writer, lease, dir } = draft;
+        let own_bytes = writer.bytes();
+        let new = format!("{dir}/packs/new");
+        if own_bytes == 0 {
+            drop(writer);
+            rustix::fs::unlinkat(layout.fd(), &new, AtFlags::empty()).doing("remove", &layout.path(&new))?;
+        } else {
+            writer.finish().doing("write", &layout.path(&new))?;
+        }
+        for (at, name) in shared.names.iter().enumerate() {
+            let to = format!("{dir}/packs/{at}");
+            rustix::fs::linkat(layout.fd(), name, layout.fd(), &to, AtFlags::empty())
+                .doing("link", &layout.path(&to))?;
+        }
+        Ok(ReadyPacks { _lease: lease, dir, own_bytes })
+    }
+
+    /// Publishes a finished layer of packs; see [`Store::commit_layer`].
+    pub fn commit_packs(
+        &self,
+        ready: ReadyPacks,
+        entries: &[u8],
+        size_bytes: u64,
+    ) -> Result<LayerId, StoreError> {
+        self.publish_layer(&ready.dir, entries, size_bytes, Some(ready.own_bytes))
+    }
+
+    /// The packs of a layer, to read or to share; `None` for one that is a directory.
+    pub fn layer_packs(&self, id: LayerId) -> Result<Option<LayerPacks>, StoreError> {
+        let layout = &self.inner.layout;
+        let dir = layout::layer_packs(id);
+        let fd = match layout.try_open(&dir, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).doing("open", &layout.path(&dir)),
+        };
+        let mut found = LayerPacks::default();
+        for name in layout::names(&fd).doing("list", &layout.path(&dir))? {
+            let name = format!("{dir}/{}", String::from_utf8_lossy(&name));
+            let file = layout.open(&name, OFlags::RDONLY)?;
+            let path = layout.path(&name);
+            let pack = Pack::open(File::from(file)).map_err(|error| match error {
+                PackError::Io(source) => StoreError::Io { doing: "read", path, source },
+                PackError::Damaged(why) => StoreError::Damaged { path, why },
+            })?;
+            found.packs.push(pack);
+            found.names.push(name);
+        }
+        Ok(Some(found))
+    }
+
+    /// The layer that a step like this one made last, when it is there: a hint where equal contents may be.
+    pub fn recent_layer(&self, step: &[u8; 32]) -> Result<Option<LayerId>, StoreError> {
+        let found = self.inner.index.read("look up a recent layer", |connection| {
+            let mut statement = connection.prepare_cached("SELECT layer FROM recent WHERE step = ?1")?;
+            Ok(statement.query_row([step], |row| row.get(0).map(LayerId::from_sql)).optional()?)
+        })?;
+        match found {
+            Some(id) if self.has_layers(&[id])? => Ok(Some(id)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Remembers the layer that a step made.
+    pub fn put_recent_layer(&self, step: &[u8; 32], layer: LayerId) -> Result<(), StoreError> {
+        self.inner.index.write("record a recent layer", |transaction| {
+            let sql = "INSERT OR REPLACE INTO recent VALUES (?1, ?2)";
+            transaction.prepare_cached(sql)?.execute((step, layer.to_sql()))?;
+            Ok(())
+        })
+    }
+
+    /// True when a layer has a directory to mount and read.
+    pub fn has_dir(&self, id: LayerId) -> Result<bool, StoreError> {
+        let layout = &self.inner.layout;
+        if !layout.exists(&layout::layer_diff(id)) {
+            return Ok(false);
+        }
+        if !layout.exists(&layout::layer_packs(id)) {
+            return Ok(true);
+        }
+        let boot = self.boot()?;
+        self.inner.index.read("look up a layer's directory", |connection| {
+            let sql = "SELECT EXISTS
+                (SELECT 1 FROM layer_dirs WHERE layer = ?1 AND (durable = 1 OR boot = ?2))";
+            let mut statement = connection.prepare_cached(sql)?;
+            Ok(statement.query_row((id.to_sql(), boot.0), |row| row.get(0))?)
+        })
+    }
+
+    /// Makes the directory of a layer, if it has none: [`Store::layer_dir`] and [`Store::layer_path`] are good after this.
+    pub fn make_dir_of(&self, lease: &Lease, id: LayerId, form: OverlayForm) -> Result<(), LayerDirError> {
+        if self.has_dir(id)? {
+            return Ok(());
+        }
+        let Some(packs) = self.layer_packs(id)? else {
+            return Err(StoreError::UnknownLayer(id).into());
+        };
+        let path = self.inner.layout.path(&layout::layer_entries(id));
+        let listing = decode_diff(&self.layer_entries(id)?)
+            .map_err(|_| StoreError::Damaged { path, why: "it is not a layer's list of entries" })?;
+        let draft = self.draft(lease)?;
+        materialise_packed(listing, &packs.packs, draft.diff_fd().as_fd(), form)
+            .map_err(|source| LayerDirError::Write { layer: id, source })?;
+        Ok(self.publish_dir(lease, id, &draft)?)
+    }
+
+    fn publish_dir(&self, lease: &Lease, id: LayerId, draft: &LayerDraft) -> Result<(), StoreError> {
+        let boot = self.boot()?;
+        let layout = &self.inner.layout;
+        self.inner.index.write("record a layer's directory", |transaction| {
+            if has_dir_row(transaction, id, boot)? && layout.exists(&layout::layer_diff(id)) {
+                // Another process was faster.
+                return Ok(());
+            }
+            let _ = layout.publish(&layout::layer_diff(id), &lease.next_path());
+            layout.publish(&draft.diff_name(), &layout::layer_diff(id))?;
+            let sql = "INSERT OR REPLACE INTO layer_dirs VALUES (?1, ?2, (SELECT current FROM epoch), 0)";
+            transaction.prepare_cached(sql)?.execute((id.to_sql(), boot.0))?;
+            let sql = "UPDATE layers SET disk = disk + size WHERE id = ?1";
+            transaction.prepare_cached(sql)?.execute([id.to_sql()])?;
+            Ok(())
+        })
+    }
+
+    /// Commits a layer of either form.
+    pub fn commit(&self, draft: Draft, entries: &[u8], size_bytes: u64) -> Result<LayerId, StoreError> {
+        match draft {
+            Draft::Dir(draft) => self.commit_layer(draft, entries, size_bytes),
+            Draft::Packed(ready) => self.commit_packs(ready, entries, size_bytes),
+        }
+    }
+}
+
+impl LayerPacks {
+    /// Keeps the packs that are marked and have not as many names as they may.
+    pub fn keep(mut self, marked: &[bool]) -> Self {
+        let is_free = |pack: &Pack| fstat(pack.file()).is_ok_and(|stat| stat.st_nlink < LINKS_MAX);
+        let kept = self
+            .packs
+            .into_iter()
+            .zip(self.names)
+            .zip(marked)
+            .filter(|((pack, _), mark)| **mark && is_free(pack));
+        (self.packs, self.names) = kept.map(|(one, _)| one).unzip();
+        self
+    }
+}
+
+fn has_dir_row(transaction: &Transaction<'_>, id: LayerId, boot: BootId) -> Result<bool, DbError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM layer_dirs WHERE layer = ?1 AND (durable = 1 OR boot = ?2))";
+    let mut statement = transaction.prepare_cached(sql)?;
+    Ok(statement.query_row((id.to_sql(), boot.0), |row| row.get(0))?)
+}

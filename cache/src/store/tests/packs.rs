@@ -1,0 +1,165 @@
+//! Layers of packs: what is shared, what a directory made late is worth, what goes when.
+
+use std::fs;
+
+use super::durability::pretend_reboot;
+use super::*;
+use crate::gc::{Collector, Policy};
+use crate::layer::{Change, DiffEntry, LayerDiff, Mtime, OverlayForm, encode_diff};
+use crate::path::RelPath;
+use crate::tree::ContentDigest;
+
+fn own_meta() -> Meta {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Meta { mode: 0o640, uid, gid, ..Meta::default() }
+}
+
+/// A layer of these files; contents that `below` has are shared with it.
+pub(in crate::store) fn packed(
+    store: &Store,
+    lease: &Lease,
+    files: &[(&str, &str)],
+    below: Option<LayerId>,
+) -> LayerId {
+    let known = below.map(|id| store.layer_packs(id).unwrap().unwrap()).unwrap_or_default();
+    let all = vec![true; known.packs.len()];
+    let shared = known.keep(&all);
+    let mut draft = store.packed_draft(lease).unwrap();
+    let mut diff = LayerDiff::default();
+    for (name, text) in files {
+        let content = ContentDigest::of(text.as_bytes());
+        if !shared.packs.iter().any(|pack| pack.find(&content).is_some()) {
+            draft.writer.write(text.as_bytes()).unwrap();
+            draft.writer.end(content, text.len() as u64);
+        }
+        let change = Change::File { meta: own_meta(), size: text.len() as u64, content };
+        let path = RelPath::new(name.as_bytes()).unwrap();
+        diff.entries.push(DiffEntry { path, change, mtime: Mtime { secs: 7, nanos: 0 } });
+    }
+    let ready = store.finish_packs(draft, &shared).unwrap();
+    let size = files.iter().map(|(_, text)| text.len() as u64).sum();
+    store.commit_packs(ready, &encode_diff(&diff), size).unwrap()
+}
+
+const TWO: [(&str, &str); 2] = [("a", "first"), ("b", "second")];
+
+#[test]
+fn a_layer_of_packs_is_a_layer_and_gets_its_directory_when_somebody_wants_it() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let id = packed(&store, &lease, &TWO, None);
+    assert!(store.has_layers(&[id]).unwrap() && !store.has_dir(id).unwrap());
+    assert_eq!(store.layer(id).unwrap().unwrap().size_bytes, 11);
+    store.make_dir_of(&lease, id, OverlayForm::User).unwrap();
+    assert!(store.has_dir(id).unwrap());
+    assert_eq!(fs::read_to_string(store.layer_path(id).join("b")).unwrap(), "second");
+    // A second call finds it, and an ordinary layer has one from the start.
+    store.make_dir_of(&lease, id, OverlayForm::User).unwrap();
+    let written = commit_layer(&store, &lease, "x");
+    store.make_dir_of(&lease, written, OverlayForm::User).unwrap();
+    assert!(store.layer_packs(written).unwrap().is_none());
+}
+
+#[test]
+fn a_directory_made_late_does_not_outlive_a_power_cut_unsynced_but_its_layer_does() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let id = packed(&store, &lease, &TWO, None);
+    store.sync().unwrap();
+    store.make_dir_of(&lease, id, OverlayForm::User).unwrap();
+    // What a power cut leaves of a file that was not flushed.
+    fs::write(store.layer_path(id).join("a"), "").unwrap();
+    pretend_reboot(&store);
+    drop(lease);
+    let store = open(store.root());
+    let lease = store.lease().unwrap();
+    assert!(store.has_layers(&[id]).unwrap() && !store.has_dir(id).unwrap());
+    store.make_dir_of(&lease, id, OverlayForm::User).unwrap();
+    assert_eq!(fs::read_to_string(store.layer_path(id).join("a")).unwrap(), "first");
+    store.sync().unwrap();
+    pretend_reboot(&store);
+    assert!(open(store.root()).has_dir(id).unwrap(), "synced this time");
+}
+
+#[test]
+fn shared_bytes_live_as_long_as_one_layer_has_them_and_are_counted_once() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let first = packed(&store, &lease, &TWO, None);
+    let second = packed(&store, &lease, &[("a", "first"), ("b", "other")], Some(first));
+    assert_eq!(store.held_bytes().unwrap().0, 11 + 5);
+    store.put_result(&Key::def([2; 32]), &record(Some(second), None)).unwrap();
+    let root = store.root().to_owned();
+    drop((lease, store));
+    let keep = Policy { keep: std::time::Duration::from_secs(3600), ..Policy::default() };
+    // Nobody names the first one.
+    let policy = Policy { id: Some(first.to_string()), ..Policy::default() };
+    let collector = Collector::open(&root, options()).unwrap().unwrap();
+    assert_eq!(collector.run(&policy).unwrap().layers, 1);
+    assert_eq!(collector.run(&keep).unwrap().layers, 0);
+    assert_eq!(
+        collector.fsck(OverlayForm::User, false).unwrap().iter().filter(|one| one.is_damage()).count(),
+        1,
+        "the record's tree is made up"
+    );
+    drop(collector);
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    assert!(!store.has_layers(&[first]).unwrap());
+    store.make_dir_of(&lease, second, OverlayForm::User).unwrap();
+    assert_eq!(fs::read_to_string(store.layer_path(second).join("a")).unwrap(), "first");
+}
+
+#[test]
+fn one_changed_byte_of_a_pack_is_found_in_every_layer_that_shares_it() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let first = packed(&store, &lease, &TWO, None);
+    let second = packed(&store, &lease, &[("a", "first"), ("b", "other")], Some(first));
+    let root = store.root().to_owned();
+    let pack = root.join(format!("layers/{first}/packs/new"));
+    drop((lease, store));
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[9] ^= 0x20;
+    fs::write(&pack, bytes).unwrap();
+    let collector = Collector::open(&root, options()).unwrap().unwrap();
+    let found = collector.fsck(OverlayForm::User, true).unwrap();
+    let in_layer = |id: LayerId| {
+        found.iter().any(|one| matches!(one, Finding::LayerContent { layer, .. } if *layer == id))
+    };
+    assert!(in_layer(first) && in_layer(second), "{found:?}");
+    assert!(!open(&root).has_layers(&[first]).unwrap());
+    assert_eq!(collector.fsck(OverlayForm::User, false).unwrap(), []);
+}
+
+#[test]
+fn a_rebuilt_index_has_layers_of_packs_and_forgets_directories_that_may_be_half_written() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let first = packed(&store, &lease, &TWO, None);
+    let second = packed(&store, &lease, &[("a", "first"), ("b", "other")], Some(first));
+    store.make_dir_of(&lease, second, OverlayForm::User).unwrap();
+    let root = store.root().to_owned();
+    drop((lease, store));
+    let rebuilt = Store::rebuild(&root, options(), OverlayForm::User).unwrap();
+    assert_eq!((rebuilt.layers, rebuilt.set_aside), (2, 0));
+    let store = open(&root);
+    assert!(store.has_layers(&[first, second]).unwrap() && !store.has_dir(second).unwrap());
+    let lease = store.lease().unwrap();
+    store.make_dir_of(&lease, second, OverlayForm::User).unwrap();
+    assert_eq!(fs::read_to_string(store.layer_path(second).join("b")).unwrap(), "other");
+}
+
+#[test]
+fn the_last_layer_of_a_step_is_remembered_while_it_is_there() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let (first, second) = (packed(&store, &lease, &TWO, None), packed(&store, &lease, &TWO, None));
+    assert_eq!(store.recent_layer(&[1; 32]).unwrap(), None);
+    for id in [first, second] {
+        store.put_recent_layer(&[1; 32], id).unwrap();
+        assert_eq!(store.recent_layer(&[1; 32]).unwrap(), Some(id));
+    }
+    tamper(&store, "index.sqlite", "DELETE FROM layers");
+    assert_eq!(store.recent_layer(&[1; 32]).unwrap(), None);
+}

@@ -1,0 +1,127 @@
+//! What is not done until somebody needs it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rbuild_tests::{TestEnv, judge, need};
+
+use crate::world;
+
+/// Directories of layers that have an entry of this name.
+fn layers_with(env: &TestEnv, name: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for layer in fs::read_dir(env.store().join("layers"))? {
+        let path = layer?.path();
+        if path.join(name).exists() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn packs_of(layer: &Path) -> Result<Vec<fs::Metadata>> {
+    fs::read_dir(layer.join("packs"))?.map(|pack| Ok(pack?.metadata()?)).collect()
+}
+
+/// A thousand files of a kilobyte.
+fn many_files(env: &TestEnv, context: &str) -> Result<()> {
+    for at in 0..1000 {
+        env.write(format!("work/{context}/src/d{}/f{at}", at % 10), &format!("{at}\n").repeat(200))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_that_nothing_mounts_is_one_file_and_the_next_one_holds_what_changed() -> Result<()> {
+    need!(Root, Judges);
+    let env = TestEnv::new()?;
+    let context = env.context("packed", "FROM scratch\nCOPY src /src\n", &[])?;
+    many_files(&env, "packed")?;
+    env.build(&context, &["-t", "packed"])?.ok();
+    assert_eq!(layers_with(&env, "diff")?, [] as [PathBuf; 0], "no file was created");
+    let first = layers_with(&env, "packs")?;
+    let [pack] = &packs_of(&first[0])?[..] else { panic!("one pack") };
+    let whole = pack.size();
+
+    fs::write(context.join("src/d3/f3"), "changed\n")?;
+    env.build(&context, &["-t", "packed"])?.ok();
+    let layers = layers_with(&env, "packs")?;
+    let second = layers.iter().find(|layer| !first.contains(layer)).context("a second layer")?;
+    let mut sizes: Vec<(u64, u64)> =
+        packs_of(second)?.iter().map(|pack| (pack.nlink(), pack.size())).collect();
+    sizes.sort_unstable();
+    assert!(sizes.len() == 2 && sizes[0].1 < 200 && sizes[1] == (2, whole), "{sizes:?}");
+
+    // The image no longer needs the context.
+    fs::remove_dir_all(context.join("src"))?;
+    let out = env.work().join("out.tar");
+    env.run(["save", "-o", &out.to_string_lossy(), "packed"])?.ok();
+    let unpacked = judge::unpack(&format!("oci-archive:{}", out.display()))?;
+    assert_eq!(unpacked.text("/src/d3/f3")?, "changed\n");
+    assert_eq!(unpacked.text("/src/d9/f999")?, "999\n".repeat(200));
+    env.run(["cache", "fsck"])?.ok();
+    Ok(())
+}
+
+#[test]
+fn a_packed_layer_is_written_out_when_a_later_build_runs_on_it_or_copies_from_it() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let copy = "FROM busybox AS files\nCOPY --chown=12:34 a /dir/a\n";
+    let context = env.context("later", copy, &[("a", "content\n")])?;
+    env.build(&context, &[])?.ok();
+    let packed = layers_with(&env, "packs")?;
+    assert!(packed.len() == 1 && !packed[0].join("diff").exists());
+    let text =
+        format!("{copy}RUN stat -c %u:%g /dir/a && cat /dir/a\nFROM scratch\nCOPY --from=files /dir /\n");
+    env.write("work/later/Dockerfile", &text)?;
+    let run = env.build(&context, &["--target", "files"])?.ok();
+    assert!(run.stderr.contains("12:34") && run.stderr.contains("content"), "{run}");
+    assert_eq!(run.executed().len(), 1, "{run}");
+    assert!(packed[0].join("diff/dir/a").exists());
+
+    env.write(
+        "work/later/Dockerfile",
+        &format!("{copy}FROM busybox\nCOPY --from=files /dir /\nRUN cat /a\n"),
+    )?;
+    fs::write(context.join("a"), "other\n")?;
+    env.build(&context, &["--target", "files"])?.ok();
+    let run = env.build(&context, &[])?.ok();
+    assert!(run.stderr.contains("other"), "{run}");
+    env.run(["cache", "fsck"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn every_form_of_a_layer_has_one_digest() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let files = [("d/a", "a\n"), ("d/b/c", "c\n"), ("e", "")];
+    let packed = env.context("one", "FROM busybox\nCOPY . /x/\n", &files)?;
+    let (_, id) = env.build_id(&packed, &[])?;
+    // The same step in a build where something runs on it, in a store of its own.
+    let other = env.with_store(&packed.with_file_name("other-store"));
+    let text = "FROM busybox AS one\nCOPY . /x/\nFROM one\nRUN ls /x\n";
+    other.write("work/both.Dockerfile", text)?;
+    let file = other.work().join("both.Dockerfile");
+    let file = file.to_string_lossy();
+    other.build(&packed, &["-f", &file])?.ok();
+    assert!(layers_with(&other, "packs")?.is_empty(), "written at once");
+    let (run, second) = other.build_id(&packed, &["-f", &file, "--target", "one"])?;
+    run.assert_all_cached();
+    // The time of the layer is in the config; all else has to be the same.
+    assert_ne!(id, "");
+    assert_ne!(second, "");
+    let diff_ids = |env: &TestEnv, id: &str| -> Result<serde_json::Value> {
+        let path = env.store().join(format!("blobs/sha256/{}/{}", &id[7..9], &id[7..]));
+        let config: serde_json::Value = serde_json::from_slice(&fs::read(path)?)?;
+        Ok(config["rootfs"]["diff_ids"].clone())
+    };
+    let in_other = diff_ids(&other, &second)?;
+    let first = other.with_store(&packed.with_file_name("store"));
+    assert_eq!(diff_ids(&first, &id)?, in_other);
+    Ok(())
+}
