@@ -28,7 +28,7 @@ use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, remarks, remote, stdin};
 use crate::debug::Slot;
-use crate::error::{BuildError, one_line};
+use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
 use crate::export::{
@@ -38,6 +38,10 @@ use crate::export::{
 };
 use crate::host::Host;
 use crate::isolation;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -307,6 +311,11 @@ fn exec_env(
         is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        steps: request.steps.clone(),
+        secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
+        agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
+        groups: Groups::default(),
+        materialised: Materialised::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
@@ -333,6 +342,13 @@ pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
         labels: request.labels.clone().into_iter().collect(),
         target_platforms: request.platforms.clone(),
         named_contexts: request.named_contexts.iter().map(|(name, arg)| (name.clone(), named(arg))).collect(),
+        network: match request.network {
+            cli::Network::Default => Network::Default,
+            cli::Network::None => Network::None,
+            cli::Network::Host => Network::Host,
+        },
+        entitlements: request.steps.entitlements,
+        host_names: request.steps.hosts.iter().map(|(name, _)| name.clone()).collect(),
         ..LowerOptions::new(Platform::host())
     }
 }

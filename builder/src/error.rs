@@ -23,6 +23,8 @@ use crate::context::stdin::StdinError;
 use crate::export::engine::EngineError;
 use crate::export::files::FilesError;
 use crate::git::GitError;
+use crate::mounts::secret::SecretError;
+use crate::mounts::ssh::AgentError;
 use crate::ops::select::SelectionError;
 use crate::resolve::ResolveError;
 use crate::resolve::layout::LayoutError;
@@ -171,6 +173,12 @@ pub enum BuildError {
     /// No image of that name is in the store.
     #[error("An image does not exist locally with the tag: {0}")]
     NoSuchImage(String),
+    /// There is no cache mount of that name.
+    #[error("no such cache mount: {0}")]
+    NoCacheMount(String),
+    /// A cache mount that was to be removed is in use.
+    #[error("the cache mount `{0}` is in use and was kept")]
+    CacheMountInUse(String),
     /// A command on images or credentials failed.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -274,6 +282,49 @@ pub enum StepFailure {
     Sandbox {
         /// Why.
         source: rbuild_sandbox::StepError,
+        /// End of its output.
+        log: Vec<u8>,
+    },
+    /// A secret that the step cannot do without.
+    #[error("secret {id}: not found")]
+    NoSecret {
+        /// Which.
+        id: String,
+    },
+    /// A variable cannot hold what is in a secret.
+    #[error("secret {id} cannot be a variable: it is not text")]
+    SecretNotText {
+        /// Which.
+        id: String,
+    },
+    /// A secret cannot be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// Where nothing can be mounted.
+    #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
+    MountsInChroot,
+    /// An agent that the step cannot do without.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    NoAgent {
+        /// Which.
+        id: String,
+    },
+    /// An agent cannot be had.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A cache would start with something other than a directory.
+    #[error("a cache cannot start with {path}, which is not a directory")]
+    CacheFromFile {
+        /// In the source.
+        path: String,
+    },
+    /// The kernel killed the step for want of memory.
+    #[error("process \"{command}\" ran out of memory (limit: {limit_bytes} bytes)")]
+    OutOfMemory {
+        /// Its argv, joined.
+        command: String,
+        /// What `--resource memory=` allows.
+        limit_bytes: u64,
         /// End of its output.
         log: Vec<u8>,
     },
@@ -479,7 +530,10 @@ impl StepFailure {
     /// End of the step's output, when it has one.
     pub fn log(&self) -> &[u8] {
         match self {
-            Self::Exit { log, .. } | Self::Signal { log, .. } | Self::Sandbox { log, .. } => log,
+            Self::Exit { log, .. }
+            | Self::Signal { log, .. }
+            | Self::OutOfMemory { log, .. }
+            | Self::Sandbox { log, .. } => log,
             _ => &[],
         }
     }

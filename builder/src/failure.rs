@@ -117,6 +117,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Base { .. } | BuildError::Resolve(_) | BuildError::Push { .. } => Kind::Registry,
         BuildError::Preflight { .. } | BuildError::RegistryConfig(_) => Kind::Registry,
         BuildError::Store(_) | BuildError::LayerVanished(_) | BuildError::NoSuchImage(_) => Kind::Store,
+        BuildError::NoCacheMount(_) | BuildError::CacheMountInUse(_) => Kind::Store,
         BuildError::Image(source) => source.kind(),
         BuildError::Export { .. } | BuildError::Files(_) | BuildError::NoIndex { .. } => Kind::Build,
         BuildError::Engine(_) | BuildError::GitTime { .. } => Kind::Host,
@@ -173,6 +174,7 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::NoSuchImage(name) => {
             vec![format!("build it with -t {name}, or list what is here: rbuild images")]
         }
+        BuildError::NoCacheMount(_) => vec!["rbuild cache mounts ls lists them".to_owned()],
         BuildError::Image(source) => source.hints(),
         BuildError::Step(step) => step_hints(&step.failure),
         BuildError::Work(failure) => step_hints(failure),
@@ -248,6 +250,13 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
         StepFailure::User(_) => {
             vec!["create it in an earlier RUN, or use numeric ids".to_owned()]
         }
+        StepFailure::NoSecret { id } => {
+            vec![format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE")]
+        }
+        StepFailure::NoAgent { id } => {
+            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key")]
+        }
+        StepFailure::OutOfMemory { .. } => vec!["allow more with --resource memory=BYTES".to_owned()],
         StepFailure::Fetch(source) => source.hint().into_iter().collect(),
         StepFailure::Git(source) => source.hint().into_iter().collect(),
         StepFailure::Checksum { .. } => {

@@ -14,6 +14,7 @@ pub mod debug;
 pub mod explain;
 pub mod export;
 pub mod git;
+pub mod mounts;
 pub mod ops;
 pub mod resolve;
 pub mod solve;

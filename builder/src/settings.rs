@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rbuild_sandbox::Isolation;
 
-use crate::cli::{Env, Problem, UsageError, parse_bytes};
+use crate::cli::{Env, Problem, UsageError};
 use crate::export::engine::EngineAddress;
 use crate::git::GitSettings;
+use rbuild_oci::parse_bytes;
 
 /// What the environment says.
 #[derive(Debug, Clone)]

@@ -15,6 +15,9 @@ use crate::span::Lines;
 
 mod draw;
 mod dump;
+mod mount;
+
+pub use mount::{BindMount, CacheMount, Mount, SecretMount, Sharing, SshMount, TmpfsMount};
 
 /// The graph and what was asked for.
 #[derive(Debug)]
@@ -231,7 +234,7 @@ pub enum Network {
     Host,
 }
 
-/// RUN. Input: slot 0 the root.
+/// RUN. Inputs: slot 0 the root; then one for each mount that reads a tree ([`Role::Mount`]), in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOp {
     /// Full argv, shell included.
@@ -248,6 +251,12 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// `--security=insecure`: every capability, nothing filtered or hidden.
+    pub insecure: bool,
+    /// What is mounted, in the order written; no two have one target.
+    pub mounts: Vec<Mount>,
+    /// Names that `/etc/hosts` gets besides `localhost`. Their addresses are the executor's and no part of the identity.
+    pub host_names: Vec<String>,
     /// Platform the step runs for.
     pub platform: Platform,
     /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
@@ -321,7 +330,11 @@ impl Op {
 /// | git | remote, subdir, submodules, keep_git_dir and commit, or else the reference | checksum |
 /// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, platform, script | arg_names, proxy_env |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
+/// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
+/// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
+/// | tmpfs mount | target, size | |
+/// | secret, ssh mount | id, target, env, required, mode, uid, gid | contents |
 impl Canonical for Op {
     fn write(&self, out: &mut CanonicalWriter) {
         self.write_as(out, Identity::Definition);
@@ -407,6 +420,9 @@ impl Op {
                     .str(&op.cwd)
                     .str(&op.user)
                     .str(network)
+                    .bool(op.insecure)
+                    .value(&op.mounts)
+                    .value(&op.host_names)
                     .value(&op.platform)
                     .value(&op.script);
             }

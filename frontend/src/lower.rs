@@ -22,7 +22,7 @@ use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
 use crate::ast::{CheckOptions, Dockerfile, InstructionKind};
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::graph::BuildGraph;
+use crate::graph::{BuildGraph, Network};
 use crate::lint::{self, ContextFacts};
 use crate::parse::{Parsed, check_options};
 use crate::span::{Lines, Span};
@@ -32,6 +32,7 @@ mod environment;
 mod files;
 mod history;
 mod metadata;
+mod mounts;
 mod nodes;
 mod pass;
 mod ports;
@@ -80,6 +81,21 @@ pub struct LowerOptions {
     pub all_stages: bool,
     /// Give advice ([`lint::rules::RuleKind::Advice`]).
     pub advice: bool,
+    /// `--network`: of RUN steps that do not say.
+    pub network: Network,
+    /// `--allow`: what the Dockerfile may ask for.
+    pub entitlements: Entitlements,
+    /// Names given with `--add-host`, in order.
+    pub host_names: Vec<String>,
+}
+
+/// What a Dockerfile may ask for beyond a confined step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Entitlements {
+    /// `RUN --network=host`.
+    pub host_network: bool,
+    /// `RUN --security=insecure`.
+    pub insecure: bool,
 }
 
 impl LowerOptions {
@@ -96,6 +112,9 @@ impl LowerOptions {
             context_has_owners: false,
             all_stages: false,
             advice: false,
+            network: Network::Default,
+            entitlements: Entitlements::default(),
+            host_names: Vec::new(),
         }
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::ast::{Dockerfile, Instruction, InstructionKind};
 use crate::expand;
+use crate::parse::mount::option;
 use crate::span::Lines;
-use crate::stage::{StageError, Stages, copy_from};
+use crate::stage::{StageError, Stages, sources_of};
 
 /// A stage that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +99,8 @@ pub fn outline(
         }
         let base = expand::word(&stage.from.image.value, ast.escape, &values);
         open.extend(base.ok().and_then(|base| stages.earlier(&base.text, index)));
-        let sources = stage.body.iter().filter_map(copy_from);
-        open.extend(sources.filter_map(|from| stages.copy_source(&from.value, index).ok().flatten()));
-        for instruction in stage.body {
-            let InstructionKind::Run(run) = &instruction.kind else { continue };
-            let from = run.mounts.iter().filter_map(|mount| option(&mount.value, &["from"]));
-            open.extend(from.filter_map(|from| stages.copy_source(&from, index).ok().flatten()));
-        }
+        let sources = stage.body.iter().flat_map(sources_of);
+        open.extend(sources.filter_map(|source| stages.copy_source(&source.name, index).ok().flatten()));
     }
     let stage = &stages.all[target];
     let name = stage.from.name.as_ref().map(|name| name.value.as_str()).unwrap_or_default();
@@ -197,15 +193,6 @@ fn mounts(instruction: &Instruction, secrets: &mut BTreeMap<String, bool>, ssh: 
             *place |= is_required;
         }
     }
-}
-
-/// The value of a mount's option; a bare option has an empty one.
-fn option(mount: &str, names: &[&str]) -> Option<String> {
-    mount.split(',').find_map(|field| {
-        let (key, value) = field.split_once('=').unwrap_or((field, ""));
-        let key = key.trim().to_ascii_lowercase();
-        names.contains(&key.as_str()).then(|| value.trim().to_owned())
-    })
 }
 
 #[cfg(test)]

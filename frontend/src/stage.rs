@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::ast::{Dockerfile, FromInstruction, Instruction, InstructionKind, Spanned};
+use crate::ast::{Dockerfile, FromInstruction, Instruction, InstructionKind};
+use crate::parse::mount::option;
+use crate::span::Span;
 use crate::suggest;
 
 /// One FROM block.
@@ -49,6 +51,16 @@ pub enum StageError {
         later: String,
         /// The stage that wants it.
         current: String,
+    },
+    /// The same for `--mount=from=`.
+    #[error(
+        "cannot mount from stage {later:?} to {target:?}, stage needs to be defined before current command"
+    )]
+    LaterMount {
+        /// The stage that comes too late.
+        later: String,
+        /// Where it would be mounted.
+        target: String,
     },
     /// A stage that needs itself.
     #[error("circular dependency detected on stage: {0}")]
@@ -155,8 +167,8 @@ impl<'a> Stages<'a> {
             }
             let stage = &self.all[index];
             let base = self.earlier(&stage.from.image.value, index);
-            let copied = stage.body.iter().filter_map(copy_from).filter_map(|from| {
-                let name = &from.value;
+            let copied = stage.body.iter().flat_map(sources_of).filter_map(|source| {
+                let name = &source.name;
                 let by_index = name.parse().ok().filter(|index| *index < self.all.len());
                 by_index.or_else(|| self.earlier(name, index)).or_else(|| {
                     self.by_name.get(&name.to_lowercase()).and_then(|found| found.first()).copied()
@@ -173,10 +185,34 @@ impl<'a> Stages<'a> {
     }
 }
 
-/// The `--from` of an instruction.
-pub(crate) fn copy_from(instruction: &Instruction) -> Option<&Spanned<String>> {
+/// Something else than its own root that an instruction reads: a stage, a named context or an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SourceName {
+    /// As written.
+    pub(crate) name: String,
+    /// Where.
+    pub(crate) span: Span,
+    /// Target of the mount, as written, when it is a mount's.
+    pub(crate) mounted_at: Option<String>,
+}
+
+/// What `--from` and `--mount=from=` of an instruction name.
+pub(crate) fn sources_of(instruction: &Instruction) -> Vec<SourceName> {
     match &instruction.kind {
-        InstructionKind::Copy(copy) => copy.from.as_ref(),
-        _ => None,
+        InstructionKind::Copy(copy) => copy
+            .from
+            .iter()
+            .map(|from| SourceName { name: from.value.clone(), span: from.span, mounted_at: None })
+            .collect(),
+        InstructionKind::Run(run) => run
+            .mounts
+            .iter()
+            .filter_map(|text| {
+                let name = option(&text.value, &["from"]).filter(|name| !name.is_empty())?;
+                let target = option(&text.value, &["target", "dst", "destination"]);
+                Some(SourceName { name, span: text.span, mounted_at: Some(target.unwrap_or_default()) })
+            })
+            .collect(),
+        _ => Vec::new(),
     }
 }

@@ -11,10 +11,11 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Descriptors one message carries at most: root, standard output and error of a step.
-const FDS_MAX: usize = 3;
+/// Descriptors one message carries at most: root, standard output and error of a step, its mounts, control groups and
+/// locks. The kernel's own limit is 253.
+pub(crate) const FDS_MAX: usize = 200;
 
-/// Sends all of `bytes`, which must not be empty, with up to three descriptors attached to the first of them.
+/// Sends all of `bytes`, which must not be empty, with up to [`FDS_MAX`] descriptors attached to the first of them.
 pub(crate) fn send_with_fds(
     socket: BorrowedFd<'_>,
     bytes: &[u8],

@@ -44,6 +44,7 @@ setup_steps! {
     Shm = "mount /dev/shm",
     Mqueue = "mount /dev/mqueue",
     BindFile = "mount a file over one of the image",
+    StepMount = "mount what the step asks for",
     PivotRoot = "switch to the root file system",
     DetachOldRoot = "detach the host's root file system",
     Hostname = "set the host name",
@@ -52,6 +53,8 @@ setup_steps! {
     Stdio = "set up standard input and output",
     Signals = "reset signals",
     Seccomp = "load the system call filter",
+    Cgroup = "join the step's control group",
+    Rlimit = "set a resource limit",
     Ledger = "keep the ledger of owners",
     BoundingSet = "drop capabilities from the bounding set",
     Groups = "set supplementary groups",
@@ -104,6 +107,15 @@ pub enum StepError {
     MountPoint {
         /// Path in the root.
         path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is to be mounted cannot be opened.
+    #[error("open what is mounted at `{target}`")]
+    MountSource {
+        /// Where it would be mounted.
+        target: String,
         /// The cause.
         #[source]
         source: std::io::Error,
@@ -178,6 +190,12 @@ pub enum SpecError {
     VariableName {
         /// The name.
         name: String,
+    },
+    /// More mounts, control groups and locks than one step takes.
+    #[error("a step takes at most {max} mounts and control groups")]
+    TooManyMounts {
+        /// How many it takes.
+        max: usize,
     },
     /// A path is not absolute, or has a `..`.
     #[error("{what} `{path}` is not an absolute path without `..`")]

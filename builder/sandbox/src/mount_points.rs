@@ -19,7 +19,7 @@ const SYMLINKS_MAX: usize = 40;
 
 /// What a path must lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     File,
     Directory,
 }
@@ -61,12 +61,16 @@ fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
 }
 
 impl MountPoints {
-    /// Creates what is missing for a step: kernel file systems, working directory, the files to be mounted over.
+    /// Creates what is missing for a step: kernel file systems, working directory, what is to be mounted over.
     ///
     /// On an error what was made so far is removed again.
-    pub(crate) fn create(root: BorrowedFd<'_>, cwd: &str, files: &[&str]) -> Result<MountPoints, StepError> {
+    pub(crate) fn create(
+        root: BorrowedFd<'_>,
+        cwd: &str,
+        targets: &[(&str, Kind)],
+    ) -> Result<MountPoints, StepError> {
         let mut points = MountPoints::default();
-        let made = points.create_all(root, cwd, files);
+        let made = points.create_all(root, cwd, targets);
         match made {
             Ok(()) => Ok(points),
             Err(error) => {
@@ -76,7 +80,12 @@ impl MountPoints {
         }
     }
 
-    fn create_all(&mut self, root: BorrowedFd<'_>, cwd: &str, files: &[&str]) -> Result<(), StepError> {
+    fn create_all(
+        &mut self,
+        root: BorrowedFd<'_>,
+        cwd: &str,
+        targets: &[(&str, Kind)],
+    ) -> Result<(), StepError> {
         for path in ["proc", "sys", "dev"] {
             kernel_directory(root, path)?;
         }
@@ -90,8 +99,8 @@ impl MountPoints {
             // Not recorded: a working directory is part of the layer, as with docker.
             walk(root, cwd, Kind::Directory, None).map_err(|e| error(cwd, e))?;
         }
-        for path in files {
-            walk(root, path, Kind::File, Some(&mut self.made)).map_err(|e| error(path, e))?;
+        for (path, kind) in targets {
+            walk(root, path, *kind, Some(&mut self.made)).map_err(|e| error(path, e))?;
         }
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use crate::child::ledger;
 use crate::error::{SetupStep, SpecError, StepError};
-use crate::mount_points::MountPoints;
-use crate::spec::{Console, Exit, Network, StepSpec, Stream};
+use crate::mount_points::{Kind, MountPoints};
+use crate::spec::{Console, Exit, MountSource, Network, StepMount, StepSpec, Stream};
 use crate::wire::{
     ChildSpec, Flavour, Inode, Malformed, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report,
     SPEC_SIZE_BYTES_MAX,
 };
-use crate::{channel, mount, seccomp, spawner};
+use crate::{channel, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -17,6 +17,9 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use step_mounts::Tree;
+
+mod step_mounts;
 
 /// Owners kept of one step's links and pipes: as many as it may have files.
 const OWNERS_MAX: usize = 1 << 20;
@@ -63,17 +66,29 @@ pub fn run_step_to_exit(
     if seccomp::Arch::native().is_none() {
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
     }
-    let child_spec = resolve(spec, root)?;
+    let mut child_spec = resolve(spec, root)?;
     let (namespace, network) = match &spec.network {
         Network::Host => (NetworkNamespace::Builder, None),
         Network::None => (NetworkNamespace::New, None),
         Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
     };
-    let flavour = Flavour { network: namespace, shm_size_bytes: spec.shm_size_bytes };
+    let flavour =
+        Flavour { network: namespace, shm_size_bytes: spec.shm_size_bytes, insecure: spec.insecure };
     let kind = spawner::Kind { flavour, network };
-    let files: Vec<&str> = child_spec.files.iter().map(|(path, ..)| path.as_str()).collect();
-    let mount_points = MountPoints::create(root, &child_spec.cwd, &files)?;
-    let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root)
+    let (mounts, trees) = step_mounts::order(&spec.mounts)?;
+    child_spec.mounts = mounts;
+    let mut targets: Vec<(&str, Kind)> =
+        child_spec.files.iter().map(|(path, ..)| (path.as_str(), Kind::File)).collect();
+    targets.extend(step_mounts::in_root(&child_spec.mounts));
+    let mount_points = MountPoints::create(root, &child_spec.cwd, &targets)?;
+    let attached: Vec<BorrowedFd<'_>> = spec
+        .cgroups
+        .iter()
+        .map(|fd| fd.as_fd())
+        .chain(trees.iter().map(Tree::as_fd))
+        .chain(spec.held.iter().map(|fd| fd.as_fd()))
+        .collect();
+    let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root, &attached)
         .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
     let (end, teardown, given) = outcome?;
@@ -161,6 +176,20 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
         if is_plain { Ok(()) } else { Err(SpecError::Path { what, path: path.to_owned() }) }
     };
     path("the working directory", &spec.cwd)?;
+    for mount in &spec.mounts {
+        path("a mount target", &mount.target)?;
+        if let MountSource::Tree { path, .. } = &mount.source {
+            no_nul("a mount source", path)?;
+        }
+    }
+    if spec.mounts.len() + spec.cgroups.len() + spec.held.len() + 3 > channel::FDS_MAX {
+        return Err(SpecError::TooManyMounts { max: channel::FDS_MAX - 3 });
+    }
+    let mounted = |mount: &StepMount| match &mount.source {
+        MountSource::Tree { path, .. } => path.len(),
+        MountSource::File { content, .. } => content.len(),
+        MountSource::Tmpfs { .. } => 0,
+    };
     if let Some((script, _)) = &spec.script {
         path("the script's path", script)?;
     }
@@ -173,7 +202,8 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
         + spec.hosts.len()
         + spec.resolv_conf.len()
         + spec.files.iter().map(|(path, content)| path.len() + content.len()).sum::<usize>()
-        + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len());
+        + spec.script.as_ref().map_or(0, |(path, content)| path.len() + content.len())
+        + spec.mounts.iter().map(|mount| mount.target.len() + mounted(mount)).sum::<usize>();
     // Room for lengths, groups and the filter.
     let overhead = (1 << 20) + (spec.argv.len() + spec.env.len()) * 8;
     if size.saturating_add(overhead) > SPEC_SIZE_BYTES_MAX { Err(SpecError::TooLarge) } else { Ok(()) }
@@ -205,6 +235,13 @@ pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec
         hostname: spec.hostname.clone(),
         has_console: spec.console.is_some(),
         files,
+        mounts: Vec::new(),
+        rlimits: spec
+            .limits
+            .iter()
+            .map(|limit| (u32::try_from(limit.index).unwrap_or(u32::MAX), limit.soft, limit.hard))
+            .collect(),
+        cgroups: u32::try_from(spec.cgroups.len()).unwrap_or(u32::MAX),
     })
 }
 
@@ -274,20 +311,16 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// `attached` goes to init besides the root and the pipes.
     fn start(
         kind: spawner::Kind,
         spec: &ChildSpec,
         console: Option<&Console>,
         root: BorrowedFd<'_>,
+        attached: &[BorrowedFd<'_>],
     ) -> Result<Running, StepError> {
-        // Where the kernel allows it (a plain directory; since 6.15 also a detached mount) the step gets a mount of its own and
-        // the builder's stays detached. Otherwise the builder's own mount is moved in.
-        let clone = match mount::bind(root) {
-            Ok(clone) => Some(clone),
-            Err(Errno::INVAL) => None,
-            Err(errno) => return Err(parent("clone the root mount")(errno)),
-        };
-        let root = clone.as_ref().map_or(root, AsFd::as_fd);
+        let clone = Tree::of(root).map_err(parent("clone the root mount"))?;
+        let root = clone.as_fd();
         let (stdout, their_stdout) = output(console)?;
         let (stderr, their_stderr) = output(console)?;
         let mut running = Running {
@@ -306,7 +339,7 @@ impl Running {
             running.socket = spawner::take(&kind)?;
             running.receive_report()?;
         }
-        running.send(spec, root, their_stdout, their_stderr)?;
+        running.send(spec, root, their_stdout, their_stderr, attached)?;
         spawner::stock(&kind);
         Ok(running)
     }
@@ -330,7 +363,7 @@ impl Running {
             given: HashMap::new(),
         };
         running.receive_report()?;
-        running.send(spec, root, their_stdout, their_stderr)?;
+        running.send(spec, root, their_stdout, their_stderr, &[])?;
         Ok(running)
     }
 
@@ -341,9 +374,10 @@ impl Running {
         root: BorrowedFd<'_>,
         stdout: OwnedFd,
         stderr: OwnedFd,
+        attached: &[BorrowedFd<'_>],
     ) -> Result<(), StepError> {
         let encoded = spec.encode();
-        let fds = [root, stdout.as_fd(), stderr.as_fd()];
+        let fds = [&[root, stdout.as_fd(), stderr.as_fd()], attached].concat();
         let socket = self.socket.as_fd();
         let sent = channel::send_with_fds(socket, &(encoded.len() as u64).to_le_bytes(), &fds)
             .and_then(|()| channel::send_all(socket, &encoded));

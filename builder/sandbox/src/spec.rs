@@ -1,5 +1,6 @@
 //! What a step is and how it ends: plain data, filled by the builder.
 
+use rustix::process::Resource;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,8 +17,77 @@ pub enum Network {
     None,
 }
 
+/// Something mounted for the step only: no trace of it is in the layer.
+#[derive(Clone, Debug)]
+pub struct StepMount {
+    /// Absolute path in the root. Made for the step when it is missing; symlinks on the way are followed inside the root.
+    pub target: String,
+    /// What appears there.
+    pub source: MountSource,
+    /// The step may not write to it.
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug)]
+pub enum MountSource {
+    /// A directory or file, or something in a directory or detached mount.
+    Tree {
+        /// The directory, file or mount.
+        root: Arc<OwnedFd>,
+        /// Path in it, resolved as if it were the root directory; empty for all of it.
+        path: String,
+    },
+    /// Memory, for everyone to write.
+    Tmpfs {
+        /// Most bytes in it; `None` for half of the machine's memory.
+        size_bytes: Option<u64>,
+    },
+    /// A file in memory.
+    File {
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// Bytes.
+        content: Vec<u8>,
+    },
+}
+
+/// Resource limits by the names that `docker --ulimit` gives them.
+pub const RLIMITS: &[(&str, Resource)] = &[
+    ("core", Resource::Core),
+    ("cpu", Resource::Cpu),
+    ("data", Resource::Data),
+    ("fsize", Resource::Fsize),
+    ("locks", Resource::Locks),
+    ("memlock", Resource::Memlock),
+    ("msgqueue", Resource::Msgqueue),
+    ("nice", Resource::Nice),
+    ("nofile", Resource::Nofile),
+    ("nproc", Resource::Nproc),
+    ("rss", Resource::Rss),
+    ("rtprio", Resource::Rtprio),
+    ("rttime", Resource::Rttime),
+    ("sigpending", Resource::Sigpending),
+    ("stack", Resource::Stack),
+];
+
+/// A resource limit of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimit {
+    /// Index into [`RLIMITS`].
+    pub index: usize,
+    /// The limit in force; `None` for none.
+    pub soft: Option<u64>,
+    /// What the step may raise it to; `None` for anything.
+    pub hard: Option<u64>,
+}
+
 /// One command to run in a root file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct StepSpec {
     /// Program and arguments; a program without a slash is searched in the `PATH` of `env`.
     pub argv: Vec<String>,
@@ -42,6 +112,16 @@ pub struct StepSpec {
     pub script: Option<(String, Vec<u8>)>,
     /// Size limit of `/dev/shm` in bytes.
     pub shm_size_bytes: u64,
+    /// What else is mounted; no two at one target. Those below others may come in any order.
+    pub mounts: Vec<StepMount>,
+    /// Resource limits of the command.
+    pub limits: Vec<StepLimit>,
+    /// Open `cgroup.procs` files of the control groups that the command joins.
+    pub cgroups: Vec<Arc<OwnedFd>>,
+    /// Kept open until nothing of the step is alive: locks.
+    pub held: Vec<Arc<OwnedFd>>,
+    /// Nothing is masked or filtered, and root has every capability there is here.
+    pub insecure: bool,
     /// A terminal that is the step's standard input, output and error, and its controlling one. Without it input is empty
     /// and output goes to the caller.
     pub console: Option<Console>,
@@ -80,6 +160,11 @@ impl StepSpec {
             files: Vec::new(),
             script: None,
             shm_size_bytes: StepSpec::DEFAULT_SHM_SIZE_BYTES,
+            mounts: Vec::new(),
+            limits: Vec::new(),
+            cgroups: Vec::new(),
+            held: Vec::new(),
+            insecure: false,
             console: None,
         }
     }

@@ -19,6 +19,8 @@ pub(crate) struct Flavour {
     pub(crate) network: NetworkNamespace,
     /// Size limit of `/dev/shm`.
     pub(crate) shm_size_bytes: u64,
+    /// Nothing masked, filtered or dropped.
+    pub(crate) insecure: bool,
 }
 
 /// Network namespace of a step.
@@ -47,6 +49,32 @@ pub(crate) struct ChildSpec {
     pub(crate) has_console: bool,
     /// Files shown over those of the image: path, mode, content.
     pub(crate) files: Vec<(String, u32, Vec<u8>)>,
+    /// What is mounted after that, in order.
+    pub(crate) mounts: Vec<WireMount>,
+    /// Index into [`RLIMITS`](crate::spec::RLIMITS), soft, hard.
+    pub(crate) rlimits: Vec<(u32, Option<u64>, Option<u64>)>,
+    /// How many of the attached descriptors are `cgroup.procs` files; they come after root and output.
+    pub(crate) cgroups: u32,
+}
+
+/// One mount of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WireMount {
+    pub(crate) target: String,
+    pub(crate) source: WireSource,
+    pub(crate) read_only: bool,
+    pub(crate) is_dir: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WireSource {
+    /// Its descriptor is the next of those attached.
+    Tree { path: String },
+    /// 0 bytes for no limit of ours.
+    Tmpfs { size_bytes: u64 },
+    /// A file in memory.
+    File { mode: u32, uid: u32, gid: u32, content: Vec<u8> },
 }
 
 /// What the child reports.
@@ -94,6 +122,11 @@ impl Writer {
         self.0.extend(bytes);
     }
 
+    fn optional(&mut self, value: Option<u64>) {
+        self.u32(value.is_some().into());
+        self.u64(value.unwrap_or(0));
+    }
+
     fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
         self.u32(u32::try_from(items.len()).unwrap_or(u32::MAX));
         for item in items {
@@ -117,6 +150,11 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| Malformed)?))
+    }
+
+    fn optional(&mut self) -> Result<Option<u64>, Malformed> {
+        let (is_some, value) = (self.u32()? != 0, self.u64()?);
+        Ok(is_some.then_some(value))
     }
 
     fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
@@ -144,7 +182,7 @@ impl<'a> Reader<'a> {
 
 impl Flavour {
     /// Bytes of an encoded flavour.
-    pub(crate) const SIZE_BYTES: usize = 12;
+    pub(crate) const SIZE_BYTES: usize = 16;
 
     pub(crate) fn encode(self) -> Vec<u8> {
         let mut w = Writer::default();
@@ -154,6 +192,7 @@ impl Flavour {
             NetworkNamespace::Joined => 2,
         });
         w.u64(self.shm_size_bytes);
+        w.u32(self.insecure.into());
         w.0
     }
 
@@ -165,7 +204,7 @@ impl Flavour {
             2 => NetworkNamespace::Joined,
             _ => return Err(Malformed),
         };
-        let flavour = Flavour { network, shm_size_bytes: r.u64()? };
+        let flavour = Flavour { network, shm_size_bytes: r.u64()?, insecure: r.u32()? != 0 };
         r.end()?;
         Ok(flavour)
     }
@@ -187,6 +226,13 @@ impl ChildSpec {
             w.u32(*mode);
             w.bytes(content);
         });
+        w.list(&self.mounts, WireMount::write);
+        w.list(&self.rlimits, |w, (index, soft, hard)| {
+            w.u32(*index);
+            w.optional(*soft);
+            w.optional(*hard);
+        });
+        w.u32(self.cgroups);
         w.0
     }
 
@@ -202,9 +248,49 @@ impl ChildSpec {
             hostname: r.string()?,
             has_console: r.u32()? != 0,
             files: r.list(|r| Ok((r.string()?, r.u32()?, r.bytes()?.to_vec())))?,
+            mounts: r.list(WireMount::read)?,
+            rlimits: r.list(|r| Ok((r.u32()?, r.optional()?, r.optional()?)))?,
+            cgroups: r.u32()?,
         };
         r.end()?;
         Ok(spec)
+    }
+}
+
+impl WireMount {
+    fn write(w: &mut Writer, mount: &WireMount) {
+        w.bytes(mount.target.as_bytes());
+        w.u32(mount.read_only.into());
+        w.u32(mount.is_dir.into());
+        match &mount.source {
+            WireSource::Tree { path } => {
+                w.u32(0);
+                w.bytes(path.as_bytes());
+            }
+            WireSource::Tmpfs { size_bytes } => {
+                w.u32(1);
+                w.u64(*size_bytes);
+            }
+            WireSource::File { mode, uid, gid, content } => {
+                w.u32(2);
+                [mode, uid, gid].into_iter().for_each(|number| w.u32(*number));
+                w.bytes(content);
+            }
+        }
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<WireMount, Malformed> {
+        let (target, read_only, is_dir) = (r.string()?, r.u32()? != 0, r.u32()? != 0);
+        let source = match r.u32()? {
+            0 => WireSource::Tree { path: r.string()? },
+            1 => WireSource::Tmpfs { size_bytes: r.u64()? },
+            2 => {
+                let (mode, uid, gid) = (r.u32()?, r.u32()?, r.u32()?);
+                WireSource::File { mode, uid, gid, content: r.bytes()?.to_vec() }
+            }
+            _ => return Err(Malformed),
+        };
+        Ok(WireMount { target, source, read_only, is_dir })
     }
 }
 

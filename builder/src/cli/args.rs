@@ -10,6 +10,7 @@ use super::image::ImageCommandArgs;
 use super::imagetools::{ImagetoolsArgs, SystemArgs};
 use super::results::ResultArgs;
 use super::space::{CacheArgs, DuArgs, PruneArgs};
+use super::steps::StepArgs;
 
 /// Go's boolean spellings, which Docker's flags accept (`--pull=false`).
 pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
@@ -148,6 +149,8 @@ pub(crate) struct BuildArgs {
         help_heading = "How to build"
     )]
     pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) steps: StepArgs,
     /// Run at most this many steps at once
     #[arg(long, value_name = "N", help_heading = "How to build")]
     pub(crate) jobs: Option<String>,

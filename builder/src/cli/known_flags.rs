@@ -20,15 +20,12 @@ enum Shape {
 
 /// Refused, with the one value that asks for nothing.
 const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
-    ("add-host", Shape::Value, None),
-    ("allow", Shape::Value, None),
     ("attest", Shape::Value, None),
     ("authfile", Shape::Value, None),
     ("build-arg-file", Shape::Value, None),
     ("cache-from", Shape::Value, None),
     ("cache-to", Shape::Value, None),
     ("cert-dir", Shape::Value, None),
-    ("cgroup-parent", Shape::Value, None),
     ("creds", Shape::Value, None),
     ("ignorefile", Shape::Value, None),
     ("insecure-registry", Shape::Value, None),
@@ -39,17 +36,12 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("registry-client-cert", Shape::Value, None),
     ("registry-map", Shape::Value, None),
     ("registry-mirror", Shape::Value, None),
-    ("resource", Shape::Value, None),
     ("retry", Shape::Value, None),
     ("retry-delay", Shape::Value, None),
     ("sbom", Shape::Value, Some("false")),
-    ("secret", Shape::Value, None),
-    ("shm-size", Shape::Value, None),
     ("skip-default-registry-fallback", Shape::Bool, Some("false")),
     ("source-policy-file", Shape::Value, None),
-    ("ssh", Shape::Value, None),
     ("tls-verify", Shape::Bool, Some("true")),
-    ("ulimit", Shape::Value, None),
 ];
 
 /// Accepted without effect.

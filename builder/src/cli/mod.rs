@@ -18,6 +18,7 @@ mod request;
 mod results;
 mod source;
 mod space;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -47,7 +48,8 @@ pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, Pa
 pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
-pub use space::{CacheRequest, DuRequest, PruneRequest, parse_bytes};
+pub use space::{CacheRequest, DuRequest, PruneRequest};
+pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};
 use image::{ImageCommandArgs, ImageGroupArgs};
@@ -284,11 +286,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         CommandArgs::Explain(args) => Command::Explain(ExplainRequest::from_args(args)),
         CommandArgs::Du(args) => Command::Du(DuRequest::from_args(&args)?),
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
-        CommandArgs::Cache(args) => match args.command {
-            space::CacheCommandArgs::Fsck(args) => {
-                Command::Cache(CacheRequest::Fsck { repair: args.repair, rebuild: args.rebuild })
-            }
-        },
+        CommandArgs::Cache(args) => Command::Cache(CacheRequest::from_args(args)),
         CommandArgs::Imagetools(args) => Command::Imagetools(args.request(env)?),
         CommandArgs::System(args) => Command::SystemDf(args.request()),
         CommandArgs::Doctor(args) => Command::Doctor { json: args.format == "json" },

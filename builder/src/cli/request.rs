@@ -15,6 +15,8 @@ use super::source::{
     ContextArg, DockerfileArg, NamedContextArg, one_stdin, parse_context, parse_dockerfile,
     parse_named_context,
 };
+use super::steps::StepOptions;
+
 use crate::progress::Mode;
 
 /// Everything `rbuild build` was asked for. Paths are relative to the working directory.
@@ -42,6 +44,8 @@ pub struct BuildRequest {
     pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say.
     pub network: Network,
+    /// What RUN steps get.
+    pub steps: StepOptions,
     /// What comes out.
     pub results: Results,
     /// How to show progress.
@@ -195,6 +199,12 @@ impl BuildRequest {
         if args.quiet && results.uses_stdout() {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }
+        let network = parse_network(&args.network)?;
+        let cache_namespace = build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default();
+        let steps = StepOptions {
+            cache_namespace,
+            ..StepOptions::from_args(&args.steps, env, network == Network::Host)?
+        };
         let control = CacheControl::from_args(&args.control)?;
         if control.explain == Some(ExplainFormat::Json) && (args.quiet || results.uses_stdout()) {
             return Err(Problem::StdoutTwice("--explain=json prints its document there"));
@@ -202,13 +212,14 @@ impl BuildRequest {
         Ok(Self {
             context,
             dockerfile,
+            steps,
             call: parse_call(&args.call, args.check)?,
             target: args.target.filter(|target| !target.is_empty()),
             labels: parse_labels(&args.labels)?,
             named_contexts,
             control,
             platforms,
-            network: parse_network(&args.network)?,
+            network,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
             shell_on_error: args.on_error == "shell",

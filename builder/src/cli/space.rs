@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use rbuild_cache::gc::Filter;
 
 use super::Problem;
+use rbuild_oci::parse_bytes;
 
 /// Show what the store holds
 #[derive(Debug, Args)]
@@ -66,6 +67,32 @@ pub(crate) struct CacheArgs {
 pub(crate) enum CacheCommandArgs {
     /// Check every byte in the store
     Fsck(FsckArgs),
+    /// List and remove what RUN --mount=type=cache keeps
+    Mounts {
+        #[command(subcommand)]
+        command: MountsCommandArgs,
+    },
+}
+
+/// The commands of `rbuild cache mounts`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MountsCommandArgs {
+    /// List cache mounts
+    Ls {
+        /// Show as: table, or json (one object a line)
+        #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true,
+              value_parser = ["table", "json"])]
+        format: String,
+    },
+    /// Remove cache mounts that no step uses
+    Rm {
+        /// Identity as `ls` shows it, or the id that Dockerfiles name
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// Remove all of them
+        #[arg(short = 'a', long)]
+        all: bool,
+    },
 }
 
 /// Check every byte in the store
@@ -115,8 +142,18 @@ pub struct PruneRequest {
 }
 
 /// What `rbuild cache` was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheRequest {
+    /// List cache mounts.
+    ListMounts {
+        /// As JSON lines.
+        json: bool,
+    },
+    /// Remove cache mounts.
+    RemoveMounts {
+        /// Which; empty means all.
+        ids: Vec<String>,
+    },
     /// Check the store.
     Fsck {
         /// And repair it.
@@ -124,6 +161,20 @@ pub enum CacheRequest {
         /// Make its index anew first.
         rebuild: bool,
     },
+}
+
+impl CacheRequest {
+    pub(super) fn from_args(args: CacheArgs) -> Self {
+        match args.command {
+            CacheCommandArgs::Fsck(args) => Self::Fsck { repair: args.repair, rebuild: args.rebuild },
+            CacheCommandArgs::Mounts { command: MountsCommandArgs::Ls { format } } => {
+                Self::ListMounts { json: format == "json" }
+            }
+            CacheCommandArgs::Mounts { command: MountsCommandArgs::Rm { ids, all } } => {
+                Self::RemoveMounts { ids: if all { Vec::new() } else { ids } }
+            }
+        }
+    }
 }
 
 impl DuRequest {
@@ -183,38 +234,6 @@ fn wrong(flag: &'static str, value: &str, expected: &str) -> Problem {
     Problem::Value { flag, value: value.to_owned(), expected: expected.to_owned() }
 }
 
-/// A size as Docker's flags take it: a number, possibly with a fraction, and a unit whose multiples are 1024
-/// (`10g`, `10GB` and `10GiB` are the same).
-pub fn parse_bytes(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        "p" | "pb" | "pib" => 50,
-        _ => return None,
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() {
-        return None;
-    }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    // Nine digits are finer than a byte for every unit that people write fractions of.
-    let mut fraction = fraction.to_owned();
-    if fraction.contains('.') {
-        return None;
-    }
-    fraction.truncate(9);
-    let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
-    let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
-    let unit = 1_u128 << shift;
-    u64::try_from(u128::from(whole) * unit + part * unit / scale).ok()
-}
-
 /// A duration as Go writes it (`1h30m`, `90s`), with `d` for days.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
@@ -244,28 +263,6 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_as_docker_reads_them() {
-        let cases = [
-            ("0", Some(0)),
-            ("512", Some(512)),
-            ("10k", Some(10 << 10)),
-            ("1.5MB", Some(3 << 19)),
-            (".5g", Some(1 << 29)),
-            ("2GiB", Some(2 << 30)),
-            ("20 GB", Some(20 << 30)),
-            ("", None),
-            (".", None),
-            ("1.2.3k", None),
-            ("-1", None),
-            ("10x", None),
-            ("99999999999p", None),
-        ];
-        for (text, bytes) in cases {
-            assert_eq!(parse_bytes(text), bytes, "{text:?}");
-        }
-    }
 
     #[test]
     fn durations_are_go_s_with_days() {

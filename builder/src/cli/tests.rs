@@ -323,11 +323,9 @@ fn small_values_are_checked() {
 #[test]
 fn documented_flags_that_are_missing_are_named() {
     for line in [
-        &["--secret", "id=x", "."][..],
-        &["--ssh=default", "."],
+        &["--policy", "x", "."][..],
         &["--cache-from", "type=registry,ref=x", "."],
         &["--cache-to=type=inline", "."],
-        &["--add-host", "h:1.2.3.4", "."],
         &["--sbom=true", "."],
         &["--provenance", "mode=max", "."],
         &["--tls-verify=false", "."],

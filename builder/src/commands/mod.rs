@@ -1,6 +1,7 @@
 //! The commands: from a checked command line to an exit status.
 
 mod build;
+mod cache_mounts;
 mod call;
 mod context;
 mod doctor;
@@ -66,6 +67,12 @@ pub fn main() -> ExitCode {
         Command::Prune(request) => space::prune(&request, settings, root.as_deref()),
         Command::Cache(cli::CacheRequest::Fsck { repair, rebuild }) => {
             return fsck::run(repair, rebuild, settings, root.as_deref(), &env);
+        }
+        Command::Cache(cli::CacheRequest::ListMounts { json }) => {
+            cache_mounts::list(json, settings, root.as_deref())
+        }
+        Command::Cache(cli::CacheRequest::RemoveMounts { ids }) => {
+            cache_mounts::remove(&ids, settings, root.as_deref())
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Imagetools(request) => imagetools::run(&request, &settings),

@@ -9,10 +9,14 @@ use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
-use crate::cli::{Env, PullRequest};
+use crate::cli::{Env, PullRequest, StepOptions};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::{Events, Outcome};
@@ -129,6 +133,11 @@ pub(super) fn plain_env(
         is_chroot_forced: false,
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        steps: StepOptions::default(),
+        secrets: Secrets::default(),
+        agents: Agents::default(),
+        groups: Groups::default(),
+        materialised: Materialised::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),

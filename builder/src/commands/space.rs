@@ -152,22 +152,28 @@ fn pruned(collected: &Collected) -> String {
 
 /// As `docker buildx du` prints it; `*` after a size says that several images share the object.
 pub(super) fn table(entries: &[UsageEntry], now: SystemTime) -> String {
-    let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned)];
+    let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned).to_vec()];
     for entry in entries {
         let size = human::size_precise(entry.size_bytes);
-        rows.push([
+        rows.push(vec![
             entry.id.clone(),
             entry.is_reclaimable.to_string(),
             if entry.is_shared { format!("{size}*") } else { size },
             age(entry.used_unix_ns, now),
         ]);
     }
-    let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), 0];
+    aligned(&rows)
+}
+
+/// Rows as a table, the first its head; all have as many cells.
+pub(super) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("   ").trim_end());
         text.push('\n');
     }
@@ -192,7 +198,7 @@ fn paragraph(entry: &UsageEntry) -> String {
     let rows = [
         ("ID", entry.id.clone()),
         ("Created at", moment(entry.created_unix_ns)),
-        ("Mutable", "false".to_owned()),
+        ("Mutable", (entry.kind == UsageKind::Mount).to_string()),
         ("Reclaimable", entry.is_reclaimable.to_string()),
         ("Shared", entry.is_shared.to_string()),
         ("Size", human::size_precise(entry.size_bytes)),
@@ -213,7 +219,7 @@ fn json_line(entry: &UsageEntry) -> String {
         "ID": entry.id,
         "Parents": null,
         "CreatedAt": moment(entry.created_unix_ns),
-        "Mutable": false,
+        "Mutable": entry.kind == UsageKind::Mount,
         "Reclaimable": entry.is_reclaimable,
         "Shared": entry.is_shared,
         "Size": entry.size_bytes,
@@ -230,19 +236,20 @@ fn kind(kind: UsageKind) -> &'static str {
         UsageKind::Layer => "regular",
         UsageKind::Pulled => "pulled",
         UsageKind::Blob => "blob",
+        UsageKind::Mount => "exec.cachemount",
     }
 }
 
 /// Descriptions come from Dockerfiles: nothing of theirs may steer the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn moment(unix_ns: i64) -> String {
+pub(super) fn moment(unix_ns: i64) -> String {
     if unix_ns <= 0 { String::new() } else { timestamp::rfc3339(unix_ns / 1_000_000_000, 0) }
 }
 
-fn age(unix_ns: i64, now: SystemTime) -> String {
+pub(super) fn age(unix_ns: i64, now: SystemTime) -> String {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let then = u64::try_from(unix_ns / 1_000_000_000).unwrap_or(0);
     format!("{} ago", human::duration(Duration::from_secs(now.saturating_sub(then))))

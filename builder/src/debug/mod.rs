@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rbuild_cache::store::LayerDraft;
 use rbuild_sandbox::{StepError, StepSpec};
 
+use crate::mounts::Prepared;
 use crate::ops::ExecEnv;
 use crate::progress::lines::clean_text as escape;
 
@@ -31,6 +32,8 @@ pub struct HeldStep {
     pub merged: OwnedFd,
     /// The directory its changes are in. Dropped after the mount.
     pub draft: LayerDraft,
+    /// Its secrets, agents and caches, which its mounts need; dropped after them.
+    pub prepared: Option<Prepared>,
     /// The build, whose lease keeps the layers.
     pub env: Arc<ExecEnv>,
 }

@@ -143,6 +143,13 @@ pub fn fields(op: &Op) -> Vec<Field> {
                 Network::Host => "host",
             };
             fields.push(field(Class::Option, "--network", network));
+            let security = if op.insecure { "insecure" } else { "sandbox" };
+            fields.push(field(Class::Option, "--security", security));
+            fields.push(field(Class::Option, "--add-host", &op.host_names.join(" ")));
+            for (index, mount) in op.mounts.iter().enumerate() {
+                let name = format!("--mount {}", index + 1);
+                fields.push(field(Class::Option, &name, &mount.declaration()));
+            }
             fields.push(field(Class::Option, "platform", &op.platform.to_string()));
             for (name, value) in &op.env {
                 let keyword = if op.arg_names.contains(name) { "ARG" } else { "ENV" };

@@ -39,9 +39,9 @@ pub(super) fn layer(
         Network::None => rbuild_sandbox::Network::None,
         Network::Default | Network::Host => rbuild_sandbox::Network::Host,
     };
-    let mut output = Output::of(env, vertex);
+    let mut output = Output::of(env, vertex, &[]);
     let exit = rbuild_sandbox::run_step_in_copy(
-        &run::spec(op, network),
+        &run::spec(env, op, vertex, network),
         dir,
         draft.work_fd().as_fd(),
         env.is_chroot_forced,

@@ -2,6 +2,7 @@
 
 pub mod added;
 pub mod archive;
+pub mod cgroup;
 pub mod chroot;
 pub mod copy;
 pub mod fetched;
@@ -27,9 +28,14 @@ use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::cancel::Cancel;
+use crate::cli::StepOptions;
 use crate::debug::Slot;
 use crate::error::StepFailure;
 use crate::git::GitSettings;
+use crate::mounts::Materialised;
+use crate::mounts::secret::Secrets;
+use crate::mounts::ssh::Agents;
+use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
@@ -59,6 +65,16 @@ pub struct ExecEnv {
     pub run_slots: Arc<Semaphore>,
     /// Unpacking and copying at once.
     pub disk_slots: Arc<Semaphore>,
+    /// What RUN steps get.
+    pub steps: StepOptions,
+    /// Secrets, for steps and for remote sources.
+    pub secrets: Secrets,
+    /// SSH agents, for steps and for remote sources.
+    pub agents: Agents,
+    /// Control groups of steps.
+    pub groups: Groups,
+    /// Parts of contexts copied for mounts.
+    pub materialised: Materialised,
     /// Networks of RUN steps.
     pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.

@@ -12,12 +12,16 @@ use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, Ste
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::Draft;
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::{RunOp, Step};
+use rbuild_frontend::graph::{Mount, RunOp, Step};
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
+use crate::cli::{HostAddress, SecretBytes};
 use crate::debug::HeldStep;
 use crate::error::StepFailure;
+use crate::mounts::cache::Caches;
+use crate::mounts::redact::Redactor;
+use crate::mounts::{self, MountInput};
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
@@ -33,11 +37,16 @@ pub async fn execute(
     step: &Step,
     op: &RunOp,
     root: &Arc<Solved>,
+    mounts: Vec<MountInput>,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
     if env.rung == Rung::NoRun {
         return Err(StepFailure::RunRefused { remedies: Vec::new() });
     }
+    if env.rung == Rung::Chroot && !op.mounts.is_empty() {
+        return Err(StepFailure::MountsInChroot);
+    }
+    let (mounts, caches) = caches(env, op, mounts, vertex, step).await?;
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     if env.cancel.reason().is_some() {
@@ -47,9 +56,31 @@ pub async fn execute(
     let (env, step, op, root) = (Arc::clone(env), step.clone(), op.clone(), Arc::clone(root));
     blocking(move || match env.rung {
         Rung::Chroot => chroot::layer(&env, &op, &root, vertex),
-        _ => layer(&env, &step, &op, &root, vertex),
+        _ => layer(&env, &step, &op, &root, &mounts, &caches, vertex),
     })
     .await
+}
+
+/// Takes the step's caches, for as long as that takes or until the build is stopped.
+async fn caches(
+    env: &Arc<ExecEnv>,
+    op: &RunOp,
+    mounts: Vec<MountInput>,
+    vertex: VertexId,
+    step: &Step,
+) -> Result<(Vec<MountInput>, Caches), StepFailure> {
+    if !op.mounts.iter().any(|mount| matches!(mount, Mount::Cache(_))) {
+        return Ok((mounts, Caches::new()));
+    }
+    let (held, op, step) = (Arc::clone(env), op.clone(), step.name.clone());
+    let taking = tokio::task::spawn_blocking(move || {
+        let caches = mounts::cache::take(&held, &op, &mounts, vertex, &step)?;
+        Ok((mounts, caches))
+    });
+    tokio::select! {
+        taken = taking => taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        () = env.cancel.cancelled() => Err(StepFailure::Canceled),
+    }
 }
 
 fn layer(
@@ -57,8 +88,11 @@ fn layer(
     step: &Step,
     op: &RunOp,
     root: &Solved,
+    mounts: &[MountInput],
+    caches: &Caches,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
+    let mut prepared = mounts::prepare(env, op, mounts, caches)?;
     let draft = env.store.draft(&env.lease)?;
     like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
     let layers = env.layer_dirs(&root.stack)?;
@@ -67,19 +101,45 @@ fn layer(
     let upper = (draft.diff_path(), draft.work_path());
     let merged =
         rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
-    let mut output = Output::of(env, vertex);
+    let mut output = Output::of(env, vertex, &prepared.secrets);
     let network = env.network.of(op.network, &env.events);
-    let spec = StepSpec { files: extra_files(env, root)?, ..spec(op, network) };
+    let (groups, cgroups) = env.groups.for_step(&env.steps, &env.events);
+    let mut spec = StepSpec {
+        files: extra_files(env, root)?,
+        mounts: std::mem::take(&mut prepared.mounts),
+        held: std::mem::take(&mut prepared.held),
+        cgroups: cgroups.into_iter().map(Arc::new).collect(),
+        insecure: op.insecure,
+        ..spec(env, op, vertex, network)
+    };
+    for (name, value) in &prepared.env {
+        spec.env.retain(|(known, _)| known != name);
+        spec.env.push((name.clone(), value.clone()));
+    }
     let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
+    output.flush();
     let Ended { exit, teardown, ownership } = output.check(op, ended)?;
+    if exit != Exit::Code(0) && groups.ran_out_of_memory() {
+        let limit_bytes = env.steps.resources.memory_bytes.unwrap_or(0);
+        return Err(StepFailure::OutOfMemory { command: op.argv.join(" "), limit_bytes, log: output.log() });
+    }
     if let Err(failure) = output.succeeded(op, exit) {
         if let (Some(slot), StepFailure::Exit { .. } | StepFailure::Signal { .. }) =
             (&env.failed_step, &failure)
         {
-            slot.keep(HeldStep { name: step.name.clone(), spec, merged, draft, env: Arc::clone(env) });
+            slot.keep(HeldStep {
+                name: step.name.clone(),
+                spec,
+                merged,
+                draft,
+                env: Arc::clone(env),
+                prepared: Some(prepared),
+            });
         }
         return Err(failure);
     }
+    // Its trees are the step's, and go with its mounts.
+    drop(spec);
     written_back(&merged).map_err(|errno| StepFailure::Io {
         what: "write",
         path: "the step's layer".to_owned(),
@@ -101,6 +161,7 @@ fn layer(
     let size_bytes = size_bytes(&diff);
     // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
     teardown.wait();
+    drop(prepared);
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }
 
@@ -134,7 +195,7 @@ fn written_back(merged: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Gives the upper directory the metadata of the state's root: overlayfs shows the upper's.
-fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailure> {
+pub(crate) fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<(), StepFailure> {
     use rustix::fs::Mode;
     let io = |errno: rustix::io::Errno| StepFailure::Io {
         what: "set up",
@@ -163,12 +224,24 @@ fn extra_files(env: &ExecEnv, root: &Solved) -> Result<Vec<(String, Vec<u8>)>, S
 }
 
 /// The step as the sandbox takes it.
-pub(super) fn spec(op: &RunOp, network: rbuild_sandbox::Network) -> StepSpec {
+pub(super) fn spec(
+    env: &ExecEnv,
+    op: &RunOp,
+    vertex: VertexId,
+    network: rbuild_sandbox::Network,
+) -> StepSpec {
     let mut environment = op.env.clone();
     for (name, value) in &op.proxy_env {
         if !environment.iter().any(|(known, _)| known == name) {
             environment.push((name.clone(), value.clone()));
         }
+    }
+    let hosts = hosts(&env.steps.hosts, &network);
+    if network != rbuild_sandbox::Network::Host
+        && let Some((name, _)) = env.steps.hosts.iter().find(|(_, at)| *at == HostAddress::Gateway)
+    {
+        let why = "the step's own network has no way to this machine; --network=host has";
+        env.events.note(vertex, format!("--add-host {name}:host-gateway is left out: {why}"));
     }
     let script = op.script.as_ref().map(|text| {
         let path = op.argv.first().cloned().unwrap_or_default();
@@ -182,32 +255,50 @@ pub(super) fn spec(op: &RunOp, network: rbuild_sandbox::Network) -> StepSpec {
         resolv_conf: StepNetwork::resolv_conf(&network),
         network,
         script,
-        hosts: b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
+        hosts,
+        shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
+        limits: env.steps.limits.clone(),
         ..StepSpec::new(Vec::new())
     }
 }
 
-/// Where a step's output goes, and what its end means.
+/// Where a step's output goes, without the secrets it knows, and what its end means.
 pub(super) struct Output<'a> {
     env: &'a ExecEnv,
     vertex: VertexId,
+    redactors: [(Stream, Redactor); 2],
     tail: Tail,
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn of(env: &'a ExecEnv, vertex: VertexId) -> Self {
-        Self { env, vertex, tail: Tail::default() }
+    pub(super) fn of(env: &'a ExecEnv, vertex: VertexId, secrets: &[SecretBytes]) -> Self {
+        let redactor = |stream| (stream, Redactor::new(secrets));
+        let redactors = [redactor(Stream::Stdout), redactor(Stream::Stderr)];
+        Self { env, vertex, redactors, tail: Tail::default() }
     }
 
     /// Takes what the step prints.
     pub(super) fn sink(&mut self) -> impl FnMut(SandboxStream, &[u8]) {
         |stream, bytes| {
-            self.tail.push(bytes);
-            let stream = match stream {
-                SandboxStream::Stdout => Stream::Stdout,
-                SandboxStream::Stderr => Stream::Stderr,
+            let at = match stream {
+                SandboxStream::Stdout => 0,
+                SandboxStream::Stderr => 1,
             };
-            self.env.events.log(self.vertex, stream, bytes.to_vec());
+            let (stream, redactor) = &mut self.redactors[at];
+            redactor.push(bytes, &mut |bytes| {
+                self.tail.push(bytes);
+                self.env.events.log(self.vertex, *stream, bytes.to_vec());
+            });
+        }
+    }
+
+    /// Passes on what was held back: nothing more is printed.
+    fn flush(&mut self) {
+        for (stream, redactor) in &mut self.redactors {
+            redactor.finish(&mut |bytes| {
+                self.tail.push(bytes);
+                self.env.events.log(self.vertex, *stream, bytes.to_vec());
+            });
         }
     }
 
@@ -244,6 +335,20 @@ impl<'a> Output<'a> {
     fn log(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.tail).into_bytes()
     }
+}
+
+/// `/etc/hosts` of a step. A network of its own has no way to this machine, so there `host-gateway` is no address.
+fn hosts(named: &[(String, HostAddress)], network: &rbuild_sandbox::Network) -> Vec<u8> {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for (name, address) in named {
+        let address = match (address, network) {
+            (HostAddress::Ip(ip), _) => ip.to_string(),
+            (HostAddress::Gateway, rbuild_sandbox::Network::Host) => "127.0.0.1".to_owned(),
+            (HostAddress::Gateway, _) => continue,
+        };
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
+    text.into_bytes()
 }
 
 /// The state below the step, as the scanner asks for it.

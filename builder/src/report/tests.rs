@@ -141,7 +141,7 @@ fn usage_errors_name_the_problem_and_the_help() {
         Report::from(&crate::cli::parse(arguments, &Env::fixed([])).unwrap_err()).render(Style::PLAIN)
     };
     assert_eq!(report(&["--bogus", "."]), "unknown flag: --bogus\nSee 'rbuild build --help'.\n");
-    assert_eq!(report(&["--secret", "id=x", "."]), "--secret is not supported yet\n");
+    assert_eq!(report(&["--policy", "x", "."]), "--policy is not supported yet\n");
     assert_eq!(
         report(&["-o", "type=oci,name=\"a\"", "."]),
         "invalid argument `type=oci,name=\"a\"` for --output: bare \" in non-quoted field; wrap the whole field in double quotes\nSee 'rbuild build --help'.\n"

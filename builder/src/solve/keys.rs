@@ -1,8 +1,8 @@
 //! The two keys of an op.
 //!
 //! ```text
-//! DefKey(op)     = H("def/3", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
-//! ContentKey(op) = H("content/3", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
+//! DefKey(op)     = H("def/4", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
+//! ContentKey(op) = H("content/4", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
 //! ```
 //!
 //! | input | enters the DefKey as | enters the ContentKey as |
@@ -10,8 +10,11 @@
 //! | root of RUN, COPY, WORKDIR | its DefKey | its whole tree's digest |
 //! | root of `COPY --link` | its DefKey | nothing: the layer is the same on any root |
 //! | stage or image that COPY reads | its DefKey | digest of the selected entries |
+//! | stage or image that RUN mounts (bind, new cache) | its DefKey | digest of the mounted part of its tree |
 //! | file or repository that ADD fetches | its DefKey: its content or commit | digest of the selected entries |
 //! | build context | digest of the selected entries | digest of the selected entries |
+//! | build context that RUN mounts | digest of the mounted part | digest of the mounted part |
+//! | what is in a cache, secret or agent | nothing | nothing |
 //!
 //! The selection has what each path gives: base names of files, nodes of directories, modes unless an octal `--chmod` gives
 //! them. Paths themselves are in the definition key only: a source directory under another name hits by content.
@@ -33,12 +36,12 @@ pub struct InputDigest {
 
 /// Key known before anything runs.
 pub fn def_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::def(hash("def/3", op, inputs))
+    Key::def(hash("def/4", op, inputs))
 }
 
 /// Key known once the inputs' trees are.
 pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::content(hash("content/3", &OverContents(op), inputs))
+    Key::content(hash("content/4", &OverContents(op), inputs))
 }
 
 /// Names the place of a step among builds, whatever it is fed: where the step's last layer may be found. `context`

@@ -12,6 +12,7 @@ use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 use crate::cli::CacheControl;
 use crate::context::ScannedContext;
 use crate::error::{StepError, StepFailure};
+use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
@@ -34,6 +35,8 @@ pub struct Plan {
     pub def_keys: HashMap<NodeIndex, Key>,
     /// What each COPY from a context selects.
     pub selections: HashMap<NodeIndex, Arc<Selection>>,
+    /// What of a context a RUN mounts, by the slot of the input.
+    pub mounted: HashMap<(NodeIndex, u16), Arc<Mounted>>,
     /// Which steps may take a result from the cache.
     pub reuse: ReuseRules,
 }
@@ -41,7 +44,7 @@ pub struct Plan {
 /// Plans `graph`. `control` says which steps may be taken by definition; images always are, and so are `fetched`, the
 /// leaves that are there already.
 ///
-/// Fails with the first COPY whose context source does not exist: nothing has run by then.
+/// Fails with the first COPY or mount whose context source does not exist: nothing has run by then.
 pub fn plan(
     graph: &BuildGraph,
     contexts: &Contexts,
@@ -52,6 +55,7 @@ pub fn plan(
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
     let mut selections = HashMap::new();
+    let mut mounts = HashMap::new();
     for &node in &order {
         let op = &graph.dag[node].op;
         if matches!(op, Op::Context(_)) {
@@ -63,11 +67,23 @@ pub fn plan(
                 Op::Context(context) => {
                     let scanned =
                         contexts.get(&context.name).expect("every context of the graph was scanned");
-                    let selection = context_selection(op, scanned)
-                        .map_err(|failure| StepError::new(&graph.dag[node].step, failure))?;
-                    let digest = selection.digest;
-                    selections.insert(node, Arc::new(selection));
-                    digest
+                    let failed = |failure| StepError::new(&graph.dag[node].step, failure);
+                    match (op, input.role) {
+                        (Op::Run(run), Role::Mount(index)) => {
+                            let mount = &run.mounts[usize::from(index)];
+                            let mounted = Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref());
+                            let mounted = mounted.map_err(|error| failed(error.into()))?;
+                            let digest = mounted.digest;
+                            mounts.insert((node, input.slot), Arc::new(mounted));
+                            digest
+                        }
+                        _ => {
+                            let selection = context_selection(op, scanned).map_err(failed)?;
+                            let digest = selection.digest;
+                            selections.insert(node, Arc::new(selection));
+                            digest
+                        }
+                    }
                 }
                 _ => def_keys
                     .get(&producer)
@@ -84,6 +100,7 @@ pub fn plan(
         covered: Vec::new(),
         def_keys,
         selections,
+        mounted: mounts,
         reuse: ReuseRules::new(control, graph, &order),
     };
     demand(graph, fetched, store, &order, &mut plan)?;
@@ -137,7 +154,7 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
 }
 
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
-    let Op::Copy(copy) = op else { unreachable!("only COPY reads a context in this version") };
+    let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
     Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
 }
 
@@ -145,6 +162,15 @@ fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, Ste
 pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<Cow<'a, str>> {
     let mut patterns = Vec::new();
     for node in graph.dag.node_indices() {
+        if let Op::Run(run) = &graph.dag[node].op {
+            for (input, producer) in graph.inputs(node) {
+                let Role::Mount(index) = input.role else { continue };
+                if matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name) {
+                    patterns.push(Cow::Owned(literal(run.mounts[usize::from(index)].source())));
+                }
+            }
+            continue;
+        }
         let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
         let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
             input.role == Role::Source
@@ -159,6 +185,13 @@ pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec
         }
     }
     patterns
+}
+
+/// The wildcard that matches just this path.
+fn literal(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| matches!(c, '*' | '?' | '[' | '\\').then_some('\\').into_iter().chain([c]))
+        .collect()
 }
 
 /// A path or wildcard that covers all that `--parents` can select: up to where the ignore file's patterns begin to

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::cancel::Reason;
 use crate::error::{BuildError, StepError, StepFailure, one_line};
 use crate::explain::{self, Explainer, Inputs};
+use crate::mounts::{MountInput, Mounted};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
 use crate::progress::{Outcome, VertexId};
@@ -241,6 +242,7 @@ impl Solver {
             .map(|(slot, _, solved)| (*slot, Arc::clone(solved)))
             .collect();
         let selection = self.selection(node, op, source.as_deref(), &remotes)?;
+        let mounts = self.mount_inputs(node, op, inputs)?;
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -249,6 +251,9 @@ impl Solver {
         if let Some(selection) = &selection {
             digests.push(InputDigest { slot: 1, digest: selection.digest });
         }
+        digests.extend(
+            mounts.iter().map(|mount| InputDigest { slot: mount.slot, digest: mount.mounted.digest }),
+        );
         let key = keys::content_key(op, &digests);
         let def_key = &self.plan.def_keys[&node];
         let reuse = self.plan.reuse.of(&self.graph, node);
@@ -269,7 +274,7 @@ impl Solver {
             self.explainer.hit(&[(node, *def_key, key)], true);
             match reuse {
                 Reuse::Verify => {
-                    let made = self.execute(node, &root, &origin, &selection, vertex).await?;
+                    let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await?;
                     self.compare(vertex, &solved.tree, &made.tree);
                 }
                 Reuse::Take | Reuse::Never(_) => self.cached(vertex),
@@ -292,7 +297,7 @@ impl Solver {
         let miss = self.explainer.miss(node, &inputs);
         self.explainer.say(&miss, &self.env.events, vertex);
         let started = Instant::now();
-        let made = self.execute(node, &root, &origin, &selection, vertex).await;
+        let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await;
         let solved = made.and_then(|new| {
             let recent = new.recent;
             let solved = self.record(node, &key, def_key, &root, new, started, use_cache)?;
@@ -311,6 +316,35 @@ impl Solver {
         Ok(solved)
     }
 
+    /// What the mounts of a RUN read.
+    fn mount_inputs(
+        &self,
+        node: NodeIndex,
+        op: &Op,
+        inputs: &[(u16, Role, Arc<Solved>)],
+    ) -> Result<Vec<MountInput>, StepFailure> {
+        let Op::Run(run) = op else { return Ok(Vec::new()) };
+        let mut mounts = Vec::new();
+        for (input, producer) in self.graph.inputs(node) {
+            let Role::Mount(index) = input.role else { continue };
+            let (origin, mounted) = match &self.graph.dag[producer].op {
+                Op::Context(context) => {
+                    let mounted = Arc::clone(&self.plan.mounted[&(node, input.slot)]);
+                    (ops::copy::Origin::Context(Arc::clone(&self.contexts[&context.name])), mounted)
+                }
+                _ => {
+                    let solved = inputs.iter().find(|(slot, ..)| *slot == input.slot);
+                    let (_, _, solved) = solved.expect("every input but contexts was waited for");
+                    let mount = &run.mounts[usize::from(index)];
+                    let mounted = Mounted::of(mount, &solved.tree, &self.env.store)?;
+                    (ops::copy::Origin::Stage(Arc::clone(solved)), Arc::new(mounted))
+                }
+            };
+            mounts.push(MountInput { index: usize::from(index), slot: input.slot, origin, mounted });
+        }
+        Ok(mounts)
+    }
+
     /// True when a leaf may be what was fetched earlier.
     fn takes_fetched(&self, node: NodeIndex) -> bool {
         !matches!(self.plan.reuse.of(&self.graph, node), Reuse::Never(_))
@@ -322,11 +356,12 @@ impl Solver {
         root: &Arc<Solved>,
         origin: &ops::copy::Origin,
         selection: &Option<Arc<Selection>>,
+        mounts: &[MountInput],
         vertex: VertexId,
     ) -> Result<NewLayer, StepFailure> {
         let Node { op, step } = &self.graph.dag[node];
         match op {
-            Op::Run(run) => ops::run::execute(&self.env, step, run, root, vertex).await,
+            Op::Run(run) => ops::run::execute(&self.env, step, run, root, mounts.to_vec(), vertex).await,
             Op::Copy(copy) => {
                 let keep = self.keep(node, op, origin);
                 let (origin, selection) = (origin.clone(), selection.clone());

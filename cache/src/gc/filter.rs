@@ -3,8 +3,7 @@
 use super::mark::{UsageEntry, UsageKind};
 
 /// Kinds of build cache that buildx knows and this store has none of: they match nothing.
-const KINDS_ELSEWHERE: [&str; 5] =
-    ["internal", "frontend", "source.local", "source.git.checkout", "exec.cachemount"];
+const KINDS_ELSEWHERE: [&str; 4] = ["internal", "frontend", "source.local", "source.git.checkout"];
 
 /// One condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +48,7 @@ pub enum FilterError {
     #[error("expected true or false in place of `{0}`")]
     Bool(String),
     /// Not a type.
-    #[error("there is no type `{0}`: expected regular, pulled, blob or a type of buildx")]
+    #[error("there is no type `{0}`: expected regular, pulled, blob, exec.cachemount or a type of buildx")]
     Type(String),
     /// `~=` with more than text.
     #[error("~= looks for a text as it is, `{0}` would be a regular expression")]
@@ -87,7 +86,8 @@ impl Filter {
         if !is_text && !matches!(value, "true" | "false") {
             return Err(FilterError::Bool(value.to_owned()));
         }
-        let is_kind = matches!(value, "regular" | "pulled" | "blob") || KINDS_ELSEWHERE.contains(&value);
+        let is_kind = matches!(value, "regular" | "pulled" | "blob" | "exec.cachemount")
+            || KINDS_ELSEWHERE.contains(&value);
         if key == Key::Type && operator != Operator::Contains && !is_kind {
             return Err(FilterError::Type(value.to_owned()));
         }
@@ -109,10 +109,11 @@ impl Filter {
                 UsageKind::Layer => "regular",
                 UsageKind::Pulled => "pulled",
                 UsageKind::Blob => "blob",
+                UsageKind::Mount => "exec.cachemount",
             },
             Key::InUse => truth(!entry.is_reclaimable),
-            Key::Mutable => truth(false),
-            Key::Immutable => truth(true),
+            Key::Mutable => truth(entry.kind == UsageKind::Mount),
+            Key::Immutable => truth(entry.kind != UsageKind::Mount),
             Key::Shared => truth(entry.is_shared),
             Key::Private => truth(!entry.is_shared),
         };

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rbuild_oci::Digest;
 
-use crate::store::LayerId;
 use crate::store::collect::{LayerRow, Snapshot};
+use crate::store::{CacheMountId, CacheMountInfo, LayerId};
 
 /// Fetching a layer again is taken to cost this much per byte: 50 MB a second.
 const PULL_NS_PER_BYTE: u64 = 20;
@@ -15,6 +15,7 @@ const PULL_NS_PER_BYTE: u64 = 20;
 pub(super) enum Object {
     Layer(LayerId),
     Blob(Digest),
+    Mount(CacheMountId),
 }
 
 /// Order of sacrifice.
@@ -26,6 +27,8 @@ pub(super) enum Class {
     Unreferenced,
     /// Results name it.
     Cached,
+    /// A cache mount: no build makes all of it again.
+    Mount,
 }
 
 /// An object that no image holds.
@@ -73,6 +76,8 @@ pub enum UsageKind {
     Pulled,
     /// A compressed layer, config or manifest.
     Blob,
+    /// The directory of a cache mount.
+    Mount,
 }
 
 /// One layer or blob.
@@ -206,8 +211,20 @@ impl Marks {
         units
     }
 
+    /// Cache mounts that nobody uses.
+    pub(super) fn mount_units(mounts: &[CacheMountInfo]) -> impl Iterator<Item = Unit> {
+        mounts.iter().filter(|mount| !mount.is_in_use).map(|mount| Unit {
+            object: Object::Mount(mount.mount),
+            class: Class::Mount,
+            bytes: mount.size_bytes,
+            used: mount.used_unix_ns,
+            cost_ns: mount.size_bytes.saturating_mul(PULL_NS_PER_BYTE),
+            blob: None,
+        })
+    }
+
     /// The picture for people.
-    pub(super) fn usage(&self, snapshot: &Snapshot) -> DiskUsage {
+    pub(super) fn usage(&self, snapshot: &Snapshot, mounts: &[CacheMountInfo]) -> DiskUsage {
         let mut usage = DiskUsage {
             images: snapshot.images.len() as u64,
             results: snapshot.results.len() as u64,
@@ -261,6 +278,17 @@ impl Marks {
                 description: String::new(),
             });
         }
+        usage.entries.extend(mounts.iter().map(|mount| UsageEntry {
+            id: mount.mount.to_string(),
+            kind: UsageKind::Mount,
+            size_bytes: mount.size_bytes,
+            is_reclaimable: !mount.is_in_use,
+            is_shared: false,
+            usage_count: 1,
+            created_unix_ns: mount.created_unix_ns,
+            used_unix_ns: mount.used_unix_ns,
+            description: format!("cache mount {} of {}", mount.id, mount.description),
+        }));
         usage.entries.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.id.cmp(&b.id)));
         usage
     }

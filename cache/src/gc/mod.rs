@@ -13,7 +13,7 @@
 //!
 //! The unit is a layer directory or a blob. Images hold their layers, config, manifest and blobs: nothing of theirs is
 //! ever given up. The order of sacrifice is blobs (they can be fetched or made again), layers that no result names,
-//! layers that results name; with a layer go the results that name it. Why nothing in use is freed, and nothing
+//! layers that results name, cache mounts; with a layer go the results that name it. Why nothing in use is freed, and nothing
 //! recorded lost, is told in the head of `store::readers`. One collector runs at a time, builds never wait for it,
 //! and it can be killed anywhere: what is condemned stays condemned, what lies in its lease is removed by the next.
 

@@ -48,6 +48,7 @@ impl fmt::Display for Object {
         match self {
             Self::Layer(id) => id.fmt(f),
             Self::Blob(digest) => digest.fmt(f),
+            Self::Mount(id) => id.fmt(f),
         }
     }
 }
@@ -71,8 +72,11 @@ impl Collector {
     pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
         let snapshot = self.store.snapshot()?;
         let marks = self.mark(&snapshot);
-        let units = marks.units(&snapshot);
-        let chosen = policy.choose(&units, &marks.usage(&snapshot), self.store.disk()?.0, now_unix_ns());
+        let mounts = self.store.cache_mounts()?;
+        let mut units = marks.units(&snapshot);
+        units.extend(Marks::mount_units(&mounts));
+        let usage = marks.usage(&snapshot, &mounts);
+        let chosen = policy.choose(&units, &usage, self.store.disk()?.0, now_unix_ns());
         Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
     }
 
@@ -96,13 +100,16 @@ impl Collector {
         store.reprieve(&layers, &blobs)?;
 
         let mut collected = Collected::default();
-        let units = marks.units(&snapshot);
-        let chosen = policy.choose(&units, &marks.usage(&snapshot), store.disk()?.0, now);
+        let mounts = store.cache_mounts()?;
+        let mut units = marks.units(&snapshot);
+        units.extend(Marks::mount_units(&mounts));
+        let chosen = policy.choose(&units, &marks.usage(&snapshot, &mounts), store.disk()?.0, now);
         let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         for unit in &chosen {
             match unit.object {
                 Object::Layer(id) => layers.push((id, snapshot.layers[&id].used)),
                 Object::Blob(digest) => blobs.push((digest, snapshot.blobs[&digest].used)),
+                Object::Mount(_) => {}
             }
         }
         meanwhile();
@@ -117,10 +124,19 @@ impl Collector {
         }));
         let gone_blobs = store.condemn_blobs(&blobs)?;
         let gone_blobs: BTreeSet<Digest> = gone_blobs.into_iter().collect();
+        let mut mounts_freed: u64 = 0;
         for unit in &chosen {
             let is_gone = match unit.object {
                 Object::Layer(id) => gone_layers.contains(&id),
                 Object::Blob(digest) => gone_blobs.contains(&digest),
+                // Whoever took it meanwhile keeps it. Nobody reads one without its lock, so it is free at once.
+                Object::Mount(id) => match store.remove_cache_mount(id, &self.lease)? {
+                    Some(bytes) => {
+                        mounts_freed += bytes;
+                        true
+                    }
+                    None => false,
+                },
             };
             if is_gone {
                 collected.given_up.push((unit.object.to_string(), unit.bytes));
@@ -135,7 +151,7 @@ impl Collector {
         let freed = store.free_objects(&self.lease, oldest)?;
         collected.layers = freed.layers;
         collected.blobs = freed.blobs;
-        collected.freed_bytes = freed.bytes;
+        collected.freed_bytes = freed.bytes + mounts_freed;
         if store.has_condemned_nodes(oldest)? {
             // Records written since the mark, by processes that have ended since.
             let later = store.snapshot()?;
@@ -223,7 +239,7 @@ impl Collector {
 /// What the store holds. Uses that builds noted in passing may be missing from it.
 pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
     let snapshot = store.snapshot()?;
-    Ok(mark(store, &snapshot).usage(&snapshot))
+    Ok(mark(store, &snapshot).usage(&snapshot, &store.cache_mounts()?))
 }
 
 fn mark(store: &Store, snapshot: &Snapshot) -> Marks {

@@ -120,12 +120,7 @@ impl Store {
         if !is_same(&self.inner.layout, name, &file) {
             return Ok(None);
         }
-        let mut text = format!("{}\n", std::process::id()).into_bytes();
-        // One line; a character cut in half is mended by the reader.
-        let line = description.lines().next().unwrap_or_default().as_bytes();
-        text.extend_from_slice(&line[..line.len().min(DESCRIPTION_BYTES_MAX)]);
-        // Only for messages: a full disk must not stop the build here.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text));
+        write_holder(&mut file, description);
         Ok(Some(KeyLock { file }))
     }
 }
@@ -175,11 +170,20 @@ fn file_name(key: &Key) -> String {
     format!("locks/{key}")
 }
 
-fn open_lock(layout: &Layout, name: &str) -> Result<File, StoreError> {
+pub(super) fn open_lock(layout: &Layout, name: &str) -> Result<File, StoreError> {
     Ok(File::from(layout.open(name, OFlags::RDWR | OFlags::CREATE)?))
 }
 
-fn read_holder(file: &mut File) -> LockHolder {
+/// Writes who holds a lock into its file. Only for messages: a full disk must not stop the build here.
+pub(super) fn write_holder(file: &mut File, description: &str) {
+    let mut text = format!("{}\n", std::process::id()).into_bytes();
+    // One line; a character cut in half is mended by the reader.
+    let line = description.lines().next().unwrap_or_default().as_bytes();
+    text.extend_from_slice(&line[..line.len().min(DESCRIPTION_BYTES_MAX)]);
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text));
+}
+
+pub(super) fn read_holder(file: &mut File) -> LockHolder {
     let mut text = Vec::new();
     // Written when the lock was taken.
     let since = file.metadata().and_then(|metadata| metadata.modified()).ok();

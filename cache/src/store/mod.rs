@@ -15,6 +15,7 @@
 //!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
+//!   mounts/<id>/…             directories of `RUN --mount=type=cache` (see `mount`)
 //!   contexts/<id>             stat indexes of build contexts: hints, replaced whole
 //! ```
 //!
@@ -23,7 +24,7 @@
 //! # Invariants
 //!
 //! 1. Outside `work/` everything is complete and immutable. It got there by one rename. (`contexts/` files are
-//!    complete too, but replaced.) *A killed ingest or draft shows nothing.*
+//!    complete too, but replaced; what is in `mounts/` belongs to steps.) *A killed ingest or draft shows nothing.*
 //! 2. Bytes first, then the row; row gone, then the bytes. A row whose bytes vanished all the same is a miss, never an
 //!    error. Blobs are renamed and recorded in one transaction, so that removing and storing one digest cannot
 //!    interleave.
@@ -58,6 +59,7 @@ pub(crate) mod layout;
 mod lease;
 mod lock;
 mod meta;
+mod mount;
 mod nodes;
 mod packed;
 mod readers;
@@ -85,6 +87,7 @@ pub use image::ImageRecord;
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
+pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
 pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};

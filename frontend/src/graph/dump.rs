@@ -101,6 +101,15 @@ fn describe(out: &mut String, op: &Op) {
                 line(out, format_args!("    proxy {name}={value:?}"));
             }
             line(out, format_args!("    cwd {:?} user {:?} network {:?}", op.cwd, op.user, op.network));
+            if op.insecure {
+                line(out, format_args!("    insecure"));
+            }
+            for mount in &op.mounts {
+                line(out, format_args!("    mount {mount:?}"));
+            }
+            for name in &op.host_names {
+                line(out, format_args!("    host {name:?}"));
+            }
             line(out, format_args!("    platform {}", op.platform));
             if let Some(script) = &op.script {
                 line(out, format_args!("    script {script:?}"));

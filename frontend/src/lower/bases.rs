@@ -9,7 +9,7 @@ use crate::expand;
 use crate::lint;
 use crate::parse::Issue;
 use crate::span::{Lines, Span};
-use crate::stage::{StageError, copy_from};
+use crate::stage::{StageError, sources_of};
 use crate::suggest;
 
 use super::pass::{DIAGNOSTICS_MAX, Pass, normalise};
@@ -62,14 +62,25 @@ impl<'a> Pass<'a> {
                 for issue in unsupported::in_instruction(instruction) {
                     self.report_at(issue, instruction.lines);
                 }
-                let Some(from) = copy_from(instruction) else { continue };
-                match self.source_of(&from.value, index, from.span, instruction.lines) {
-                    Ok(Source::Stage(needed)) => open.push(needed),
-                    Ok(Source::Image(request)) => {
-                        let _ = self.image(&request);
+                for source in sources_of(instruction) {
+                    let found = match &source.mounted_at {
+                        None => self.source_of(&source.name, index, source.span, instruction.lines),
+                        target => self.mount_source(
+                            &source.name,
+                            target.as_deref(),
+                            index,
+                            source.span,
+                            instruction.lines,
+                        ),
+                    };
+                    match found {
+                        Ok(Source::Stage(needed)) => open.push(needed),
+                        Ok(Source::Image(request)) => {
+                            let _ = self.image(&request);
+                        }
+                        Ok(_) => {}
+                        Err(issue) => self.report_at(issue, instruction.lines),
                     }
-                    Ok(_) => {}
-                    Err(issue) => self.report_at(issue, instruction.lines),
                 }
             }
         }
@@ -82,10 +93,11 @@ impl<'a> Pass<'a> {
                 continue;
             }
             for instruction in stage.body {
-                let Some(from) = copy_from(instruction) else { continue };
-                let found = self.stages.copy_source(&from.value, stage.index);
-                if let Err(error @ StageError::InvalidIndex(_)) = found {
-                    self.report_at(Issue::new(error.to_string(), from.span), instruction.lines);
+                for source in sources_of(instruction) {
+                    let found = self.stages.copy_source(&source.name, stage.index);
+                    if let Err(error @ StageError::InvalidIndex(_)) = found {
+                        self.report_at(Issue::new(error.to_string(), source.span), instruction.lines);
+                    }
                 }
             }
         }
@@ -222,6 +234,24 @@ impl<'a> Pass<'a> {
         contexts.get(key).map(|context| (key, context))
     }
 
+    /// What `--mount=from=name` means in a stage.
+    pub(super) fn mount_source(
+        &self,
+        name: &str,
+        target: Option<&str>,
+        stage: usize,
+        span: Span,
+        lines: Lines,
+    ) -> Result<Source, Issue> {
+        match self.stages.copy_source(name, stage) {
+            Err(StageError::Later { later, .. }) => {
+                let target = target.unwrap_or_default().to_owned();
+                Err(Issue::new(StageError::LaterMount { later, target }.to_string(), span))
+            }
+            _ => self.source_of(name, stage, span, lines),
+        }
+    }
+
     /// A wrong reference to a stage, with the stages that explain it.
     fn explained(&self, error: &StageError, name: &str, stage: usize, span: Span) -> Issue {
         let issue = Issue::new(error.to_string(), span);
@@ -249,7 +279,7 @@ impl<'a> Pass<'a> {
                     _ => issue,
                 }
             }
-            StageError::UnknownTarget { .. } | StageError::None => issue,
+            StageError::LaterMount { .. } | StageError::UnknownTarget { .. } | StageError::None => issue,
         }
     }
 

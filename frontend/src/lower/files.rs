@@ -220,7 +220,7 @@ impl Pass<'_> {
         }
     }
 
-    fn source_node(&mut self, work: &Work, source: Source) -> Option<petgraph::graph::NodeIndex> {
+    pub(super) fn source_node(&mut self, work: &Work, source: Source) -> Option<petgraph::graph::NodeIndex> {
         match source {
             Source::Stage(index) => self.states[index].as_ref().map(|state| state.node),
             Source::Local(name) => Some(self.context_node(Some(&name))),

@@ -1,7 +1,7 @@
 //! RUN.
 
 use crate::ast::{Command, Instruction, RunInstruction};
-use crate::graph::{Network, Op, Role, RunOp};
+use crate::graph::{Mount, Network, Op, Role, RunOp};
 use crate::parse::{Issue, is_lone_marker};
 
 use super::environment::proxy_env;
@@ -21,7 +21,21 @@ impl Pass<'_> {
     ) -> Result<(), Issue> {
         let step = work.next_step(instruction);
         let (argv, script) = argv(&work.state, run)?;
-        let env = work.state.run_env();
+        let (network, insecure) = self.permitted(run)?;
+        let mounts = self.mounts(work, run)?;
+        if mounts.is_partial {
+            return Ok(());
+        }
+        let mut env = work.state.run_env();
+        let agent = mounts.mounts.iter().find_map(|mount| match mount {
+            Mount::Ssh(ssh) => Some(ssh.target.clone()),
+            _ => None,
+        });
+        if let Some(agent) = agent
+            && !env.iter().any(|(name, _)| name == "SSH_AUTH_SOCK")
+        {
+            env.push(("SSH_AUTH_SOCK".to_owned(), agent));
+        }
         let bytes = env.iter().map(|(name, value)| name.len() + value.len() + 48);
         self.charge(bytes.chain(argv.iter().map(String::len)).sum(), instruction.span)?;
         let created_by = created_by(&work.state, &argv);
@@ -32,18 +46,41 @@ impl Pass<'_> {
             proxy_env: proxy_env(&self.options.build_args, &work.state),
             cwd: work.state.workdir().to_owned(),
             user: work.state.config.config.user.clone(),
-            network: match run.network.as_ref().map(|mode| mode.value.as_str()) {
-                Some("none") => Network::None,
-                Some("host") => Network::Host,
-                _ => Network::Default,
-            },
+            network,
+            insecure,
+            mounts: mounts.mounts,
+            host_names: self.options.host_names.clone(),
             platform: work.state.platform.clone(),
             script,
         };
-        work.state.node = self.out.nodes.add(Op::Run(op), &[(Role::Root, work.state.node)], step);
+        let mut inputs = vec![(Role::Root, work.state.node)];
+        inputs.extend(mounts.inputs);
+        work.state.node = self.out.nodes.add(Op::Run(op), &inputs, step);
         work.state.layers.push(work.state.node);
         work.state.log(created_by, false);
         Ok(())
+    }
+}
+
+impl Pass<'_> {
+    /// Network and security mode, when the command line allows them.
+    fn permitted(&self, run: &RunInstruction) -> Result<(Network, bool), Issue> {
+        let refused = |what: &str, span| {
+            let issue = Issue::new(format!("{what} is not allowed"), span);
+            Err(issue.with_help(format!("allow it with --allow {what}")))
+        };
+        let network = match &run.network {
+            Some(mode) if mode.value == "host" && !self.options.entitlements.host_network => {
+                return refused("network.host", mode.span);
+            }
+            Some(mode) if mode.value == "host" => Network::Host,
+            Some(mode) if mode.value == "none" => Network::None,
+            _ => self.options.network,
+        };
+        match run.security.as_ref().filter(|mode| mode.value == "insecure") {
+            Some(mode) if !self.options.entitlements.insecure => refused("security.insecure", mode.span),
+            mode => Ok((network, mode.is_some())),
+        }
     }
 }
 

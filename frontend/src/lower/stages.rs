@@ -10,7 +10,7 @@ use crate::graph::{CopyOp, CopySource, Op, Role, Step};
 use crate::lint;
 use crate::parse::{Issue, forbidden_trigger, parse_trigger};
 use crate::span::{Lines, Span};
-use crate::stage::copy_from;
+use crate::stage::sources_of;
 
 use super::bases::{Base, Source};
 use super::pass::Pass;
@@ -214,11 +214,12 @@ impl Pass<'_> {
             for issue in unsupported::in_instruction(instruction) {
                 self.report_at(Issue { span: from.span, ..issue }, from.lines);
             }
-            if let Some(source) = copy_from(instruction)
-                && let Ok(Source::Stage(needed)) = self.source_of(&source.value, stage, from.span, from.lines)
-                && !self.reached.contains(&needed)
-            {
-                self.out.wanted.insert(needed);
+            for source in sources_of(instruction) {
+                if let Ok(Source::Stage(needed)) = self.source_of(&source.name, stage, from.span, from.lines)
+                    && !self.reached.contains(&needed)
+                {
+                    self.out.wanted.insert(needed);
+                }
             }
         }
         instructions

@@ -6,6 +6,8 @@ use super::*;
 use crate::graph::{CopySource, Network, Op, RemoteForm, RunOp};
 use crate::parse::parse;
 
+mod mounts;
+
 fn platform() -> Platform {
     Platform::new("linux", "amd64", None)
 }
@@ -611,8 +613,6 @@ fn what_is_not_supported_yet_says_so() {
         ("ADD --checksum=sha256:0 https://x/y /b", "invalid checksum digest format"),
         ("ADD --checksum=sha512:0 https://x/y /b", "unsupported digest algorithm \"sha512\": use sha256"),
         ("ADD --keep-git-dir a /b", "keep-git-dir requires a Git source"),
-        ("RUN --mount=type=cache,target=/c x", "RUN --mount is not supported yet"),
-        ("RUN --security=insecure x", "RUN --security=insecure is not supported yet"),
         ("RUN --device=a x", "RUN --device is not supported yet"),
     ] {
         fails(&format!("FROM busybox\n{line}"), wanted);
@@ -622,9 +622,9 @@ fn what_is_not_supported_yet_says_so() {
 
 #[test]
 fn run_carries_user_directory_and_network() {
-    let built = bb("USER u:g\nWORKDIR /w\nRUN --network=host [\"a\"]");
+    let built = bb("USER u:g\nWORKDIR /w\nRUN --network=none [\"a\"]");
     let run = built.run();
-    assert_eq!((run.user.as_str(), run.cwd.as_str(), run.network), ("u:g", "/w", Network::Host));
+    assert_eq!((run.user.as_str(), run.cwd.as_str(), run.network), ("u:g", "/w", Network::None));
 }
 
 #[test]

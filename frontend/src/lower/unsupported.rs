@@ -8,10 +8,7 @@ use crate::span::Span;
 pub(super) fn in_instruction(instruction: &Instruction) -> Vec<Issue> {
     let mut found: Vec<(&str, Option<Span>)> = Vec::new();
     if let InstructionKind::Run(run) = &instruction.kind {
-        let insecure = run.security.as_ref().filter(|mode| mode.value == "insecure");
-        found.push(("RUN --mount", run.mounts.first().map(|mount| mount.span)));
         found.push(("RUN --device", run.devices.first().map(|device| device.span)));
-        found.push(("RUN --security=insecure", insecure.map(|mode| mode.span)));
     }
     found
         .into_iter()

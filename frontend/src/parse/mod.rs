@@ -21,7 +21,7 @@ mod grammar;
 mod heredoc;
 mod instruction;
 mod lines;
-mod mount;
+pub(crate) mod mount;
 
 pub(crate) use directives::check_options;
 pub(crate) use lines::Logical;

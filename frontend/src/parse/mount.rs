@@ -30,10 +30,39 @@ const KEYS: [&str; 19] = [
 /// Keys that may stand alone.
 const SWITCHES: [&str; 5] = ["readonly", "ro", "readwrite", "rw", "required"];
 
+/// One option of a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Field {
+    /// Lower-case.
+    pub(crate) key: String,
+    /// What stands after the equals sign.
+    pub(crate) value: Option<String>,
+}
+
+/// The options of a mount, in order.
+pub(crate) fn fields(text: &str) -> impl Iterator<Item = Field> {
+    split(text).into_iter().map(|field| match field.split_once('=') {
+        Some((key, value)) => Field { key: key.to_lowercase(), value: Some(value.to_owned()) },
+        None => Field { key: field.to_lowercase(), value: None },
+    })
+}
+
+/// The last value of an option, which any of `names` spells; a bare option has an empty one.
+pub(crate) fn option(text: &str, names: &[&str]) -> Option<String> {
+    let found = fields(text).filter(|field| names.contains(&field.key.as_str())).last();
+    found.map(|field| field.value.unwrap_or_default())
+}
+
+/// What to say about a type that there is not.
+pub(crate) fn unsupported_type(kind: &str) -> String {
+    let hint = suggest::hint(kind, TYPES);
+    format!("unsupported mount type {kind:?}{hint}")
+}
+
 /// Checks field names, the type and `from`.
 pub(super) fn check(mount: &Spanned<String>) -> Result<(), Issue> {
     let wrong = |message: String| Err(Issue::new(message, mount.span));
-    for field in fields(&mount.value) {
+    for field in split(&mount.value) {
         let (name, value) = match field.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (field.as_str(), None),
@@ -49,8 +78,7 @@ pub(super) fn check(mount: &Spanned<String>) -> Result<(), Issue> {
             Some(kind)
                 if key == "type" && !kind.contains('$') && !TYPES.contains(&kind.to_lowercase().as_str()) =>
             {
-                let hint = suggest::hint(kind, TYPES);
-                return wrong(format!("unsupported mount type {kind:?}{hint}"));
+                return wrong(unsupported_type(kind));
             }
             Some(from) if key == "from" && from.contains('$') => {
                 let message = "'from' doesn't support variable expansion, define alias stage instead";
@@ -63,7 +91,7 @@ pub(super) fn check(mount: &Spanned<String>) -> Result<(), Issue> {
 }
 
 /// Splits at commas; a field in double quotes may hold some, and `""` is a quote (CSV).
-fn fields(text: &str) -> Vec<String> {
+fn split(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = text.chars().peekable();

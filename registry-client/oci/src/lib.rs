@@ -21,6 +21,7 @@ mod ids;
 mod json;
 mod platform;
 mod reference;
+mod size;
 
 pub use canonical::{Canonical, CanonicalWriter};
 pub use config::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs};
@@ -31,3 +32,4 @@ pub use ids::{ChainId, DiffId};
 pub use json::canonical_json;
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
+pub use size::parse_bytes;

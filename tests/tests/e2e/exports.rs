@@ -159,11 +159,11 @@ fn a_docker_archive_and_a_docker_engine_get_the_image() -> Result<()> {
     Ok(())
 }
 
-/// First line and decoded body of what a client sent.
-type Request = (String, Vec<u8>);
+/// Ends with the request line and the body it got.
+type Engine = thread::JoinHandle<Result<(String, Vec<u8>)>>;
 
-/// Answers one request on a socket and gives it.
-fn engine(socket: &Path, answer: &'static str) -> Result<thread::JoinHandle<Result<Request>>> {
+/// Answers one request on a socket; gives its first line and its decoded body.
+fn engine(socket: &Path, answer: &'static str) -> Result<Engine> {
     let listener = UnixListener::bind(socket)?;
     Ok(thread::spawn(move || {
         let (stream, _) = listener.accept()?;

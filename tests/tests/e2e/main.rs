@@ -25,6 +25,7 @@ mod interrupt;
 mod isolation;
 mod language;
 mod lazy;
+mod mounts;
 mod outputs;
 mod platforms;
 mod registries;

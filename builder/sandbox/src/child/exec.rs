@@ -5,11 +5,12 @@ use super::{Filter, identity};
 use crate::channel;
 use crate::chroot::Confinement;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::spec::RLIMITS;
 use crate::sys;
-use crate::wire::ChildSpec;
+use crate::wire::{ChildSpec, Flavour};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Rlimit, Signal};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -19,12 +20,12 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Loads the filter, waits for the step, and becomes its command; returns why it could not, or nothing if no step came.
 ///
 /// A filter that comes last sends init its listener over the socket, or, where there is none, a message without.
-pub(super) fn command_main(socket: &OwnedFd, filter: &Filter) -> Option<SetupFailure> {
-    let order = load_first(filter).and_then(|()| Order::receive(socket.as_fd()));
+pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, filter: &Filter) -> Option<SetupFailure> {
+    let order = load_first(flavour, filter).and_then(|()| Order::receive(socket.as_fd()));
     let prepared = match order {
         Err(failure) => Err(failure),
         Ok(None) => return None,
-        Ok(Some(order)) => prepare(order, filter),
+        Ok(Some(order)) => prepare(order, flavour, filter),
     };
     Some(match prepared.and_then(|spec| load_last(filter, socket).map(|()| spec)) {
         Err(failure) => failure,
@@ -32,11 +33,15 @@ pub(super) fn command_main(socket: &OwnedFd, filter: &Filter) -> Option<SetupFai
     })
 }
 
-fn load_first(filter: &Filter) -> Result<(), SetupFailure> {
+fn load_first(flavour: Flavour, filter: &Filter) -> Result<(), SetupFailure> {
+    if !flavour.insecure {
+        identity::limit_capabilities()?;
+    }
     match filter {
         // First of all: loading it without `no_new_privs`, which stays off so that setuid programs work, takes
         // CAP_SYS_ADMIN, and it takes a tenth of a millisecond that nobody waits for here. It allows every call made from
         // here to exec.
+        Filter::First(_) if flavour.insecure => Ok(()),
         Filter::First(program) => sys::load_seccomp(program).at(SetupStep::Seccomp),
         Filter::Last { .. } => Ok(()),
     }
@@ -56,18 +61,23 @@ fn load_last(filter: &Filter, socket: &OwnedFd) -> Result<(), SetupFailure> {
     sent.at(SetupStep::Seccomp)
 }
 
-fn prepare(order: Order, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
-    let Order { spec, root, stdout, stderr, .. } = order;
+fn prepare(order: Order, flavour: Flavour, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
+    let Order { spec, root, stdout, stderr, cgroups, .. } = order;
     // pivot_root moves the root of every process that has the old one, and so this one's. Nothing here is done on trust.
     super::mounts::verify_entered(root.as_fd()).at(SetupStep::PivotRoot)?;
     // No directory is open when the image's working directory is entered: it could name it.
     drop(root);
     // No parent-death signal: the kernel kills this process when init, its parent, ends.
     new_session(&spec, &stdout, &stderr)?;
+    for procs in &cgroups {
+        // «Whoever writes this»: a pid of ours would mean another process to the hierarchy.
+        rustix::io::write(procs, b"0").at(SetupStep::Cgroup)?;
+    }
+    limit_resources(&spec)?;
     match filter {
         Filter::First(_) => {
             give_output(&spec)?;
-            identity::become_user(&spec)?;
+            identity::become_user(&spec, flavour.insecure)?;
         }
         Filter::Last { .. } => identity::stay_only_user(&spec)?,
     }
@@ -75,6 +85,15 @@ fn prepare(order: Order, filter: &Filter) -> Result<ChildSpec, SetupFailure> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::close_on_exec_from_3().at(SetupStep::CloseFds)?;
     Ok(spec)
+}
+
+fn limit_resources(spec: &ChildSpec) -> Result<(), SetupFailure> {
+    for (index, soft, hard) in &spec.rlimits {
+        let (name, resource) = *RLIMITS.get(*index as usize).ok_or(Errno::INVAL).at(SetupStep::Rlimit)?;
+        let limit = Rlimit { current: *soft, maximum: *hard };
+        rustix::process::setrlimit(resource, limit).at_path(SetupStep::Rlimit, name)?;
+    }
+    Ok(())
 }
 
 /// A session without terminal or input, and the step's pipes for output; or with a terminal for all three.
@@ -125,6 +144,7 @@ fn prepare_in_chroot(order: Order, confine: Confine) -> Result<ChildSpec, SetupF
     rustix::process::chdir("/").at(SetupStep::Chroot)?;
     // No directory is open when the image's working directory is entered: it could name it.
     drop(root);
+    limit_resources(&spec)?;
     identity::become_user_in_chroot(&spec)?;
     // A change of credentials takes it away, so only now. The keeper may have died before.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;

@@ -55,11 +55,12 @@ fn limit_to(kept: CapabilitySet) -> Result<(), SetupFailure> {
     Ok(())
 }
 
-/// Becomes the user of the step; the filter is loaded.
-pub(super) fn become_user(spec: &ChildSpec) -> Result<(), SetupFailure> {
+/// Becomes the user of the step; the filter is loaded. Root of an insecure step keeps every capability.
+pub(super) fn become_user(spec: &ChildSpec, insecure: bool) -> Result<(), SetupFailure> {
     clear_ambient()?;
+    let all = rustix::thread::capabilities(None).at(SetupStep::Capabilities)?.permitted;
     set_ids(spec)?;
-    keep_capabilities(spec, DEFAULT)
+    keep_capabilities(spec, if insecure { all } else { DEFAULT })
 }
 
 fn set_ids(spec: &ChildSpec) -> Result<(), SetupFailure> {

@@ -5,7 +5,7 @@ use super::{EXIT_BROKEN, Filter, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
-use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX, WireSource};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -24,7 +24,11 @@ pub(super) fn init_main(
     let outcome = prepare(socket, flavour, joined, template).and_then(|(command, world)| {
         // A spare nobody needed.
         let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };
-        enter(world, &order.spec, order.root.as_fd())?;
+        let (mut order, mounts) = order.for_command();
+        enter(world, &order.spec, order.root.as_fd(), mounts)?;
+        // What is only mounted is nothing that the command's process has to know.
+        order.spec.files.clear();
+        order.spec.mounts.clear();
         start(command, &order, socket, &template.filter).map(Some)
     });
     match outcome {
@@ -72,7 +76,7 @@ fn prepare(
     }
     // Modes given below are meant as written.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let command = Waiting::fork(socket, &template.filter)?;
+    let command = Waiting::fork(socket, flavour, &template.filter)?;
     let world = mounts::World::assemble(flavour, template.in_user_namespace)?;
     Ok((command, world))
 }
@@ -94,14 +98,14 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn fork(reports: &OwnedFd, filter: &Filter) -> Result<Waiting, SetupFailure> {
+    fn fork(reports: &OwnedFd, flavour: Flavour, filter: &Filter) -> Result<Waiting, SetupFailure> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .at(SetupStep::Fork)?;
         match sys::fork().at(SetupStep::Fork)? {
             Fork::Child => {
                 drop(ours);
-                if let Some(failure) = exec::command_main(&theirs, filter) {
+                if let Some(failure) = exec::command_main(&theirs, flavour, filter) {
                     super::report(reports.as_fd(), &failure.into());
                 }
                 std::process::exit(EXIT_BROKEN)
@@ -114,10 +118,13 @@ impl Waiting {
 /// The step, as it comes over a socket.
 pub(super) struct Order {
     pub(super) spec: ChildSpec,
-    bytes: Vec<u8>,
     pub(super) root: OwnedFd,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
+    /// The `cgroup.procs` files that the command joins.
+    pub(super) cgroups: Vec<OwnedFd>,
+    /// Mounts for init; then what it keeps open for as long as it lives.
+    others: Vec<OwnedFd>,
 }
 
 impl Order {
@@ -151,19 +158,35 @@ impl Order {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or(Errno::BADF).at(SetupStep::ReceiveSpec);
         let (root, stdout, stderr) = (next()?, next()?, next()?);
-        Ok(Some(Order { spec, bytes, root, stdout, stderr }))
+        let cgroups = (0..spec.cgroups).map(|_| next()).collect::<Result<_, _>>()?;
+        Ok(Some(Order { spec, root, stdout, stderr, cgroups, others: fds.collect() }))
+    }
+
+    /// Takes the mounts out.
+    fn for_command(mut self) -> (Order, impl Iterator<Item = OwnedFd>) {
+        let trees = self.spec.mounts.iter().filter(|mount| matches!(mount.source, WireSource::Tree { .. }));
+        let count = trees.count().min(self.others.len());
+        let mounts: Vec<OwnedFd> = self.others.drain(..count).collect();
+        (self, mounts.into_iter())
     }
 
     /// Passes the order on.
     fn send(&self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
-        let fds = [self.root.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()];
-        channel::send_with_fds(socket, &(self.bytes.len() as u64).to_le_bytes(), &fds)?;
-        channel::send_all(socket, &self.bytes)
+        let mut fds = vec![self.root.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()];
+        fds.extend(self.cgroups.iter().map(AsFd::as_fd));
+        let bytes = self.spec.encode();
+        channel::send_with_fds(socket, &(bytes.len() as u64).to_le_bytes(), &fds)?;
+        channel::send_all(socket, &bytes)
     }
 }
 
-fn enter(world: mounts::World, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
-    world.enter(spec, root)?;
+fn enter(
+    world: mounts::World,
+    spec: &ChildSpec,
+    root: BorrowedFd<'_>,
+    trees: impl Iterator<Item = OwnedFd>,
+) -> Result<(), SetupFailure> {
+    world.enter(spec, root, trees)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).at(SetupStep::Hostname)?;
     // From here on /proc/1 shows nothing to the step: not our program, descriptors or environment.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at(SetupStep::Session)

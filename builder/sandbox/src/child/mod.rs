@@ -18,6 +18,7 @@ mod init;
 mod keeper;
 pub(crate) mod ledger;
 mod mounts;
+mod step_mounts;
 
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
@@ -97,7 +98,6 @@ impl Template {
         }
         // The socket lives on as a copy only the spawner has: an init must not keep the builder's requests from failing.
         start_clean()?;
-        identity::limit_capabilities()?;
         let spawner = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(SetupStep::ParentDeath)?;
         Ok(Template { in_user_namespace: crate::in_user_namespace(), filter: Filter::new()?, spawner })

@@ -5,7 +5,7 @@
 //! and disappears with the old root after `pivot_root`. (Not over
 //! `/`: then unmounting the old root by its place would take the scratch off and leave the host's root on top.)
 
-use super::devices;
+use super::{devices, step_mounts};
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::mount::{self, INERT};
 use crate::wire::{ChildSpec, Flavour, NetworkNamespace};
@@ -34,11 +34,12 @@ const PROC_READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 const SYS_MASKED: &[&str] = &["firmware", "devices/virtual/powercap"];
 
 /// For what a step may execute.
-const NOSUID_NODEV: MountAttrFlags =
+pub(super) const NOSUID_NODEV: MountAttrFlags =
     MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 /// Everything a step sees but its root: mounted in the scratch, to be moved into the root when that comes.
 pub(super) struct World {
+    flavour: Flavour,
     scratch: Scratch,
     proc: OwnedFd,
     sys: OwnedFd,
@@ -58,20 +59,35 @@ impl World {
 
         let scratch = Scratch::mount()?;
         // Attached before they are masked: kernels before 6.15 mount nothing on a detached mount.
-        mount::attach(proc.as_fd(), scratch.place("proc")?.as_fd()).at(SetupStep::Proc)?;
-        protect_proc(proc.as_fd(), &scratch)?;
-        mount::attach(sys.as_fd(), scratch.place("sys")?.as_fd()).at(SetupStep::Sys)?;
-        protect_sys(sys.as_fd(), &scratch)?;
-        let dev = devices::mount_dev(scratch.place("dev")?.as_fd(), &host_devices, flavour.shm_size_bytes)?;
-        Ok(World { scratch, proc, sys, dev })
+        mount::attach(proc.as_fd(), scratch.place("proc").at(SetupStep::Scratch)?.as_fd())
+            .at(SetupStep::Proc)?;
+        let place = |name| scratch.place(name).at(SetupStep::Scratch);
+        if !flavour.insecure {
+            protect_proc(proc.as_fd(), &scratch)?;
+        }
+        mount::attach(sys.as_fd(), place("sys")?.as_fd()).at(SetupStep::Sys)?;
+        if !flavour.insecure {
+            protect_sys(sys.as_fd(), &scratch)?;
+        }
+        let dev = devices::mount_dev(place("dev")?.as_fd(), &host_devices, flavour.shm_size_bytes)?;
+        Ok(World { flavour, scratch, proc, sys, dev })
     }
 
     /// Makes `root` the root of this process with everything the step sees in it.
-    pub(super) fn enter(self, spec: &ChildSpec, root: BorrowedFd<'_>) -> Result<(), SetupFailure> {
-        let place = self.scratch.place("root")?;
+    ///
+    /// `trees` are the mounts' descriptors.
+    pub(super) fn enter(
+        self,
+        spec: &ChildSpec,
+        root: BorrowedFd<'_>,
+        trees: impl Iterator<Item = OwnedFd>,
+    ) -> Result<(), SetupFailure> {
+        let place = self.scratch.place("root").at(SetupStep::Scratch)?;
         mount::attach(root, place.as_fd()).at(SetupStep::AttachRoot)?;
-        // See `devices` for why.
-        mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
+        if !self.flavour.insecure {
+            // See `devices` for why.
+            mount::restrict(root, MountAttrFlags::MOUNT_ATTR_NODEV, false).at(SetupStep::AttachRoot)?;
+        }
 
         mount::attach(self.proc.as_fd(), target(root, "proc")?.as_fd()).at(SetupStep::Proc)?;
         mount::attach(self.sys.as_fd(), target(root, "sys")?.as_fd()).at(SetupStep::Sys)?;
@@ -80,7 +96,8 @@ impl World {
             if let Some(below) = path.strip_prefix("/dev/") {
                 place_file(self.dev.as_fd(), below).at_path(SetupStep::BindFile, path)?;
             }
-            let file = self.scratch.file(index, *mode, content).at_path(SetupStep::BindFile, path)?;
+            let file = self.scratch.file(&format!("file-{index}"), *mode, content);
+            let file = file.at_path(SetupStep::BindFile, path)?;
             let file = mount::bind(file.as_fd()).at_path(SetupStep::BindFile, path)?;
             let is_program = mode & 0o111 != 0;
             let attributes = if is_program { NOSUID_NODEV } else { INERT };
@@ -88,6 +105,7 @@ impl World {
                 .at_path(SetupStep::BindFile, path)?;
             mount::attach(file.as_fd(), target(root, path)?.as_fd()).at_path(SetupStep::BindFile, path)?;
         }
+        step_mounts::attach_all(&self.scratch, root, &spec.mounts, &mut { trees })?;
 
         rustix::process::fchdir(root).at(SetupStep::PivotRoot)?;
         // With both arguments the same the old root lands on top of the new one, and needs no directory in it.
@@ -137,7 +155,7 @@ fn target(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SetupFailure> {
     open_in(root, relative, resolve).at_path(SetupStep::OpenTarget, path)
 }
 
-fn open_in(at: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_in(at: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     // EAGAIN: something on the host renamed while «..» was resolved.
     const ATTEMPTS_MAX: usize = 32;
     let mut result = Err(Errno::AGAIN);
@@ -155,8 +173,12 @@ fn new_sys(flavour: Flavour, in_user_namespace: bool) -> Result<OwnedFd, Errno> 
         // A fresh sysfs shows the network namespace's devices, so the kernel wants its owner; the host's tree is shown
         // instead, as other rootless builders do.
         let tree = mount::bind_host_tree("/sys")?;
-        mount::restrict(tree.as_fd(), INERT | MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
+        let read_only = if flavour.insecure { INERT } else { INERT | MountAttrFlags::MOUNT_ATTR_RDONLY };
+        mount::restrict(tree.as_fd(), read_only, true)?;
         return Ok(tree);
+    }
+    if flavour.insecure {
+        return mount::new_fs("sysfs", &[], INERT);
     }
     mount::new_fs("sysfs", &[("ro", None)], INERT | MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
@@ -209,7 +231,7 @@ fn protect_sys(sys_mount: BorrowedFd<'_>, scratch: &Scratch) -> Result<(), Setup
 }
 
 /// Our own tmpfs, gone with the old root.
-struct Scratch {
+pub(super) struct Scratch {
     mount: OwnedFd,
     empty_dir: OwnedFd,
     /// A null device verified by its number.
@@ -228,19 +250,19 @@ impl Scratch {
         let attributes = INERT | MountAttrFlags::MOUNT_ATTR_RDONLY;
         let empty_dir = mount::new_fs("tmpfs", &options, attributes).at(SetupStep::Scratch)?;
         let scratch = Scratch { mount, empty_dir, null };
-        let place = scratch.place("empty")?;
+        let place = scratch.place("empty").at(SetupStep::Scratch)?;
         mount::attach(scratch.empty_dir.as_fd(), place.as_fd()).at(SetupStep::Scratch)?;
         Ok(scratch)
     }
 
     /// A new directory to mount on.
-    fn place(&self, name: &str) -> Result<OwnedFd, SetupFailure> {
-        rustix::fs::mkdirat(&self.mount, name, Mode::from_raw_mode(0o700)).at(SetupStep::Scratch)?;
-        open_in(self.mount.as_fd(), name, ResolveFlags::BENEATH).at(SetupStep::Scratch)
+    pub(super) fn place(&self, name: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::mkdirat(&self.mount, name, Mode::from_raw_mode(0o700))?;
+        open_in(self.mount.as_fd(), name, ResolveFlags::BENEATH)
     }
 
-    fn file(&self, index: usize, mode: u32, content: &[u8]) -> Result<OwnedFd, Errno> {
-        let name = format!("file-{index}");
+    /// A new file with this content.
+    pub(super) fn file(&self, name: &str, mode: u32, content: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.mount, name, flags, Mode::from_raw_mode(mode))?;
         let mut file = std::fs::File::from(fd);

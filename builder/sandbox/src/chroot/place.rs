@@ -2,7 +2,7 @@
 
 use crate::child::devices::DEVICES;
 use crate::error::StepError;
-use crate::mount_points::{self, MountPoints};
+use crate::mount_points::{self, Kind, MountPoints};
 use crate::wire::ChildSpec;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
@@ -36,7 +36,8 @@ impl<'a> Placed<'a> {
         aside: BorrowedFd<'a>,
         spec: &ChildSpec,
     ) -> Result<Placed<'a>, StepError> {
-        let paths: Vec<&str> = spec.files.iter().map(|(path, ..)| path.as_str()).collect();
+        let paths: Vec<(&str, Kind)> =
+            spec.files.iter().map(|(path, ..)| (path.as_str(), Kind::File)).collect();
         // The same places as for mounts: what is made for the step only goes with it.
         let points = MountPoints::create(root, &spec.cwd, &paths)?;
         let mut placed = Placed { root, aside, points, placed: Vec::new() };

@@ -31,7 +31,8 @@ fn listing(root: &Path) -> Vec<String> {
     out
 }
 
-const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/deep/er/script"];
+const FILES: [(&str, Kind); 3] =
+    [("/etc/hosts", Kind::File), ("/etc/resolv.conf", Kind::File), ("/deep/er/script", Kind::File)];
 
 /// A root with the kernel directories, so that only traces make a difference.
 fn prepared() -> tempfile::TempDir {
@@ -119,7 +120,14 @@ fn a_failed_creation_leaves_nothing() {
     let dir = prepared();
     std::fs::create_dir(dir.path().join("etc/resolv.conf")).unwrap();
     let before = listing(dir.path());
-    assert!(MountPoints::create(root_at(dir.path()).as_fd(), "/", &["/a/b", "/etc/resolv.conf"]).is_err());
+    assert!(
+        MountPoints::create(
+            root_at(dir.path()).as_fd(),
+            "/",
+            &[("/a/b", Kind::File), ("/etc/resolv.conf", Kind::File)]
+        )
+        .is_err()
+    );
     assert_eq!(listing(dir.path()), before);
 }
 

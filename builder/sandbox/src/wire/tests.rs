@@ -1,5 +1,9 @@
 use super::*;
 
+fn mount(target: &str, source: WireSource) -> WireMount {
+    WireMount { target: target.into(), source, read_only: true, is_dir: false }
+}
+
 fn spec() -> ChildSpec {
     ChildSpec {
         uid: 1000,
@@ -11,6 +15,13 @@ fn spec() -> ChildSpec {
         hostname: "h".into(),
         has_console: true,
         files: vec![("/etc/hosts".into(), 0o644, vec![0, 255]), ("/s".into(), 0o755, vec![])],
+        mounts: vec![
+            mount("/m", WireSource::Tree { path: "a/b".into() }),
+            mount("/t", WireSource::Tmpfs { size_bytes: 1 << 33 }),
+            mount("/f", WireSource::File { mode: 0o400, uid: 1, gid: 2, content: vec![0, 10] }),
+        ],
+        rlimits: vec![(3, Some(1), None)],
+        cgroups: 2,
     }
 }
 
@@ -21,7 +32,7 @@ fn a_spec_survives_the_wire() {
 
 #[test]
 fn a_flavour_survives_the_wire() {
-    let flavour = Flavour { network: NetworkNamespace::Joined, shm_size_bytes: 1 << 40 };
+    let flavour = Flavour { network: NetworkNamespace::Joined, shm_size_bytes: 1 << 40, insecure: true };
     let bytes = flavour.encode();
     assert_eq!(bytes.len(), Flavour::SIZE_BYTES);
     assert_eq!(Flavour::decode(&bytes), Ok(flavour));

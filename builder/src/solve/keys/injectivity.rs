@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use rbuild_frontend::graph::{
-    Chown, ContextOp, CopyOp, CopySource, GitOp, HttpOp, ImageOp, Network, Op, RemoteForm, RunOp, WorkdirOp,
+    BindMount, CacheMount, Chown, ContextOp, CopyOp, CopySource, GitOp, HttpOp, ImageOp, Mount, Network, Op,
+    RemoteForm, RunOp, SecretMount, Sharing, SshMount, TmpfsMount, WorkdirOp,
 };
 use rbuild_frontend::remote::GitSource;
 use rbuild_oci::{Digest, Platform};
@@ -87,12 +88,67 @@ fn copy() -> impl Strategy<Value = Op> {
     )
 }
 
+fn mount() -> impl Strategy<Value = Mount> {
+    let path = || prop::sample::select(vec!["/a", "/b", "/a/b"]).prop_map(str::to_owned);
+    let number = || 0..2_u32;
+    let owner = (number(), number(), number());
+    prop_oneof![
+        (path(), path(), any::<bool>(), any::<bool>()).prop_map(
+            |(target, source, writable, from_context)| {
+                Mount::Bind(BindMount { target, source, writable, from_context })
+            }
+        ),
+        (path(), path(), path(), (any::<bool>(), any::<bool>(), any::<bool>()), owner.clone()).prop_map(
+            |(target, id, source, (read_only, from_context, is_locked), (mode, uid, gid))| {
+                let sharing = if is_locked { Sharing::Locked } else { Sharing::Shared };
+                Mount::Cache(CacheMount {
+                    target,
+                    id,
+                    sharing,
+                    source,
+                    from_context,
+                    read_only,
+                    mode,
+                    uid,
+                    gid,
+                })
+            }
+        ),
+        (path(), prop::option::of(1..3_u64))
+            .prop_map(|(target, size_bytes)| Mount::Tmpfs(TmpfsMount { target, size_bytes })),
+        (path(), prop::option::of(path()), prop::option::of(path()), any::<bool>(), owner.clone()).prop_map(
+            |(id, target, env, required, (mode, uid, gid))| {
+                Mount::Secret(SecretMount { id, target, env, required, mode, uid, gid })
+            }
+        ),
+        (path(), path(), any::<bool>(), owner).prop_map(|(id, target, required, (mode, uid, gid))| {
+            Mount::Ssh(SshMount { id, target, required, mode, uid, gid })
+        }),
+    ]
+}
+
 fn run() -> impl Strategy<Value = Op> {
     let networks = prop::sample::select(vec![Network::Default, Network::None, Network::Host]);
     let environment = (variables(), texts(), variables());
-    (texts(), environment, text(), text(), networks, platform(), prop::option::of(text())).prop_map(
-        |(argv, (env, arg_names, proxy_env), cwd, user, network, platform, script)| {
-            Op::Run(RunOp { argv, env, arg_names, proxy_env, cwd, user, network, platform, script })
+    let names = prop::collection::vec(prop::sample::select(vec!["h", "i"]).prop_map(str::to_owned), 0..3);
+    let isolation = (networks, any::<bool>(), prop::collection::vec(mount(), 0..3), names);
+    (texts(), environment, text(), text(), isolation, platform(), prop::option::of(text())).prop_map(
+        |(argv, (env, arg_names, proxy_env), cwd, user, isolation, platform, script)| {
+            let (network, insecure, mounts, host_names) = isolation;
+            Op::Run(RunOp {
+                argv,
+                env,
+                arg_names,
+                proxy_env,
+                cwd,
+                user,
+                network,
+                insecure,
+                mounts,
+                host_names,
+                platform,
+                script,
+            })
         },
     )
 }
@@ -123,6 +179,12 @@ fn defined(op: &Op) -> Op {
         Op::Run(run) => {
             run.arg_names.clear();
             run.proxy_env.clear();
+            for mount in &mut run.mounts {
+                if let Mount::Cache(cache) = mount {
+                    cache.id.clear();
+                    cache.sharing = Sharing::Shared;
+                }
+            }
         }
         // What it is counts more than how it was asked for.
         Op::Http(http) if http.content.is_some() => {
@@ -179,7 +241,7 @@ proptest! {
 
     /// Two ops of one kind that differ in one field only, so that each field is seen to count on its own.
     #[test]
-    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..9_usize) {
+    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..12_usize) {
         let mut mixed = a.clone();
         match (&mut mixed, &b) {
             (Op::Copy(mixed), Op::Copy(b)) => match at {
@@ -201,6 +263,9 @@ proptest! {
                 5 => mixed.platform.clone_from(&b.platform),
                 6 => mixed.script.clone_from(&b.script),
                 7 => mixed.arg_names.clone_from(&b.arg_names),
+                8 => mixed.insecure = b.insecure,
+                9 => mixed.mounts.clone_from(&b.mounts),
+                10 => mixed.host_names.clone_from(&b.host_names),
                 _ => mixed.proxy_env.clone_from(&b.proxy_env),
             },
             _ => {}

@@ -101,6 +101,11 @@ pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<S
     level.into_iter().map(explicit).collect()
 }
 
+/// What a path without wildcards names; symlinks are followed inside the root.
+pub fn select_path(tree: &Tree, nodes: &dyn NodeStore, path: &[u8]) -> Result<Selected, SelectError> {
+    follow(tree, nodes, &RelPath::clamp(path))
+}
+
 fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected, SelectError> {
     match tree.resolve(nodes, path.as_bytes(), LastLink::Follow) {
         Ok(found) if found.exists() => Ok(selected(tree, path.name(), found.path, found.entry)),
@@ -158,5 +163,17 @@ pub fn selection_digest(selected: &[Selected]) -> [u8; 32] {
             }
         }
     }
+    *hasher.finalize().as_bytes()
+}
+
+/// Identity of what is mounted: unlike a copied one, a mounted directory shows its own metadata, and a file's name does not
+/// matter.
+pub fn mounted_digest(selected: &Selected) -> [u8; 32] {
+    let contents = match selected.entry.kind {
+        Kind::Dir(_) => selection_digest(std::slice::from_ref(selected)),
+        _ => [0; 32],
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"rbuild mounted 1\0").update(&contents).update(&selected.entry.encode());
     *hasher.finalize().as_bytes()
 }
