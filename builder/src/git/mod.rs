@@ -15,6 +15,7 @@ mod program;
 mod submodules;
 
 pub use checkout::Checkout;
+pub(crate) use program::basic;
 pub use program::{GitSettings, Runner};
 
 use rbuild_frontend::remote::{GitSource, is_commit, without_user};

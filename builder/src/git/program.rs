@@ -235,7 +235,7 @@ fn user_of(address: &str) -> Option<String> {
 }
 
 /// A header's value for `user:password`.
-pub(super) fn basic(user: &str) -> String {
+pub(crate) fn basic(user: &str) -> String {
     format!("basic {}", base64::engine::general_purpose::STANDARD.encode(user))
 }
 

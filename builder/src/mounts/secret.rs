@@ -21,6 +21,12 @@ pub enum SecretError {
         /// Which.
         id: String,
     },
+    /// It is to be sent as a header, and is no single line of text.
+    #[error("secret {id} is not one line of text, as a header must be")]
+    NotAHeader {
+        /// Which.
+        id: String,
+    },
     /// Its file cannot be read.
     #[error("failed to read secret {id} from {}", path.display())]
     Read {

@@ -14,14 +14,14 @@ use rbuild_frontend::remote::GitSource;
 use crate::error::StepFailure;
 use crate::git::{Checkout, GitError, Runner, resolve};
 use crate::ops::archive::Scratch;
-use crate::ops::{ExecEnv, blocking, fetched};
+use crate::ops::{ExecEnv, authorization, blocking, fetched};
 use crate::progress::{Outcome, VertexId};
 use crate::solve::Solved;
 
 /// The commit that the op's reference means now.
 pub async fn pin(env: &Arc<ExecEnv>, source: &GitSource) -> Result<String, StepFailure> {
     let scratch = Scratch(env.lease.new_dir()?);
-    let runner = Runner::new(&env.git, &scratch.0, source, credentials(env, source), &env.cancel)?;
+    let runner = Runner::new(&env.git, &scratch.0, source, header(env, source)?, &env.cancel)?;
     resolve(&runner, source).await.map_err(|error| failure(env, error))
 }
 
@@ -60,8 +60,11 @@ async fn fetch(
 ) -> Result<(LayerDraft, LayerDiff), StepFailure> {
     let failed = |error| failure(env, error);
     let scratch = Scratch(env.lease.new_dir()?);
-    let runner = Runner::new(&env.git, &scratch.0, source, credentials(env, source), &env.cancel)?;
-    let find = |source: &GitSource| credentials(env, source);
+    let runner = Runner::new(&env.git, &scratch.0, source, header(env, source)?, &env.cancel)?;
+    // A secret that cannot be read was noticed with the repository itself; a submodule's server then says what it wants.
+    let find = |below: &GitSource| {
+        authorization::for_repository(&env.secrets, &below.remote, &source.remote).ok().flatten()
+    };
     let checkout =
         Checkout::fetch(&runner, source, commit, &env.git, &find, &env.cancel).await.map_err(failed)?;
     let mut archive = checkout.archive().await.map_err(failed)?;
@@ -107,9 +110,8 @@ fn unpack(
     fetched::plain_files(unpacked.diff, remote)
 }
 
-/// A header for a repository's server.
-fn credentials(_env: &ExecEnv, _source: &GitSource) -> Option<String> {
-    None
+fn header(env: &ExecEnv, source: &GitSource) -> Result<Option<String>, StepFailure> {
+    authorization::for_repository(&env.secrets, &source.remote, &source.remote)
 }
 
 fn failure(env: &ExecEnv, error: GitError) -> StepFailure {

@@ -18,7 +18,7 @@ use rbuild_registry::{FetchRequest, FetchStream, Fetched};
 use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 
 use crate::error::StepFailure;
-use crate::ops::{ExecEnv, blocking, fetched};
+use crate::ops::{ExecEnv, authorization, blocking, fetched};
 use crate::progress::{Outcome, VertexId};
 use crate::solve::Solved;
 use crate::timestamp;
@@ -61,7 +61,7 @@ pub async fn file(
         url: op.url.clone(),
         etag: known.as_ref().and_then(|(record, _)| record.etag.clone()),
         modified: known.as_ref().and_then(|(record, _)| record.modified.clone()),
-        authorization: None,
+        authorization: authorization::for_file(&env.secrets, &op.url)?,
     };
     let answer = tokio::select! {
         answer = env.registry.fetch(&request) => answer,

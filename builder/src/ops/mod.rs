@@ -2,6 +2,7 @@
 
 pub mod added;
 pub mod archive;
+mod authorization;
 pub mod cgroup;
 pub mod chroot;
 pub mod copy;
