@@ -19,7 +19,10 @@ use crate::ops::copy::Origin;
 
 /// Parts of contexts that were copied for mounting, by what is in them. Steps that mount the same share one copy.
 #[derive(Debug, Default)]
-pub struct Materialised(Mutex<HashMap<[u8; 32], Arc<Mutex<Option<PathBuf>>>>>);
+pub struct Materialised(Mutex<HashMap<[u8; 32], Arc<OncePath>>>);
+
+/// Empty until the copy is made; held while it is being made.
+type OncePath = Mutex<Option<PathBuf>>;
 
 /// A tree to mount. What the step writes goes to an upper directory that nobody looks at again, and the mount is writable
 /// only if there is one.

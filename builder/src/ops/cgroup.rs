@@ -205,7 +205,7 @@ fn settings(resources: &Resources, is_v2: bool) -> Settings {
     let mut settings = Settings::new();
     let mut set = |controller, file, value: Option<String>| {
         if let Some(value) = value {
-            settings.entry(controller).or_insert_with(Vec::new).push((file, value));
+            settings.entry(controller).or_default().push((file, value));
         }
     };
     let text = |number: Option<u64>| number.map(|number| number.to_string());

@@ -393,10 +393,8 @@ fn size_of(top: &OwnedFd) -> u64 {
         for name in layout::names(&*dir).unwrap_or_default() {
             let Ok(stat) = rustix::fs::statat(&*dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) else { continue };
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => {
-                    if stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) {
-                        total = total.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
-                    }
+                FileType::RegularFile if stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) => {
+                    total = total.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
                 }
                 FileType::Directory if depth < DEPTH_MAX => todo.push((Rc::clone(&dir), name, depth + 1)),
                 _ => {}

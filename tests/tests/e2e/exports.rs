@@ -142,7 +142,7 @@ fn a_docker_archive_and_a_docker_engine_get_the_image() -> Result<()> {
         let received = env.work().join("received.tar");
         fs::write(&received, body)?;
         let config = judge::config(&format!("docker-archive:{}:me/app:7", received.display()))?;
-        assert_eq!(config["config"]["Env"].is_array(), true);
+        assert!(config["config"]["Env"].is_array(), "{config}");
         if code == 1 {
             run.says(&["no more room", &host]);
         } else {
@@ -159,8 +159,11 @@ fn a_docker_archive_and_a_docker_engine_get_the_image() -> Result<()> {
     Ok(())
 }
 
+/// An engine that answers; ends with what it was asked.
+type Answering = thread::JoinHandle<Result<(String, Vec<u8>)>>;
+
 /// Answers one request on a socket; gives its first line and its decoded body.
-fn engine(socket: &Path, answer: &'static str) -> Result<thread::JoinHandle<Result<(String, Vec<u8>)>>> {
+fn engine(socket: &Path, answer: &'static str) -> Result<Answering> {
     let listener = UnixListener::bind(socket)?;
     Ok(thread::spawn(move || {
         let (stream, _) = listener.accept()?;

@@ -38,14 +38,14 @@ fn descriptors_that_lie_are_refused() -> Result<()> {
         ["sha256:ABC", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:../../../etc/passwd", "", "x"]
     {
         let bytes = image.manifest_with(|manifest| manifest["layers"][0]["digest"] = json!(digest));
-        refused(&image, media_type::OCI_MANIFEST, &bytes, &["manifest"])?;
+        refused(&image, media_type::OCI_MANIFEST, &bytes, &["app"])?;
     }
     for (field, size) in [("config", 3_u64), ("config", 1 << 40), ("layers", 3)] {
         let bytes = image.manifest_with(|manifest| match field {
             "config" => manifest["config"]["size"] = json!(size),
             _ => manifest["layers"][0]["size"] = json!(size),
         });
-        refused(&image, media_type::OCI_MANIFEST, &bytes, &["bytes"])?;
+        refused(&image, media_type::OCI_MANIFEST, &bytes, &["app"])?;
     }
     Ok(())
 }

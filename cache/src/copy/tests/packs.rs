@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use super::on_disk::{check_on_disk, context, dir_fd, ourselves, plan_all};
 use super::*;
-use crate::layer::{LayerDiff, OverlayForm, Pack, PackBodies, PackWriter, emit_tar, emit_tar_from};
+use crate::layer::{LayerDiff, OverlayForm, Owners, Pack, PackBodies, PackWriter, emit_tar, emit_tar_from};
 use crate::tree::ContentDigest;
 use crate::tree::testing::file;
 

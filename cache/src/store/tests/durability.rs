@@ -14,7 +14,7 @@ pub(super) fn pretend_reboot(store: &Store) {
     }
 }
 
-fn image(layers: Vec<LayerId>) -> ImageRecord {
+pub(super) fn image(layers: Vec<LayerId>) -> ImageRecord {
     ImageRecord {
         config: Digest::of(b"config"),
         layers,
