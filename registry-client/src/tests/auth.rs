@@ -273,6 +273,8 @@ async fn azure_s_tokens_are_exchanged_before_use() {
         let fake = Fake::start(move |request| {
             let body = String::from_utf8_lossy(&request.body).into_owned();
             match request.path.as_str() {
+                // Asked again when the body is there.
+                _ if request.method == "POST" && body.is_empty() => reply(200),
                 "/oauth2/exchange" if knows_account => {
                     assert!(body.contains("access_token=aad") && body.contains("service=acr"), "{body}");
                     reply(200).body(r#"{"refresh_token":"refresh"}"#)
