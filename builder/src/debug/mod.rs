@@ -18,7 +18,7 @@ use crate::ops::ExecEnv;
 use crate::progress::lines::clean_text as escape;
 
 /// Where a foreign shell is shown in a step whose image has none: in the step's own `/dev`, so nothing of it stays.
-const GUEST_SHELL: &str = "/dev/rbuild-busybox";
+const GUEST_SHELL: &str = "/dev/busybox";
 /// No busybox is nearly as large.
 const GUEST_SHELL_SIZE_BYTES_MAX: u64 = 16 << 20;
 
