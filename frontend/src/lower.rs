@@ -96,6 +96,8 @@ pub struct Entitlements {
     pub host_network: bool,
     /// `RUN --security=insecure`.
     pub insecure: bool,
+    /// ADD of repositories over ssh, with the keys of who builds: given with `--ssh`.
+    pub ssh: bool,
 }
 
 impl LowerOptions {

@@ -46,6 +46,13 @@ pub struct GitSource {
     pub submodules: bool,
 }
 
+impl GitSource {
+    /// Whether it is reached over ssh, with the keys of who builds.
+    pub fn is_ssh(&self) -> bool {
+        self.remote.starts_with("ssh://") || is_scp(&self.remote)
+    }
+}
+
 /// An address that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RemoteError {

@@ -163,6 +163,7 @@ impl StepOptions {
             options.agents.retain(|other| other.id != agent.id);
             options.agents.push(agent);
         }
+        options.entitlements.ssh = !options.agents.is_empty();
         // As with buildx: who asks for it on the command line need not allow it as well.
         options.entitlements.host_network = network_is_host;
         for text in args.allow.iter().flat_map(|text| text.split(',')) {

@@ -64,6 +64,10 @@ pub(super) fn source(parent: &GitSource, path: &str, address: &str) -> Result<Gi
     if parent.remote.starts_with("https://") && parsed.remote.starts_with("http://") {
         return Err(refused("refusing to go from https to http"));
     }
+    // What a stranger's repository names must not be read with the keys of who builds.
+    if parsed.is_ssh() && !parent.is_ssh() {
+        return Err(refused("it is reached with your ssh keys, and the repository itself is not"));
+    }
     Ok(parsed)
 }
 
@@ -118,6 +122,8 @@ mod tests {
             "/etc",
             "--upload-pack=id",
             "http://g/c.git",
+            "ssh://git@g/c.git",
+            "git@g:c.git",
             "https://g/c.git#x",
             "https://g/c git",
             "",

@@ -91,7 +91,7 @@ impl Pass<'_> {
         };
         let exclude = excluded(transfer.exclude)?;
         let (mut paths, mut inline, mut shown) = (Vec::new(), Vec::new(), Vec::new());
-        let mut remotes = Remotes::new(self.checksum(work, transfer)?);
+        let mut remotes = Remotes::new(self.checksum(work, transfer)?, self.options.entitlements.ssh);
         for source in transfer.sources {
             match source {
                 SourceWord::Path(word) => {

@@ -13,12 +13,13 @@ pub(super) struct Remotes {
     /// Each with the name it has in progress.
     pub(super) ops: Vec<(Op, String)>,
     checksum: Option<Spanned<String>>,
+    allows_ssh: bool,
     has_git: bool,
 }
 
 impl Remotes {
-    pub(super) fn new(checksum: Option<Spanned<String>>) -> Self {
-        Self { ops: Vec::new(), checksum, has_git: false }
+    pub(super) fn new(checksum: Option<Spanned<String>>, allows_ssh: bool) -> Self {
+        Self { ops: Vec::new(), checksum, allows_ssh, has_git: false }
     }
 
     /// Notes a source. The slot it gets counts from the first of these.
@@ -41,6 +42,10 @@ impl Remotes {
             }
             Remote::Git(mut source) => {
                 self.has_git = true;
+                if source.is_ssh() && !self.allows_ssh {
+                    let issue = Issue::new("ssh is not allowed: ADD would fetch with your keys", span);
+                    return Err(issue.with_help("allow it with --ssh default"));
+                }
                 if let Some(checksum) = &self.checksum {
                     let value = checksum.value.to_ascii_lowercase();
                     if !is_commit_prefix(&value) {

@@ -579,8 +579,9 @@ fn destinations_and_sources_are_cleaned() {
 
 #[test]
 fn what_add_fetches_are_inputs_of_their_own() {
-    let built =
-        build("FROM scratch\nADD a https://h/d/f?x git@h:r.git#v1:d /to/\nADD https://h/d/f?x /again");
+    let with_ssh = options(|o| o.entitlements.ssh = true);
+    let text = "FROM scratch\nADD a https://h/d/f?x git@h:r.git#v1:d /to/\nADD https://h/d/f?x /again";
+    let built = build_with(text, with_ssh);
     let copies: Vec<_> =
         built.graph.dag.node_indices().filter(|n| matches!(built.graph.dag[*n].op, Op::Copy(_))).collect();
     let inputs = |node| -> Vec<(u16, &Op)> {
@@ -608,6 +609,8 @@ fn what_is_not_supported_yet_says_so() {
         ("COPY --parents a[ /b", "syntax error in pattern `a[`"),
         ("COPY https://x/y /b", "source can't be a URL for COPY"),
         ("COPY git@github.com:a/b.git /b", "source can't be a git ref for COPY"),
+        ("ADD git@github.com:a/b.git /b", "ssh is not allowed: ADD would fetch with your keys"),
+        ("ADD ssh://git@h/b.git /b", "ssh is not allowed: ADD would fetch with your keys"),
         ("ADD https://x/y.git#-m /b", "invalid git reference \"-m\""),
         ("ADD --checksum=sha256:0 a /b", "checksum requires HTTP(S) or Git sources"),
         ("ADD --checksum=sha256:0 https://x/y /b", "invalid checksum digest format"),

@@ -144,7 +144,7 @@ fn entitlements_come_from_the_command_line() {
         fails(&format!("FROM busybox\nRUN {flag} x"), &format!("{what} is not allowed"));
     }
     let all = |o: &mut LowerOptions| {
-        o.entitlements = Entitlements { host_network: true, insecure: true };
+        o.entitlements = Entitlements { host_network: true, insecure: true, ssh: true };
         o.network = Network::None;
     };
     let text = "FROM busybox\nRUN --network=host --security=insecure x";
