@@ -1,8 +1,8 @@
 //! Ignore files, with the semantics of Go's `patternmatcher` as Docker uses it: not those of gitignore.
 //!
 //! Patterns are anchored at the context root, a pattern that matches a directory covers all below it, and the last
-//! line that matches decides. Matching walks all positions of a pattern at once ([`pattern`]); it is linear in pattern
-//! times path and nothing backtracks. Of many patterns only those are tried that a path's names allow ([`index`]).
+//! line that matches decides. Matching walks all positions of a pattern at once (`pattern`); it is linear in pattern
+//! times path and nothing backtracks. Of many patterns only those are tried that a path's names allow (`index`).
 
 mod index;
 mod pattern;

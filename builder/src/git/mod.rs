@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Repositories and Dockerfiles are hostile. Git runs with an environment and a configuration of ours alone
-//! ([`program`]), nothing is ever checked out (so no filter, no hook and no `.git` of a repository's making can act), a
+//! (`program`), nothing is ever checked out (so no filter, no hook and no `.git` of a repository's making can act), a
 //! submodule is fetched like a repository of its own instead of by `git submodule`, and the files go through the tar
 //! reader that layers go through.
 

@@ -194,7 +194,7 @@ pub(super) fn open_planned(
     Ok((size > 0).then_some(opened))
 }
 
-/// Writes a packed layer into `dir`, an empty directory, as [`materialise`] does. Every content is hashed on the way.
+/// Writes a packed layer into `dir`, an empty directory, as `materialise` does. Every content is hashed on the way.
 pub fn materialise_packed(
     diff: LayerDiff,
     packs: &[Pack],
