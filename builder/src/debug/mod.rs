@@ -6,12 +6,13 @@
 mod terminal;
 
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rbuild_cache::store::LayerDraft;
 use rbuild_sandbox::{StepError, StepSpec};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use crate::mounts::Prepared;
 use crate::ops::ExecEnv;
@@ -70,28 +71,21 @@ pub fn enter(step: HeldStep) {
         escape(user),
         escape(&step.spec.cwd)
     ));
-    let own = with_shell(&step.spec, vec!["/bin/sh".to_owned()], None);
-    let result = match terminal::run(&own, step.merged.as_fd()) {
-        Err(Failure::Step(StepError::CommandNotExecutable { .. } | StepError::CommandNotFound { .. })) => {
-            match guest_shell() {
-                None => {
-                    say(
-                        "the image has no /bin/sh, and this machine no static busybox to bring: install `busybox-static`",
-                    );
-                    return;
-                }
-                Some((path, program)) => {
-                    say(&format!(
-                        "the image has no /bin/sh: {} is brought, read-only (`{GUEST_SHELL} ls` lists)",
-                        path.display()
-                    ));
-                    let argv = vec![GUEST_SHELL.to_owned(), "sh".to_owned()];
-                    terminal::run(&with_shell(&step.spec, argv, Some(program)), step.merged.as_fd())
-                }
-            }
-        }
-        other => other,
+    let spec = if has_shell(step.merged.as_fd()) {
+        with_shell(&step.spec, vec!["/bin/sh".to_owned()], None)
+    } else if let Some((path, program)) = guest_shell() {
+        say(&format!(
+            "the image has no /bin/sh: {} is brought, read-only (`{GUEST_SHELL} ls` lists)",
+            path.display()
+        ));
+        with_shell(&step.spec, vec![GUEST_SHELL.to_owned(), "sh".to_owned()], Some(program))
+    } else {
+        say(
+            "the image has no /bin/sh, and this machine no static busybox to bring: install `busybox-static`",
+        );
+        return;
     };
+    let result = terminal::run(&spec, step.merged.as_fd());
     if let Err(error) = result {
         say(&format!("no shell: {}", crate::error::one_line(&error)));
     }
@@ -122,6 +116,15 @@ fn with_shell(spec: &StepSpec, argv: Vec<String>, program: Option<Vec<u8>>) -> S
         spec.env.push(("TERM".to_owned(), term));
     }
     spec
+}
+
+/// Asked before anything is started: what a failed attempt had read of the input would be lost.
+fn has_shell(root: BorrowedFd<'_>) -> bool {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(root, "bin/sh", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+    found.and_then(rustix::fs::fstat).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_mode & 0o111 != 0
+    })
 }
 
 /// A static busybox of this machine.
