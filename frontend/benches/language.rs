@@ -36,7 +36,7 @@ fn dockerfile(lines: usize) -> String {
                 5 => writeln!(text, "COPY --chown=1:2 src/a{line} src/b /dest{line}/"),
                 6 if stage > 0 => writeln!(text, "COPY --from=stage{stage} /dest5 /from{line}"),
                 6 | 7 => writeln!(text, "LABEL key{line}=\"value $VERSION\" other=1"),
-                8 => writeln!(text, "WORKDIR /work/${{VERSION}}/{line}"),
+                8 => writeln!(text, "WORKDIR /srv/${{VERSION}}/{line}"),
                 _ => writeln!(text, "EXPOSE 80 443/tcp"),
             }
             .expect("writes");
