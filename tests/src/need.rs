@@ -30,6 +30,10 @@ pub enum Need {
     Network,
     /// Docker's daemon and client can be started.
     Docker,
+    /// A C compiler that links statically: programs of the test's own in steps.
+    Compiler,
+    /// OpenSSH's agent and what gives it keys.
+    Ssh,
 }
 
 impl Need {
@@ -47,6 +51,8 @@ impl Need {
             Self::Password => "password",
             Self::Network => "network",
             Self::Docker => "docker",
+            Self::Compiler => "cc",
+            Self::Ssh => "ssh",
         }
     }
 
@@ -62,6 +68,8 @@ impl Need {
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
+            Self::Compiler => &["cc"],
+            Self::Ssh => &["ssh-agent", "ssh-add", "ssh-keygen"],
         }
     }
 

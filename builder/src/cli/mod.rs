@@ -7,6 +7,7 @@ mod args;
 mod context;
 mod control;
 mod csv;
+mod debug;
 mod env;
 mod error;
 mod filter;
@@ -34,6 +35,7 @@ pub use annotation::{Annotation, AnnotationPlace};
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
+pub use debug::DebugRequest;
 pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use filter::ImageFilter;
@@ -45,7 +47,7 @@ pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
 pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
-pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest};
@@ -72,6 +74,8 @@ pub struct Invocation {
 pub enum Command {
     /// Build an image.
     Build(Box<BuildRequest>),
+    /// Open a shell in a step.
+    Debug(DebugRequest),
     /// Show a build graph.
     Graph(GraphRequest),
     /// Look at a build context.
@@ -215,6 +219,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             }
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
+        CommandArgs::Debug(args) => Command::Debug(args.request()),
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
         CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
@@ -342,6 +347,7 @@ fn is_command(text: &OsStr) -> bool {
         Some(
             "build"
                 | "b"
+                | "debug"
                 | "graph"
                 | "context"
                 | "images"
@@ -380,7 +386,7 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
     };
     [
         "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
-        "inspect", "history", "login", "logout", "save", "load",
+        "inspect", "history", "login", "logout", "save", "load", "debug",
     ]
     .into_iter()
     .find(|name| near(name))

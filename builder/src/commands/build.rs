@@ -1,5 +1,6 @@
 //! `rbuild build`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -22,12 +23,18 @@ use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
-pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
+pub(super) fn run(
+    request: &BuildRequest,
+    typed: &[OsString],
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> ExitCode {
     if let Some(call) = request.call {
         return super::call::run(request, call, env);
     }
     let mut source = Source::default();
-    let result = build(request, settings, root, env, &mut source);
+    let result = build(request, typed, settings, root, env, &mut source);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,6 +49,7 @@ pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path
 
 fn build(
     request: &BuildRequest,
+    typed: &[OsString],
     settings: Settings,
     root: Option<&Path>,
     env: &Env,
@@ -63,6 +71,9 @@ fn build(
     let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
     drop(events);
     consumer.finish();
+    if result.as_ref().map_or(true, |outcome| outcome.cached < outcome.steps) {
+        debug::last::remember(&host.root, typed, request);
+    }
     if request.control.explain == Some(ExplainFormat::Json) {
         super::print(&decisions(source))?;
     }
