@@ -120,7 +120,6 @@ impl Board {
             BuildEvent::Remark(text) => {
                 self.permanent.push((format!(" => {}", clean_text(&text)), String::new(), Tint::Plain));
             }
-            BuildEvent::Failed(_) => {}
         }
     }
 
