@@ -8,34 +8,31 @@ use std::time::{Duration, Instant};
 
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
-use rbuild_frontend::graph::{BuildGraph, Epoch, Network, Op};
+use rbuild_frontend::graph::{BuildGraph, Network, Op};
 use rbuild_frontend::lint::ContextFacts;
-use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
+use rbuild_frontend::lower::{
+    EpochOf, ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage,
+};
 use rbuild_frontend::parse::{Parsed, parse};
 use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use rbuild_sandbox::{Isolation, Rung};
-use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::assemble::index::ImageSet;
-use crate::assemble::provenance::{Facts, Invocation};
-use crate::assemble::said::{Searched, predicates};
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg};
 use crate::context::files::{self, FoundDockerfile};
-use crate::context::newest::newest;
-use crate::context::remote::Pinned;
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, remarks, remote, stdin};
+use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
 use crate::debug::Slot;
 use crate::error::{BuildError, StepFailure, one_line};
+use crate::explain::Explainer;
 use crate::explain::record::Record;
-use crate::explain::{self, Explainer};
 use crate::export::{
     self,
     files::Files,
@@ -54,7 +51,6 @@ use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::pin;
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
-use crate::timestamp;
 
 /// What a build gave.
 #[derive(Debug, Clone)]
@@ -79,10 +75,6 @@ pub struct BuildOutcome {
     pub cached: usize,
     /// Cached results whose steps were executed again, and how many of them differ.
     pub verified: (usize, usize),
-    /// How each image was made, when the metadata file is to say.
-    pub provenance: Vec<(Platform, Value)>,
-    /// Which build this was.
-    pub invocation: String,
     /// Warnings of the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     /// Wall time.
@@ -155,7 +147,7 @@ pub async fn build(
     cancel: &Cancel,
     source: &mut Source,
 ) -> Result<BuildOutcome, BuildError> {
-    let (started, started_ns) = (Instant::now(), timestamp::unix_ns());
+    let started = Instant::now();
     outputs::check(request)?;
     let registry = Client::new(host.settings.registry.clone())?;
     let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
@@ -174,10 +166,11 @@ pub async fn build(
         ..lower_options(request)
     };
     let is_multi = options.is_multi_platform();
+    let sources = Sources { request, main: &main, options: options.clone(), env: &env };
     let mut lowering = Lowering::new(&parsed, options);
-    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, &sources).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
-    if let Some(Epoch::At(epoch)) = graph.epoch {
+    if let Some(epoch) = lowering.source_date_epoch() {
         let _ = env.epoch.set(epoch);
     }
     let unused = lowering.unused_build_args();
@@ -185,7 +178,7 @@ pub async fn build(
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
-    let (contexts, pinned) = scan_contexts(request, &graph, &main, &env).await?;
+    let contexts = scan_contexts(request, &graph, &main, &env).await?;
     let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
@@ -204,7 +197,6 @@ pub async fn build(
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
     let explainer = Arc::new(Explainer::new(host.store.clone(), Arc::clone(&graph), env.lease.id(), request));
-    let main_files = contexts.clone();
     let solver = Solver::new(
         Arc::clone(&graph),
         plan,
@@ -220,10 +212,6 @@ pub async fn build(
     }
     let solved = solved.map_err(|error| isolation::explained(error, host))?;
     let executed = solver.executed();
-    if let Some(epoch) = dated_by(&graph, &main, &main_files, &pinned, &solver, &env).await? {
-        let _ = env.epoch.set(epoch);
-    }
-    let invocation = explain::build_id(env.lease.id());
 
     let results = &request.results;
     let exporting = events.vertex("exporting to image");
@@ -245,50 +233,12 @@ pub async fn build(
     };
     let rewritten = ended(events, exporting, assemble_all(true).await)?;
     let plain = ended(events, exporting, assemble_all(false).await)?;
-    let assembled = if rewritten.is_empty() { &plain } else { &rewritten };
-    let dockerfile = source.dockerfile.as_ref().expect("it was read");
-    let facts = Facts {
-        request,
-        graph: &graph,
-        dockerfile,
-        context: main.pinned(),
-        named: &pinned,
-        network: env.network.resolve(Network::Default),
-        invocation: env.source_date_epoch().is_none().then(|| Invocation {
-            id: invocation.clone(),
-            started_ns,
-            finished_ns: timestamp::unix_ns(),
-        }),
-    };
-    let said = match results.attestations.is_empty() {
-        true => Vec::new(),
-        false => {
-            let scanned = graph.targets.iter().zip(&solved).map(|(target, solved)| {
-                let more = target.scans.iter().filter_map(|scan| {
-                    let files = match &graph.dag[scan.node].op {
-                        Op::Context(context) => Searched::Context(Arc::clone(main_files.get(&context.name)?)),
-                        _ => Searched::State(solver.known(scan.node)?),
-                    };
-                    Some((scan.name.clone(), files))
-                });
-                (Arc::clone(solved), more.collect())
-            });
-            let scanned: Vec<_> = scanned.collect();
-            let said = predicates(&env, &facts, &scanned, assembled, &results.attestations).await;
-            ended(events, exporting, said)?
-        }
-    };
-    let provenance = match results.metadata_file {
-        Some(_) => facts.for_metadata(),
-        None => Vec::new(),
-    };
     let mut files = Vec::new();
     if results.outputs.iter().any(outputs::wants_files) {
-        for (at, (target, solved)) in graph.targets.iter().zip(&solved).enumerate() {
+        for (target, solved) in graph.targets.iter().zip(&solved) {
             let (env, solved, platform) =
                 (Arc::clone(&env), Arc::clone(solved), target.config.platform.clone());
-            let said = said.get(at).cloned().unwrap_or_default();
-            let listed = blocking(move || Files::of(&env, &solved, platform, &said)).await;
+            let listed = blocking(move || Files::of(&env, &solved, platform)).await;
             files.push(ended(events, exporting, listed.map_err(BuildError::from))?);
         }
     }
@@ -299,7 +249,6 @@ pub async fn build(
         engine: &host.settings.engine,
         rewritten: &rewritten,
         plain: &plain,
-        said: &said,
         files: &Arc::new(files),
         is_multi,
     };
@@ -336,14 +285,13 @@ pub async fn build(
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
-        provenance,
-        invocation,
         warnings,
         elapsed: started.elapsed(),
     })
 }
 
-fn exec_env(
+/// What ops need, for this request.
+pub(crate) fn exec_env(
     request: &BuildRequest,
     host: &Host,
     events: &Events,
@@ -405,7 +353,6 @@ pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
         },
         entitlements: request.steps.entitlements,
         host_names: request.steps.hosts.iter().map(|(name, _)| name.clone()).collect(),
-        lists_packages: request.results.attestations.sbom.is_some(),
         ..LowerOptions::new(Platform::host())
     }
 }
@@ -420,18 +367,38 @@ fn diagnostics(found: &[Diagnostic], events: &Events) -> Result<Vec<Diagnostic>,
     if errors.is_empty() { Ok(warnings) } else { Err(BuildError::Dockerfile(errors)) }
 }
 
+/// What the time of a source is asked of.
+struct Sources<'a> {
+    request: &'a BuildRequest,
+    main: &'a MainContext,
+    options: LowerOptions,
+    env: &'a Arc<ExecEnv>,
+}
+
+impl Sources<'_> {
+    async fn time_of(&self, of: &EpochOf, parsed: &Parsed) -> Result<i64, BuildError> {
+        let main = match self.main {
+            MainContext::Dir { .. } => None,
+            MainContext::Received { context, .. } => Some(context.as_ref()),
+        };
+        epoch::time_of(of, main, self.request, parsed, &self.options, self.env).await
+    }
+}
+
 /// Lowers until no more base images are wanted; all images of a round are resolved at the same time.
 async fn lower(
     lowering: &mut Lowering,
     parsed: &Parsed,
     resolver: &Resolver,
-    events: &Events,
+    sources: &Sources<'_>,
 ) -> Result<(BuildGraph, BaseImages), BuildError> {
+    let events = &sources.env.events;
     let mut images = BaseImages::new();
     loop {
         match lowering.step() {
             Progress::Failed => return Err(BuildError::Dockerfile(lowering.diagnostics().to_vec())),
             Progress::Done(graph) => return Ok((*graph, images)),
+            Progress::NeedEpoch(of) => lowering.provide_epoch(sources.time_of(&of, parsed).await?),
             Progress::Need(requests) => {
                 let round = requests.iter().map(|request| resolve(resolver, request, events));
                 for (request, image) in requests.iter().zip(futures_util::future::join_all(round).await) {
@@ -497,25 +464,19 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
 }
 
 /// Where the main context's files are.
-enum MainContext {
+pub(crate) enum MainContext {
     /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
     Dir { path: PathBuf, dockerfile: Option<PathBuf> },
-    /// What came through standard input, or was fetched: then it says which state of what it is.
-    Received { context: Arc<ScannedContext>, has_owners: bool, pinned: Option<Pinned> },
+    /// What came through standard input, or was fetched.
+    Received { context: Arc<ScannedContext>, has_owners: bool },
 }
 
 impl MainContext {
-    fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
+    /// What lint rules want to know of it.
+    pub(crate) fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
         match self {
             Self::Dir { path, dockerfile } => files::facts(path, dockerfile.as_deref()).map(Some),
             Self::Received { .. } => Ok(None),
-        }
-    }
-
-    fn pinned(&self) -> Option<&Pinned> {
-        match self {
-            Self::Received { pinned, .. } => pinned.as_ref(),
-            Self::Dir { .. } => None,
         }
     }
 }
@@ -529,7 +490,7 @@ pub(crate) fn path_of(dockerfile: Option<&DockerfileArg>) -> Option<&Path> {
 }
 
 /// Reads the Dockerfile, and with it whatever context comes through standard input or must be fetched.
-async fn main_context(
+pub(crate) async fn main_context(
     request: &BuildRequest,
     env: &Arc<ExecEnv>,
 ) -> Result<(FoundDockerfile, MainContext), BuildError> {
@@ -555,7 +516,7 @@ async fn main_context(
         (Some(fetched), _) => {
             let found = fetched.dockerfile(dockerfile, path_of(request.dockerfile.as_ref()))?;
             let (context, has_owners) = (Arc::new(fetched.context), fetched.has_owners);
-            Ok((found, MainContext::Received { context, has_owners, pinned: Some(fetched.pinned) }))
+            Ok((found, MainContext::Received { context, has_owners }))
         }
         (None, ContextArg::Local(path)) => {
             files::require_dir(path)?;
@@ -585,7 +546,7 @@ async fn local_context(
             let path = path_of(dockerfile.as_ref());
             let got = stdin::receive(stdin::Watched(&of.cancel), &of.lease, of.overlay, path)?;
             let (context, has_owners) = (Arc::new(got.context), got.has_owners);
-            Ok((got.dockerfile, MainContext::Received { context, has_owners, pinned: None }))
+            Ok((got.dockerfile, MainContext::Received { context, has_owners }))
         }
         ContextArg::Git(_) | ContextArg::Http(_) => unreachable!("fetched by the caller"),
     };
@@ -600,51 +561,15 @@ async fn local_context(
     Ok(result)
 }
 
-/// The epoch, when something has it that had to be fetched first.
-async fn dated_by(
-    graph: &BuildGraph,
-    main: &MainContext,
-    contexts: &Contexts,
-    pinned: &BTreeMap<String, Pinned>,
-    solver: &Solver,
-    env: &Arc<ExecEnv>,
-) -> Result<Option<i64>, BuildError> {
-    let is_pinned = |name: &&String| pinned.contains_key(*name);
-    let (name, dated) = match &graph.epoch {
-        None | Some(Epoch::At(_)) => return Ok(None),
-        Some(Epoch::Context(None)) => match main {
-            MainContext::Received { context, .. } => {
-                ("context", Some(Searched::Context(Arc::clone(context))))
-            }
-            MainContext::Dir { .. } => ("context", None),
-        },
-        Some(Epoch::Context(Some(name))) => {
-            let context = Some(name).filter(is_pinned).and_then(|name| contexts.get(&Some(name.clone())));
-            (name.as_str(), context.map(|context| Searched::Context(Arc::clone(context))))
-        }
-        Some(Epoch::Stage { name, node }) => (name.as_str(), solver.known(*node).map(Searched::State)),
-    };
-    let none = |why| BuildError::EpochSource { name: name.to_owned(), why };
-    let dated =
-        dated.ok_or_else(|| none("a directory of this machine has no time that others would find"))?;
-    let worker = Arc::clone(env);
-    let newest = blocking(move || match dated {
-        Searched::Context(context) => newest(&context.tree, &*context.nodes, &context.files()?),
-        Searched::State(solved) => newest(&solved.tree, &worker.store, &worker.stack_source(&solved)?),
-    });
-    let newest = newest.await?.ok_or_else(|| none("nothing in it has a time"))?;
-    Ok(Some(newest))
-}
-
-/// Scans or fetches every context that the graph reads. Gives what was fetched by name, too.
+/// Scans or fetches every context that the graph reads.
 async fn scan_contexts(
     request: &BuildRequest,
     graph: &BuildGraph,
     main: &MainContext,
     env: &Arc<ExecEnv>,
-) -> Result<(Contexts, BTreeMap<String, Pinned>), BuildError> {
+) -> Result<Contexts, BuildError> {
     let events = &env.events;
-    let (mut contexts, mut pinned) = (Contexts::new(), BTreeMap::new());
+    let mut contexts = Contexts::new();
     for node in graph.dag.node_weights() {
         let Op::Context(context) = &node.op else { continue };
         let (dir, ignore): (&Path, Ignore) = match &context.name {
@@ -669,7 +594,6 @@ async fn scan_contexts(
                 match fetched {
                     Err(local) => local,
                     Ok(fetched) => {
-                        pinned.insert(name.clone(), fetched.pinned);
                         contexts.insert(context.name.clone(), Arc::new(fetched.context));
                         continue;
                     }
@@ -701,7 +625,7 @@ async fn scan_contexts(
         }
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
-    Ok((contexts, pinned))
+    Ok(contexts)
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {

@@ -26,24 +26,6 @@ pub struct BuildGraph {
     pub dag: DiGraph<Node, Input>,
     /// One per requested platform, in the order asked for; never empty.
     pub targets: Vec<Target>,
-    /// `SOURCE_DATE_EPOCH`: what everything new is dated with.
-    pub epoch: Option<Epoch>,
-}
-
-/// A time for everything that a build dates.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Epoch {
-    /// Seconds since 1970.
-    At(i64),
-    /// The newest time in a build context: the main one, or one with a name.
-    Context(Option<String>),
-    /// The newest time in the result of a stage that only fetches.
-    Stage {
-        /// Its name.
-        name: String,
-        /// Its last step.
-        node: NodeIndex,
-    },
 }
 
 /// One node: the op, and how to talk about it.
@@ -275,6 +257,8 @@ pub struct RunOp {
     pub mounts: Vec<Mount>,
     /// Names that `/etc/hosts` gets besides `localhost`. Their addresses are the executor's and no part of the identity.
     pub host_names: Vec<String>,
+    /// Name of the machine that the step sees, when one is asked for (`BUILDKIT_SANDBOX_HOSTNAME`).
+    pub hostname: Option<String>,
     /// Platform the step runs for.
     pub platform: Platform,
     /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
@@ -298,17 +282,6 @@ pub struct Target {
     pub layers: Vec<NodeIndex>,
     /// The base image's manifest and the node that stands for it, `None` for scratch.
     pub base: Option<NodeIndex>,
-    /// What else is searched for packages, when they are to be listed; each once.
-    pub scans: Vec<Scan>,
-}
-
-/// Something that goes into an image in part, and whose packages are listed as a whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scan {
-    /// The stage's name, or `context`.
-    pub name: String,
-    /// Its files: a step, or the main build context.
-    pub node: NodeIndex,
 }
 
 /// One history entry of this build.
@@ -359,7 +332,7 @@ impl Op {
 /// | git | remote, subdir, submodules, keep_git_dir and commit, or else the reference | checksum |
 /// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names, hostname | arg_names, proxy_env, addresses of hosts, limits |
 /// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
 /// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
 /// | tmpfs mount | target, size | |
@@ -454,6 +427,10 @@ impl Op {
                     .value(&op.host_names)
                     .value(&op.platform)
                     .value(&op.script);
+                // Only when there is one: all other steps keep their keys. What follows an op is a number below 65536.
+                if let Some(hostname) = &op.hostname {
+                    out.str("hostname").str(hostname);
+                }
             }
         }
     }

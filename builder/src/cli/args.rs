@@ -158,9 +158,9 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "ACTION", default_value = "fail", hide_default_value = true,
           value_parser = ["fail", "shell"], hide_possible_values = true, help_heading = "How to build")]
     pub(crate) on_error: String,
-    /// Use this Unix time for everything the build dates, `git` for the context's last commit's, or the newest time in what
-    /// is named: context, a named context, a stage that only fetches [env: SOURCE_DATE_EPOCH]
-    #[arg(long, value_name = "SECONDS|git|NAME", help_heading = "How to build")]
+    /// Use this Unix time for everything the build dates, or `git` for the context's last commit's [env:
+    /// SOURCE_DATE_EPOCH]
+    #[arg(long, value_name = "SECONDS|git", help_heading = "How to build")]
     pub(crate) source_date_epoch: Option<String>,
     /// Same as --source-date-epoch
     #[arg(long, value_name = "SECONDS", help_heading = "How to build", hide = true)]

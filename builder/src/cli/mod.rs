@@ -4,7 +4,6 @@
 
 mod annotation;
 mod args;
-mod attest;
 mod context;
 mod control;
 mod csv;
@@ -32,7 +31,6 @@ use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
 pub use annotation::{Annotation, AnnotationPlace};
-pub use attest::{Attestations, Detail, MetadataArg, ProvenanceArg, SbomArg, SlsaVersion};
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};

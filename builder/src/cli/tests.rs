@@ -5,7 +5,6 @@ use rbuild_oci::Digest;
 use super::*;
 use crate::progress::Mode;
 
-mod attest;
 mod outputs;
 
 fn invocation(line: &[&str], env: &Env) -> Result<Invocation, UsageError> {
@@ -288,6 +287,7 @@ fn the_build_date_comes_from_flag_argument_then_environment() {
         let seconds = request.source_date_epoch.map(|epoch| match epoch {
             EpochArg::At(seconds) => seconds,
             EpochArg::Git => -1,
+            EpochArg::Of => -2,
         });
         (seconds, request.build_args.get("SOURCE_DATE_EPOCH").cloned())
     };
@@ -301,12 +301,10 @@ fn the_build_date_comes_from_flag_argument_then_environment() {
     );
     let line = ["--source-date-epoch", "1", "--build-arg", "SOURCE_DATE_EPOCH=2", "."];
     assert_eq!(both(build_in(&line, &env)), (Some(1), Some("1".into())));
-    // What has a time may be named; whether there is such a thing the Dockerfile says.
-    let line = ["--source-date-epoch", "context", "."];
-    assert_eq!(both(build_in(&line, &env)), (None, Some("context".into())));
-    assert!(refused(&["--source-date-epoch", "1 2", "."]).starts_with("invalid SOURCE_DATE_EPOCH: 1 2"));
+    assert_eq!(both(build(&["--source-date-epoch=context", "."])), (Some(-2), Some("context".into())));
+    assert!(refused(&["--source-date-epoch", "1d", "."]).starts_with("invalid SOURCE_DATE_EPOCH: 1d"));
     assert!(refused(&["--source-date-epoch=-1", "."]).contains("Unix time"));
-    assert!(refused_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "-1")])).contains("environment variable"));
+    assert!(refused_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "-x")])).contains("environment variable"));
     assert_eq!(both(build_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "")]))), (None, None));
 }
 
@@ -330,6 +328,8 @@ fn documented_flags_that_are_missing_are_named() {
         &["--policy", "x", "."][..],
         &["--cache-from", "type=registry,ref=x", "."],
         &["--cache-to=type=inline", "."],
+        &["--sbom=true", "."],
+        &["--provenance", "mode=max", "."],
         &["--tls-verify=false", "."],
     ] {
         let flag = line[0].split('=').next().unwrap();
@@ -354,7 +354,7 @@ fn calls_are_read_as_buildx_reads_them() {
 
 #[test]
 fn flags_that_ask_for_what_happens_anyway_pass() {
-    build(&["--call=build", "--check=false", "--tls-verify", "."]);
+    build(&["--provenance=false", "--sbom=false", "--call=build", "--check=false", "--tls-verify", "."]);
 }
 
 #[test]

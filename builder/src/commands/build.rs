@@ -6,52 +6,71 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use rbuild_frontend::diagnostic::Diagnostic;
-use rbuild_frontend::lint;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
 use crate::commands::{explain, space, with_signals};
 use crate::context::commit_time::commit_time;
-use crate::context::files::FoundDockerfile;
 use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
 use crate::failure;
 use crate::host::Host;
-use crate::progress::{self, Display, Mode, summary::Summary};
+use crate::progress::{self, Display, Events, Mode, summary::Summary};
 use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
 pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
     if let Some(call) = request.call {
-        return super::call::run(request, call, env);
+        return super::call::run(request, call, settings, root, env);
     }
     let mut source = Source::default();
-    let result = build(request, settings, root, env, &mut source);
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let status = failure::print(&error, Some(&source), env);
-            if let Some(step) = source.failed_step.take() {
-                debug::enter(step);
-            }
-            status
-        }
+    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
+    let built = build(request, settings, root, &events, &mut source);
+    let differing = built.as_ref().ok().and_then(|(_, outcome)| not_reproduced(outcome));
+    if let Some(error) = differing.as_ref().or(built.as_ref().err()) {
+        events.failed(failure::report(error, Some(&source)));
     }
+    drop(events);
+    consumer.finish();
+    if request.control.explain == Some(ExplainFormat::Json)
+        && let Err(error) = super::print(&decisions(&source))
+    {
+        return failure::print(&error, None, env);
+    }
+    let error = match built {
+        Ok((host, outcome)) => {
+            if let Err(error) = report(request, &outcome, &source, env) {
+                return failure::print(&error, Some(&source), env);
+            }
+            make_room(host, &outcome);
+            match differing {
+                Some(error) => error,
+                None => return ExitCode::SUCCESS,
+            }
+        }
+        Err(error) => error,
+    };
+    let status = match request.progress {
+        // Its last line has said it.
+        Mode::RawJson => failure::status(&error, Some(&source)),
+        _ => failure::print(&error, Some(&source), env),
+    };
+    if let Some(step) = source.failed_step.take() {
+        debug::enter(step);
+    }
+    status
 }
 
 fn build(
     request: &BuildRequest,
     settings: Settings,
     root: Option<&Path>,
-    env: &Env,
+    events: &Events,
     source: &mut Source,
-) -> Result<(), BuildError> {
+) -> Result<(Host, BuildOutcome), BuildError> {
     // A failed build must not leave the id of an earlier one.
     let results = &request.results;
     for path in [&results.iidfile, &results.digest_file, &results.name_with_digest_file].into_iter().flatten()
@@ -61,23 +80,22 @@ fn build(
     let dated = with_commit_time(request)?;
     let request = dated.as_ref().unwrap_or(request);
     let host = Host::open(settings, root)?;
-    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     for flag in &request.flags_without_effect {
         events.remark(format!("{flag} has no effect in rbuild"));
     }
-    let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
-    drop(events);
-    consumer.finish();
-    if request.control.explain == Some(ExplainFormat::Json) {
-        super::print(&decisions(source))?;
-    }
-    let outcome = result?;
-    report(request, &outcome, source, env)?;
+    let outcome = with_signals(async |cancel| build::build(request, &host, events, &cancel, source).await)?;
+    write_results(request, &outcome)?;
+    Ok((host, outcome))
+}
+
+/// What is wrong when cached results were executed again and gave something else.
+fn not_reproduced(outcome: &BuildOutcome) -> Option<BuildError> {
     let (verified, differing) = outcome.verified;
-    if differing > 0 {
-        return Err(BuildError::NotReproduced { differing, verified });
-    }
-    // A build that made nothing has nothing to make room for.
+    (differing > 0).then_some(BuildError::NotReproduced { differing, verified })
+}
+
+/// Keeps the store within its budget. A build that made nothing has nothing to make room for.
+fn make_room(host: Host, outcome: &BuildOutcome) {
     if outcome.cached < outcome.steps
         && let Some(budget) = space::budget_to_enforce(&host)
     {
@@ -85,7 +103,6 @@ fn build(
         drop(host);
         space::enforce(place, budget);
     }
-    Ok(())
 }
 
 /// The request with the time of the last commit in it, when that is what it asks for.
@@ -117,6 +134,25 @@ fn decisions(source: &Source) -> String {
     explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
 }
 
+/// Writes the files that scripts read.
+fn write_results(request: &BuildRequest, outcome: &BuildOutcome) -> Result<(), BuildError> {
+    if let Some(path) = &request.results.iidfile {
+        write_whole(path, id(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.metadata_file {
+        write_whole(path, metadata(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.digest_file {
+        write_whole(path, digest(outcome).as_bytes())?;
+    }
+    if let Some(path) = &request.results.name_with_digest_file {
+        let digest = digest(outcome);
+        let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
+        write_whole(path, lines.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// Says what came out.
 fn report(
     request: &BuildRequest,
@@ -124,22 +160,6 @@ fn report(
     source: &Source,
     env: &Env,
 ) -> Result<(), BuildError> {
-    let results = &request.results;
-    if let Some(path) = &results.iidfile {
-        write_whole(path, id(outcome).as_bytes())?;
-    }
-    if let Some(path) = &results.metadata_file {
-        let warnings = results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten();
-        write_whole(path, metadata(outcome, warnings).as_bytes())?;
-    }
-    if let Some(path) = &results.digest_file {
-        write_whole(path, digest(outcome).as_bytes())?;
-    }
-    if let Some(path) = &results.name_with_digest_file {
-        let digest = digest(outcome);
-        let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
-        write_whole(path, lines.as_bytes())?;
-    }
     if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
     }
@@ -184,25 +204,11 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 }
 
 /// The metadata document of buildx. An image that no exporter wrote has no manifest yet: its id stands for the
-/// digest, as with Docker's own store. With `warned`, the Dockerfile, come its warnings.
-fn metadata(outcome: &BuildOutcome, warned: Option<&FoundDockerfile>) -> String {
+/// digest, as with Docker's own store.
+fn metadata(outcome: &BuildOutcome) -> String {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
     let mut document = Map::new();
     document.insert("rbuild.isolation".to_owned(), json!(outcome.isolation.name()));
-    document.insert("buildx.build.ref".to_owned(), json!(format!("rbuild/local/{}", outcome.invocation)));
-    match outcome.provenance.as_slice() {
-        [(_, provenance)] => drop(document.insert("buildx.build.provenance".to_owned(), provenance.clone())),
-        several => {
-            for (platform, provenance) in several {
-                document.insert(format!("buildx.build.provenance/{platform}"), provenance.clone());
-            }
-        }
-    }
-    if let Some(dockerfile) = warned {
-        let warnings: Vec<Value> =
-            outcome.warnings.iter().map(|warning| vertex_warning(warning, dockerfile)).collect();
-        document.insert("buildx.build.warnings".to_owned(), warnings.into());
-    }
     if let [(_, id)] = outcome.images.as_slice() {
         document.insert("containerimage.config.digest".to_owned(), json!(id));
     }
@@ -228,27 +234,6 @@ fn metadata(outcome: &BuildOutcome, warned: Option<&FoundDockerfile>) -> String 
         document.insert("image.name".to_owned(), names.join(",").into());
     }
     serde_json::to_string_pretty(&document).unwrap_or_default()
-}
-
-/// A warning as BuildKit's clients have it: bytes in base64.
-fn vertex_warning(warning: &Diagnostic, dockerfile: &FoundDockerfile) -> Value {
-    let rule = warning.rule.and_then(lint::rules::find);
-    let (name, description) = match rule {
-        Some(rule) => (rule.name, rule.why),
-        None => (warning.rule.unwrap_or_default(), ""),
-    };
-    let short = format!("{name}: {} (line {})", warning.message, warning.lines.first);
-    json!({
-        "level": 1,
-        "short": STANDARD.encode(short),
-        "detail": [STANDARD.encode(description)],
-        "sourceInfo": {
-            "filename": dockerfile.display,
-            "language": "Dockerfile",
-            "data": STANDARD.encode(&dockerfile.bytes),
-        },
-        "range": [{"start": {"line": warning.lines.first}, "end": {"line": warning.lines.last}}],
-    })
 }
 
 fn remove(path: &Path) -> Result<(), BuildError> {

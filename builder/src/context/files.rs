@@ -7,16 +7,14 @@ use std::sync::Arc;
 
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::lint::ContextFacts;
-use rbuild_frontend::remote::without_user;
 
 use crate::cli::DockerfileArg;
-use crate::context::remote::Pinned;
 use crate::error::BuildError;
 
 /// Largest Dockerfile or ignore file read.
 pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Names tried in a context when `-f` is not given.
-pub(crate) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
+pub(super) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
 /// A Dockerfile as found.
 #[derive(Debug)]
@@ -27,48 +25,47 @@ pub struct FoundDockerfile {
     pub display: String,
     /// Its bytes.
     pub bytes: Arc<[u8]>,
-    /// Which state of what it is, when it was fetched by itself.
-    pub pinned: Option<Pinned>,
 }
 
-/// Reads the Dockerfile: `explicit` is relative to the working directory, otherwise the context's default names are
-/// tried in order.
+/// Reads the Dockerfile: `explicit` is relative to the working directory and not an address, otherwise the context's
+/// default names are tried in order.
 pub fn dockerfile(
     context: &Path,
     explicit: Option<&DockerfileArg>,
     stdin: &mut dyn Read,
 ) -> Result<FoundDockerfile, BuildError> {
     require_dir(context)?;
-    if let Some(DockerfileArg::Http(source)) = explicit {
-        return Err(BuildError::RemoteWithoutBuild(without_user(&source.url)));
-    }
-    if let Some(DockerfileArg::Stdin) = explicit {
-        return from_stdin(stdin);
-    }
-    if let Some(DockerfileArg::Path(path)) = explicit {
-        return match read(path) {
-            Ok(bytes) => Ok(FoundDockerfile {
-                display: path.display().to_string(),
-                path: Some(path.to_owned()),
-                bytes: bytes.into(),
-                pinned: None,
-            }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
-            Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
-        };
+    match explicit {
+        Some(DockerfileArg::Stdin) => return from_stdin(stdin),
+        Some(DockerfileArg::Path(path)) => return at(path),
+        Some(DockerfileArg::Http(_)) => unreachable!("fetched by the caller"),
+        None => {}
     }
     for name in DEFAULT_NAMES {
         let path = context.join(name);
         match read(&path) {
             Ok(bytes) => {
                 let display = name.to_owned();
-                return Ok(FoundDockerfile { path: Some(path), display, bytes: bytes.into(), pinned: None });
+                return Ok(FoundDockerfile { path: Some(path), display, bytes: bytes.into() });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),
         }
     }
     Err(missing(&context.join(DEFAULT_NAMES[0])))
+}
+
+/// The Dockerfile that `-f` names.
+fn at(path: &Path) -> Result<FoundDockerfile, BuildError> {
+    match read(path) {
+        Ok(bytes) => Ok(FoundDockerfile {
+            display: path.display().to_string(),
+            path: Some(path.to_owned()),
+            bytes: bytes.into(),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
+        Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
+    }
 }
 
 /// Refuses a context that is no directory.
@@ -137,7 +134,7 @@ pub fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<F
 
 /// A Dockerfile that is all of standard input.
 pub fn from_stdin(input: &mut dyn Read) -> Result<FoundDockerfile, BuildError> {
-    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(input)?.into(), pinned: None })
+    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(input)?.into() })
 }
 
 /// All of a Dockerfile from standard input.

@@ -1,9 +1,9 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
 pub mod commit_time;
+pub mod epoch;
 pub mod files;
 pub mod list;
-pub mod newest;
 pub mod remarks;
 pub mod remote;
 pub mod scan;

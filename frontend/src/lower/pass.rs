@@ -9,7 +9,7 @@ use rbuild_oci::{Platform, Reference};
 use crate::ast::{Dockerfile, Instruction, InstructionKind, Spanned};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::expand::{self, Expansion};
-use crate::graph::{ContextOp, Epoch, ImageOp, Op, Scan, Step, Target};
+use crate::graph::{ContextOp, ImageOp, Op, Step, Target};
 use crate::lint;
 use crate::parse::Issue;
 use crate::span::{Lines, Span};
@@ -17,13 +17,13 @@ use crate::stage::Stages;
 use crate::suggest;
 
 use super::bases::Base;
-use super::environment::Searches;
 use super::history::go_quote;
 use super::nodes::Nodes;
 use super::stages::Work;
 use super::state::State;
 use super::{
-    ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment, nowhere,
+    EPOCH, EpochOf, ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment,
+    nowhere,
 };
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
@@ -46,7 +46,9 @@ pub(super) struct Outcome {
     pub(super) needs: BTreeMap<ImageKey, ImageRequest>,
     /// Stages that triggers refer to and that were not lowered.
     pub(super) wanted: BTreeSet<usize>,
-    pub(super) epoch: Option<Epoch>,
+    pub(super) source_date_epoch: Option<i64>,
+    /// Whose time that is, when it is not known yet.
+    pub(super) epoch_of: Option<EpochOf>,
     /// ARG names of triggers.
     pub(super) declared: BTreeSet<String>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -61,8 +63,6 @@ pub(super) struct Pass<'a> {
     pub(super) platform: Option<&'a Platform>,
     /// Lowered stages; `None` when not reached or not possible yet.
     pub(super) states: Vec<Option<State>>,
-    /// What each has searched for packages.
-    pub(super) searches: Vec<Searches>,
     pub(super) bases: Vec<Option<Base>>,
     pub(super) reached: BTreeSet<usize>,
     /// Global ARGs with values, the built-in ones included.
@@ -74,8 +74,6 @@ pub(super) struct Pass<'a> {
     pub(super) contexts: BTreeMap<String, &'a str>,
     /// An image that is not here yet was met in this pass.
     lacks_images: bool,
-    /// The stage that everything is dated by.
-    dating_stage: Option<usize>,
     pub(super) out: Outcome,
     bytes_left: usize,
     /// The budget is used up, which is said once: nothing after it is looked at.
@@ -100,7 +98,6 @@ pub(super) fn run(
         images,
         platform,
         states: (0..count).map(|_| None).collect(),
-        searches: vec![Searches::default(); count],
         bases: (0..count).map(|_| None).collect(),
         reached: BTreeSet::new(),
         global: HashMap::new(),
@@ -108,7 +105,6 @@ pub(super) fn run(
         global_declared: BTreeSet::new(),
         contexts: normalised.collect(),
         lacks_images: false,
-        dating_stage: None,
         out,
         bytes_left: BYTES_MAX,
         is_exhausted: false,
@@ -134,24 +130,11 @@ impl<'a> Pass<'a> {
     fn all(&mut self, target: usize, extra_stages: &BTreeSet<usize>) {
         self.globals();
         let all = if self.options.all_stages { self.stages.all.len() } else { 0 };
-        let roots = std::iter::once(target).chain(self.dating_stage).chain(extra_stages.iter().copied());
-        self.reach(roots.chain(0..all));
+        self.reach(std::iter::once(target).chain(extra_stages.iter().copied()).chain(0..all));
         self.check_unreached();
         for stage in self.reached.clone() {
             if !self.is_exhausted {
                 self.stage(stage);
-            }
-        }
-        let scans = if self.options.lists_packages { self.scans(target) } else { Vec::new() };
-        if let Some(stage) = self.dating_stage
-            && let Some(state) = &self.states[stage]
-        {
-            let (stage, node) = (self.stages.all[stage], state.node);
-            if self.only_fetches(node) {
-                self.out.epoch = Some(Epoch::Stage { name: stage.label(), node });
-            } else {
-                let message = format!("invalid SOURCE_DATE_EPOCH: {}", stage.label());
-                self.report_at(Issue::new(message, stage.instruction.span), stage.instruction.lines);
             }
         }
         if !self.lacks_images
@@ -168,24 +151,9 @@ impl<'a> Pass<'a> {
                 history: state.history.clone(),
                 layers: state.layers.clone(),
                 base: state.base,
-                scans,
             };
             self.out.targets.push(target);
         }
-    }
-
-    /// What is searched for packages besides the result: stages that say so, and the context if one does.
-    fn scans(&mut self, target: usize) -> Vec<Scan> {
-        let mut scans = Vec::new();
-        for (index, searches) in self.searches.iter().enumerate() {
-            if let Some(state) = self.states[index].as_ref().filter(|_| searches.stage && index != target) {
-                scans.push(Scan { name: self.stages.all[index].label(), node: state.node });
-            }
-        }
-        if self.searches.iter().any(|searches| searches.context) {
-            scans.push(Scan { name: "context".to_owned(), node: self.context_node(None) });
-        }
-        scans
     }
 
     pub(super) fn target_platform(&self) -> &'a Platform {
@@ -232,18 +200,15 @@ impl<'a> Pass<'a> {
         self.epoch(instructions);
     }
 
-    /// The build-arg `SOURCE_DATE_EPOCH`, else the default of an ARG of that name before the first FROM: seconds, or the
-    /// name of what has the time.
     fn epoch(&mut self, globals: &[Instruction]) {
-        const NAME: &str = "SOURCE_DATE_EPOCH";
-        let text = self.options.build_args.get(NAME).or_else(|| self.global.get(NAME)).cloned();
+        let text = self.options.build_args.get(EPOCH).or_else(|| self.global.get(EPOCH)).cloned();
         let Some(text) = text.filter(|text| !text.is_empty()) else { return };
         match text.parse::<i64>() {
-            Ok(seconds) if seconds >= 0 => self.out.epoch = Some(Epoch::At(seconds)),
-            Err(_) if self.is_dated_by(&text) => {}
+            Ok(seconds) if seconds >= 0 => self.out.source_date_epoch = Some(seconds),
+            Err(_) if self.epoch_of(&text).is_some() => self.out.epoch_of = self.epoch_of(&text),
             _ => {
                 let declares = |instruction: &&Instruction| match &instruction.kind {
-                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == NAME),
+                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == EPOCH),
                     _ => false,
                 };
                 let message = format!("invalid SOURCE_DATE_EPOCH: {text}");
@@ -255,43 +220,16 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// True when all of a step's files come from web servers and repositories.
-    fn only_fetches(&self, node: NodeIndex) -> bool {
-        let dag = &self.out.nodes.dag;
-        let sources = petgraph::visit::Reversed(dag);
-        let mut walk = petgraph::visit::Dfs::new(sources, node);
-        let mut fetched = false;
-        while let Some(node) = walk.next(sources) {
-            match dag[node].op {
-                Op::Http(_) | Op::Git(_) => fetched = true,
-                Op::Scratch | Op::Copy(_) => {}
-                Op::Image(_) | Op::Context(_) | Op::Workdir(_) | Op::Run(_) => return false,
-            }
+    /// What a name in place of a time means: a context before a stage, as for FROM.
+    fn epoch_of(&self, name: &str) -> Option<EpochOf> {
+        if name == "context" {
+            return Some(EpochOf::Context);
         }
-        fetched
-    }
-
-    /// Takes the name of a context, or of a stage that only fetches, for the epoch.
-    fn is_dated_by(&mut self, name: &str) -> bool {
-        let context = self.options.named_contexts.iter().find(|(known, _)| *known == name);
-        if let Some((name, NamedContext::Local | NamedContext::Archive)) = context {
-            self.context_node(Some(name));
-            self.out.epoch = Some(Epoch::Context(Some(name.clone())));
-            return true;
+        if let Some((key, _)) = self.named_context(name, self.target_platform()) {
+            return Some(EpochOf::Named(key.to_owned()));
         }
-        if context.is_none() && name == "context" {
-            self.out.epoch = Some(Epoch::Context(None));
-            return true;
-        }
-        let Some(index) = self.stages.earlier(name, self.stages.all.len()) else { return false };
-        let stage = self.stages.all[index];
-        // What its ADDs take is known when it is lowered.
-        let is_add = |instruction: &Instruction| {
-            matches!(instruction.kind, InstructionKind::Add(_) | InstructionKind::Arg(_))
-        };
-        let may_be_one = stage.body.iter().all(is_add);
-        self.dating_stage = may_be_one.then_some(index);
-        may_be_one
+        let is_stage = self.stages.names().any(|stage| stage.eq_ignore_ascii_case(name));
+        is_stage.then(|| EpochOf::Stage(name.to_owned()))
     }
 
     pub(super) fn expand_global(

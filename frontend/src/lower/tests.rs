@@ -3,12 +3,11 @@ use std::collections::BTreeMap;
 use rbuild_oci::{ContainerConfig, Digest, History, ImageConfig, Platform};
 
 use super::*;
-use crate::graph::{CopySource, Epoch, Network, Op, RemoteForm, RunOp};
+use crate::graph::{CopySource, Network, Op, RemoteForm, RunOp};
 use crate::parse::parse;
 
 mod mounts;
 mod rules;
-mod scans;
 
 fn platform() -> Platform {
     Platform::new("linux", "amd64", None)
@@ -64,6 +63,9 @@ impl Built {
     }
 }
 
+/// What a context or stage was made at.
+const EPOCH_OF_OTHERS: i64 = 1_234_567_890;
+
 fn options(edit: impl FnOnce(&mut LowerOptions)) -> LowerOptions {
     let mut options = LowerOptions::new(platform());
     edit(&mut options);
@@ -89,6 +91,7 @@ fn drive(
                 let errors = lowering.diagnostics().iter().filter(|d| d.severity == Severity::Error);
                 return Err(errors.map(|d| d.message.clone()).collect());
             }
+            Progress::NeedEpoch(_) => lowering.provide_epoch(EPOCH_OF_OTHERS),
             Progress::Need(requests) => {
                 assert!(!requests.is_empty());
                 for request in requests {
@@ -714,28 +717,4 @@ fn a_drawn_graph_marks_what_the_target_needs() {
     };
     assert_eq!((count(true), count(false)), (4, 2));
     assert_eq!(json["edges"].as_array().unwrap().len(), 5);
-}
-
-#[test]
-fn the_epoch_may_be_a_context_or_a_stage_that_only_fetches() {
-    let epoch = |text: &str, value: &str| {
-        let mut options = build_args(&[("SOURCE_DATE_EPOCH", value)]);
-        options.named_contexts.insert("src".to_owned(), NamedContext::Archive);
-        options.named_contexts.insert("base".to_owned(), NamedContext::Image("busybox".to_owned()));
-        drive(text, options, &BTreeMap::new()).map(|built| built.graph.epoch)
-    };
-    let text = "FROM scratch AS fetched\nADD https://web.example/a.tgz /\n\
-        FROM scratch AS local\nADD file /\nFROM busybox AS base2\nADD https://web.example/b /\n\
-        FROM busybox\nRUN x\n";
-    assert_eq!(epoch(text, "17"), Ok(Some(Epoch::At(17))));
-    assert_eq!(epoch(text, "context"), Ok(Some(Epoch::Context(None))));
-    assert_eq!(epoch(text, "src"), Ok(Some(Epoch::Context(Some("src".to_owned())))));
-    // The stage is lowered although nothing else needs it.
-    assert!(matches!(epoch(text, "Fetched"), Ok(Some(Epoch::Stage { name, .. })) if name == "fetched"));
-    for (value, shown) in
-        [("local", "local"), ("base2", "base2"), ("base", "base"), ("nowhere", "nowhere"), ("-3", "-3")]
-    {
-        assert_eq!(epoch(text, value), Err(vec![format!("invalid SOURCE_DATE_EPOCH: {shown}")]), "{value}");
-    }
-    assert_eq!(epoch("ARG SOURCE_DATE_EPOCH=5\nFROM busybox\n", ""), Ok(None));
 }

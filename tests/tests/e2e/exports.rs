@@ -9,8 +9,6 @@ use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use rbuild_tests::git::{COMMIT_TIME, GitServer};
-use rbuild_tests::web::{Reply, Web};
 use rbuild_tests::{TestEnv, judge, need};
 use serde_json::{Value, json};
 
@@ -402,40 +400,5 @@ fn the_epoch_may_come_from_the_dockerfile_or_the_last_commit() -> Result<()> {
         ensure!(status.success());
     }
     assert_eq!(created(&env, &context, &["--source-date-epoch=git"])?, json!("2017-07-14T02:40:00Z"));
-    Ok(())
-}
-
-#[test]
-fn the_epoch_may_be_the_time_of_what_is_fetched() -> Result<()> {
-    need!(Root, Judges);
-    let (server, env) = (GitServer::start(None)?, TestEnv::new()?);
-    let repository = server.repository("dated")?;
-    repository.commit(&[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "f")])?;
-    let web = Web::serve(|_| Reply::ok("x").with("Last-Modified", "Tue, 14 Nov 2023 22:13:20 GMT"))?;
-    let file = env.work().join("e.tar");
-    let spec = format!("type=oci,dest={}", file.display());
-    let created = |context: &str, arguments: &[&str]| -> Result<Value> {
-        env.run([&["build", "-o", spec.as_str()], arguments, &[context]].concat())?.ok();
-        Ok(judge::config(&format!("oci-archive:{}", file.display()))?["created"].clone())
-    };
-    let (committed, modified) = (json!("2020-09-13T12:26:40Z"), json!("2023-11-14T22:13:20Z"));
-    let remote = server.url("dated");
-    assert_eq!(COMMIT_TIME, 1_600_000_000);
-    assert_eq!(created(&remote, &["--build-arg", "SOURCE_DATE_EPOCH=context"])?, committed);
-
-    let fetched = format!(
-        "ARG SOURCE_DATE_EPOCH=fetched\nFROM scratch AS fetched\nADD {} /\nFROM scratch\nCOPY f /f\n",
-        web.url("/file")
-    );
-    let context = env.context("dated", &fetched, &[("f", "f")])?.to_string_lossy().into_owned();
-    assert_eq!(created(&context, &[])?, modified);
-    assert_eq!(created(&context, &[])?, modified, "also when nothing is executed");
-    let named = ["--build-context", &format!("src={remote}"), "--source-date-epoch", "src"];
-    assert_eq!(created(&context, &named)?, committed);
-
-    let run = env.run(["build", "--source-date-epoch=context", &context])?.exits(1);
-    run.says(&["invalid SOURCE_DATE_EPOCH: context: a directory of this machine"]);
-    let run = env.run(["build", "--source-date-epoch=elsewhere", &context])?.exits(1);
-    run.says(&["invalid SOURCE_DATE_EPOCH: elsewhere"]);
     Ok(())
 }

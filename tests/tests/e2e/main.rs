@@ -3,7 +3,6 @@
 
 mod add;
 mod add_url;
-mod attestations;
 mod bad_input;
 mod broken;
 mod cache_control;
@@ -14,6 +13,7 @@ mod contexts;
 mod copy;
 mod debugging;
 mod differential;
+mod epochs;
 mod explain;
 mod exports;
 mod gc;
@@ -26,6 +26,8 @@ mod interrupt;
 mod isolation;
 mod language;
 mod lazy;
+mod looking;
+mod machines;
 mod mounts;
 mod outputs;
 mod platforms;
