@@ -185,7 +185,7 @@ impl BuildRequest {
             progress: Mode::Auto,
             quiet: false,
             source_date_epoch: None,
-            shell_on_error: false,
+            shell: None,
             jobs: None,
             flags_without_effect: Vec::new(),
         }
