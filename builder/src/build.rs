@@ -19,6 +19,7 @@ use rbuild_registry::Client;
 use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
+use crate::assemble::emit::Emissions;
 use crate::assemble::index::ImageSet;
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
@@ -33,6 +34,7 @@ use crate::explain::Explainer;
 use crate::explain::record::Record;
 use crate::export::{
     self,
+    ahead::Ahead,
     files::Files,
     outputs::{self, Outputs},
 };
@@ -188,7 +190,8 @@ pub async fn build(
     }
     remark_on_network(&graph, &plan, &env);
     // Where everything is cached the push itself says as soon what a question beforehand would.
-    if plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_))) {
+    let executes = plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_)));
+    if executes {
         check_destinations(request, &env, &registry, cancel).await?;
     }
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
@@ -201,13 +204,21 @@ pub async fn build(
         images.clone(),
         Arc::clone(&env),
         Arc::clone(&explainer),
+        request.results.outputs.iter().any(outputs::wants_files),
     );
     let solver = Arc::new(solver);
+    let ahead = Ahead::start(&request.results, &env, &registry, &graph, &solver, executes);
     let solved = Arc::clone(&solver).solve().await;
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved.map_err(|error| isolation::explained(error, host))?;
+    let solved = match solved {
+        Ok(solved) => solved,
+        Err(error) => {
+            ahead.stop().await;
+            return Err(isolation::explained(error, host));
+        }
+    };
     let executed = solver.executed();
 
     let results = &request.results;
@@ -247,9 +258,14 @@ pub async fn build(
         rewritten: &rewritten,
         plain: &plain,
         files: &Arc::new(files),
+        ahead: &ahead,
         is_multi,
     };
-    let set = ended(events, exporting, outputs.write(cancel).await)?;
+    let written = outputs.write(cancel).await;
+    if written.is_err() {
+        ahead.stop().await;
+    }
+    let set = ended(events, exporting, written)?;
     // The image that names in the store stand for: as the first output has it that makes one.
     let first = results.outputs.iter().find_map(outputs::packing);
     let built =
@@ -316,6 +332,7 @@ fn exec_env(
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
         groups: Groups::default(),
         materialised: Materialised::default(),
+        emissions: Emissions::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
