@@ -201,7 +201,7 @@ pub async fn build(
         Arc::clone(&graph),
         plan,
         contexts,
-        images.clone(),
+        images,
         Arc::clone(&env),
         Arc::clone(&explainer),
         request.results.outputs.iter().any(outputs::wants_files),
@@ -231,10 +231,7 @@ pub async fn build(
     let assemble_all = async |rewrite: bool| {
         let targets = if wants(rewrite) { graph.targets.as_slice() } else { &[] };
         let assembled = targets.iter().zip(&solved).map(|(target, solved)| {
-            let base = target.base.and_then(|node| match &graph.dag[node].op {
-                Op::Image(image) => images.get(&image.manifest).cloned(),
-                _ => None,
-            });
+            let base = target.base.and_then(|node| solver.image(node));
             assemble::assemble(&env, &graph, target, solved, base, rewrite)
         });
         futures_util::future::try_join_all(assembled).await

@@ -16,7 +16,7 @@ use crate::error::{BuildError, StepFailure};
 use crate::ops::download::RemoteLayer;
 use crate::ops::{ExecEnv, download};
 use crate::progress::Outcome;
-use crate::resolve::{BaseImage, BlobRef, Origin, PULLED};
+use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
 
 /// A layer as the manifest names it; its bytes are a blob of the store, or `from` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,17 @@ pub struct LayerBlob {
 }
 
 impl LayerBlob {
+    /// The same, with the registry's image that it came with, when that is the base.
+    pub(crate) fn of_base(mut self, base: Option<&BaseImage>) -> Self {
+        if let Some(BaseImage { origin: Origin::Registry(reference), layers, .. }) = base {
+            let is_its = |layer: &BaseLayer| layer.blob.as_ref().is_some_and(|b| b.digest == self.digest);
+            if layers.iter().any(is_its) {
+                self.from.get_or_insert_with(|| reference.clone());
+            }
+        }
+        self
+    }
+
     /// The layer as it can be fetched, when it is not here.
     pub fn remote(&self) -> Option<RemoteLayer> {
         let blob = BlobRef { digest: self.digest, size: self.size, media_type: self.media_type.clone() };
@@ -86,9 +97,9 @@ pub async fn pack(
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
         let blob = blob?;
-        let from = blob.from.or_else(|| origin(image.base.as_deref()?, blob.digest));
+        let blob = blob.of_base(image.base.as_deref());
         let media_type = if packing.docker_types { docker_layer(&blob.media_type) } else { blob.media_type };
-        layers.push(LayerBlob { media_type, from, ..blob });
+        layers.push(LayerBlob { media_type, ..blob });
     }
     let (media_type, config_type) = match packing.docker_types {
         true => (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG),
@@ -113,13 +124,6 @@ pub async fn pack(
     let manifest = canonical_json(&manifest);
     let media_type = media_type.to_owned();
     Ok(PackedImage { digest: Digest::of(&manifest), image, layers, manifest, media_type })
-}
-
-/// The registry's image that a layer came with.
-fn origin(base: &BaseImage, digest: Digest) -> Option<Reference> {
-    let Origin::Registry(reference) = &base.origin else { return None };
-    let has = base.layers.iter().any(|layer| layer.blob.as_ref().is_some_and(|blob| blob.digest == digest));
-    has.then(|| reference.clone())
 }
 
 /// Docker's name of an OCI layer type.

@@ -105,6 +105,7 @@ impl Follower {
         let mut seen = HashSet::new();
         // The base image, and then each step with the number of layers that this build has made so far.
         let base = target.base.map(|node| (0, node));
+        let image = target.base.and_then(|node| follower.solver.image(node));
         let steps = target.layers.iter().enumerate().map(|(at, node)| (at + 1, *node));
         for (made, node) in base.into_iter().chain(steps) {
             // Below what is cached nothing is looked at: its layers come with the first step that is.
@@ -124,11 +125,11 @@ impl Follower {
             for (at, id) in solved.stack.iter().copied().enumerate().filter(|(_, id)| seen.insert(*id)) {
                 let own = at.checked_sub(base_count).map(|at| target.layers[at]);
                 let clamp = follower.clamp(own);
-                let follower = Arc::clone(&follower);
+                let (follower, image) = (Arc::clone(&follower), image.clone());
                 sending.spawn(async move {
                     let (env, packing) = (&follower.env, &follower.packing);
                     if let Ok(blob) = emit_ahead(env, id, own.is_none(), clamp, packing).await {
-                        follower.send(blob).await;
+                        follower.send(blob.of_base(image.as_deref())).await;
                     }
                 });
             }

@@ -20,7 +20,7 @@ use crate::mounts::{MountInput, Mounted};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
 use crate::progress::{Outcome, VertexId};
-use crate::resolve::BaseImages;
+use crate::resolve::{BaseImage, BaseImages};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
 use crate::solve::mounted::mounted;
@@ -112,6 +112,14 @@ impl Solver {
     /// Cached results whose steps were executed again, and how many of them differ.
     pub fn verified(&self) -> (usize, usize) {
         (self.verified.load(Ordering::Relaxed), self.differing.load(Ordering::Relaxed))
+    }
+
+    /// The image that a node is, when it is one.
+    pub fn image(&self, node: NodeIndex) -> Option<Arc<BaseImage>> {
+        match &self.graph.dag[node].op {
+            Op::Image(image) => self.images.get(&image.manifest).cloned(),
+            _ => None,
+        }
     }
 
     /// What a node gives, as soon as it has; `None` when it failed, or is below what is cached and not looked at.
