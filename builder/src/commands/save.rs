@@ -89,9 +89,9 @@ async fn save(
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client)?);
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
-        let image = packed::image(&env, record).await?;
-        super::unless_canceled(cancel, export::fetch_left(&env, std::slice::from_ref(&image))).await?;
-        saved.push(SavedImage::new(image, names.clone()));
+        let set = packed::set(&env, record).await?;
+        super::unless_canceled(cancel, export::fetch_left(&env, &set.images)).await?;
+        saved.push(SavedImage::set(set, record.config, names.clone()));
     }
     let (output, worker, switch) = (request.output.clone(), Arc::clone(&env), cancel.clone());
     let written = tokio::task::spawn_blocking(move || match &output {
