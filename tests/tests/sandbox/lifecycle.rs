@@ -155,7 +155,7 @@ fn surroundings_do_not_reach_the_image() -> Result<()> {
             context,
         ]);
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(format!("{setting}")).arg("sh").arg(inner.get_program()).args(inner.get_args());
+        command.arg("-c").arg(setting).arg("sh").arg(inner.get_program()).args(inner.get_args());
         command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("RBUILD_ROOT", &store).current_dir(env.work()).stdin(Stdio::null());
         let output = command.output()?;
