@@ -253,7 +253,8 @@ fn archives_are_read_from_a_pipe_and_compressed() -> Result<()> {
     let (_registry, env, id) = with_app()?;
     let file = env.work().join("piped.tar");
     let mut save = env.command(["save", "me/app:1.0"]);
-    let status = save.stdout(fs::File::create(&file)?).status()?;
+    save.stdout(fs::File::create(&file)?);
+    let status = env.spawn(&mut save)?.wait()?;
     assert!(status.success());
     let compressed = std::process::Command::new("gzip").arg("-k").arg(&file).status()?;
     assert!(compressed.success());
