@@ -401,6 +401,17 @@ impl Started {
         self.child.id()
     }
 
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it is not to be killed.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

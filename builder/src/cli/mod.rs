@@ -38,7 +38,7 @@ pub use csv::{CsvError, parse_record};
 pub use debug::DebugRequest;
 pub use env::Env;
 pub use error::{Problem, UsageError};
-pub use filter::ImageFilter;
+pub use filter::{ImageFilter, Moment};
 pub use image::{
     HistoryRequest, ImageCommand, ImagePruneRequest, InspectRequest, LabelFilter, LoadRequest, LoginRequest,
     PasswordSource, RmiRequest, SaveRequest, TagRequest,
@@ -126,6 +126,8 @@ pub struct ImagesRequest {
     pub filters: Vec<ImageFilter>,
     /// Format of the rows, not parsed yet; empty for the default.
     pub format: String,
+    /// Show images with their platforms below them.
+    pub tree: bool,
 }
 
 /// What `rbuild pull` was asked for.
@@ -237,14 +239,15 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     .map(|text| filter::parse_filter(text))
                     .collect::<Result<_, _>>()?,
                 format: args.format,
+                tree: args.tree,
             })
         }
         CommandArgs::Image(args) => Command::Image(match args {
             ImageCommandArgs::Tag(args) => args.request()?,
-            ImageCommandArgs::Rmi(args) => args.request(),
+            ImageCommandArgs::Rmi(args) => args.request()?,
             ImageCommandArgs::Inspect(args) => args.request()?,
-            ImageCommandArgs::History(args) => args.request(),
-            ImageCommandArgs::Save(args) => args.request(),
+            ImageCommandArgs::History(args) => args.request()?,
+            ImageCommandArgs::Save(args) => args.request()?,
             ImageCommandArgs::Load(args) => args.request(env)?,
             ImageCommandArgs::Login(args) => args.request()?,
             ImageCommandArgs::Logout(args) => ImageCommand::Logout(args.server),

@@ -65,7 +65,7 @@ fn wrong_names_are_refused_with_what_is_there() -> Result<()> {
         "me/app:1.0",
         "me/app:2.0",
     ]);
-    env.run(["tag", "me/app:1.0", "Me/App"])?.exits(125).says(&["must be lowercase"]);
+    env.run(["tag", "me/app:1.0", "Me/App"])?.exits(1).says(&["must be lowercase"]);
     env.run(["tag", "me/app:1.0"])?.exits(125);
     env.run(["history", "nothing"])?.exits(1).says(&["No such image: nothing:latest"]);
     Ok(())
