@@ -23,6 +23,7 @@ mod pull;
 mod push;
 mod rmi;
 mod save;
+mod shares;
 mod space;
 mod stored;
 mod system;
