@@ -10,7 +10,9 @@ use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Network, Op};
 use rbuild_frontend::lint::ContextFacts;
-use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
+use rbuild_frontend::lower::{
+    EpochOf, ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage,
+};
 use rbuild_frontend::parse::{Parsed, parse};
 use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
@@ -19,6 +21,7 @@ use rbuild_registry::Client;
 use rbuild_sandbox::{Isolation, Rung};
 use tokio::sync::Semaphore;
 
+use crate::assemble::emit::Emissions;
 use crate::assemble::index::ImageSet;
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
@@ -26,13 +29,14 @@ use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, N
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, remarks, remote, stdin};
+use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
 use crate::debug::Slot;
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
 use crate::export::{
     self,
+    ahead::Ahead,
     files::Files,
     outputs::{self, Outputs},
 };
@@ -164,8 +168,9 @@ pub async fn build(
         ..lower_options(request)
     };
     let is_multi = options.is_multi_platform();
+    let sources = Sources { request, main: &main, options: options.clone(), env: &env };
     let mut lowering = Lowering::new(&parsed, options);
-    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, &sources).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     if let Some(epoch) = lowering.source_date_epoch() {
         let _ = env.epoch.set(epoch);
@@ -188,7 +193,8 @@ pub async fn build(
     }
     remark_on_network(&graph, &plan, &env);
     // Where everything is cached the push itself says as soon what a question beforehand would.
-    if plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_))) {
+    let executes = plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_)));
+    if executes {
         check_destinations(request, &env, &registry, cancel).await?;
     }
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
@@ -198,16 +204,24 @@ pub async fn build(
         Arc::clone(&graph),
         plan,
         contexts,
-        images.clone(),
+        images,
         Arc::clone(&env),
         Arc::clone(&explainer),
+        request.results.outputs.iter().any(outputs::wants_files),
     );
     let solver = Arc::new(solver);
+    let ahead = Ahead::start(&request.results, &env, &registry, &graph, &solver, executes);
     let solved = Arc::clone(&solver).solve().await;
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved.map_err(|error| isolation::explained(error, host))?;
+    let solved = match solved {
+        Ok(solved) => solved,
+        Err(error) => {
+            ahead.stop().await;
+            return Err(isolation::explained(error, host));
+        }
+    };
     let executed = solver.executed();
 
     let results = &request.results;
@@ -220,10 +234,7 @@ pub async fn build(
     let assemble_all = async |rewrite: bool| {
         let targets = if wants(rewrite) { graph.targets.as_slice() } else { &[] };
         let assembled = targets.iter().zip(&solved).map(|(target, solved)| {
-            let base = target.base.and_then(|node| match &graph.dag[node].op {
-                Op::Image(image) => images.get(&image.manifest).cloned(),
-                _ => None,
-            });
+            let base = target.base.and_then(|node| solver.image(node));
             assemble::assemble(&env, &graph, target, solved, base, rewrite)
         });
         futures_util::future::try_join_all(assembled).await
@@ -247,9 +258,14 @@ pub async fn build(
         rewritten: &rewritten,
         plain: &plain,
         files: &Arc::new(files),
+        ahead: &ahead,
         is_multi,
     };
-    let set = ended(events, exporting, outputs.write(cancel).await)?;
+    let written = outputs.write(cancel).await;
+    if written.is_err() {
+        ahead.stop().await;
+    }
+    let set = ended(events, exporting, written)?;
     // The image that names in the store stand for: as the first output has it that makes one.
     let first = results.outputs.iter().find_map(outputs::packing);
     let built =
@@ -287,7 +303,8 @@ pub async fn build(
     })
 }
 
-fn exec_env(
+/// What ops need, for this request.
+pub(crate) fn exec_env(
     request: &BuildRequest,
     host: &Host,
     events: &Events,
@@ -316,6 +333,7 @@ fn exec_env(
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
         groups: Groups::default(),
         materialised: Materialised::default(),
+        emissions: Emissions::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
@@ -363,18 +381,38 @@ fn diagnostics(found: &[Diagnostic], events: &Events) -> Result<Vec<Diagnostic>,
     if errors.is_empty() { Ok(warnings) } else { Err(BuildError::Dockerfile(errors)) }
 }
 
+/// What the time of a source is asked of.
+struct Sources<'a> {
+    request: &'a BuildRequest,
+    main: &'a MainContext,
+    options: LowerOptions,
+    env: &'a Arc<ExecEnv>,
+}
+
+impl Sources<'_> {
+    async fn time_of(&self, of: &EpochOf, parsed: &Parsed) -> Result<i64, BuildError> {
+        let main = match self.main {
+            MainContext::Dir { .. } => None,
+            MainContext::Received { context, .. } => Some(context.as_ref()),
+        };
+        epoch::time_of(of, main, self.request, parsed, &self.options, self.env).await
+    }
+}
+
 /// Lowers until no more base images are wanted; all images of a round are resolved at the same time.
 async fn lower(
     lowering: &mut Lowering,
     parsed: &Parsed,
     resolver: &Resolver,
-    events: &Events,
+    sources: &Sources<'_>,
 ) -> Result<(BuildGraph, BaseImages), BuildError> {
+    let events = &sources.env.events;
     let mut images = BaseImages::new();
     loop {
         match lowering.step() {
             Progress::Failed => return Err(BuildError::Dockerfile(lowering.diagnostics().to_vec())),
             Progress::Done(graph) => return Ok((*graph, images)),
+            Progress::NeedEpoch(of) => lowering.provide_epoch(sources.time_of(&of, parsed).await?),
             Progress::Need(requests) => {
                 let round = requests.iter().map(|request| resolve(resolver, request, events));
                 for (request, image) in requests.iter().zip(futures_util::future::join_all(round).await) {
@@ -440,7 +478,7 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
 }
 
 /// Where the main context's files are.
-enum MainContext {
+pub(crate) enum MainContext {
     /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
     Dir { path: PathBuf, dockerfile: Option<PathBuf> },
     /// What came through standard input, or was fetched.
@@ -448,7 +486,8 @@ enum MainContext {
 }
 
 impl MainContext {
-    fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
+    /// What lint rules want to know of it.
+    pub(crate) fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
         match self {
             Self::Dir { path, dockerfile } => files::facts(path, dockerfile.as_deref()).map(Some),
             Self::Received { .. } => Ok(None),
@@ -465,7 +504,7 @@ pub(crate) fn path_of(dockerfile: Option<&DockerfileArg>) -> Option<&Path> {
 }
 
 /// Reads the Dockerfile, and with it whatever context comes through standard input or must be fetched.
-async fn main_context(
+pub(crate) async fn main_context(
     request: &BuildRequest,
     env: &Arc<ExecEnv>,
 ) -> Result<(FoundDockerfile, MainContext), BuildError> {

@@ -73,12 +73,17 @@ pub enum BuildError {
     /// Standard input is no context.
     #[error(transparent)]
     Stdin(#[from] StdinError),
+    /// `SOURCE_DATE_EPOCH` names something that has no time.
+    #[error("invalid SOURCE_DATE_EPOCH: {name}: {why}")]
+    Epoch {
+        /// Context or stage.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A named context that is one file.
     #[error("{0} is not an archive: a named context on a web server must be one")]
     NotAnArchive(String),
-    /// A question about a remote context, which only a build fetches.
-    #[error("{0} is fetched only by a build: without building, give a local context")]
-    RemoteWithoutBuild(String),
     /// The context cannot be scanned.
     #[error("failed to read the build context")]
     Scan(#[from] ScanError),
@@ -445,6 +450,17 @@ pub enum StepFailure {
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A layer that was left at its registry cannot be had from there now.
+    #[error("layer {layer} was left at {from} when the image was built, and cannot be fetched from there")]
+    LayerElsewhere {
+        /// Digest of its blob.
+        layer: Digest,
+        /// The image that has it.
+        from: String,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
     /// A layout failed.
     #[error(transparent)]
     Layout(#[from] LayoutError),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use rbuild_frontend::span::Lines;
+use rbuild_registry::RegistryError;
 
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
@@ -22,22 +23,33 @@ pub const fn exit_status(signal: u8) -> u8 {
 
 /// Prints a report to standard error and gives the exit status.
 pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
-    let status = show(&report(error, source), env);
+    let report = report(error, source);
+    show(&report, env);
+    status_of(error, &report)
+}
+
+/// The exit status of an error that was shown already.
+pub fn status(error: &BuildError, source: Option<&Source>) -> ExitCode {
+    status_of(error, &report(error, source))
+}
+
+fn status_of(error: &BuildError, report: &Report) -> ExitCode {
     match error {
         BuildError::Signal(number) => ExitCode::from(exit_status(*number)),
-        _ => status,
+        _ => ExitCode::from(report.exit_code()),
     }
 }
 
 /// Prints what is wrong with a command line.
 pub fn usage(error: &UsageError, env: &Env) -> ExitCode {
-    show(&Report::from(error), env)
+    let report = Report::from(error);
+    show(&report, env);
+    ExitCode::from(report.exit_code())
 }
 
-fn show(report: &Report, env: &Env) -> ExitCode {
+fn show(report: &Report, env: &Env) {
     // Nobody left to tell when standard error is closed; the status still says it.
     let _ = std::io::stderr().lock().write_all(report.render(Style::stderr(env)).as_bytes());
-    ExitCode::from(report.exit_code())
 }
 
 /// The report of an error. `source` is the Dockerfile, when one was read.
@@ -108,7 +120,7 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
-        BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::RemoteWithoutBuild(_) => Kind::Build,
+        BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::Epoch { .. } => Kind::Build,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {
@@ -168,7 +180,10 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
         BuildError::Push { source, .. } => source.hint().into_iter().collect(),
         BuildError::Preflight { source, others, .. } => {
-            let others = others.iter().map(|(name, why)| format!("nor to {name}: {}", one_line(why)));
+            let told = |(name, why): &(String, RegistryError)| {
+                std::iter::once(format!("nor to {name}: {}", one_line(why))).chain(why.hint())
+            };
+            let others = others.iter().flat_map(told);
             source.hint().into_iter().chain(others).collect()
         }
         BuildError::NoSuchImage(name) => {
@@ -263,6 +278,10 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec!["the server has another file than the one the checksum was made of".to_owned()]
         }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        StepFailure::LayerElsewhere { from, source, .. } => {
+            let again = format!("or, when it can be reached again: rbuild pull {from}");
+            source.hint().into_iter().chain([again]).collect()
+        }
         StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }
