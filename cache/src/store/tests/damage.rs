@@ -230,6 +230,7 @@ fn without_the_file_of_nodes_results_are_misses_once_and_images_stay() {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 7,
         created_unix_ns: 0,
