@@ -50,7 +50,7 @@ pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, Pa
 pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
-pub use space::{CacheRequest, DuRequest, PruneRequest};
+pub use space::{CacheRequest, DuRequest, PruneRequest, ShareBy};
 pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};

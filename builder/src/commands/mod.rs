@@ -26,6 +26,7 @@ mod push;
 mod read;
 mod rmi;
 mod save;
+mod shares;
 mod space;
 mod stored;
 mod system;
