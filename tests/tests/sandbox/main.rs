@@ -6,7 +6,6 @@ mod agent;
 mod lifecycle;
 mod limits;
 mod oracle;
-mod packages;
 mod probes;
 mod rows;
 mod rungs;
