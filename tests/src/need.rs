@@ -30,6 +30,8 @@ pub enum Need {
     Network,
     /// Docker's daemon and client can be started.
     Docker,
+    /// `strace` is installed and may trace.
+    Strace,
 }
 
 impl Need {
@@ -47,6 +49,7 @@ impl Need {
             Self::Password => "password",
             Self::Network => "network",
             Self::Docker => "docker",
+            Self::Strace => "strace",
         }
     }
 
@@ -61,6 +64,7 @@ impl Need {
             Self::Openssl => &["openssl"],
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
+            Self::Strace => &["strace"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
         }
     }

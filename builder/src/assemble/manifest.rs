@@ -154,13 +154,13 @@ async fn layer_blob(
     let (compression, clamp) = (packing.compression, layer.clamp);
     let own = match compression {
         Compression::None => media_type::OCI_LAYER,
-        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Gzip(_) => media_type::OCI_LAYER_GZIP,
         Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
     };
-    let params = compression.params();
     let pulled = if layer.is_base { env.store.encoding(&layer.diff_id, PULLED)? } else { None };
     let mut foreign = None;
-    for (digest, size) in pulled.into_iter().chain(env.store.encoding(&layer.diff_id, &params)?) {
+    for (digest, size) in pulled.into_iter().chain(env.store.encoding(&layer.diff_id, &compression.params())?)
+    {
         if let Some(blob) = env.store.blob(&digest)? {
             let media_type = sniff(&blob.file).unwrap_or(own);
             if packing.force && media_type != own {
@@ -173,19 +173,20 @@ async fn layer_blob(
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let blob = blocking(move || {
-        let mut writer = worker.store.ingest(&worker.lease)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = match foreign {
-            // Somebody else's tar: only its own bytes have its diff id.
-            Some((blob, file)) => recompress(blob, file, compression, &mut writer, threads)?,
-            None => worker.encode_layer(layer.id, clamp, compression, &mut writer, threads)?,
-        };
-        if encoded.diff_id != layer.diff_id {
-            return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
-        }
-        let digest = writer.commit(Some(encoded.digest))?;
-        worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;
-        Ok(LayerBlob { diff_id: layer.diff_id, digest, size: encoded.size, media_type: own.to_owned() })
+        let encoded = worker.keep_encoded(compression, |sink| {
+            let encoded = match foreign {
+                // Somebody else's tar: only its own bytes have its diff id.
+                Some((blob, file)) => recompress(blob, file, compression, sink, threads)?,
+                None => worker.encode_layer(layer.id, clamp, compression, sink, threads)?,
+            };
+            if encoded.diff_id != layer.diff_id {
+                return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
+            }
+            Ok(encoded)
+        })?;
+        let (diff_id, digest, size) = (layer.diff_id, encoded.digest, encoded.size);
+        Ok(LayerBlob { diff_id, digest, size, media_type: own.to_owned() })
     })
     .await?;
     Ok(blob)

@@ -6,6 +6,7 @@
 pub mod index;
 pub mod manifest;
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
@@ -150,7 +151,14 @@ async fn image_layer(
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     let worker = Arc::clone(env);
     let layer = blocking(move || {
-        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut std::io::sink(), 1)?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let encode =
+            |compression, sink: &mut dyn Write| worker.encode_layer(id, clamp, compression, sink, threads);
+        let encoded = match is_base {
+            // Its blob exists, or will.
+            true => encode(Compression::None, &mut io::sink()),
+            false => worker.identify(encode),
+        }?;
         if clamp.is_none() {
             worker.store.set_diff_id(id, &encoded.diff_id, encoded.uncompressed)?;
         }

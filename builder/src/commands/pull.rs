@@ -140,6 +140,7 @@ pub(super) fn plain_env(
         materialised: Materialised::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
+        wanted_compression: None,
         mount_points: OnceLock::new(),
         failed_step: None,
     })

@@ -63,9 +63,10 @@ fn on_two_threads<R: Read>(
     unpack: impl FnOnce(Blocks) -> Result<Unpacked, UnpackError>,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
     let (sender, receiver) = sync_channel(BLOCKS_WAITING_MAX);
+    let (used, spare) = sync_channel(BLOCKS_WAITING_MAX + 2);
     std::thread::scope(|scope| {
-        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender)));
-        let unpacked = unpack(Blocks { receiver, block: Vec::new(), at: 0 });
+        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender, &spare)));
+        let unpacked = unpack(Blocks { receiver, used, block: Block::default(), at: 0 });
         let sums = inflating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (unpacked, sums) {
             // What goes wrong while inflating reaches the other side as a stream that ends too early.
@@ -77,16 +78,25 @@ fn on_two_threads<R: Read>(
     })
 }
 
-/// Sums, or `None` when the other side has given up.
+/// Bytes of which the first so many count.
+#[derive(Default)]
+struct Block {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+/// Sums, or `None` when the other side has given up. Blocks come back through `spare`: new ones would be zeroed.
 fn inflate(
     mut reader: LayerReader<impl Read>,
-    sender: &SyncSender<Vec<u8>>,
+    sender: &SyncSender<Block>,
+    spare: &Receiver<Block>,
 ) -> Result<Option<LayerSums>, DecompressError> {
     loop {
-        let mut block = vec![0; BLOCK_BYTES];
+        let Block { mut bytes, .. } = spare.try_recv().unwrap_or_default();
+        bytes.resize(BLOCK_BYTES, 0);
         let mut filled = 0;
         while filled < BLOCK_BYTES {
-            match reader.read(&mut block[filled..]) {
+            match reader.read(&mut bytes[filled..]) {
                 Ok(0) => break,
                 Ok(len) => filled += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -94,8 +104,7 @@ fn inflate(
             }
         }
         let is_last = filled < BLOCK_BYTES;
-        block.truncate(filled);
-        if sender.send(block).is_err() {
+        if sender.send(Block { bytes, filled }).is_err() {
             return Ok(None);
         }
         if is_last {
@@ -106,19 +115,22 @@ fn inflate(
 
 /// The tar bytes as they arrive. The stream ends when the sender is gone.
 struct Blocks {
-    receiver: Receiver<Vec<u8>>,
-    block: Vec<u8>,
+    receiver: Receiver<Block>,
+    used: SyncSender<Block>,
+    block: Block,
     at: usize,
 }
 
 impl Read for Blocks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.block.len() {
+        if self.at == self.block.filled {
             self.at = 0;
-            self.block = self.receiver.recv().unwrap_or_default();
+            let next = self.receiver.recv().unwrap_or_default();
+            // The other side may have ended.
+            let _ = self.used.try_send(std::mem::replace(&mut self.block, next));
         }
-        let len = buffer.len().min(self.block.len() - self.at);
-        buffer[..len].copy_from_slice(&self.block[self.at..self.at + len]);
+        let len = buffer.len().min(self.block.filled - self.at);
+        buffer[..len].copy_from_slice(&self.block.bytes[self.at..self.at + len]);
         self.at += len;
         Ok(len)
     }

@@ -35,18 +35,35 @@ pub struct Blob {
 /// in the lease's work directory until the lease ends.
 #[derive(Debug)]
 pub struct BlobWriter {
-    store: Store,
-    _lease: Lease,
-    temp: String,
-    file: BufWriter<File>,
+    blob: HashedBlobWriter,
     hash: Sha256,
-    size: u64,
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
+        let written = self.blob.write(bytes)?;
         self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.blob.flush()
+    }
+}
+
+/// The same for a caller that hashes what it writes.
+#[derive(Debug)]
+pub struct HashedBlobWriter {
+    store: Store,
+    _lease: Lease,
+    temp: String,
+    file: BufWriter<File>,
+    size: u64,
+}
+
+impl Write for HashedBlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
         self.size += written as u64;
         Ok(written)
     }
@@ -56,28 +73,35 @@ impl Write for BlobWriter {
     }
 }
 
+impl HashedBlobWriter {
+    /// Publishes the blob under `digest`, which must be that of what was written. A blob that is there already is kept.
+    pub fn commit(self, digest: Digest) -> Result<(), StoreError> {
+        let store = self.store;
+        let temp_path = store.inner.layout.path(&self.temp);
+        let file =
+            self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
+        rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
+        store.publish_blob(&self.temp, digest, self.size)
+    }
+}
+
 impl BlobWriter {
     /// Bytes received so far.
     pub fn size(&self) -> u64 {
-        self.size
+        self.blob.size
     }
 
     /// Publishes the blob under the digest of what was written. With `expected`, other bytes are refused
     /// ([`StoreError::DigestMismatch`]) and discarded. A blob that is there already is kept.
     pub fn commit(self, expected: Option<Digest>) -> Result<Digest, StoreError> {
-        let store = self.store;
-        let layout = &store.inner.layout;
-        let temp_path = layout.path(&self.temp);
-        let file =
-            self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
         let digest = self.hash.finish();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             // Frees the space early; the lease would do it anyway.
-            let _ = rustix::fs::unlinkat(layout.fd(), &self.temp, AtFlags::empty());
+            let _ =
+                rustix::fs::unlinkat(self.blob.store.inner.layout.fd(), &self.blob.temp, AtFlags::empty());
             return Err(StoreError::DigestMismatch { expected, actual: digest });
         }
-        rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
-        store.publish_blob(&self.temp, digest, self.size)?;
+        self.blob.commit(digest)?;
         Ok(digest)
     }
 }
@@ -85,14 +109,18 @@ impl BlobWriter {
 impl Store {
     /// Starts receiving a blob.
     pub fn ingest(&self, lease: &Lease) -> Result<BlobWriter, StoreError> {
+        Ok(BlobWriter { blob: self.ingest_hashed(lease)?, hash: Sha256::new() })
+    }
+
+    /// Starts receiving a blob whose bytes the caller hashes.
+    pub fn ingest_hashed(&self, lease: &Lease) -> Result<HashedBlobWriter, StoreError> {
         let temp = lease.next_path();
         let fd = self.inner.layout.open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        Ok(BlobWriter {
+        Ok(HashedBlobWriter {
             store: self.clone(),
             _lease: lease.clone(),
             temp,
             file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, File::from(fd)),
-            hash: Sha256::new(),
             size: 0,
         })
     }
@@ -112,11 +140,15 @@ impl Store {
         }
     }
 
-    /// Stores a blob held in memory.
+    /// Stores a blob held in memory. Writes nothing when it is there.
     pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if self.blob(&digest)?.is_some_and(|blob| blob.size == bytes.len() as u64) {
+            return Ok(digest);
+        }
         let mut writer = self.ingest(lease)?;
-        writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.temp))?;
-        writer.commit(None)
+        writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.blob.temp))?;
+        writer.commit(Some(digest))
     }
 
     /// Reads a small blob (a manifest or a config) whole, hashing it every time: these decide things. `None` as for

@@ -77,10 +77,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-pub use blob::{Blob, BlobWriter, PULLED};
+pub use blob::{Blob, BlobWriter, HashedBlobWriter, PULLED};
 pub use error::StoreError;
 pub use fetch::FetchRecord;
-pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment, SeenFiles};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::ImageRecord;

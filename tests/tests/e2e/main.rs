@@ -26,6 +26,7 @@ mod isolation;
 mod language;
 mod lazy;
 mod mounts;
+mod nothing_to_do;
 mod outputs;
 mod platforms;
 mod registries;
