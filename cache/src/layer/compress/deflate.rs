@@ -6,9 +6,6 @@ use flate2::{Compress, FlushCompress, Status};
 
 use super::Gzip;
 
-/// Deflate's window.
-const DICTIONARY_BYTES: usize = 32 << 10;
-
 /// Compresses blocks that join on byte boundaries. Kept between blocks.
 pub(super) enum Deflater {
     #[cfg(feature = "isal")]
@@ -25,20 +22,11 @@ impl Deflater {
         }
     }
 
-    /// Bytes before a block that its compression refers back to.
-    pub(super) fn dictionary_bytes(engine: Gzip) -> usize {
-        match engine {
-            #[cfg(feature = "isal")]
-            Gzip::Fast => 0,
-            Gzip::Level(_) => DICTIONARY_BYTES,
-        }
-    }
-
     /// Puts `bytes` into `out`, in place of what is there: no final block, ended by a flush.
     pub(super) fn deflate(&mut self, bytes: &[u8], dictionary: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             #[cfg(feature = "isal")]
-            Self::Fast(deflater) => deflater.deflate(bytes, out).map_err(io::Error::other),
+            Self::Fast(deflater) => deflater.deflate(dictionary, bytes, out).map_err(io::Error::other),
             Self::Portable(compress) => portable(compress, bytes, dictionary, out),
         }
     }

@@ -1,8 +1,8 @@
 //! gzip on several threads: independent deflate blocks joined into one member.
 //!
-//! Each block of 512 KiB ends with a flush, so blocks join on byte boundaries; an empty final block closes the stream.
-//! The portable engine takes the 32 KiB before a block as its dictionary, the fast one nothing. What a block becomes
-//! depends on these bytes only, never on who compresses it when.
+//! Each block of 512 KiB is deflated with the 32 KiB before it as dictionary and ended by a flush, so blocks join on
+//! byte boundaries; an empty final block closes the stream. What a block becomes depends on its bytes and on the
+//! dictionary only, never on who compresses it when.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,6 +16,9 @@ use super::{Failure, Gzip, Sink};
 
 /// Tar bytes per deflate block. Part of the format: other sizes give other bytes.
 pub(super) const BLOCK_BYTES: usize = 512 << 10;
+
+/// Deflate's window.
+const DICTIONARY_BYTES: usize = 32 << 10;
 
 /// Magic, deflate, no flags, no time, no extra flags, unknown system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
@@ -60,7 +63,7 @@ pub(super) fn encode<E>(
 ) -> Result<(DiffId, u64), Failure<E>> {
     if threads == 1 {
         let mut deflater = Deflater::new(engine);
-        return run(source, engine, sink, &mut Inline { deflater: &mut deflater, done: None });
+        return run(source, sink, &mut Inline { deflater: &mut deflater, done: None });
     }
     let in_flight_max = 2 * threads + 4;
     let (jobs, jobs_taken) = sync_channel::<Job>(in_flight_max);
@@ -73,7 +76,7 @@ pub(super) fn encode<E>(
         }
         drop(done_sent);
         // Dropping the pool closes the queue of jobs; the workers then end, also after an error.
-        run(source, engine, sink, &mut Pool { jobs, done, in_flight: 0, in_flight_max })
+        run(source, sink, &mut Pool { jobs, done, in_flight: 0, in_flight_max })
     })
 }
 
@@ -139,7 +142,6 @@ impl Workers for Pool {
 
 fn run<E>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-    engine: Gzip,
     sink: &mut Sink<'_>,
     workers: &mut dyn Workers,
 ) -> Result<(DiffId, u64), Failure<E>> {
@@ -148,7 +150,6 @@ fn run<E>(
         sink,
         block: Block::default(),
         dictionary: Vec::new(),
-        dictionary_bytes: Deflater::dictionary_bytes(engine),
         tar: Sha256::new(),
         submitted: 0,
         written: 0,
@@ -174,9 +175,8 @@ struct Blocks<'a, 'out> {
     workers: &'a mut dyn Workers,
     sink: &'a mut Sink<'out>,
     block: Block,
-    /// Last bytes of the previous block, of which the engine takes so many.
+    /// Last bytes of the previous block.
     dictionary: Vec<u8>,
-    dictionary_bytes: usize,
     tar: Sha256,
     submitted: u64,
     written: u64,
@@ -193,7 +193,7 @@ impl Blocks<'_, '_> {
         self.tar.update(&self.block.bytes);
         self.size += self.block.bytes.len() as u64;
         let block = std::mem::replace(&mut self.block, self.spare.pop().unwrap_or_default());
-        let tail = block.bytes[block.bytes.len().saturating_sub(self.dictionary_bytes)..].to_vec();
+        let tail = block.bytes[block.bytes.len().saturating_sub(DICTIONARY_BYTES)..].to_vec();
         let dictionary = std::mem::replace(&mut self.dictionary, tail);
         let number = self.submitted;
         self.submitted += 1;
