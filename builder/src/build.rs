@@ -10,7 +10,9 @@ use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Network, Op};
 use rbuild_frontend::lint::ContextFacts;
-use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage};
+use rbuild_frontend::lower::{
+    EpochOf, ImageRequest, LowerOptions, Lowering, NamedContext, Progress, ResolvedImage,
+};
 use rbuild_frontend::parse::{Parsed, parse};
 use rbuild_frontend::stage::Stages;
 use rbuild_frontend::suggest::nearest;
@@ -26,7 +28,7 @@ use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, N
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
-use crate::context::{ScannedContext, remarks, remote, stdin};
+use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
 use crate::debug::Slot;
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::Explainer;
@@ -164,8 +166,9 @@ pub async fn build(
         ..lower_options(request)
     };
     let is_multi = options.is_multi_platform();
+    let sources = Sources { request, main: &main, options: options.clone(), env: &env };
     let mut lowering = Lowering::new(&parsed, options);
-    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, events).await?;
+    let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, &sources).await?;
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     if let Some(epoch) = lowering.source_date_epoch() {
         let _ = env.epoch.set(epoch);
@@ -287,7 +290,8 @@ pub async fn build(
     })
 }
 
-fn exec_env(
+/// What ops need, for this request.
+pub(crate) fn exec_env(
     request: &BuildRequest,
     host: &Host,
     events: &Events,
@@ -364,18 +368,38 @@ fn diagnostics(found: &[Diagnostic], events: &Events) -> Result<Vec<Diagnostic>,
     if errors.is_empty() { Ok(warnings) } else { Err(BuildError::Dockerfile(errors)) }
 }
 
+/// What the time of a source is asked of.
+struct Sources<'a> {
+    request: &'a BuildRequest,
+    main: &'a MainContext,
+    options: LowerOptions,
+    env: &'a Arc<ExecEnv>,
+}
+
+impl Sources<'_> {
+    async fn time_of(&self, of: &EpochOf, parsed: &Parsed) -> Result<i64, BuildError> {
+        let main = match self.main {
+            MainContext::Dir { .. } => None,
+            MainContext::Received { context, .. } => Some(context.as_ref()),
+        };
+        epoch::time_of(of, main, self.request, parsed, &self.options, self.env).await
+    }
+}
+
 /// Lowers until no more base images are wanted; all images of a round are resolved at the same time.
 async fn lower(
     lowering: &mut Lowering,
     parsed: &Parsed,
     resolver: &Resolver,
-    events: &Events,
+    sources: &Sources<'_>,
 ) -> Result<(BuildGraph, BaseImages), BuildError> {
+    let events = &sources.env.events;
     let mut images = BaseImages::new();
     loop {
         match lowering.step() {
             Progress::Failed => return Err(BuildError::Dockerfile(lowering.diagnostics().to_vec())),
             Progress::Done(graph) => return Ok((*graph, images)),
+            Progress::NeedEpoch(of) => lowering.provide_epoch(sources.time_of(&of, parsed).await?),
             Progress::Need(requests) => {
                 let round = requests.iter().map(|request| resolve(resolver, request, events));
                 for (request, image) in requests.iter().zip(futures_util::future::join_all(round).await) {
@@ -441,7 +465,7 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
 }
 
 /// Where the main context's files are.
-enum MainContext {
+pub(crate) enum MainContext {
     /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
     Dir { path: PathBuf, dockerfile: Option<PathBuf> },
     /// What came through standard input, or was fetched.
@@ -449,7 +473,8 @@ enum MainContext {
 }
 
 impl MainContext {
-    fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
+    /// What lint rules want to know of it.
+    pub(crate) fn facts(&self) -> Result<Option<ContextFacts>, BuildError> {
         match self {
             Self::Dir { path, dockerfile } => files::facts(path, dockerfile.as_deref()).map(Some),
             Self::Received { .. } => Ok(None),
@@ -466,7 +491,7 @@ pub(crate) fn path_of(dockerfile: Option<&DockerfileArg>) -> Option<&Path> {
 }
 
 /// Reads the Dockerfile, and with it whatever context comes through standard input or must be fetched.
-async fn main_context(
+pub(crate) async fn main_context(
     request: &BuildRequest,
     env: &Arc<ExecEnv>,
 ) -> Result<(FoundDockerfile, MainContext), BuildError> {

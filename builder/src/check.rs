@@ -3,13 +3,8 @@
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::graph::BuildGraph;
 use rbuild_frontend::lower::{ImageRequest, LowerOptions, Lowering, Progress, ResolvedImage};
-use rbuild_frontend::parse::{Parsed, parse};
-use rbuild_frontend::remote::without_user;
+use rbuild_frontend::parse::Parsed;
 
-use crate::build::path_of;
-use crate::build::{Source, lower_options};
-use crate::cli::{BuildRequest, ContextArg, DockerfileArg};
-use crate::context::{files, stdin};
 use crate::error::BuildError;
 
 /// A Dockerfile that was read and has no errors of syntax.
@@ -19,37 +14,6 @@ pub struct Read {
     pub parsed: Parsed,
     /// What to tell the frontend.
     pub options: LowerOptions,
-}
-
-/// Reads and parses the Dockerfile of a request. `source` is filled as soon as it is read.
-pub fn read(request: &BuildRequest, source: &mut Source) -> Result<Read, BuildError> {
-    read_as(&request.context, request.dockerfile.as_ref(), lower_options(request), source)
-}
-
-/// The same with options of one's own.
-pub fn read_as(
-    context: &ContextArg,
-    dockerfile: Option<&DockerfileArg>,
-    options: LowerOptions,
-    source: &mut Source,
-) -> Result<Read, BuildError> {
-    let mut stdin = std::io::stdin();
-    let (found, facts) = match context {
-        ContextArg::Git(source) => return Err(BuildError::RemoteWithoutBuild(source.to_string())),
-        ContextArg::Http(source) => return Err(BuildError::RemoteWithoutBuild(without_user(&source.url))),
-        ContextArg::Local(context) => {
-            let found = files::dockerfile(context, dockerfile, &mut stdin)?;
-            let facts = files::facts(context, found.path.as_deref())?;
-            (found, Some(facts))
-        }
-        ContextArg::Stdin => (stdin::receive_dockerfile(stdin, path_of(dockerfile))?, None),
-    };
-    let parsed = parse(&found.bytes);
-    source.dockerfile = Some(found);
-    if parsed.has_errors() {
-        return Err(BuildError::Dockerfile(parsed.diagnostics));
-    }
-    Ok(Read { parsed, options: LowerOptions { context: facts, ..options } })
 }
 
 /// What the rules say about all stages, by place, errors first. Base images count as unknown.
@@ -85,6 +49,8 @@ fn lower(
                     }
                 }
             }
+            // No answer depends on it.
+            Progress::NeedEpoch(_) => lowering.provide_epoch(0),
             Progress::Done(graph) => return (Some(*graph), lowering.diagnostics().to_vec()),
             Progress::Failed => return (None, lowering.diagnostics().to_vec()),
         }

@@ -73,12 +73,17 @@ pub enum BuildError {
     /// Standard input is no context.
     #[error(transparent)]
     Stdin(#[from] StdinError),
+    /// `SOURCE_DATE_EPOCH` names something that has no time.
+    #[error("invalid SOURCE_DATE_EPOCH: {name}: {why}")]
+    Epoch {
+        /// Context or stage.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A named context that is one file.
     #[error("{0} is not an archive: a named context on a web server must be one")]
     NotAnArchive(String),
-    /// A question about a remote context, which only a build fetches.
-    #[error("{0} is fetched only by a build: without building, give a local context")]
-    RemoteWithoutBuild(String),
     /// The context cannot be scanned.
     #[error("failed to read the build context")]
     Scan(#[from] ScanError),

@@ -22,22 +22,33 @@ pub const fn exit_status(signal: u8) -> u8 {
 
 /// Prints a report to standard error and gives the exit status.
 pub fn print(error: &BuildError, source: Option<&Source>, env: &Env) -> ExitCode {
-    let status = show(&report(error, source), env);
+    let report = report(error, source);
+    show(&report, env);
+    status_of(error, &report)
+}
+
+/// The exit status of an error that was shown already.
+pub fn status(error: &BuildError, source: Option<&Source>) -> ExitCode {
+    status_of(error, &report(error, source))
+}
+
+fn status_of(error: &BuildError, report: &Report) -> ExitCode {
     match error {
         BuildError::Signal(number) => ExitCode::from(exit_status(*number)),
-        _ => status,
+        _ => ExitCode::from(report.exit_code()),
     }
 }
 
 /// Prints what is wrong with a command line.
 pub fn usage(error: &UsageError, env: &Env) -> ExitCode {
-    show(&Report::from(error), env)
+    let report = Report::from(error);
+    show(&report, env);
+    ExitCode::from(report.exit_code())
 }
 
-fn show(report: &Report, env: &Env) -> ExitCode {
+fn show(report: &Report, env: &Env) {
     // Nobody left to tell when standard error is closed; the status still says it.
     let _ = std::io::stderr().lock().write_all(report.render(Style::stderr(env)).as_bytes());
-    ExitCode::from(report.exit_code())
 }
 
 /// The report of an error. `source` is the Dockerfile, when one was read.
@@ -108,7 +119,7 @@ fn kind(error: &BuildError) -> Kind {
     }
     match error {
         BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
-        BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::RemoteWithoutBuild(_) => Kind::Build,
+        BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::Epoch { .. } => Kind::Build,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,
         BuildError::Ignore { .. } | BuildError::Scan(_) | BuildError::Step(_) | BuildError::Work(_) => {

@@ -21,6 +21,7 @@ fn drawn(bytes: &[u8]) -> Option<String> {
         match lowering.step() {
             Progress::Need(requests) => requests.iter().for_each(|request| lowering.provide_opaque(request)),
             Progress::Done(_) => return None,
+            Progress::NeedEpoch(_) => lowering.provide_epoch(0),
             Progress::Failed => break,
         }
     }

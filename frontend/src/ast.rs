@@ -7,6 +7,8 @@ use std::fmt;
 
 use crate::span::{Lines, Span};
 
+mod print;
+
 /// A value and where it was written.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Spanned<T> {

@@ -257,6 +257,8 @@ pub struct RunOp {
     pub mounts: Vec<Mount>,
     /// Names that `/etc/hosts` gets besides `localhost`. Their addresses are the executor's and no part of the identity.
     pub host_names: Vec<String>,
+    /// Name of the machine that the step sees, when one is asked for (`BUILDKIT_SANDBOX_HOSTNAME`).
+    pub hostname: Option<String>,
     /// Platform the step runs for.
     pub platform: Platform,
     /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
@@ -330,7 +332,7 @@ impl Op {
 /// | git | remote, subdir, submodules, keep_git_dir and commit, or else the reference | checksum |
 /// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, insecure, platform, script, host names | arg_names, proxy_env, addresses of hosts, limits |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names, hostname | arg_names, proxy_env, addresses of hosts, limits |
 /// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
 /// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
 /// | tmpfs mount | target, size | |
@@ -425,6 +427,10 @@ impl Op {
                     .value(&op.host_names)
                     .value(&op.platform)
                     .value(&op.script);
+                // Only when there is one: all other steps keep their keys. What follows an op is a number below 65536.
+                if let Some(hostname) = &op.hostname {
+                    out.str("hostname").str(hostname);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 //! ```text
 //! loop { match lowering.step() {
 //!     Need(requests) => for each: resolve, lowering.provide(request, image)
+//!     NeedEpoch(of)  => lowering.provide_epoch(when that was made)
 //!     Done(graph) | Failed => leave, after showing lowering.diagnostics()
 //! } }
 //! ```
@@ -24,7 +25,7 @@ use crate::ast::{CheckOptions, Dockerfile, InstructionKind};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::graph::{BuildGraph, Network};
 use crate::lint::{self, ContextFacts};
-use crate::parse::{Parsed, check_options};
+use crate::parse::{Parsed, check_options, foreign_syntax};
 use crate::span::{Lines, Span};
 
 mod bases;
@@ -55,8 +56,11 @@ const CONTROL_ARGS: [&str; 11] = [
     "BUILDKIT_BUILD_NAME",
     "BUILDKIT_SBOM_SCAN_CONTEXT",
     "BUILDKIT_SBOM_SCAN_STAGE",
-    "SOURCE_DATE_EPOCH",
+    EPOCH,
 ];
+
+/// The build-arg that dates everything.
+pub const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// What the caller wants built.
 #[derive(Debug, Clone)]
@@ -169,11 +173,24 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
+/// Whose time `SOURCE_DATE_EPOCH` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EpochOf {
+    /// The main context's (`context`).
+    Context,
+    /// A named context's, by its name as given.
+    Named(String),
+    /// A stage's, which is made of what ADD fetches and nothing else.
+    Stage(String),
+}
+
 /// Where lowering stands.
 #[derive(Debug)]
 pub enum Progress {
     /// These images first, at least one.
     Need(Vec<ImageRequest>),
+    /// First when this was made: see [`Lowering::provide_epoch`].
+    NeedEpoch(EpochOf),
     /// The graph.
     Done(Box<BuildGraph>),
     /// Errors are in [`Lowering::diagnostics`].
@@ -210,6 +227,8 @@ pub struct Lowering {
 impl Lowering {
     /// Starts; nothing is looked at yet.
     pub fn new(parsed: &Parsed, options: LowerOptions) -> Self {
+        let mut diagnostics = parsed.diagnostics.clone();
+        diagnostics.extend(syntax_warning(parsed, &options));
         Self {
             ast: parsed.ast.clone(),
             options,
@@ -217,8 +236,8 @@ impl Lowering {
             extra_stages: BTreeSet::new(),
             declared: BTreeSet::new(),
             source_date_epoch: None,
-            from_parse: parsed.diagnostics.clone(),
-            diagnostics: parsed.diagnostics.clone(),
+            from_parse: diagnostics.clone(),
+            diagnostics,
         }
     }
 
@@ -254,6 +273,9 @@ impl Lowering {
             if self.has_errors() {
                 return Progress::Failed;
             }
+            if let Some(of) = outcome.epoch_of {
+                return Progress::NeedEpoch(of);
+            }
             if !outcome.needs.is_empty() {
                 return Progress::Need(outcome.needs.into_values().collect());
             }
@@ -272,6 +294,11 @@ impl Lowering {
         let key = (request.reference.clone(), request.named_context.clone(), request.platform.clone());
         let weight = image.config.to_json().len();
         self.images.insert(key, Provided { image, weight, opaque: false });
+    }
+
+    /// Answers [`Progress::NeedEpoch`] in seconds: as if that had been given as the build-arg.
+    pub fn provide_epoch(&mut self, seconds: i64) {
+        self.options.build_args.insert(EPOCH.to_owned(), seconds.max(0).to_string());
     }
 
     /// Answers a request without knowing the image: nothing of its config or triggers is taken, and rules that would
@@ -354,6 +381,18 @@ impl Lowering {
         self.diagnostics.push(nowhere(format!("lint violation found for rules: {names}")));
         true
     }
+}
+
+/// A warning for a frontend image that is not Docker's: the build-arg `BUILDKIT_SYNTAX` names it, else the directive.
+fn syntax_warning(parsed: &Parsed, options: &LowerOptions) -> Option<Diagnostic> {
+    if let Some(value) = options.build_args.get("BUILDKIT_SYNTAX") {
+        let message = foreign_syntax(value)?;
+        return Some(Diagnostic { severity: Severity::Warning, ..nowhere(message) });
+    }
+    let value = &parsed.ast.directives.iter().find(|directive| directive.key.value == "syntax")?.value;
+    let message = foreign_syntax(&value.value)?;
+    let lines = parsed.source.lines_of(value.span);
+    Some(Diagnostic { severity: Severity::Warning, span: value.span, lines, ..nowhere(message) })
 }
 
 /// An error about no place in particular.

@@ -122,6 +122,7 @@ fn plan_fixtures() {
                     }
                 }
                 Progress::Done(graph) => break graph.dump(),
+                Progress::NeedEpoch(of) => panic!("no case has the time of {of:?}"),
                 Progress::Failed => break "failed\n".to_owned(),
             }
         };

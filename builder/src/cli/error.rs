@@ -131,7 +131,9 @@ pub enum Problem {
     )]
     SeveralPlatforms,
     /// Not a point in time.
-    #[error("invalid SOURCE_DATE_EPOCH: {value} ({flag}): expected a Unix time in whole seconds")]
+    #[error(
+        "invalid SOURCE_DATE_EPOCH: {value} ({flag}): expected a Unix time in whole seconds, or the name of a context or stage"
+    )]
     Epoch {
         /// Where it was given.
         flag: &'static str,

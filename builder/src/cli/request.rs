@@ -65,14 +65,8 @@ pub struct BuildRequest {
 /// What `rbuild graph` was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphRequest {
-    /// The build context.
-    pub context: ContextArg,
-    /// The Dockerfile; `None` means `Dockerfile` in the context.
-    pub dockerfile: Option<DockerfileArg>,
-    /// The stage whose needs are marked; `None` means the last.
-    pub target: Option<String>,
-    /// Build arguments.
-    pub build_args: BTreeMap<String, String>,
+    /// The build whose graph it is. Its target is the stage whose needs are marked.
+    pub build: Box<BuildRequest>,
     /// How to print.
     pub format: GraphFormat,
 }
@@ -94,11 +88,15 @@ impl GraphRequest {
         let context = parse_context(&args.context)?;
         let dockerfile = args.file.as_deref().map(parse_dockerfile).transpose()?;
         one_stdin(&context, dockerfile.as_ref())?;
-        Ok(Self {
-            context,
+        let build = BuildRequest {
             dockerfile,
             target: args.target.filter(|target| !target.is_empty()),
             build_args: parse_build_args(&args.build_args, env)?,
+            progress: parse_progress("auto", false, env)?,
+            ..BuildRequest::of(context)
+        };
+        Ok(Self {
+            build: Box::new(build),
             format: match args.format.as_str() {
                 "dot" => GraphFormat::Dot,
                 "json" => GraphFormat::Json,
@@ -137,6 +135,8 @@ pub enum EpochArg {
     At(i64),
     /// When the last commit of the context's git repository was made.
     Git,
+    /// When a context or a stage's sources were made; the build argument has its name.
+    Of,
 }
 
 impl EpochArg {
@@ -157,6 +157,31 @@ pub enum Network {
 }
 
 impl BuildRequest {
+    /// A build of this context whose result goes nowhere.
+    fn of(context: ContextArg) -> Self {
+        Self {
+            context,
+            dockerfile: None,
+            tags: Vec::new(),
+            call: None,
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            named_contexts: Vec::new(),
+            control: CacheControl::default(),
+            platforms: Vec::new(),
+            network: Network::Default,
+            steps: StepOptions::default(),
+            results: Results::nowhere(),
+            progress: Mode::Auto,
+            quiet: false,
+            source_date_epoch: None,
+            shell_on_error: false,
+            jobs: None,
+            flags_without_effect: Vec::new(),
+        }
+    }
+
     /// Checks what was typed.
     pub(crate) fn from_args(
         args: BuildArgs,
@@ -296,13 +321,13 @@ fn source_date_epoch(
         (None, None, Some(typed)) => ("the environment variable SOURCE_DATE_EPOCH", typed),
         (None, None, None) => return Ok(None),
     };
-    match typed.parse::<i64>() {
-        Ok(seconds) if seconds >= 0 => {
-            build_args.insert(EpochArg::NAME.to_owned(), typed);
-            Ok(Some(EpochArg::At(seconds)))
-        }
-        _ => Err(Problem::Epoch { flag: source, value: typed }),
-    }
+    let epoch = match typed.parse::<i64>() {
+        Ok(seconds) if seconds >= 0 => EpochArg::At(seconds),
+        Err(_) if typed.starts_with(|c: char| c.is_ascii_alphabetic()) => EpochArg::Of,
+        _ => return Err(Problem::Epoch { flag: source, value: typed }),
+    };
+    build_args.insert(EpochArg::NAME.to_owned(), typed);
+    Ok(Some(epoch))
 }
 
 /// `--platform`, else `DOCKER_DEFAULT_PLATFORM`: each once, in the order given. `local` is this machine's.

@@ -73,6 +73,19 @@ pub struct Results {
 }
 
 impl Results {
+    /// Nothing comes out.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            outputs: vec![OutputArg::CacheOnly],
+            annotations: Vec::new(),
+            rewrite_timestamp: None,
+            iidfile: None,
+            metadata_file: None,
+            digest_file: None,
+            name_with_digest_file: None,
+        }
+    }
+
     /// Checks what was typed. `tags` are the names of `-t`, `platforms` the number of platforms.
     pub(crate) fn from_args(args: ResultArgs, tags: &[Reference], platforms: usize) -> Result<Self, Problem> {
         let outputs = outputs(&args.outputs, args.push, args.load, tags)?;

@@ -287,6 +287,7 @@ fn the_build_date_comes_from_flag_argument_then_environment() {
         let seconds = request.source_date_epoch.map(|epoch| match epoch {
             EpochArg::At(seconds) => seconds,
             EpochArg::Git => -1,
+            EpochArg::Of => -2,
         });
         (seconds, request.build_args.get("SOURCE_DATE_EPOCH").cloned())
     };
@@ -300,9 +301,10 @@ fn the_build_date_comes_from_flag_argument_then_environment() {
     );
     let line = ["--source-date-epoch", "1", "--build-arg", "SOURCE_DATE_EPOCH=2", "."];
     assert_eq!(both(build_in(&line, &env)), (Some(1), Some("1".into())));
-    assert!(refused(&["--source-date-epoch", "now", "."]).starts_with("invalid SOURCE_DATE_EPOCH: now"));
+    assert_eq!(both(build(&["--source-date-epoch=context", "."])), (Some(-2), Some("context".into())));
+    assert!(refused(&["--source-date-epoch", "1d", "."]).starts_with("invalid SOURCE_DATE_EPOCH: 1d"));
     assert!(refused(&["--source-date-epoch=-1", "."]).contains("Unix time"));
-    assert!(refused_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "x")])).contains("environment variable"));
+    assert!(refused_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "-x")])).contains("environment variable"));
     assert_eq!(both(build_in(&["."], &Env::fixed([("SOURCE_DATE_EPOCH", "")]))), (None, None));
 }
 

@@ -17,36 +17,60 @@ use crate::error::BuildError;
 use crate::explain::record::Record;
 use crate::failure;
 use crate::host::Host;
-use crate::progress::{self, Display, Mode, summary::Summary};
+use crate::progress::{self, Display, Events, Mode, summary::Summary};
 use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
 pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
     if let Some(call) = request.call {
-        return super::call::run(request, call, env);
+        return super::call::run(request, call, settings, root, env);
     }
     let mut source = Source::default();
-    let result = build(request, settings, root, env, &mut source);
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let status = failure::print(&error, Some(&source), env);
-            if let Some(step) = source.failed_step.take() {
-                debug::enter(step);
-            }
-            status
-        }
+    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
+    let built = build(request, settings, root, &events, &mut source);
+    let differing = built.as_ref().ok().and_then(|(_, outcome)| not_reproduced(outcome));
+    if let Some(error) = differing.as_ref().or(built.as_ref().err()) {
+        events.failed(failure::report(error, Some(&source)));
     }
+    drop(events);
+    consumer.finish();
+    if request.control.explain == Some(ExplainFormat::Json)
+        && let Err(error) = super::print(&decisions(&source))
+    {
+        return failure::print(&error, None, env);
+    }
+    let error = match built {
+        Ok((host, outcome)) => {
+            if let Err(error) = report(request, &outcome, &source, env) {
+                return failure::print(&error, Some(&source), env);
+            }
+            make_room(host, &outcome);
+            match differing {
+                Some(error) => error,
+                None => return ExitCode::SUCCESS,
+            }
+        }
+        Err(error) => error,
+    };
+    let status = match request.progress {
+        // Its last line has said it.
+        Mode::RawJson => failure::status(&error, Some(&source)),
+        _ => failure::print(&error, Some(&source), env),
+    };
+    if let Some(step) = source.failed_step.take() {
+        debug::enter(step);
+    }
+    status
 }
 
 fn build(
     request: &BuildRequest,
     settings: Settings,
     root: Option<&Path>,
-    env: &Env,
+    events: &Events,
     source: &mut Source,
-) -> Result<(), BuildError> {
+) -> Result<(Host, BuildOutcome), BuildError> {
     // A failed build must not leave the id of an earlier one.
     let results = &request.results;
     for path in [&results.iidfile, &results.digest_file, &results.name_with_digest_file].into_iter().flatten()
@@ -56,23 +80,22 @@ fn build(
     let dated = with_commit_time(request)?;
     let request = dated.as_ref().unwrap_or(request);
     let host = Host::open(settings, root)?;
-    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     for flag in &request.flags_without_effect {
         events.remark(format!("{flag} has no effect in rbuild"));
     }
-    let result = with_signals(async |cancel| build::build(request, &host, &events, &cancel, source).await);
-    drop(events);
-    consumer.finish();
-    if request.control.explain == Some(ExplainFormat::Json) {
-        super::print(&decisions(source))?;
-    }
-    let outcome = result?;
-    report(request, &outcome, source, env)?;
+    let outcome = with_signals(async |cancel| build::build(request, &host, events, &cancel, source).await)?;
+    write_results(request, &outcome)?;
+    Ok((host, outcome))
+}
+
+/// What is wrong when cached results were executed again and gave something else.
+fn not_reproduced(outcome: &BuildOutcome) -> Option<BuildError> {
     let (verified, differing) = outcome.verified;
-    if differing > 0 {
-        return Err(BuildError::NotReproduced { differing, verified });
-    }
-    // A build that made nothing has nothing to make room for.
+    (differing > 0).then_some(BuildError::NotReproduced { differing, verified })
+}
+
+/// Keeps the store within its budget. A build that made nothing has nothing to make room for.
+fn make_room(host: Host, outcome: &BuildOutcome) {
     if outcome.cached < outcome.steps
         && let Some(budget) = space::budget_to_enforce(&host)
     {
@@ -80,7 +103,6 @@ fn build(
         drop(host);
         space::enforce(place, budget);
     }
-    Ok(())
 }
 
 /// The request with the time of the last commit in it, when that is what it asks for.
@@ -112,13 +134,8 @@ fn decisions(source: &Source) -> String {
     explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
 }
 
-/// Says what came out.
-fn report(
-    request: &BuildRequest,
-    outcome: &BuildOutcome,
-    source: &Source,
-    env: &Env,
-) -> Result<(), BuildError> {
+/// Writes the files that scripts read.
+fn write_results(request: &BuildRequest, outcome: &BuildOutcome) -> Result<(), BuildError> {
     if let Some(path) = &request.results.iidfile {
         write_whole(path, id(outcome).as_bytes())?;
     }
@@ -133,6 +150,16 @@ fn report(
         let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
         write_whole(path, lines.as_bytes())?;
     }
+    Ok(())
+}
+
+/// Says what came out.
+fn report(
+    request: &BuildRequest,
+    outcome: &BuildOutcome,
+    source: &Source,
+    env: &Env,
+) -> Result<(), BuildError> {
     if matches!(request.progress, Mode::RawJson | Mode::None) {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! `rbuild build --check` and `--call`: answers about a Dockerfile.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use base64::Engine as _;
@@ -10,37 +11,75 @@ use rbuild_frontend::outline::{self, Outline, TargetInfo};
 use rbuild_frontend::span::Lines;
 use serde_json::{Value, json};
 
+use super::read::{self, Place};
 use crate::build::Source;
 use crate::check;
 use crate::cli::{BuildRequest, Call, CallMethod, Env};
 use crate::error::BuildError;
 use crate::failure;
+use crate::progress::{self, Display, Mode};
 use crate::report::{SourceFile, Style, findings};
+use crate::settings::Settings;
 
 /// Answers on standard output. The exit status of a check is 1 when a rule of BuildKit's is broken: advice is no reason
 /// to fail.
-pub(super) fn run(request: &BuildRequest, call: Call, env: &Env) -> ExitCode {
+pub(super) fn run(
+    request: &BuildRequest,
+    call: Call,
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> ExitCode {
     let mut source = Source::default();
-    match answer(request, call, env, &mut source) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) if call.ignore_status => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => failure::print(&error, Some(&source), env),
+    let (events, consumer) = progress::start(request.progress, Display::stderr(env));
+    let place = Place { settings, root, events: &events };
+    let answered = answer(request, call, place, env, &mut source);
+    let error = match &answered {
+        Ok(answer) if answer.errors.is_empty() => None,
+        Ok(answer) => Some(BuildError::Dockerfile(answer.errors.clone())),
+        Err(_) => None,
+    };
+    if let Some(error) = error.as_ref().or(answered.as_ref().err()) {
+        events.failed(failure::report(error, Some(&source)));
+    }
+    drop(events);
+    consumer.finish();
+    let answered = answered.and_then(|answer| super::print(&answer.text).map(|()| answer.is_clean));
+    match (answered, error) {
+        (Err(error), _) | (Ok(_), Some(error)) if request.progress == Mode::RawJson => {
+            failure::status(&error, Some(&source))
+        }
+        (Err(error), _) | (Ok(_), Some(error)) => failure::print(&error, Some(&source), env),
+        (Ok(is_clean), None) if is_clean || call.ignore_status => ExitCode::SUCCESS,
+        (Ok(_), None) => ExitCode::FAILURE,
     }
 }
 
-/// True when nothing is wrong.
-fn answer(request: &BuildRequest, call: Call, env: &Env, source: &mut Source) -> Result<bool, BuildError> {
-    let read = check::read(request, source)?;
+struct Answer {
+    text: String,
+    /// Nothing is wrong.
+    is_clean: bool,
+    /// What a check found that is not in the text.
+    errors: Vec<Diagnostic>,
+}
+
+fn answer(
+    request: &BuildRequest,
+    call: Call,
+    place: Place<'_>,
+    env: &Env,
+    source: &mut Source,
+) -> Result<Answer, BuildError> {
+    let events = place.events;
+    let (read, _) = read::read(request, place, source)?;
     let file = failure::source_file(source).expect("it was just read");
-    let mut is_clean = true;
+    let ast = &read.parsed.ast;
     let text = match call.method {
         CallMethod::Targets => {
-            let targets = outline::targets(&read.parsed.ast);
+            let targets = outline::targets(ast);
             if call.json { pretty(&targets_json(&targets, &file)) } else { targets_text(&targets) }
         }
         CallMethod::Outline => {
-            let ast = &read.parsed.ast;
             let outline = outline::outline(ast, request.target.as_deref(), &request.build_args);
             let outline = outline.map_err(BuildError::Stage)?;
             if call.json { pretty(&outline_json(&outline, &file)) } else { outline_text(&outline) }
@@ -50,20 +89,23 @@ fn answer(request: &BuildRequest, call: Call, env: &Env, source: &mut Source) ->
             let is_advice = |d: &Diagnostic| {
                 d.rule.and_then(rules::find).is_some_and(|rule| rule.kind == RuleKind::Advice)
             };
-            is_clean = errors.is_empty() && warnings.iter().all(is_advice);
+            let is_clean = errors.is_empty() && warnings.iter().all(is_advice);
             if call.json {
-                pretty(&check_json(&errors, &warnings, &file))
-            } else {
-                super::print(&check_text(&warnings, &file, env))?;
-                if !errors.is_empty() {
-                    return Err(BuildError::Dockerfile(errors));
-                }
-                String::new()
+                let text = pretty(&check_json(&errors, &warnings, &file));
+                return Ok(Answer { text, is_clean, errors: Vec::new() });
             }
+            // Machines get each finding as an event, people all of them as one text.
+            let text = match request.progress {
+                Mode::RawJson => {
+                    warnings.into_iter().for_each(|warning| events.warning(warning));
+                    String::new()
+                }
+                _ => check_text(&warnings, &file, env),
+            };
+            return Ok(Answer { text, is_clean, errors });
         }
     };
-    super::print(&text)?;
-    Ok(is_clean)
+    Ok(Answer { text, is_clean: true, errors: Vec::new() })
 }
 
 fn pretty(value: &Value) -> String {
@@ -200,7 +242,7 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut text = String::new();
     for row in std::iter::once(&header).chain(&rows) {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(crate::progress::lines::clean_text(&cells.collect::<Vec<_>>().join("   ")).trim_end());
+        text.push_str(progress::lines::clean_text(&cells.collect::<Vec<_>>().join("   ")).trim_end());
         text.push('\n');
     }
     text

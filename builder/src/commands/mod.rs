@@ -21,6 +21,7 @@ mod password;
 mod prune_images;
 mod pull;
 mod push;
+mod read;
 mod rmi;
 mod save;
 mod space;

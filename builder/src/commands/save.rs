@@ -88,7 +88,7 @@ async fn save(
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client)?);
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
-        saved.push(SavedImage::new(packed::image(&env, record).await?, names.clone()));
+        saved.push(SavedImage::set(packed::set(&env, record).await?, record.config, names.clone()));
     }
     let (output, worker, switch) = (request.output.clone(), Arc::clone(&env), cancel.clone());
     let written = tokio::task::spawn_blocking(move || match &output {

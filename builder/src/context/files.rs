@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::lint::ContextFacts;
-use rbuild_frontend::remote::without_user;
 
 use crate::cli::DockerfileArg;
 use crate::error::BuildError;
@@ -28,30 +27,19 @@ pub struct FoundDockerfile {
     pub bytes: Arc<[u8]>,
 }
 
-/// Reads the Dockerfile: `explicit` is relative to the working directory, otherwise the context's default names are
-/// tried in order.
+/// Reads the Dockerfile: `explicit` is relative to the working directory and not an address, otherwise the context's
+/// default names are tried in order.
 pub fn dockerfile(
     context: &Path,
     explicit: Option<&DockerfileArg>,
     stdin: &mut dyn Read,
 ) -> Result<FoundDockerfile, BuildError> {
     require_dir(context)?;
-    if let Some(DockerfileArg::Http(source)) = explicit {
-        return Err(BuildError::RemoteWithoutBuild(without_user(&source.url)));
-    }
-    if let Some(DockerfileArg::Stdin) = explicit {
-        return from_stdin(stdin);
-    }
-    if let Some(DockerfileArg::Path(path)) = explicit {
-        return match read(path) {
-            Ok(bytes) => Ok(FoundDockerfile {
-                display: path.display().to_string(),
-                path: Some(path.to_owned()),
-                bytes: bytes.into(),
-            }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
-            Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
-        };
+    match explicit {
+        Some(DockerfileArg::Stdin) => return from_stdin(stdin),
+        Some(DockerfileArg::Path(path)) => return at(path),
+        Some(DockerfileArg::Http(_)) => unreachable!("fetched by the caller"),
+        None => {}
     }
     for name in DEFAULT_NAMES {
         let path = context.join(name);
@@ -65,6 +53,19 @@ pub fn dockerfile(
         }
     }
     Err(missing(&context.join(DEFAULT_NAMES[0])))
+}
+
+/// The Dockerfile that `-f` names.
+fn at(path: &Path) -> Result<FoundDockerfile, BuildError> {
+    match read(path) {
+        Ok(bytes) => Ok(FoundDockerfile {
+            display: path.display().to_string(),
+            path: Some(path.to_owned()),
+            bytes: bytes.into(),
+        }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
+        Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
+    }
 }
 
 /// Refuses a context that is no directory.

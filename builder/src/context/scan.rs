@@ -2,7 +2,8 @@
 //!
 //! The walk goes by directory fd and never follows a symlink, so a context cannot make it read anything outside. Ignored
 //! directories are not entered. Owners become 0:0 whatever the host says (dockerfile reference 3.4); mtimes stay out
-//! of the tree. File contents are hashed only where the stat index does not already know them.
+//! of the tree. File contents are hashed only where the stat index does not already know them. Xattrs are kept as layers
+//! keep them; files that have some are rare, stay out of the index, and are read each time.
 
 mod lister;
 
@@ -15,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
-use rbuild_cache::layer::Mtime;
+use rbuild_cache::layer::{Mtime, kept_xattrs};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment, SeenFiles};
+use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, LayerId, ScanMoment, SeenFiles};
 use rbuild_cache::tree::{
     ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeDigest, NodeStore,
     PATH_BYTES_MAX, Tree,
@@ -45,8 +46,10 @@ pub struct ScannedContext {
     pub dir: OwnedFd,
     /// Identifies the directory from build to build; `None` for one that is thrown away.
     pub identity: Option<[u8; 32]>,
-    /// True when nobody changes its files: it is a layer of the store.
-    pub is_immutable: bool,
+    /// The layer of the store that it is; nobody changes the files of one.
+    pub layer: Option<LayerId>,
+    /// When the newest thing in an archive on standard input was made, in seconds.
+    pub newest_unix: Option<i64>,
     /// Entries that were left out, with the reason.
     pub skipped: Vec<String>,
     /// Bytes of the files that some step takes.
@@ -67,7 +70,7 @@ impl ScannedContext {
             path: "the build context".to_owned(),
             source,
         })?;
-        let dir = if self.is_immutable { DirSource::immutable(dir) } else { DirSource::new(dir) };
+        let dir = if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) };
         Ok(ContextFiles { dir, seen: Arc::clone(&self.seen), hint: AtomicUsize::new(0) })
     }
 }
@@ -209,7 +212,8 @@ fn walk(
         nodes,
         dir,
         identity: None,
-        is_immutable: false,
+        layer: None,
+        newest_unix: None,
         skipped,
         size_bytes,
         suspects,
@@ -236,6 +240,7 @@ impl Walk {
         let Listed { entries, dirs, unhashed, skipped, size_bytes, suspects, links, .. } = listed;
         let dir = &mut self.dirs[at];
         (dir.node, dir.digest) = (entries, listed.digest);
+        dir.meta.xattrs = listed.xattrs;
         let subdirs = dirs.into_iter();
         self.dirs.extend(subdirs.map(|(name, dir)| PendingDir { parent: Some((at, name)), ..dir }));
         self.unhashed.extend(unhashed.into_iter().map(|path| Unhashed { dir: at, path }));
@@ -252,14 +257,13 @@ impl Walk {
         let mut read = Vec::with_capacity(self.unhashed.len());
         let todo = &self.unhashed;
         let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(usize, ContentDigest, Stat)>, ScanError> {
+        let work = || -> Result<Vec<(usize, Hashed)>, ScanError> {
             let mut done = Vec::new();
             let mut buffer = vec![0; 256 << 10];
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(file) = todo.get(at) else { return Ok(done) };
-                let (content, stat) = hash_file(root, &file.path, &mut buffer)?;
-                done.push((at, content, stat));
+                done.push((at, hash_file(root, &file.path, &mut buffer)?));
             }
         };
         let threads = if todo.len() < PARALLEL_HASH_MIN {
@@ -274,12 +278,15 @@ impl Walk {
             results
         });
         for result in results {
-            for (at, content, stat) in result? {
+            for (at, Hashed { content, stat, xattrs }) in result? {
                 let Unhashed { dir, path } = &self.unhashed[at];
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
                 let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
-                read.push(FingerprintEntry { path: RelPath::clamp(path), stat: file_stat(&stat), content });
+                if xattrs.is_empty() {
+                    let (path, stat) = (RelPath::clamp(path), file_stat(&stat));
+                    read.push(FingerprintEntry { path, stat, content });
+                }
+                let meta = Meta { mode: stat.st_mode & 0o7777, xattrs, ..Meta::default() };
                 self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
             }
         }
@@ -333,13 +340,16 @@ pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> 
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
+/// What reading a file gave.
+struct Hashed {
+    content: ContentDigest,
+    stat: Stat,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
 /// Hashes a file's first `st_size` bytes, as it is when opened. One that grows meanwhile (a log that this very build
 /// writes, say) is taken as it was; the copy checks its bytes against the digest.
-fn hash_file(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    buffer: &mut [u8],
-) -> Result<(ContentDigest, Stat), ScanError> {
+fn hash_file(root: BorrowedFd<'_>, path: &[u8], buffer: &mut [u8]) -> Result<Hashed, ScanError> {
     for _ in 0..READS_MAX {
         let fd = open_beneath(root, path, OFlags::empty()).map_err(io("open", path))?;
         let stat = rustix::fs::fstat(&fd).map_err(io("look at", path))?;
@@ -355,7 +365,8 @@ fn hash_file(
             left -= count as u64;
         }
         if left == 0 {
-            return Ok((ContentDigest(*hasher.finalize().as_bytes()), stat));
+            let content = ContentDigest(*hasher.finalize().as_bytes());
+            return Ok(Hashed { content, stat, xattrs: kept_xattrs(&fd) });
         }
     }
     Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::{
-    DecompressError, LayerDiff, Limits, OverlayForm, UnpackBlobError, is_archive, unpack_blob,
+    self, DecompressError, LayerDiff, Limits, OverlayForm, UnpackBlobError, unpack_blob,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Lease, StoreError};
@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::ScannedContext;
+use super::epoch::newest;
 use super::files::{DEFAULT_NAMES, FILE_BYTES_MAX, FoundDockerfile};
 use crate::cancel::Cancel;
 
@@ -77,9 +78,6 @@ pub enum StdinError {
     /// `-f` beside a Dockerfile on standard input.
     #[error("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")]
     TwoDockerfiles,
-    /// A question about a tar.
-    #[error("standard input is a tar: without building only a Dockerfile is read from there")]
-    TarWithoutBuild,
 }
 
 /// What standard input gave.
@@ -103,7 +101,7 @@ pub fn receive(
     let limits = Limits::default();
     let place = lease.new_dir()?;
     let dir: OwnedFd = File::open(&place).map_err(StdinError::Open)?.into();
-    if !is_archive(&head[..], &limits)? {
+    if !is_archive(&head)? {
         let dockerfile = only_dockerfile(&head, &mut input, dockerfile)?;
         let context = context(LayerDiff::default(), dir)?;
         return Ok(Received { dockerfile, context, has_owners: false });
@@ -115,25 +113,20 @@ pub fn receive(
     Ok(Received { dockerfile: dockerfile_in(&context, dockerfile)?, context, has_owners: true })
 }
 
-/// Reads a Dockerfile alone, for those who do not build.
-pub fn receive_dockerfile(
-    mut input: impl Read,
-    dockerfile: Option<&Path>,
-) -> Result<FoundDockerfile, StdinError> {
-    let head = head(&mut input)?;
-    if is_archive(&head[..], &Limits::default())? {
-        return Err(StdinError::TarWithoutBuild);
-    }
-    only_dockerfile(&head, &mut input, dockerfile)
+/// True when these first bytes begin a tar.
+pub fn is_archive(head: &[u8]) -> Result<bool, StdinError> {
+    Ok(layer::is_archive(head, &Limits::default())?)
 }
 
-fn head(input: &mut impl Read) -> Result<Vec<u8>, StdinError> {
+/// As many first bytes as [`is_archive`] may need.
+pub fn head(input: &mut impl Read) -> Result<Vec<u8>, StdinError> {
     let mut head = Vec::new();
     input.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(StdinError::Read)?;
     Ok(head)
 }
 
-fn only_dockerfile(
+/// All of standard input as a Dockerfile. `dockerfile` is the path of `-f`: there cannot be another.
+pub fn only_dockerfile(
     head: &[u8],
     rest: &mut impl Read,
     dockerfile: Option<&Path>,
@@ -152,13 +145,15 @@ fn only_dockerfile(
 
 fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
     let nodes = Arc::new(MemoryNodeStore::default());
+    let newest_unix = newest(&diff);
     let tree = Tree::empty().apply(&*nodes, &diff)?;
     Ok(ScannedContext {
         tree,
         nodes,
         dir,
         identity: None,
-        is_immutable: false,
+        layer: None,
+        newest_unix,
         skipped: Vec::new(),
         size_bytes: 0,
         suspects: Vec::new(),

@@ -146,6 +146,7 @@ pub fn fields(op: &Op) -> Vec<Field> {
             let security = if op.insecure { "insecure" } else { "sandbox" };
             fields.push(field(Class::Option, "--security", security));
             fields.push(field(Class::Option, "--add-host", &op.host_names.join(" ")));
+            fields.extend(op.hostname.as_ref().map(|name| field(Class::Option, "hostname", name)));
             for (index, mount) in op.mounts.iter().enumerate() {
                 let name = format!("--mount {}", index + 1);
                 fields.push(field(Class::Option, &name, &mount.declaration()));

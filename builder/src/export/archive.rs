@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! blobs/sha256/<hex>   layers, configs, manifests: each once
-//! index.json           OCI: one entry per name
-//! manifest.json        Docker: one entry per image
+//! index.json           OCI: one entry per name, for an image or for an index of several
+//! manifest.json        Docker: one entry per image; of several platforms the one that names stand for here
 //! oci-layout
 //! ```
 //!
@@ -18,6 +18,7 @@ use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
+use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage};
 use crate::cancel::Cancel;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
@@ -43,6 +44,10 @@ pub struct SavedImage {
     pub created: String,
     /// Its names; may be empty.
     pub names: Vec<Reference>,
+    /// The index that its names stand for.
+    pub index: Option<Index>,
+    /// The other images of the index.
+    pub others: Vec<SavedImage>,
 }
 
 impl SavedImage {
@@ -57,7 +62,24 @@ impl SavedImage {
             config: image.config_bytes,
             layers,
             names,
+            index: None,
+            others: Vec::new(),
         }
+    }
+
+    /// All that names stand for. `own` is the config of the image that they stand for on this machine.
+    pub fn set(set: ImageSet, own: Digest, names: Vec<Reference>) -> Self {
+        let (mut own, others): (Vec<_>, Vec<_>) =
+            set.images.into_iter().partition(|image| image.image.id == own);
+        let others = own.split_off(1).into_iter().chain(others);
+        let others = others.map(|image| Self::new(image, Vec::new())).collect();
+        let own = own.pop().expect("a record's own image is in its set");
+        Self { index: set.index, others, ..Self::new(own, names) }
+    }
+
+    /// Itself and the others of its index.
+    fn each(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
     }
 }
 
@@ -111,22 +133,31 @@ fn file(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Res
 /// Every blob once, by digest.
 fn parts(images: &[SavedImage]) -> Vec<(Digest, Part<'_>)> {
     let mut parts = Vec::new();
-    for image in images {
+    for image in images.iter().flat_map(SavedImage::each) {
         parts.extend(image.layers.iter().map(|layer| (layer.digest, Part::Blob(layer.size))));
         parts.extend([&image.config, &image.manifest].map(|bytes| (Digest::of(bytes), Part::Bytes(bytes))));
     }
+    let indexes = images.iter().filter_map(|image| image.index.as_ref());
+    parts.extend(indexes.map(|index| (index.digest, Part::Bytes(&index.bytes))));
     in_order(parts)
 }
 
 fn index(images: &[SavedImage]) -> Vec<u8> {
     let mut manifests = Vec::new();
     for image in images {
-        let entry = json!({
-            "mediaType": image.manifest_type,
-            "digest": Digest::of(&image.manifest),
-            "size": image.manifest.len(),
-            "platform": image.platform,
-        });
+        let entry = match &image.index {
+            Some(index) => json!({
+                "mediaType": index.media_type,
+                "digest": index.digest,
+                "size": index.bytes.len(),
+            }),
+            None => json!({
+                "mediaType": image.manifest_type,
+                "digest": Digest::of(&image.manifest),
+                "size": image.manifest.len(),
+                "platform": image.platform,
+            }),
+        };
         if image.names.is_empty() {
             manifests.push(entry.clone());
         }

@@ -248,6 +248,7 @@ pub(super) fn spec(
         (path, text.clone().into_bytes())
     });
     StepSpec {
+        hostname: op.hostname.clone().unwrap_or_else(|| StepSpec::DEFAULT_HOSTNAME.to_owned()),
         argv: op.argv.clone(),
         env: environment,
         cwd: op.cwd.clone(),

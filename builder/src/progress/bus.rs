@@ -13,6 +13,7 @@ use rbuild_frontend::diagnostic::Diagnostic;
 
 use super::Consumer;
 use super::event::{BuildEvent, Outcome, Stream, VertexId};
+use crate::report::Report;
 
 /// Log bytes under way before their producers wait.
 const LOG_BYTES: usize = 1 << 20;
@@ -231,6 +232,11 @@ impl Events {
     /// Shows a warning about the Dockerfile.
     pub fn warning(&self, diagnostic: Diagnostic) {
         self.send(BuildEvent::Warning(Box::new(diagnostic)));
+    }
+
+    /// Says why the build failed. The last event.
+    pub fn failed(&self, report: Report) {
+        self.send(BuildEvent::Failed(Box::new(report)));
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rbuild_frontend::diagnostic::Diagnostic;
 
+use crate::report::Report;
+
 /// Number of a vertex, from 1, unique in one build, in order of first appearance to the consumer.
 pub type VertexId = u32;
 
@@ -96,4 +98,6 @@ pub enum BuildEvent {
     Warning(Box<Diagnostic>),
     /// A build-wide remark (chosen isolation, network sharing, offline reuse of a tag), printed once.
     Remark(String),
+    /// The build failed. Only machines are told here: people read the report after the display has ended.
+    Failed(Box<Report>),
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::event::{BuildEvent, Outcome, Stream, VertexId};
 use super::{Consumer, Output};
+use crate::report::{Kind, Report};
 
 /// Version of the lines' format.
 pub const JSON_VERSION: u32 = 1;
@@ -87,7 +88,7 @@ pub enum JsonEvent {
         /// True for the item's last line.
         finished: bool,
     },
-    /// A warning about the Dockerfile.
+    /// What is wrong with a place of the Dockerfile.
     Warning {
         /// Rule name, for lints.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +113,30 @@ pub enum JsonEvent {
     Remark {
         /// The sentence.
         text: String,
+    },
+    /// The last line of a build that failed. Errors of the Dockerfile come before it, each a `warning` of severity
+    /// `error`.
+    Failed {
+        /// Whose fault: `usage`, `dockerfile`, `build`, `registry`, `store`, `host`, `exhausted`, `internal` or
+        /// `interrupted`.
+        kind: &'static str,
+        /// What happened, one line.
+        message: String,
+        /// Why, outermost first.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        causes: Vec<String>,
+        /// What to do about it.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        hints: Vec<String>,
+        /// The Dockerfile, when one was read and a place in it is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+        /// First line of it that the failure is about, from 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        first_line: Option<u32>,
+        /// Last line of it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        last_line: Option<u32>,
     },
 }
 
@@ -142,6 +167,12 @@ impl<W: Write> Json<W> {
 
     fn mirror(&mut self, event: BuildEvent) -> JsonEvent {
         match event {
+            BuildEvent::Failed(report) => {
+                for diagnostic in report.diagnostics.iter().flat_map(|(_, found)| found) {
+                    self.line(&warning(diagnostic.clone()));
+                }
+                failed(*report)
+            }
             BuildEvent::Queued { id, name } => JsonEvent::Queued { vertex: id, name },
             BuildEvent::Started { id, at } => JsonEvent::Started { vertex: id, time_ms: self.time_ms(at) },
             BuildEvent::Finished { id, at, outcome } => {
@@ -183,6 +214,30 @@ fn warning(diagnostic: Diagnostic) -> JsonEvent {
     }
 }
 
+fn failed(report: Report) -> JsonEvent {
+    let lines = report.excerpt.as_ref().map(|excerpt| excerpt.lines);
+    let of_excerpt = report.excerpt.map(|excerpt| excerpt.file.name);
+    JsonEvent::Failed {
+        kind: match report.kind {
+            Kind::Usage | Kind::Template => "usage",
+            Kind::Dockerfile => "dockerfile",
+            Kind::Build => "build",
+            Kind::Registry => "registry",
+            Kind::Store => "store",
+            Kind::Host => "host",
+            Kind::Exhausted => "exhausted",
+            Kind::Internal => "internal",
+            Kind::Interrupted => "interrupted",
+        },
+        message: report.message,
+        causes: report.causes,
+        hints: report.hints,
+        file: of_excerpt.or(report.diagnostics.map(|(file, _)| file.name)),
+        first_line: lines.map(|lines| lines.first),
+        last_line: lines.map(|lines| lines.last),
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -207,6 +262,7 @@ mod tests {
     use rbuild_frontend::span::{Lines, Span};
 
     use super::*;
+    use crate::report::SourceFile;
 
     #[test]
     fn every_event_is_one_line() {
@@ -240,6 +296,20 @@ mod tests {
             })),
         ];
         events.extend(outcomes.map(|outcome| BuildEvent::Finished { id: 1, at: at(1500), outcome }));
+        let file = SourceFile { name: "Dockerfile".into(), bytes: (*b"FROM scratch\nFOO\n").into() };
+        let lines = Lines { first: 2, last: 2 };
+        let wrong = Diagnostic {
+            rule: None,
+            severity: Severity::Error,
+            message: "unknown instruction: FOO".into(),
+            span: Span { start: 13, end: 16 },
+            lines,
+            related: vec![],
+            help: None,
+        };
+        events.push(BuildEvent::Failed(Box::new(Report::dockerfile(file.clone(), vec![wrong]))));
+        let step = Report::new(Kind::Build, "exit code: 7").hint("read it").excerpt(file, lines);
+        events.push(BuildEvent::Failed(Box::new(step)));
         for event in events {
             json.event(event);
         }

@@ -120,6 +120,7 @@ impl Board {
             BuildEvent::Remark(text) => {
                 self.permanent.push((format!(" => {}", clean_text(&text)), String::new(), Tint::Plain));
             }
+            BuildEvent::Failed(_) => {}
         }
     }
 

@@ -271,6 +271,7 @@ impl<W: Write> Consumer for Plain<W> {
                 _ => self.remarks.push(warning_words(&diagnostic)),
             },
             BuildEvent::Remark(text) => self.remarks.push(clean_text(&text).into_owned()),
+            BuildEvent::Failed(_) => {}
         }
         self.speak();
     }

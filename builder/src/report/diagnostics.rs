@@ -140,22 +140,29 @@ pub fn github_annotations(diagnostics: &[Diagnostic], file: &SourceFile) -> Stri
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        let title = diagnostic.rule.map(|rule| format!(",title={rule}")).unwrap_or_default();
+        let title = diagnostic.rule.unwrap_or(match diagnostic.severity {
+            Severity::Error => "Dockerfile error",
+            Severity::Warning => "Dockerfile warning",
+        });
         let lines = (diagnostic.lines.first, diagnostic.lines.last);
-        text.push_str(&github_line(level, &file.name, lines, &title, &diagnostic.message));
+        text.push_str(&github_line(level, &file.name, lines, title, &diagnostic.message));
     }
     text
 }
 
-/// One workflow command. `properties` begins with a comma and is trusted.
+/// One workflow command.
 pub(super) fn github_line(
     level: &str,
     file: &str,
     (first, last): (u32, u32),
-    properties: &str,
+    title: &str,
     message: &str,
 ) -> String {
-    let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
-    let file = data(file).replace(':', "%3A").replace(',', "%2C");
-    format!("::{level} file={file},line={first},endLine={last}{properties}::{}\n", clean_text(&data(message)))
+    let data = |text: &str| {
+        let text = text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+        clean_text(&text).into_owned()
+    };
+    let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
+    let (file, title) = (property(file), property(title));
+    format!("::{level} file={file},line={first},endLine={last},title={title}::{}\n", data(message))
 }

@@ -50,7 +50,13 @@ pub(super) fn render(report: &Report, style: Style) -> String {
             && let Some(found) = &report.excerpt
         {
             let lines = (found.lines.first, found.lines.last);
-            text.push_str(&diagnostics::github_line("error", &found.file.name, lines, "", &sentence(report)));
+            text.push_str(&diagnostics::github_line(
+                "error",
+                &found.file.name,
+                lines,
+                "Build failed",
+                &sentence(report),
+            ));
         }
         match &report.diagnostics {
             Some(_) => text.push_str(&dockerfile_errors(report, style)),

@@ -52,3 +52,4 @@ pub use scan::{
 };
 pub use tar::TarError;
 pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};
+pub use xattrs::kept_xattrs;

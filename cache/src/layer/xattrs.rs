@@ -62,6 +62,12 @@ impl Names {
     }
 }
 
+/// The xattrs of a file or directory that a layer keeps. What cannot be read is not there: this is for trees that people
+/// own, whose file systems and rights are theirs.
+pub fn kept_xattrs(fd: impl AsFd) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    Names::of(&fd).and_then(|names| read_kept(fd, &names)).unwrap_or_default()
+}
+
 /// Reads the kept ones of `names`, which are those of `fd`.
 pub(super) fn read_kept(fd: impl AsFd, names: &Names) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
     let fd = fd.as_fd();

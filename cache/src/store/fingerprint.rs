@@ -24,7 +24,7 @@ use crate::path::RelPath;
 use crate::tree::ContentDigest;
 
 /// Starts every index; the digit is its version.
-const MAGIC: &[u8; 8] = b"rbstats1";
+const MAGIC: &[u8; 8] = b"rbstats2";
 const HEAD_BYTES: usize = 8 + 8 + 4 + 4;
 const STAT_BYTES: usize = 60;
 const CONTENT_BYTES: usize = 32;
@@ -80,7 +80,8 @@ impl From<&rustix::fs::Stat> for FileStat {
 pub struct FingerprintEntry {
     /// Below the context's root.
     pub path: RelPath,
-    /// Its stat when it was opened to be read, or as it was trusted again.
+    /// Its stat when it was opened to be read, or as it was trusted again. Xattrs are not recorded: a file that has some
+    /// which matter does not belong here.
     pub stat: FileStat,
     /// Digest of its bytes.
     pub content: ContentDigest,

@@ -166,6 +166,20 @@ proptest! {
         let _ = heredoc(&text, &variables());
     }
 
+    /// What a variable holds is text, even when it names itself: there is nothing to loop through.
+    #[test]
+    fn values_are_never_expanded_again(value in "[$VW{}:?\"'\\\\a-c-]{1,20}") {
+        let both = BTreeMap::from([("V".to_owned(), value.clone()), ("W".to_owned(), format!("$V{value}"))]);
+        for (text, wanted) in [
+            ("$V", value.clone()),
+            ("${V:-$W}", value.clone()),
+            ("\"${W}\"", format!("$V{value}")),
+            ("${U:-$W$V}", format!("$V{value}{value}")),
+        ] {
+            prop_assert_eq!(word(text, '\\', &both).map(|e| e.text), Ok(wanted));
+        }
+    }
+
     #[test]
     fn text_without_syntax_is_itself(text in "[a-zA-Z0-9 .,=/:@-]{0,60}") {
         prop_assert_eq!(word(&text, '\\', &variables()).map(|e| e.text), Ok(text));

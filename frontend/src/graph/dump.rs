@@ -110,6 +110,9 @@ fn describe(out: &mut String, op: &Op) {
             for name in &op.host_names {
                 line(out, format_args!("    host {name:?}"));
             }
+            if let Some(name) = &op.hostname {
+                line(out, format_args!("    hostname {name:?}"));
+            }
             line(out, format_args!("    platform {}", op.platform));
             if let Some(script) = &op.script {
                 line(out, format_args!("    script {script:?}"));

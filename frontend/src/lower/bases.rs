@@ -219,7 +219,11 @@ impl<'a> Pass<'a> {
 
     /// The context of that name: one for just this platform first, then by name, then by what the name means as a
     /// reference.
-    fn named_context(&self, name: &str, platform: &Platform) -> Option<(&'a str, &'a NamedContext)> {
+    pub(super) fn named_context(
+        &self,
+        name: &str,
+        platform: &Platform,
+    ) -> Option<(&'a str, &'a NamedContext)> {
         let contexts = &self.options.named_contexts;
         if contexts.is_empty() {
             return None;

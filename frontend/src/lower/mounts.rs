@@ -98,7 +98,7 @@ impl Pass<'_> {
                     Some(from) => {
                         let (span, lines) = work.place(text.span);
                         let found = self.mount_source(from, mount.target(), work.stage, span, lines)?;
-                        from_context = matches!(found, Source::Local(_));
+                        from_context = matches!(&found, Source::Local(name) if !self.has_owners(name));
                         self.source_node(work, found)
                     }
                 };

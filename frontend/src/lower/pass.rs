@@ -22,7 +22,8 @@ use super::nodes::Nodes;
 use super::stages::Work;
 use super::state::State;
 use super::{
-    ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment, nowhere,
+    EPOCH, EpochOf, ImageKey, ImageRequest, LowerOptions, NamedContext, Provided, ResolvedImage, environment,
+    nowhere,
 };
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
@@ -46,6 +47,8 @@ pub(super) struct Outcome {
     /// Stages that triggers refer to and that were not lowered.
     pub(super) wanted: BTreeSet<usize>,
     pub(super) source_date_epoch: Option<i64>,
+    /// Whose time that is, when it is not known yet.
+    pub(super) epoch_of: Option<EpochOf>,
     /// ARG names of triggers.
     pub(super) declared: BTreeSet<String>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -198,14 +201,14 @@ impl<'a> Pass<'a> {
     }
 
     fn epoch(&mut self, globals: &[Instruction]) {
-        const NAME: &str = "SOURCE_DATE_EPOCH";
-        let text = self.options.build_args.get(NAME).or_else(|| self.global.get(NAME)).cloned();
+        let text = self.options.build_args.get(EPOCH).or_else(|| self.global.get(EPOCH)).cloned();
         let Some(text) = text.filter(|text| !text.is_empty()) else { return };
         match text.parse::<i64>() {
             Ok(seconds) if seconds >= 0 => self.out.source_date_epoch = Some(seconds),
+            Err(_) if self.epoch_of(&text).is_some() => self.out.epoch_of = self.epoch_of(&text),
             _ => {
                 let declares = |instruction: &&Instruction| match &instruction.kind {
-                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == NAME),
+                    InstructionKind::Arg(args) => args.iter().any(|arg| arg.name.value == EPOCH),
                     _ => false,
                 };
                 let message = format!("invalid SOURCE_DATE_EPOCH: {text}");
@@ -215,6 +218,18 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+    }
+
+    /// What a name in place of a time means: a context before a stage, as for FROM.
+    fn epoch_of(&self, name: &str) -> Option<EpochOf> {
+        if name == "context" {
+            return Some(EpochOf::Context);
+        }
+        if let Some((key, _)) = self.named_context(name, self.target_platform()) {
+            return Some(EpochOf::Named(key.to_owned()));
+        }
+        let is_stage = self.stages.names().any(|stage| stage.eq_ignore_ascii_case(name));
+        is_stage.then(|| EpochOf::Stage(name.to_owned()))
     }
 
     pub(super) fn expand_global(

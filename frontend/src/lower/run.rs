@@ -50,6 +50,12 @@ impl Pass<'_> {
             insecure,
             mounts: mounts.mounts,
             host_names: self.options.host_names.clone(),
+            hostname: self
+                .options
+                .build_args
+                .get("BUILDKIT_SANDBOX_HOSTNAME")
+                .filter(|name| !name.is_empty())
+                .cloned(),
             platform: work.state.platform.clone(),
             script,
         };

@@ -63,6 +63,9 @@ impl Built {
     }
 }
 
+/// What a context or stage was made at.
+const EPOCH_OF_OTHERS: i64 = 1_234_567_890;
+
 fn options(edit: impl FnOnce(&mut LowerOptions)) -> LowerOptions {
     let mut options = LowerOptions::new(platform());
     edit(&mut options);
@@ -88,6 +91,7 @@ fn drive(
                 let errors = lowering.diagnostics().iter().filter(|d| d.severity == Severity::Error);
                 return Err(errors.map(|d| d.message.clone()).collect());
             }
+            Progress::NeedEpoch(_) => lowering.provide_epoch(EPOCH_OF_OTHERS),
             Progress::Need(requests) => {
                 assert!(!requests.is_empty());
                 for request in requests {

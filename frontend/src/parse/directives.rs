@@ -38,7 +38,7 @@ pub(super) fn escape(value: &Spanned<String>) -> Result<char, Issue> {
 }
 
 /// A warning for syntax images other than Docker's, whose language is the one that is built in.
-pub(super) fn foreign_syntax(value: &str) -> Option<String> {
+pub(crate) fn foreign_syntax(value: &str) -> Option<String> {
     let reference = value.split_whitespace().next().unwrap_or_default();
     let known = ["docker/dockerfile", "docker.io/docker/dockerfile", "moby/dockerfile"];
     if reference.is_empty() || known.iter().any(|name| reference.starts_with(name)) {

@@ -1,7 +1,7 @@
 //! Physical lines to logical lines: directives, comments, continuations, here-documents.
 
 use crate::ast::{CheckOptions, Directive, Heredoc, Spanned};
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::Diagnostic;
 use crate::source::Source;
 use crate::span::{Lines, Span};
 
@@ -127,13 +127,13 @@ impl<'a> Scanner<'a> {
             let Some(directive) = directives::read(line.text, line.start) else { return };
             let _ = self.take();
             let lines = Lines { first: line.number, last: line.number };
-            if let Err(issue) = self.directive(directive, lines) {
+            if let Err(issue) = self.directive(directive) {
                 self.out.diagnostics.push(positioned(issue, lines));
             }
         }
     }
 
-    fn directive(&mut self, directive: Directive, lines: Lines) -> Result<(), Issue> {
+    fn directive(&mut self, directive: Directive) -> Result<(), Issue> {
         let key = directive.key.value.as_str();
         let value = directive.value.clone();
         if self.out.directives.iter().any(|d| d.key.value == key) {
@@ -147,13 +147,7 @@ impl<'a> Scanner<'a> {
                     Issue::new(format!("failed to parse check options: {text}"), value.span)
                 })?
             }
-            _ => {
-                if let Some(message) = directives::foreign_syntax(&value.value) {
-                    let issue = Issue::new(message, value.span);
-                    let warning = Diagnostic { severity: Severity::Warning, ..at_lines(issue, lines) };
-                    self.out.diagnostics.push(warning);
-                }
-            }
+            _ => {}
         }
         self.out.directives.push(directive);
         Ok(())

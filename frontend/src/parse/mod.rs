@@ -23,7 +23,7 @@ mod instruction;
 mod lines;
 pub(crate) mod mount;
 
-pub(crate) use directives::check_options;
+pub(crate) use directives::{check_options, foreign_syntax};
 pub(crate) use lines::Logical;
 
 /// The keywords of the language, upper case, for suggestions.

@@ -159,12 +159,6 @@ fn backtick_escape_continues_and_backslash_does_not() {
 }
 
 #[test]
-fn foreign_syntax_is_a_warning() {
-    assert!(check_ok("# syntax=docker/dockerfile:1.7\nFROM a").diagnostics.is_empty());
-    assert_eq!(check_ok("# syntax=example.com/x\nFROM a").diagnostics.len(), 1);
-}
-
-#[test]
 fn golden_28_long_lines() {
     let line = |len: usize| format!("FROM a\nRUN {}", "x".repeat(len - 4));
     check_ok(&line(65_535));

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use anyhow::Result;
-use rbuild_tests::{Registry, TestEnv, judge, need};
+use rbuild_tests::git::GitServer;
+use rbuild_tests::web::{Reply, Web};
+use rbuild_tests::{Registry, TestEnv, bases, judge, need};
 
 use crate::world;
 
@@ -87,6 +89,59 @@ fn the_key_has_the_mounted_part_only() -> Result<()> {
     assert!(run("tool", "changed\n")?, "the mounted file of the stage");
     assert!(run("dir/f", "2\n")?, "the mounted file of the context");
     Ok(())
+}
+
+#[test]
+fn fetched_contexts_are_mounted_like_any_other() -> Result<()> {
+    need!(Root, Registry, Bases, Judges, Subuid);
+    let server = GitServer::start(None)?;
+    server.repository("app")?.commit(&[("sub/f", "of the repository"), ("sub/.dockerignore", "*\n")])?;
+    let packed = TestEnv::new()?;
+    let dir = packed.context("packed", "", &[("f", "of the archive")])?;
+    let archive = dir.with_extension("tar");
+    let status = std::process::Command::new("tar")
+        .args(["--owner=7", "--group=8", "-cf"])
+        .arg(&archive)
+        .arg("-C")
+        .arg(&dir)
+        .arg("f")
+        .status()?;
+    assert!(status.success());
+    let archive = fs::read(archive)?;
+    let web = Web::serve(move |request| match request.target.as_str() {
+        "/context.tar" => Reply::ok(archive.clone()),
+        _ => Reply::status(404),
+    })?;
+    let text = "FROM busybox\n\
+        RUN --mount=from=repository,target=/r --mount=from=archive,source=f,target=/a \\\n\
+            --mount=from=layout,source=/bin,target=/l --mount=from=image,source=/etc/passwd,target=/i <<EOF\n\
+            set -e\n\
+            [ \"$(cat /r/f)\" = \"of the repository\" ]\n\
+            [ \"$(cat /a)\" = \"of the archive\" ]\n\
+            [ \"$(stat -c %u:%g /a)\" = 7:8 ]\n\
+            [ -x /l/busybox ]\n\
+            grep -q ^root: /i\n\
+            ! touch /r/x 2> /dev/null\n\
+        EOF\n";
+    for_each_user(|env| {
+        let context = env.context("main", text, &[])?;
+        let registry = Registry::shared()?;
+        // Where an ordinary user can read it.
+        let layout = env.work().join("layout");
+        let from = bases::dir()?.join("busybox");
+        assert!(std::process::Command::new("cp").arg("-RL").args([&from, &layout]).status()?.success());
+        let named = [
+            format!("repository={}#main:sub", server.url("app")),
+            format!("archive={}", web.url("/context.tar")),
+            format!("layout=oci-layout://{}:latest", layout.display()),
+            format!("image=docker-image://{}/library/busybox:latest", registry.host()),
+        ];
+        let args: Vec<&str> = named.iter().flat_map(|named| ["--build-context", named]).collect();
+        env.build(&context, &args)?.ok();
+        env.build(&context, &args)?.ok().assert_all_cached();
+        env.assert_nothing_left();
+        Ok(())
+    })
 }
 
 #[test]

@@ -121,6 +121,33 @@ fn an_index_is_named_pushed_kept_and_built_upon() -> Result<()> {
 }
 
 #[test]
+fn an_index_is_saved_whole_and_survives_skopeo() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let context = env.context("saved", CROSS, &[])?;
+    let (_, digest) =
+        env.build_digest(&context, &["--platform=linux/amd64,linux/arm64", "-t", "me/saved:1"])?;
+    let file = env.work().join("saved.tar").to_string_lossy().into_owned();
+    env.run(["save", "-o", &file, "me/saved:1"])?.ok();
+    // Docker's half of the archive can only hold one image: this machine's.
+    assert_eq!(judge::config(&format!("docker-archive:{file}:me/saved:1"))?["architecture"], json!("amd64"));
+    let archive = format!("oci-archive:{file}");
+    assert_eq!(architectures(&judge::raw(&archive)?), ["amd64", "arm64"]);
+    let remote = format!("docker://{}/me/saved:1", registry.host());
+    judge::skopeo(&["copy", "--all", "--quiet", "--dest-tls-verify=false", &archive, &remote])?;
+    assert_eq!(judge::digest(&remote)?, digest, "the same index");
+    for architecture in ["amd64", "arm64"] {
+        let unpacked = judge::unpack_for(&remote, architecture)?;
+        assert_eq!(unpacked.text("/out")?, format!("for {architecture}\n"));
+    }
+    let other = env.work().join("other-store").to_string_lossy().into_owned();
+    env.run(["--root", &other, "load", "-i", &file])?.ok();
+    let told = env.run(["--root", &other, "inspect", "-f", "{{.Architecture}}", "me/saved:1"])?.ok();
+    assert_eq!(told.stdout, "amd64\n");
+    Ok(())
+}
+
+#[test]
 fn one_platform_makes_an_index_only_when_asked() -> Result<()> {
     need!(Root, Registry, Bases, Judges);
     let (_registry, env) = world()?;

@@ -1,10 +1,12 @@
 //! Looks at the entries of directories, on several threads where there are many.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rbuild_cache::layer::kept_xattrs;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::FingerprintIndex;
 use rbuild_cache::tree::{ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, PATH_BYTES_MAX};
@@ -41,6 +43,8 @@ pub(super) struct Listed {
     pub(super) unhashed: Vec<Vec<u8>>,
     /// Places of the others in the index.
     pub(super) kept: Vec<usize>,
+    /// The directory's own.
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) skipped: Vec<String>,
     pub(super) size_bytes: u64,
     pub(super) suspects: Vec<String>,
@@ -94,6 +98,10 @@ impl Lister<'_> {
         }
         let dir = open_beneath(self.root, path, OFlags::DIRECTORY).map_err(io("open", path))?;
         let mut listed = Listed::default();
+        // The root's are the host's affair.
+        if !path.is_empty() {
+            listed.xattrs = kept_xattrs(&dir);
+        }
         let mut child = path.clone();
         if !child.is_empty() {
             child.push(b'/');

@@ -131,10 +131,11 @@ fn run() -> impl Strategy<Value = Op> {
     let networks = prop::sample::select(vec![Network::Default, Network::None, Network::Host]);
     let environment = (variables(), texts(), variables());
     let names = prop::collection::vec(prop::sample::select(vec!["h", "i"]).prop_map(str::to_owned), 0..3);
-    let isolation = (networks, any::<bool>(), prop::collection::vec(mount(), 0..3), names);
+    let isolation =
+        (networks, any::<bool>(), prop::collection::vec(mount(), 0..3), names, prop::option::of(text()));
     (texts(), environment, text(), text(), isolation, platform(), prop::option::of(text())).prop_map(
         |(argv, (env, arg_names, proxy_env), cwd, user, isolation, platform, script)| {
-            let (network, insecure, mounts, host_names) = isolation;
+            let (network, insecure, mounts, host_names, hostname) = isolation;
             Op::Run(RunOp {
                 argv,
                 env,
@@ -146,6 +147,7 @@ fn run() -> impl Strategy<Value = Op> {
                 insecure,
                 mounts,
                 host_names,
+                hostname,
                 platform,
                 script,
             })
@@ -241,7 +243,7 @@ proptest! {
 
     /// Two ops of one kind that differ in one field only, so that each field is seen to count on its own.
     #[test]
-    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..12_usize) {
+    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..13_usize) {
         let mut mixed = a.clone();
         match (&mut mixed, &b) {
             (Op::Copy(mixed), Op::Copy(b)) => match at {
@@ -266,6 +268,7 @@ proptest! {
                 8 => mixed.insecure = b.insecure,
                 9 => mixed.mounts.clone_from(&b.mounts),
                 10 => mixed.host_names.clone_from(&b.host_names),
+                11 => mixed.hostname.clone_from(&b.hostname),
                 _ => mixed.proxy_env.clone_from(&b.proxy_env),
             },
             _ => {}

@@ -103,3 +103,22 @@ fn variables_that_an_unknown_base_may_set_are_not_undefined() {
     assert!(checked("FROM a:1\nENV X=$NODE_VERSION", facts("", &[])).is_empty());
     assert_eq!(checked("FROM scratch\nENV X=$NODE_VERSION", facts("", &[])), ["UndefinedVar"]);
 }
+
+#[test]
+fn a_frontend_that_is_not_docker_s_is_told_of_and_the_build_arg_beats_the_directive() {
+    let told = |text: &str, args: &[(&str, &str)]| -> Vec<(String, u32)> {
+        let built = build_with(text, build_args(args));
+        built.lowering.diagnostics().iter().map(|d| (d.message.clone(), d.lines.first)).collect()
+    };
+    let docker = "# syntax=docker/dockerfile:1.7-labs\nFROM scratch\n";
+    let foreign = "# escape=\\\n# syntax=example/frontend:1 x\nFROM scratch\n";
+    assert_eq!(told(docker, &[]), []);
+    let found = told(foreign, &[]);
+    assert!(
+        found.len() == 1 && found[0].0.contains("`example/frontend:1` is not used") && found[0].1 == 2,
+        "{found:?}"
+    );
+    assert_eq!(told(foreign, &[("BUILDKIT_SYNTAX", "docker/dockerfile:1")]), []);
+    let found = told(docker, &[("BUILDKIT_SYNTAX", "other/frontend")]);
+    assert!(found.len() == 1 && found[0].0.contains("`other/frontend` is not used"), "{found:?}");
+}
