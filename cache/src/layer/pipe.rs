@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::decompress::{DecompressError, LayerReader, LayerSums};
 use super::limits::Limits;
@@ -63,10 +63,10 @@ fn on_two_threads<R: Read>(
     unpack: impl FnOnce(Blocks) -> Result<Unpacked, UnpackError>,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
     let (sender, receiver) = sync_channel(BLOCKS_WAITING_MAX);
-    let (used, spare) = sync_channel(BLOCKS_WAITING_MAX + 2);
+    let (give_back, returned) = channel();
     std::thread::scope(|scope| {
-        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender, &spare)));
-        let unpacked = unpack(Blocks { receiver, used, block: Block::default(), at: 0 });
+        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender, &returned)));
+        let unpacked = unpack(Blocks { receiver, give_back, block: Vec::new(), at: 0 });
         let sums = inflating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (unpacked, sums) {
             // What goes wrong while inflating reaches the other side as a stream that ends too early.
@@ -78,25 +78,19 @@ fn on_two_threads<R: Read>(
     })
 }
 
-/// Bytes of which the first so many count.
-#[derive(Default)]
-struct Block {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-/// Sums, or `None` when the other side has given up. Blocks come back through `spare`: new ones would be zeroed.
+/// Sums, or `None` when the other side has given up.
 fn inflate(
     mut reader: LayerReader<impl Read>,
-    sender: &SyncSender<Block>,
-    spare: &Receiver<Block>,
+    sender: &SyncSender<Vec<u8>>,
+    returned: &Receiver<Vec<u8>>,
 ) -> Result<Option<LayerSums>, DecompressError> {
     loop {
-        let Block { mut bytes, .. } = spare.try_recv().unwrap_or_default();
-        bytes.resize(BLOCK_BYTES, 0);
+        // One that was read already: zeroing a new one for each piece would cost as much as half of the hashing.
+        let mut block = returned.try_recv().unwrap_or_default();
+        block.resize(BLOCK_BYTES, 0);
         let mut filled = 0;
         while filled < BLOCK_BYTES {
-            match reader.read(&mut bytes[filled..]) {
+            match reader.read(&mut block[filled..]) {
                 Ok(0) => break,
                 Ok(len) => filled += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -104,7 +98,8 @@ fn inflate(
             }
         }
         let is_last = filled < BLOCK_BYTES;
-        if sender.send(Block { bytes, filled }).is_err() {
+        block.truncate(filled);
+        if sender.send(block).is_err() {
             return Ok(None);
         }
         if is_last {
@@ -115,22 +110,22 @@ fn inflate(
 
 /// The tar bytes as they arrive. The stream ends when the sender is gone.
 struct Blocks {
-    receiver: Receiver<Block>,
-    used: SyncSender<Block>,
-    block: Block,
+    receiver: Receiver<Vec<u8>>,
+    give_back: Sender<Vec<u8>>,
+    block: Vec<u8>,
     at: usize,
 }
 
 impl Read for Blocks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.block.filled {
+        if self.at == self.block.len() {
             self.at = 0;
             let next = self.receiver.recv().unwrap_or_default();
-            // The other side may have ended.
-            let _ = self.used.try_send(std::mem::replace(&mut self.block, next));
+            // Nobody takes it when all is inflated.
+            let _ = self.give_back.send(std::mem::replace(&mut self.block, next));
         }
-        let len = buffer.len().min(self.block.filled - self.at);
-        buffer[..len].copy_from_slice(&self.block.bytes[self.at..self.at + len]);
+        let len = buffer.len().min(self.block.len() - self.at);
+        buffer[..len].copy_from_slice(&self.block[self.at..self.at + len]);
         self.at += len;
         Ok(len)
     }

@@ -35,25 +35,13 @@ pub struct Blob {
 /// in the lease's work directory until the lease ends.
 #[derive(Debug)]
 pub struct BlobWriter {
-    blob: HashedBlobWriter,
+    blob: UnhashedBlob,
     hash: Sha256,
 }
 
-impl Write for BlobWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.blob.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.blob.flush()
-    }
-}
-
-/// The same for a caller that hashes what it writes.
+/// Receives the bytes of a blob from somebody who hashes them anyway.
 #[derive(Debug)]
-pub struct HashedBlobWriter {
+pub struct UnhashedBlob {
     store: Store,
     _lease: Lease,
     temp: String,
@@ -61,7 +49,7 @@ pub struct HashedBlobWriter {
     size: u64,
 }
 
-impl Write for HashedBlobWriter {
+impl Write for UnhashedBlob {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.size += written as u64;
@@ -73,15 +61,28 @@ impl Write for HashedBlobWriter {
     }
 }
 
-impl HashedBlobWriter {
-    /// Publishes the blob under `digest`, which must be that of what was written. A blob that is there already is kept.
-    pub fn commit(self, digest: Digest) -> Result<(), StoreError> {
-        let store = self.store;
-        let temp_path = store.inner.layout.path(&self.temp);
+impl UnhashedBlob {
+    /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
+    /// word for it. A blob that is there already is kept.
+    pub fn commit_as(self, digest: Digest) -> Result<(), StoreError> {
+        let layout = &self.store.inner.layout;
+        let temp_path = layout.path(&self.temp);
         let file =
             self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
         rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
-        store.publish_blob(&self.temp, digest, self.size)
+        self.store.publish_blob(&self.temp, digest, self.size)
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.blob.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.blob.flush()
     }
 }
 
@@ -97,11 +98,11 @@ impl BlobWriter {
         let digest = self.hash.finish();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             // Frees the space early; the lease would do it anyway.
-            let _ =
-                rustix::fs::unlinkat(self.blob.store.inner.layout.fd(), &self.blob.temp, AtFlags::empty());
+            let layout = &self.blob.store.inner.layout;
+            let _ = rustix::fs::unlinkat(layout.fd(), &self.blob.temp, AtFlags::empty());
             return Err(StoreError::DigestMismatch { expected, actual: digest });
         }
-        self.blob.commit(digest)?;
+        self.blob.commit_as(digest)?;
         Ok(digest)
     }
 }
@@ -109,14 +110,14 @@ impl BlobWriter {
 impl Store {
     /// Starts receiving a blob.
     pub fn ingest(&self, lease: &Lease) -> Result<BlobWriter, StoreError> {
-        Ok(BlobWriter { blob: self.ingest_hashed(lease)?, hash: Sha256::new() })
+        Ok(BlobWriter { blob: self.ingest_unhashed(lease)?, hash: Sha256::new() })
     }
 
-    /// Starts receiving a blob whose bytes the caller hashes.
-    pub fn ingest_hashed(&self, lease: &Lease) -> Result<HashedBlobWriter, StoreError> {
+    /// The same for bytes that the caller hashes.
+    pub fn ingest_unhashed(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
         let temp = lease.next_path();
         let fd = self.inner.layout.open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        Ok(HashedBlobWriter {
+        Ok(UnhashedBlob {
             store: self.clone(),
             _lease: lease.clone(),
             temp,
