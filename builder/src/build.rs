@@ -185,6 +185,9 @@ pub async fn build(
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    if !plan.needed.is_empty() {
+        remark_on_received(&graph, &contexts, events);
+    }
     isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
@@ -641,6 +644,17 @@ async fn scan_contexts(
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
     Ok(contexts)
+}
+
+/// Warns about contexts that came whole. Those that were scanned had their say then.
+fn remark_on_received(graph: &BuildGraph, contexts: &Contexts, events: &Events) {
+    for (name, context) in contexts.iter().filter(|(_, context)| context.identity.is_none()) {
+        let patterns = plan::context_patterns(graph, name);
+        let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
+        for remark in remarks::of_received(context, &wanted) {
+            events.remark(remark);
+        }
+    }
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {

@@ -9,6 +9,7 @@ mod clients;
 pub(crate) mod exchange;
 mod get;
 pub(crate) mod host;
+pub(crate) mod reach;
 mod resolver;
 pub(crate) mod retry;
 
