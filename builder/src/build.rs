@@ -49,7 +49,7 @@ use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
-use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
+use crate::resolve::{self, BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::pin;
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
@@ -171,6 +171,7 @@ pub async fn build(
     let sources = Sources { request, main: &main, options: options.clone(), env: &env };
     let mut lowering = Lowering::new(&parsed, options);
     let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, &sources).await?;
+    resolve::remark_on_quotas(&registry, events);
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     if let Some(epoch) = lowering.source_date_epoch() {
         let _ = env.epoch.set(epoch);

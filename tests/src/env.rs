@@ -320,9 +320,20 @@ impl TestEnv {
         let line: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
         let line = format!("rbuild {}", line.join(" "));
         let at = Instant::now();
+        let child = self.spawn(&mut command).with_context(|| format!("start {line}"))?;
+        Ok(Started { child, line, at })
+    }
+
+    /// Starts a command of [`TestEnv::command`] with whatever outputs it has.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let at = Instant::now();
         // A child that another test forks while this test's binary is being copied holds the copy open for writing until
         // it executes its own.
-        let child = loop {
+        loop {
             match command.spawn() {
                 Err(e)
                     if e.kind() == ErrorKind::ExecutableFileBusy
@@ -330,10 +341,9 @@ impl TestEnv {
                 {
                     thread::sleep(Duration::from_millis(5));
                 }
-                spawned => break spawned.with_context(|| format!("start {line}"))?,
+                spawned => return Ok(spawned?),
             }
-        };
-        Ok(Started { child, line, at })
+        }
     }
 
     /// Fails when a mount, a process or an unfinished file of this world is left.
@@ -361,6 +371,17 @@ impl Started {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it is not to be killed.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Waits for its end.

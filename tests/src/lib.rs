@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod aws;
 pub mod bases;
 pub mod binary;
 pub mod container;
@@ -40,5 +41,5 @@ pub mod user;
 pub mod web;
 
 pub use env::TestEnv;
-pub use registry::Registry;
+pub use registry::{Registry, Tls};
 pub use run::{Outcome, Run, Step};

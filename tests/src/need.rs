@@ -32,6 +32,8 @@ pub enum Need {
     Docker,
     /// `strace` is installed and may trace.
     Strace,
+    /// moto is where `tests/scripts/setup` puts it.
+    Aws,
 }
 
 impl Need {
@@ -50,12 +52,13 @@ impl Need {
             Self::Network => "network",
             Self::Docker => "docker",
             Self::Strace => "strace",
+            Self::Aws => "aws",
         }
     }
 
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Root => &[],
+            Self::Root | Self::Aws => &[],
             Self::Registry => &["docker-registry"],
             Self::Bases => &["mmdebstrap", "busybox", "python3", "skopeo", "docker-registry", "unshare"],
             Self::Judges => &["skopeo", "umoci"],
@@ -76,6 +79,9 @@ impl Need {
             matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid | Self::Docker);
         if wants_root && !rustix::process::geteuid().is_root() {
             return Some("not running as root".to_owned());
+        }
+        if self == Self::Aws && !crate::aws::program().is_file() {
+            return Some(format!("no {} (run tests/scripts/setup)", crate::aws::program().display()));
         }
         let absent: Vec<_> = self.programs().iter().filter(|name| find_program(name).is_none()).collect();
         (!absent.is_empty()).then(|| format!("not installed: {absent:?} (run tests/scripts/setup)"))

@@ -237,12 +237,15 @@ pub(crate) struct ImagesArgs {
     /// Show digests
     #[arg(long)]
     pub(crate) digests: bool,
-    /// Show only images that meet a condition: dangling=, label=, before=, since=, reference=
+    /// Show only images that meet a condition: dangling=, label=, before=, since=, until=, reference=
     #[arg(short = 'f', long = "filter", value_name = "KEY=VALUE")]
     pub(crate) filters: Vec<String>,
     /// Show rows as: table, json, or a Go template such as `{{.Repository}}:{{.Tag}}`
     #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
     pub(crate) format: String,
+    /// Show each image once, with all its names, and below it its platforms
+    #[arg(long, conflicts_with_all = ["quiet", "digests", "no_trunc", "format"])]
+    pub(crate) tree: bool,
 }
 
 /// Pull an image from a registry

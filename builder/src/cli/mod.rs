@@ -36,7 +36,7 @@ pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
 pub use env::Env;
 pub use error::{Problem, UsageError};
-pub use filter::ImageFilter;
+pub use filter::{ImageFilter, Moment};
 pub use image::{
     HistoryRequest, ImageCommand, ImagePruneRequest, InspectRequest, LabelFilter, LoadRequest, LoginRequest,
     PasswordSource, RmiRequest, SaveRequest, TagRequest,
@@ -122,6 +122,8 @@ pub struct ImagesRequest {
     pub filters: Vec<ImageFilter>,
     /// Format of the rows, not parsed yet; empty for the default.
     pub format: String,
+    /// Show images with their platforms below them.
+    pub tree: bool,
 }
 
 /// What `rbuild pull` was asked for.
@@ -232,14 +234,15 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     .map(|text| filter::parse_filter(text))
                     .collect::<Result<_, _>>()?,
                 format: args.format,
+                tree: args.tree,
             })
         }
         CommandArgs::Image(args) => Command::Image(match args {
             ImageCommandArgs::Tag(args) => args.request()?,
-            ImageCommandArgs::Rmi(args) => args.request(),
+            ImageCommandArgs::Rmi(args) => args.request()?,
             ImageCommandArgs::Inspect(args) => args.request()?,
-            ImageCommandArgs::History(args) => args.request(),
-            ImageCommandArgs::Save(args) => args.request(),
+            ImageCommandArgs::History(args) => args.request()?,
+            ImageCommandArgs::Save(args) => args.request()?,
             ImageCommandArgs::Load(args) => args.request(env)?,
             ImageCommandArgs::Login(args) => args.request()?,
             ImageCommandArgs::Logout(args) => ImageCommand::Logout(args.server),

@@ -17,7 +17,7 @@ pub(crate) struct DuArgs {
     /// Only what matches, as in rbuild prune
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Show as: table, or json (one object a line)
+    /// Show as: table, json (one object a line), or pretty (as --verbose does)
     #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
     pub(crate) format: String,
 }
@@ -180,12 +180,14 @@ impl CacheRequest {
 impl DuRequest {
     pub(super) fn from_args(args: &DuArgs) -> Result<Self, Problem> {
         let json = match args.format.as_str() {
-            "table" => false,
+            "table" | "pretty" => false,
             "json" => true,
-            other => return Err(wrong("--format", other, "expected table or json")),
+            other => return Err(wrong("--format", other, "expected table, json or pretty")),
         };
         let (until, filters) = filters(&args.filters)?;
-        Ok(Self { verbose: args.verbose, json, until, filters })
+        // buildx's other word for it.
+        let verbose = args.verbose || args.format == "pretty";
+        Ok(Self { verbose, json, until, filters })
     }
 }
 

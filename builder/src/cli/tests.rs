@@ -399,6 +399,7 @@ fn the_other_commands_parse() {
         digests: false,
         filters: Vec::new(),
         format: String::new(),
+        tree: false,
     };
     assert_eq!(command(&["images", "-q", "--no-trunc", "node"]), Command::Images(images));
     assert!(refused(&["pull", "UP"]).contains("must be lowercase"));
@@ -501,7 +502,7 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
         &["prune", "--max-used-space", "much"],
         &["prune", "--max-used-space=1", "--keep-storage=1"],
         &["prune", "extra"],
-        &["du", "--format", "pretty"],
+        &["du", "--format", "xml"],
         &["cache"],
         &["cache", "wash"],
     ] {

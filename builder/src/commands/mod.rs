@@ -11,6 +11,7 @@ mod fsck;
 mod graph;
 mod history;
 mod image;
+mod image_tree;
 mod images;
 mod imagetools;
 mod inspect;
