@@ -25,12 +25,12 @@ use crate::assemble::emit::Emissions;
 use crate::assemble::index::ImageSet;
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg};
+use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg, ShellAt};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
-use crate::debug::Slot;
+use crate::debug::{Slot, choose};
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::Explainer;
 use crate::explain::record::Record;
@@ -181,10 +181,14 @@ pub async fn build(
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
+    let entered = match &request.shell {
+        Some(ShellAt::Before(which)) => Some(choose::retarget(&mut graph, which)?),
+        Some(ShellAt::FirstFailure) | None => None,
+    };
     let contexts = scan_contexts(request, &graph, &main, &env).await?;
     let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
+    let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control, entered)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
     if !plan.needed.is_empty() {
         remark_on_received(&graph, &contexts, events);
@@ -317,8 +321,8 @@ pub(crate) fn exec_env(
     failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if request.shell_on_error && host.rung() == Rung::Chroot {
-        events.remark("--on-error=shell opens none with --isolation=chroot: it keeps a mounted step");
+    if request.shell.is_some() && host.rung() == Rung::Chroot {
+        events.remark("there is no shell in a step with --isolation=chroot: it takes a mounted step");
     }
     Ok(ExecEnv {
         store: host.store.clone(),
@@ -346,7 +350,7 @@ pub(crate) fn exec_env(
         epoch: OnceLock::new(),
         wanted_compression: outputs::wanted_compression(&request.results),
         mount_points: OnceLock::new(),
-        failed_step: request.shell_on_error.then(|| failed_step.clone()),
+        failed_step: request.shell.is_some().then(|| failed_step.clone()),
     })
 }
 

@@ -20,6 +20,7 @@ use crate::leak;
 use crate::need::program_path;
 use crate::registry::Registry;
 use crate::run::Run;
+use crate::tun::with_tun;
 use crate::user::User;
 
 /// A build that takes longer hangs: no test waits for more than apt and npm on a slow machine.
@@ -221,10 +222,37 @@ impl TestEnv {
             }
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        if let Some(user) = &self.user {
-            command.env("USER", "rbuild-test").uid(user.uid()).gid(user.gid());
+        if self.user.is_some() {
+            command.env("USER", "rbuild-test");
         }
+        self.as_user(&mut command);
         command
+    }
+
+    /// Has a command run as the user under test, if there is one.
+    pub fn as_user<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        match &self.user {
+            Some(user) => command.uid(user.uid()).gid(user.gid()),
+            None => command,
+        }
+    }
+
+    /// [`TestEnv::run`] with a `/dev/net/tun` that the user under test may open: see [`crate::tun`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`].
+    pub fn run_with_tun<I>(&self, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let command = self.command(args);
+        let command = match &self.user {
+            Some(user) => with_tun(&command, (user.uid(), user.gid())),
+            None => command,
+        };
+        finish(self.start(command)?)
     }
 
     /// Runs the binary to its end.

@@ -29,6 +29,7 @@ pub mod container;
 pub mod docker;
 pub mod env;
 pub mod fault;
+pub mod generated;
 pub mod git;
 pub mod http;
 pub mod judge;
@@ -37,6 +38,7 @@ pub mod need;
 pub mod registry;
 pub mod run;
 pub mod token_server;
+pub mod tun;
 pub mod user;
 pub mod web;
 

@@ -32,6 +32,10 @@ pub enum Need {
     Docker,
     /// `strace` is installed and may trace.
     Strace,
+    /// A C compiler that links statically: programs of the test's own in steps.
+    Compiler,
+    /// OpenSSH's agent and what gives it keys.
+    Ssh,
     /// moto is where `tests/scripts/setup` puts it.
     Aws,
 }
@@ -52,6 +56,8 @@ impl Need {
             Self::Network => "network",
             Self::Docker => "docker",
             Self::Strace => "strace",
+            Self::Compiler => "cc",
+            Self::Ssh => "ssh",
             Self::Aws => "aws",
         }
     }
@@ -69,6 +75,8 @@ impl Need {
             Self::Network => &["pasta", "slirp4netns"],
             Self::Strace => &["strace"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
+            Self::Compiler => &["cc"],
+            Self::Ssh => &["ssh-agent", "ssh-add", "ssh-keygen"],
         }
     }
 

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::context::ContextArgs;
 use super::control::{CacheControlArgs, ExplainArgs};
+use super::debug::DebugArgs;
 use super::image::ImageCommandArgs;
 use super::imagetools::{ImagetoolsArgs, SystemArgs};
 use super::results::ResultArgs;
@@ -49,6 +50,7 @@ pub(crate) enum CommandArgs {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<BuildArgs>),
+    Debug(DebugArgs),
     /// Show the graph of a Dockerfile's steps without building
     Graph(GraphArgs),
     Context(ContextArgs),

@@ -7,6 +7,7 @@ mod args;
 mod context;
 mod control;
 mod csv;
+mod debug;
 mod env;
 mod error;
 mod filter;
@@ -34,6 +35,7 @@ pub use annotation::{Annotation, AnnotationPlace};
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
+pub use debug::DebugRequest;
 pub use env::Env;
 pub use error::{Problem, UsageError};
 pub use filter::{ImageFilter, Moment};
@@ -45,10 +47,10 @@ pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
 pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
-pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
-pub use space::{CacheRequest, DuRequest, PruneRequest};
+pub use space::{CacheRequest, DuRequest, PruneRequest, ShareBy};
 pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};
@@ -72,6 +74,8 @@ pub struct Invocation {
 pub enum Command {
     /// Build an image.
     Build(Box<BuildRequest>),
+    /// Open a shell in a step.
+    Debug(DebugRequest),
     /// Show a build graph.
     Graph(GraphRequest),
     /// Look at a build context.
@@ -217,6 +221,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             }
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
+        CommandArgs::Debug(args) => Command::Debug(args.request()),
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
         CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
@@ -345,6 +350,7 @@ fn is_command(text: &OsStr) -> bool {
         Some(
             "build"
                 | "b"
+                | "debug"
                 | "graph"
                 | "context"
                 | "images"
@@ -383,7 +389,7 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
     };
     [
         "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
-        "inspect", "history", "login", "logout", "save", "load",
+        "inspect", "history", "login", "logout", "save", "load", "debug",
     ]
     .into_iter()
     .find(|name| near(name))

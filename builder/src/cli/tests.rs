@@ -514,10 +514,16 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 
 #[test]
 fn the_store_s_commands_are_read() {
-    let du =
-        |verbose, json| DuRequest { verbose, json, until: std::time::Duration::ZERO, filters: Vec::new() };
-    assert_eq!(meant(&["du"]), Command::Du(du(false, false)));
-    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true)));
+    let du = |verbose, json, by| DuRequest {
+        verbose,
+        json,
+        by,
+        until: std::time::Duration::ZERO,
+        filters: Vec::new(),
+    };
+    assert_eq!(meant(&["du"]), Command::Du(du(false, false, None)));
+    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true, None)));
+    assert_eq!(meant(&["du", "--by", "stage"]), Command::Du(du(false, false, Some(ShareBy::Stage))));
     assert_eq!(
         meant(&["cache", "fsck"]),
         Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })

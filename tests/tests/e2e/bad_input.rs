@@ -182,6 +182,7 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
+/// Q3: a step, and the builder, that fill the disk.
 #[test]
 fn disk_full() -> Result<()> {
     need!(Root, Registry, Bases);
