@@ -22,6 +22,7 @@ use rbuild_sandbox::{Isolation, Rung};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::assemble::emit::Emissions;
 use crate::assemble::index::ImageSet;
 use crate::assemble::provenance::{Facts, Invocation};
 use crate::assemble::said::{Searched, predicates};
@@ -39,6 +40,7 @@ use crate::explain::record::Record;
 use crate::explain::{self, Explainer};
 use crate::export::{
     self,
+    ahead::Ahead,
     files::Files,
     outputs::{self, Outputs},
 };
@@ -200,7 +202,8 @@ pub async fn build(
     }
     remark_on_network(&graph, &plan, &env);
     // Where everything is cached the push itself says as soon what a question beforehand would.
-    if plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_))) {
+    let executes = plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_)));
+    if executes {
         check_destinations(request, &env, &registry, cancel).await?;
     }
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
@@ -211,16 +214,25 @@ pub async fn build(
         Arc::clone(&graph),
         plan,
         contexts,
-        images.clone(),
+        images,
         Arc::clone(&env),
         Arc::clone(&explainer),
+        request.results.attestations.sbom.is_some()
+            || request.results.outputs.iter().any(outputs::wants_files),
     );
     let solver = Arc::new(solver);
+    let ahead = Ahead::start(&request.results, &env, &registry, &graph, &solver, executes);
     let solved = Arc::clone(&solver).solve().await;
     if request.control.explain == Some(ExplainFormat::Json) {
         source.decisions = decisions(&graph, &explainer);
     }
-    let solved = solved.map_err(|error| isolation::explained(error, host))?;
+    let solved = match solved {
+        Ok(solved) => solved,
+        Err(error) => {
+            ahead.stop().await;
+            return Err(isolation::explained(error, host));
+        }
+    };
     let executed = solver.executed();
     let invocation = explain::build_id(env.lease.id());
 
@@ -234,10 +246,7 @@ pub async fn build(
     let assemble_all = async |rewrite: bool| {
         let targets = if wants(rewrite) { graph.targets.as_slice() } else { &[] };
         let assembled = targets.iter().zip(&solved).map(|(target, solved)| {
-            let base = target.base.and_then(|node| match &graph.dag[node].op {
-                Op::Image(image) => images.get(&image.manifest).cloned(),
-                _ => None,
-            });
+            let base = target.base.and_then(|node| solver.image(node));
             assemble::assemble(&env, &graph, target, solved, base, rewrite)
         });
         futures_util::future::try_join_all(assembled).await
@@ -300,9 +309,14 @@ pub async fn build(
         plain: &plain,
         said: &said,
         files: &Arc::new(files),
+        ahead: &ahead,
         is_multi,
     };
-    let set = ended(events, exporting, outputs.write(cancel).await)?;
+    let written = outputs.write(cancel).await;
+    if written.is_err() {
+        ahead.stop().await;
+    }
+    let set = ended(events, exporting, written)?;
     // The image that names in the store stand for: as the first output has it that makes one.
     let first = results.outputs.iter().find_map(outputs::packing);
     let built =
@@ -372,6 +386,7 @@ pub(crate) fn exec_env(
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
         groups: Groups::default(),
         materialised: Materialised::default(),
+        emissions: Emissions::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,

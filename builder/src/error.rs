@@ -450,6 +450,17 @@ pub enum StepFailure {
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A layer that was left at its registry cannot be had from there now.
+    #[error("layer {layer} was left at {from} when the image was built, and cannot be fetched from there")]
+    LayerElsewhere {
+        /// Digest of its blob.
+        layer: Digest,
+        /// The image that has it.
+        from: String,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
     /// A layout failed.
     #[error(transparent)]
     Layout(#[from] LayoutError),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use rbuild_frontend::span::Lines;
+use rbuild_registry::RegistryError;
 
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
@@ -179,7 +180,10 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::Base { source, .. } | BuildError::Resolve(source) => resolve_hints(source),
         BuildError::Push { source, .. } => source.hint().into_iter().collect(),
         BuildError::Preflight { source, others, .. } => {
-            let others = others.iter().map(|(name, why)| format!("nor to {name}: {}", one_line(why)));
+            let told = |(name, why): &(String, RegistryError)| {
+                std::iter::once(format!("nor to {name}: {}", one_line(why))).chain(why.hint())
+            };
+            let others = others.iter().flat_map(told);
             source.hint().into_iter().chain(others).collect()
         }
         BuildError::NoSuchImage(name) => {
@@ -274,6 +278,10 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec!["the server has another file than the one the checksum was made of".to_owned()]
         }
         StepFailure::Registry(source) => source.hint().into_iter().collect(),
+        StepFailure::LayerElsewhere { from, source, .. } => {
+            let again = format!("or, when it can be reached again: rbuild pull {from}");
+            source.hint().into_iter().chain([again]).collect()
+        }
         StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }

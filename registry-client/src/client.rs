@@ -106,7 +106,18 @@ impl Client {
     /// The digest that a reference has at the registry itself, by its word; `None` when it is not there.
     pub async fn manifest_digest(&self, reference: &Reference) -> Result<Option<Digest>, RegistryError> {
         let endpoint = self.push_endpoint(reference, &|| "look for manifest".to_owned()).await?;
-        manifests::head(&self.inner.transport, &endpoint, reference, Patience::Full).await
+        let scope = Scope::pull(&endpoint.repository);
+        manifests::head(&self.inner.transport, &endpoint, reference, scope, Patience::Full).await
+    }
+
+    /// Whether the registry itself has the manifest that a reference with a digest names, for whoever is about to push
+    /// there: with the token that the push needs anyway, and without patience.
+    pub async fn has_manifest(&self, reference: &Reference) -> Result<bool, RegistryError> {
+        let endpoint = self.push_endpoint(reference, &|| "look for manifest".to_owned()).await?;
+        let scope = Scope::push(&endpoint.repository);
+        let found =
+            manifests::head(&self.inner.transport, &endpoint, reference, scope, Patience::None).await?;
+        Ok(found.is_some() && found == reference.digest())
     }
 
     /// Removes a manifest (a reference with a digest) or a tag from the registry.

@@ -138,11 +138,12 @@ pub(crate) async fn head(
     transport: &Transport,
     endpoint: &Endpoint,
     reference: &Reference,
+    scope: Scope,
     patience: Patience,
 ) -> Result<Option<Digest>, RegistryError> {
     let named = named(reference);
     let target = Target { action: format!("look for `{named}`"), ..manifest_target(endpoint, &named) };
-    let call = manifest_call(Method::HEAD, endpoint, &named, Scope::pull(&endpoint.repository), &target);
+    let call = manifest_call(Method::HEAD, endpoint, &named, scope, &target);
     let (answer, authorization) =
         transport.send(&transport.host(endpoint), &Call { patience, ..call }).await?;
     if answer.status() == StatusCode::NOT_FOUND {

@@ -171,7 +171,7 @@ impl Registry {
             let storage = dir.path().join("storage");
             fs::create_dir_all(&storage)?;
             let text = format!(
-                "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
+                "version: 0.1\nlog: {{level: warn}}\n\
                  storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
                  http:\n  addr: \"{address}\"\n{extra}",
                 storage.display(),
@@ -199,6 +199,16 @@ impl Registry {
     #[must_use]
     pub fn host(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Method and path of every request that was answered so far, in order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<String> {
+        let request = |line: &str| {
+            let (request, _) = line.split_once('"')?.1.split_once(" HTTP/1.")?;
+            Some(request.to_owned())
+        };
+        self.log().lines().filter_map(request).collect()
     }
 
     /// What the server logged, for the message of a failing test.

@@ -6,15 +6,19 @@ use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
 use rbuild_cache::layer::{self, Compression, DecompressError, EncodeError, Encoded, LayerReader, Limits};
-use rbuild_oci::{DiffId, Digest, canonical_json, media_type};
+use rbuild_oci::{DiffId, Digest, Reference, canonical_json, media_type};
 use serde_json::json;
 
-use crate::assemble::{BuiltImage, ImageLayer};
+use crate::assemble::emit::{Pace, Stoppable};
+use crate::assemble::{BuiltImage, ImageLayer, Place};
+use crate::build::ended;
 use crate::error::{BuildError, StepFailure};
-use crate::ops::{ExecEnv, blocking};
-use crate::resolve::PULLED;
+use crate::ops::download::RemoteLayer;
+use crate::ops::{ExecEnv, download};
+use crate::progress::Outcome;
+use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
 
-/// A layer as the manifest names it; its bytes are a blob of the store.
+/// A layer as the manifest names it; its bytes are a blob of the store, or `from` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerBlob {
     /// Digest of its tar.
@@ -25,6 +29,27 @@ pub struct LayerBlob {
     pub size: u64,
     /// OCI media type.
     pub media_type: String,
+    /// An image at a registry that has it, when it came from there.
+    pub from: Option<Reference>,
+}
+
+impl LayerBlob {
+    /// The same, with the registry's image that it came with, when that is the base.
+    pub(crate) fn of_base(mut self, base: Option<&BaseImage>) -> Self {
+        if let Some(BaseImage { origin: Origin::Registry(reference), layers, .. }) = base {
+            let is_its = |layer: &BaseLayer| layer.blob.as_ref().is_some_and(|b| b.digest == self.digest);
+            if layers.iter().any(is_its) {
+                self.from.get_or_insert_with(|| reference.clone());
+            }
+        }
+        self
+    }
+
+    /// The layer as it can be fetched, when it is not here.
+    pub fn remote(&self) -> Option<RemoteLayer> {
+        let blob = BlobRef { digest: self.digest, size: self.size, media_type: self.media_type.clone() };
+        Some(RemoteLayer { diff_id: self.diff_id, blob, from: self.from.clone()? })
+    }
 }
 
 /// An image ready to be written somewhere.
@@ -68,10 +93,11 @@ pub async fn pack(
     image: BuiltImage,
     packing: &Packing,
 ) -> Result<PackedImage, BuildError> {
-    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), packing));
+    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), packing, Pace::Now));
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
         let blob = blob?;
+        let blob = blob.of_base(image.base.as_deref());
         let media_type = if packing.docker_types { docker_layer(&blob.media_type) } else { blob.media_type };
         layers.push(LayerBlob { media_type, ..blob });
     }
@@ -111,6 +137,15 @@ fn docker_layer(oci: &str) -> String {
     .to_owned()
 }
 
+/// OCI's name of a layer type, by the form it tells of.
+fn oci_layer(stated: &str) -> &'static str {
+    match stated {
+        stated if stated.ends_with("gzip") => media_type::OCI_LAYER_GZIP,
+        stated if stated.ends_with("zstd") => media_type::OCI_LAYER_ZSTD,
+        _ => media_type::OCI_LAYER,
+    }
+}
+
 /// OCI media type of a layer blob by its first bytes; a pulled blob keeps the form its registry had it in.
 fn sniff(mut file: &File) -> Option<&'static str> {
     let mut magic = [0; 4];
@@ -146,18 +181,43 @@ fn recompress(
     })
 }
 
-async fn layer_blob(
-    env: &Arc<ExecEnv>,
-    layer: ImageLayer,
-    packing: &Packing,
-) -> Result<LayerBlob, BuildError> {
-    let (compression, clamp) = (packing.compression, layer.clamp);
-    let own = match compression {
+/// OCI's name of what we make.
+pub(crate) fn layer_type(compression: Compression) -> &'static str {
+    match compression {
         Compression::None => media_type::OCI_LAYER,
         Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
         Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
-    };
+    }
+}
+
+/// A layer as the manifest names it, compressed if it never was.
+pub(crate) async fn layer_blob(
+    env: &Arc<ExecEnv>,
+    layer: ImageLayer,
+    packing: &Packing,
+    pace: Pace,
+) -> Result<LayerBlob, BuildError> {
+    let (compression, clamp) = (packing.compression, layer.clamp);
+    let own = layer_type(compression);
     let params = compression.params();
+    let id = match &layer.place {
+        Place::Here(id) => Some(*id),
+        Place::There(remote) => {
+            let BlobRef { digest, size, media_type: stated } = &remote.blob;
+            let media_type = oci_layer(stated);
+            if !packing.force || media_type == own {
+                let (diff_id, media_type) = (layer.diff_id, media_type.to_owned());
+                let from = Some(remote.from.clone());
+                return Ok(LayerBlob { diff_id, digest: *digest, size: *size, media_type, from });
+            }
+            None
+        }
+    };
+    // Who emits it at this moment leaves it in the store.
+    let _turn = match id {
+        Some(id) => Some(env.emissions.turn(id).await),
+        None => None,
+    };
     let pulled = if layer.is_base { env.store.encoding(&layer.diff_id, PULLED)? } else { None };
     let mut foreign = None;
     for (digest, size) in pulled.into_iter().chain(env.store.encoding(&layer.diff_id, &params)?) {
@@ -167,26 +227,38 @@ async fn layer_blob(
                 foreign = Some((digest, blob.file));
                 continue;
             }
-            return Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type: media_type.to_owned() });
+            let media_type = media_type.to_owned();
+            return Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type, from: None });
         }
     }
-    let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
+    if let (Place::There(remote), None) = (&layer.place, &foreign) {
+        // Another form of it is wanted: that takes its bytes.
+        let vertex = env.events.vertex(format!("fetching a layer of {}", remote.from.familiar()));
+        env.events.started(vertex);
+        let kept = download::keep(env, std::slice::from_ref(remote), vertex).await.map_err(BuildError::from);
+        ended(&env.events, vertex, kept)?;
+        env.events.finished(vertex, Outcome::Done);
+        let blob = env.store.blob(&remote.blob.digest)?.ok_or(StepFailure::LayerVanished(layer.diff_id))?;
+        foreign = Some((remote.blob.digest, blob.file));
+    }
     let worker = Arc::clone(env);
-    let blob = blocking(move || {
-        let mut writer = worker.store.ingest(&worker.lease)?;
+    let encode = move || {
+        let writer = worker.store.ingest(&worker.lease)?;
+        let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = match foreign {
+        let encoded = match (foreign, id) {
             // Somebody else's tar: only its own bytes have its diff id.
-            Some((blob, file)) => recompress(blob, file, compression, &mut writer, threads)?,
-            None => worker.encode_layer(layer.id, clamp, compression, &mut writer, threads)?,
+            (Some((blob, file)), _) => recompress(blob, file, compression, &mut writer, threads)?,
+            (None, Some(id)) => worker.encode_layer(id, clamp, compression, &mut writer, threads)?,
+            (None, None) => return Err(StepFailure::LayerVanished(layer.diff_id)),
         };
         if encoded.diff_id != layer.diff_id {
             return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
         }
-        let digest = writer.commit(Some(encoded.digest))?;
+        let digest = writer.inner.commit(Some(encoded.digest))?;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;
-        Ok(LayerBlob { diff_id: layer.diff_id, digest, size: encoded.size, media_type: own.to_owned() })
-    })
-    .await?;
-    Ok(blob)
+        let (size, media_type) = (encoded.size, own.to_owned());
+        Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type, from: None })
+    };
+    Ok(pace.run(env, encode).await?)
 }

@@ -4,6 +4,7 @@
 //! as the build that made the layers.
 
 pub mod attestation;
+pub mod emit;
 pub mod index;
 pub mod manifest;
 pub mod provenance;
@@ -14,14 +15,15 @@ pub mod sbom;
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
-use rbuild_cache::layer::Compression;
 use rbuild_cache::store::LayerId;
 use rbuild_frontend::graph::{BuildGraph, Op, Target};
 use rbuild_oci::{DiffId, Digest, History, ImageConfig};
 
+use crate::assemble::emit::image_layer;
 use crate::error::BuildError;
-use crate::ops::{ExecEnv, blocking};
-use crate::resolve::BaseImage;
+use crate::ops::ExecEnv;
+use crate::ops::download::RemoteLayer;
+use crate::resolve::{BaseImage, Origin};
 use crate::solve::Solved;
 use crate::timestamp::rfc3339;
 
@@ -31,16 +33,25 @@ const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 /// One layer of a finished image.
 #[derive(Debug, Clone)]
 pub struct ImageLayer {
-    /// Its directory in the store.
-    pub id: LayerId,
+    /// Where it is.
+    pub place: Place,
     /// Digest of its tar.
     pub diff_id: DiffId,
-    /// Bytes of its tar.
+    /// Bytes of its tar; of one that is not here, of its blob.
     pub size: u64,
     /// True for layers of the base image, which are never rewritten.
     pub is_base: bool,
     /// Times in it later than this are set back to it.
     pub clamp: Option<i64>,
+}
+
+/// Where a layer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In the store.
+    Here(LayerId),
+    /// At a registry; nothing has wanted its files yet.
+    There(RemoteLayer),
 }
 
 /// A finished image, not yet exported.
@@ -63,6 +74,36 @@ impl BuiltImage {
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum()
     }
+
+    /// Those of its layers that are in the store.
+    pub fn local_layers(&self) -> impl Iterator<Item = LayerId> {
+        self.layers.iter().filter_map(|layer| match &layer.place {
+            Place::Here(id) => Some(*id),
+            Place::There(_) => None,
+        })
+    }
+
+    /// Those of its layers that are not.
+    pub fn remote_layers(&self) -> impl Iterator<Item = &RemoteLayer> {
+        self.layers.iter().filter_map(|layer| match &layer.place {
+            Place::Here(_) => None,
+            Place::There(remote) => Some(remote),
+        })
+    }
+}
+
+/// The layers of an image that was left at its registry.
+pub(crate) fn left_layers(image: &BaseImage) -> impl Iterator<Item = ImageLayer> {
+    let from = match &image.origin {
+        Origin::Registry(reference) => Some(reference),
+        Origin::Layout(_) | Origin::Local => None,
+    };
+    image.layers.iter().filter_map(move |layer| {
+        let (diff_id, blob, from) = (layer.diff_id, layer.blob.clone()?, from?.clone());
+        let size = blob.size;
+        let place = Place::There(RemoteLayer { diff_id, blob, from });
+        Some(ImageLayer { place, diff_id, size, is_base: true, clamp: None })
+    })
 }
 
 /// Puts the image of `target` together. Layers whose tar was never emitted are hashed now, in parallel. `rewrite` sets
@@ -91,13 +132,14 @@ pub async fn assemble(
         identified.push(layer?);
     }
     let mut config = target.config.clone();
-    config.rootfs.diff_ids = identified.iter().map(|(layer, _)| layer.diff_id).collect();
     let base_created = config.history.iter().rev().find_map(|entry| entry.created.clone());
     let base_created = base_created.or_else(|| base.as_ref().and_then(|b| b.config.created.clone()));
     let times: Vec<i64> = identified[base_count..].iter().map(|(_, created_ns)| *created_ns).collect();
     history(&mut config, target, &times, base_created, clamp);
+    let left = solved.below.iter().flat_map(|image| left_layers(image));
+    let layers: Vec<ImageLayer> = left.chain(identified.into_iter().map(|(layer, _)| layer)).collect();
+    config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
     let config_bytes = config.to_json();
-    let layers = identified.into_iter().map(|(layer, _)| layer).collect();
     Ok(BuiltImage { id: Digest::of(&config_bytes), config, config_bytes, layers, base })
 }
 
@@ -139,30 +181,6 @@ fn history(
         }
     }
     config.created = Some(times.last().unwrap_or(&none).clone());
-}
-
-async fn image_layer(
-    env: &Arc<ExecEnv>,
-    id: LayerId,
-    is_base: bool,
-    clamp: Option<i64>,
-) -> Result<(ImageLayer, i64), BuildError> {
-    let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
-    let created_ns = info.created_unix_ns;
-    if let (Some((diff_id, size)), None) = (info.tar, clamp) {
-        return Ok((ImageLayer { id, diff_id, size, is_base, clamp }, created_ns));
-    }
-    let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
-    let worker = Arc::clone(env);
-    let layer = blocking(move || {
-        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut std::io::sink(), 1)?;
-        if clamp.is_none() {
-            worker.store.set_diff_id(id, &encoded.diff_id, encoded.uncompressed)?;
-        }
-        Ok(ImageLayer { id, diff_id: encoded.diff_id, size: encoded.uncompressed, is_base, clamp })
-    })
-    .await?;
-    Ok((layer, created_ns))
 }
 
 #[cfg(test)]

@@ -62,10 +62,11 @@ pub(super) fn run(
     super::print(&text)
 }
 
-/// Bytes of the files of each layer, base first; 0 for one that was collected.
+/// Bytes of the files of each layer, base first; of one that is not here, of its blob; 0 for one that was collected.
 fn sizes(store: &Store, record: &ImageRecord) -> Result<Vec<u64>, BuildError> {
     let size = |layer| Ok(store.layer(layer)?.map_or(0, |info| info.size_bytes));
-    record.layers.iter().map(|layer| size(*layer)).collect()
+    let absent = record.absent_layers().iter().map(|layer| Ok(layer.size));
+    absent.chain(record.layers.iter().map(|layer| size(*layer))).collect()
 }
 
 fn rows(

@@ -221,6 +221,7 @@ mod tests {
             manifest: name.contains("me/").then(|| Digest::of(b"manifest")),
             index: None,
             others: Vec::new(),
+            absent: None,
             platform: "linux/amd64".into(),
             size_bytes: 29_541_000,
             created_unix_ns: created * 1_000_000_000,

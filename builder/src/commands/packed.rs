@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rbuild_cache::layer::DEFAULT_GZIP;
 use rbuild_cache::store::{ImageRecord, Store};
-use rbuild_oci::{Document, ImageConfig, media_type};
+use rbuild_oci::{Document, ImageConfig, Reference, media_type};
 
 use super::ImageError;
 use crate::assemble::attestation::{
@@ -12,9 +12,10 @@ use crate::assemble::attestation::{
 };
 use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
-use crate::assemble::{BuiltImage, ImageLayer};
+use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::error::BuildError;
 use crate::ops::ExecEnv;
+use crate::ops::download::RemoteLayer;
 use crate::resolve::CONFIG_BYTES_MAX;
 
 /// What a name stands for: one image, or an index with all its images.
@@ -83,11 +84,19 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
     let config_bytes = env.store.blob_bytes(&record.config, CONFIG_BYTES_MAX)?.ok_or_else(gone)?;
     let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|_| gone())?;
     let mut layers = Vec::with_capacity(record.layers.len());
-    for (id, diff_id) in record.layers.iter().zip(&record.diff_ids) {
-        let info = env.store.layer(*id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
+    if let Some(absent) = &record.absent {
+        let from: Reference = absent.from.parse().map_err(|_| gone())?;
+        layers.extend(absent.layers.iter().map(|layer| {
+            let remote = RemoteLayer::of(layer, &from);
+            let (diff_id, size) = (layer.diff_id, layer.size);
+            ImageLayer { place: Place::There(remote), diff_id, size, is_base: true, clamp: None }
+        }));
+    }
+    for (id, diff_id) in record.local_layers() {
+        let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
         let size = info.tar.map_or(0, |(_, bytes)| bytes);
         // A pulled layer has a blob that some registry made: it is used as it is.
-        layers.push(ImageLayer { id: *id, diff_id: *diff_id, size, is_base: true, clamp: None });
+        layers.push(ImageLayer { place: Place::Here(id), diff_id, size, is_base: true, clamp: None });
     }
     let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None };
     match as_recorded(&env.store, record, &image)? {
@@ -113,7 +122,9 @@ fn as_recorded(
     let mut layers = Vec::with_capacity(record.diff_ids.len());
     for (descriptor, diff_id) in manifest.layers().iter().zip(&record.diff_ids) {
         let Ok(digest) = descriptor.digest().to_string().parse() else { return Ok(None) };
-        if store.blob(&digest)?.is_none_or(|blob| blob.size != descriptor.size()) {
+        let from = image.remote_layers().find(|remote| remote.blob.digest == digest);
+        let from = from.map(|remote| remote.from.clone());
+        if from.is_none() && store.blob(&digest)?.is_none_or(|blob| blob.size != descriptor.size()) {
             return Ok(None);
         }
         layers.push(LayerBlob {
@@ -121,6 +132,7 @@ fn as_recorded(
             digest,
             size: descriptor.size(),
             media_type: descriptor.media_type().to_string(),
+            from,
         });
     }
     let stated = manifest.media_type().as_ref().map(ToString::to_string);

@@ -8,6 +8,7 @@ use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
+use crate::assemble::emit::Emissions;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PullRequest, StepOptions};
 use crate::error::BuildError;
@@ -138,6 +139,7 @@ pub(super) fn plain_env(
         agents: Agents::default(),
         groups: Groups::default(),
         materialised: Materialised::default(),
+        emissions: Emissions::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),

@@ -13,7 +13,7 @@ use crate::assemble::index::ImageSet;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PushRequest};
 use crate::error::BuildError;
-use crate::export;
+use crate::export::registry::Push;
 use crate::host::Host;
 use crate::ops::ExecEnv;
 use crate::progress::{Events, Outcome};
@@ -88,8 +88,8 @@ async fn push_one(
         }
     };
     let names = [name.clone()];
-    super::unless_canceled(cancel, export::registry::push(client, &host.store, &set, &names, events, vertex))
-        .await?;
+    let push = Push::new(client, &host.store, events, names.to_vec()).under(vertex);
+    super::unless_canceled(cancel, push.finish(&set, &names)).await?;
     events.finished(vertex, Outcome::Done);
     let root = set.root();
     if request.platform.is_none() && record.digest() != Some(root.digest) && set.index.is_none() {

@@ -13,6 +13,7 @@ use super::stored::{Found, Images};
 use crate::cancel::Cancel;
 use crate::cli::{Env, SaveRequest};
 use crate::error::BuildError;
+use crate::export;
 use crate::export::archive::{self, SavedImage};
 use crate::host::Host;
 use crate::progress::{self, Display, Events, Mode};
@@ -88,7 +89,9 @@ async fn save(
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client)?);
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
-        saved.push(SavedImage::set(packed::set(&env, record).await?, record.config, names.clone()));
+        let set = packed::set(&env, record).await?;
+        super::unless_canceled(cancel, export::fetch_left(&env, &set.images)).await?;
+        saved.push(SavedImage::set(set, record.config, names.clone()));
     }
     let (output, worker, switch) = (request.output.clone(), Arc::clone(&env), cancel.clone());
     let written = tokio::task::spawn_blocking(move || match &output {

@@ -165,6 +165,7 @@ mod tests {
                 manifest: Some(Digest::of(format!("manifest of {content}").as_bytes())),
                 index: None,
                 others: Vec::new(),
+                absent: None,
                 platform: "linux/amd64".into(),
                 size_bytes: 0,
                 created_unix_ns: 0,

@@ -154,6 +154,7 @@ mod tests {
             manifest: None,
             index: None,
             others: Vec::new(),
+            absent: None,
             platform: "linux/amd64".into(),
             size_bytes: 0,
             created_unix_ns: 0,

@@ -15,11 +15,12 @@ use crate::build::ended;
 use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ContextArg, ImageOutput, LocalMode, OutputArg, PackingArg, Results};
 use crate::error::BuildError;
+use crate::export::ahead::Ahead;
 use crate::export::archive::{self, SavedImage};
 use crate::export::engine::{self, EngineAddress, EngineError};
 use crate::export::files::{self, Files, FilesForm};
 use crate::export::oci_layout::{self, Destination};
-use crate::export::registry;
+use crate::export::registry::Push;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Outcome, VertexId};
 
@@ -41,6 +42,8 @@ pub struct Outputs<'a> {
     pub said: &'a [Vec<Predicate>],
     /// The files of each, when an output wants them.
     pub files: &'a Arc<Vec<Files>>,
+    /// Pushes that began while the steps ran.
+    pub ahead: &'a Ahead,
     /// They belong into an index.
     pub is_multi: bool,
 }
@@ -70,13 +73,18 @@ impl Outputs<'_> {
     /// first one did; `None` when nothing needed a manifest.
     pub async fn write(&self, cancel: &Cancel) -> Result<Option<Arc<ImageSet>>, BuildError> {
         let (mut first, mut stored) = (None, None);
-        for output in &self.results.outputs {
+        for (number, output) in self.results.outputs.iter().enumerate() {
             if cancel.reason().is_some() {
                 return Err(BuildError::Canceled);
             }
             let set = match (output, packing(output)) {
                 // The store needs no manifest of a single image; of several the index is what the name stands for.
                 (OutputArg::Image(image), Some(_)) if !image.push && !self.is_multi && !self.says() => {
+                    if !image.not_stored && !image.names.is_empty() {
+                        let images = self.rewritten.iter().chain(self.plain);
+                        let left = images.flat_map(BuiltImage::remote_layers).cloned();
+                        super::fetch(self.env, left.collect()).await?;
+                    }
                     continue;
                 }
                 (OutputArg::Docker { .. }, Some(packing)) => {
@@ -96,6 +104,9 @@ impl Outputs<'_> {
                     continue;
                 }
             };
+            if !matches!(output, OutputArg::Image(image) if image.push) {
+                super::fetch_left(self.env, &set.images).await?;
+            }
             if cancel.reason().is_some() {
                 return Err(BuildError::Canceled);
             }
@@ -109,7 +120,7 @@ impl Outputs<'_> {
                     self.layout(&set, names, dest).await?;
                 }
                 OutputArg::Docker { dest, names, .. } => self.docker(&set, names, dest, cancel).await?,
-                OutputArg::Image(image) if image.push => self.push(&set, image, cancel).await?,
+                OutputArg::Image(image) if image.push => self.push(number, &set, image, cancel).await?,
                 _ => {}
             }
             if matches!(output, OutputArg::Image(_)) {
@@ -224,6 +235,7 @@ impl Outputs<'_> {
 
     async fn push(
         &self,
+        number: usize,
         set: &Arc<ImageSet>,
         image: &ImageOutput,
         cancel: &Cancel,
@@ -231,11 +243,11 @@ impl Outputs<'_> {
         let digest = set.root().digest;
         let pinned = |name: &Reference| if image.by_digest { name.only_digest(digest) } else { name.clone() };
         let names: Vec<Reference> = image.names.iter().map(pinned).collect();
-        let shown: Vec<String> = names.iter().map(Reference::familiar).collect();
-        let id = self.begin(format!("pushing {}", shown.join(", ")));
-        let pushing = registry::push(self.registry, &self.env.store, set, &names, &self.env.events, id);
+        let new = || Arc::new(Push::new(self.registry, &self.env.store, &self.env.events, names.clone()));
+        let push = self.ahead.push(number).unwrap_or_else(new);
+        let id = push.vertex();
         let pushed = tokio::select! {
-            pushed = pushing => pushed,
+            pushed = push.finish(set, &names) => pushed,
             () = cancel.cancelled() => Err(BuildError::Canceled),
         };
         self.end(id, pushed)
@@ -357,7 +369,7 @@ pub fn check(request: &BuildRequest) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn layer_compression(asked: cli::Compression) -> Compression {
+pub(super) fn layer_compression(asked: cli::Compression) -> Compression {
     match asked {
         cli::Compression::Unchanged | cli::Compression::Gzip(None) => DEFAULT_GZIP,
         cli::Compression::Uncompressed => Compression::None,

@@ -1,12 +1,13 @@
 //! Names an image in the local store.
 
-use rbuild_cache::store::{ImageRecord, LayerId, Lease, Store};
+use rbuild_cache::store::{AbsentLayers, ImageRecord, LayerId, Lease, ResolvedLayer, Store};
 use rbuild_oci::{Platform, Reference};
 
 use crate::assemble::BuiltImage;
 use crate::assemble::attestation::AttestationManifest;
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
+use crate::ops::download::RemoteLayer;
 use crate::resolve::BaseImage;
 use crate::timestamp;
 
@@ -28,10 +29,23 @@ pub fn record(
         manifest: Some(image.identity),
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: image.config.platform.to_string(),
         size_bytes,
         created_unix_ns: created_ns(image.config.created.as_deref()),
     })
+}
+
+/// The layers that stay where they are.
+fn absent(image: &BuiltImage) -> Option<AbsentLayers> {
+    let from = image.remote_layers().next()?.from.to_string();
+    let layer = |layer: &RemoteLayer| ResolvedLayer {
+        diff_id: layer.diff_id,
+        blob: layer.blob.digest,
+        size: layer.blob.size,
+        media_type: layer.blob.media_type.clone(),
+    };
+    Some(AbsentLayers { from, layers: image.remote_layers().map(layer).collect() })
 }
 
 fn created_ns(created: Option<&str>) -> i64 {
@@ -56,11 +70,12 @@ pub fn tag(
         let packed = set.map(|set| &set.images[at]);
         records.push(ImageRecord {
             config: store.put_blob(lease, &image.config_bytes)?,
-            layers: image.layers.iter().map(|layer| layer.id).collect(),
+            layers: image.local_layers().collect(),
             diff_ids: image.layers.iter().map(|layer| layer.diff_id).collect(),
             manifest: packed.map(|packed| store.put_blob(lease, &packed.manifest)).transpose()?,
             index: None,
             others: Vec::new(),
+            absent: absent(image),
             platform: image.config.platform.to_string(),
             size_bytes: image.size(),
             created_unix_ns: created_ns(image.config.created.as_deref()),

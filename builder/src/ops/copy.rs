@@ -74,7 +74,7 @@ fn layer(
     keep: Keep,
 ) -> Result<NewLayer, StepFailure> {
     // The layer of `--link` is made on nothing: neither files nor accounts of the root matter.
-    let below = if op.link { &Solved { tree: Tree::empty(), stack: Vec::new() } } else { root };
+    let below = if op.link { &Solved::whole(Tree::empty(), Vec::new()) } else { root };
     let owner = op.chown.as_ref().map(|chown| owner::chown(env, below, &chown.text)).transpose()?;
     let parents = env.stack_source(below)?;
     let options = CopyOptions {

@@ -24,7 +24,7 @@ pub fn key(domain: &str, write: impl FnOnce(&mut CanonicalWriter)) -> Key {
 pub fn stored(env: &ExecEnv, key: &Key) -> Result<Option<Arc<Solved>>, StepFailure> {
     let Some(record) = env.store.result(key)? else { return Ok(None) };
     let (Some(layer), Ok(tree)) = (record.own_layer, Tree::decode(&record.tree)) else { return Ok(None) };
-    Ok(Some(Arc::new(Solved { tree, stack: vec![layer] })))
+    Ok(Some(Arc::new(Solved::whole(tree, vec![layer]))))
 }
 
 /// Refuses what a layer can hold only as the mark of a deletion.
@@ -60,5 +60,5 @@ pub fn store(
         description: description.to_owned(),
     };
     env.store.put_result(key, &record)?;
-    Ok(Arc::new(Solved { tree, stack: vec![layer] }))
+    Ok(Arc::new(Solved::whole(tree, vec![layer])))
 }

@@ -4,28 +4,47 @@
 //! and making files are two threads. Nothing becomes visible before the blob's digest and the layer's diff id both
 //! match.
 
+use std::cmp::Reverse;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 
-use bytes::Bytes;
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked, encode_diff};
-use rbuild_cache::store::{BlobWriter, Key, LayerDraft, LayerId};
+use rbuild_cache::store::{LayerDraft, LayerId, UnhashedBlob};
 use rbuild_cache::tree::{Kind, Tree};
-use rbuild_oci::{CanonicalWriter, ChainId, DiffId};
-use rbuild_registry::RegistryError;
+use rbuild_oci::{ChainId, DiffId};
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
-use crate::ops::{ExecEnv, blocking, layer_diff, size_bytes};
+use crate::ops::{ExecEnv, blocking, download, layer_diff, size_bytes};
 use crate::progress::{Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
 use crate::solve::Solved;
 
-/// Chunks in flight between the network and the unpacking thread.
-const CHUNKS_IN_FLIGHT: usize = 64;
+/// The state of an image whose files nothing looks at: its layers stay where they are. `None` when they are all here, or
+/// where they are is not a registry that can be asked later.
+pub fn left_there(
+    env: &ExecEnv,
+    image: &Arc<BaseImage>,
+    vertex: VertexId,
+) -> Result<Option<Solved>, StepFailure> {
+    let is_known = image.layers.iter().all(|layer| layer.blob.is_some());
+    if !matches!(image.origin, Origin::Registry(_)) || !is_known {
+        return Ok(None);
+    }
+    let mut is_here = true;
+    for layer in &image.layers {
+        is_here &= env.store.layer_by_diff_id(&layer.diff_id)?.is_some();
+    }
+    if is_here {
+        return Ok(None);
+    }
+    env.events.started(vertex);
+    env.events.note(vertex, "no step reads its files: its layers are not fetched");
+    env.events.finished(vertex, Outcome::Done);
+    Ok(Some(Solved { tree: Tree::empty(), stack: Vec::new(), below: Some(Arc::clone(image)) }))
+}
 
 /// Brings in what is missing and returns the image's state.
 pub async fn materialise(
@@ -43,6 +62,8 @@ pub async fn materialise(
         }
         local.push(id);
     }
+    // The largest takes longest: it gets the first of the connections, and the others fit in beside it.
+    missing.sort_by_key(|layer| Reverse(layer.blob.as_ref().map_or(0, |blob| blob.size)));
     let pulled_any = !missing.is_empty();
     let pulls = missing.into_iter().map(|layer| {
         let (env, image) = (Arc::clone(env), Arc::clone(image));
@@ -58,7 +79,7 @@ pub async fn materialise(
             Some(id) => id,
             None => match pending.iter().position(|p| p.layer.diff_id == layer.diff_id) {
                 Some(at) => {
-                    let below = Solved { tree: stack_tree(env, image, &stack)?, stack: stack.clone() };
+                    let below = Solved::whole(stack_tree(env, image, &stack)?, stack.clone());
                     pending.swap_remove(at).commit(env, &below)?
                 }
                 None => {
@@ -72,7 +93,7 @@ pub async fn materialise(
     let tree = stack_tree(env, image, &stack)?;
     let outcome = if pulled_any { Outcome::Done } else { Outcome::Cached };
     env.events.finished(vertex, outcome);
-    Ok(Solved { tree, stack })
+    Ok(Solved::whole(tree, stack))
 }
 
 /// A verified layer that cannot be committed before the layers below it are known: its archive leaves directories
@@ -127,35 +148,13 @@ fn stack_tree(env: &ExecEnv, image: &BaseImage, stack: &[LayerId]) -> Result<Tre
     Ok(tree)
 }
 
-/// One download across all processes: the lock is per layer.
-fn pull_key(diff_id: DiffId) -> Key {
-    let mut out = CanonicalWriter::new("pull/1");
-    out.value(&diff_id.0);
-    Key::content(*blake3::hash(&out.finish()).as_bytes())
-}
-
 async fn pull_layer(
     env: &Arc<ExecEnv>,
     image: &Arc<BaseImage>,
     layer: &BaseLayer,
     vertex: VertexId,
 ) -> Result<Option<Pending>, StepFailure> {
-    let key = pull_key(layer.diff_id);
-    let name = format!("pull of {}", layer.diff_id);
-    let lock = match env.store.try_key_lock(&key, &name)? {
-        Some(lock) => lock,
-        None => {
-            let (store, events) = (env.store.clone(), env.events.clone());
-            blocking(move || {
-                Ok(store.key_lock(&key, &name, |holder| {
-                    let text =
-                        format!("waiting for another build that pulls the same layer (pid {})", holder.pid);
-                    events.note(vertex, text);
-                })?)
-            })
-            .await?
-        }
-    };
+    let lock = download::lock(env, layer.diff_id, vertex).await?;
     if env.store.layer_by_diff_id(&layer.diff_id)?.is_some() {
         return Ok(None);
     }
@@ -169,12 +168,19 @@ async fn pull_layer(
                 let file = layout.blob(blob.digest)?;
                 let (env, layer) = (Arc::clone(env), layer.clone());
                 blocking(move || {
-                    let writer = env.store.ingest(&env.lease)?;
+                    let writer = env.store.ingest_unhashed(&env.lease)?;
                     unpack(&env, &layer, &blob, file, Some(writer))
                 })
                 .await
             }
-            Origin::Registry(reference) => download(env, reference, layer, blob, vertex).await,
+            Origin::Registry(reference) => {
+                let (worker, layer, of) = (Arc::clone(env), layer.clone(), blob.clone());
+                let unpack = move |reader| {
+                    let writer = worker.store.ingest_unhashed(&worker.lease)?;
+                    unpack(&worker, &layer, &of, reader, Some(writer))
+                };
+                download::stream(env, reference, &blob, vertex, unpack).await
+            }
             Origin::Local => Err(StepFailure::LayerVanished(layer.diff_id)),
         }
     };
@@ -185,67 +191,6 @@ async fn pull_layer(
     }
 }
 
-async fn download(
-    env: &Arc<ExecEnv>,
-    reference: &rbuild_oci::Reference,
-    layer: &BaseLayer,
-    blob: BlobRef,
-    vertex: VertexId,
-) -> Result<Option<Pending>, StepFailure> {
-    let transfer = Arc::new(env.events.transfer(vertex, blob.digest.to_string(), Some(blob.size)));
-    let report = Arc::clone(&transfer);
-    let mut stream =
-        env.registry.blob(reference, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
-    let (sender, receiver) = sync_channel::<Result<Bytes, RegistryError>>(CHUNKS_IN_FLIGHT);
-    let unpacking = {
-        let (env, layer, blob) = (Arc::clone(env), layer.clone(), blob.clone());
-        tokio::task::spawn_blocking(move || {
-            let writer = env.store.ingest(&env.lease)?;
-            unpack(&env, &layer, &blob, ChannelReader { receiver, chunk: Bytes::new() }, Some(writer))
-        })
-    };
-    loop {
-        let chunk = tokio::select! {
-            chunk = stream.chunk() => chunk,
-            () = env.cancel.cancelled() => break,
-        };
-        let (item, is_last) = match chunk {
-            Ok(Some(bytes)) => (Ok(bytes), false),
-            Ok(None) => break,
-            Err(error) => (Err(error), true),
-        };
-        // A full channel means that unpacking is behind: give the thread time without blocking the runtime.
-        if send(&sender, item).await.is_err() || is_last {
-            break;
-        }
-    }
-    drop(sender);
-    let result = match unpacking.await {
-        Ok(result) => result,
-        Err(join) => std::panic::resume_unwind(join.into_panic()),
-    };
-    if env.cancel.reason().is_some() {
-        return Err(StepFailure::Canceled);
-    }
-    let pending = result?;
-    if let Some(transfer) = Arc::into_inner(transfer) {
-        transfer.finish();
-    }
-    Ok(pending)
-}
-
-async fn send<T: Send + 'static>(sender: &std::sync::mpsc::SyncSender<T>, item: T) -> Result<(), ()> {
-    use std::sync::mpsc::TrySendError;
-    match sender.try_send(item) {
-        Ok(()) => Ok(()),
-        Err(TrySendError::Disconnected(_)) => Err(()),
-        Err(TrySendError::Full(item)) => {
-            let sender = sender.clone();
-            tokio::task::spawn_blocking(move || sender.send(item).map_err(drop)).await.unwrap_or(Err(()))
-        }
-    }
-}
-
 /// Unpacks one layer from its compressed bytes and commits it, unless that has to wait for the layers below; with a
 /// `writer`, keeps the compressed blob too.
 fn unpack(
@@ -253,7 +198,7 @@ fn unpack(
     layer: &BaseLayer,
     blob: &BlobRef,
     reader: impl Read + Send,
-    writer: Option<BlobWriter>,
+    writer: Option<UnhashedBlob>,
 ) -> Result<Option<Pending>, StepFailure> {
     let draft = env.store.draft(&env.lease)?;
     let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer, cancel: env.cancel.clone() };
@@ -270,21 +215,21 @@ fn unpack(
         return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: ends.diff_id });
     }
     if let Some(writer) = tee.writer {
-        writer.commit(Some(blob.digest))?;
+        writer.commit_as(blob.digest)?;
     }
     let pending =
         Pending { layer: layer.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
     if !pending.unpacked.implied_dirs.is_empty() {
         return Ok(Some(pending));
     }
-    pending.commit(env, &Solved { tree: Tree::empty(), stack: Vec::new() })?;
+    pending.commit(env, &Solved::whole(Tree::empty(), Vec::new()))?;
     Ok(None)
 }
 
 /// Copies what is read into a blob.
 struct Tee<R> {
     inner: R,
-    writer: Option<BlobWriter>,
+    writer: Option<UnhashedBlob>,
     /// Ends the reading, and so whoever reads, when the build is stopped.
     cancel: Cancel,
 }
@@ -298,27 +243,6 @@ impl<R: Read> Read for Tee<R> {
         if let Some(writer) = &mut self.writer {
             io::Write::write_all(writer, &buffer[..count])?;
         }
-        Ok(count)
-    }
-}
-
-/// Reads the chunks of a channel; a closed channel is the end.
-struct ChannelReader {
-    receiver: Receiver<Result<Bytes, RegistryError>>,
-    chunk: Bytes,
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.recv() {
-                Ok(Ok(chunk)) => self.chunk = chunk,
-                Ok(Err(error)) => return Err(io::Error::other(error)),
-                Err(_) => return Ok(0),
-            }
-        }
-        let count = self.chunk.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&self.chunk.split_to(count));
         Ok(count)
     }
 }

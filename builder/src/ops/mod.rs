@@ -6,6 +6,7 @@ mod authorization;
 pub mod cgroup;
 pub mod chroot;
 pub mod copy;
+pub mod download;
 pub mod fetched;
 pub mod git;
 pub mod http;
@@ -28,6 +29,7 @@ use rbuild_registry::Client;
 use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
+use crate::assemble::emit::Emissions;
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
 use crate::debug::Slot;
@@ -76,6 +78,8 @@ pub struct ExecEnv {
     pub groups: Groups,
     /// Parts of contexts copied for mounts.
     pub materialised: Materialised,
+    /// Layers on their way out.
+    pub emissions: Emissions,
     /// Networks of RUN steps.
     pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.

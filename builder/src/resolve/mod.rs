@@ -52,6 +52,13 @@ pub struct BaseLayer {
     pub blob: Option<BlobRef>,
 }
 
+impl From<ResolvedLayer> for BaseLayer {
+    fn from(layer: ResolvedLayer) -> Self {
+        let blob = BlobRef { digest: layer.blob, size: layer.size, media_type: layer.media_type };
+        Self { diff_id: layer.diff_id, blob: Some(blob) }
+    }
+}
+
 /// Where a base image's layers come from when they are not local.
 #[derive(Debug, Clone)]
 pub enum Origin {
@@ -293,14 +300,7 @@ impl Resolver {
         };
         let config = serde_json::from_slice(&config_bytes)
             .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
-        let layers = resolution
-            .layers
-            .into_iter()
-            .map(|layer| BaseLayer {
-                diff_id: layer.diff_id,
-                blob: Some(BlobRef { digest: layer.blob, size: layer.size, media_type: layer.media_type }),
-            })
-            .collect();
+        let layers = resolution.layers.into_iter().map(BaseLayer::from).collect();
         Ok(Some(BaseImage {
             reference: reference.to_string(),
             identity: resolution.manifest,
@@ -382,16 +382,20 @@ fn local_image(
     if !config.platform.satisfies(platform) {
         return Ok(None);
     }
-    let layers = record.diff_ids.iter().map(|diff_id| BaseLayer { diff_id: *diff_id, blob: None }).collect();
+    let absent = record.absent_layers().iter().cloned().map(BaseLayer::from);
+    let local = record.local_layers().map(|(_, diff_id)| BaseLayer { diff_id, blob: None });
+    let layers = absent.chain(local).collect();
+    let origin = match &record.absent {
+        Some(absent) => Origin::Registry(
+            absent
+                .from
+                .parse()
+                .map_err(|source| ResolveError::Reference { text: absent.from.clone(), source })?,
+        ),
+        None => Origin::Local,
+    };
     let identity = record.manifest.unwrap_or(record.config);
-    Ok(Some(BaseImage {
-        reference: reference.to_string(),
-        identity,
-        config_bytes,
-        config,
-        layers,
-        origin: Origin::Local,
-    }))
+    Ok(Some(BaseImage { reference: reference.to_string(), identity, config_bytes, config, layers, origin }))
 }
 
 pub(crate) fn base_layers(

@@ -15,15 +15,30 @@ pub mod pin;
 pub mod plan;
 pub mod reuse;
 pub mod run;
+pub mod whole;
+
+use std::sync::Arc;
 
 use rbuild_cache::store::LayerId;
 use rbuild_cache::tree::Tree;
 
+use crate::resolve::BaseImage;
+
 /// The result of one node.
 #[derive(Debug, Clone)]
 pub struct Solved {
-    /// Its filesystem state.
+    /// Its filesystem state; with `below`, what `stack` alone makes of nothing.
     pub tree: Tree,
     /// Layers that make the state, base first. May be shorter than an image's layer list only for scratch.
     pub stack: Vec<LayerId>,
+    /// The image whose layers are below `stack` and were left where they are: nothing in this build reads its files (see
+    /// [`whole`]).
+    pub below: Option<Arc<BaseImage>>,
+}
+
+impl Solved {
+    /// A state all of whose layers are here.
+    pub fn whole(tree: Tree, stack: Vec<LayerId>) -> Self {
+        Self { tree, stack, below: None }
+    }
 }

@@ -152,7 +152,7 @@ fn demand(
 fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure> {
     let Some(record) = store.result(key)? else { return Ok(None) };
     let (Some(stack), Some(tree)) = (record.stack, Tree::decode(&record.tree).ok()) else { return Ok(None) };
-    Ok(Some(Solved { tree, stack }))
+    Ok(Some(Solved::whole(tree, stack)))
 }
 
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {

@@ -20,12 +20,13 @@ use crate::mounts::{MountInput, Mounted};
 use crate::ops::select::{Selection, select_sources};
 use crate::ops::{self, ExecEnv, NewLayer};
 use crate::progress::{Outcome, VertexId};
-use crate::resolve::BaseImages;
+use crate::resolve::{BaseImage, BaseImages};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
 use crate::solve::mounted::mounted;
 use crate::solve::plan::{Contexts, Plan};
 use crate::solve::reuse::Reuse;
+use crate::solve::whole::whole;
 use crate::timestamp;
 
 /// A node's result as its consumers wait for it; `Err` means «will never come».
@@ -44,6 +45,8 @@ pub struct Solver {
     env: Arc<ExecEnv>,
     /// Nodes whose layers have to be directories.
     mounted: HashSet<NodeIndex>,
+    /// Nodes whose files something looks at.
+    whole: HashSet<NodeIndex>,
     explainer: Arc<Explainer>,
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
@@ -54,7 +57,8 @@ pub struct Solver {
 }
 
 impl Solver {
-    /// Announces all nodes in order and prepares the cells.
+    /// Announces all nodes in order and prepares the cells. `reads_targets` says that somebody wants the files of the
+    /// result.
     pub fn new(
         graph: Arc<BuildGraph>,
         plan: Plan,
@@ -62,6 +66,7 @@ impl Solver {
         images: BaseImages,
         env: Arc<ExecEnv>,
         explainer: Arc<Explainer>,
+        reads_targets: bool,
     ) -> Self {
         let mut vertices = HashMap::new();
         let order = petgraph::algo::toposort(&graph.dag, None).expect("planned graphs have no cycles");
@@ -79,6 +84,7 @@ impl Solver {
             }
         }
         let mounted = mounted(&graph, &plan.needed);
+        let whole = whole(&graph, &plan.needed, reads_targets);
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
         Self {
             graph,
@@ -87,6 +93,7 @@ impl Solver {
             images,
             env,
             mounted,
+            whole,
             explainer,
             vertices,
             cells,
@@ -105,6 +112,24 @@ impl Solver {
     /// Cached results whose steps were executed again, and how many of them differ.
     pub fn verified(&self) -> (usize, usize) {
         (self.verified.load(Ordering::Relaxed), self.differing.load(Ordering::Relaxed))
+    }
+
+    /// The image that a node is, when it is one.
+    pub fn image(&self, node: NodeIndex) -> Option<Arc<BaseImage>> {
+        match &self.graph.dag[node].op {
+            Op::Image(image) => self.images.get(&image.manifest).cloned(),
+            _ => None,
+        }
+    }
+
+    /// What a node gives, as soon as it has; `None` when it failed, or is below what is cached and not looked at.
+    pub async fn result(&self, node: NodeIndex) -> Option<Arc<Solved>> {
+        if let Some(solved) = self.plan.hits.get(&node) {
+            return Some(Arc::clone(solved));
+        }
+        let mut cell = self.cells.get(&node)?.subscribe();
+        let value = cell.wait_for(Option::is_some).await.ok()?;
+        value.as_ref()?.as_ref().ok().cloned()
     }
 
     /// Solves all targets. Returns when no task of the build runs any more, whatever the outcome.
@@ -203,12 +228,17 @@ impl Solver {
     ) -> Result<Arc<Solved>, StepFailure> {
         let op = &self.graph.dag[node].op;
         match op {
-            Op::Scratch => Ok(Arc::new(Solved { tree: Tree::empty(), stack: Vec::new() })),
+            Op::Scratch => Ok(Arc::new(Solved::whole(Tree::empty(), Vec::new()))),
             Op::Context(_) => unreachable!("contexts are leaves, never solved"),
             Op::Image(image) => {
                 let vertex = self.vertices[&node];
                 let base =
                     self.images.get(&image.manifest).expect("lowering only names images that were resolved");
+                if !self.whole.contains(&node)
+                    && let Some(left) = ops::image::left_there(&self.env, base, vertex)?
+                {
+                    return Ok(Arc::new(left));
+                }
                 Ok(Arc::new(ops::image::materialise(&self.env, base, vertex).await?))
             }
             Op::Http(http) => {
@@ -459,14 +489,17 @@ impl Solver {
         }
         let mut stack = root.stack.clone();
         stack.push(layer);
-        let record = ResultRecord {
-            tree: tree.encode(),
-            tree_digest: tree.digest(),
-            stack: Some(stack.clone()),
-            ..record
-        };
-        self.env.store.put_result(def_key, &record)?;
-        Ok(Some(Arc::new(Solved { tree, stack })))
+        // A state is not known before what is below it is: nothing to remember under a definition.
+        if root.below.is_none() {
+            let record = ResultRecord {
+                tree: tree.encode(),
+                tree_digest: tree.digest(),
+                stack: Some(stack.clone()),
+                ..record
+            };
+            self.env.store.put_result(def_key, &record)?;
+        }
+        Ok(Some(Arc::new(Solved { tree, stack, below: root.below.clone() })))
     }
 
     /// Takes the lock of a step. Whoever must wait says for whom: others are told what this build is.
@@ -539,8 +572,10 @@ impl Solver {
             description: self.graph.dag[node].step.name.clone(),
         };
         store.put_result(key, &record)?;
-        store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
-        Ok(Arc::new(Solved { tree: new.tree, stack }))
+        if root.below.is_none() {
+            store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
+        }
+        Ok(Arc::new(Solved { tree: new.tree, stack, below: root.below.clone() }))
     }
 }
 

@@ -93,6 +93,7 @@ pub(super) fn image(config: Digest, layers: &[LayerId]) -> ImageRecord {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 0,
         created_unix_ns: 0,

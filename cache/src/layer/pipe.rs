@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::decompress::{DecompressError, LayerReader, LayerSums};
 use super::limits::Limits;
@@ -63,9 +63,10 @@ fn on_two_threads<R: Read>(
     unpack: impl FnOnce(Blocks) -> Result<Unpacked, UnpackError>,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
     let (sender, receiver) = sync_channel(BLOCKS_WAITING_MAX);
+    let (give_back, returned) = channel();
     std::thread::scope(|scope| {
-        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender)));
-        let unpacked = unpack(Blocks { receiver, block: Vec::new(), at: 0 });
+        let inflating = scope.spawn(move || open().and_then(|reader| inflate(reader, &sender, &returned)));
+        let unpacked = unpack(Blocks { receiver, give_back, block: Vec::new(), at: 0 });
         let sums = inflating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (unpacked, sums) {
             // What goes wrong while inflating reaches the other side as a stream that ends too early.
@@ -81,9 +82,12 @@ fn on_two_threads<R: Read>(
 fn inflate(
     mut reader: LayerReader<impl Read>,
     sender: &SyncSender<Vec<u8>>,
+    returned: &Receiver<Vec<u8>>,
 ) -> Result<Option<LayerSums>, DecompressError> {
     loop {
-        let mut block = vec![0; BLOCK_BYTES];
+        // One that was read already: zeroing a new one for each piece would cost as much as half of the hashing.
+        let mut block = returned.try_recv().unwrap_or_default();
+        block.resize(BLOCK_BYTES, 0);
         let mut filled = 0;
         while filled < BLOCK_BYTES {
             match reader.read(&mut block[filled..]) {
@@ -107,6 +111,7 @@ fn inflate(
 /// The tar bytes as they arrive. The stream ends when the sender is gone.
 struct Blocks {
     receiver: Receiver<Vec<u8>>,
+    give_back: Sender<Vec<u8>>,
     block: Vec<u8>,
     at: usize,
 }
@@ -115,7 +120,9 @@ impl Read for Blocks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at == self.block.len() {
             self.at = 0;
-            self.block = self.receiver.recv().unwrap_or_default();
+            let next = self.receiver.recv().unwrap_or_default();
+            // Nobody takes it when all is inflated.
+            let _ = self.give_back.send(std::mem::replace(&mut self.block, next));
         }
         let len = buffer.len().min(self.block.len() - self.at);
         buffer[..len].copy_from_slice(&self.block[self.at..self.at + len]);

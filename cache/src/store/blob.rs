@@ -35,18 +35,23 @@ pub struct Blob {
 /// in the lease's work directory until the lease ends.
 #[derive(Debug)]
 pub struct BlobWriter {
+    blob: UnhashedBlob,
+    hash: Sha256,
+}
+
+/// Receives the bytes of a blob from somebody who hashes them anyway.
+#[derive(Debug)]
+pub struct UnhashedBlob {
     store: Store,
     _lease: Lease,
     temp: String,
     file: BufWriter<File>,
-    hash: Sha256,
     size: u64,
 }
 
-impl Write for BlobWriter {
+impl Write for UnhashedBlob {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
-        self.hash.update(&bytes[..written]);
         self.size += written as u64;
         Ok(written)
     }
@@ -56,28 +61,48 @@ impl Write for BlobWriter {
     }
 }
 
+impl UnhashedBlob {
+    /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
+    /// word for it. A blob that is there already is kept.
+    pub fn commit_as(self, digest: Digest) -> Result<(), StoreError> {
+        let layout = &self.store.inner.layout;
+        let temp_path = layout.path(&self.temp);
+        let file =
+            self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
+        rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
+        self.store.publish_blob(&self.temp, digest, self.size)
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.blob.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.blob.flush()
+    }
+}
+
 impl BlobWriter {
     /// Bytes received so far.
     pub fn size(&self) -> u64 {
-        self.size
+        self.blob.size
     }
 
     /// Publishes the blob under the digest of what was written. With `expected`, other bytes are refused
     /// ([`StoreError::DigestMismatch`]) and discarded. A blob that is there already is kept.
     pub fn commit(self, expected: Option<Digest>) -> Result<Digest, StoreError> {
-        let store = self.store;
-        let layout = &store.inner.layout;
-        let temp_path = layout.path(&self.temp);
-        let file =
-            self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
         let digest = self.hash.finish();
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             // Frees the space early; the lease would do it anyway.
-            let _ = rustix::fs::unlinkat(layout.fd(), &self.temp, AtFlags::empty());
+            let layout = &self.blob.store.inner.layout;
+            let _ = rustix::fs::unlinkat(layout.fd(), &self.blob.temp, AtFlags::empty());
             return Err(StoreError::DigestMismatch { expected, actual: digest });
         }
-        rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
-        store.publish_blob(&self.temp, digest, self.size)?;
+        self.blob.commit_as(digest)?;
         Ok(digest)
     }
 }
@@ -85,14 +110,18 @@ impl BlobWriter {
 impl Store {
     /// Starts receiving a blob.
     pub fn ingest(&self, lease: &Lease) -> Result<BlobWriter, StoreError> {
+        Ok(BlobWriter { blob: self.ingest_unhashed(lease)?, hash: Sha256::new() })
+    }
+
+    /// The same for bytes that the caller hashes.
+    pub fn ingest_unhashed(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
         let temp = lease.next_path();
         let fd = self.inner.layout.open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        Ok(BlobWriter {
+        Ok(UnhashedBlob {
             store: self.clone(),
             _lease: lease.clone(),
             temp,
             file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, File::from(fd)),
-            hash: Sha256::new(),
             size: 0,
         })
     }
@@ -115,7 +144,7 @@ impl Store {
     /// Stores a blob held in memory.
     pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
         let mut writer = self.ingest(lease)?;
-        writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.temp))?;
+        writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.blob.temp))?;
         writer.commit(None)
     }
 

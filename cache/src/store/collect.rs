@@ -196,6 +196,8 @@ impl Store {
         let mut documents: Vec<Digest> =
             image.index.into_iter().chain(image.each().filter_map(|image| image.manifest)).collect();
         blobs.extend(&documents);
+        // Those that were fetched to keep. An image that is in no archive and at no registry yet has no manifest.
+        blobs.extend(image.each().flat_map(|image| image.absent_layers()).map(|layer| layer.blob));
         while let Some(document) = documents.pop() {
             let Ok(Some(bytes)) = self.blob_bytes(&document, MANIFEST_BYTES_MAX) else { continue };
             let Ok(document) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };

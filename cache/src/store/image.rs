@@ -9,16 +9,16 @@ use super::db::mark::BootId;
 use super::db::{DbError, from_json, now_unix_ns, seal};
 use super::error::StoreError;
 use super::layout::{self, Layout};
-use super::{LayerId, Store, readers};
+use super::{LayerId, ResolvedLayer, Store, readers};
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// The image config, a stored blob.
     pub config: Digest,
-    /// Local layers, base first; they may have been collected since.
+    /// Local layers, base first; they may have been collected since. Above those that are `absent`.
     pub layers: Vec<LayerId>,
-    /// The same layers as the image config names them.
+    /// All layers as the image config names them.
     pub diff_ids: Vec<DiffId>,
     /// The manifest, once one was made.
     pub manifest: Option<Digest>,
@@ -28,15 +28,38 @@ pub struct ImageRecord {
     /// The other images of the index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<ImageRecord>,
+    /// Its lowest layers, when they were left where they were because nothing read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absent: Option<AbsentLayers>,
     /// `os/architecture[/variant]`.
     pub platform: String,
-    /// Bytes of the unpacked layers.
+    /// Bytes of the unpacked layers; of those that are absent, of their blobs.
     pub size_bytes: u64,
     /// When the image was made, nanoseconds since the epoch.
     pub created_unix_ns: i64,
 }
 
+/// Layers that are known and not unpacked here; the store may have their blobs all the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbsentLayers {
+    /// The image at a registry that has them.
+    pub from: String,
+    /// Them, base first.
+    pub layers: Vec<ResolvedLayer>,
+}
+
 impl ImageRecord {
+    /// The layers that are not here.
+    pub fn absent_layers(&self) -> &[ResolvedLayer] {
+        self.absent.as_ref().map_or(&[], |absent| &absent.layers)
+    }
+
+    /// The local layers with their names in the config.
+    pub fn local_layers(&self) -> impl Iterator<Item = (LayerId, DiffId)> {
+        let diff_ids = self.diff_ids.iter().skip(self.absent_layers().len());
+        self.layers.iter().copied().zip(diff_ids.copied())
+    }
+
     /// Digest of what the name stands for: the index, or the manifest.
     pub fn digest(&self) -> Option<Digest> {
         self.index.or(self.manifest)

@@ -77,13 +77,13 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-pub use blob::{Blob, BlobWriter, PULLED};
+pub use blob::{Blob, BlobWriter, PULLED, UnhashedBlob};
 pub use error::StoreError;
 pub use fetch::FetchRecord;
 pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
-pub use image::ImageRecord;
+pub use image::{AbsentLayers, ImageRecord};
 pub use layer::{LayerDraft, LayerId, LayerInfo};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};

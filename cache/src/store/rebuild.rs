@@ -139,18 +139,19 @@ impl Store {
         let listed = document.get("layers").and_then(serde_json::Value::as_array).into_iter().flatten();
         let digests = listed.filter_map(|layer| layer.get("digest")?.as_str()?.parse().ok());
         let layers: Vec<Digest> = digests.collect();
-        if layers.len() != image.layers.len() {
+        let absent = image.absent_layers().len();
+        if layers.len() != absent + image.layers.len() {
             return Ok(());
         }
-        for ((id, diff_id), digest) in image.layers.iter().zip(&image.diff_ids).zip(layers) {
+        for ((id, diff_id), digest) in image.local_layers().zip(layers.into_iter().skip(absent)) {
             let Some(blob) = self.blob(&digest)? else { continue };
             let size = blob.size;
             let sums = LayerReader::sniff(blob.file, &Limits::default()).and_then(LayerReader::finish);
             if let Ok(sums) = sums
-                && sums.diff_id == *diff_id
+                && sums.diff_id == diff_id
             {
-                self.set_diff_id(*id, diff_id, sums.uncompressed)?;
-                self.put_encoding(diff_id, PULLED, &digest, size)?;
+                self.set_diff_id(id, &diff_id, sums.uncompressed)?;
+                self.put_encoding(&diff_id, PULLED, &digest, size)?;
             }
         }
         Ok(())
@@ -188,7 +189,7 @@ impl Store {
             let known: BTreeSet<_> = layers.keys().collect();
             for (name, record) in images {
                 image::insert(transaction, name, record, &[], boot, true)?;
-                let diffs = record.each().flat_map(|image| image.layers.iter().zip(&image.diff_ids));
+                let diffs = record.each().flat_map(ImageRecord::local_layers);
                 for (id, diff) in diffs.filter(|(id, _)| known.contains(id)) {
                     // Its tar's length is not known: whoever needs it counts it again.
                     let sql = "UPDATE layers SET diff_id = ?2 WHERE id = ?1";

@@ -113,6 +113,38 @@ fn a_second_push_sends_no_layer_again() -> Result<()> {
 }
 
 #[test]
+fn metadata_on_a_base_fetches_no_layer_from_a_real_registry() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let registry = Registry::with_bases()?;
+    let env = TestEnv::new()?;
+    let host = registry.host();
+    let text = format!("FROM {host}/library/debian\nENV LAZY=yes\nENTRYPOINT [\"/bin/true\"]\n");
+    let context = env.context("lazy", &text, &[])?;
+    let name = format!("{host}/lazy/image:1");
+    env.build(&context, &["-t", &name, "--push"])?.ok().says(&["mounted from library/debian"]);
+    let base = judge::manifest(&format!("docker://{host}/library/debian:latest"))?;
+    let layers: Vec<String> = serde_json::from_value(base["Layers"].clone())?;
+    let fetched = |registry: &Registry| {
+        let is_layer = |request: &String| {
+            request.starts_with("GET ") && layers.iter().any(|layer| request.ends_with(layer))
+        };
+        registry.requests().into_iter().filter(is_layer).count()
+    };
+    assert!(
+        registry.requests().iter().any(|request| request.starts_with("POST") && request.contains("mount="))
+    );
+    assert_eq!(fetched(&registry), 0, "{:?}", registry.requests());
+    assert!(judge::unpack(&format!("docker://{name}"))?.text("/etc/os-release")?.contains("Debian"));
+
+    // A step that runs there brings the layers in, each once.
+    let before = fetched(&registry);
+    let context = env.context("runs", &format!("FROM {name}\nRUN test \"$LAZY\" = yes\n"), &[])?;
+    env.build(&context, &[])?.ok();
+    assert_eq!(fetched(&registry) - before, layers.len());
+    Ok(())
+}
+
+#[test]
 fn a_moved_tag_is_seen_with_pull_only() -> Result<()> {
     need!(Root, Registry, Bases, Judges);
     let (registry, env) = world()?;

@@ -2,9 +2,12 @@
 //! and through the client. Each test's first comment line names its rows; `rows.rs` checks that none is missing.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod auth;
+mod lazy;
 mod manifests;
 mod network;
+mod preflight;
 mod pull;
 mod push;
 mod rows;

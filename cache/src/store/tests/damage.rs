@@ -47,6 +47,7 @@ fn damaged_records_are_misses_and_a_damaged_image_is_named() {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 7,
         created_unix_ns: 0,

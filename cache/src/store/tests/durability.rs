@@ -22,6 +22,7 @@ pub(super) fn image(layers: Vec<LayerId>) -> ImageRecord {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 0,
         created_unix_ns: 0,

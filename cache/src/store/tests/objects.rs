@@ -160,6 +160,7 @@ fn images_resolutions_encodings_and_chains_read_back() {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 7,
         created_unix_ns: -1,

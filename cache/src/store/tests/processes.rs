@@ -136,6 +136,7 @@ fn commit_round(root: &Path, round: u32) {
         manifest: None,
         index: None,
         others: Vec::new(),
+        absent: None,
         platform: "linux/amd64".to_owned(),
         size_bytes: 1,
         created_unix_ns: 0,

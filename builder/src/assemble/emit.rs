@@ -1,0 +1,203 @@
+//! Layers brought into their exported form: once each, whoever asks first.
+//!
+//! Exporters ask when the build is done; [`crate::export::ahead`] asks as soon as a step has ended. Then digest, length
+//! and compressed form of its layer come out of one pass, on a thread that gives way to the steps.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rbuild_cache::layer::Compression;
+use rbuild_cache::store::LayerId;
+use rbuild_oci::DiffId;
+use rustix::process::setpriority_process;
+use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
+
+use crate::assemble::manifest::{LayerBlob, Packing, layer_blob, layer_type};
+use crate::assemble::{ImageLayer, Place};
+use crate::cancel::Cancel;
+use crate::error::{BuildError, StepFailure};
+use crate::ops::{ExecEnv, blocking};
+
+/// How much a thread that works ahead gives way to the steps of the build.
+const NICENESS: i32 = 10;
+
+/// What those who emit layers in one build share. One works on a layer at a time: who comes second finds what the first
+/// left.
+pub struct Emissions {
+    turns: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Digests and lengths of tars in which times were set back, which the store does not remember.
+    clamped: Mutex<HashMap<(LayerId, i64), (DiffId, u64)>>,
+    /// Layers emitted ahead at once: one, which takes all cores that the steps leave.
+    ahead: Semaphore,
+}
+
+impl Default for Emissions {
+    fn default() -> Self {
+        Self { turns: Mutex::default(), clamped: Mutex::default(), ahead: Semaphore::new(1) }
+    }
+}
+
+impl Emissions {
+    /// Waits until nobody else works on the layer.
+    pub(super) async fn turn(&self, id: LayerId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(id).or_default())
+        };
+        turn.lock_owned().await
+    }
+
+    fn clamped(&self, id: LayerId, clamp: i64) -> Option<(DiffId, u64)> {
+        self.clamped.lock().unwrap_or_else(PoisonError::into_inner).get(&(id, clamp)).copied()
+    }
+
+    fn remember(&self, id: LayerId, clamp: i64, tar: (DiffId, u64)) {
+        self.clamped.lock().unwrap_or_else(PoisonError::into_inner).insert((id, clamp), tar);
+    }
+}
+
+/// A layer with its digest, and when it was made. One whose tar was never emitted is hashed.
+pub async fn image_layer(
+    env: &Arc<ExecEnv>,
+    id: LayerId,
+    is_base: bool,
+    clamp: Option<i64>,
+) -> Result<(ImageLayer, i64), BuildError> {
+    let layer = |(diff_id, size)| ImageLayer { place: Place::Here(id), diff_id, size, is_base, clamp };
+    if let (Some(tar), created_ns) = known(env, id, clamp)? {
+        return Ok((layer(tar), created_ns));
+    }
+    let _turn = env.emissions.turn(id).await;
+    let (tar, created_ns) = known(env, id, clamp)?;
+    if let Some(tar) = tar {
+        return Ok((layer(tar), created_ns));
+    }
+    let worker = Arc::clone(env);
+    let tar = Pace::Now.run(env, move || {
+        let mut sink = Stoppable { inner: io::sink(), cancel: &worker.cancel };
+        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink, 1)?;
+        let tar = (encoded.diff_id, encoded.uncompressed);
+        note(&worker, id, clamp, tar)?;
+        Ok(tar)
+    });
+    Ok((layer(tar.await?), created_ns))
+}
+
+/// Emits a layer of an image whose other steps may still run. Nothing is done twice later.
+pub async fn emit_ahead(
+    env: &Arc<ExecEnv>,
+    id: LayerId,
+    is_base: bool,
+    clamp: Option<i64>,
+    packing: &Packing,
+) -> Result<LayerBlob, BuildError> {
+    let _slot = env.emissions.ahead.acquire().await.expect("the semaphore is never closed");
+    if let (None, _) = known(env, id, clamp)? {
+        let _turn = env.emissions.turn(id).await;
+        if let (None, _) = known(env, id, clamp)? {
+            return one_pass(env, id, clamp, packing.compression).await;
+        }
+    }
+    let (layer, _) = image_layer(env, id, is_base, clamp).await?;
+    layer_blob(env, layer, packing, Pace::Ahead).await
+}
+
+/// Digest and length of a layer's tar, when they are known, and when the layer was made.
+fn known(env: &ExecEnv, id: LayerId, clamp: Option<i64>) -> Result<(Option<(DiffId, u64)>, i64), BuildError> {
+    let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
+    let tar = match clamp {
+        None => info.tar,
+        Some(clamp) => env.emissions.clamped(id, clamp),
+    };
+    Ok((tar, info.created_unix_ns))
+}
+
+fn note(env: &ExecEnv, id: LayerId, clamp: Option<i64>, tar: (DiffId, u64)) -> Result<(), StepFailure> {
+    match clamp {
+        None => env.store.set_diff_id(id, &tar.0, tar.1)?,
+        Some(clamp) => env.emissions.remember(id, clamp, tar),
+    }
+    Ok(())
+}
+
+async fn one_pass(
+    env: &Arc<ExecEnv>,
+    id: LayerId,
+    clamp: Option<i64>,
+    compression: Compression,
+) -> Result<LayerBlob, BuildError> {
+    let worker = Arc::clone(env);
+    let emitted = Pace::Ahead.run(env, move || {
+        let writer = worker.store.ingest(&worker.lease)?;
+        let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let encoded = worker.encode_layer(id, clamp, compression, &mut sink, threads)?;
+        let digest = sink.inner.commit(Some(encoded.digest))?;
+        worker.store.put_encoding(&encoded.diff_id, &compression.params(), &digest, encoded.size)?;
+        note(&worker, id, clamp, (encoded.diff_id, encoded.uncompressed))?;
+        let (diff_id, size) = (encoded.diff_id, encoded.size);
+        let media_type = layer_type(compression).to_owned();
+        Ok(LayerBlob { diff_id, digest, size, media_type, from: None })
+    });
+    Ok(emitted.await?)
+}
+
+/// How urgent an emission is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Somebody waits for it.
+    Now,
+    /// Steps of the build come first.
+    Ahead,
+}
+
+impl Pace {
+    pub(super) async fn run<T: Send + 'static>(
+        self,
+        env: &ExecEnv,
+        work: impl FnOnce() -> Result<T, StepFailure> + Send + 'static,
+    ) -> Result<T, StepFailure> {
+        match self {
+            Self::Now => {
+                let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
+                blocking(work).await
+            }
+            Self::Ahead => yielding(work).await,
+        }
+    }
+}
+
+/// [`blocking`] on a thread of its own, whose share of the cores is what the steps leave.
+async fn yielding<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepFailure> + Send + 'static,
+) -> Result<T, StepFailure> {
+    let (sender, receiver) = oneshot::channel();
+    let spawned = std::thread::Builder::new().name("emit".to_owned()).spawn(move || {
+        // It inherits to the threads that compress. Where it is refused the work is done all the same.
+        let _ = setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+        let _ = sender.send(work());
+    });
+    let io = |source| StepFailure::Io { what: "start", path: "a thread".to_owned(), source };
+    spawned.map_err(io)?;
+    receiver.await.map_err(|_| io(io::Error::other("the thread that emits a layer ended early")))?
+}
+
+/// Fails as soon as the build is stopped: whoever writes into it ends then.
+pub(super) struct Stoppable<'a, W> {
+    pub(super) inner: W,
+    pub(super) cancel: &'a Cancel,
+}
+
+impl<W: Write> Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.cancel.reason().is_some() {
+            return Err(io::Error::other("the build was stopped"));
+        }
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

@@ -1,0 +1,155 @@
+//! Sends layers to the registries while later steps run.
+//!
+//! A layer of a target is final when its step has ended: from then on it is emitted and uploaded to every destination.
+//! What is left for the end is the last layer, the configs, the manifests and the tags. What goes wrong here is tried
+//! again then, and reported then. A build that fails leaves at most blobs behind that no manifest names, which the
+//! registry's own collection removes.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use petgraph::graph::NodeIndex;
+use rbuild_frontend::graph::{BuildGraph, Op};
+use rbuild_registry::Client;
+use tokio::task::JoinSet;
+
+use crate::assemble::emit::{Pace, emit_ahead};
+use crate::assemble::left_layers;
+use crate::assemble::manifest::{LayerBlob, Packing, layer_blob};
+use crate::cancel::Reason;
+use crate::cli::{ImageOutput, OutputArg, Results};
+use crate::export::outputs::{layer_compression, rewrites};
+use crate::export::registry::Push;
+use crate::ops::ExecEnv;
+use crate::progress::Outcome;
+use crate::solve::run::Solver;
+
+/// The pushes of a build that have begun.
+pub struct Ahead {
+    env: Arc<ExecEnv>,
+    tasks: JoinSet<()>,
+    /// By the number of the output.
+    pushes: BTreeMap<usize, Arc<Push>>,
+}
+
+impl Ahead {
+    /// Begins with every output that pushes. `begins` is false for a build in which nothing is executed: there the push
+    /// itself asks less.
+    pub fn start(
+        results: &Results,
+        env: &Arc<ExecEnv>,
+        registry: &Client,
+        graph: &Arc<BuildGraph>,
+        solver: &Arc<Solver>,
+        begins: bool,
+    ) -> Self {
+        let mut ahead = Self { env: Arc::clone(env), tasks: JoinSet::new(), pushes: BTreeMap::new() };
+        for (number, output) in results.outputs.iter().enumerate() {
+            let OutputArg::Image(image) = output else { continue };
+            if !image.push || !begins {
+                continue;
+            }
+            let push = Arc::new(Push::new(registry, &env.store, &env.events, image.names.clone()));
+            ahead.pushes.insert(number, Arc::clone(&push));
+            for target in 0..graph.targets.len() {
+                let follower = Follower {
+                    env: Arc::clone(env),
+                    graph: Arc::clone(graph),
+                    solver: Arc::clone(solver),
+                    push: Arc::clone(&push),
+                    packing: packing(image),
+                    rewrites: rewrites(results, &image.packing),
+                };
+                ahead.tasks.spawn(async move { follower.follow(target).await });
+            }
+        }
+        ahead
+    }
+
+    /// The push of an output, when it has begun.
+    pub fn push(&self, output: usize) -> Option<Arc<Push>> {
+        self.pushes.get(&output).cloned()
+    }
+
+    /// Gives up, and returns when nothing of it runs any more.
+    pub async fn stop(mut self) {
+        self.env.cancel.cancel(Reason::Failure);
+        while self.tasks.join_next().await.is_some() {}
+        for push in self.pushes.values() {
+            push.ended(Outcome::Canceled);
+        }
+    }
+}
+
+/// How new layers are emitted; what else the packing says is for the end.
+fn packing(image: &ImageOutput) -> Packing {
+    let packing = &image.packing;
+    Packing { force: packing.force, ..layer_compression(packing.compression).into() }
+}
+
+/// Follows the steps of one target for one output.
+struct Follower {
+    env: Arc<ExecEnv>,
+    graph: Arc<BuildGraph>,
+    solver: Arc<Solver>,
+    push: Arc<Push>,
+    packing: Packing,
+    rewrites: bool,
+}
+
+impl Follower {
+    async fn follow(self, target: usize) {
+        let follower = Arc::new(self);
+        let target = &follower.graph.targets[target];
+        let mut sending = JoinSet::new();
+        let mut seen = HashSet::new();
+        // The base image, and then each step with the number of layers that this build has made so far.
+        let base = target.base.map(|node| (0, node));
+        let image = target.base.and_then(|node| follower.solver.image(node));
+        let steps = target.layers.iter().enumerate().map(|(at, node)| (at + 1, *node));
+        for (made, node) in base.into_iter().chain(steps) {
+            // Below what is cached nothing is looked at: its layers come with the first step that is.
+            let Some(solved) = follower.solver.result(node).await else { continue };
+            if let Some(below) = solved.below.as_deref().filter(|_| made == 0) {
+                for layer in left_layers(below) {
+                    let follower = Arc::clone(&follower);
+                    sending.spawn(async move {
+                        let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead);
+                        if let Ok(blob) = blob.await {
+                            follower.send(blob).await;
+                        }
+                    });
+                }
+            }
+            let base_count = solved.stack.len().saturating_sub(made);
+            for (at, id) in solved.stack.iter().copied().enumerate().filter(|(_, id)| seen.insert(*id)) {
+                let own = at.checked_sub(base_count).map(|at| target.layers[at]);
+                let clamp = follower.clamp(own);
+                let (follower, image) = (Arc::clone(&follower), image.clone());
+                sending.spawn(async move {
+                    let (env, packing) = (&follower.env, &follower.packing);
+                    if let Ok(blob) = emit_ahead(env, id, own.is_none(), clamp, packing).await {
+                        follower.send(blob.of_base(image.as_deref())).await;
+                    }
+                });
+            }
+        }
+        while sending.join_next().await.is_some() {}
+    }
+
+    /// As the image will have it.
+    fn clamp(&self, own: Option<NodeIndex>) -> Option<i64> {
+        let node = own?;
+        let is_workdir = matches!(self.graph.dag[node].op, Op::Workdir(_));
+        self.env.source_date_epoch().filter(|_| self.rewrites || is_workdir)
+    }
+
+    /// To all destinations at once, until the build is stopped.
+    async fn send(&self, blob: LayerBlob) {
+        let names = self.push.names().iter().map(|name| self.push.layer(name, &blob));
+        tokio::select! {
+            _ = futures_util::future::join_all(names) => {}
+            () = self.env.cancel.cancelled() => {}
+        }
+    }
+}

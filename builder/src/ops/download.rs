@@ -1,0 +1,180 @@
+//! Blobs from registries: once in all processes, through bounded buffers, into whatever reads them.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use bytes::Bytes;
+use rbuild_cache::store::{Key, KeyLock, ResolvedLayer};
+use rbuild_oci::{CanonicalWriter, DiffId, Reference};
+
+use crate::error::StepFailure;
+use crate::ops::{ExecEnv, blocking};
+use crate::progress::VertexId;
+use crate::resolve::BlobRef;
+
+/// Chunks in flight between the network and the thread that reads them.
+const CHUNKS_IN_FLIGHT: usize = 64;
+
+/// A layer of an image that was left at its registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteLayer {
+    /// Digest of its uncompressed tar, by the image's word.
+    pub diff_id: DiffId,
+    /// The blob.
+    pub blob: BlobRef,
+    /// An image that has it.
+    pub from: Reference,
+}
+
+impl RemoteLayer {
+    /// A layer as it was resolved.
+    pub fn of(layer: &ResolvedLayer, from: &Reference) -> Self {
+        let (digest, size, media_type) = (layer.blob, layer.size, layer.media_type.clone());
+        Self { diff_id: layer.diff_id, blob: BlobRef { digest, size, media_type }, from: from.clone() }
+    }
+}
+
+/// One download across all processes: the lock is per layer.
+pub async fn lock(env: &Arc<ExecEnv>, diff_id: DiffId, vertex: VertexId) -> Result<KeyLock, StepFailure> {
+    let mut out = CanonicalWriter::new("pull/1");
+    out.value(&diff_id.0);
+    let key = Key::content(*blake3::hash(&out.finish()).as_bytes());
+    let name = format!("pull of {diff_id}");
+    if let Some(lock) = env.store.try_key_lock(&key, &name)? {
+        return Ok(lock);
+    }
+    let (store, events) = (env.store.clone(), env.events.clone());
+    blocking(move || {
+        Ok(store.key_lock(&key, &name, |holder| {
+            let text = format!("waiting for another build that pulls the same layer (pid {})", holder.pid);
+            events.note(vertex, text);
+        })?)
+    })
+    .await
+}
+
+/// Downloads a blob into `consume`, which reads it on a thread of its own and checks what it read.
+pub async fn stream<T: Send + 'static>(
+    env: &Arc<ExecEnv>,
+    from: &Reference,
+    blob: &BlobRef,
+    vertex: VertexId,
+    consume: impl FnOnce(ChannelReader) -> Result<T, StepFailure> + Send + 'static,
+) -> Result<T, StepFailure> {
+    let transfer = Arc::new(env.events.transfer(vertex, blob.digest.to_string(), Some(blob.size)));
+    let report = Arc::clone(&transfer);
+    let mut stream = env.registry.blob(from, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
+    let (sender, receiver) = sync_channel::<Result<Bytes, Broken>>(CHUNKS_IN_FLIGHT);
+    let consuming =
+        tokio::task::spawn_blocking(move || consume(ChannelReader { receiver, chunk: Bytes::new() }));
+    let mut failed = None;
+    loop {
+        let chunk = tokio::select! {
+            chunk = stream.chunk() => chunk,
+            () = env.cancel.cancelled() => break,
+        };
+        let item = match chunk {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => break,
+            Err(error) => {
+                failed = Some(error);
+                Err(Broken)
+            }
+        };
+        // A full channel means that the reader is behind: give the thread time without blocking the runtime.
+        if send(&sender, item).await.is_err() || failed.is_some() {
+            break;
+        }
+    }
+    drop(sender);
+    let result = match consuming.await {
+        Ok(result) => result,
+        Err(join) => std::panic::resume_unwind(join.into_panic()),
+    };
+    if env.cancel.reason().is_some() {
+        return Err(StepFailure::Canceled);
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let done = result?;
+    if let Some(transfer) = Arc::into_inner(transfer) {
+        transfer.finish();
+    }
+    Ok(done)
+}
+
+/// Brings the blobs of layers that were left elsewhere into the store, all at once; those that are here stay.
+pub async fn keep(env: &Arc<ExecEnv>, layers: &[RemoteLayer], vertex: VertexId) -> Result<(), StepFailure> {
+    let kept = layers.iter().map(|layer| keep_one(env, layer, vertex));
+    futures_util::future::try_join_all(kept).await.map(drop)
+}
+
+async fn keep_one(env: &Arc<ExecEnv>, layer: &RemoteLayer, vertex: VertexId) -> Result<(), StepFailure> {
+    if env.store.blob(&layer.blob.digest)?.is_some() {
+        return Ok(());
+    }
+    let _lock = lock(env, layer.diff_id, vertex).await?;
+    // Another process may have brought it in meanwhile.
+    if env.store.blob(&layer.blob.digest)?.is_some() {
+        return Ok(());
+    }
+    let (worker, digest) = (Arc::clone(env), layer.blob.digest);
+    let write = move |mut reader: ChannelReader| {
+        let mut writer = worker.store.ingest(&worker.lease)?;
+        let io =
+            |source| StepFailure::Io { what: "store the blob of", path: format!("layer {digest}"), source };
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match reader.read(&mut buffer).map_err(io)? {
+                0 => break,
+                count => writer.write_all(&buffer[..count]).map_err(io)?,
+            }
+        }
+        writer.commit(Some(digest))?;
+        Ok(())
+    };
+    stream(env, &layer.from, &layer.blob, vertex, write).await.map_err(|failure| match failure {
+        StepFailure::Registry(source) => {
+            StepFailure::LayerElsewhere { layer: digest, from: layer.from.to_string(), source }
+        }
+        other => other,
+    })
+}
+
+async fn send<T: Send + 'static>(sender: &std::sync::mpsc::SyncSender<T>, item: T) -> Result<(), ()> {
+    use std::sync::mpsc::TrySendError;
+    match sender.try_send(item) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Disconnected(_)) => Err(()),
+        Err(TrySendError::Full(item)) => {
+            let sender = sender.clone();
+            tokio::task::spawn_blocking(move || sender.send(item).map_err(drop)).await.unwrap_or(Err(()))
+        }
+    }
+}
+
+/// The download ended before its end; why is known where it was started.
+struct Broken;
+
+/// Reads the chunks of a channel; a closed channel is the end.
+pub struct ChannelReader {
+    receiver: Receiver<Result<Bytes, Broken>>,
+    chunk: Bytes,
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.receiver.recv() {
+                Ok(Ok(chunk)) => self.chunk = chunk,
+                Ok(Err(Broken)) => return Err(io::Error::other("the download broke off")),
+                Err(_) => return Ok(0),
+            }
+        }
+        let count = self.chunk.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.chunk.split_to(count));
+        Ok(count)
+    }
+}

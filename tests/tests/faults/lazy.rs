@@ -1,0 +1,178 @@
+//! Base images whose files no step reads: their layers stay where they are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rbuild_tests::fault::{End, FaultRegistry, Image, Reply, digest};
+use rbuild_tests::{Run, TestEnv};
+use serde_json::Value;
+
+/// A registry with `base:1`, a world, and a context whose Dockerfile stands on it.
+fn on_base(image: &Image, text: &str) -> Result<(FaultRegistry, TestEnv, PathBuf)> {
+    // It keeps blobs for all repositories; when first asked, `app` has none.
+    let registry = FaultRegistry::new(|request, before| {
+        let asks = request.method == "HEAD" && request.path.starts_with("/v2/app/blobs/");
+        (asks && before == 0).then(|| Reply::new(404))
+    })?;
+    registry.add("base", "1", image);
+    let env = TestEnv::new()?;
+    let from = format!("FROM {}/base:1\n{text}", registry.host());
+    let context = env.context("lazy", &from, &[("file", "content\n")])?;
+    Ok((registry, env, context))
+}
+
+fn layers(registry: &FaultRegistry, name: &str) -> Vec<String> {
+    let manifest: Value = serde_json::from_slice(&registry.manifest(name).expect(name)).expect("a manifest");
+    let layers = manifest["layers"].as_array().expect("layers");
+    layers.iter().filter_map(|layer| Some(layer["digest"].as_str()?.to_owned())).collect()
+}
+
+fn has_blob(env: &TestEnv, id: &str) -> bool {
+    env.store().join(format!("blobs/sha256/{}/{}", &id[7..9], &id[7..])).exists()
+}
+
+fn push_to(env: &TestEnv, context: &Path, host: &str) -> Result<Run> {
+    env.build(context, &["-t", &format!("{host}/app:2"), "--push"])
+}
+
+/// Metadata on a base of the same registry: no byte of a layer comes or goes.
+#[test]
+fn metadata_alone_moves_no_layer_within_a_registry() -> Result<()> {
+    let image = Image::of_size(300_000);
+    let id = digest(&image.layer);
+    let (registry, env, context) = on_base(&image, "ENV A=b\nLABEL c=d\n")?;
+    push_to(&env, &context, &registry.host())?.ok().says(&["mounted from base"]);
+    assert_eq!(layers(&registry, "app:2"), [id.as_str()]);
+    assert_eq!(registry.count("GET", &id), 0, "not fetched");
+    assert_eq!(registry.count("POST", &format!("mount={id}&from=base")), 1);
+    assert!(!has_blob(&env, &id));
+
+    // What is named here without its layers is an image all the same.
+    let name = format!("{}/app:2", registry.host());
+    assert!(env.run(["images"])?.ok().stdout.contains("app"));
+    assert!(env.run(["history", &name])?.ok().stdout.contains("ENV A=b"));
+    let inspected = env.run(["inspect", "-f", "{{json .RootFS.Layers}}", &name])?.ok();
+    assert_eq!(inspected.stdout.trim(), format!("[\"{id}\"]"));
+    env.run(["prune", "-af"])?.ok();
+    env.run(["cache", "fsck"])?.ok();
+    assert!(env.run(["images"])?.ok().stdout.contains("app"), "collection leaves it");
+
+    // Its layers are fetched when something wants them, once.
+    let out = env.work().join("saved.tar");
+    env.run(["save", "-o", &out.to_string_lossy(), &name])?.ok();
+    assert!(has_blob(&env, &id));
+    env.run(["save", "-o", &out.to_string_lossy(), &name])?.ok();
+    assert_eq!(registry.count("GET", &id), 1);
+    env.run(["prune", "-af"])?.ok();
+    assert!(has_blob(&env, &id), "a named image holds what it is made of");
+    Ok(())
+}
+
+/// The same to another registry: blobs pass through and stay nowhere.
+#[test]
+fn metadata_alone_streams_layers_to_another_registry() -> Result<()> {
+    let image = Image::of_size(300_000);
+    let id = digest(&image.layer);
+    let (source, env, context) = on_base(&image, "ENV A=b\n")?;
+    let target = FaultRegistry::good()?;
+    push_to(&env, &context, &target.host())?.ok();
+    assert_eq!(target.blob(&id), Some(image.layer.clone()));
+    assert_eq!(layers(&target, "app:2"), [id.as_str()]);
+    assert_eq!(source.count("GET", &id), 1);
+    assert!(!has_blob(&env, &id));
+    env.assert_nothing_left();
+    Ok(())
+}
+
+/// R2, R3: what passes through is checked like what stays: a registry that lies half way makes no image anywhere.
+#[test]
+fn a_base_that_breaks_on_its_way_through_tags_nothing() -> Result<()> {
+    let image = Image::of_size(300_000);
+    let id = digest(&image.layer);
+    let wrong: Vec<u8> = image.layer.iter().map(|byte| byte ^ 1).collect();
+    let replies = [
+        Reply::new(200).body(wrong),
+        Reply::new(200).body(image.layer.clone()).end(End::Cut(100)),
+        Reply::new(404).body(r#"{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown"}]}"#),
+    ];
+    for reply in replies {
+        let of = id.clone();
+        let source = FaultRegistry::new(move |request, _| {
+            (request.is_blob() && request.path.ends_with(&of)).then(|| reply.clone())
+        })?;
+        source.add("base", "1", &image);
+        let target = FaultRegistry::good()?;
+        let env = TestEnv::new()?;
+        let context = env.context("broken", &format!("FROM {}/base:1\nENV A=b\n", source.host()), &[])?;
+        push_to(&env, &context, &target.host())?.exits(1).says(&["failed to push", &target.host()]);
+        assert_eq!(target.manifest("app:2"), None);
+        assert_eq!(target.blob(&id), None, "nothing unverified is committed");
+        assert!(env.run(["images", "-q"])?.ok().stdout.is_empty());
+        env.run(["cache", "fsck"])?.ok();
+    }
+    Ok(())
+}
+
+/// An image that is kept has its blobs here: it can be used when the registry is gone.
+#[test]
+fn an_image_that_is_kept_needs_no_registry_later() -> Result<()> {
+    let image = Image::of_size(300_000);
+    let (registry, env, context) = on_base(&image, "ENV A=b\n")?;
+    env.build(&context, &["-t", "kept"])?.ok();
+    assert_eq!(registry.count("GET", &digest(&image.layer)), 1);
+    drop(registry);
+    let out = env.work().join("kept.tar");
+    env.run(["save", "-o", &out.to_string_lossy(), "kept"])?.ok();
+    let context = env.context("later", "FROM kept\nCOPY file /other\n", &[("file", "content\n")])?;
+    let files = env.work().join("files");
+    env.build(&context, &["-o", &files.to_string_lossy()])?.ok();
+    assert_eq!(files.join("data").metadata()?.len(), 300_000);
+    env.run(["cache", "fsck"])?.ok();
+    Ok(())
+}
+
+/// When neither the layers nor their registry are here, it is said what is where.
+#[test]
+fn a_registry_that_is_gone_is_named() -> Result<()> {
+    let image = Image::of_size(5000);
+    let (registry, env, context) = on_base(&image, "ENV A=b\n")?;
+    let target = FaultRegistry::good()?;
+    push_to(&env, &context, &target.host())?.ok();
+    let from = format!("{}/base:1", registry.host());
+    drop(registry);
+    let out = env.work().join("saved.tar");
+    let name = format!("{}/app:2", target.host());
+    let words = ["was left at", &from, &digest(&image.layer)];
+    env.run(["save", "-o", &out.to_string_lossy(), &name])?.exits(1).says(&words);
+    assert!(!out.exists());
+    env.run(["history", &name])?.ok();
+    env.run(["cache", "fsck"])?.ok();
+    Ok(())
+}
+
+/// `COPY --link` stands on anything; a step that reads the base brings it in.
+#[test]
+fn linked_copies_leave_the_base_and_other_steps_fetch_it() -> Result<()> {
+    let image = Image::of_size(5000);
+    let id = digest(&image.layer);
+    let linked = "COPY --link file /linked\nENV A=b\n";
+    let (registry, env, context) = on_base(&image, linked)?;
+    for is_again in [false, true] {
+        let run = push_to(&env, &context, &registry.host())?.ok();
+        assert_eq!(run.stderr.contains("CACHED"), is_again, "{run}");
+        assert_eq!(registry.count("GET", &id), 0, "{run}");
+    }
+    let lazily = layers(&registry, "app:2");
+    assert_eq!(lazily[0], id);
+
+    // The same image with its base here: nothing about it differs.
+    let text = format!("FROM {}/base:1 AS linked\n{linked}", registry.host());
+    env.write("work/lazy/Dockerfile", &format!("{text}FROM linked\nCOPY file /copied\n"))?;
+    env.build(&context, &[])?.ok();
+    assert_eq!(registry.count("GET", &id), 1);
+    env.write("work/lazy/Dockerfile", &text)?;
+    push_to(&env, &context, &registry.host())?.ok();
+    assert_eq!(layers(&registry, "app:2"), lazily);
+    assert_eq!(registry.count("GET", &id), 1);
+    Ok(())
+}
