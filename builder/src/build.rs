@@ -28,13 +28,13 @@ use crate::assemble::provenance::{Facts, Invocation};
 use crate::assemble::said::{Searched, predicates};
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
-use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg};
+use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg, ShellAt};
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::remote::Pinned;
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
-use crate::debug::Slot;
+use crate::debug::{Slot, choose};
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::record::Record;
 use crate::explain::{self, Explainer};
@@ -53,7 +53,7 @@ use crate::ops::cgroup::Groups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
-use crate::resolve::{BaseImage, BaseImages, ResolveError, Resolver};
+use crate::resolve::{self, BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::pin;
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
@@ -180,6 +180,7 @@ pub async fn build(
     let sources = Sources { request, main: &main, options: options.clone(), env: &env };
     let mut lowering = Lowering::new(&parsed, options);
     let (mut graph, images) = lower(&mut lowering, &parsed, &resolver, &sources).await?;
+    resolve::remark_on_quotas(&registry, events);
     let warnings = diagnostics(lowering.diagnostics(), events)?;
     if let Some(epoch) = lowering.source_date_epoch() {
         let _ = env.epoch.set(epoch);
@@ -189,11 +190,18 @@ pub async fn build(
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
+    let entered = match &request.shell {
+        Some(ShellAt::Before(which)) => Some(choose::retarget(&mut graph, which)?),
+        Some(ShellAt::FirstFailure) | None => None,
+    };
     let (contexts, pinned) = scan_contexts(request, &graph, &main, &env).await?;
     let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
-    let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control)
+    let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control, entered)
         .map_err(|e| BuildError::Step(Box::new(e)))?;
+    if !plan.needed.is_empty() {
+        remark_on_received(&graph, &contexts, events);
+    }
     isolation::announce(&plan, host, events);
     for stage in plan.reuse.unknown_stages(&graph) {
         events.remark(format!(
@@ -366,8 +374,8 @@ pub(crate) fn exec_env(
     failed_step: &Slot,
 ) -> Result<ExecEnv, BuildError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if request.shell_on_error && host.rung() == Rung::Chroot {
-        events.remark("--on-error=shell opens none with --isolation=chroot: it keeps a mounted step");
+    if request.shell.is_some() && host.rung() == Rung::Chroot {
+        events.remark("there is no shell in a step with --isolation=chroot: it takes a mounted step");
     }
     Ok(ExecEnv {
         store: host.store.clone(),
@@ -394,7 +402,7 @@ pub(crate) fn exec_env(
         }),
         epoch: OnceLock::new(),
         mount_points: OnceLock::new(),
-        failed_step: request.shell_on_error.then(|| failed_step.clone()),
+        failed_step: request.shell.is_some().then(|| failed_step.clone()),
     })
 }
 
@@ -702,6 +710,17 @@ async fn scan_contexts(
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
     Ok((contexts, pinned))
+}
+
+/// Warns about contexts that came whole. Those that were scanned had their say then.
+fn remark_on_received(graph: &BuildGraph, contexts: &Contexts, events: &Events) {
+    for (name, context) in contexts.iter().filter(|(_, context)| context.identity.is_none()) {
+        let patterns = plan::context_patterns(graph, name);
+        let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
+        for remark in remarks::of_received(context, &wanted) {
+            events.remark(remark);
+        }
+    }
 }
 
 fn remark_on_network(graph: &BuildGraph, plan: &plan::Plan, env: &ExecEnv) {

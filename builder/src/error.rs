@@ -20,6 +20,8 @@ use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
+use crate::debug::choose::ChoiceError;
+use crate::debug::last::LastBuildError;
 use crate::export::engine::EngineError;
 use crate::export::files::FilesError;
 use crate::git::GitError;
@@ -118,6 +120,12 @@ pub enum BuildError {
     /// `rbuild explain` was asked for something that is not remembered.
     #[error("no build and no step `{0}` is remembered")]
     NothingToExplain(String),
+    /// `rbuild debug` found no step to open a shell in.
+    #[error(transparent)]
+    NoStepToEnter(#[from] ChoiceError),
+    /// `rbuild debug` knows of no build.
+    #[error(transparent)]
+    LastBuild(#[from] LastBuildError),
     /// `--verify-cache` found steps that give something else when they are executed again.
     #[error("{differing} of {verified} cached results differ when their steps are executed again")]
     NotReproduced {
@@ -308,6 +316,14 @@ pub enum StepFailure {
     /// Where nothing can be mounted.
     #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
     MountsInChroot,
+    /// More rights than a container of the default profile can give.
+    #[error(
+        "RUN --security=insecure cannot be had with isolation `chroot`: nothing but the filter and the rights it has keeps a step inside"
+    )]
+    InsecureInChroot,
+    /// A shell before a step of a rung that mounts none.
+    #[error("isolation `chroot` opens no shell in a step: it takes a mounted one")]
+    ShellInChroot,
     /// An agent that the step cannot do without.
     #[error("no SSH key {id:?} forwarded from the client")]
     NoAgent {

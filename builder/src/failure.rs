@@ -11,6 +11,7 @@ use rbuild_registry::RegistryError;
 use crate::build::Source;
 use crate::cli::{Env, UsageError, similar_command};
 use crate::context::scan::ScanError;
+use crate::debug::choose::ChoiceError;
 use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
 use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
@@ -134,6 +135,7 @@ fn kind(error: &BuildError) -> Kind {
         BuildError::Export { .. } | BuildError::Files(_) | BuildError::NoIndex { .. } => Kind::Build,
         BuildError::Engine(_) | BuildError::GitTime { .. } => Kind::Host,
         BuildError::NotReproduced { .. } | BuildError::NothingToExplain(_) => Kind::Build,
+        BuildError::NoStepToEnter(_) | BuildError::LastBuild(_) => Kind::Build,
         BuildError::Bootstrap(_) | BuildError::Setup(_) => Kind::Host,
         BuildError::Canceled | BuildError::Signal(_) => Kind::Interrupted,
     }
@@ -212,6 +214,18 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
         BuildError::NothingToExplain(_) => {
             vec!["rbuild explain tells of the last build; a step is named by number (2/4) or text".to_owned()]
+        }
+        BuildError::NoStepToEnter(ChoiceError::NothingFailed) => {
+            vec!["name a step to see it before it runs: --step STEP".to_owned()]
+        }
+        BuildError::NoStepToEnter(
+            ChoiceError::NoSuchStep { steps, .. } | ChoiceError::Ambiguous { steps, .. },
+        ) => {
+            let steps: Vec<String> = steps.iter().map(|name| format!("\n  {name}")).collect();
+            vec![format!("a shell opens in RUN steps; those of this build:{}", steps.concat())]
+        }
+        BuildError::LastBuild(_) => {
+            vec!["give the build's own arguments: rbuild debug [--step STEP] [OPTIONS] CONTEXT".to_owned()]
         }
         BuildError::NotReproduced { .. } => {
             vec![

@@ -1,5 +1,6 @@
 //! What a command works with: privileges, store, settings.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,12 @@ impl Host {
         let overlay = form(&privilege);
         // Layer directories hold ids as this map translates them: another map must not read them.
         let store = Store::open(&root, StoreOptions { id_map: privilege.describe(), durable: true })?;
+        if store.has_forgotten_results() {
+            let nodes = root.join("trees.sqlite");
+            let text =
+                format!("WARNING: `{}` was gone: cached results went with it, images stay", nodes.display());
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
         Ok(Self { settings, store, overlay, privilege, root, passed_over })
     }
 

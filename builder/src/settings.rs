@@ -68,12 +68,12 @@ impl Settings {
         let registries = in_config("registries.conf")
             .into_iter()
             .chain([PathBuf::from("/etc/containers/registries.conf")]);
+        let buildx_config =
+            var("BUILDX_CONFIG").map(PathBuf::from).or_else(|| Some(docker_dir.as_ref()?.join("buildx")));
         let registry = rbuild_registry::Settings {
             docker_config: docker_dir.as_ref().map(|dir| dir.join("config.json")),
             docker_auth_config: var("DOCKER_AUTH_CONFIG"),
-            buildx_config: var("BUILDX_CONFIG")
-                .map(PathBuf::from)
-                .or_else(|| Some(docker_dir.as_ref()?.join("buildx"))),
+            buildx_config: buildx_config.clone(),
             aws: rbuild_registry::AwsEnv {
                 variables: rbuild_registry::AwsEnv::VARIABLES
                     .iter()
@@ -91,8 +91,17 @@ impl Settings {
             certs_dirs: in_config("certs.d")
                 .into_iter()
                 .chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from))
-                // Where rootless Docker has it.
+                // Where rootless Docker has it, and containerd.
                 .chain(config_home.as_ref().map(|dir| dir.join("docker/certs.d")))
+                .chain(config_home.as_ref().map(|dir| dir.join("containerd/certs.d")))
+                .chain([PathBuf::from("/etc/containerd/certs.d")])
+                .collect(),
+            // What buildx gives its builders, then BuildKit's own.
+            buildkitd_toml: buildx_config
+                .iter()
+                .map(|dir| dir.join("buildkitd.default.toml"))
+                .chain(config_home.as_ref().map(|dir| dir.join("buildkit/buildkitd.toml")))
+                .chain([PathBuf::from("/etc/buildkit/buildkitd.toml")])
                 .collect(),
             proxies: rbuild_registry::ProxySettings {
                 http: either("HTTP_PROXY"),

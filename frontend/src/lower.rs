@@ -18,6 +18,7 @@
 //! What this version cannot do is an error at its line, never ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
@@ -216,7 +217,7 @@ struct Provided {
 /// A lowering in progress.
 #[derive(Debug)]
 pub struct Lowering {
-    ast: Dockerfile,
+    ast: Arc<Dockerfile>,
     options: LowerOptions,
     images: BTreeMap<ImageKey, Provided>,
     /// Stages that only ONBUILD triggers want.
@@ -233,7 +234,7 @@ impl Lowering {
         let mut diagnostics = parsed.diagnostics.clone();
         diagnostics.extend(syntax_warning(parsed, &options));
         Self {
-            ast: parsed.ast.clone(),
+            ast: Arc::clone(&parsed.ast),
             options,
             images: BTreeMap::new(),
             extra_stages: BTreeSet::new(),

@@ -232,6 +232,17 @@ pub fn without_user(address: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
+/// A web address without user name and password; anything else as it is.
+pub fn without_credentials(address: &str) -> String {
+    let is_web = address.starts_with("http://") || address.starts_with("https://");
+    let Some((scheme, rest)) = address.split_once("://").filter(|_| is_web) else {
+        return address.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
 /// True for a whole commit id, SHA-1 or SHA-256.
 pub fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))

@@ -91,7 +91,13 @@ impl HostAuth {
     pub(crate) fn challenged(&self, headers: &HeaderMap, used: &Authorization) -> bool {
         let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         match &used.token {
-            Some(key) => drop(lock(&self.tokens).remove(key)),
+            Some(key) => {
+                // Another request may have got a new one meanwhile.
+                let mut tokens = lock(&self.tokens);
+                if tokens.get(key).is_some_and(|token| bearer(&token.value) == used.header) {
+                    tokens.remove(key);
+                }
+            }
             None => lock(&self.refused).extend(used.header.clone()),
         }
         match challenge::choose(values) {

@@ -156,10 +156,9 @@ impl Client {
         referrers::push(&self.inner.transport, &endpoint, repository, media_type, bytes).await
     }
 
-    /// How much the registry lets this account pull, by its last answer. Docker Hub tells; others do not.
-    pub async fn quota(&self, reference: &Reference) -> Option<Quota> {
-        let endpoint = self.push_endpoint(reference, &String::new).await.ok()?;
-        self.inner.transport.host(&endpoint).quota()
+    /// Registries that let this account pull little more, by their last answers. Docker Hub tells; few others do.
+    pub fn low_quotas(&self) -> Vec<(String, Quota)> {
+        self.inner.transport.quotas().into_iter().filter(|(_, quota)| quota.is_low()).collect()
     }
 
     /// Adds to «no such tag» which tags there are, when that is to be had with one question.

@@ -1,9 +1,14 @@
-//! Which places serve a repository: `registries.conf`, Docker's `daemon.json`, and the caller's insecure list.
+//! Which places serve a repository, and whom to trust there: `registries.conf`, Docker's `daemon.json`, containerd's
+//! `hosts.toml`, BuildKit's `buildkitd.toml`, and the caller's insecure list.
 
+mod buildkitd;
 mod daemon;
 mod docker;
+mod hosts;
+mod papers;
 mod registries;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +21,7 @@ use crate::endpoint::{Endpoint, Security, is_hub, security, split_port};
 use crate::limits::CONFIG_FILE_BYTES_MAX;
 use crate::settings::ProxySettings;
 
+pub(crate) use papers::{Pair, Papers};
 pub(crate) use registries::Rule;
 
 /// A configuration file that cannot be used.
@@ -31,11 +37,13 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// Not the TOML of registries.conf.
-    #[error("`{}` is not a valid registries.conf", path.display())]
-    Registries {
+    /// Not the TOML it should be.
+    #[error("`{}` is not a valid {kind}", path.display())]
+    Toml {
         /// The file.
         path: PathBuf,
+        /// `registries.conf`, `hosts.toml` or `buildkitd.toml`.
+        kind: &'static str,
         /// Why.
         #[source]
         source: toml::de::Error,
@@ -63,6 +71,14 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// A mirror whose path stands before `/v2/`.
+    #[error("`{}` names `{location}`, whose path stands before /v2: only paths of repositories work", path.display())]
+    PathBeforeApi {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        location: String,
+    },
     /// A `host[:port]` or proxy setting that cannot be parsed.
     #[error("setting `{setting}` has the unusable value `{value}`")]
     Setting {
@@ -79,6 +95,12 @@ pub(crate) struct Config {
     rules: Vec<Rule>,
     hub_mirrors: Vec<Endpoint>,
     insecure: Vec<String>,
+    /// What containerd's and BuildKit's files say of hosts, in the order in which they are asked.
+    by_host: Vec<Vec<Rule>>,
+    /// Hosts whose scheme or verification such a file states.
+    stated: BTreeMap<String, Security>,
+    /// Authorities and client certificates that such a file names, by host.
+    pub(crate) papers: BTreeMap<String, Papers>,
     /// Headers of Docker's `config.json`, for registries themselves.
     pub(crate) headers: HeaderMap,
     /// The environment's proxies; where it has none, those of Docker's `config.json`.
@@ -122,6 +144,21 @@ impl Config {
             config.hub_mirrors = daemon.mirrors;
             config.insecure.extend(daemon.insecure);
         }
+        let hosts = hosts::load(&settings.certs_dirs)?;
+        let buildkitd = settings.buildkitd_toml.iter().find_map(|path| match read_file(path) {
+            Ok(None) => None,
+            Ok(Some(text)) => Some(buildkitd::parse(path, &text)),
+            Err(error) => Some(Err(error)),
+        });
+        for found in [hosts, buildkitd.transpose()?.unwrap_or_default()] {
+            config.by_host.push(found.rules);
+            for (host, security) in found.stated {
+                config.stated.entry(host).or_insert(security);
+            }
+            for (host, papers) in found.papers {
+                config.papers.entry(host).or_insert(papers);
+            }
+        }
         Ok(config)
     }
 
@@ -141,11 +178,25 @@ impl Config {
                 Endpoint { repository, ..mirror.clone() }
             }));
         }
+        let by_host: Vec<&Rule> =
+            self.by_host.iter().filter_map(|rules| registries::rule_for(rules, reference)).collect();
+        endpoints.extend(by_host.iter().flat_map(|rule| rule.mirrors_for(reference, self)));
         let upstream = rule
             .and_then(|rule| rule.location_for(reference, self))
-            .unwrap_or_else(|| Endpoint::of(reference, self.is_insecure(reference.domain())));
-        endpoints.retain(|mirror| *mirror != upstream);
-        endpoints.push(upstream);
+            .or_else(|| by_host.iter().find_map(|rule| rule.location_for(reference, self)))
+            .unwrap_or_else(|| Endpoint {
+                host: reference.domain().to_owned(),
+                repository: reference.repository().to_owned(),
+                security: self.security_of(reference.domain()),
+            });
+        let mut places: Vec<Endpoint> = Vec::with_capacity(endpoints.len() + 1);
+        for mirror in endpoints {
+            if mirror != upstream && !places.contains(&mirror) {
+                places.push(mirror);
+            }
+        }
+        places.push(upstream);
+        let endpoints = places;
         Candidates::Endpoints(endpoints)
     }
 
@@ -157,9 +208,12 @@ impl Config {
         }
     }
 
-    /// How the host of a token server or another address named by a registry may be spoken to.
+    /// How a host may be spoken to.
     pub(crate) fn security_of(&self, host: &str) -> Security {
-        security(host, self.is_insecure(host))
+        match self.stated.get(host) {
+            Some(stated) => *stated,
+            None => security(host, self.is_insecure(host)),
+        }
     }
 
     fn is_insecure(&self, host: &str) -> bool {

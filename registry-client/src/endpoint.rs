@@ -1,7 +1,5 @@
 //! Where a repository is served: host, path there, and how far the host is trusted.
 
-use rbuild_oci::Reference;
-
 use crate::transport::address::AddressClass;
 
 /// How a host may be spoken to.
@@ -9,6 +7,8 @@ use crate::transport::address::AddressClass;
 pub(crate) enum Security {
     /// `https` with a verified certificate, nothing else.
     Verified,
+    /// `https` with any certificate, and nothing else: `skip_verify` of containerd, `insecure` of BuildKit.
+    Unverified,
     /// Listed as insecure: `https` without verification, else `http`.
     Insecure,
     /// This machine: `http`, else `https` without verification (as Docker treats 127.0.0.0/8).
@@ -26,17 +26,6 @@ pub(crate) struct Endpoint {
     pub(crate) repository: String,
     /// How to speak to it.
     pub(crate) security: Security,
-}
-
-impl Endpoint {
-    /// The registry a reference names, under the `insecure` judgement of the configuration.
-    pub(crate) fn of(reference: &Reference, insecure: bool) -> Self {
-        Self {
-            host: reference.domain().to_owned(),
-            repository: reference.repository().to_owned(),
-            security: security(reference.domain(), insecure),
-        }
-    }
 }
 
 /// The security of a host by name and setting.

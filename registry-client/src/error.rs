@@ -336,6 +336,22 @@ pub enum Violation {
     /// The config's `rootfs` is not a list of layers.
     #[error("the image config has the unknown rootfs type `{0}`")]
     RootFs(String),
+    /// An entry of an index that is of another type than it says.
+    #[error("the index says that this is `{stated}`, and it is `{found}`")]
+    EntryType {
+        /// In the index.
+        stated: String,
+        /// In truth.
+        found: String,
+    },
+    /// An entry of an index that is for another platform than it says.
+    #[error("the index says that this image is for {stated}, and the image says that it is for {found}")]
+    EntryPlatform {
+        /// In the index.
+        stated: Platform,
+        /// In the image's config.
+        found: Platform,
+    },
     /// Layers and diff ids differ in number.
     #[error("the manifest lists {layers} layers and the config {diff_ids}")]
     LayerCount {

@@ -51,3 +51,4 @@ pub use fetch::{FetchError, FetchRequest, FetchStream, Fetched};
 pub use manifests::{ResolvedImage, StoredManifest};
 pub use settings::{Deadlines, ProxySettings, Settings};
 pub use transport::host::Quota;
+pub use transport::reach::{Reach, ReachError};

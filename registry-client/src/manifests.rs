@@ -67,7 +67,7 @@ pub(crate) async fn resolve(
     let named = named(reference);
     let mut fetched = fetch(transport, endpoint, &named, reference.digest(), None, patience).await?;
     let index_digest = fetched.digest;
-    let mut depth = 0;
+    let (mut depth, mut stated) = (0, None);
     let manifest = loop {
         match fetched.document {
             Document::Manifest(manifest) => break *manifest,
@@ -83,9 +83,14 @@ pub(crate) async fn resolve(
                     return Err(RegistryError::NoPlatform { target: Box::new(target), wanted, available });
                 };
                 let digest = digest_of(chosen, &target)?;
-                let size = Some(chosen.size());
+                let (size, kind) = (Some(chosen.size()), chosen.media_type().to_string());
+                stated = platform_of(chosen);
                 fetched =
                     fetch(transport, endpoint, &digest.to_string(), Some(digest), size, patience).await?;
+                if fetched.media_type != kind {
+                    let (stated, found) = (escape(&kind), escape(&fetched.media_type));
+                    return Err(protocol(target, Violation::EntryType { stated, found }));
+                }
             }
         }
     };
@@ -104,6 +109,14 @@ pub(crate) async fn resolve(
         .map_err(|source| RegistryError::Config { target: Box::new(target.clone()), source })?;
     if config.rootfs.kind != "layers" {
         return Err(protocol(target, Violation::RootFs(escape(&config.rootfs.kind))));
+    }
+    // Variants are left out: configs often lack them.
+    let own = &config.platform;
+    if let Some(stated) = stated
+        && (&stated.os, &stated.architecture) != (&own.os, &own.architecture)
+    {
+        let found = Platform::new(&escape(&own.os), &escape(&own.architecture), None);
+        return Err(protocol(target, Violation::EntryPlatform { stated, found }));
     }
     let (layers, diff_ids) = (manifest.layers().len(), config.rootfs.diff_ids.len());
     if layers != diff_ids {

@@ -25,10 +25,12 @@ pub struct Settings {
     pub aws: AwsEnv,
     /// Docker's `daemon.json`, for `registry-mirrors` and `insecure-registries`.
     pub daemon_json: Option<PathBuf>,
+    /// Candidates for BuildKit's `buildkitd.toml`, for its `[registry]` tables: the first that exists counts.
+    pub buildkitd_toml: Vec<PathBuf>,
     /// Registries (`host[:port]`) that may be spoken to without verified TLS, or in clear text.
     pub insecure: Vec<String>,
     /// `certs.d` directories: the first that has a folder for `host[:port]` gives its CA (`*.crt`) and client pair
-    /// (`*.cert` and `*.key`).
+    /// (`*.cert` and `*.key`); containerd's `hosts.toml` there gives mirrors as well.
     pub certs_dirs: Vec<PathBuf>,
     /// Hosts (`host[:port]`) at internal addresses a public registry may refer to (token server, storage).
     pub internal_hosts: Vec<String>,
@@ -55,6 +57,7 @@ impl Default for Settings {
             buildx_config: None,
             aws: AwsEnv::default(),
             daemon_json: None,
+            buildkitd_toml: Vec::new(),
             insecure: Vec::new(),
             certs_dirs: Vec::new(),
             internal_hosts: Vec::new(),

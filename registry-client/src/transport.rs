@@ -9,8 +9,10 @@ mod clients;
 pub(crate) mod exchange;
 mod get;
 pub(crate) mod host;
+pub(crate) mod reach;
 mod resolver;
 pub(crate) mod retry;
+mod trust;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -92,7 +94,7 @@ impl Transport {
 
     /// The connections, made ready at the first use.
     async fn clients(&self) -> Result<&Clients, ConfigError> {
-        let make = || async { Ok(Clients::new(&self.settings, &self.config().await?.proxies)) };
+        let make = || async { Ok(Clients::new(&self.settings, self.config().await?)) };
         self.clients.get_or_try_init(make).await
     }
 
@@ -109,6 +111,15 @@ impl Transport {
             .entry(key)
             .or_insert_with(|| Arc::new(Host::new(&endpoint.host, endpoint.security, transfers)))
             .clone()
+    }
+
+    /// What the hosts asked so far say of their quotas.
+    pub(crate) fn quotas(&self) -> Vec<(String, host::Quota)> {
+        let hosts = lock(&self.hosts);
+        let mut found: Vec<_> =
+            hosts.values().filter_map(|host| Some((host.name().to_owned(), host.quota()?))).collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
     }
 
     /// Sends a request, answering challenges and retrying what may succeed later. Any other status is returned.
@@ -230,6 +241,10 @@ impl Transport {
             StatusCode::NOT_FOUND => RegistryError::NotFound { target, existing: Vec::new(), reply },
             StatusCode::UNAUTHORIZED => {
                 RegistryError::Unauthorized { target, had_credentials: authorization.has_credentials, reply }
+            }
+            // Who says when to come again has not refused for good (GitHub's secondary limits).
+            StatusCode::FORBIDDEN if retry_after.is_some() => {
+                RegistryError::RateLimited { target, retry_after, reply }
             }
             StatusCode::FORBIDDEN => RegistryError::Denied { target, reply },
             StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited { target, retry_after, reply },

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::need::{find_program, program_path};
 
 /// Docker's default set.
-const CAPABILITIES: &[&str] = &[
+pub const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FSETID",

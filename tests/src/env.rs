@@ -20,6 +20,7 @@ use crate::leak;
 use crate::need::program_path;
 use crate::registry::Registry;
 use crate::run::Run;
+use crate::tun::with_tun;
 use crate::user::User;
 
 /// A build that takes longer hangs: no test waits for more than apt and npm on a slow machine.
@@ -221,10 +222,37 @@ impl TestEnv {
             }
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        if let Some(user) = &self.user {
-            command.env("USER", "rbuild-test").uid(user.uid()).gid(user.gid());
+        if self.user.is_some() {
+            command.env("USER", "rbuild-test");
         }
+        self.as_user(&mut command);
         command
+    }
+
+    /// Has a command run as the user under test, if there is one.
+    pub fn as_user<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        match &self.user {
+            Some(user) => command.uid(user.uid()).gid(user.gid()),
+            None => command,
+        }
+    }
+
+    /// [`TestEnv::run`] with a `/dev/net/tun` that the user under test may open: see [`crate::tun`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`].
+    pub fn run_with_tun<I>(&self, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let command = self.command(args);
+        let command = match &self.user {
+            Some(user) => with_tun(&command, (user.uid(), user.gid())),
+            None => command,
+        };
+        finish(self.start(command)?)
     }
 
     /// Runs the binary to its end.
@@ -320,9 +348,20 @@ impl TestEnv {
         let line: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
         let line = format!("rbuild {}", line.join(" "));
         let at = Instant::now();
+        let child = self.spawn(&mut command).with_context(|| format!("start {line}"))?;
+        Ok(Started { child, line, at })
+    }
+
+    /// Starts a command of [`TestEnv::command`] with whatever outputs it has.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let at = Instant::now();
         // A child that another test forks while this test's binary is being copied holds the copy open for writing until
         // it executes its own.
-        let child = loop {
+        loop {
             match command.spawn() {
                 Err(e)
                     if e.kind() == ErrorKind::ExecutableFileBusy
@@ -330,10 +369,9 @@ impl TestEnv {
                 {
                     thread::sleep(Duration::from_millis(5));
                 }
-                spawned => break spawned.with_context(|| format!("start {line}"))?,
+                spawned => return Ok(spawned?),
             }
-        };
-        Ok(Started { child, line, at })
+        }
     }
 
     /// Fails when a mount, a process or an unfinished file of this world is left.
@@ -361,6 +399,17 @@ impl Started {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// When it is not to be killed.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Waits for its end.

@@ -8,6 +8,7 @@ mod disk;
 mod image;
 mod proxy;
 mod serve;
+pub mod tar;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -151,6 +152,18 @@ impl FaultRegistry {
     #[must_use]
     pub fn manifest(&self, name: &str) -> Option<Vec<u8>> {
         Some(self.shared.state().manifests.get(name)?.1.clone())
+    }
+
+    /// Fails when any request carried another `Authorization` than this.
+    ///
+    /// # Panics
+    ///
+    /// Then.
+    pub fn assert_no_credentials_but(&self, allowed: &str) {
+        for request in self.seen() {
+            let carried = request.header("authorization");
+            assert!(carried.is_empty() || carried == allowed, "credentials arrived: {request:?}");
+        }
     }
 
     /// Fails when any request, whatever its outcome, carried credentials or this text anywhere.

@@ -24,9 +24,29 @@ pub struct Answer {
 ///
 /// When nothing listens, or what answers is not HTTP.
 pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"))
+}
+
+/// Posts a text, as [`get`] gets one.
+///
+/// # Errors
+///
+/// As [`get`].
+pub fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    exchange(
+        address,
+        &format!(
+            "POST {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        ),
+    )
+}
+
+fn exchange(address: SocketAddr, request: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(request.as_bytes())?;
     let mut text = Vec::new();
     stream.take(BODY_LIMIT_BYTES).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);

@@ -22,12 +22,14 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+pub mod aws;
 pub mod bases;
 pub mod binary;
 pub mod container;
 pub mod docker;
 pub mod env;
 pub mod fault;
+pub mod generated;
 pub mod git;
 pub mod http;
 pub mod judge;
@@ -36,9 +38,10 @@ pub mod need;
 pub mod registry;
 pub mod run;
 pub mod token_server;
+pub mod tun;
 pub mod user;
 pub mod web;
 
 pub use env::TestEnv;
-pub use registry::Registry;
+pub use registry::{Registry, Tls};
 pub use run::{Outcome, Run, Step};

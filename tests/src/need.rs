@@ -30,6 +30,12 @@ pub enum Need {
     Network,
     /// Docker's daemon and client can be started.
     Docker,
+    /// A C compiler that links statically: programs of the test's own in steps.
+    Compiler,
+    /// OpenSSH's agent and what gives it keys.
+    Ssh,
+    /// moto is where `tests/scripts/setup` puts it.
+    Aws,
 }
 
 impl Need {
@@ -47,12 +53,15 @@ impl Need {
             Self::Password => "password",
             Self::Network => "network",
             Self::Docker => "docker",
+            Self::Compiler => "cc",
+            Self::Ssh => "ssh",
+            Self::Aws => "aws",
         }
     }
 
     fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Root => &[],
+            Self::Root | Self::Aws => &[],
             Self::Registry => &["docker-registry"],
             Self::Bases => &["mmdebstrap", "busybox", "python3", "skopeo", "docker-registry", "unshare"],
             Self::Judges => &["skopeo", "umoci"],
@@ -62,6 +71,8 @@ impl Need {
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
+            Self::Compiler => &["cc"],
+            Self::Ssh => &["ssh-agent", "ssh-add", "ssh-keygen"],
         }
     }
 
@@ -72,6 +83,9 @@ impl Need {
             matches!(self, Self::Root | Self::Bases | Self::Runtime | Self::Subuid | Self::Docker);
         if wants_root && !rustix::process::geteuid().is_root() {
             return Some("not running as root".to_owned());
+        }
+        if self == Self::Aws && !crate::aws::program().is_file() {
+            return Some(format!("no {} (run tests/scripts/setup)", crate::aws::program().display()));
         }
         let absent: Vec<_> = self.programs().iter().filter(|name| find_program(name).is_none()).collect();
         (!absent.is_empty()).then(|| format!("not installed: {absent:?} (run tests/scripts/setup)"))

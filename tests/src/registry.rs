@@ -74,11 +74,7 @@ impl Registry {
         let dir = tempfile::tempdir()?;
         copy_storage(&bases::dir()?.join("registry"), &dir.path().join("storage"))?;
         let file = dir.path().join("htpasswd");
-        // The server takes bcrypt only.
-        let output =
-            Command::new("htpasswd").args(["-nbB", name, password]).output().context("run htpasswd")?;
-        ensure!(output.status.success(), "htpasswd: {}", String::from_utf8_lossy(&output.stderr));
-        fs::write(&file, output.stdout)?;
+        fs::write(&file, htpasswd(name, password)?)?;
         let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
         Self::start(dir, &auth)
     }
@@ -100,6 +96,15 @@ impl Registry {
     ///
     /// As [`Registry::with_bases`], and when openssl makes no certificate.
     pub fn with_certificate(name: &str) -> Result<Self> {
+        Self::with_tls(name, Tls::default())
+    }
+
+    /// As [`Registry::with_certificate`], in one of its variations.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::with_certificate`].
+    pub fn with_tls(name: &str, how: Tls<'_>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         copy_storage(&bases::dir()?.join("registry"), &dir.path().join("storage"))?;
         let openssl = |args: &[&str]| -> Result<()> {
@@ -108,6 +113,16 @@ impl Registry {
             ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
             Ok(())
         };
+        let path = |file: &str| dir.path().join(file).display().to_string();
+        let mut extra =
+            format!("  tls:\n    certificate: {}\n    key: {}\n", path("cert.pem"), path("key.pem"));
+        if how.wants_clients {
+            extra.push_str(&format!("    clientcas: [{}]\n", path("ca.pem")));
+        }
+        if let Some((user, password)) = how.password {
+            fs::write(dir.path().join("htpasswd"), htpasswd(user, password)?)?;
+            extra.push_str(&format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", path("htpasswd")));
+        }
         let new = ["req", "-newkey", "rsa:2048", "-nodes"];
         let authority = ["-x509", "-days", "2", "-subj", "/CN=tests", "-keyout", "ca.key", "-out", "ca.pem"];
         openssl(&[new.as_slice(), &authority].concat())?;
@@ -115,26 +130,26 @@ impl Registry {
             &[new.as_slice(), &["-subj", "/CN=server", "-keyout", "key.pem", "-out", "request.pem"]].concat(),
         )?;
         fs::write(dir.path().join("names"), format!("subjectAltName=DNS:{name}\n"))?;
-        openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            "request.pem",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "names",
-            "-out",
-            "cert.pem",
-        ])?;
-        let path = |file: &str| dir.path().join(file).display().to_string();
-        let tls = format!("  tls: {{certificate: {}, key: {}}}\n", path("cert.pem"), path("key.pem"));
-        Self::start(dir, &tls)
+        let sign = ["x509", "-req", "-in", "request.pem", "-days", "2", "-out", "cert.pem", "-extfile"];
+        if how.is_own_authority {
+            // What `openssl req -x509` gives: a certificate that may sign others, itself first of all.
+            fs::write(
+                dir.path().join("own"),
+                format!("basicConstraints=CA:TRUE\nsubjectAltName=DNS:{name}\n"),
+            )?;
+            openssl(&[sign.as_slice(), &["own", "-signkey", "key.pem"]].concat())?;
+            fs::copy(dir.path().join("cert.pem"), dir.path().join("ca.pem"))?;
+        } else {
+            let authority = ["names", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+            openssl(&[sign.as_slice(), &authority].concat())?;
+        }
+        if how.wants_clients {
+            let client = ["-subj", "/CN=client", "-keyout", "client.key", "-out", "client.csr"];
+            openssl(&[new.as_slice(), &client].concat())?;
+            let made = ["x509", "-req", "-in", "client.csr", "-days", "2", "-out", "client.cert"];
+            openssl(&[made.as_slice(), &["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]].concat())?;
+        }
+        Self::start(dir, &extra)
     }
 
     /// A registry that fetches from another what it has not.
@@ -159,6 +174,16 @@ impl Registry {
     /// When it has none.
     pub fn authority(&self) -> Result<String> {
         fs::read_to_string(self.dir.path().join("ca.pem")).context("no authority")
+    }
+
+    /// Certificate and key for a client, of a registry that wants them.
+    ///
+    /// # Errors
+    ///
+    /// When it wants none.
+    pub fn client_pair(&self) -> Result<(String, String)> {
+        let read = |name: &str| fs::read_to_string(self.dir.path().join(name)).context("no client pair");
+        Ok((read("client.cert")?, read("client.key")?))
     }
 
     fn start(dir: TempDir, extra: &str) -> Result<Self> {
@@ -226,6 +251,24 @@ impl Drop for Registry {
     }
 }
 
+/// How a registry that speaks TLS differs from a plain one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tls<'a> {
+    /// Its certificate is its own authority (`CA:TRUE`).
+    pub is_own_authority: bool,
+    /// It wants a certificate of its authority from clients.
+    pub wants_clients: bool,
+    /// It asks for this name and password.
+    pub password: Option<(&'a str, &'a str)>,
+}
+
+fn htpasswd(name: &str, password: &str) -> Result<Vec<u8>> {
+    // The server takes bcrypt only.
+    let output = Command::new("htpasswd").args(["-nbB", name, password]).output().context("run htpasswd")?;
+    ensure!(output.status.success(), "htpasswd: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
 /// An address on loopback that nothing listens on at this moment.
 ///
 /// # Errors
@@ -235,7 +278,7 @@ pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-fn listens(server: &mut Child, address: SocketAddr) -> Result<bool> {
+pub(crate) fn listens(server: &mut Child, address: SocketAddr) -> Result<bool> {
     let deadline = Instant::now() + START_LIMIT;
     while Instant::now() < deadline {
         if server.try_wait()?.is_some() {

@@ -78,13 +78,7 @@ fn answer(
     account: &str,
     log: &Mutex<Vec<String>>,
 ) -> Result<Reply> {
-    let body = String::from_utf8_lossy(&request.body).into_owned();
-    let query = request.path.split_once('?').map_or("", |(_, query)| query).to_owned();
-    let fields = if request.method == "POST" { body } else { query };
-    let values = |key: &str| -> Vec<String> {
-        let pairs = fields.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(own, _)| *own == key).map(|(_, value)| decode(value)).collect()
-    };
+    let values = |key: &str| values(request, key);
     let by_form = values("username") == [name] && values("password") == [password];
     let by_header = request.header("authorization") == format!("Basic {account}");
     let is_known = by_form || by_header;
@@ -129,6 +123,16 @@ fn token(dir: &Path, subject: &str, access: &[Value]) -> Result<String> {
     child.stdin.take().context("stdin")?.write_all(signed.as_bytes())?;
     let signature = child.wait_with_output()?.stdout;
     Ok(format!("{signed}.{}", url64(&signature)))
+}
+
+/// The values of a field in a request's form, of a `POST`, or else in its query.
+#[must_use]
+pub fn values(request: &Request, key: &str) -> Vec<String> {
+    let body = String::from_utf8_lossy(&request.body);
+    let query = request.path.split_once('?').map_or("", |(_, query)| query);
+    let fields = if request.method == "POST" { &*body } else { query };
+    let pairs = fields.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(own, _)| *own == key).map(|(_, value)| decode(value)).collect()
 }
 
 /// Percent decoding of a form.

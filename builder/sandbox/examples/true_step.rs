@@ -1,12 +1,14 @@
 //! Measures what a step costs: runs `/bin/true` of a root directory, given as argument, a number of times.
 //!
 //! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
-//! `NETWORK=host` the steps share the host's network, with `NETWORK=user` they have one of their own that reaches the outside.
+//! `NETWORK=host` the steps share the host's network, with `NETWORK=user` they have one of their own that reaches the outside;
+//! with `LOWERS=N` there are so many empty layers above ROOT; with `PLAIN=0` nothing is run without a step. `tests/bench/steps` compares the result with other ways to run
+//! a command.
 
 use rbuild_sandbox::{Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +39,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Network::None,
     };
     let scratch = Path::new(&root).with_extension("scratch");
+    let more: usize = std::env::var("LOWERS").map_or(Ok(0), |count| count.parse())?;
+    let mut lowers = vec![PathBuf::from(&root)];
+    for n in 0..more {
+        let layer = scratch.join(format!("layer-{n}"));
+        std::fs::create_dir_all(&layer)?;
+        lowers.push(layer);
+    }
+    let lowers: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
     let (cancel, _never) = rustix::pipe::pipe()?;
     let mut times = Vec::new();
     for n in 0..count {
@@ -47,8 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut spec = StepSpec::new(argv.clone());
         spec.network = network.clone();
         let started = Instant::now();
-        let merged =
-            mount_overlay(&[Path::new(&root)], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
+        let merged = mount_overlay(&lowers, Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
         let rbuild_sandbox::Ended { exit, teardown, .. } =
             run_step_to_exit(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
                 let _closed = match stream {
@@ -65,6 +74,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     summary("step", &mut times);
     std::fs::remove_dir_all(&scratch)?;
+    if std::env::var_os("PLAIN").is_some_and(|value| value == "0") {
+        return Ok(());
+    }
     let mut plain = Vec::new();
     for _ in 0..count {
         let started = Instant::now();

@@ -10,6 +10,7 @@ use crate::self_copy::PROBE_MARKER;
 use crate::spec::{Network, StepSpec};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -134,7 +135,9 @@ fn try_everything(isolation: Isolation, work_dir: &Path, with_network: bool) -> 
     results.push(ok("privileges", privilege.describe()));
     let scratch = work_dir.join(format!("probe-{}", std::process::id()));
     let dirs = ["lower", "upper", "work", "root"].map(|name| scratch.join(name));
-    if let Err(error) = dirs.iter().try_for_each(std::fs::create_dir_all) {
+    // What is made on the way may become the store: nobody else's to write to, whatever the umask.
+    let make = |dir: &PathBuf| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    if let Err(error) = dirs.iter().try_for_each(make) {
         let remedy = format!("make `{}` writable", work_dir.display());
         results.push(fails("work directory", &error, Some(remedy)));
     } else {

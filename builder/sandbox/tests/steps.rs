@@ -10,6 +10,7 @@ mod steps {
     pub(crate) mod confinement;
     pub(crate) mod lifecycle;
     pub(crate) mod network;
+    pub(crate) mod races;
     pub(crate) mod setup;
 }
 
@@ -81,9 +82,14 @@ fn run_cases(host: &Host, filters: &[String]) -> ExitCode {
         require_or_skip("overlay", &why);
         return ExitCode::SUCCESS;
     }
-    let cases: Vec<Case> =
-        [steps::cases::CASES, steps::confinement::CASES, steps::lifecycle::CASES, steps::network::CASES]
-            .concat();
+    let cases: Vec<Case> = [
+        steps::cases::CASES,
+        steps::confinement::CASES,
+        steps::lifecycle::CASES,
+        steps::network::CASES,
+        steps::races::CASES,
+    ]
+    .concat();
     let wanted = |name: &str| {
         let mut words = filters.iter().filter(|f| !f.starts_with('-')).peekable();
         words.peek().is_none() || words.any(|filter| name.contains(filter.as_str()))

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::context::ContextArgs;
 use super::control::{CacheControlArgs, ExplainArgs};
+use super::debug::DebugArgs;
 use super::image::ImageCommandArgs;
 use super::imagetools::{ImagetoolsArgs, SystemArgs};
 use super::results::ResultArgs;
@@ -49,6 +50,7 @@ pub(crate) enum CommandArgs {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<BuildArgs>),
+    Debug(DebugArgs),
     /// Show the graph of a Dockerfile's steps without building
     Graph(GraphArgs),
     Context(ContextArgs),
@@ -237,12 +239,15 @@ pub(crate) struct ImagesArgs {
     /// Show digests
     #[arg(long)]
     pub(crate) digests: bool,
-    /// Show only images that meet a condition: dangling=, label=, before=, since=, reference=
+    /// Show only images that meet a condition: dangling=, label=, before=, since=, until=, reference=
     #[arg(short = 'f', long = "filter", value_name = "KEY=VALUE")]
     pub(crate) filters: Vec<String>,
     /// Show rows as: table, json, or a Go template such as `{{.Repository}}:{{.Tag}}`
     #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
     pub(crate) format: String,
+    /// Show each image once, with all its names, and below it its platforms
+    #[arg(long, conflicts_with_all = ["quiet", "digests", "no_trunc", "format"])]
+    pub(crate) tree: bool,
 }
 
 /// Pull an image from a registry

@@ -160,6 +160,9 @@ impl Problem {
             Self::Tag { cause: ReferenceError::Uppercase(_), value } => {
                 Some(format!("try -t {}", value.to_ascii_lowercase()))
             }
+            Self::Image { cause: ReferenceError::Uppercase(name) } => {
+                Some(format!("write it in lower case: {}", name.to_ascii_lowercase()))
+            }
             Self::SeveralPlatforms => {
                 Some("choose one with --platform, or write them all with -o type=oci,dest=FILE".to_owned())
             }

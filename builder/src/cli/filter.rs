@@ -1,6 +1,9 @@
 //! `--filter KEY=VALUE` of commands that list images.
 
+use std::time::Duration;
+
 use super::error::Problem;
+use crate::timestamp;
 
 /// One condition on an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,41 @@ pub enum ImageFilter {
     Since(String),
     /// Its name matches this pattern.
     Reference(String),
+    /// Was made before this moment.
+    Until(Moment),
+}
+
+/// A moment as `until=` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// This long before now.
+    Ago(Duration),
+    /// Seconds since the epoch.
+    At(i64),
+}
+
+impl Moment {
+    /// Nanoseconds since the epoch, with `now` as such.
+    pub fn unix_ns(self, now: i64) -> i64 {
+        match self {
+            Self::Ago(age) => now.saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+            Self::At(seconds) => seconds.saturating_mul(1_000_000_000),
+        }
+    }
+}
+
+/// `24h`, `1700000000`, `2026-01-31` or `2026-01-31T12:00:00[Z]`; a date without a zone is UTC's.
+pub(super) fn parse_moment(text: &str) -> Option<Moment> {
+    if let Some(age) = super::space::parse_duration(text) {
+        return Some(Moment::Ago(age));
+    }
+    // Docker takes fractions of seconds, which no image's time is judged by.
+    let whole = text.split_once('.').filter(|(_, rest)| rest.bytes().all(|b| b.is_ascii_digit()));
+    if let Ok(seconds) = whole.map_or(text, |(seconds, _)| seconds).parse() {
+        return Some(Moment::At(seconds));
+    }
+    let forms = [text.to_owned(), format!("{text}Z"), format!("{text}:00Z"), format!("{text}T00:00:00Z")];
+    forms.iter().find_map(|form| timestamp::parse_rfc3339(form)).map(Moment::At)
 }
 
 /// Parses one `--filter`.
@@ -39,7 +77,13 @@ pub(crate) fn parse_filter(text: &str) -> Result<ImageFilter, Problem> {
         "before" => Ok(ImageFilter::Before(value.to_owned())),
         "since" => Ok(ImageFilter::Since(value.to_owned())),
         "reference" => Ok(ImageFilter::Reference(value.to_owned())),
-        _ => Err(wrong("expected dangling, label, before, since or reference")),
+        "until" => match parse_moment(value) {
+            Some(moment) => Ok(ImageFilter::Until(moment)),
+            None => {
+                Err(wrong("expected a duration such as until=24h, or a time such as 2026-01-31T12:00:00Z"))
+            }
+        },
+        _ => Err(wrong("expected dangling, label, before, since, until or reference")),
     }
 }
 
@@ -54,8 +98,24 @@ mod tests {
         assert_eq!(parse_filter("label=a.b=c=d").unwrap(), label(Some("c=d")));
         assert_eq!(parse_filter("dangling=True").unwrap(), ImageFilter::Dangling(true));
         assert_eq!(parse_filter("reference=me/*").unwrap(), ImageFilter::Reference("me/*".into()));
-        for text in ["dangling", "dangling=perhaps", "size=1", ""] {
+        for text in ["dangling", "dangling=perhaps", "size=1", "until=soon", "until=", ""] {
             assert!(parse_filter(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn moments_are_ages_unix_times_and_dates() {
+        let at = |text: &str| {
+            parse_moment(text).map(|moment| moment.unix_ns(10_000_000_000_000_000) / 1_000_000_000)
+        };
+        assert_eq!(at("1h30m"), Some(10_000_000 - 5400));
+        assert_eq!(at("1700000000"), Some(1_700_000_000));
+        assert_eq!(at("1700000000.5"), Some(1_700_000_000));
+        assert_eq!(at("1970-01-02"), Some(86_400));
+        assert_eq!(at("1970-01-01T01:00"), Some(3600));
+        assert_eq!(at("1970-01-01T00:00:05"), Some(5));
+        assert_eq!(at("1970-01-01T01:00:00+01:00"), Some(0));
+        assert_eq!(at("99999999999h"), Some((10_000_000_000_000_000 - i64::MAX) / 1_000_000_000));
+        assert_eq!(at("yesterday"), None);
     }
 }

@@ -1,7 +1,6 @@
 //! The commands on images and credentials: what was typed, and what it means.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{ArgAction, Args, Subcommand};
 use rbuild_oci::{Platform, Reference};
@@ -9,6 +8,7 @@ use rbuild_oci::{Platform, Reference};
 use super::args::{ImagesArgs, PullArgs, PushArgs, go_bool};
 use super::env::Env;
 use super::error::Problem;
+use super::filter::{Moment, parse_moment};
 use super::request::parse_platform;
 
 /// Commands at the top level.
@@ -76,7 +76,7 @@ pub(crate) struct ImagePruneArgs {
     /// Do not ask
     #[arg(short = 'f', long)]
     pub(crate) force: bool,
-    /// Only what matches: until=DURATION (made longer ago), label=KEY[=VALUE] or label!=KEY[=VALUE]
+    /// Only what matches: until=DURATION|TIME (made before), label=KEY[=VALUE] or label!=KEY[=VALUE]
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
 }
@@ -106,6 +106,9 @@ pub(crate) struct RmiArgs {
     /// Accepted for docker's sake: layers are never removed with their image
     #[arg(long, hide = true)]
     pub(crate) no_prune: bool,
+    /// Remove only the image for this platform of several
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
 }
 
 /// Show everything about images as JSON
@@ -120,6 +123,9 @@ pub(crate) struct InspectArgs {
     /// Accepted for docker's sake: only images are here
     #[arg(long = "type", value_name = "TYPE", hide = true)]
     pub(crate) kind: Option<String>,
+    /// Show the image for this platform of several
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
 }
 
 /// Show how an image was made
@@ -142,6 +148,9 @@ pub(crate) struct HistoryArgs {
     /// Show rows as: table, json, or a Go template such as `{{.CreatedBy}}`
     #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
     pub(crate) format: String,
+    /// Show the image for this platform of several
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
 }
 
 /// Write images to a tar archive
@@ -155,6 +164,9 @@ pub(crate) struct SaveArgs {
     /// Write to this file instead of standard output
     #[arg(short = 'o', long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// Write only the image for this platform of several
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
 }
 
 /// Read images from a tar archive
@@ -230,8 +242,8 @@ pub struct ImagePruneRequest {
     pub all: bool,
     /// Do not ask.
     pub force: bool,
-    /// Only images made longer ago than this.
-    pub until: Option<Duration>,
+    /// Only images made before this.
+    pub until: Option<Moment>,
     /// Only images that meet all of these.
     pub labels: Vec<LabelFilter>,
 }
@@ -263,6 +275,8 @@ pub struct RmiRequest {
     pub names: Vec<String>,
     /// Remove all names of an id; missing images are no failure.
     pub force: bool,
+    /// Only this platform's image of several.
+    pub platform: Option<Platform>,
 }
 
 /// What `rbuild inspect` was asked for.
@@ -272,6 +286,8 @@ pub struct InspectRequest {
     pub names: Vec<String>,
     /// Template, not parsed yet.
     pub format: Option<String>,
+    /// This platform's image of several.
+    pub platform: Option<Platform>,
 }
 
 /// What `rbuild history` was asked for.
@@ -287,6 +303,8 @@ pub struct HistoryRequest {
     pub no_trunc: bool,
     /// Format of the rows, not parsed yet; empty for the default.
     pub format: String,
+    /// This platform's image of several.
+    pub platform: Option<Platform>,
 }
 
 /// What `rbuild save` was asked for.
@@ -296,6 +314,8 @@ pub struct SaveRequest {
     pub names: Vec<String>,
     /// File; `None` is standard output.
     pub output: Option<PathBuf>,
+    /// Only this platform's image of several.
+    pub platform: Option<Platform>,
 }
 
 /// What `rbuild load` was asked for.
@@ -344,9 +364,14 @@ impl ImageCommandArgs {
     }
 }
 
+/// Of what is here already, only what was typed restricts: `DOCKER_DEFAULT_PLATFORM` is for what is got anew.
+fn typed_platform(text: Option<&String>) -> Result<Option<Platform>, Problem> {
+    parse_platform(text, &Env::fixed([]))
+}
+
 impl ImagePruneArgs {
     pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
-        let (mut until, mut labels) = (None, Vec::new());
+        let (mut all, mut until, mut labels) = (self.all, None, Vec::new());
         for filter in &self.filters {
             let wrong = |expected: &str| Problem::Value {
                 flag: "--filter",
@@ -356,8 +381,8 @@ impl ImagePruneArgs {
             let (key, value) = filter.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE"))?;
             match key {
                 "until" => {
-                    let age = super::space::parse_duration(value);
-                    until = Some(age.ok_or_else(|| wrong("expected a duration such as until=24h"))?);
+                    let expected = "expected a duration such as until=24h, or a time such as 2026-01-31";
+                    until = Some(parse_moment(value).ok_or_else(|| wrong(expected))?);
                 }
                 "label" | "label!" if !value.is_empty() => {
                     let pair = value.split_once('=');
@@ -367,11 +392,12 @@ impl ImagePruneArgs {
                         is_negated: key.ends_with('!'),
                     });
                 }
-                "dangling" => {}
+                // Docker's other word for -a.
+                "dangling" => all = all || !go_bool(value).map_err(|expected| wrong(&expected))?,
                 _ => return Err(wrong("expected until=, label= or label!=")),
             }
         }
-        Ok(ImageCommand::Prune(ImagePruneRequest { all: self.all, force: self.force, until, labels }))
+        Ok(ImageCommand::Prune(ImagePruneRequest { all, force: self.force, until, labels }))
     }
 }
 
@@ -387,8 +413,9 @@ impl TagArgs {
 }
 
 impl RmiArgs {
-    pub(crate) fn request(self) -> ImageCommand {
-        ImageCommand::Rmi(RmiRequest { names: self.names, force: self.force })
+    pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
+        let platform = typed_platform(self.platform.as_ref())?;
+        Ok(ImageCommand::Rmi(RmiRequest { names: self.names, force: self.force, platform }))
     }
 }
 
@@ -396,7 +423,8 @@ impl InspectArgs {
     pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
         match self.kind.as_deref() {
             None | Some("" | "image") => {
-                Ok(ImageCommand::Inspect(InspectRequest { names: self.names, format: self.format }))
+                let platform = typed_platform(self.platform.as_ref())?;
+                Ok(ImageCommand::Inspect(InspectRequest { names: self.names, format: self.format, platform }))
             }
             Some(kind) => Err(Problem::Value {
                 flag: "--type",
@@ -408,15 +436,17 @@ impl InspectArgs {
 }
 
 impl HistoryArgs {
-    pub(crate) fn request(self) -> ImageCommand {
-        let Self { name, human, quiet, no_trunc, format } = self;
-        ImageCommand::History(HistoryRequest { name, human, quiet, no_trunc, format })
+    pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
+        let Self { name, human, quiet, no_trunc, format, platform } = self;
+        let platform = typed_platform(platform.as_ref())?;
+        Ok(ImageCommand::History(HistoryRequest { name, human, quiet, no_trunc, format, platform }))
     }
 }
 
 impl SaveArgs {
-    pub(crate) fn request(self) -> ImageCommand {
-        ImageCommand::Save(SaveRequest { names: self.names, output: self.output })
+    pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
+        let platform = typed_platform(self.platform.as_ref())?;
+        Ok(ImageCommand::Save(SaveRequest { names: self.names, output: self.output, platform }))
     }
 }
 

@@ -8,6 +8,7 @@ mod attest;
 mod context;
 mod control;
 mod csv;
+mod debug;
 mod env;
 mod error;
 mod filter;
@@ -36,9 +37,10 @@ pub use attest::{Attestations, Detail, MetadataArg, ProvenanceArg, SbomArg, Slsa
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
+pub use debug::DebugRequest;
 pub use env::Env;
 pub use error::{Problem, UsageError};
-pub use filter::ImageFilter;
+pub use filter::{ImageFilter, Moment};
 pub use image::{
     HistoryRequest, ImageCommand, ImagePruneRequest, InspectRequest, LabelFilter, LoadRequest, LoginRequest,
     PasswordSource, RmiRequest, SaveRequest, TagRequest,
@@ -47,10 +49,10 @@ pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
 pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
-pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network};
+pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
-pub use space::{CacheRequest, DuRequest, PruneRequest};
+pub use space::{CacheRequest, DuRequest, PruneRequest, ShareBy};
 pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};
@@ -74,6 +76,8 @@ pub struct Invocation {
 pub enum Command {
     /// Build an image.
     Build(Box<BuildRequest>),
+    /// Open a shell in a step.
+    Debug(DebugRequest),
     /// Show a build graph.
     Graph(GraphRequest),
     /// Look at a build context.
@@ -124,6 +128,8 @@ pub struct ImagesRequest {
     pub filters: Vec<ImageFilter>,
     /// Format of the rows, not parsed yet; empty for the default.
     pub format: String,
+    /// Show images with their platforms below them.
+    pub tree: bool,
 }
 
 /// What `rbuild pull` was asked for.
@@ -217,6 +223,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
             }
             Command::Build(Box::new(BuildRequest::from_args(*args, ignored, env)?))
         }
+        CommandArgs::Debug(args) => Command::Debug(args.request()),
         CommandArgs::Graph(args) => Command::Graph(GraphRequest::from_args(args, env)?),
         CommandArgs::Context(args) => Command::Context(args.request()?),
         CommandArgs::Images(args) => {
@@ -234,14 +241,15 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     .map(|text| filter::parse_filter(text))
                     .collect::<Result<_, _>>()?,
                 format: args.format,
+                tree: args.tree,
             })
         }
         CommandArgs::Image(args) => Command::Image(match args {
             ImageCommandArgs::Tag(args) => args.request()?,
-            ImageCommandArgs::Rmi(args) => args.request(),
+            ImageCommandArgs::Rmi(args) => args.request()?,
             ImageCommandArgs::Inspect(args) => args.request()?,
-            ImageCommandArgs::History(args) => args.request(),
-            ImageCommandArgs::Save(args) => args.request(),
+            ImageCommandArgs::History(args) => args.request()?,
+            ImageCommandArgs::Save(args) => args.request()?,
             ImageCommandArgs::Load(args) => args.request(env)?,
             ImageCommandArgs::Login(args) => args.request()?,
             ImageCommandArgs::Logout(args) => ImageCommand::Logout(args.server),
@@ -344,6 +352,7 @@ fn is_command(text: &OsStr) -> bool {
         Some(
             "build"
                 | "b"
+                | "debug"
                 | "graph"
                 | "context"
                 | "images"
@@ -382,7 +391,7 @@ pub fn similar_command(context: &str) -> Option<&'static str> {
     };
     [
         "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
-        "inspect", "history", "login", "logout", "save", "load",
+        "inspect", "history", "login", "logout", "save", "load", "debug",
     ]
     .into_iter()
     .find(|name| near(name))

@@ -54,8 +54,8 @@ pub struct BuildRequest {
     pub quiet: bool,
     /// Time for everything the build dates.
     pub source_date_epoch: Option<EpochArg>,
-    /// Open a shell in the first step that fails.
-    pub shell_on_error: bool,
+    /// Open a shell in a step.
+    pub shell: Option<ShellAt>,
     /// Steps at once; `None` leaves it to the builder.
     pub jobs: Option<NonZeroUsize>,
     /// Flags that were given and have no effect here, with their dashes.
@@ -144,6 +144,15 @@ impl EpochArg {
     pub const NAME: &str = "SOURCE_DATE_EPOCH";
 }
 
+/// Where a build stops for a shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShellAt {
+    /// In the first step that fails, as it left things.
+    FirstFailure,
+    /// In this step, before it runs.
+    Before(String),
+}
+
 /// Network of RUN steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
@@ -176,7 +185,7 @@ impl BuildRequest {
             progress: Mode::Auto,
             quiet: false,
             source_date_epoch: None,
-            shell_on_error: false,
+            shell: None,
             jobs: None,
             flags_without_effect: Vec::new(),
         }
@@ -250,7 +259,7 @@ impl BuildRequest {
             network,
             progress: parse_progress(&args.progress, args.quiet, env)?,
             quiet: args.quiet,
-            shell_on_error: args.on_error == "shell",
+            shell: (args.on_error == "shell").then_some(ShellAt::FirstFailure),
             jobs: args.jobs.as_deref().map(parse_jobs).transpose()?,
             tags,
             build_args,

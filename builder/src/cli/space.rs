@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use rbuild_cache::gc::Filter;
 
 use super::Problem;
@@ -17,9 +17,23 @@ pub(crate) struct DuArgs {
     /// Only what matches, as in rbuild prune
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Show as: table, or json (one object a line)
+    /// Show as: table, json (one object a line), or pretty (as --verbose does)
     #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
     pub(crate) format: String,
+    /// Add up by: kind, image (what several hold counts for each) or stage
+    #[arg(long, value_name = "WHAT", conflicts_with = "verbose")]
+    pub(crate) by: Option<ShareBy>,
+}
+
+/// What `rbuild du` adds up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShareBy {
+    /// Layers, pulled layers, blobs, cache mounts.
+    Kind,
+    /// The images that hold it.
+    Image,
+    /// The stage whose step made it.
+    Stage,
 }
 
 /// Remove build cache
@@ -116,6 +130,8 @@ pub struct DuRequest {
     pub verbose: bool,
     /// One JSON object a line instead of a table.
     pub json: bool,
+    /// Add up instead of listing.
+    pub by: Option<ShareBy>,
     /// Only what was not used within this time.
     pub until: Duration,
     /// Only what meets all of these.
@@ -180,12 +196,14 @@ impl CacheRequest {
 impl DuRequest {
     pub(super) fn from_args(args: &DuArgs) -> Result<Self, Problem> {
         let json = match args.format.as_str() {
-            "table" => false,
+            "table" | "pretty" => false,
             "json" => true,
-            other => return Err(wrong("--format", other, "expected table or json")),
+            other => return Err(wrong("--format", other, "expected table, json or pretty")),
         };
         let (until, filters) = filters(&args.filters)?;
-        Ok(Self { verbose: args.verbose, json, until, filters })
+        // buildx's other word for it.
+        let verbose = args.verbose || args.format == "pretty";
+        Ok(Self { verbose, json, by: args.by, until, filters })
     }
 }
 

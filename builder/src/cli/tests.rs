@@ -398,6 +398,7 @@ fn the_other_commands_parse() {
         digests: false,
         filters: Vec::new(),
         format: String::new(),
+        tree: false,
     };
     assert_eq!(command(&["images", "-q", "--no-trunc", "node"]), Command::Images(images));
     assert!(refused(&["pull", "UP"]).contains("must be lowercase"));
@@ -500,7 +501,7 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
         &["prune", "--max-used-space", "much"],
         &["prune", "--max-used-space=1", "--keep-storage=1"],
         &["prune", "extra"],
-        &["du", "--format", "pretty"],
+        &["du", "--format", "xml"],
         &["cache"],
         &["cache", "wash"],
     ] {
@@ -512,10 +513,16 @@ fn prune_takes_docker_s_flags_and_refuses_what_it_does_not_know() {
 
 #[test]
 fn the_store_s_commands_are_read() {
-    let du =
-        |verbose, json| DuRequest { verbose, json, until: std::time::Duration::ZERO, filters: Vec::new() };
-    assert_eq!(meant(&["du"]), Command::Du(du(false, false)));
-    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true)));
+    let du = |verbose, json, by| DuRequest {
+        verbose,
+        json,
+        by,
+        until: std::time::Duration::ZERO,
+        filters: Vec::new(),
+    };
+    assert_eq!(meant(&["du"]), Command::Du(du(false, false, None)));
+    assert_eq!(meant(&["du", "-v", "--format=json"]), Command::Du(du(true, true, None)));
+    assert_eq!(meant(&["du", "--by", "stage"]), Command::Du(du(false, false, Some(ShareBy::Stage))));
     assert_eq!(
         meant(&["cache", "fsck"]),
         Command::Cache(CacheRequest::Fsck { repair: false, rebuild: false })

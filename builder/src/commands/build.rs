@@ -1,5 +1,6 @@
 //! `rbuild build`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -27,13 +28,19 @@ use crate::report::{Style, warnings};
 use crate::settings::Settings;
 
 /// Builds, then says what came out or what went wrong.
-pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path>, env: &Env) -> ExitCode {
+pub(super) fn run(
+    request: &BuildRequest,
+    typed: &[OsString],
+    settings: Settings,
+    root: Option<&Path>,
+    env: &Env,
+) -> ExitCode {
     if let Some(call) = request.call {
         return super::call::run(request, call, settings, root, env);
     }
     let mut source = Source::default();
     let (events, consumer) = progress::start(request.progress, Display::stderr(env));
-    let built = build(request, settings, root, &events, &mut source);
+    let built = build(request, typed, settings, root, &events, &mut source);
     let differing = built.as_ref().ok().and_then(|(_, outcome)| not_reproduced(outcome));
     if let Some(error) = differing.as_ref().or(built.as_ref().err()) {
         events.failed(failure::report(error, Some(&source)));
@@ -71,6 +78,7 @@ pub(super) fn run(request: &BuildRequest, settings: Settings, root: Option<&Path
 
 fn build(
     request: &BuildRequest,
+    typed: &[OsString],
     settings: Settings,
     root: Option<&Path>,
     events: &Events,
@@ -88,7 +96,11 @@ fn build(
     for flag in &request.flags_without_effect {
         events.remark(format!("{flag} has no effect in rbuild"));
     }
-    let outcome = with_signals(async |cancel| build::build(request, &host, events, &cancel, source).await)?;
+    let result = with_signals(async |cancel| build::build(request, &host, events, &cancel, source).await);
+    if result.as_ref().map_or(true, |outcome| outcome.cached < outcome.steps) {
+        debug::last::remember(&host.root, typed, request);
+    }
+    let outcome = result?;
     write_results(request, &outcome, source)?;
     Ok((host, outcome))
 }

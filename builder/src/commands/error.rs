@@ -153,7 +153,7 @@ impl ImageError {
             }
             Self::Config(_) => vec!["pull or build the image again".to_owned()],
             Self::Reference(ReferenceError::Uppercase(name)) => {
-                vec![format!("did you mean {}?", name.to_ascii_lowercase())]
+                vec![format!("write it in lower case: {}", name.to_ascii_lowercase())]
             }
             Self::NotATerminal => {
                 vec!["give the name with -u and the password on standard input: --password-stdin".to_owned()]

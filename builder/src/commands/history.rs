@@ -50,7 +50,8 @@ pub(super) fn run(
     let format = Format::parse(&request.format, TABLE).map_err(ImageError::from)?;
     let host = Host::open(settings, root)?;
     let images = Images::load(&host.store)?;
-    let record = &images.find(&request.name)?.named().record;
+    let named = images.find(&request.name)?.named();
+    let record = stored::for_platform(named, request.platform.as_ref())?;
     let config = stored::config(&host.store, record)?;
     let sizes = sizes(&host.store, record)?;
     let rows = rows(&config, &record.config.to_string(), &sizes, request, SystemTime::now());
@@ -151,6 +152,7 @@ mod tests {
             quiet: false,
             no_trunc: false,
             format: String::new(),
+            platform: None,
         };
         insta::assert_snapshot!(show(&request));
         let raw = HistoryRequest { human: false, no_trunc: true, ..request.clone() };

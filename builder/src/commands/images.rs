@@ -8,8 +8,8 @@ use rbuild_frontend::gowild;
 use rbuild_oci::Reference;
 use serde_json::{Value, json};
 
-use super::ImageError;
 use super::stored::{self, Images, Named};
+use super::{ImageError, image_tree};
 use crate::cli::{ImageFilter, ImagesRequest};
 use crate::error::BuildError;
 use crate::host::Host;
@@ -64,6 +64,9 @@ pub(super) fn run(
         let newest = b.record.created_unix_ns.cmp(&a.record.created_unix_ns);
         newest.then_with(|| a.reference.cmp(&b.reference))
     });
+    if request.tree {
+        return super::print(&image_tree::render(&host.store, &wanted)?);
+    }
     super::print(&render(&wanted, request, &format, SystemTime::now())?)
 }
 
@@ -125,6 +128,7 @@ fn filtered<'a>(
         match filter {
             ImageFilter::Before(image) => before = before.min(created(image)?),
             ImageFilter::Since(image) => since = since.max(created(image)?),
+            ImageFilter::Until(moment) => before = before.min(moment.unix_ns(timestamp::unix_ns())),
             ImageFilter::Reference(pattern) => patterns.push(pattern),
             ImageFilter::Dangling(_) | ImageFilter::Label(..) => {}
         }
@@ -239,6 +243,7 @@ mod tests {
             digests: false,
             filters: Vec::new(),
             format: format.to_owned(),
+            tree: false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rbuild_cache::store::Store;
-use rbuild_oci::media_type;
+use rbuild_oci::{Platform, media_type};
 use serde::Serialize as _;
 use serde_json::{Map, Value, json};
 
@@ -85,7 +85,7 @@ pub(super) fn run(request: &InspectRequest, settings: Settings, root: Option<&Pa
     };
     let found = Host::open(settings, root).and_then(|host| {
         let images = Images::load(&host.store)?;
-        let show = |name: &String| show(&host.store, &images, name);
+        let show = |name: &String| show(&host.store, &images, name, request.platform.as_ref());
         Ok(request.names.iter().map(show).collect::<Vec<_>>())
     });
     let found = match found {
@@ -128,11 +128,17 @@ fn pretty(value: &Value) -> String {
     String::from_utf8(bytes).expect("JSON is UTF-8")
 }
 
-fn show(store: &Store, images: &Images, name: &str) -> Result<Value, BuildError> {
-    let record = &images.find(name)?.named().record;
+fn show(
+    store: &Store,
+    images: &Images,
+    name: &str,
+    platform: Option<&Platform>,
+) -> Result<Value, BuildError> {
+    let named = images.find(name)?.named();
+    let record = stored::for_platform(named, platform)?;
     let config = stored::config(store, record)?;
     let (mut tags, mut digests): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
-    for named in images.names_of(record.config) {
+    for named in images.names_of(named.record.config) {
         let Some(reference) = &named.reference else { continue };
         if reference.tag().is_some() {
             tags.push(reference.familiar());

@@ -4,6 +4,7 @@ mod build;
 mod cache_mounts;
 mod call;
 mod context;
+mod debug;
 mod doctor;
 mod error;
 mod explain;
@@ -11,6 +12,7 @@ mod fsck;
 mod graph;
 mod history;
 mod image;
+mod image_tree;
 mod images;
 mod imagetools;
 mod inspect;
@@ -24,6 +26,7 @@ mod push;
 mod read;
 mod rmi;
 mod save;
+mod shares;
 mod space;
 mod stored;
 mod system;
@@ -50,14 +53,17 @@ pub fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(usage) => return failure::usage(&usage, &env),
     };
-    let invocation = match cli::parse(std::env::args_os(), &env) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let typed = arguments.get(1..).unwrap_or_default();
+    let invocation = match cli::parse(arguments.iter().cloned(), &env) {
         Ok(invocation) => invocation,
         Err(usage) => return failure::usage(&usage, &env),
     };
     let settings = Settings { isolation: invocation.isolation, ..settings };
     let root = invocation.root;
     let result = match invocation.command {
-        Command::Build(request) => return build::run(&request, settings, root.as_deref(), &env),
+        Command::Build(request) => return build::run(&request, typed, settings, root.as_deref(), &env),
+        Command::Debug(request) => return debug::run(&request, settings, root.as_deref(), &env),
         Command::Graph(request) => return graph::run(&request, settings, root.as_deref(), &env),
         Command::Context(request) => context::run(&request),
         Command::Images(request) => images::run(&request, settings, root.as_deref()),

@@ -20,7 +20,15 @@ use crate::resolve::CONFIG_BYTES_MAX;
 
 /// What a name stands for: one image, or an index with all its images.
 pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
-    let Some(digest) = record.index else { return Ok(ImageSet::over(vec![image(env, record).await?])) };
+    let Some(digest) = record.index else {
+        let mut images = Vec::new();
+        for record in record.each() {
+            images.push(image(env, record).await?);
+        }
+        // Built for several platforms and not exported yet.
+        let index = (images.len() > 1).then(|| Index::over(&images, &[], &[], false));
+        return Ok(ImageSet { index, ..ImageSet::over(images) });
+    };
     let gone = || ImageError::Config(digest.to_string());
     let bytes = env.store.blob_bytes(&digest, Document::BYTES_MAX as u64)?.ok_or_else(gone)?;
     let Ok(Document::Index(listed)) = Document::parse(&bytes, None) else { return Err(gone().into()) };

@@ -1,7 +1,6 @@
 //! `rbuild image prune`: names go, and with them what nothing else uses.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rbuild_cache::gc::Policy;
 use rbuild_cache::store::Store;
@@ -13,6 +12,7 @@ use crate::error::BuildError;
 use crate::host::Host;
 use crate::report::human;
 use crate::settings::Settings;
+use crate::timestamp;
 
 /// Asks, removes, and says what is gone and how much that gave.
 pub(super) fn run(
@@ -70,12 +70,9 @@ fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<String>, Bui
 }
 
 fn meets(store: &Store, named: &Named, request: &ImagePruneRequest) -> Result<bool, BuildError> {
-    if let Some(until) = request.until {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let created = Duration::from_nanos(u64::try_from(named.record.created_unix_ns).unwrap_or(0));
-        if now.saturating_sub(created) < until {
-            return Ok(false);
-        }
+    let limit = request.until.map(|until| until.unix_ns(timestamp::unix_ns()));
+    if limit.is_some_and(|limit| named.record.created_unix_ns >= limit) {
+        return Ok(false);
     }
     if request.labels.is_empty() {
         return Ok(true);

@@ -51,25 +51,11 @@ async fn pull(
     for name in names(request, &client, cancel).await? {
         let digest = pull_one(&name, &platform, host, &env, cancel).await?;
         match request.quiet {
-            true => text.push_str(&format!(
-                "{name}
-"
-            )),
-            false => text.push_str(&format!(
-                "Digest: {digest}
-{name}
-"
-            )),
+            true => text.push_str(&format!("{name}\n")),
+            false => text.push_str(&format!("Digest: {digest}\n{name}\n")),
         }
     }
-    if let Some(quota) = client.quota(&request.name).await.filter(|quota| quota.is_low()) {
-        events.remark(format!(
-            "{} of {} pulls are left at {}",
-            quota.remaining,
-            quota.limit,
-            request.name.domain()
-        ));
-    }
+    resolve::remark_on_quotas(&client, events);
     Ok(text)
 }
 
@@ -107,6 +93,10 @@ async fn pull_one(
     })
     .await?;
     let found = Arc::new(found);
+    if !found.config.platform.satisfies(platform) {
+        let own = &found.config.platform;
+        env.events.remark(format!("{} is an image for {own} alone, not for {platform}", name.familiar()));
+    }
     let solved = image::materialise(env, &found, vertex).await?;
     let record = export::store::record(&host.store, &env.lease, &found, &solved.stack)?;
     host.store.put_image(&name.to_string(), &record)?;

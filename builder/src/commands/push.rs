@@ -7,7 +7,7 @@ use rbuild_cache::store::ImageRecord;
 use rbuild_oci::Reference;
 use rbuild_registry::Client;
 
-use super::stored::Images;
+use super::stored::{self, Images, Named};
 use super::{ImageError, packed};
 use crate::assemble::index::ImageSet;
 use crate::cancel::Cancel;
@@ -28,6 +28,9 @@ pub(super) fn run(
 ) -> Result<(), BuildError> {
     let host = Host::open(settings, root)?;
     super::announce_default_tag(request.default_tag, request.quiet)?;
+    if !request.quiet {
+        super::print(&format!("The push refers to repository [{}]\n", request.name.name()))?;
+    }
     super::with_progress(request.quiet, env, async |events, cancel| {
         push(request, &host, events, cancel).await
     })
@@ -78,12 +81,8 @@ async fn push_one(
     let set = match &request.platform {
         None => packed::set(env, &record).await?,
         Some(wanted) => {
-            let is_meant = |image: &&ImageRecord| image.platform == wanted.to_string();
-            let image = record.each().find(is_meant).ok_or_else(|| ImageError::OtherPlatform {
-                name: name.familiar(),
-                found: record.each().map(|image| image.platform.as_str()).collect::<Vec<_>>().join(", "),
-                wanted: wanted.to_string(),
-            })?;
+            let named = Named { raw: stored.clone(), reference: Some(name.clone()), record: record.clone() };
+            let image = stored::for_platform(&named, Some(wanted))?;
             ImageSet::over(vec![packed::image(env, image).await?])
         }
     };

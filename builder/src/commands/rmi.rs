@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use rbuild_cache::store::Store;
+use rbuild_cache::store::{ImageRecord, Store};
 use rbuild_oci::Reference;
 
-use super::stored::{Found, Images, Named};
+use super::stored::{self, Found, Images, Named};
 use super::{ImageError, image};
 use crate::cli::{Env, RmiRequest};
 use crate::error::BuildError;
@@ -22,7 +22,7 @@ pub(super) fn run(request: &RmiRequest, settings: Settings, root: Option<&Path>,
     };
     let mut errors = Vec::new();
     for name in &request.names {
-        match remove(&host.store, name, request.force) {
+        match remove(&host.store, name, request) {
             Ok(()) => {}
             // Forced, what is not there is as it should be; docker says so and succeeds.
             Err(error @ BuildError::Image(ImageError::NoSuchImage { .. })) if request.force => {
@@ -34,9 +34,16 @@ pub(super) fn run(request: &RmiRequest, settings: Settings, root: Option<&Path>,
     image::report(&errors, env)
 }
 
-fn remove(store: &Store, text: &str, force: bool) -> Result<(), BuildError> {
+fn remove(store: &Store, text: &str, request: &RmiRequest) -> Result<(), BuildError> {
     let images = Images::load(store)?;
     let found = images.find(text)?;
+    if let Some(platform) = &request.platform {
+        let gone = stored::for_platform(found.named(), Some(platform))?;
+        if !found.named().record.others.is_empty() {
+            return remove_platform(store, &images, found, gone);
+        }
+    }
+    let force = request.force;
     let record = &found.named().record;
     let all: Vec<&Named> = images.names_of(record.config).collect();
     let mut going: Vec<&Named> = match found {
@@ -85,6 +92,36 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<(), BuildError> {
         text.push_str(&format!("Deleted: {}\n", record.config));
     }
     super::print(&text)
+}
+
+/// Takes one image out of the several that a name (by id: every name of them) stands for.
+///
+/// The index named that image too, so it is not kept: a later push makes one of the images that are left.
+fn remove_platform(
+    store: &Store,
+    images: &Images,
+    found: Found<'_>,
+    gone: &ImageRecord,
+) -> Result<(), BuildError> {
+    let main = found.named().record.config;
+    let names: Vec<&Named> = match found {
+        Found::Name(named) => vec![named],
+        Found::Digest(_) | Found::Id(_) => images.names_of(main).collect(),
+    };
+    for named in names {
+        let mut left: Vec<ImageRecord> =
+            named.record.each().filter(|image| *image != gone).cloned().collect();
+        for image in &mut left {
+            (image.index, image.others) = (None, Vec::new());
+        }
+        if left.is_empty() {
+            continue;
+        }
+        let mut record = left.remove(0);
+        record.others = left;
+        store.put_image(&named.raw, &record)?;
+    }
+    super::print(&format!("Deleted: {}\n", gone.config))
 }
 
 /// The `name@digest` lines of repositories that lost their last name of the image.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::store::ImageRecord;
-use rbuild_oci::Reference;
+use rbuild_oci::{Platform, Reference};
 
 use super::ImageError;
 use super::packed;
-use super::stored::{Found, Images};
+use super::stored::{self, Found, Images};
 use crate::cancel::Cancel;
 use crate::cli::{Env, SaveRequest};
 use crate::error::BuildError;
@@ -31,7 +31,7 @@ pub(super) fn run(
     }
     let host = Host::open(settings, root)?;
     let images = Images::load(&host.store)?;
-    let wanted = wanted(&images, &request.names)?;
+    let wanted = wanted(&images, &request.names, request.platform.as_ref())?;
     let (events, consumer) = progress::start(Mode::Quiet, Display::stderr(env));
     let result = super::with_signals(async |cancel| save(&wanted, request, &host, &events, &cancel).await);
     drop(events);
@@ -40,7 +40,11 @@ pub(super) fn run(
 }
 
 /// Each image once, under the names that were asked for.
-fn wanted(images: &Images, texts: &[String]) -> Result<Vec<(ImageRecord, Vec<Reference>)>, ImageError> {
+fn wanted(
+    images: &Images,
+    texts: &[String],
+    platform: Option<&Platform>,
+) -> Result<Vec<(ImageRecord, Vec<Reference>)>, ImageError> {
     let mut wanted: Vec<(ImageRecord, Vec<Reference>)> = Vec::new();
     let mut add = |record: &ImageRecord, name: Option<&Reference>| {
         let at = match wanted.iter().position(|(known, _)| known.config == record.config) {
@@ -64,14 +68,14 @@ fn wanted(images: &Images, texts: &[String]) -> Result<Vec<(ImageRecord, Vec<Ref
             let is_in = |name: &&Reference| bare.as_ref().is_some_and(|bare| bare.name() == name.name());
             if let Some(name) = named.reference.as_ref().filter(is_in) {
                 is_repository = true;
-                add(&named.record, Some(name));
+                add(stored::for_platform(named, platform)?, Some(name));
             }
         }
         if !is_repository {
             match images.find(text)? {
-                Found::Name(named) => add(&named.record, named.reference.as_ref()),
+                Found::Name(named) => add(stored::for_platform(named, platform)?, named.reference.as_ref()),
                 // Asked for by id, an image has no name in the archive.
-                Found::Digest(named) | Found::Id(named) => add(&named.record, None),
+                Found::Digest(named) | Found::Id(named) => add(stored::for_platform(named, platform)?, None),
             }
         }
     }

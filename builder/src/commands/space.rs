@@ -10,6 +10,7 @@ use rbuild_cache::layer::OverlayForm;
 use rbuild_cache::store::{Rebuilt, Store, StoreError, StoreOptions};
 use serde_json::json;
 
+use super::shares::{self, kind};
 use crate::cli::{DuRequest, PruneRequest};
 use crate::error::BuildError;
 use crate::host::Host;
@@ -31,6 +32,13 @@ pub(super) fn du(request: &DuRequest, settings: Settings, root: Option<&Path>) -
     };
     usage.entries.retain(|entry| is_idle(entry) && request.filters.iter().all(|f| f.matches(entry)));
     let now = SystemTime::now();
+    if let Some(by) = request.by {
+        return super::print(&if request.json {
+            shares::json_lines(&usage.entries, by)
+        } else {
+            shares::table(&usage.entries, by, now) + &footer(&usage)
+        });
+    }
     super::print(&match (request.json, request.verbose) {
         (true, _) => usage.entries.iter().map(json_line).collect(),
         (false, true) => usage.entries.iter().map(paragraph).collect::<String>() + &footer(&usage),
@@ -203,6 +211,7 @@ fn paragraph(entry: &UsageEntry) -> String {
         ("Shared", entry.is_shared.to_string()),
         ("Size", human::size_precise(entry.size_bytes)),
         ("Description", printable(&entry.description)),
+        ("Images", printable(&entry.images.join(", "))),
         ("Usage count", entry.usage_count.to_string()),
         ("Last used", moment(entry.used_unix_ns)),
         ("Type", kind(entry.kind).to_owned()),
@@ -224,20 +233,12 @@ fn json_line(entry: &UsageEntry) -> String {
         "Shared": entry.is_shared,
         "Size": entry.size_bytes,
         "Description": entry.description,
+        "Images": entry.images,
         "UsageCount": entry.usage_count,
         "LastUsedAt": moment(entry.used_unix_ns),
         "Type": kind(entry.kind),
     });
     format!("{document}\n")
-}
-
-fn kind(kind: UsageKind) -> &'static str {
-    match kind {
-        UsageKind::Layer => "regular",
-        UsageKind::Pulled => "pulled",
-        UsageKind::Blob => "blob",
-        UsageKind::Mount => "exec.cachemount",
-    }
 }
 
 /// Descriptions come from Dockerfiles: nothing of theirs may steer the terminal.

@@ -4,7 +4,7 @@
 //! `sha256:<hex>`, which no normalised name looks like.
 
 use rbuild_cache::store::{ImageRecord, Store};
-use rbuild_oci::{Digest, ImageConfig, Reference};
+use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
 use super::ImageError;
 use crate::error::BuildError;
@@ -137,6 +137,25 @@ impl Images {
 fn is_at(named: &Named, wanted: &Reference, digest: Digest) -> bool {
     named.record.digest() == Some(digest)
         && named.reference.as_ref().is_some_and(|reference| reference.name() == wanted.name())
+}
+
+/// The image for a platform of those a name stands for: the very one asked for, else one that runs there. Without a
+/// platform, the image that the name itself shows.
+pub(super) fn for_platform<'a>(
+    named: &'a Named,
+    wanted: Option<&Platform>,
+) -> Result<&'a ImageRecord, ImageError> {
+    let Some(wanted) = wanted else { return Ok(&named.record) };
+    let platform = |image: &ImageRecord| image.platform.parse::<Platform>().ok();
+    let exact = named.record.each().find(|image| platform(image).as_ref() == Some(wanted));
+    let found = exact.or_else(|| {
+        named.record.each().find(|image| platform(image).is_some_and(|platform| platform.satisfies(wanted)))
+    });
+    found.ok_or_else(|| ImageError::OtherPlatform {
+        name: named.familiar(),
+        found: named.record.each().map(|image| image.platform.as_str()).collect::<Vec<_>>().join(", "),
+        wanted: wanted.to_string(),
+    })
 }
 
 /// The config of an image: its bytes and what they say.

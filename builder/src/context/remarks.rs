@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use rbuild_cache::copy::FileSource as _;
+use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{Kind, NodeDigest, NodeStore, NodeStoreError, load_node};
 
 use super::ScannedContext;
+use super::secrets::{self, Suspicion};
+use super::wanted::{Standing, Wanted};
 use crate::report::human;
 
 /// Larger contexts get a word: most of them are so by mistake.
@@ -12,38 +16,83 @@ const LARGE_BYTES: u64 = 100 << 20;
 /// Things named in one warning.
 const NAMED_MAX: usize = 5;
 
-/// Warnings about what of the context is copied. `ignore_file` is where lines can be added.
+/// What of a context is taken, as far as warnings go.
+struct Taken<'a> {
+    context: &'a ScannedContext,
+    size_bytes: u64,
+    suspects: &'a [String],
+}
+
+/// Warnings about what is copied of a context that was scanned. `ignore_file` is where lines can be added.
 pub fn remarks(scanned: &ScannedContext, ignore_file: &str) -> Vec<String> {
-    let mut remarks = Vec::new();
-    if let [first, ..] = scanned.suspects.as_slice() {
-        let more = match scanned.suspects.len().saturating_sub(NAMED_MAX) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
+    let taken = Taken { context: scanned, size_bytes: scanned.size_bytes, suspects: &scanned.suspects };
+    let remedy = |name: &str| format!("a line in {ignore_file} such as `{name}` leaves it out");
+    taken.remarks(&remedy, " (rbuild context du shows more)")
+}
+
+/// The same for a context that came whole, where ignore files have no say: from standard input, a repository, a web
+/// server. Walks all that is wanted of it.
+pub fn of_received(context: &ScannedContext, wanted: &Wanted) -> Vec<String> {
+    let (mut size_bytes, mut suspects) = (0_u64, Vec::new());
+    let nodes = context.nodes.as_ref();
+    let files = context.files().ok();
+    let Ok(walk) = context.tree.walk(nodes, &RelPath::root()) else { return Vec::new() };
+    // What cannot be walked is for the steps that copy it to tell.
+    for (path, entry) in walk.flatten() {
+        let Kind::File { size, .. } = entry.kind else { continue };
+        if !matches!(wanted.standing(path.as_bytes()), Standing::Inside | Standing::Source) {
+            continue;
+        }
+        size_bytes = size_bytes.saturating_add(size);
+        let is_secret = match secrets::suspicion(path.as_bytes()) {
+            None => false,
+            Some(Suspicion::ByName) => true,
+            Some(Suspicion::With(needle)) => {
+                let opened = files.as_ref().and_then(|files| files.open(&path).ok());
+                opened.is_some_and(|file| secrets::holds(&file, needle))
+            }
         };
-        let named: Vec<String> =
-            scanned.suspects.iter().take(NAMED_MAX).map(|path| format!("`{path}`")).collect();
-        remarks.push(format!(
-            "[Warning] what looks like a secret is copied from the build context: {}{more}; a line in {ignore_file} \
-             such as `{first}` leaves it out",
-            named.join(", ")
-        ));
+        if is_secret {
+            suspects.push(String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string());
+        }
     }
-    if scanned.size_bytes > LARGE_BYTES
-        && let Ok(mut largest) = by_first_name(scanned)
-    {
-        largest.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), name.clone()));
-        largest.truncate(NAMED_MAX);
-        let named: Vec<String> =
-            largest.iter().map(|(name, bytes)| format!("`{name}` {}", human::size(*bytes))).collect();
-        let first = largest.first().map_or("", |(name, _)| name.as_str());
-        remarks.push(format!(
-            "[Warning] {} are copied from the build context, most of it {}; a line in {ignore_file} such as \
-             `{first}` leaves it out (rbuild context du shows more)",
-            human::size(scanned.size_bytes),
-            named.join(", ")
-        ));
+    let taken = Taken { context, size_bytes, suspects: &suspects };
+    taken.remarks(&|_| "ignore files have no say there: name in COPY what is needed".to_owned(), "")
+}
+
+impl Taken<'_> {
+    fn remarks(&self, remedy: &dyn Fn(&str) -> String, more_at: &str) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if let [first, ..] = self.suspects {
+            let more = match self.suspects.len().saturating_sub(NAMED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let named: Vec<String> =
+                self.suspects.iter().take(NAMED_MAX).map(|path| format!("`{path}`")).collect();
+            remarks.push(format!(
+                "[Warning] what looks like a secret is copied from the build context: {}{more}; {}",
+                named.join(", "),
+                remedy(first)
+            ));
+        }
+        if self.size_bytes > LARGE_BYTES
+            && let Ok(mut largest) = by_first_name(self.context)
+        {
+            largest.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), name.clone()));
+            largest.truncate(NAMED_MAX);
+            let named: Vec<String> =
+                largest.iter().map(|(name, bytes)| format!("`{name}` {}", human::size(*bytes))).collect();
+            let first = largest.first().map_or("", |(name, _)| name.as_str());
+            remarks.push(format!(
+                "[Warning] {} are copied from the build context, most of it {}; {}{more_at}",
+                human::size(self.size_bytes),
+                named.join(", "),
+                remedy(first)
+            ));
+        }
+        remarks
     }
-    remarks
 }
 
 /// Bytes of each entry at the top.

@@ -409,10 +409,7 @@ pub(super) fn names_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>,
 
 /// True when a file that its name makes suspect is a secret by what is in it. One that cannot be read is none.
 fn holds(dir: BorrowedFd<'_>, name: &[u8], needle: &str) -> bool {
-    let Ok(fd) = open_beneath(dir, name, OFlags::empty()) else { return false };
-    let mut bytes = vec![0; secrets::LOOK_BYTES_MAX];
-    let read = rustix::io::read(&fd, &mut bytes[..]).unwrap_or(0);
-    bytes[..read].windows(needle.len()).any(|window| window == needle.as_bytes())
+    open_beneath(dir, name, OFlags::empty()).is_ok_and(|file| secrets::holds(&file, needle))
 }
 
 fn file_stat(stat: &Stat) -> FileStat {

@@ -1,7 +1,9 @@
 //! Files that should rarely be in an image: known by their names, where names say too little by what is in them.
 
+use std::os::fd::AsFd;
+
 /// Bytes looked at of a file whose name says too little.
-pub(super) const LOOK_BYTES_MAX: usize = 64 << 10;
+const LOOK_BYTES_MAX: usize = 64 << 10;
 
 /// What a name tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +12,13 @@ pub(super) enum Suspicion {
     ByName,
     /// It is one if this is in it.
     With(&'static str),
+}
+
+/// True when this is at the beginning of a file. One that cannot be read holds nothing.
+pub(super) fn holds(file: impl AsFd, needle: &str) -> bool {
+    let mut bytes = vec![0; LOOK_BYTES_MAX];
+    let read = rustix::io::read(file, &mut bytes[..]).unwrap_or(0);
+    bytes[..read].windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
 /// What the path of a file, relative to the context, tells.

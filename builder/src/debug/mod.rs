@@ -1,8 +1,11 @@
 //! A shell where a step failed: its mounts, environment, user and working directory, and what it had written so far.
 //!
 //! A build that was asked to (`--on-error=shell`, `rbuild debug`) keeps the first failed step in a [`Slot`] until the report
-//! is printed, and then enters it. Nothing that is done there comes into a layer: the step stays failed.
+//! is printed, and then enters it. Nothing that is done there comes into a layer: the step stays failed. `rbuild debug
+//! --step` keeps the step that is [chosen](choose) in its place, mounted and not run.
 
+pub mod choose;
+pub mod last;
 mod terminal;
 
 use std::io::{self, Write as _};
@@ -16,6 +19,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use crate::mounts::Prepared;
 use crate::ops::ExecEnv;
+use crate::ops::cgroup::StepGroups;
 use crate::progress::lines::clean_text as escape;
 
 /// Where a foreign shell is shown in a step whose image has none: in the step's own `/dev`, so nothing of it stays.
@@ -23,8 +27,19 @@ const GUEST_SHELL: &str = "/dev/busybox";
 /// No busybox is nearly as large.
 const GUEST_SHELL_SIZE_BYTES_MAX: u64 = 16 << 20;
 
-/// A failed step, still mounted.
+/// What a held step is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It has failed.
+    Failed,
+    /// It was about to run.
+    Before,
+}
+
+/// A step, still mounted.
 pub struct HeldStep {
+    /// Whether it has run.
+    pub moment: Moment,
     /// `[build 2/4] RUN make`.
     pub name: String,
     /// The step as it was run.
@@ -34,7 +49,9 @@ pub struct HeldStep {
     /// The directory its changes are in. Dropped after the mount.
     pub draft: LayerDraft,
     /// Its secrets, agents and caches, which its mounts need; dropped after them.
-    pub prepared: Option<Prepared>,
+    pub prepared: Prepared,
+    /// Its control groups, which the shell joins too.
+    pub groups: StepGroups,
     /// The build, whose lease keeps the layers.
     pub env: Arc<ExecEnv>,
 }
@@ -65,8 +82,12 @@ impl Slot {
 /// standard input. What cannot be done is said on standard error; the build has its exit status already.
 pub fn enter(step: HeldStep) {
     let user = if step.spec.user.is_empty() { "root" } else { step.spec.user.as_str() };
+    let place = match step.moment {
+        Moment::Failed => "in the failed step",
+        Moment::Before => "before the step",
+    };
     say(&format!(
-        "shell in the failed step {} (user {}, {}); what it changes is dropped, `exit` leaves",
+        "shell {place} {} (user {}, {}); what it changes is dropped, `exit` leaves",
         escape(&step.name),
         escape(user),
         escape(&step.spec.cwd)
@@ -100,7 +121,8 @@ enum Failure {
     Step(#[from] StepError),
 }
 
-fn say(text: &str) {
+/// Tells the user something on standard error.
+pub fn say(text: &str) {
     // Nobody may be listening; there is nobody to tell that to either.
     let _closed = writeln!(io::stderr().lock(), "rbuild: {text}");
 }

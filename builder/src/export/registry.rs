@@ -149,7 +149,7 @@ impl Push {
     }
 
     fn note_present(&self, digest: Digest) {
-        self.events.note(self.vertex(), format!("{} layer already exists", short(digest)));
+        self.events.note(self.vertex(), format!("{}: Layer already exists", digest.short()));
     }
 
     async fn send(&self, name: &Reference, layer: &LayerBlob) -> Result<(), RegistryError> {
@@ -161,7 +161,7 @@ impl Push {
         if let Some(from) = mount_source(name, layer)
             && self.client.mount_blob(name, layer.digest, &from).await?
         {
-            self.events.note(vertex, format!("{} mounted from {from}", short(layer.digest)));
+            self.events.note(vertex, format!("{}: Mounted from {from}", layer.digest.short()));
             return Ok(());
         }
         let transfer = Arc::new(self.events.transfer(vertex, layer.digest.to_string(), Some(layer.size)));
@@ -187,10 +187,6 @@ impl Push {
             _ => Box::new(StoredBlob { store: self.store.clone(), digest }),
         }
     }
-}
-
-fn short(digest: Digest) -> String {
-    format!("sha256:{}", digest.short())
 }
 
 /// Another repository of the same registry that has the layer: the base image's.

@@ -7,7 +7,7 @@ use rbuild_frontend::remote::GitSource;
 
 use super::program::{Runner, Running};
 use super::submodules;
-use super::{GitError, GitSettings};
+use super::{GitError, GitSettings, Route};
 use crate::cancel::Cancel;
 
 /// Submodules followed, at all depths together.
@@ -124,10 +124,11 @@ impl<'a> Checkout<'a> {
         credentials: Credentials<'_>,
         cancel: &Cancel,
     ) -> Result<(), GitError> {
-        let mut open = vec![(String::new(), self.source.clone(), self.commit.clone(), 0)];
+        let route = self.runner.route().clone();
+        let mut open = vec![(String::new(), self.source.clone(), self.commit.clone(), route, 0)];
         let mut count = 0;
         let mut grafts: Vec<(String, String)> = Vec::new();
-        while let Some((prefix, source, commit, depth)) = open.pop() {
+        while let Some((prefix, source, commit, route, depth)) = open.pop() {
             for (path, address, linked) in self.links(&commit).await? {
                 count += 1;
                 if count > SUBMODULES_MAX || depth >= DEPTH_MAX {
@@ -135,16 +136,17 @@ impl<'a> Checkout<'a> {
                     return Err(GitError::Submodules { remote, max: SUBMODULES_MAX });
                 }
                 let below = submodules::source(&source, &path, &address)?;
+                let way = Route::to(settings, &below, Some(&route)).await?;
                 let dir = self.runner.dir().join(format!("submodule-{count}"));
                 std::fs::create_dir(&dir).map_err(GitError::Run)?;
                 let header = credentials(&below);
-                let runner = Runner::new(settings, &dir, &below, header, cancel)?;
+                let runner = Runner::new(settings, &dir, &below, header, way.clone(), cancel)?;
                 // Its own configuration, for its own server; our objects.
                 let runner = runner.into_repository_of(self.runner);
                 fetch(&runner, &below, &linked).await?;
                 let full = if prefix.is_empty() { path } else { format!("{prefix}/{path}") };
                 grafts.push((full.clone(), linked.clone()));
-                open.push((full, below, linked, depth + 1));
+                open.push((full, below, linked, way, depth + 1));
             }
         }
         if grafts.is_empty() {

@@ -12,11 +12,13 @@
 
 mod checkout;
 mod program;
+mod route;
 mod submodules;
 
 pub use checkout::Checkout;
 pub(crate) use program::basic;
 pub use program::{GitSettings, Runner};
+pub use route::Route;
 
 use rbuild_frontend::remote::{GitSource, is_commit, without_user};
 
@@ -92,6 +94,15 @@ pub enum GitError {
         remote: String,
         /// The limit.
         max: usize,
+    },
+    /// A server that nobody should be led to.
+    #[error("refusing to connect to {remote}")]
+    Address {
+        /// Repository, without what may be secret.
+        remote: String,
+        /// Why.
+        #[source]
+        source: rbuild_registry::ReachError,
     },
     /// Credentials that would break out of their line.
     #[error("the credentials for {0} have a line break or another control character")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use rbuild_frontend::remote::{GitSource, without_user};
 
-use super::GitError;
+use super::{GitError, Route};
 use crate::cancel::Cancel;
 
 /// Most that a command may say, on either pipe.
@@ -34,23 +34,35 @@ pub struct GitSettings {
     pub passed_on: Vec<(String, OsString)>,
 }
 
+impl GitSettings {
+    /// True when a proxy is set for a scheme.
+    pub fn is_proxied(&self, scheme: &str) -> bool {
+        let own = format!("{scheme}_proxy");
+        let is_for = |name: &str| name.eq_ignore_ascii_case(&own) || name.eq_ignore_ascii_case("all_proxy");
+        scheme.starts_with("http")
+            && self.passed_on.iter().any(|(name, value)| is_for(name) && !value.is_empty())
+    }
+}
+
 /// Git in a directory of its own, for one repository and its submodules.
 pub struct Runner {
     settings: GitSettings,
     dir: PathBuf,
     repository: PathBuf,
     remote: String,
+    route: Route,
     cancel: Cancel,
 }
 
 impl Runner {
     /// Prepares `dir`, an empty directory that goes when the build ends. `authorization` is a header for the server of
-    /// `source` alone.
+    /// `source` alone, `route` the way there.
     pub fn new(
         settings: &GitSettings,
         dir: &Path,
         source: &GitSource,
         authorization: Option<String>,
+        route: Route,
         cancel: &Cancel,
     ) -> Result<Self, GitError> {
         let remote = without_user(&source.remote);
@@ -66,10 +78,13 @@ impl Runner {
             let quoted = header.replace('\\', "\\\\").replace('"', "\\\"");
             config.push_str(&format!("[http \"{origin}\"]\n\textraHeader = \"Authorization: {quoted}\"\n"));
         }
+        if let Some(pin) = &route.pin {
+            config.push_str(&format!("[http]\n\tcurloptResolve = {pin}\n"));
+        }
         // A file and no argument or variable: those of a process can be read by others.
         write_private(&dir.join("gitconfig"), config.as_bytes()).map_err(GitError::Run)?;
         let (settings, dir, repository) = (settings.clone(), dir.to_owned(), dir.join("repository"));
-        Ok(Self { settings, dir, repository, remote, cancel: cancel.clone() })
+        Ok(Self { settings, dir, repository, remote, route, cancel: cancel.clone() })
     }
 
     /// Works on the objects of another.
@@ -80,6 +95,11 @@ impl Runner {
     /// The directory everything happens in.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The way to its repository.
+    pub fn route(&self) -> &Route {
+        &self.route
     }
 
     /// The repository for messages.

@@ -9,8 +9,8 @@ use rbuild_cache::store::{CacheMount as StoredMount, CacheMountId, CacheMountSpe
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{CacheMount, Mount, RunOp, Sharing};
 
-use super::MountInput;
 use super::bind::copy_out;
+use super::{MountInput, owner};
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
@@ -71,12 +71,13 @@ fn input(inputs: &[MountInput], index: usize) -> Option<&MountInput> {
 }
 
 fn spec(env: &ExecEnv, cache: &CacheMount, input: Option<&MountInput>) -> CacheMountSpec {
+    let (uid, gid) = owner(env, cache.uid, cache.gid);
     CacheMountSpec {
         namespace: env.steps.cache_namespace.clone(),
         id: cache.id.clone(),
         mode: cache.mode,
-        uid: cache.uid,
-        gid: cache.gid,
+        uid,
+        gid,
         initial: input.map(|input| input.mounted.digest),
     }
 }
@@ -86,7 +87,8 @@ fn fill(env: &ExecEnv, cache: &CacheMount, input: &MountInput, dir: &Path) -> Re
     if !matches!(input.mounted.selected.entry.kind, Kind::Dir(_)) {
         return Err(StepFailure::CacheFromFile { path: format!("/{}", input.mounted.selected.path) });
     }
-    let root = Meta { mode: cache.mode, uid: cache.uid, gid: cache.gid, ..Meta::default() };
+    let (uid, gid) = owner(env, cache.uid, cache.gid);
+    let root = Meta { mode: cache.mode, uid, gid, ..Meta::default() };
     let nodes = crate::context::nodes_of(env, &input.origin, None);
     let files: Box<dyn FileSource> = match &input.origin {
         Origin::Context(context) => Box::new(context.files()?),

@@ -23,7 +23,7 @@ use rbuild_cache::store::CacheMount;
 use rbuild_cache::tree::select::{Selected, mounted_digest, select_path};
 use rbuild_cache::tree::{NodeStore, Tree};
 use rbuild_frontend::graph::{Mount, RunOp, SecretMount, SshMount};
-use rbuild_sandbox::{MountSource, StepMount};
+use rbuild_sandbox::{MountSource, Rung, StepMount};
 
 use crate::cli::SecretBytes;
 use crate::error::StepFailure;
@@ -150,6 +150,11 @@ pub fn prepare(
     Ok(prepared)
 }
 
+/// The owner that something mounted can have: where one id is mapped every user of a step is that one.
+fn owner(env: &ExecEnv, uid: u32, gid: u32) -> (u32, u32) {
+    if env.rung == Rung::Single { (0, 0) } else { (uid, gid) }
+}
+
 impl Prepared {
     fn add_agent(&mut self, env: &ExecEnv, mount: &SshMount) -> Result<(), StepFailure> {
         let Some(agent) = env.agents.get(&mount.id) else {
@@ -160,7 +165,8 @@ impl Prepared {
         };
         let dir = env.lease.new_dir()?;
         self.scratch.push(dir.clone());
-        let proxy = ssh::Proxy::start(agent, &dir, mount.mode, mount.uid, mount.gid)?;
+        let (uid, gid) = owner(env, mount.uid, mount.gid);
+        let proxy = ssh::Proxy::start(agent, &dir, mount.mode, uid, gid)?;
         self.mounts.push(StepMount {
             target: mount.target.clone(),
             source: MountSource::Tree {
@@ -188,14 +194,10 @@ impl Prepared {
             self.env.push((name.clone(), value));
         }
         if let Some(target) = &mount.target {
+            let (uid, gid) = owner(env, mount.uid, mount.gid);
             self.mounts.push(StepMount {
                 target: target.clone(),
-                source: MountSource::File {
-                    mode: mount.mode,
-                    uid: mount.uid,
-                    gid: mount.gid,
-                    content: secret.expose().to_vec(),
-                },
+                source: MountSource::File { mode: mount.mode, uid, gid, content: secret.expose().to_vec() },
                 read_only: true,
             });
         }

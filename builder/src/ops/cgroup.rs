@@ -105,6 +105,26 @@ impl Groups {
     }
 }
 
+impl Groups {
+    /// Says once that nothing of what was asked for is set, where there are neither control groups nor mounts.
+    pub fn not_in_chroot(&self, options: &StepOptions, events: &Events) {
+        let mut asked: Vec<&str> = settings(&options.resources, true).into_keys().collect();
+        if options.cgroup_parent.is_some() {
+            asked.push("--cgroup-parent");
+        }
+        if options.shm_size_bytes.is_some() {
+            asked.push("--shm-size");
+        }
+        if !asked.is_empty() && !self.was_said.swap(true, Ordering::Relaxed) {
+            events.remark(format!(
+                "limits that are not enforced here: {} (isolation `chroot` has no control groups and mounts nothing; \
+                 --ulimit works)",
+                asked.join(", ")
+            ));
+        }
+    }
+}
+
 impl StepGroups {
     /// True when the kernel killed something in them for want of memory.
     pub fn ran_out_of_memory(&self) -> bool {

@@ -27,6 +27,7 @@ pub(super) fn layer(
     root: &Solved,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
+    env.groups.not_in_chroot(&env.steps, &env.events);
     let draft = env.store.draft(&env.lease)?;
     let dir = draft.diff_fd().as_fd();
     let files = env.stack_source(root)?;

@@ -12,7 +12,7 @@ use rbuild_frontend::graph::GitOp;
 use rbuild_frontend::remote::GitSource;
 
 use crate::error::StepFailure;
-use crate::git::{Checkout, GitError, Runner, resolve};
+use crate::git::{Checkout, GitError, Route, Runner, resolve};
 use crate::ops::archive::Scratch;
 use crate::ops::{ExecEnv, authorization, blocking, fetched};
 use crate::progress::{Outcome, VertexId};
@@ -21,7 +21,7 @@ use crate::solve::Solved;
 /// The commit that the op's reference means now.
 pub async fn pin(env: &Arc<ExecEnv>, source: &GitSource) -> Result<String, StepFailure> {
     let scratch = Scratch(env.lease.new_dir()?);
-    let runner = Runner::new(&env.git, &scratch.0, source, header(env, source)?, &env.cancel)?;
+    let runner = runner(env, &scratch, source).await?;
     resolve(&runner, source).await.map_err(|error| failure(env, error))
 }
 
@@ -60,7 +60,7 @@ async fn fetch(
 ) -> Result<(LayerDraft, LayerDiff), StepFailure> {
     let failed = |error| failure(env, error);
     let scratch = Scratch(env.lease.new_dir()?);
-    let runner = Runner::new(&env.git, &scratch.0, source, header(env, source)?, &env.cancel)?;
+    let runner = runner(env, &scratch, source).await?;
     // A secret that cannot be read was noticed with the repository itself; a submodule's server then says what it wants.
     let find = |below: &GitSource| {
         authorization::for_repository(&env.secrets, &below.remote, &source.remote).ok().flatten()
@@ -108,6 +108,12 @@ fn unpack(
         layer::unpack_blob(tar, None, draft.diff_fd().as_fd(), env.overlay, &Limits::default())
             .map_err(refused)?;
     fetched::plain_files(unpacked.diff, remote)
+}
+
+/// Git for a repository, in a directory of its own.
+async fn runner(env: &ExecEnv, scratch: &Scratch, source: &GitSource) -> Result<Runner, StepFailure> {
+    let route = Route::to(&env.git, source, None).await?;
+    Ok(Runner::new(&env.git, &scratch.0, source, header(env, source)?, route, &env.cancel)?)
 }
 
 fn header(env: &ExecEnv, source: &GitSource) -> Result<Option<String>, StepFailure> {

@@ -10,18 +10,20 @@ use std::sync::Arc;
 use rbuild_cache::copy::{FileSource, StackSource};
 use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::Draft;
+use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Mount, RunOp, Step};
 use rbuild_oci::Platform;
 use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
+use crate::cancel::Reason;
 use crate::cli::{HostAddress, SecretBytes};
-use crate::debug::HeldStep;
+use crate::debug::{HeldStep, Moment};
 use crate::error::StepFailure;
 use crate::mounts::cache::Caches;
 use crate::mounts::redact::Redactor;
-use crate::mounts::{self, MountInput};
+use crate::mounts::{self, MountInput, Prepared};
+use crate::ops::cgroup::StepGroups;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
@@ -40,12 +42,7 @@ pub async fn execute(
     mounts: Vec<MountInput>,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
-    if env.rung == Rung::NoRun {
-        return Err(StepFailure::RunRefused { remedies: Vec::new() });
-    }
-    if env.rung == Rung::Chroot && !op.mounts.is_empty() {
-        return Err(StepFailure::MountsInChroot);
-    }
+    check_rung(env, op)?;
     let (mounts, caches) = caches(env, op, mounts, vertex, step).await?;
     let slots = Arc::clone(&env.run_slots);
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
@@ -59,6 +56,50 @@ pub async fn execute(
         _ => layer(&env, &step, &op, &root, &mounts, &caches, vertex),
     })
     .await
+}
+
+/// Mounts the step and keeps it so for a shell, without running it. The build ends here: the result is
+/// [`StepFailure::Canceled`], or why the step cannot be mounted.
+pub async fn hold(
+    env: &Arc<ExecEnv>,
+    step: &Step,
+    op: &RunOp,
+    root: &Arc<Solved>,
+    mounts: Vec<MountInput>,
+    vertex: VertexId,
+) -> StepFailure {
+    let held = async {
+        check_rung(env, op)?;
+        if env.rung == Rung::Chroot {
+            return Err(StepFailure::ShellInChroot);
+        }
+        let (mounts, caches) = caches(env, op, mounts, vertex, step).await?;
+        env.events.started(vertex);
+        let (env, step, op, root) = (Arc::clone(env), step.clone(), op.clone(), Arc::clone(root));
+        blocking(move || {
+            let ready = Ready::new(&env, &op, &root, &mounts, &caches, vertex)?;
+            ready.keep(&env, &step, Moment::Before);
+            Ok(())
+        })
+        .await
+    };
+    match held.await {
+        Ok(()) => {
+            env.cancel.cancel(Reason::Failure);
+            StepFailure::Canceled
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// Refuses what this rung does not have.
+fn check_rung(env: &ExecEnv, op: &RunOp) -> Result<(), StepFailure> {
+    match env.rung {
+        Rung::NoRun => Err(StepFailure::RunRefused { remedies: Vec::new() }),
+        Rung::Chroot if !op.mounts.is_empty() => Err(StepFailure::MountsInChroot),
+        Rung::Chroot if op.insecure => Err(StepFailure::InsecureInChroot),
+        _ => Ok(()),
+    }
 }
 
 /// Takes the step's caches, for as long as that takes or until the build is stopped.
@@ -83,6 +124,63 @@ async fn caches(
     }
 }
 
+/// A step that is mounted and has everything it gets.
+struct Ready {
+    spec: StepSpec,
+    merged: OwnedFd,
+    draft: LayerDraft,
+    prepared: Prepared,
+    groups: StepGroups,
+}
+
+impl Ready {
+    fn new(
+        env: &ExecEnv,
+        op: &RunOp,
+        root: &Solved,
+        mounts: &[MountInput],
+        caches: &Caches,
+        vertex: VertexId,
+    ) -> Result<Self, StepFailure> {
+        let mut prepared = mounts::prepare(env, op, mounts, caches)?;
+        let draft = env.store.draft(&env.lease)?;
+        like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
+        let layers = env.layer_dirs(&root.stack)?;
+        let mut dirs = vec![mount_points(env)?];
+        dirs.extend(layers.iter().map(PathBuf::as_path));
+        let upper = (draft.diff_path(), draft.work_path());
+        let merged =
+            rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+        if op.insecure && env.rung == Rung::Single {
+            // It answers changes of owner, so it cannot be left out.
+            env.events.note(vertex, "--security=insecure: isolation `single` keeps its system call filter");
+        }
+        let network = env.network.of(op.network, &env.events);
+        let (groups, cgroups) = env.groups.for_step(&env.steps, &env.events);
+        let mut spec = StepSpec {
+            files: extra_files(env, root)?,
+            mounts: std::mem::take(&mut prepared.mounts),
+            held: std::mem::take(&mut prepared.held),
+            cgroups: cgroups.into_iter().map(Arc::new).collect(),
+            insecure: op.insecure,
+            ..spec(env, op, vertex, network)
+        };
+        for (name, value) in &prepared.env {
+            spec.env.retain(|(known, _)| known != name);
+            spec.env.push((name.clone(), value.clone()));
+        }
+        Ok(Self { spec, merged, draft, prepared, groups })
+    }
+
+    /// Leaves it as it is for a shell, if somebody wants one.
+    fn keep(self, env: &Arc<ExecEnv>, step: &Step, moment: Moment) {
+        let Some(slot) = &env.failed_step else { return };
+        let Self { spec, merged, draft, prepared, groups } = self;
+        let (name, env) = (step.name.clone(), Arc::clone(env));
+        slot.keep(HeldStep { moment, name, spec, merged, draft, prepared, groups, env });
+    }
+}
+
 fn layer(
     env: &Arc<ExecEnv>,
     step: &Step,
@@ -92,52 +190,23 @@ fn layer(
     caches: &Caches,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
-    let mut prepared = mounts::prepare(env, op, mounts, caches)?;
-    let draft = env.store.draft(&env.lease)?;
-    like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
-    let layers = env.layer_dirs(&root.stack)?;
-    let mut dirs = vec![mount_points(env)?];
-    dirs.extend(layers.iter().map(PathBuf::as_path));
-    let upper = (draft.diff_path(), draft.work_path());
-    let merged =
-        rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
-    let mut output = Output::of(env, vertex, &prepared.secrets);
-    let network = env.network.of(op.network, &env.events);
-    let (groups, cgroups) = env.groups.for_step(&env.steps, &env.events);
-    let mut spec = StepSpec {
-        files: extra_files(env, root)?,
-        mounts: std::mem::take(&mut prepared.mounts),
-        held: std::mem::take(&mut prepared.held),
-        cgroups: cgroups.into_iter().map(Arc::new).collect(),
-        insecure: op.insecure,
-        ..spec(env, op, vertex, network)
-    };
-    for (name, value) in &prepared.env {
-        spec.env.retain(|(known, _)| known != name);
-        spec.env.push((name.clone(), value.clone()));
-    }
-    let ended = rbuild_sandbox::run_step_to_exit(&spec, merged.as_fd(), env.cancel.fd(), &mut output.sink());
+    let ready = Ready::new(env, op, root, mounts, caches, vertex)?;
+    let mut output = Output::of(env, vertex, &ready.prepared.secrets);
+    let (spec, merged) = (&ready.spec, ready.merged.as_fd());
+    let ended = rbuild_sandbox::run_step_to_exit(spec, merged, env.cancel.fd(), &mut output.sink());
     output.flush();
     let Ended { exit, teardown, ownership } = output.check(op, ended)?;
-    if exit != Exit::Code(0) && groups.ran_out_of_memory() {
+    if exit != Exit::Code(0) && ready.groups.ran_out_of_memory() {
         let limit_bytes = env.steps.resources.memory_bytes.unwrap_or(0);
         return Err(StepFailure::OutOfMemory { command: op.argv.join(" "), limit_bytes, log: output.log() });
     }
     if let Err(failure) = output.succeeded(op, exit) {
-        if let (Some(slot), StepFailure::Exit { .. } | StepFailure::Signal { .. }) =
-            (&env.failed_step, &failure)
-        {
-            slot.keep(HeldStep {
-                name: step.name.clone(),
-                spec,
-                merged,
-                draft,
-                env: Arc::clone(env),
-                prepared: Some(prepared),
-            });
+        if matches!(failure, StepFailure::Exit { .. } | StepFailure::Signal { .. }) {
+            ready.keep(env, step, Moment::Failed);
         }
         return Err(failure);
     }
+    let Ready { spec, merged, draft, prepared, groups: _groups } = ready;
     // Its trees are the step's, and go with its mounts.
     drop(spec);
     written_back(&merged).map_err(|errno| StepFailure::Io {

@@ -219,7 +219,7 @@ fn failed(report: Report) -> JsonEvent {
     let of_excerpt = report.excerpt.map(|excerpt| excerpt.file.name);
     JsonEvent::Failed {
         kind: match report.kind {
-            Kind::Usage | Kind::Template => "usage",
+            Kind::Usage | Kind::Name | Kind::Template => "usage",
             Kind::Dockerfile => "dockerfile",
             Kind::Build => "build",
             Kind::Registry => "registry",

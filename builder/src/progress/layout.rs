@@ -224,7 +224,7 @@ fn detail_lines(step: &Running, width: usize) -> VecDeque<Line> {
     lines
 }
 
-/// ` => => sha256:0123456789ab [=====>    ] 3.15MB / 29.54MB  12.30MB/s`
+/// ` => => sha256:0123456789ab [=====>    ] 3.15MB / 29.54MB  12.30MB/s, 3s left`
 fn transfer_line(item: &str, transfer: &Transfer, width: usize) -> String {
     let item = clean_text(item);
     let item = match item.strip_prefix("sha256:") {
@@ -235,8 +235,8 @@ fn transfer_line(item: &str, transfer: &Transfer, width: usize) -> String {
         Some(total) => format!("{} / {}", size_progress(transfer.done_bytes), size_progress(total)),
         None => size_progress(transfer.done_bytes),
     };
-    let speed = transfer.speed().map(|speed| format!("  {}/s", size_progress(speed))).unwrap_or_default();
-    let bare = format!(" => => {item} {amount}{speed}");
+    let pace = transfer.pace().map(|pace| format!("  {pace}")).unwrap_or_default();
+    let bare = format!(" => => {item} {amount}{pace}");
     match transfer.total_bytes {
         // The bar is the first to go when a terminal is narrow.
         Some(total) if total > 0 && columns(&bare) + BAR_CELLS + 3 <= width => {
@@ -244,7 +244,7 @@ fn transfer_line(item: &str, transfer: &Transfer, width: usize) -> String {
             let done = usize::try_from(done).unwrap_or(BAR_CELLS);
             let head = if done < BAR_CELLS { ">" } else { "" };
             let bar = format!("{:<BAR_CELLS$}", "=".repeat(done) + head);
-            format!(" => => {item} [{bar}] {amount}{speed}")
+            format!(" => => {item} [{bar}] {amount}{pace}")
         }
         _ => fit(&bare, width),
     }

@@ -19,7 +19,8 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// `3.15MB / 29.54MB 0.4s done`; times under 50 ms are not worth a word.
+    /// `3.15MB / 29.54MB 0.4s done`, and while it runs `3.15MB / 29.54MB 0.4s 7.88MB/s, 3s left`; times under 50 ms are
+    /// not worth a word.
     pub(crate) fn words(&self) -> String {
         let mut text = match self.total_bytes {
             Some(total) if total > 0 => {
@@ -33,8 +34,25 @@ impl Transfer {
         }
         if self.finished {
             text.push_str(" done");
+        } else if let Some(pace) = self.pace() {
+            text.push(' ');
+            text.push_str(&pace);
         }
         text
+    }
+
+    /// `7.88MB/s, 3s left`; nothing while that is a guess.
+    pub(crate) fn pace(&self) -> Option<String> {
+        let speed = self.speed().filter(|speed| *speed > 0)?;
+        let left = self.remaining().map(|left| format!(", {} left", clock(left)));
+        Some(format!("{}/s{}", size_progress(speed), left.unwrap_or_default()))
+    }
+
+    /// Time until its end at the mean speed so far.
+    fn remaining(&self) -> Option<Duration> {
+        let left =
+            self.total_bytes?.checked_sub(self.done_bytes).filter(|left| *left > 0 && !self.finished)?;
+        Some(Duration::from_secs(left.div_ceil(self.speed()?.max(1))))
     }
 
     /// Whether a plain log says it again, given what it said last.
@@ -53,9 +71,19 @@ impl Transfer {
     }
 
     /// Mean bytes per second so far.
-    pub(crate) fn speed(&self) -> Option<u64> {
+    fn speed(&self) -> Option<u64> {
         let millis = u64::try_from(self.elapsed.as_millis()).ok().filter(|millis| *millis >= 100)?;
         Some(self.done_bytes.saturating_mul(1000) / millis)
+    }
+}
+
+/// `42s`, `3m07s`, `2h05m`: an estimate needs no more.
+fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
     }
 }
 
@@ -72,6 +100,17 @@ mod tests {
         assert_eq!(transfer(3_150_000, Some(29_540_000), 400, true).words(), "3.15MB / 29.54MB 0.4s done");
         assert_eq!(transfer(2, None, 3, true).words(), "2B done");
         assert_eq!(transfer(0, Some(0), 0, true).words(), "0B done");
+    }
+
+    #[test]
+    fn a_running_item_says_its_speed_and_what_is_left() {
+        let words = |done, total, millis| transfer(done, total, millis, false).words();
+        assert_eq!(words(3_000_000, Some(30_000_000), 1000), "3.00MB / 30.00MB 1.0s 3.00MB/s, 9s left");
+        assert_eq!(words(1_000_000, Some(188_000_000), 1000), "1.00MB / 188.00MB 1.0s 1.00MB/s, 3m07s left");
+        assert_eq!(words(1000, Some(7_501_000), 1000), "1.00kB / 7.50MB 1.0s 1.00kB/s, 2h05m left");
+        assert_eq!(words(2000, None, 500), "2.00kB 0.5s 4.00kB/s");
+        assert_eq!(words(0, Some(10), 5000), "0B / 10B 5.0s", "no speed, no guess");
+        assert_eq!(words(10, Some(10), 500), "10B / 10B 0.5s 20B/s", "all is sent, the answer is not there");
     }
 
     #[test]

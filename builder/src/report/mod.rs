@@ -26,6 +26,8 @@ pub use render::Style;
 pub enum Kind {
     /// The command line.
     Usage,
+    /// A name that no image can have. As with docker, an ordinary failure and no wrong usage.
+    Name,
     /// The template of `--format`.
     Template,
     /// The Dockerfile's text.
@@ -50,7 +52,7 @@ impl Kind {
     /// The process's exit status, as buildx and the docker CLI have them.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Dockerfile | Self::Build | Self::Registry | Self::Store | Self::Host => 1,
+            Self::Name | Self::Dockerfile | Self::Build | Self::Registry | Self::Store | Self::Host => 1,
             Self::Template => 64,
             Self::Internal => 100,
             Self::Exhausted => 102,
@@ -171,7 +173,11 @@ impl Report {
 
 impl From<&UsageError> for Report {
     fn from(error: &UsageError) -> Self {
-        let mut report = Self::from_error(Kind::Usage, error);
+        let is_name = matches!(
+            error.problem,
+            Problem::Tag { .. } | Problem::TagWithDigest { .. } | Problem::Image { .. }
+        );
+        let mut report = Self::from_error(if is_name { Kind::Name } else { Kind::Usage }, error);
         // `UsageError` shows its problem's text: the problem's own source is the first real cause.
         let mut source = error.problem.source();
         report.causes.clear();
@@ -181,7 +187,7 @@ impl From<&UsageError> for Report {
         }
         report.hints.extend(error.problem.hint());
         let unsupported = matches!(error.problem, Problem::FlagNotYet { .. } | Problem::ValueNotYet { .. });
-        report.command = (!unsupported).then(|| error.command.clone());
+        report.command = (!unsupported && !is_name).then(|| error.command.clone());
         report
     }
 }

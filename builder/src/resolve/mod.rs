@@ -26,6 +26,17 @@ use crate::progress::Events;
 use crate::resolve::layout::{Layout, LayoutError};
 use crate::timestamp;
 
+/// Says which registries let this account pull little more: a build that fails tomorrow is announced today.
+pub fn remark_on_quotas(client: &Client, events: &Events) {
+    for (host, quota) in client.low_quotas() {
+        let hours = match quota.window / 3600 {
+            0 => String::new(),
+            hours => format!(" per {hours} hours"),
+        };
+        events.remark(format!("{} of {} pulls{hours} are left at {host}", quota.remaining, quota.limit));
+    }
+}
+
 /// Largest image config read back from the store.
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
 

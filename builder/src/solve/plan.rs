@@ -39,6 +39,8 @@ pub struct Plan {
     pub mounted: HashMap<(NodeIndex, u16), Arc<Mounted>>,
     /// Which steps may take a result from the cache.
     pub reuse: ReuseRules,
+    /// A RUN in which somebody wants a shell before it runs: never taken from the cache, and never run.
+    pub entered: Option<NodeIndex>,
 }
 
 /// Plans `graph`. `control` says which steps may be taken by definition; images always are, and so are `fetched`, the
@@ -51,6 +53,7 @@ pub fn plan(
     fetched: &Fetched,
     store: &Store,
     control: &CacheControl,
+    entered: Option<NodeIndex>,
 ) -> Result<Plan, StepError> {
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
@@ -102,6 +105,7 @@ pub fn plan(
         selections,
         mounted: mounts,
         reuse: ReuseRules::new(control, graph, &order),
+        entered,
     };
     demand(graph, fetched, store, &order, &mut plan)?;
     Ok(plan)
@@ -129,7 +133,7 @@ fn demand(
         }
         let step = &graph.dag[node].step;
         let is_step = matches!(graph.dag[node].op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
-        let may_hit = is_step && plan.reuse.by_definition(node);
+        let may_hit = is_step && plan.reuse.by_definition(node) && plan.entered != Some(node);
         if may_hit
             && let Some(solved) =
                 by_definition(store, &plan.def_keys[&node]).map_err(|f| StepError::new(step, f))?

@@ -10,7 +10,7 @@ use rbuild_cache::layer::encode_diff;
 use rbuild_cache::store::{Key, KeyLock, LockHolder, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
@@ -28,6 +28,9 @@ use crate::solve::plan::{Contexts, Plan};
 use crate::solve::reuse::Reuse;
 use crate::solve::whole::whole;
 use crate::timestamp;
+
+/// Steps in hand at once, unless more may run.
+const IN_HAND_MAX: usize = 64;
 
 /// A node's result as its consumers wait for it; `Err` means «will never come».
 type Cell = watch::Sender<Option<Result<Arc<Solved>, Stopped>>>;
@@ -51,6 +54,9 @@ pub struct Solver {
     vertices: HashMap<NodeIndex, VertexId>,
     cells: HashMap<NodeIndex, Cell>,
     first_error: Mutex<Option<StepError>>,
+    /// Steps that hold a lock and are executed or wait for a slot. Each has open files: a wide graph must not take as many
+    /// as it has steps.
+    in_hand: Semaphore,
     executed: AtomicUsize,
     verified: AtomicUsize,
     differing: AtomicUsize,
@@ -84,6 +90,8 @@ impl Solver {
             }
         }
         let mounted = mounted(&graph, &plan.needed);
+        // As many as may run must be in hand, and others that copy meanwhile.
+        let run_slots = env.run_slots.available_permits();
         let whole = whole(&graph, &plan.needed, reads_targets);
         let cells = plan.needed.iter().map(|node| (*node, watch::Sender::new(None))).collect();
         Self {
@@ -98,6 +106,7 @@ impl Solver {
             vertices,
             cells,
             first_error: Mutex::new(None),
+            in_hand: Semaphore::new(IN_HAND_MAX.max(2 * run_slots)),
             executed: AtomicUsize::new(0),
             verified: AtomicUsize::new(0),
             differing: AtomicUsize::new(0),
@@ -274,6 +283,12 @@ impl Solver {
             .collect();
         let selection = self.selection(node, op, source.as_deref(), &remotes)?;
         let mounts = self.mount_inputs(node, op, inputs)?;
+        if let (Some(entered), Op::Run(run)) = (self.plan.entered, op)
+            && entered == node
+        {
+            let step = &self.graph.dag[node].step;
+            return Err(ops::run::hold(&self.env, step, run, &root, mounts, vertex).await);
+        }
         let is_linked = matches!(op, Op::Copy(copy) if copy.link);
         let mut digests = Vec::new();
         if !is_linked {
@@ -295,6 +310,10 @@ impl Solver {
         };
         let mut found = take()?;
         let mut lock = None;
+        let _in_hand = match found {
+            Some(_) => None,
+            None => Some(self.in_hand.acquire().await.expect("the semaphore is never closed")),
+        };
         if found.is_none() {
             lock = Some(self.lock(&key, vertex).await?);
             // Another process may have finished it between the look-up and the lock.

@@ -144,6 +144,7 @@ mod tests {
             created_unix_ns: 0,
             used_unix_ns: 0,
             description: "[2/3] RUN make".into(),
+            images: Vec::new(),
         }
     }
 

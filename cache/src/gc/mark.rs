@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rbuild_oci::Digest;
 
 use crate::store::collect::{LayerRow, Snapshot};
-use crate::store::{CacheMountId, CacheMountInfo, LayerId};
+use crate::store::{CacheMountId, CacheMountInfo, ImageRecord, LayerId};
 
 /// Fetching a layer again is taken to cost this much per byte: 50 MB a second.
 const PULL_NS_PER_BYTE: u64 = 20;
@@ -50,8 +50,9 @@ pub(super) struct Unit {
 pub(super) struct Marks {
     /// Layers of named images.
     pub(super) image_layers: BTreeSet<LayerId>,
-    /// Blobs of named images, and the documents of resolved references.
-    pub(super) image_blobs: BTreeSet<Digest>,
+    /// Blobs of named images with those images, as they are numbered in the snapshot, and the documents of resolved
+    /// references, which belong to none.
+    pub(super) image_blobs: BTreeMap<Digest, BTreeSet<usize>>,
     /// Blobs that layers which nobody condemned were pulled as, and how many such layers there are.
     pub(super) pulled_blobs: BTreeMap<Digest, usize>,
     /// Layers that results name, and how they are used.
@@ -101,6 +102,8 @@ pub struct UsageEntry {
     pub used_unix_ns: i64,
     /// The step that made it, or the images that hold it.
     pub description: String,
+    /// Names of the images that hold it.
+    pub images: Vec<String>,
 }
 
 /// What a store holds, largest share first.
@@ -134,14 +137,17 @@ impl DiskUsage {
 }
 
 impl Marks {
-    /// Marks from roots. `image_blobs` are the blobs of all named images.
-    pub(super) fn of(snapshot: &Snapshot, image_blobs: BTreeSet<Digest>) -> Self {
-        let mut marks = Self { image_blobs, ..Self::default() };
-        marks.image_blobs.extend(&snapshot.resolved_blobs);
-        for (_, image) in &snapshot.images {
+    /// Marks from roots. `blobs_of` finds the blobs of a named image.
+    pub(super) fn of(snapshot: &Snapshot, blobs_of: impl Fn(&ImageRecord) -> Vec<Digest>) -> Self {
+        let mut marks = Self::default();
+        marks.image_blobs.extend(snapshot.resolved_blobs.iter().map(|blob| (*blob, BTreeSet::new())));
+        for (number, (_, image)) in snapshot.images.iter().enumerate() {
             marks.image_layers.extend(image.all_layers());
             let rows = image.all_layers().filter_map(|id| snapshot.layers.get(&id));
-            marks.image_blobs.extend(rows.filter_map(|row| snapshot.pulled_blob(row)));
+            let pulled = rows.filter_map(|row| snapshot.pulled_blob(row));
+            for blob in blobs_of(image).into_iter().chain(pulled) {
+                marks.image_blobs.entry(blob).or_default().insert(number);
+            }
         }
         let live = snapshot.layers.values().filter(|row| !row.is_condemned);
         for blob in live.filter_map(|row| snapshot.pulled_blob(row)) {
@@ -167,7 +173,8 @@ impl Marks {
             row.is_condemned && (self.image_layers.contains(id) || self.result_layers.contains_key(id))
         });
         let blobs = snapshot.blobs.iter().filter(|(digest, row)| {
-            row.is_condemned && (self.image_blobs.contains(digest) || self.pulled_blobs.contains_key(digest))
+            row.is_condemned
+                && (self.image_blobs.contains_key(digest) || self.pulled_blobs.contains_key(digest))
         });
         (layers.map(|(id, _)| *id).collect(), blobs.map(|(digest, _)| *digest).collect())
     }
@@ -176,7 +183,7 @@ impl Marks {
     pub(super) fn units(&self, snapshot: &Snapshot) -> Vec<Unit> {
         let mut units = Vec::new();
         for (digest, row) in &snapshot.blobs {
-            let is_held = self.image_blobs.contains(digest) || self.pulled_blobs.contains_key(digest);
+            let is_held = self.image_blobs.contains_key(digest) || self.pulled_blobs.contains_key(digest);
             if !row.is_condemned && !is_held {
                 units.push(Unit {
                     object: Object::Blob(*digest),
@@ -193,9 +200,9 @@ impl Marks {
                 continue;
             }
             let uses = self.result_layers.get(id);
-            let blob = snapshot
-                .pulled_blob(row)
-                .filter(|blob| !self.image_blobs.contains(blob) && self.pulled_blobs.get(blob) == Some(&1));
+            let blob = snapshot.pulled_blob(row).filter(|blob| {
+                !self.image_blobs.contains_key(blob) && self.pulled_blobs.get(blob) == Some(&1)
+            });
             let blob_bytes = blob.map_or(0, |blob| snapshot.blobs[&blob].size);
             units.push(Unit {
                 object: Object::Layer(*id),
@@ -236,11 +243,11 @@ impl Marks {
                 continue;
             }
             let uses = self.result_layers.get(id);
-            let names: Vec<&str> = snapshot
+            let names: Vec<String> = snapshot
                 .images
                 .iter()
                 .filter(|(_, image)| image.all_layers().any(|layer| layer == *id))
-                .map(|(name, _)| name.as_str())
+                .map(|(name, _)| name.clone())
                 .collect();
             let count = names.len() as u64 + uses.map_or(0, |uses| uses.results);
             let made = uses.filter(|uses| uses.exec_ns.is_some());
@@ -258,6 +265,7 @@ impl Marks {
                 created_unix_ns: row.created,
                 used_unix_ns: last_use(row, uses),
                 description: made.map_or_else(|| names.join(", "), |uses| uses.description.clone()),
+                images: names,
             });
         }
         for (digest, row) in &snapshot.blobs {
@@ -265,7 +273,9 @@ impl Marks {
                 usage.pending_bytes += row.size;
                 continue;
             }
-            let is_held = self.image_blobs.contains(digest);
+            let holders = self.image_blobs.get(digest);
+            let is_held = holders.is_some();
+            let images = holders.into_iter().flatten().map(|number| snapshot.images[*number].0.clone());
             usage.entries.push(UsageEntry {
                 id: digest.to_string(),
                 kind: UsageKind::Blob,
@@ -276,6 +286,7 @@ impl Marks {
                 created_unix_ns: 0,
                 used_unix_ns: row.used,
                 description: String::new(),
+                images: images.collect(),
             });
         }
         usage.entries.extend(mounts.iter().map(|mount| UsageEntry {
@@ -288,6 +299,7 @@ impl Marks {
             created_unix_ns: mount.created_unix_ns,
             used_unix_ns: mount.used_unix_ns,
             description: format!("cache mount {} of {}", mount.id, mount.description),
+            images: Vec::new(),
         }));
         usage.entries.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.id.cmp(&b.id)));
         usage

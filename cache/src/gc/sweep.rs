@@ -243,8 +243,7 @@ pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
 }
 
 fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
-    let images = snapshot.images.iter();
-    Marks::of(snapshot, images.flat_map(|(_, image)| store.image_blobs(image)).collect())
+    Marks::of(snapshot, |image| store.image_blobs(image))
 }
 
 fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {

@@ -201,6 +201,14 @@ pub(super) fn note_gone<'a>(
     Ok(())
 }
 
+/// Notes that all results went, in the transaction that removes them. The nodes that executions name went with them: what
+/// changed since cannot be told any more.
+pub(super) fn note_all_gone(transaction: &Transaction<'_>, why: GoneWhy) -> Result<(), DbError> {
+    let sql = "UPDATE executions SET gone_at = ?1, gone_why = ?2 WHERE gone_at IS NULL";
+    transaction.execute(sql, (now_unix_ns(), why.text()))?;
+    Ok(())
+}
+
 /// Root nodes that executions name.
 pub(super) fn nodes(connection: &Connection) -> Result<Vec<NodeDigest>, DbError> {
     let mut statement = connection.prepare("SELECT nodes FROM executions")?;

@@ -58,6 +58,7 @@ mod layer;
 pub(crate) mod layout;
 mod lease;
 mod lock;
+mod lost_trees;
 mod meta;
 mod mount;
 mod nodes;
@@ -156,6 +157,8 @@ struct Inner {
     nodes: nodes::NodeCache,
     boot: OnceLock<BootId>,
     uses: uses::Uses,
+    /// Cached results were forgotten when it was opened; see `lost_trees`.
+    has_forgotten: bool,
     /// `None` for the collector, which relies on nothing.
     reader: Option<readers::Reader>,
     /// Holds the store lock, shared.
@@ -192,11 +195,14 @@ impl Store {
             other => other,
         })?;
         let layout = Arc::new(layout);
+        let (index, trees) = (Db::new(layout.clone(), &db::INDEX), Db::new(layout.clone(), &db::TREES));
+        let has_forgotten = lost_trees::forget(&layout, &index, &trees)?;
         let inner = Inner {
-            index: Db::new(layout.clone(), &db::INDEX),
-            trees: Db::new(layout.clone(), &db::TREES),
+            index,
+            trees,
             layout,
             options,
+            has_forgotten,
             nodes: nodes::NodeCache::default(),
             boot: OnceLock::new(),
             uses: uses::Uses::default(),
@@ -209,6 +215,12 @@ impl Store {
     /// How it was opened.
     pub fn options(&self) -> &StoreOptions {
         &self.inner.options
+    }
+
+    /// True when the file of directory nodes was gone as this handle was opened: the cached results went with it, images
+    /// stay.
+    pub fn has_forgotten_results(&self) -> bool {
+        self.inner.has_forgotten
     }
 
     /// Absolute path of the root.

@@ -5,7 +5,7 @@ use crate::dockerignore::{Ignore, IgnoreError, clean};
 use crate::expand;
 use crate::graph::{Chown, CopyOp, CopySource, Op, Role, Step, WorkdirOp};
 use crate::parse::Issue;
-use crate::remote::Remote;
+use crate::remote::{Remote, without_credentials};
 use crate::span::Span;
 
 use rbuild_oci::FileMode;
@@ -100,7 +100,8 @@ impl Pass<'_> {
                     if let Some(remote) = remote.map_err(|error| Issue::new(error.to_string(), word.span))? {
                         let add = transfer.add.ok_or_else(|| not_for_copy(&remote, word.span))?;
                         paths.push(remotes.add(remote, add, word.span)?);
-                        shown.push(text);
+                        // Unlike docker: an image goes to more people than the password in it was meant for.
+                        shown.push(without_credentials(&text));
                         continue;
                     }
                     if transfer.from.is_none() {

@@ -9,6 +9,7 @@ use crate::ast::{Instruction, InstructionKind};
 use crate::graph::{CopyOp, CopySource, Op, Role, Step};
 use crate::lint;
 use crate::parse::{Issue, forbidden_trigger, parse_trigger};
+use crate::remote::without_credentials;
 use crate::span::{Lines, Span};
 use crate::stage::sources_of;
 
@@ -49,7 +50,11 @@ impl Work {
     /// The progress entry of the next counted instruction.
     pub(super) fn next_step(&mut self, instruction: &Instruction) -> Step {
         let keyword = instruction.keyword.value.to_ascii_uppercase();
-        let rest = instruction.text.get(instruction.keyword.value.len()..).unwrap_or_default();
+        let mut rest = instruction.text.get(instruction.keyword.value.len()..).unwrap_or_default().to_owned();
+        if keyword == "ADD" && rest.contains("://") {
+            // Progress goes into logs that more people read than the Dockerfile.
+            rest = rest.split(' ').map(without_credentials).collect::<Vec<_>>().join(" ");
+        }
         let onbuild = if self.trigger.is_some() { "ONBUILD " } else { "" };
         self.named_step(&format!("{onbuild}{keyword}{rest}"))
     }

@@ -56,8 +56,8 @@ const FIRST_LINE: &str = "name the image to start from, for example FROM debian:
 pub struct Parsed {
     /// The file.
     pub source: Arc<Source>,
-    /// Every instruction that could be read.
-    pub ast: Dockerfile,
+    /// Every instruction that could be read. Shared with who lowers it: a long file is not copied.
+    pub ast: Arc<Dockerfile>,
     /// Errors and lints, by place. Lints that `# check=` switches off are still here:
     /// [`crate::lower::Lowering::diagnostics`] has all of these, filtered, and those found later.
     pub diagnostics: Vec<Diagnostic>,
@@ -138,7 +138,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     }
     lint::syntactic(&ast, &pre.logical, &mut diagnostics);
     diagnostics.sort_by_key(|d| (d.span.start, d.severity));
-    Parsed { source, ast, diagnostics }
+    Parsed { source, ast: Arc::new(ast), diagnostics }
 }
 
 /// Reads the text of an ONBUILD trigger as the instructions it is. Spans are positions in `text`.

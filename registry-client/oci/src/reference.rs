@@ -152,7 +152,11 @@ impl FromStr for Reference {
         if !path.split('/').all(is_component) {
             let lower = path.to_ascii_lowercase();
             return Err(if lower != path && lower.split('/').all(is_component) {
-                ReferenceError::Uppercase(name.to_owned())
+                // In Docker's words, without the registry; where only the upper case makes one of the first part, that
+                // is what is wrong.
+                let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
+                let typed = name.split_once('/').filter(|(first, _)| is_host(first));
+                ReferenceError::Uppercase(typed.map_or(name, |(_, path)| path).to_owned())
             } else {
                 syntax()
             });

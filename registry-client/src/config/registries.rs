@@ -48,7 +48,7 @@ struct MirrorEntry {
 
 #[derive(Debug, Clone, Copy, Deserialize, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
-enum PullFrom {
+pub(super) enum PullFrom {
     #[default]
     #[serde(alias = "")]
     All,
@@ -67,10 +67,10 @@ pub(crate) struct Rule {
 }
 
 #[derive(Debug, Clone)]
-struct Mirror {
-    location: String,
-    insecure: bool,
-    pull_from: PullFrom,
+pub(super) struct Mirror {
+    pub(super) location: String,
+    pub(super) insecure: bool,
+    pub(super) pull_from: PullFrom,
 }
 
 /// Parses a file and its drop-ins; a later file's table replaces an earlier one of the same prefix.
@@ -111,12 +111,15 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Vec<Rule>, ConfigError> {
-    let file: File =
-        toml::from_str(text).map_err(|source| ConfigError::Registries { path: path.to_owned(), source })?;
+    let file: File = toml::from_str(text).map_err(|source| toml_error(path, "registries.conf", source))?;
     if file.registries.is_some() {
         return Err(ConfigError::OldFormat { path: path.to_owned() });
     }
     file.registry.into_iter().map(|registry| rule(path, registry)).collect()
+}
+
+pub(super) fn toml_error(path: &Path, kind: &'static str, source: toml::de::Error) -> ConfigError {
+    ConfigError::Toml { path: path.to_owned(), kind, source }
 }
 
 fn rule(path: &Path, registry: Registry) -> Result<Rule, ConfigError> {
@@ -158,6 +161,13 @@ pub(super) fn rule_for<'a>(rules: &'a [Rule], reference: &Reference) -> Option<&
 }
 
 impl Rule {
+    /// What another file says of one host (`*`: of every host): its mirrors, and where it is itself when that is
+    /// elsewhere.
+    pub(super) fn of_host(host: &str, location: Option<String>, mirrors: Vec<Mirror>) -> Self {
+        let location = location.unwrap_or_default();
+        Self { prefix: host.to_owned(), location, insecure: false, blocked: false, mirrors }
+    }
+
     /// How many bytes of `domain/path[:tag][@digest]` the prefix covers.
     fn matched_len(&self, full: &str) -> Option<usize> {
         if let Some(suffix) = self.prefix.strip_prefix('*') {
@@ -189,25 +199,24 @@ impl Rule {
                 PullFrom::DigestOnly => by_digest,
                 PullFrom::TagOnly => !by_digest,
             })
-            .filter_map(|mirror| {
-                self.rewrite(
-                    reference,
-                    &mirror.location,
-                    mirror.insecure || config.is_insecure(split_location(&mirror.location).0),
-                )
-            })
+            .filter_map(|mirror| self.rewrite(reference, &mirror.location, mirror.insecure, config))
             .collect()
     }
 
     /// The registry itself, at its configured location.
     pub(super) fn location_for(&self, reference: &Reference, config: &Config) -> Option<Endpoint> {
         let location = if self.location.is_empty() { reference.domain() } else { &self.location };
-        let insecure = self.insecure || config.is_insecure(split_location(location).0);
-        self.rewrite(reference, location, insecure)
+        self.rewrite(reference, location, self.insecure, config)
     }
 
     /// Replaces the matched part of the name by `location`.
-    fn rewrite(&self, reference: &Reference, location: &str, insecure: bool) -> Option<Endpoint> {
+    fn rewrite(
+        &self,
+        reference: &Reference,
+        location: &str,
+        insecure: bool,
+        config: &Config,
+    ) -> Option<Endpoint> {
         let matched = self.matched_len(&reference.to_string())?;
         let name = reference.name();
         // A prefix may cover the tag too; nothing of the name is left then.
@@ -218,7 +227,7 @@ impl Rule {
         (!repository.is_empty()).then(|| Endpoint {
             host: host.to_owned(),
             repository,
-            security: security(host, insecure),
+            security: if insecure { security(host, true) } else { config.security_of(host) },
         })
     }
 }

@@ -1,3 +1,5 @@
+mod by_host;
+
 use super::*;
 
 fn config(registries: &str, daemon: &str) -> Result<Config, ConfigError> {
@@ -62,7 +64,14 @@ fn mirrors_come_in_order_before_the_registry() {
     assert_eq!(found.len(), 5);
     assert_eq!(found[2].security, Security::Plain);
     let push = config.push_endpoint(&"node:10".parse().unwrap());
-    assert_eq!(push, Candidates::Endpoints(vec![Endpoint::of(&"node".parse().unwrap(), false)]));
+    assert_eq!(
+        push,
+        Candidates::Endpoints(vec![Endpoint {
+            host: "docker.io".into(),
+            repository: "library/node".into(),
+            security: Security::Verified
+        }])
+    );
 }
 
 #[test]
@@ -138,7 +147,7 @@ fn drop_ins_replace_tables_of_the_same_prefix() {
 #[test]
 fn malformed_files_are_errors_that_name_the_file() {
     assert!(
-        matches!(config("[[registry]", ""), Err(ConfigError::Registries { path, .. }) if path.ends_with("registries.conf"))
+        matches!(config("[[registry]", ""), Err(ConfigError::Toml { path, .. }) if path.ends_with("registries.conf"))
     );
     assert!(matches!(
         config("[registries.search]\nregistries=['a']", ""),

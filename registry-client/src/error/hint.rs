@@ -32,6 +32,9 @@ impl RegistryError {
             Self::Refused { reply, .. } | Self::Denied { reply, .. } if reply.is_about_immutable_tags() => {
                 "the registry lets nobody move this tag: push under another tag, or delete it there first".to_owned()
             }
+            Self::Denied { reply, .. } | Self::Refused { reply, .. } if reply.is_about_a_quota() => format!(
+                "the storage quota of its project is used up: remove images at {host}, or have the quota raised"
+            ),
             Self::Denied { .. } => {
                 format!(
                     "the account used for {host} needs permission for `{repository}`, and the repository may have to be created first"

@@ -67,6 +67,12 @@ impl Reply {
         text.contains("immutable") || text.contains("imagetagalreadyexists")
     }
 
+    /// True for a refusal because a project holds as much as it may, in the words of Harbor and others.
+    pub(crate) fn is_about_a_quota(&self) -> bool {
+        let text = self.text.to_ascii_lowercase();
+        text.contains("quota") || text.contains("exceed the configured upper limit")
+    }
+
     /// True when the registry sent this error code.
     pub fn has_code(&self, code: &str) -> bool {
         self.codes.iter().any(|c| c.eq_ignore_ascii_case(code))

@@ -45,7 +45,19 @@ fn aws(request: &Request) -> fake::Reply {
         "/latest/meta-data/iam/security-credentials/the-role" => {
             reply(200).body(r#"{"AccessKeyId":"I","SecretAccessKey":"s","Token":"t"}"#)
         }
+        "/federation/credentials?account_id=1&role_name=r" => {
+            match request.header("x-amz-sso_bearer_token") {
+                "sso-token" => reply(200).body(
+                    r#"{"roleCredentials":{"accessKeyId":"SSO","secretAccessKey":"s","sessionToken":"t","expiration":1}}"#,
+                ),
+                _ => reply(401),
+            }
+        }
         _ if is("AssumeRole") => reply(200).body(STS),
+        // The public service answers with one, not with a list.
+        _ if request.header("x-amz-target").starts_with("SpencerFrontendService.") => reply(200).body(format!(
+            r#"{{"authorizationData":{{"authorizationToken":"{TOKEN}","expiresAt":4102444800}}}}"#
+        )),
         _ if request.header("x-amz-target").ends_with("GetAuthorizationToken") => reply(200).body(format!(
             r#"{{"authorizationData":[{{"authorizationToken":"{TOKEN}","expiresAt":4102444800.5}}]}}"#
         )),
@@ -63,7 +75,10 @@ async fn every_source_of_aws_credentials_leads_to_a_token() {
     std::fs::write(
         home.path().join(".aws/config"),
         "[profile assume]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = base\n\
-         [profile metadata]\nrole_arn = arn:aws:iam::1:role/r\ncredential_source = Ec2InstanceMetadata\n",
+         [profile metadata]\nrole_arn = arn:aws:iam::1:role/r\ncredential_source = Ec2InstanceMetadata\n\
+         [profile process]\ncredential_process = echo '{\"Version\":1,\"AccessKeyId\":\"P\",\"SecretAccessKey\":\"s\"}'\n\
+         [profile sso]\nsso_session = corp\nsso_account_id = 1\nsso_role_name = r\n\
+         [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = https://corp.test\n",
     )
     .unwrap();
     std::fs::write(
@@ -71,8 +86,18 @@ async fn every_source_of_aws_credentials_leads_to_a_token() {
         "[base]\naws_access_key_id = AKIABASE\naws_secret_access_key = s\n",
     )
     .unwrap();
+    let cache = home.path().join(".aws/sso/cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    // SHA-1 of `corp`, as the AWS command line names the file.
+    std::fs::write(
+        cache.join("ee0bfd2552fbd840c02cc48b6e823320543c450f.json"),
+        r#"{"accessToken":"sso-token","expiresAt":"2099-01-01T00:00:00Z"}"#,
+    )
+    .unwrap();
     let container = format!("{url}/role");
-    let cases: [(&str, &[(&str, &str)]); 6] = [
+    let cases: [(&str, &[(&str, &str)]); 8] = [
+        ("P/", &[("AWS_PROFILE", "process")]),
+        ("SSO/", &[("AWS_PROFILE", "sso")]),
         ("AKIAENV/", &[("AWS_ACCESS_KEY_ID", "AKIAENV"), ("AWS_SECRET_ACCESS_KEY", "s")]),
         ("AKIABASE/", &[("AWS_PROFILE", "base")]),
         ("ASIA/", &[("AWS_PROFILE", "assume")]),
@@ -91,6 +116,20 @@ async fn every_source_of_aws_credentials_leads_to_a_token() {
         assert!(signed.contains("/eu-west-1/ecr/aws4_request"), "{signed}");
     }
     assert!(!home.path().join(".ecr").exists(), "the cache is switched off");
+}
+
+#[tokio::test]
+async fn the_public_registry_has_a_service_of_its_own() {
+    let fake = Fake::start(aws).await;
+    let home = tempfile::tempdir().unwrap();
+    let url = format!("http://{}", fake.host);
+    let keys =
+        [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_ENDPOINT_URL_ECR_PUBLIC", &*url)];
+    let transport = Transport::new(Settings { aws: env(home.path(), &keys), ..settings() });
+    let found = transport.ecr_credentials(&Registry::of("public.ecr.aws").unwrap(), false).await.unwrap();
+    assert_eq!(found.unwrap().secret(), "fresh");
+    let signed = fake.seen().pop().unwrap().header("authorization").to_owned();
+    assert!(signed.contains("/us-east-1/ecr-public/aws4_request"), "{signed}");
 }
 
 #[tokio::test]
@@ -133,6 +172,20 @@ async fn refusals_say_what_aws_said_and_no_secret() {
     let error = ask(env(home.path(), &[("AWS_PROFILE", "nope")]), false).await.unwrap_err();
     assert!(error.to_string().contains("there is no profile `nope`"), "{error}");
     assert_eq!(ask(env(home.path(), &[]), false).await.unwrap(), None, "nothing is no error");
+    std::fs::create_dir(home.path().join(".aws")).unwrap();
+    let profiles = "[profile old]\nsso_start_url = https://corp.test\nsso_region = eu-west-1\nsso_account_id = 1\n\
+        sso_role_name = r\n[profile half]\nsso_start_url = https://corp.test\n[profile fails]\n\
+        credential_process = echo canary; exit 3\n[profile garbage]\ncredential_process = echo canary\n";
+    std::fs::write(home.path().join(".aws/config"), profiles).unwrap();
+    for (profile, words) in [
+        ("old", "run `aws sso login --profile old`"),
+        ("half", "has no `sso_region`"),
+        ("fails", "run it by hand"),
+        ("garbage", "did not print credentials"),
+    ] {
+        let error = ask(env(home.path(), &[("AWS_PROFILE", profile)]), false).await.unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains("canary"), "{error}");
+    }
     let outside = [("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://evil.test/x")];
     assert!(ask(env(home.path(), &outside), false).await.unwrap_err().to_string().contains("must be https"));
 }

@@ -3,17 +3,18 @@
 //! The system's roots are loaded when the first `https` host is contacted and not before: that takes milliseconds,
 //! which a build served by a registry on loopback never pays.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, ClientBuilder, Identity, NoProxy, Proxy, Url};
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
 
 use super::address::AddressClass;
 use super::resolver::Resolver;
+use super::trust;
 use crate::auth::lock;
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError, Papers};
 use crate::settings::{ProxySettings, Settings};
 
 /// Whom a connection trusts.
@@ -25,8 +26,8 @@ pub(super) enum Trust {
     System,
     /// Any certificate.
     Unverified,
-    /// The system's roots and what a `certs.d` folder holds.
-    Folder(PathBuf),
+    /// The system's roots and what files hold for the host.
+    Papers(Arc<Papers>),
 }
 
 /// What distinguishes one client from another.
@@ -41,6 +42,8 @@ pub(super) struct Route {
 /// Why a client cannot be made.
 pub(super) enum ClientError {
     Build(reqwest::Error),
+    /// The system's trust store.
+    Trust,
     Config(ConfigError),
 }
 
@@ -48,16 +51,23 @@ pub(super) enum ClientError {
 pub(super) struct Clients {
     made: Mutex<HashMap<Route, Client>>,
     proxies: ProxySettings,
+    /// By host, what configuration files name for it.
+    papers: BTreeMap<String, Arc<Papers>>,
     certs_dirs: Vec<PathBuf>,
     connect: std::time::Duration,
     user_agent: String,
 }
 
 impl Clients {
-    pub(super) fn new(settings: &Settings, proxies: &ProxySettings) -> Self {
+    pub(super) fn new(settings: &Settings, config: &Config) -> Self {
         Self {
             made: Mutex::new(HashMap::new()),
-            proxies: proxies.clone(),
+            proxies: config.proxies.clone(),
+            papers: config
+                .papers
+                .iter()
+                .map(|(host, papers)| (host.clone(), papers.clone().into()))
+                .collect(),
             certs_dirs: settings.certs_dirs.clone(),
             connect: settings.deadlines.connect,
             user_agent: settings.user_agent.clone(),
@@ -65,11 +75,19 @@ impl Clients {
     }
 
     /// The trust for a verified host (`host[:port]`).
-    pub(super) fn trust_for(&self, host: String) -> Trust {
+    pub(super) fn trust_for(&self, host: String) -> Result<Trust, ClientError> {
+        if let Some(papers) = self.papers.get(&host) {
+            return Ok(Trust::Papers(Arc::clone(papers)));
+        }
         // Hosts come from parsed references and addresses, so they hold no separators; dots could still climb.
         let dirs = self.certs_dirs.iter().filter(|_| !host.starts_with('.') && !host.contains('/'));
         let folder = dirs.map(|dir| dir.join(&host)).find(|folder| folder.is_dir());
-        folder.map_or(Trust::System, Trust::Folder)
+        let papers =
+            folder.map(|folder| Papers::of_folder(&folder)).transpose().map_err(ClientError::Config)?;
+        Ok(match papers.filter(|papers| !papers.is_empty()) {
+            Some(papers) => Trust::Papers(Arc::new(papers)),
+            None => Trust::System,
+        })
     }
 
     /// Whether a proxy is set for the scheme of `url`. `NO_PROXY` may still keep the proxy out of it.
@@ -108,7 +126,10 @@ impl Clients {
             Trust::None => builder.tls_certs_only([]),
             Trust::System => builder,
             Trust::Unverified => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
-            Trust::Folder(folder) => with_folder(builder, folder).map_err(ClientError::Config)?,
+            Trust::Papers(papers) => {
+                let tls = trust::client_config(papers).map_err(ClientError::Config)?;
+                builder.tls_backend_preconfigured(tls.map_err(|_| ClientError::Trust)?)
+            }
         };
         let builder =
             if route.proxied { self.with_proxies(builder).map_err(ClientError::Config)? } else { builder };
@@ -137,33 +158,4 @@ fn with_scheme(address: &str) -> String {
 
 fn without_user(address: &str) -> String {
     address.rsplit_once('@').map_or_else(|| address.to_owned(), |(_, host)| host.to_owned())
-}
-
-/// Adds the CA certificates (`*.crt`) and the client pair (`*.cert`, `*.key`) of a `certs.d` folder.
-fn with_folder(mut builder: ClientBuilder, folder: &Path) -> Result<ClientBuilder, ConfigError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-    };
-    let bad =
-        |path: &Path| ConfigError::Setting { setting: "certificate", value: path.display().to_string() };
-    let entries =
-        std::fs::read_dir(folder).map_err(|source| ConfigError::Read { path: folder.to_owned(), source })?;
-    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    paths.sort();
-    for path in &paths {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => {
-                let found = Certificate::from_pem_bundle(&read(path)?).map_err(|_| bad(path))?;
-                builder = builder.tls_certs_merge(found);
-            }
-            Some("cert") => {
-                let mut pem = read(path)?;
-                pem.push(b'\n');
-                pem.extend(read(&path.with_extension("key"))?);
-                builder = builder.identity(Identity::from_pem(&pem).map_err(|_| bad(path))?);
-            }
-            _ => {}
-        }
-    }
-    Ok(builder)
 }

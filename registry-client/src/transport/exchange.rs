@@ -134,8 +134,10 @@ impl Transport {
         let clients = self.clients().await?;
         let trust = match (url.scheme(), security) {
             ("http", _) => Trust::None,
-            (_, Security::Insecure | Security::Loopback) => Trust::Unverified,
-            _ => clients.trust_for(if own { host.name().to_owned() } else { authority(url) }),
+            (_, Security::Insecure | Security::Loopback | Security::Unverified) => Trust::Unverified,
+            _ => clients
+                .trust_for(if own { host.name().to_owned() } else { authority(url) })
+                .map_err(|error| client_error(target, error))?,
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
         let route = Route { trust, guard, proxied: clients.is_proxied(url) };
@@ -145,12 +147,15 @@ impl Transport {
     /// A client for an address that no registry named: services of the user's own cloud.
     pub(crate) async fn plain_client(&self, url: &Url) -> Result<reqwest::Client, RegistryError> {
         let clients = self.clients().await?;
-        let trust = if url.scheme() == "http" { Trust::None } else { clients.trust_for(authority(url)) };
         let is_link_local =
             AddressClass::of_literal(url.host_str().unwrap_or_default()) == Some(AddressClass::Never);
         // Metadata services are this machine's, whatever proxies stand around it.
-        let route = Route { trust, guard: None, proxied: clients.is_proxied(url) && !is_link_local };
         let target = Target { host: authority(url), repository: String::new(), action: "connect".to_owned() };
+        let trust = match url.scheme() {
+            "http" => Trust::None,
+            _ => clients.trust_for(authority(url)).map_err(|error| client_error(&target, error))?,
+        };
+        let route = Route { trust, guard: None, proxied: clients.is_proxied(url) && !is_link_local };
         clients.get(&route).map_err(|error| client_error(&target, error))
     }
 
@@ -191,6 +196,11 @@ pub(super) fn client_error(target: &Target, error: ClientError) -> RegistryError
             target: Box::new(target.clone()),
             reason: Reason::TrustStore,
             source: Some(Box::new(source)),
+        },
+        ClientError::Trust => RegistryError::Unreachable {
+            target: Box::new(target.clone()),
+            reason: Reason::TrustStore,
+            source: None,
         },
         ClientError::Config(error) => RegistryError::Settings(error),
     }

@@ -71,7 +71,10 @@ impl Transport {
         target: &Target,
     ) -> Result<Response, FetchError> {
         let clients = self.clients().await.map_err(RegistryError::Settings)?;
-        let trust = if url.scheme() == "http" { Trust::None } else { clients.trust_for(authority(url)) };
+        let trust = match url.scheme() {
+            "http" => Trust::None,
+            _ => clients.trust_for(authority(url)).map_err(|error| client_error(target, error))?,
+        };
         let route = Route { trust, guard: Some(class), proxied: clients.is_proxied(url) };
         let client = clients.get(&route).map_err(|error| client_error(target, error))?;
         let mut request = client.request(Method::GET, url.clone()).headers(headers.clone());

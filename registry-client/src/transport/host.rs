@@ -144,7 +144,7 @@ impl Transport {
         let find = || async {
             let [http, https] = ["http", "https"].map(|scheme| base_url(scheme, host.name(), target));
             match host.security() {
-                Security::Verified => https,
+                Security::Verified | Security::Unverified => https,
                 Security::Plain => http,
                 // Loopback registries speak plain http nearly always: that order costs them no failed handshake.
                 Security::Loopback => self.choose(host, http?, https?, target, *patience).await,

@@ -35,7 +35,7 @@ impl Resolver {
         Self { inner: Arc::new(OnceCell::new()), guard }
     }
 
-    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NetError> {
+    pub(super) async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NetError> {
         // RFC 6761: never a question for a name server, and the common case of a local registry.
         if is_localhost_name(name) {
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);

@@ -75,19 +75,25 @@ impl Waits {
 
     /// Sleeps before the next try: as long as asked, or the doubled backoff, with jitter. False when no try is left.
     pub(crate) async fn wait(&mut self, asked: Option<Duration>) -> bool {
+        let Some(wait) = self.next(asked, Instant::now()) else { return false };
+        tokio::time::sleep(wait).await;
+        true
+    }
+
+    /// How long to wait before the next try; `None` when no try is left, or none before the deadline.
+    fn next(&mut self, asked: Option<Duration>, now: Instant) -> Option<Duration> {
         let doubled = self.backoff.saturating_mul(1 << self.count.min(16)).min(BACKOFF_MAX);
         let wait = match asked {
             // Jitter only on top: never earlier than asked.
             Some(asked) => asked.min(RETRY_AFTER_MAX) + jitter(self.backoff),
             None => doubled / 2 + jitter(doubled / 2),
         };
-        if self.left == 0 || Instant::now() + wait > self.deadline {
-            return false;
+        if self.left == 0 || now + wait > self.deadline {
+            return None;
         }
         self.left -= 1;
         self.count += 1;
-        tokio::time::sleep(wait).await;
-        true
+        Some(wait)
     }
 }
 
@@ -124,18 +130,21 @@ mod tests {
     }
 
     /// R6: ten years are five minutes, and all waits have an end.
-    #[tokio::test(start_paused = true)]
-    async fn waits_are_counted_capped_and_bounded_by_the_budget() {
+    #[test]
+    fn waits_are_counted_capped_and_bounded_by_the_budget() {
+        let now = Instant::now();
         let mut waits = Waits::new(Patience::Full, Duration::from_millis(100), Duration::from_secs(3600));
-        let started = tokio::time::Instant::now();
-        assert!(waits.wait(Some(Duration::from_secs(10 * 365 * 86_400))).await);
-        assert!(started.elapsed() >= RETRY_AFTER_MAX && started.elapsed() < RETRY_AFTER_MAX * 2);
+        let first = waits.next(Some(Duration::from_secs(10 * 365 * 86_400)), now).unwrap();
+        assert!(first >= RETRY_AFTER_MAX && first < RETRY_AFTER_MAX * 2, "{first:?}");
         for _ in 0..3 {
-            assert!(waits.wait(None).await);
+            assert!(waits.next(None, now).unwrap() <= BACKOFF_MAX);
         }
-        assert!(!waits.wait(None).await);
-        assert!(!Waits::new(Patience::None, Duration::ZERO, Duration::MAX / 4).wait(None).await);
+        assert_eq!(waits.next(None, now), None);
+        assert_eq!(waits.count(), 4);
+        assert_eq!(Waits::new(Patience::None, Duration::ZERO, Duration::MAX / 4).next(None, now), None);
         let mut poor = Waits::new(Patience::Full, Duration::from_millis(1), Duration::from_secs(1));
-        assert!(!poor.wait(Some(Duration::from_secs(2))).await);
+        assert_eq!(poor.next(Some(Duration::from_secs(2)), now), None);
+        assert!(poor.next(None, now).is_some());
+        assert_eq!(poor.next(None, now + Duration::from_secs(2)), None);
     }
 }

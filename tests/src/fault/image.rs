@@ -3,6 +3,8 @@
 use rbuild_oci::{Digest, media_type};
 use serde_json::{Value, json};
 
+use super::tar::{Member, archive};
+
 /// An image of one layer with one file.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -39,13 +41,29 @@ impl Image {
     /// An image with this file, whose config a test may change.
     #[must_use]
     pub fn with(data: &[u8], change: impl FnOnce(&mut Value)) -> Self {
-        Self::made_of(tar("data", data), change)
+        Self::made_of(archive(&[Member::file(b"data", data).bytes()]), change)
     }
 
     /// An image whose one file has this name in the archive.
     #[must_use]
     pub fn named(name: &str, data: &[u8]) -> Self {
-        Self::made_of(tar(name, data), |_| {})
+        Self::made_of(archive(&[Member::file(name.as_bytes(), data).bytes()]), |_| {})
+    }
+
+    /// An image of this layer, whatever it is.
+    #[must_use]
+    pub fn of_layer(layer: Vec<u8>) -> Self {
+        Self::made_of(layer, |_| {})
+    }
+
+    /// An image whose layer is stored in this form, of this media type; `plain` is what it should come to.
+    #[must_use]
+    pub fn of_blob(plain: &[u8], media_type: &str, blob: Vec<u8>) -> Self {
+        let mut image = Self::of_layer(plain.to_vec());
+        image.manifest =
+            image.manifest_with(|manifest| manifest["layers"][0] = descriptor(media_type, &blob));
+        image.layer = blob;
+        image
     }
 
     fn made_of(layer: Vec<u8>, change: impl FnOnce(&mut Value)) -> Self {
@@ -74,25 +92,4 @@ impl Image {
         change(&mut manifest);
         manifest.to_string().into_bytes()
     }
-}
-
-/// A tar archive with one file and its end.
-fn tar(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut header = [0u8; 512];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, "0000644\0");
-    put(108, "0000000\0");
-    put(116, "0000000\0");
-    put(124, &format!("{:011o}\0", data.len()));
-    put(136, "00000000000\0");
-    put(148, "        ");
-    put(156, "0");
-    put(257, "ustar\x0000");
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut archive = header.to_vec();
-    archive.extend_from_slice(data);
-    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
-    archive
 }

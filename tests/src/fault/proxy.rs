@@ -169,11 +169,22 @@ impl TunnelProxy {
     ///
     /// When no port can be had.
     pub fn new(names: &[(&str, SocketAddr)]) -> Result<Self> {
+        Self::cutting(names, 0, usize::MAX)
+    }
+
+    /// The same, whose first `times` connections that bring more than `limit` bytes are cut there.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be had.
+    pub fn cutting(names: &[(&str, SocketAddr)], times: usize, limit: usize) -> Result<Self> {
+        let left = Arc::new(AtomicUsize::new(times));
         let names: BTreeMap<String, SocketAddr> =
             names.iter().map(|(name, address)| ((*name).to_owned(), *address)).collect();
         let heads = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&heads);
-        let (address, closing) = listen(move |client| tunnel(client, &names, &log).unwrap_or(()))?;
+        let (address, closing) =
+            listen(move |client| tunnel(client, &names, &log, &left, limit).unwrap_or(()))?;
         Ok(Self { address, closing, heads })
     }
 
@@ -200,6 +211,8 @@ fn tunnel(
     client: TcpStream,
     names: &BTreeMap<String, SocketAddr>,
     log: &Mutex<Vec<String>>,
+    left: &Arc<AtomicUsize>,
+    limit: usize,
 ) -> io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let mut head = String::new();
@@ -216,9 +229,13 @@ fn tunnel(
     };
     let mut server = TcpStream::connect(server)?;
     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
-    let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
+    let (mut from_server, mut to_client, left) = (server.try_clone()?, client.try_clone()?, Arc::clone(left));
     let back = thread::spawn(move || {
-        io::copy(&mut from_server, &mut to_client).ok();
+        let count = io::copy(&mut (&mut from_server).take(limit as u64), &mut to_client).unwrap_or(0);
+        if count < limit as u64 || !take(&left) {
+            io::copy(&mut from_server, &mut to_client).ok();
+        }
+        from_server.shutdown(Shutdown::Both).ok();
         to_client.shutdown(Shutdown::Both).ok();
     });
     io::copy(&mut reader, &mut server).ok();

@@ -125,6 +125,11 @@ pub(super) fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Option<
     }
     let mut words = line.split_whitespace().map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    // As an HTTP proxy is asked: whichever host is meant, the answers are this server's.
+    let path = match path.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or_else(|| "/".to_owned(), |at| rest[at..].to_owned()),
+        None => path,
+    };
     let mut headers = BTreeMap::new();
     loop {
         line.clear();

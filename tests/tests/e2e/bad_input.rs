@@ -138,7 +138,7 @@ fn wrong_options_are_usage_errors() -> Result<()> {
     let context = env.context("usage", "FROM busybox\nRUN true\n", &[])?;
     env.build(&context, &["--no-such-flag"])?.exits(125).says(&["--no-such-flag"]);
     env.run(["build"])?.exits(125);
-    env.build(&context, &["-t", "Upper/Case"])?.exits(125).says(&["Upper/Case", "must be lowercase"]);
+    env.build(&context, &["-t", "Upper/Case"])?.exits(1).says(&["Upper/Case", "must be lowercase"]);
     env.build(&context, &["-o", "dest=x,name=y"])?.exits(125).says(&["type is required for output"]);
     check_next_build_works(&env)
 }
@@ -182,6 +182,7 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
+/// Q3: a step, and the builder, that fill the disk.
 #[test]
 fn disk_full() -> Result<()> {
     need!(Root, Registry, Bases);

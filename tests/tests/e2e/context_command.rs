@@ -117,3 +117,42 @@ fn a_build_warns_about_secrets_and_large_contexts_it_copies() -> Result<()> {
     assert!(warning.is_some_and(|line| line.contains("`data` 12")), "{}", run.stderr);
     Ok(())
 }
+
+#[test]
+fn contexts_that_came_whole_are_warned_about_when_something_is_copied() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let files = [
+        (".env", "PASSWORD=canary"),
+        ("tls/server.pem", "-----BEGIN PRIVATE KEY-----"),
+        ("tls/ca.pem", "-----BEGIN CERTIFICATE-----"),
+        ("Other", "FROM scratch\nCOPY tls/ca.pem /\n"),
+    ];
+    let context = env.context("leaky", "FROM scratch\nCOPY . /\n", &files)?;
+    fs::create_dir(context.join("data"))?;
+    fs::File::create(context.join("data/dump.sql"))?.set_len(120 << 20)?;
+    let archive = context.with_extension("tar");
+    let status = std::process::Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&context)
+        .arg(".")
+        .status()?;
+    assert!(status.success());
+    let build = |args: &[&str]| {
+        let mut command = env.command([&["build", "--progress=plain"], args, &["-"]].concat());
+        command.stdin(fs::File::open(&archive)?);
+        Ok::<_, anyhow::Error>(env.start(command)?.finish()?.ok())
+    };
+    let run = build(&[])?.says(&[
+        "looks like a secret is copied from the build context: `.env`, `tls/server.pem`; ignore files have no say",
+        "126MB are copied from the build context, most of it `data` 126MB",
+    ]);
+    assert!(!run.stderr.contains("canary"), "{run}");
+    // Not again when everything is cached, and not what no COPY takes.
+    assert!(!build(&[])?.stderr.contains("[Warning]"));
+    assert!(!build(&["-f", "Other"])?.stderr.contains("[Warning]"));
+    env.assert_nothing_left();
+    Ok(())
+}

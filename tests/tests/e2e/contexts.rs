@@ -135,7 +135,7 @@ fn a_build_may_log_into_the_context_it_copies() -> Result<()> {
         let log = fs::File::create(context.join("build.log"))?;
         let mut command = env.command(["build", "--progress", "plain", "-t", "logged"]);
         command.arg(&context).stdout(log.try_clone()?).stderr(log);
-        let status = command.status()?;
+        let status = env.spawn(&mut command)?.wait()?;
         assert!(status.success(), "{}", fs::read_to_string(context.join("build.log"))?);
     }
     Ok(())

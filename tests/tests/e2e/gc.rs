@@ -66,6 +66,11 @@ fn filters_choose_what_is_shown_and_what_goes() -> Result<()> {
     assert_eq!(shown("description~=RUN dd")?, 1);
     assert_eq!(shown("description~=RUN dd")? + shown("type!=regular")?, 1 + all - shown("type=regular")?);
     assert_eq!((shown("mutable")?, shown("until=48h")?, shown("parents=x")?), (0, 0, 0));
+    prints(env.run(["du", "--by", "stage"])?.ok(), &["STAGE", "stage-0", "Total:"]);
+    prints(env.run(["du", "--by", "kind"])?.ok(), &["KIND", "regular", "pulled"]);
+    let by_image = env.run(["du", "--by", "image", "--format", "json"])?.ok();
+    let whole: serde_json::Value = serde_json::from_str(by_image.stdout.trim())?;
+    assert_eq!((&whole["Name"], &whole["Size"]), (&"<none>".into(), &whole["Reclaimable"]), "{by_image}");
     env.run(["prune", "-f", "--filter", "description~=RUN dd"])?.ok();
     assert_eq!((shown("description~=RUN dd")?, shown("immutable")?), (0, all - 1));
     let run = env.build(&context, &[])?.ok();
@@ -163,5 +168,37 @@ fn fsck_names_what_is_damaged_and_repair_leaves_a_store_that_builds() -> Result<
     prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
     let run = env.build(&context, &["-t", "me/damage"])?.ok();
     assert_eq!(run.executed(), ["[4/4] RUN dd if=/dev/zero of=/big bs=1024 count=512"], "{run}");
+    Ok(())
+}
+
+#[test]
+fn a_store_that_lost_a_database_says_so_and_needs_at_most_one_command() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("lost", STEPS, &[("f", "1\n")])?;
+    let (_, digest) = env.build_digest(&context, &["-t", "me/lost"])?;
+    let lose = |database: &str| -> Result<()> {
+        for suffix in ["", "-wal", "-shm"] {
+            match fs::remove_file(env.store().join(format!("{database}{suffix}"))) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    // Nodes: everything runs again, the image stays and comes out the same.
+    lose("trees.sqlite")?;
+    let listed = prints(env.run(["images"])?.ok(), &["me/lost"]);
+    listed.says(&["trees.sqlite` was gone: cached results went with it, images stay"]);
+    let (run, again) = env.build_digest(&context, &["-t", "me/lost"])?;
+    assert_eq!((run.executed().len(), &again), (3, &digest), "{run}");
+    env.build(&context, &["-t", "me/lost"])?.ok().assert_all_cached();
+    // The index: images are named nowhere else, so that nothing happens without being asked for.
+    lose("index.sqlite")?;
+    env.build(&context, &[])?.exits(1).says(&["index.sqlite` is gone", "rbuild cache fsck --rebuild"]);
+    prints(env.run(["cache", "fsck", "--rebuild"])?.ok(), &["me/lost"]);
+    let (_, again) = env.build_digest(&context, &["-t", "me/lost"])?;
+    assert_eq!(again, digest);
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
     Ok(())
 }

@@ -150,6 +150,21 @@ fn submodules_come_along_and_hostile_ones_do_not() -> Result<()> {
         app.git(&["push", "--quiet", "origin", "HEAD:main"])?;
         env.build(&context, &[])?.exits(1).says(&["submodule `vendor/lib`", "only http, https, ssh and git"]);
     }
+    // Where clouds keep their credentials.
+    let text = "[submodule \"l\"]\n\tpath = vendor/lib\n\turl = http://169.254.169.254/latest.git\n";
+    fs::write(app.work().join(".gitmodules"), text)?;
+    app.git(&["commit", "--quiet", "-m", "metadata", ".gitmodules"])?;
+    app.git(&["push", "--quiet", "origin", "HEAD:main"])?;
+    env.build(&context, &[])?.exits(1).says(&["refusing to connect to http://169.254.169.254", "link-local"]);
+    // Neither may the Dockerfile; a name is looked up once, and git told what it means.
+    let metadata = env.context("metadata", "FROM scratch\nADD http://169.254.169.254/x.git /\n", &[])?;
+    env.build(&metadata, &[])?
+        .exits(1)
+        .says(&["refusing to connect to http://169.254.169.254", "link-local"]);
+    let named = url.replace("127.0.0.1", "localhost");
+    let context = env.context("named", &format!("FROM scratch\nADD {named}?submodules=false /a\n"), &[])?;
+    let (_, unpacked) = built(&env, &context.to_string_lossy(), &[])?;
+    assert_eq!(unpacked.text("/a/f")?, "f");
     env.assert_nothing_left();
     Ok(())
 }

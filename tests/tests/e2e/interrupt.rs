@@ -65,6 +65,7 @@ fn context(env: &TestEnv, seconds: &str) -> Result<std::path::PathBuf> {
     env.context("sleeps", &text, &[])
 }
 
+/// G1: SIGINT.
 #[test]
 fn an_interrupted_build_exits_130_and_leaves_nothing() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -91,6 +92,7 @@ fn ctrl_c_on_a_terminal_reaches_every_process_and_still_exits_130() -> Result<()
     next_build_works(&env, &context)
 }
 
+/// G1: SIGTERM.
 #[test]
 fn a_terminated_build_exits_143_and_leaves_nothing() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -104,6 +106,7 @@ fn a_terminated_build_exits_143_and_leaves_nothing() -> Result<()> {
     next_build_works(&env, &context)
 }
 
+/// G3: SIGHUP.
 #[test]
 fn a_build_whose_terminal_went_away_exits_129_and_leaves_nothing() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -117,6 +120,7 @@ fn a_build_whose_terminal_went_away_exits_129_and_leaves_nothing() -> Result<()>
     next_build_works(&env, &context)
 }
 
+/// G4: SIGKILL.
 #[test]
 fn a_killed_build_takes_its_step_along_and_the_next_build_works() -> Result<()> {
     need!(Root, Registry, Bases);

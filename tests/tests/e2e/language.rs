@@ -311,6 +311,7 @@ fn a_hostile_tar_on_standard_input_stays_inside() -> Result<()> {
     Ok(())
 }
 
+/// G1: a signal while the context is read.
 #[test]
 fn a_build_that_waits_for_standard_input_can_be_stopped() -> Result<()> {
     need!(Root);

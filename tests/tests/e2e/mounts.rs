@@ -50,6 +50,7 @@ const BINDS: &str = "FROM busybox AS tools\n\
 const FILES: &[(&str, &str)] =
     &[("one.txt", "1\n"), ("dir/two.txt", "2\n"), (".dockerignore", ".dockerignore\nno\n"), ("no", "")];
 
+/// N3, N9: what is written to a mount is gone with it, and so is its mount point.
 #[test]
 fn trees_are_mounted_and_leave_no_trace() -> Result<()> {
     need!(Root, Registry, Bases, Judges, Subuid);
@@ -159,6 +160,7 @@ fn a_missing_source_fails_before_anything_runs() -> Result<()> {
     Ok(())
 }
 
+/// N1: links start at the root of what is mounted.
 #[test]
 fn links_in_sources_never_lead_to_the_host() -> Result<()> {
     need!(Root, Registry, Bases, Subuid);
@@ -201,6 +203,7 @@ fn holders(dir: &std::path::Path, text: &str) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
+/// N8, X1, X3: files with their modes and owners, in no layer, key, log or file.
 #[test]
 fn secrets_reach_the_step_and_nothing_else() -> Result<()> {
     need!(Root, Registry, Bases, Subuid);
@@ -229,6 +232,7 @@ fn secrets_reach_the_step_and_nothing_else() -> Result<()> {
     })
 }
 
+/// N8, X2: nor when a step fails; a required one that is missing fails before.
 #[test]
 fn secrets_of_failing_steps_stay_secret_too() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -277,6 +281,7 @@ const CACHES: &str = "FROM busybox AS seed\n\
     RUN --mount=type=cache,id=/c,target=/other,ro --mount=type=cache,target=/c/nested : $N; \\\n\
         [ -s /other/count ] && ! touch /other/x 2> /dev/null && touch /c/nested/y\n";
 
+/// N7: a cache belongs to one store and namespace, and to no layer.
 #[test]
 fn caches_outlive_builds_and_are_in_no_layer() -> Result<()> {
     need!(Root, Registry, Bases, Judges, Subuid);
@@ -310,6 +315,7 @@ fn caches_outlive_builds_and_are_in_no_layer() -> Result<()> {
     })
 }
 
+/// N6: the kernel frees what a killed build held.
 #[test]
 fn a_locked_cache_has_one_user_and_a_killed_one_frees_it() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -383,6 +389,7 @@ fn entitlements_hosts_and_limits_reach_the_step() -> Result<()> {
     })
 }
 
+/// Q1, Q2: processes and memory.
 #[test]
 fn limits_of_a_step_hold_or_are_said_not_to() -> Result<()> {
     need!(Root, Registry, Bases);

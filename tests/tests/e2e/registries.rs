@@ -121,7 +121,7 @@ fn metadata_on_a_base_fetches_no_layer_from_a_real_registry() -> Result<()> {
     let text = format!("FROM {host}/library/debian\nENV LAZY=yes\nENTRYPOINT [\"/bin/true\"]\n");
     let context = env.context("lazy", &text, &[])?;
     let name = format!("{host}/lazy/image:1");
-    env.build(&context, &["-t", &name, "--push"])?.ok().says(&["mounted from library/debian"]);
+    env.build(&context, &["-t", &name, "--push"])?.ok().says(&[": Mounted from library/debian"]);
     let base = judge::manifest(&format!("docker://{host}/library/debian:latest"))?;
     let layers: Vec<String> = serde_json::from_value(base["Layers"].clone())?;
     let fetched = |registry: &Registry| {

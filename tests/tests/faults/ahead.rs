@@ -183,7 +183,7 @@ fn a_push_of_what_is_there_takes_two_round_trips() -> Result<()> {
     let digest = env.run(["inspect", "-f", "{{index .RepoDigests 0}}", &name])?.ok();
     let digest = digest.stdout.trim().rsplit('@').next().context("a digest")?.to_owned();
     let before = registry.seen().len();
-    env.run(["push", &name])?.ok().says(&["layer already exists"]);
+    env.run(["push", &name])?.ok().says(&[": Layer already exists"]);
     let asked: Vec<String> = registry.seen()[before..]
         .iter()
         .map(|request| format!("{} {}", request.method, request.path))

@@ -239,16 +239,22 @@ fn the_canary_is_nowhere_but_at_its_registry() -> Result<()> {
     })?;
     reflecting.add("app", "1", &image);
     let other = FaultRegistry::new(|_, _| Some(Reply::new(401).header("WWW-Authenticate", "Basic realm=x")))?;
-    let env = TestEnv::new()?;
+    let env = TestEnv::new()?.with_variable("RUST_LOG", "trace");
     log_in(&env, &[&reflecting.host()])?;
     let secret = crate::base64(format!("me:{CANARY}").as_bytes());
     let name = format!("{}/app:1", reflecting.host());
     let mut runs = vec![env.run(["-D", "pull", &name])?.exits(1)];
     let context = env.context("canary", &format!("FROM {name}\nLABEL a=b\n"), &[])?;
-    for mode in ["plain", "rawjson"] {
+    for mode in ["plain", "tty", "rawjson"] {
         runs.push(env.build(&context, &["--progress", mode, "-t", &name, "--push"])?);
     }
     runs.push(env.run(["-D", "pull", &format!("{}/app:1", other.host())])?.exits(1));
+    let refusing = FaultRegistry::new(|_, _| Some(Reply::new(401).header("WWW-Authenticate", "Basic")))?;
+    runs.push(env.run(["-D", "login", "-u", "me", "-p", CANARY, &refusing.host()])?.exits(1));
+    for run in &mut runs {
+        // The line that was typed holds it; what was printed must not.
+        run.command.clear();
+    }
     for run in &runs {
         assert!(!run.stderr.contains(CANARY) && !run.stdout.contains(CANARY), "{run}");
         assert!(!run.stderr.contains(&secret) && !run.stdout.contains(&secret), "{run}");

@@ -41,7 +41,7 @@ fn metadata_alone_moves_no_layer_within_a_registry() -> Result<()> {
     let image = Image::of_size(300_000);
     let id = digest(&image.layer);
     let (registry, env, context) = on_base(&image, "ENV A=b\nLABEL c=d\n")?;
-    push_to(&env, &context, &registry.host())?.ok().says(&["mounted from base"]);
+    push_to(&env, &context, &registry.host())?.ok().says(&[": Mounted from base"]);
     assert_eq!(layers(&registry, "app:2"), [id.as_str()]);
     assert_eq!(registry.count("GET", &id), 0, "not fetched");
     assert_eq!(registry.count("POST", &format!("mount={id}&from=base")), 1);

@@ -1,13 +1,16 @@
-//! Suites R and M of the security reference: registries that lie, break and attack, driven through the real binary
+//! Suites L, M and R of the security reference: registries that lie, break and attack, driven through the real binary
 //! and through the client. Each test's first comment line names its rows; `rows.rs` checks that none is missing.
 #![forbid(unsafe_code)]
 
 mod ahead;
 mod auth;
+mod bad_input;
+mod layers;
 mod lazy;
 mod manifests;
 mod network;
 mod preflight;
+mod providers;
 mod pull;
 mod push;
 mod rows;

@@ -194,7 +194,7 @@ fn two_processes_download_once() -> Result<()> {
     let layer = format!("/blobs/{}", digest(&image.layer));
     rbuild_tests::fault::wait_until("the first pull asks for the layer", || slow.count("GET", &layer) > 0)?;
     let second = env.start(env.command(["pull", &name]))?;
-    drop(first);
+    first.kill()?;
     second.finish()?.ok();
     assert!(slow.count("GET", &layer) <= 2);
     env.run(["cache", "fsck"])?.ok();

@@ -25,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_console_is_the_controlling_terminal", a_console_is_the_controlling_terminal),
 ];
 
+/// G7: exactly.
 fn exit_codes_and_signals_are_reported_exactly(host: &Host) {
     for code in [0, 1, 121, 137, 255] {
         assert_eq!(host.run(&shell(&format!("exit {code}"))).unwrap().exit, Exit::Code(code));
@@ -112,6 +113,7 @@ fn upper_files(upper: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// N9: nor is a time changed.
 fn files_are_shown_and_leave_no_trace(host: &Host) {
     let mut spec = shell(
         "cat /etc/hosts /etc/resolv.conf; /run/script; stat -c %a /run/script; \
@@ -161,6 +163,7 @@ fn an_overlay_is_in_no_mount_table(host: &Host) {
     assert_eq!(fs::read(merged.upper.join("new")).unwrap(), b"x\n");
 }
 
+/// Q5: up to what the kernel takes.
 fn many_layers_merge(host: &Host) {
     let (base, _) = host.new_upper();
     let layers: Vec<PathBuf> = (0..120).map(|n| base.join(format!("layer-{n}"))).collect();

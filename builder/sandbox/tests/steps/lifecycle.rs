@@ -40,6 +40,7 @@ fn marker(n: u32) -> String {
     format!("4{:07}{n}", std::process::id())
 }
 
+/// G6: whatever a step leaves behind dies with it.
 fn background_processes_die_with_the_step(host: &Host) {
     let marker = marker(1);
     // Ignoring SIGTERM, in sessions of their own, without any of the step's descriptors.
@@ -88,6 +89,7 @@ pub(crate) fn victim(dir: &Path) {
     println!("{exit:?}");
 }
 
+/// G4: and no mount is left.
 fn a_killed_builder_takes_the_step_with_it(host: &Host) {
     let marker = marker(3);
     let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -116,6 +118,7 @@ fn a_killed_builder_takes_the_step_with_it(host: &Host) {
     }
 }
 
+/// G5: the sandbox's init.
 fn a_killed_init_is_reported(host: &Host) {
     let marker = marker(4);
     let merged = host.merged();
@@ -133,6 +136,7 @@ fn a_killed_init_is_reported(host: &Host) {
     assert_eq!(host.sh("echo next"), "next\n");
 }
 
+/// G5: the process that starts them.
 fn a_killed_spawner_is_reported_and_replaced(host: &Host) {
     let marker = marker(5);
     let own = rustix::process::getpid().as_raw_nonzero().get();

@@ -139,6 +139,7 @@ fn gnu_long_names_and_links_apply_to_the_next_entry_only() {
     assert_eq!(read[1].0.path, b"next");
 }
 
+/// L8, L10, L11: headers that cannot be.
 #[test]
 fn hostile_headers_are_refused() {
     let negative = [&[0xffu8][..], &[0xff; 11]].concat();

@@ -88,6 +88,7 @@ fn link(name: &[u8], flag: u8, target: &[u8]) -> Vec<u8> {
     owned(Raw::new(name, flag)).link(target).seal()
 }
 
+/// L1: names that climb are refused, others land inside.
 #[test]
 fn hostile_names_never_leave_the_layer() {
     for name in [&b"../../x"[..], b"a/../../x", b"..", b"/..", b"a/../.."] {
@@ -106,6 +107,7 @@ fn hostile_names_never_leave_the_layer() {
     assert_eq!(root.paths(), [""]);
 }
 
+/// L2: a link is no parent.
 #[test]
 fn a_link_as_parent_is_replaced_by_a_directory() {
     if !needs_root("implied directories owned by 0:0") {
@@ -120,6 +122,7 @@ fn a_link_as_parent_is_replaced_by_a_directory() {
     assert_eq!(case.paths(), ["a", "a/etc", "a/etc/x"]);
 }
 
+/// L3: targets of hard links.
 #[test]
 fn hard_links_name_earlier_files_of_the_archive_only() {
     for target in [&b"/etc/passwd"[..], b"../x", b"later", b"dir", b"sym", b"sym/x", b"link"] {
@@ -153,6 +156,7 @@ fn replacing_the_first_name_leaves_the_other_links_alone() {
     assert_eq!(std::fs::read(case.path("b")).unwrap(), b"old");
 }
 
+/// L6: names of whiteouts.
 #[test]
 fn whiteouts_affect_names_of_their_own_directory_only() {
     for name in [&b".wh."[..], b".wh..", b".wh...", b"a/.wh..", b".wh.a/b", b".wh.a/.wh..wh..opq"] {
@@ -164,6 +168,7 @@ fn whiteouts_affect_names_of_their_own_directory_only() {
     assert!(case.paths().is_empty());
 }
 
+/// L6: what whiteouts become.
 #[test]
 fn whiteouts_and_opaque_marks_become_overlays() {
     if !needs_root("whiteouts") {
@@ -199,6 +204,7 @@ fn a_directory_after_its_whiteout_is_opaque() {
     assert_eq!(*case.change("d"), Change::Whiteout);
 }
 
+/// L9: one name several times.
 #[test]
 fn the_last_of_several_entries_with_one_name_wins() {
     let case = unpack_parts(&[
@@ -219,6 +225,7 @@ fn the_last_of_several_entries_with_one_name_wins() {
     assert!(matches!(case.change("k"), Change::Dir { meta, opaque: false } if meta.mode == 0o700));
 }
 
+/// L4: devices and pipes.
 #[test]
 fn devices_keep_their_numbers_and_0_0_is_the_whiteout_it_would_be() {
     if !needs_root("mknod") {
@@ -244,6 +251,7 @@ fn devices_keep_their_numbers_and_0_0_is_the_whiteout_it_would_be() {
     }
 }
 
+/// L4: set-id bits.
 #[test]
 fn special_bits_and_owners_survive() {
     if !needs_root("chown") {
@@ -254,6 +262,7 @@ fn special_bits_and_owners_survive() {
     assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (0o6755, 1000, 0));
 }
 
+/// L5: the allow-list of attributes.
 #[test]
 fn only_allowed_xattrs_are_kept() {
     let case = unpack_parts(&[
@@ -280,6 +289,7 @@ fn only_allowed_xattrs_are_kept() {
     assert_eq!(read, meta.xattrs);
 }
 
+/// L7, L13: entries, listings and paths beyond the limits.
 #[test]
 fn limits_stop_archives_that_cost_too_much() {
     let many: Vec<u8> = (0..20).flat_map(|n| file(format!("f{n}").as_bytes(), b"")).collect();
@@ -296,6 +306,7 @@ fn limits_stop_archives_that_cost_too_much() {
     assert!(matches!(case.result, Err(UnpackError::SymlinkTarget { .. })));
 }
 
+/// L8: an archive cut in an entry.
 #[test]
 fn truncation_in_a_body_is_an_error() {
     let archive = file(b"f", &[7; 2000]);
@@ -303,6 +314,7 @@ fn truncation_in_a_body_is_an_error() {
     assert!(matches!(case.result, Err(UnpackError::Tar(TarError::Truncated { .. }))));
 }
 
+/// L13: paths too long for any tree.
 #[test]
 fn a_path_that_no_tree_holds_is_refused_before_anything_is_made() {
     for deep in [[b"directory-name/".repeat(600), b"f".to_vec()].concat(), b"d/".repeat(2047)] {
@@ -312,6 +324,7 @@ fn a_path_that_no_tree_holds_is_refused_before_anything_is_made() {
     }
 }
 
+/// L14: names that differ in case.
 #[test]
 fn names_that_differ_in_case_only_are_kept_apart() {
     let case = unpack_parts(&[file(b"F", b"upper"), file(b"f", b"lower")]);
@@ -350,6 +363,7 @@ fn implied_directories_take_the_metadata_of_the_layers_below() {
     assert!(case.unpacked().implied_dirs.is_empty());
 }
 
+/// L11: owners that cannot be mapped.
 #[test]
 fn an_owner_beyond_the_map_names_the_file_and_the_ids() {
     let path = RelPath::new("usr/bin/sudo").unwrap();

@@ -213,3 +213,40 @@ fn a_node_under_a_wrong_digest_is_not_stored() {
     assert!(matches!(store.node(&wrong), Err(NodeStoreError::Missing(_))));
     assert!(matches!(store.node(&node(1).0), Err(NodeStoreError::Missing(_))), "all or none");
 }
+
+#[test]
+fn without_the_file_of_nodes_results_are_misses_once_and_images_stay() {
+    let (_dir, store) = fresh();
+    let root = store.root().to_owned();
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    let key = Key::content([1; 32]);
+    store.put_nodes(&[]).unwrap();
+    store.put_result(&key, &record(Some(layer), None)).unwrap();
+    let image = ImageRecord {
+        config: Digest::of(b"config"),
+        layers: vec![layer],
+        diff_ids: vec![DiffId(Digest::of(b"tar"))],
+        manifest: None,
+        index: None,
+        others: Vec::new(),
+        absent: None,
+        platform: "linux/amd64".to_owned(),
+        size_bytes: 7,
+        created_unix_ns: 0,
+    };
+    store.put_image("app", &image).unwrap();
+    drop((lease, store));
+    assert!(!open(&root).has_forgotten_results());
+    for name in ["trees.sqlite", "trees.sqlite-wal", "trees.sqlite-shm"] {
+        let _ = std::fs::remove_file(root.join(name));
+    }
+    let store = open(&root);
+    assert!(store.has_forgotten_results());
+    assert_eq!(store.result(&key).unwrap(), None);
+    assert!(store.image("app").unwrap().is_some() && store.layer(layer).unwrap().is_some());
+    store.put_result(&key, &record(Some(layer), None)).unwrap();
+    drop(store);
+    let store = open(&root);
+    assert!(!store.has_forgotten_results() && store.result(&key).unwrap().is_some());
+}

@@ -58,6 +58,7 @@ fn every_option_is_read() {
     }
 }
 
+/// N4, N5: an allow-list of options, targets and sizes.
 #[test]
 fn golden_149_and_other_wrong_options() {
     for (options, wanted) in [
@@ -65,6 +66,9 @@ fn golden_149_and_other_wrong_options() {
         ("target=/t,uid=1", "uid not allowed for \"bind\" type mounts"),
         ("size=1m,type=tmpfs,target=/t", "unexpected key 'size' for mount type 'bind'"),
         ("type=tmpfs,target=/t,size=-1", "invalid value for size: -1"),
+        ("type=tmpfs,target=/t,size=99999999999999g", "invalid value for size: 99999999999999g"),
+        ("\"target=/m,x\",rw", "unexpected key"),
+        ("type=tmpfs,target=/t,size=1m,exec", "unexpected key 'exec'"),
         ("required,type=secret,id=a", "unexpected key 'required' for mount type 'bind'"),
         ("type=$T,target=/t", "unsupported mount type \"\""),
         ("type=secret", "invalid secret mount. one of source, target required"),

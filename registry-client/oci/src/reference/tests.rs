@@ -46,6 +46,10 @@ fn the_short_form_never_names_another_registry() {
 fn upper_case_and_ids_get_the_texts_users_know() {
     let text = |input: &str| input.parse::<Reference>().unwrap_err().to_string();
     assert_eq!(text("Org/App"), "invalid reference format: repository name (Org/App) must be lowercase");
+    assert_eq!(
+        text("r.io:5000/Org/App"),
+        "invalid reference format: repository name (Org/App) must be lowercase"
+    );
     assert_eq!(text("App:1"), "invalid reference format: repository name (App) must be lowercase");
     assert!(text(&DIGEST[7..]).contains("cannot specify 64-byte hexadecimal strings"));
     assert_eq!(text(""), "invalid reference format: the image name is empty");

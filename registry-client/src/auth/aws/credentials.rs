@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::profile::{AwsEnv, Profiles};
 use super::sigv4::Keys;
-use super::{Ask, refused};
+use super::sso::Login;
+use super::{Ask, process, refused};
 use crate::auth::KeychainError;
 use crate::config::read_file;
 use crate::limits::AWS_TIMEOUT;
@@ -25,6 +26,10 @@ pub(super) enum Source {
     WebIdentity { token_file: String, role: String, session: String },
     /// A role that another source may take on.
     Role { role: String, session: String, external_id: Option<String>, by: Box<Self> },
+    /// A program of the user's.
+    Process(String),
+    /// A login through IAM Identity Center.
+    Sso(Login),
     /// The container's own service.
     Container { url: String },
     /// The instance metadata service.
@@ -38,6 +43,8 @@ impl Source {
             Self::Keys(keys) => format!("keys {}", keys.id),
             Self::WebIdentity { token_file, role, .. } => format!("web {role} {token_file}"),
             Self::Role { role, by, .. } => format!("role {role} by {}", by.identity()),
+            Self::Process(command) => format!("process {command}"),
+            Self::Sso(login) => login.identity(),
             Self::Container { url } => format!("container {url}"),
             Self::Instance { endpoint } => format!("instance {endpoint}"),
         }
@@ -122,14 +129,13 @@ fn of_profile(
     });
     let session = get("role_session_name").unwrap_or("rbuild").to_owned();
     let Some(role) = get("role_arn").map(str::to_owned) else {
-        return match (keys, get("sso_session").or_else(|| get("sso_start_url")), get("credential_process")) {
-            (Some(keys), ..) => Ok(Some(keys)),
-            (None, None, None) => Ok(None),
-            _ => Err(problem(format!(
-                "the profile `{name}` uses SSO or a credential process, which rbuild does not run: export its \
-                 credentials into the environment (`aws configure export-credentials --format env`)"
-            ))),
-        };
+        if keys.is_some() {
+            return Ok(keys);
+        }
+        if let Some(login) = Login::of(profiles, name)? {
+            return Ok(Some(Source::Sso(login)));
+        }
+        return Ok(get("credential_process").map(|command| Source::Process(command.to_owned())));
     };
     if let Some(file) = get("web_identity_token_file") {
         return Ok(Some(Source::WebIdentity { token_file: file.to_owned(), role, session }));
@@ -148,7 +154,7 @@ fn of_profile(
     Ok(Some(Source::Role { role, session, external_id, by: Box::new(by) }))
 }
 
-fn problem(words: String) -> KeychainError {
+pub(super) fn problem(words: String) -> KeychainError {
     KeychainError::Aws { what: "finding credentials".to_owned(), words }
 }
 
@@ -198,6 +204,8 @@ impl Transport {
                     self.aws_call("AssumeRole", &endpoint, region, "sts", &headers, form(&fields), &keys);
                 of_xml("AssumeRole", &call.await?).map(Some)
             }
+            Source::Process(command) => process::keys(command).await.map(Some),
+            Source::Sso(login) => self.sso_keys(env, login).await.map(Some),
             Source::Container { url } => {
                 let mut headers = Vec::new();
                 let file = env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");

@@ -3,7 +3,8 @@
 //! ```text
 //! host ──▶ Registry (region, service) ──▶ cache file ──hit──▶ `AWS` and token
 //!                                             │ miss
-//!             credentials: environment · profile · web identity · container · instance ──▶ sigv4 ──▶ ECR
+//!             credentials: environment · profile (keys, role, process, SSO) · web identity · container · instance
+//!                                                                                     └──▶ sigv4 ──▶ ECR
 //! ```
 //!
 //! Nothing is looked for before an ECR registry asks for authentication and no file or helper knew an answer, or
@@ -11,8 +12,11 @@
 
 mod cache;
 mod credentials;
+mod process;
 mod profile;
 mod sigv4;
+mod sso;
+mod time;
 
 pub use profile::AwsEnv;
 

@@ -45,6 +45,7 @@ impl AwsEnv {
         "AWS_ENDPOINT_URL_ECR",
         "AWS_ENDPOINT_URL_ECR_PUBLIC",
         "AWS_ENDPOINT_URL_STS",
+        "AWS_ENDPOINT_URL_SSO",
         "AWS_USE_FIPS_ENDPOINT",
         "AWS_ECR_CACHE_DIR",
         "AWS_ECR_DISABLE_CACHE",
@@ -74,7 +75,13 @@ impl AwsEnv {
 
 /// Profiles by name; keys in lower case. What `credentials` says wins over `config`.
 #[derive(Default)]
-pub(super) struct Profiles(BTreeMap<String, BTreeMap<String, String>>);
+pub(super) struct Profiles {
+    profiles: Section,
+    /// `[sso-session x]`.
+    sessions: Section,
+}
+
+type Section = BTreeMap<String, BTreeMap<String, String>>;
 
 impl Profiles {
     pub(super) fn load(env: &AwsEnv) -> Result<Self, KeychainError> {
@@ -92,36 +99,43 @@ impl Profiles {
     }
 
     fn add(&mut self, text: &str, has_prefix: bool) {
-        let mut current: Option<String> = None;
+        // The section a line belongs to; none for what is neither a profile nor a session.
+        let mut current: Option<(bool, String)> = None;
         for line in text.lines() {
             let is_nested = line.starts_with([' ', '\t']);
             let line = line.trim();
             if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
                 let header = header.trim();
-                let name = match header.strip_prefix("profile ").filter(|_| has_prefix) {
-                    Some(name) => Some(name.trim()),
-                    None if !has_prefix || header == "default" => Some(header),
-                    // `[sso-session x]`, `[services x]`: no profiles.
-                    None => None,
+                let after = |word: &str| header.strip_prefix(word).filter(|_| has_prefix).map(str::trim);
+                current = match (after("profile "), after("sso-session ")) {
+                    (Some(name), _) => Some((true, name.to_owned())),
+                    (None, Some(name)) => Some((false, name.to_owned())),
+                    (None, None) if !has_prefix || header == "default" => Some((true, header.to_owned())),
+                    // `[services x]`.
+                    (None, None) => None,
                 };
-                current = name.map(str::to_owned);
-            } else if let (Some(profile), Some((key, value))) = (&current, line.split_once('='))
+            } else if let (Some((is_profile, name)), Some((key, value))) = (&current, line.split_once('='))
                 && !line.starts_with(['#', ';'])
                 && !is_nested
             {
                 let value = value.split(" #").next().unwrap_or_default().trim().to_owned();
-                let keys = self.0.entry(profile.clone()).or_default();
+                let section = if *is_profile { &mut self.profiles } else { &mut self.sessions };
+                let keys = section.entry(name.clone()).or_default();
                 keys.insert(key.trim().to_ascii_lowercase(), value);
             }
         }
     }
 
     pub(super) fn get(&self, profile: &str, key: &str) -> Option<&str> {
-        self.0.get(profile)?.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.profiles.get(profile)?.get(key).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn session(&self, session: &str, key: &str) -> Option<&str> {
+        self.sessions.get(session)?.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     pub(super) fn has(&self, profile: &str) -> bool {
-        self.0.contains_key(profile)
+        self.profiles.contains_key(profile)
     }
 }
 
@@ -143,6 +157,7 @@ mod tests {
         assert_eq!(profiles.get("ci", "role_arn"), Some("arn:x"));
         assert_eq!(profiles.get("ci", "aws_secret_access_key"), Some("a=b"));
         assert_eq!(profiles.get("ci", "max_queue_size"), None);
+        assert_eq!(profiles.session("s", "region"), Some("no"));
         assert!(!profiles.has("s") && !profiles.has("x") && profiles.has("profile x"));
     }
 }

@@ -87,7 +87,9 @@ async fn names_that_resolve_inside_are_refused_while_connecting() {
 #[tokio::test]
 async fn loopback_is_never_reached_through_a_proxy() {
     let proxies = crate::ProxySettings { http: Some("proxy.test:3128".into()), https: None, no_proxy: None };
-    let clients = Clients::new(&Settings::default(), &proxies);
+    let mut config = crate::config::Config::default();
+    config.proxies = proxies;
+    let clients = Clients::new(&Settings::default(), &config);
     let proxied = |url: &str| clients.is_proxied(&Url::parse(url).unwrap());
     assert!(proxied("http://r.test/"));
     assert!(!proxied("https://r.test/"), "no proxy is set for https");

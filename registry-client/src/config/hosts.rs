@@ -1,0 +1,215 @@
+//! containerd's `certs.d/HOST/hosts.toml`: mirrors of a host, and certificates for each.
+//!
+//! Differences from containerd: mirrors serve pulls only, whatever their capabilities; a mirror's path must be one of
+//! repositories (`https://mirror/v2/path` with `override_path`); headers of one's own (`header`) and the query `ns=` are
+//! not sent.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::papers::{Pair, Papers};
+use super::registries::{Mirror, PullFrom, Rule, is_location, split_location, toml_error};
+use super::{ConfigError, read_file};
+use crate::endpoint::{Security, is_hub, security};
+
+const KIND: &str = "hosts.toml";
+
+/// What a file says of hosts.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// One per host; their mirrors.
+    pub(super) rules: Vec<Rule>,
+    pub(super) stated: BTreeMap<String, Security>,
+    pub(super) papers: BTreeMap<String, Papers>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    server: Option<String>,
+    #[serde(flatten)]
+    own: Trusted,
+    /// By address, in the order of the file.
+    #[serde(default)]
+    host: toml::Table,
+}
+
+#[derive(Deserialize)]
+struct Host {
+    capabilities: Option<Vec<String>>,
+    #[serde(default)]
+    override_path: bool,
+    #[serde(flatten)]
+    own: Trusted,
+}
+
+/// The keys that a server and its mirrors have in common.
+#[derive(Deserialize)]
+struct Trusted {
+    #[serde(default)]
+    skip_verify: bool,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Client {
+    /// Certificate and key in one file.
+    One(PathBuf),
+    Many(Vec<ClientFiles>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ClientFiles {
+    Both(PathBuf),
+    Pair(Vec<PathBuf>),
+}
+
+/// An address such as `https://mirror:5000/v2/path`.
+struct Address {
+    is_plain: bool,
+    /// `mirror:5000`.
+    host: String,
+    /// Without slashes at its ends.
+    path: String,
+}
+
+/// Reads `*/hosts.toml` of every directory. Of two that name one host, the first counts.
+pub(super) fn load(dirs: &[PathBuf]) -> Result<Found, ConfigError> {
+    let mut found = Found::default();
+    for dir in dirs {
+        let Ok(entries) = std::fs::read_dir(dir) else { continue };
+        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
+        folders.sort();
+        for folder in folders {
+            let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+            // `host_port_` is how file systems without colons write `host:port`.
+            let host = match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
+                Some((host, port)) if port.parse::<u16>().is_ok() => format!("{host}:{port}"),
+                _ if name == "_default" => "*".to_owned(),
+                _ => name.to_owned(),
+            };
+            let path = folder.join(KIND);
+            if let Some(text) = read_file(&path)?
+                && found.rules.iter().all(|rule| rule.prefix != host)
+            {
+                found.add(&host, &path, &text)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Found {
+    fn add(&mut self, name: &str, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let file: File = toml::from_str(text).map_err(|source| toml_error(path, KIND, source))?;
+        let server = file.server.as_deref().map(|text| address(path, text)).transpose()?;
+        let server_host = server.as_ref().map_or(name, |server| &server.host).to_owned();
+        if name != "*" || server.is_some() {
+            self.note(&server_host, server.as_ref().is_some_and(|server| server.is_plain), &file.own, path);
+        }
+        let mut mirrors = Vec::new();
+        for (text, value) in file.host {
+            let host: Host = value.try_into().map_err(|source| toml_error(path, KIND, source))?;
+            let address = address(path, &text)?;
+            let can = |what: &str| {
+                host.capabilities.as_ref().is_none_or(|list| list.iter().any(|capability| capability == what))
+            };
+            // The registry itself is asked last anyway.
+            if !can("pull") || address.host == server_host && address.path.is_empty() {
+                self.note(&address.host, address.is_plain, &host.own, path);
+                continue;
+            }
+            let prefix = match (host.override_path, address.path.as_str()) {
+                (_, "") | (true, "v2") => "",
+                (true, path) if path.starts_with("v2/") => &path["v2/".len()..],
+                _ => {
+                    return Err(ConfigError::PathBeforeApi { path: path.to_owned(), location: text.clone() });
+                }
+            };
+            let location = match prefix {
+                "" => address.host.clone(),
+                prefix => format!("{}/{prefix}", address.host),
+            };
+            self.note(&address.host, address.is_plain, &host.own, path);
+            // What cannot resolve a tag can serve what is named by digest.
+            let pull_from = if can("resolve") { PullFrom::All } else { PullFrom::DigestOnly };
+            mirrors.push(Mirror { location, insecure: false, pull_from });
+        }
+        let moved = server.filter(|server| server.host != name && !(is_hub(&server.host) && is_hub(name)));
+        let location = moved.map(|server| match server.path.as_str() {
+            "" | "v2" => server.host,
+            path => format!("{}/{}", server.host, path.strip_prefix("v2/").unwrap_or(path)),
+        });
+        self.rules.push(Rule::of_host(name, location, mirrors));
+        Ok(())
+    }
+
+    fn note(&mut self, host: &str, is_plain: bool, own: &Trusted, file: &Path) {
+        if is_plain || own.skip_verify {
+            let stated = if is_plain { Security::Plain } else { Security::Unverified };
+            self.stated.entry(host.to_owned()).or_insert(match security(host, false) {
+                // Loopback is spoken to in any way that works.
+                Security::Loopback => Security::Loopback,
+                _ => stated,
+            });
+        }
+        let papers = own.papers(file.parent().unwrap_or(Path::new("/")));
+        if !papers.is_empty() {
+            self.papers.entry(host.to_owned()).or_insert(papers);
+        }
+    }
+}
+
+impl Trusted {
+    /// Paths are meant from the file's own folder on.
+    fn papers(&self, folder: &Path) -> Papers {
+        let list = |many: &Vec<PathBuf>| many.iter().map(|path| folder.join(path)).collect();
+        let both = |path: &PathBuf| Pair { certificate: folder.join(path), key: None };
+        Papers {
+            authorities: match &self.ca {
+                None => Vec::new(),
+                Some(OneOrMany::One(path)) => vec![folder.join(path)],
+                Some(OneOrMany::Many(paths)) => list(paths),
+            },
+            pairs: match &self.client {
+                None => Vec::new(),
+                Some(Client::One(path)) => vec![both(path)],
+                Some(Client::Many(many)) => many
+                    .iter()
+                    .filter_map(|files| match files {
+                        ClientFiles::Both(path) => Some(both(path)),
+                        ClientFiles::Pair(pair) => Some(Pair {
+                            certificate: folder.join(pair.first()?),
+                            key: pair.get(1).map(|key| folder.join(key)),
+                        }),
+                    })
+                    .collect(),
+            },
+        }
+    }
+}
+
+fn address(file: &Path, text: &str) -> Result<Address, ConfigError> {
+    let bare = text.trim().trim_end_matches('/');
+    let (is_plain, location) = match (bare.strip_prefix("http://"), bare.strip_prefix("https://")) {
+        (Some(rest), _) => (true, rest),
+        (_, Some(rest)) => (false, rest),
+        _ => (false, bare),
+    };
+    if !is_location(location) {
+        return Err(ConfigError::Location { path: file.to_owned(), location: text.to_owned() });
+    }
+    let (host, path) = split_location(location);
+    Ok(Address { is_plain, host: host.to_owned(), path: path.to_owned() })
+}

@@ -1,0 +1,31 @@
+//! A `/dev/net/tun` that users may open, as most hosts have it: networks of steps of ordinary users need one.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::need::program_path;
+
+/// In a subshell, because the program is to get `PATH` as it is given.
+const WITH_TUN: &str = "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; t=$(mktemp -d /tmp/tun.XXXXXX) && mount -t tmpfs tun $t && \
+     mknod -m 0666 $t/tun c 10 200 && { [ ! -e /dev/net/tun ] || mount --bind $t/tun /dev/net/tun; } && \
+     umount -l $t && rmdir $t) && exec \"$@\"";
+
+/// The command that runs `command` as this user and group, in a mount namespace of its own with that device. Only for root.
+#[must_use]
+pub fn with_tun(command: &Command, (uid, gid): (u32, u32)) -> Command {
+    let mut wrapped = Command::new("/usr/bin/unshare");
+    wrapped
+        .args(["--mount", "/bin/sh", "-c", WITH_TUN, "sh", "/usr/bin/setpriv"])
+        .args(["--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--clear-groups", "--"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .env("PATH", program_path())
+        .current_dir(command.get_current_dir().map_or_else(|| PathBuf::from("/"), PathBuf::from));
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            wrapped.env(name, value);
+        }
+    }
+    wrapped
+}
