@@ -401,6 +401,7 @@ pub(crate) fn exec_env(
             cli::Network::Host => Network::Host,
         }),
         epoch: OnceLock::new(),
+        wanted_compression: outputs::wanted_compression(&request.results),
         mount_points: OnceLock::new(),
         failed_step: request.shell.is_some().then(|| failed_step.clone()),
     })
@@ -694,9 +695,9 @@ async fn scan_contexts(
             let index = env.store.fingerprints(&identity)?;
             let patterns = plan::context_patterns(graph, &context.name);
             let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
-            let mut scanned = scan(dir, &ignore, &wanted, &index)?;
-            if let Some((moment, known)) = scanned.fingerprints.take() {
-                env.store.put_fingerprints(&env.lease, &identity, moment, &known)?;
+            let mut scanned = scan(dir, &ignore, &wanted, index)?;
+            if let Some(moment) = scanned.scanned.filter(|_| scanned.seen.differ()) {
+                env.store.put_fingerprints(&env.lease, &identity, moment, &scanned.seen)?;
             }
             scanned.identity = Some(identity);
             Ok(scanned)

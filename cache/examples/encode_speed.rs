@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use rbuild_cache::layer::{
-    Compression, DEFAULT_GZIP, DEFAULT_ZSTD, Encoded, OverlayForm, ParentEntry, ParentView, ParentViewError,
-    emit_tar, encode, scan_upper,
+    Compression, DEFAULT_GZIP, DEFAULT_ZSTD, Encoded, Gzip, OverlayForm, ParentEntry, ParentView,
+    ParentViewError, emit_tar, encode, scan_upper,
 };
 use rbuild_cache::path::RelPath;
 
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = std::fs::File::open(unpacked.path())?;
     rbuild_cache::layer::unpack(&tar[..], target.as_fd(), OverlayForm::User, &Default::default())?;
     report("unpack", tar.len() as u64, tar.len() as u64, start);
-    let levels = [1, 2, 3, 4, 6].map(|level| Compression::Gzip { level });
+    let levels = [1, 2, 3, 4, 6].map(|level| Compression::Gzip(Gzip::Level(level)));
     for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD].into_iter().chain(levels) {
         for threads in [1, 2] {
             let start = Instant::now();

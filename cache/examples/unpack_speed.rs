@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let (floor, ours) = (median(floor_costs), median(our_costs));
     println!("{} entries", listing.entries.len());
     for (what, cost) in [("floor", floor), ("unpack", ours)] {
-        println!("{what:<7} wall {:>7.0?}  cpu {:>7.0?}", cost.wall, cost.cpu);
+        println!("{what:<7} wall {:>6} ms  cpu {:>6} ms", cost.wall.as_millis(), cost.cpu.as_millis());
     }
     println!("cpu: {:.2} of the floor", ours.cpu.as_secs_f64() / floor.cpu.as_secs_f64());
     Ok(())

@@ -79,6 +79,14 @@ impl RelPath {
         }
     }
 
+    /// True when `dir` is the directory that holds it.
+    pub fn is_in(&self, dir: &Self) -> bool {
+        match self.0.iter().rposition(|b| *b == b'/') {
+            Some(at) => self.0[..at] == dir.0,
+            None => dir.is_root() && !self.is_root(),
+        }
+    }
+
     /// Last component, empty for the root.
     pub fn name(&self) -> &[u8] {
         match self.0.iter().rposition(|b| *b == b'/') {

@@ -30,6 +30,8 @@ pub enum Need {
     Network,
     /// Docker's daemon and client can be started.
     Docker,
+    /// `strace` is installed and may trace.
+    Strace,
     /// A C compiler that links statically: programs of the test's own in steps.
     Compiler,
     /// OpenSSH's agent and what gives it keys.
@@ -53,6 +55,7 @@ impl Need {
             Self::Password => "password",
             Self::Network => "network",
             Self::Docker => "docker",
+            Self::Strace => "strace",
             Self::Compiler => "cc",
             Self::Ssh => "ssh",
             Self::Aws => "aws",
@@ -70,6 +73,7 @@ impl Need {
             Self::Openssl => &["openssl"],
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
+            Self::Strace => &["strace"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
             Self::Compiler => &["cc"],
             Self::Ssh => &["ssh-agent", "ssh-add", "ssh-keygen"],

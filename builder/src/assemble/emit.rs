@@ -76,7 +76,8 @@ pub async fn image_layer(
     let worker = Arc::clone(env);
     let tar = Pace::Now.run(env, move || {
         let mut sink = Stoppable { inner: io::sink(), cancel: &worker.cancel };
-        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink, 1)?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink, threads)?;
         let tar = (encoded.diff_id, encoded.uncompressed);
         note(&worker, id, clamp, tar)?;
         Ok(tar)
@@ -129,11 +130,12 @@ async fn one_pass(
 ) -> Result<LayerBlob, BuildError> {
     let worker = Arc::clone(env);
     let emitted = Pace::Ahead.run(env, move || {
-        let writer = worker.store.ingest(&worker.lease)?;
+        let writer = worker.store.ingest_unhashed(&worker.lease)?;
         let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = worker.encode_layer(id, clamp, compression, &mut sink, threads)?;
-        let digest = sink.inner.commit(Some(encoded.digest))?;
+        sink.inner.commit_as(encoded.digest)?;
+        let digest = encoded.digest;
         worker.store.put_encoding(&encoded.diff_id, &compression.params(), &digest, encoded.size)?;
         note(&worker, id, clamp, (encoded.diff_id, encoded.uncompressed))?;
         let (diff_id, size) = (encoded.diff_id, encoded.size);

@@ -185,7 +185,7 @@ fn recompress(
 pub(crate) fn layer_type(compression: Compression) -> &'static str {
     match compression {
         Compression::None => media_type::OCI_LAYER,
-        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Gzip(_) => media_type::OCI_LAYER_GZIP,
         Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
     }
 }
@@ -243,7 +243,7 @@ pub(crate) async fn layer_blob(
     }
     let worker = Arc::clone(env);
     let encode = move || {
-        let writer = worker.store.ingest(&worker.lease)?;
+        let writer = worker.store.ingest_unhashed(&worker.lease)?;
         let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = match (foreign, id) {
@@ -255,7 +255,8 @@ pub(crate) async fn layer_blob(
         if encoded.diff_id != layer.diff_id {
             return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
         }
-        let digest = writer.inner.commit(Some(encoded.digest))?;
+        writer.inner.commit_as(encoded.digest)?;
+        let digest = encoded.digest;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;
         let (size, media_type) = (encoded.size, own.to_owned());
         Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type, from: None })

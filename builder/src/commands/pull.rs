@@ -132,6 +132,7 @@ pub(super) fn plain_env(
         emissions: Emissions::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
+        wanted_compression: None,
         mount_points: OnceLock::new(),
         failed_step: None,
     })

@@ -40,7 +40,7 @@ pub fn list(root: &Path, ignore: &Ignore, mut visit: impl FnMut(Listed<'_>)) -> 
     let open = |path: Vec<u8>, verdict, is_listed| -> Result<Open, ScanError> {
         let dir = open_beneath(top.as_fd(), &path, OFlags::DIRECTORY).map_err(io("open", &path))?;
         let mut left = Vec::new();
-        for name in names_in(dir.as_fd(), &path)?.into_iter().rev() {
+        for (name, _) in names_in(dir.as_fd(), &path)?.into_iter().rev() {
             match rustix::fs::statat(&dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
                     let size = u64::try_from(stat.st_size).unwrap_or(0);

@@ -190,7 +190,8 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         skipped: Vec::new(),
         size_bytes: 0,
         suspects: Vec::new(),
-        fingerprints: None,
+        seen: Arc::default(),
+        scanned: None,
     })
 }
 

@@ -5,6 +5,8 @@
 //! of the tree. File contents are hashed only where the stat index does not already know them. Xattrs are kept as layers
 //! keep them; files that have some are rare, stay out of the index, and are read each time.
 
+mod lister;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,20 +15,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rbuild_cache::copy::DirSource;
+use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::{Mtime, kept_xattrs};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, LayerId, ScanMoment};
-use rbuild_cache::tree::PATH_BYTES_MAX;
+use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, LayerId, ScanMoment, SeenFiles};
 use rbuild_cache::tree::{
-    ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeStore, Tree,
+    ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeDigest, NodeStore,
+    PATH_BYTES_MAX, Tree,
 };
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
+use rustix::fs::{Mode, OFlags, Stat};
 
-use crate::context::secrets::{self, Suspicion};
-use crate::context::wanted::{Standing, Wanted};
+use crate::context::wanted::Wanted;
 use crate::error::StepFailure;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
+pub(super) use lister::names_in;
+use lister::{Listed, Lister};
 
 /// Looks at a file that shrinks while it is being read before that is an error.
 const READS_MAX: usize = 3;
@@ -53,19 +56,47 @@ pub struct ScannedContext {
     pub size_bytes: u64,
     /// Files among them that look like secrets.
     pub suspects: Vec<String>,
-    /// The next stat index, when it differs from the last one.
-    pub fingerprints: Option<(ScanMoment, Vec<FingerprintEntry>)>,
+    /// What is known of its files, and what the last stat index knew.
+    pub seen: Arc<SeenFiles>,
+    /// When the scan began; `None` when no stat index is kept.
+    pub scanned: Option<ScanMoment>,
 }
 
 impl ScannedContext {
     /// Its files.
-    pub fn files(&self) -> Result<DirSource, StepFailure> {
+    pub fn files(&self) -> Result<ContextFiles, StepFailure> {
         let dir = self.dir.try_clone().map_err(|source| StepFailure::Io {
             what: "hold",
             path: "the build context".to_owned(),
             source,
         })?;
-        Ok(if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) })
+        let dir = if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) };
+        Ok(ContextFiles { dir, seen: Arc::clone(&self.seen), hint: AtomicUsize::new(0) })
+    }
+}
+
+/// The files of a context. Those that the scan has looked at have the time that it saw.
+#[derive(Debug)]
+pub struct ContextFiles {
+    dir: DirSource,
+    seen: Arc<SeenFiles>,
+    hint: AtomicUsize,
+}
+
+impl FileSource for ContextFiles {
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
+        self.dir.open(path)
+    }
+
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
+        let mut hint = self.hint.load(Ordering::Relaxed);
+        let seen = self.seen.mtime(path, &mut hint);
+        self.hint.store(hint, Ordering::Relaxed);
+        seen.map_or_else(|| self.dir.mtime(path), Ok)
+    }
+
+    fn is_immutable(&self) -> bool {
+        self.dir.is_immutable()
     }
 }
 
@@ -108,6 +139,8 @@ struct PendingDir {
     parent: Option<(usize, Vec<u8>)>,
     meta: Meta,
     node: DirNode,
+    /// The node's digest, where nothing more comes into it.
+    digest: Option<NodeDigest>,
     verdict: Verdict,
 }
 
@@ -126,62 +159,55 @@ pub fn scan(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
-    index: &FingerprintIndex,
+    index: FingerprintIndex,
 ) -> Result<ScannedContext, ScanError> {
     match walk(root, ignore, wanted, index)? {
-        Some(scanned) => Ok(scanned),
-        None => {
+        Ok(scanned) => Ok(scanned),
+        Err(index) => {
             let all = walk(root, ignore, &Wanted::everything(), index)?;
-            Ok(all.expect("a walk of everything has no symlink to stop at"))
+            Ok(all.unwrap_or_else(|_| unreachable!("a walk of everything has no symlink to stop at")))
         }
     }
 }
 
-/// Walks the wanted part; `None` when a symlink leads out of it.
+/// Walks the wanted part; gives the index back when a symlink leads out of it.
 fn walk(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
-    index: &FingerprintIndex,
-) -> Result<Option<ScannedContext>, ScanError> {
+    index: FingerprintIndex,
+) -> Result<Result<ScannedContext, FingerprintIndex>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();
     let dir = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io("open", root.as_os_str().as_bytes()))?;
-    let mut walk = Walk {
-        ignore,
-        wanted,
-        leads_out: false,
-        index,
-        dirs: Vec::new(),
-        unhashed: Vec::new(),
-        known: Vec::new(),
-        hint: 0,
-        hits: 0,
-        skipped: Vec::new(),
-        size_bytes: 0,
-        suspects: Vec::new(),
-        links: BTreeMap::new(),
-    };
+    let lister = Lister { root: dir.as_fd(), ignore, wanted, index: &index };
+    let mut walk = Walk::default();
+    let mut kept = Vec::new();
     let root_meta = Meta { mode: 0o755, ..Meta::default() };
     walk.dirs.push(PendingDir { meta: root_meta, ..PendingDir::default() });
     let mut next = 0;
     while next < walk.dirs.len() {
-        walk.list(dir.as_fd(), next)?;
-        if walk.leads_out {
-            return Ok(None);
+        // All directories of one depth, whose parents were all listed.
+        let level = next..walk.dirs.len();
+        for (at, listed) in level.clone().zip(lister.list_all(&walk.dirs[level.clone()])?) {
+            if listed.leads_out {
+                return Ok(Err(index));
+            }
+            kept.extend_from_slice(&listed.kept);
+            walk.take(at, listed);
         }
-        next += 1;
+        next = level.end;
     }
-    walk.hash(dir.as_fd())?;
-    let changed = walk.known.len() > walk.hits || walk.hits != index.len();
+    let mut files = SeenFiles::new(index);
+    kept.into_iter().for_each(|at| files.keep(at));
+    files.add(walk.hash(dir.as_fd())?);
     let skipped = std::mem::take(&mut walk.skipped);
-    let known = std::mem::take(&mut walk.known);
     let (size_bytes, mut suspects) = (walk.size_bytes, std::mem::take(&mut walk.suspects));
     suspects.sort();
-    let (tree, nodes) = walk.finish()?;
-    let fingerprints = changed.then_some((moment, known));
-    Ok(Some(ScannedContext {
+    let (tree, nodes) = walk.finish(ignore)?;
+    let (seen, scanned) = (Arc::new(files), Some(moment));
+    Ok(Ok(ScannedContext {
         tree,
         nodes,
         dir,
@@ -191,21 +217,16 @@ fn walk(
         skipped,
         size_bytes,
         suspects,
-        fingerprints,
+        seen,
+        scanned,
     }))
 }
 
-struct Walk<'a> {
-    ignore: &'a Ignore,
-    wanted: &'a Wanted,
-    /// A symlink was met that a source names or goes through.
-    leads_out: bool,
-    index: &'a FingerprintIndex,
+/// Everything found so far.
+#[derive(Default)]
+struct Walk {
     dirs: Vec<PendingDir>,
     unhashed: Vec<Unhashed>,
-    known: Vec<FingerprintEntry>,
-    hint: usize,
-    hits: usize,
     skipped: Vec<String>,
     size_bytes: u64,
     suspects: Vec<String>,
@@ -213,118 +234,27 @@ struct Walk<'a> {
     links: BTreeMap<(u64, u64), Vec<RelPath>>,
 }
 
-impl Walk<'_> {
-    /// Lists one directory: files and links into its node, directories onto the work list.
-    fn list(&mut self, root: BorrowedFd<'_>, at: usize) -> Result<(), ScanError> {
-        let path = self.dirs[at].path.clone();
-        if path.len() > PATH_BYTES_MAX {
-            return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
+impl Walk {
+    /// Adds what is in the directory `at`.
+    fn take(&mut self, at: usize, listed: Listed) {
+        let Listed { entries, dirs, unhashed, skipped, size_bytes, suspects, links, .. } = listed;
+        let dir = &mut self.dirs[at];
+        (dir.node, dir.digest) = (entries, listed.digest);
+        dir.meta.xattrs = listed.xattrs;
+        let subdirs = dirs.into_iter();
+        self.dirs.extend(subdirs.map(|(name, dir)| PendingDir { parent: Some((at, name)), ..dir }));
+        self.unhashed.extend(unhashed.into_iter().map(|path| Unhashed { dir: at, path }));
+        self.skipped.extend(skipped);
+        self.size_bytes = self.size_bytes.saturating_add(size_bytes);
+        self.suspects.extend(suspects);
+        for (inode, path) in links {
+            self.links.entry(inode).or_default().push(path);
         }
-        let dir = open_beneath(root, &path, OFlags::DIRECTORY).map_err(io("open", &path))?;
-        if at > 0 {
-            self.dirs[at].meta.xattrs = kept_xattrs(&dir);
-        }
-        for name in names_in(dir.as_fd(), &path)? {
-            let mut child = path.clone();
-            if !child.is_empty() {
-                child.push(b'/');
-            }
-            child.extend_from_slice(&name);
-            self.visit(dir.as_fd(), at, name, child)?;
-        }
-        Ok(())
-    }
-
-    fn visit(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        at: usize,
-        name: Vec<u8>,
-        path: Vec<u8>,
-    ) -> Result<(), ScanError> {
-        let standing = self.wanted.standing(&path);
-        if standing == Standing::Outside {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&path);
-        let verdict = self.ignore.below(self.dirs[at].verdict, &text);
-        let ignored = self.ignore.excludes(verdict);
-        let stat = match rustix::fs::statat(dir, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            // It vanished between listing and looking: as if it had never been there.
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(io("look at", &path)(errno)),
-        };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if ignored && (kind != FileType::Directory || self.ignore.may_skip(verdict, &text)) {
-            return Ok(());
-        }
-        if kind == FileType::Symlink && standing != Standing::Inside {
-            self.leads_out = true;
-            return Ok(());
-        }
-        if kind != FileType::Directory && standing == Standing::Above {
-            return Ok(());
-        }
-        let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
-        let entry = match kind {
-            FileType::Directory => {
-                let (parent, node) = (Some((at, name)), DirNode::default());
-                self.dirs.push(PendingDir { path, parent, meta, node, verdict });
-                return Ok(());
-            }
-            FileType::RegularFile => {
-                if stat.st_nlink > 1 {
-                    self.links.entry((stat.st_dev, stat.st_ino)).or_default().push(RelPath::clamp(&path));
-                }
-                let size = u64::try_from(stat.st_size).unwrap_or(0);
-                self.size_bytes = self.size_bytes.saturating_add(size);
-                let is_secret = match secrets::suspicion(&path) {
-                    None => false,
-                    Some(Suspicion::ByName) => true,
-                    Some(Suspicion::With(needle)) => holds(dir, &name, needle),
-                };
-                if is_secret {
-                    self.suspects.push(text.escape_debug().to_string());
-                }
-                let (rel, seen) = (RelPath::clamp(&path), file_stat(&stat));
-                match self.index.lookup(&rel, &seen, &mut self.hint) {
-                    Some(content) => {
-                        self.hits += 1;
-                        self.known.push(FingerprintEntry { path: rel, stat: seen, content });
-                        Entry { meta, kind: Kind::File { size, content } }
-                    }
-                    None => {
-                        self.unhashed.push(Unhashed { dir: at, path });
-                        return Ok(());
-                    }
-                }
-            }
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(dir, OsStr::from_bytes(&name), Vec::new())
-                    .map_err(io("read the link", &path))?;
-                Entry {
-                    meta: Meta { mode: 0o777, ..Meta::default() },
-                    kind: Kind::Symlink(target.into_bytes()),
-                }
-            }
-            FileType::Fifo => Entry { meta, kind: Kind::Fifo },
-            // As BuildKit: a socket has no meaning in an image and becomes an empty file.
-            FileType::Socket => {
-                let content = ContentDigest(*blake3::hash(b"").as_bytes());
-                Entry { meta, kind: Kind::File { size: 0, content } }
-            }
-            _ => {
-                self.skipped.push(format!("`{text}` is a device and was left out of the build context"));
-                return Ok(());
-            }
-        };
-        self.dirs[at].node.entries.insert(name, entry);
-        Ok(())
     }
 
     /// Hashes what the stat index did not know, on both cores when there is much.
-    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<(), ScanError> {
+    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<Vec<FingerprintEntry>, ScanError> {
+        let mut read = Vec::with_capacity(self.unhashed.len());
         let todo = &self.unhashed;
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, Hashed)>, ScanError> {
@@ -353,33 +283,30 @@ impl Walk<'_> {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
                 if xattrs.is_empty() {
-                    self.known.push(FingerprintEntry {
-                        path: RelPath::clamp(path),
-                        stat: file_stat(&stat),
-                        content,
-                    });
+                    let (path, stat) = (RelPath::clamp(path), file_stat(&stat));
+                    read.push(FingerprintEntry { path, stat, content });
                 }
                 let meta = Meta { mode: stat.st_mode & 0o7777, xattrs, ..Meta::default() };
                 self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Closes directories from the leaves up. A directory that was only entered for a re-included file is dropped again
     /// when nothing was found.
-    fn finish(mut self) -> Result<(Tree, Arc<MemoryNodeStore>), ScanError> {
+    fn finish(mut self, ignore: &Ignore) -> Result<(Tree, Arc<MemoryNodeStore>), ScanError> {
         let nodes = Arc::new(MemoryNodeStore::default());
         let mut batch = Vec::with_capacity(self.dirs.len());
         for at in (1..self.dirs.len()).rev() {
             let dir = &mut self.dirs[at];
-            let node = std::mem::take(&mut dir.node);
+            let (node, digest) = (std::mem::take(&mut dir.node), dir.digest);
             let (parent, name) = dir.parent.take().expect("every directory but the root has a parent");
             let meta = std::mem::take(&mut dir.meta);
-            if node.entries.is_empty() && self.ignore.excludes(dir.verdict) {
+            if node.entries.is_empty() && ignore.excludes(dir.verdict) {
                 continue;
             }
-            let digest = node.digest();
+            let digest = digest.unwrap_or_else(|| node.digest());
             batch.push((digest, Arc::new(node)));
             self.dirs[parent].node.entries.insert(name, Entry { meta, kind: Kind::Dir(digest) });
         }
@@ -391,28 +318,7 @@ impl Walk<'_> {
     }
 }
 
-/// The names in a directory, sorted.
-pub(super) fn names_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, ScanError> {
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut names: Vec<Vec<u8>> = Vec::new();
-    let mut reader = RawDir::new(dir, buffer.spare_capacity_mut());
-    while let Some(entry) = reader.next() {
-        let entry = entry.map_err(io("list", path))?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// True when a file that its name makes suspect is a secret by what is in it. One that cannot be read is none.
-fn holds(dir: BorrowedFd<'_>, name: &[u8], needle: &str) -> bool {
-    open_beneath(dir, name, OFlags::empty()).is_ok_and(|file| secrets::holds(&file, needle))
-}
-
-fn file_stat(stat: &Stat) -> FileStat {
+pub(super) fn file_stat(stat: &Stat) -> FileStat {
     let time = |secs: i64, nanos: i64| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
     FileStat {
         size: u64::try_from(stat.st_size).unwrap_or(0),

@@ -157,7 +157,8 @@ fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> 
         skipped: Vec::new(),
         size_bytes: 0,
         suspects: Vec::new(),
-        fingerprints: None,
+        seen: Arc::default(),
+        scanned: None,
     })
 }
 

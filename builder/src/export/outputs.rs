@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD};
+use rbuild_cache::layer::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, Gzip};
 use rbuild_oci::Reference;
 use rbuild_registry::Client;
 
@@ -61,6 +61,13 @@ pub fn packing(output: &OutputArg) -> Option<&PackingArg> {
         | OutputArg::Docker { packing, .. } => Some(packing),
         OutputArg::Local { .. } | OutputArg::Tar { .. } | OutputArg::CacheOnly => None,
     }
+}
+
+/// What the first output that compresses layers makes of them.
+pub fn wanted_compression(results: &Results) -> Option<Compression> {
+    let packs = |output: &&OutputArg| !matches!(output, OutputArg::Image(image) if !image.push);
+    let packings = results.outputs.iter().filter(packs).filter_map(packing);
+    packings.map(|packing| layer_compression(packing.compression)).find(|wanted| *wanted != Compression::None)
 }
 
 /// True for outputs of the image's files alone.
@@ -373,7 +380,7 @@ pub(super) fn layer_compression(asked: cli::Compression) -> Compression {
     match asked {
         cli::Compression::Unchanged | cli::Compression::Gzip(None) => DEFAULT_GZIP,
         cli::Compression::Uncompressed => Compression::None,
-        cli::Compression::Gzip(Some(level)) => Compression::Gzip { level: u32::from(level) },
+        cli::Compression::Gzip(Some(level)) => Compression::Gzip(Gzip::Level(u32::from(level))),
         cli::Compression::Zstd(None) => DEFAULT_ZSTD,
         cli::Compression::Zstd(Some(level)) => Compression::Zstd { level: i32::from(level) },
     }

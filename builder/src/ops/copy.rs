@@ -2,7 +2,7 @@
 //!
 //! Archives that ADD meets are unpacked first: what is in them is part of the plan.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -45,8 +45,13 @@ pub enum Origin {
 pub enum Keep {
     /// As a directory: something of this build mounts it, or reads its files.
     Directory,
-    /// As packs: nothing does. The key names the layer that this step made last, whose packs may have most of it.
-    Packs([u8; 32]),
+    /// As packs: nothing does.
+    Packs {
+        /// Names the layer that this step made last, whose packs may have most of it.
+        recent: [u8; 32],
+        /// It is a layer of the image, not of a stage that the image takes files from.
+        is_of_image: bool,
+    },
 }
 
 /// Copies into a new layer on top of `root`.
@@ -109,10 +114,10 @@ fn layer(
             plan.diff = without_same_root(plan.diff, &below.tree.root);
             (Draft::Dir(draft), None, None)
         }
-        Keep::Packs(step) => {
+        Keep::Packs { recent, is_of_image } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            let (packs, tar) = pack(env, &plan, &sources, &step)?;
-            (Draft::Packed(packs), Some(tar), Some(step))
+            let (packs, tar) = pack(env, &plan, &sources, &recent, is_of_image)?;
+            (Draft::Packed(packs), Some(tar), Some(recent))
         }
     };
     let diff = plan.diff;
@@ -122,12 +127,13 @@ fn layer(
 }
 
 /// Packs the layer: contents that the step's last layer has are shared with it, the others are read from their sources,
-/// and digest and length of the layer's tar come out of the same pass.
+/// and digest and length of the layer's tar come out of the same pass, with its blob when that will be wanted.
 fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
     sources: &Sources<'_>,
     step: &[u8; 32],
+    is_of_image: bool,
 ) -> Result<(ReadyPacks, (DiffId, u64)), StepFailure> {
     let recent = env.store.recent_layer(step)?;
     // Damaged packs are no reason to fail here: the contents are read from where they came.
@@ -136,12 +142,15 @@ fn pack(
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let encoded = layer::encode(
-        |out| copy::pack(plan, sources, &shared.packs, &mut draft.writer, out),
-        Compression::None,
-        &mut io::sink(),
-        threads,
-    )?;
+    let writer = &mut draft.writer;
+    let mut encode = |compression, sink: &mut dyn Write| {
+        let emit = |out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, out);
+        Ok(layer::encode(emit, compression, sink, threads)?)
+    };
+    let encoded = match is_of_image {
+        true => env.identify(encode),
+        false => encode(Compression::None, &mut io::sink()),
+    }?;
     let ready = env.store.finish_packs(draft, &shared)?;
     Ok((ready, (encoded.diff_id, encoded.uncompressed)))
 }

@@ -46,6 +46,21 @@ impl ExecEnv {
         stack.iter().map(dir).collect()
     }
 
+    /// Digest and length of a layer's archive, for which all of it is read. When this build's outputs want it compressed,
+    /// that is done in the same pass, and the blob kept.
+    pub fn identify(
+        &self,
+        encode: impl FnOnce(Compression, &mut dyn Write) -> Result<Encoded, StepFailure>,
+    ) -> Result<Encoded, StepFailure> {
+        let wanted = self.wanted_compression.filter(|_| self.source_date_epoch().is_none());
+        let Some(compression) = wanted else { return encode(Compression::None, &mut std::io::sink()) };
+        let mut blob = self.store.ingest_unhashed(&self.lease)?;
+        let encoded = encode(compression, &mut blob)?;
+        blob.commit_as(encoded.digest)?;
+        self.store.put_encoding(&encoded.diff_id, &compression.params(), &encoded.digest, encoded.size)?;
+        Ok(encoded)
+    }
+
     /// Writes a layer's archive, compressed, into `sink`.
     pub fn encode_layer(
         &self,

@@ -21,7 +21,7 @@ pub mod workdir;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rbuild_cache::layer::{Change, LayerDiff, Mtime, OverlayForm};
+use rbuild_cache::layer::{Change, Compression, LayerDiff, Mtime, OverlayForm};
 use rbuild_cache::store::{Draft, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
@@ -84,6 +84,8 @@ pub struct ExecEnv {
     pub network: StepNetwork,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.
     pub epoch: OnceLock<i64>,
+    /// What the first output that compresses layers wants of those of the image.
+    pub wanted_compression: Option<Compression>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.

@@ -488,7 +488,8 @@ impl Solver {
             ops::copy::Origin::Added { context, .. } => context.as_ref().and_then(|context| context.identity),
             ops::copy::Origin::Stage(_) | ops::copy::Origin::Inline => None,
         };
-        ops::copy::Keep::Packs(keys::recent_key(op, context))
+        let is_of_image = self.graph.targets.iter().any(|target| target.layers.contains(&node));
+        ops::copy::Keep::Packs { recent: keys::recent_key(op, context), is_of_image }
     }
 
     fn by_content(

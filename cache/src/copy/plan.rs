@@ -137,10 +137,12 @@ impl Planner<'_> {
             false => CopyError::ToNonDirectory { path },
         })?;
         let links: HashMap<RelPath, u64> = self.number_links(&item.links);
+        // Nothing of this item meets anything there: what it puts, it puts once.
+        let is_bare = self.view.is_bare(&top)?;
         for step in Walk::of(self.nodes, item.entry.clone()).skip(1) {
             let (rel, entry) = step?;
             let dest = below(&top, &rel);
-            let existing = self.view.entry_at(&dest)?;
+            let existing = if is_bare { None } else { self.view.entry_at(&dest)? };
             let is_dir = matches!(entry.kind, Kind::Dir(_));
             let mut planned = self.sourced(entry, below(&item.path, &rel), files)?;
             planned.link = links.get(&rel).copied();

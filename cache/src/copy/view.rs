@@ -85,6 +85,17 @@ impl<'a> View<'a> {
         Ok(Some(entry))
     }
 
+    /// True when a directory has nothing in it now.
+    pub(super) fn is_bare(&self, dir: &RelPath) -> Result<bool, NodeStoreError> {
+        let is_empty = match self.entry_at(dir)? {
+            Some(Entry { kind: Kind::Dir(node), .. }) => node == *EMPTY_NODE,
+            _ => false,
+        };
+        let after = (Bound::Excluded(dir), Bound::Unbounded);
+        let next = self.pending.range::<RelPath, _>(after).next();
+        Ok(is_empty && next.is_none_or(|(path, _)| strip(path, dir).is_none()))
+    }
+
     /// Plans something that is not a directory, whatever is there.
     pub(super) fn replace(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
         if let Some(Entry { kind: Kind::Dir(node), .. }) = self.entry_at(&path)? {
@@ -177,7 +188,13 @@ impl<'a> View<'a> {
     /// Adds the existing directories that lead to what is planned, and the root.
     fn add_parents(&mut self) -> Result<(), CopyError> {
         let mut parents = BTreeMap::from([(RelPath::root(), self.root())]);
+        let mut last: Option<RelPath> = None;
         for path in self.pending.keys() {
+            // Siblings come one after the other.
+            if last.as_ref().is_some_and(|last| path.is_in(last)) {
+                continue;
+            }
+            last = path.parent();
             for dir in std::iter::successors(path.parent(), RelPath::parent) {
                 if self.pending.contains_key(&dir) || parents.contains_key(&dir) {
                     // Its own parents are or were handled, by this loop or for its own key.

@@ -35,7 +35,7 @@ mod xattrs;
 
 pub use checkout::{Checkout, CheckoutError};
 pub use codec::{CodecError, decode_diff, encode_diff};
-pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, encode};
+pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, encode};
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_tar, emit_tar_from};

@@ -141,11 +141,15 @@ impl Store {
         }
     }
 
-    /// Stores a blob held in memory.
+    /// Stores a blob held in memory. Writes nothing when it is there.
     pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if self.blob(&digest)?.is_some_and(|blob| blob.size == bytes.len() as u64) {
+            return Ok(digest);
+        }
         let mut writer = self.ingest(lease)?;
         writer.write_all(bytes).doing("write", &self.inner.layout.path(&writer.blob.temp))?;
-        writer.commit(None)
+        writer.commit(Some(digest))
     }
 
     /// Reads a small blob (a manifest or a config) whole, hashing it every time: these decide things. `None` as for

@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"rbstats2";
 const HEAD_BYTES: usize = 8 + 8 + 4 + 4;
 const STAT_BYTES: usize = 60;
 const CONTENT_BYTES: usize = 32;
+/// Place of the modification time in a stat.
+const MTIME_AT: usize = 8;
 /// Some file systems keep times in coarser steps than the clock: margin in nanoseconds for a step of this many.
 const MARGIN_NS: i128 = 10_000_000;
 /// Margin for times without a fraction: the file system may keep whole or even seconds only.
@@ -128,16 +130,16 @@ impl FingerprintIndex {
         self.starts.is_empty()
     }
 
-    /// The content of a file with exactly this stat, if that can be trusted. Any order of look-ups is fine;
-    /// `hint` makes ascending ones cheap: start with 0 and pass the same variable each time.
-    pub fn lookup(&self, path: &RelPath, stat: &FileStat, hint: &mut usize) -> Option<ContentDigest> {
-        let at = self.find(path.as_bytes(), *hint).ok()?;
+    /// The content of a file with exactly this stat, if that can be trusted, and the place of its entry. Any order of
+    /// look-ups is fine; `hint` makes ascending ones cheap: start with 0 and pass the same variable each time.
+    pub fn lookup(&self, path: &[u8], stat: &FileStat, hint: &mut usize) -> Option<(usize, ContentDigest)> {
+        let at = self.find(path, *hint).ok()?;
         *hint = at + 1;
         let (_, rest) = self.entry(at)?;
         let (recorded, content) = rest.split_at_checked(STAT_BYTES)?;
         let is_settled = settled(stat.ctime, self.scanned) && settled(stat.mtime, self.scanned);
         (is_settled && recorded == stat_bytes(stat)).then_some(())?;
-        Some(ContentDigest(content.get(..CONTENT_BYTES)?.try_into().ok()?))
+        Some((at, ContentDigest(content.get(..CONTENT_BYTES)?.try_into().ok()?)))
     }
 
     /// Files that the index knows, in order; for a caller that writes the next one.
@@ -147,6 +149,7 @@ impl FingerprintIndex {
 
     fn find(&self, path: &[u8], hint: usize) -> Result<usize, usize> {
         match self.entry(hint) {
+            Some((at_hint, _)) if at_hint == path => return Ok(hint),
             Some((at_hint, _)) => match compare(at_hint, path) {
                 Ordering::Equal => return Ok(hint),
                 // A few files came or went: the place is near.
@@ -177,11 +180,82 @@ impl FingerprintIndex {
         Err(low)
     }
 
+    /// All bytes of an entry.
+    fn raw(&self, at: usize) -> Option<&[u8]> {
+        let start = *self.starts.get(at)? as usize;
+        let end = self.starts.get(at + 1).map_or(self.bytes.len(), |end| *end as usize);
+        self.bytes.get(start..end)
+    }
+
     /// Path of an entry, and the bytes from its stat on.
     fn entry(&self, at: usize) -> Option<(&[u8], &[u8])> {
         let start = *self.starts.get(at)? as usize;
         let (length, rest) = self.bytes.get(start..)?.split_first_chunk::<2>()?;
         rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))
+    }
+}
+
+/// What a scan knows of its files: entries of the last index that are still true, and files that it read.
+#[derive(Debug)]
+pub struct SeenFiles {
+    last: FingerprintIndex,
+    kept: Vec<bool>,
+    /// Sorted by path.
+    fresh: Vec<FingerprintEntry>,
+}
+
+impl SeenFiles {
+    /// Nothing seen yet.
+    pub fn new(last: FingerprintIndex) -> Self {
+        Self { kept: vec![false; last.len()], last, fresh: Vec::new() }
+    }
+
+    /// The last index.
+    pub fn last(&self) -> &FingerprintIndex {
+        &self.last
+    }
+
+    /// The entry at this place of the last index is still true.
+    pub fn keep(&mut self, at: usize) {
+        self.kept[at] = true;
+    }
+
+    /// Files that were read, in any order, none of them kept.
+    pub fn add(&mut self, entries: impl IntoIterator<Item = FingerprintEntry>) {
+        self.fresh.extend(entries);
+        self.fresh.sort_by(|a, b| compare(a.path.as_bytes(), b.path.as_bytes()));
+    }
+
+    /// True when the next index differs from the last one.
+    pub fn differ(&self) -> bool {
+        !self.fresh.is_empty() || self.kept.contains(&false)
+    }
+
+    /// Modification time of a file that was seen. `hint` as for [`FingerprintIndex::lookup`].
+    pub fn mtime(&self, path: &RelPath, hint: &mut usize) -> Option<Mtime> {
+        let path = path.as_bytes();
+        if let Ok(at) = self.fresh.binary_search_by(|entry| compare(entry.path.as_bytes(), path)) {
+            return Some(self.fresh[at].stat.mtime);
+        }
+        let at = self.last.find(path, *hint).ok().filter(|at| self.kept[*at])?;
+        *hint = at + 1;
+        let (secs, rest) = self.last.entry(at)?.1.get(MTIME_AT..)?.split_first_chunk::<8>()?;
+        let (nanos, _) = rest.split_first_chunk::<4>()?;
+        Some(Mtime { secs: i64::from_le_bytes(*secs), nanos: u32::from_le_bytes(*nanos) })
+    }
+}
+
+impl Default for SeenFiles {
+    fn default() -> Self {
+        Self::new(FingerprintIndex::empty())
+    }
+}
+
+impl From<Vec<FingerprintEntry>> for SeenFiles {
+    fn from(entries: Vec<FingerprintEntry>) -> Self {
+        let mut seen = Self::default();
+        seen.add(entries);
+        seen
     }
 }
 
@@ -197,17 +271,16 @@ impl Store {
     }
 
     /// Replaces the stat index of a context. `scanned` is the moment *before* the first of these files was looked
-    /// at; entries taken over from the last index may stay. Entries are sorted here; paths longer than 64 KiB are
-    /// left out. Not synced: losing it costs reading files again.
+    /// at. Paths longer than 64 KiB are left out. Not synced: losing it costs reading files again.
     pub fn put_fingerprints(
         &self,
         lease: &Lease,
         context: &[u8; 32],
         scanned: ScanMoment,
-        entries: &[FingerprintEntry],
+        seen: &SeenFiles,
     ) -> Result<(), StoreError> {
         let temp = lease.next_path();
-        self.inner.layout.write_new(&temp, &encode(scanned, entries))?;
+        self.inner.layout.write_new(&temp, &encode(scanned, seen))?;
         self.inner.layout.replace(&temp, &file_name(context))
     }
 }
@@ -216,31 +289,40 @@ fn file_name(context: &[u8; 32]) -> String {
     format!("contexts/{}", hex::encode(context))
 }
 
-fn encode(scanned: ScanMoment, entries: &[FingerprintEntry]) -> Vec<u8> {
-    let mut sorted: Vec<(&FingerprintEntry, u16)> = entries
-        .iter()
-        .filter_map(|entry| Some((entry, u16::try_from(entry.path.as_bytes().len()).ok()?)))
-        .collect();
-    // The count is a u32; nobody has four thousand million files, and leaving some out is harmless.
-    sorted.truncate(u32::MAX as usize);
-    if !sorted.is_sorted_by(|(a, _), (b, _)| compare(a.path.as_bytes(), b.path.as_bytes()).is_lt()) {
-        sorted.sort_by(|(a, _), (b, _)| compare(a.path.as_bytes(), b.path.as_bytes()));
-        sorted.dedup_by(|(a, _), (b, _)| a.path == b.path);
-    }
-    let mut bytes = Vec::with_capacity(HEAD_BYTES + sorted.len() * 160);
+fn encode(scanned: ScanMoment, seen: &SeenFiles) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + seen.last.bytes.len() + seen.fresh.len() * 160);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&scanned.0.secs.to_le_bytes());
     bytes.extend_from_slice(&scanned.0.nanos.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(sorted.len()).unwrap_or(u32::MAX).to_le_bytes());
-    for (entry, length) in sorted {
-        bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(entry.path.as_bytes());
-        bytes.extend_from_slice(&stat_bytes(&entry.stat));
-        bytes.extend_from_slice(&entry.content.0);
+    let count_at = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    let mut count = 0_u32;
+    let mut put = |entry: &[u8]| {
+        bytes.extend_from_slice(entry);
+        count += 1;
+    };
+    let mut fresh = seen.fresh.iter().filter_map(|entry| Some((entry, raw(entry)?))).peekable();
+    for at in (0..seen.last.len()).filter(|at| seen.kept[*at]) {
+        let (Some((path, _)), Some(kept)) = (seen.last.entry(at), seen.last.raw(at)) else { continue };
+        while let Some((_, entry)) =
+            fresh.next_if(|(entry, _)| compare(entry.path.as_bytes(), path) == Ordering::Less)
+        {
+            put(&entry);
+        }
+        put(kept);
     }
+    fresh.for_each(|(_, entry)| put(&entry));
+    bytes[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes());
     let crc = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// `None` for a path that is too long.
+fn raw(entry: &FingerprintEntry) -> Option<Vec<u8>> {
+    let path = entry.path.as_bytes();
+    let length = u16::try_from(path.len()).ok()?.to_le_bytes();
+    Some([&length, path, &stat_bytes(&entry.stat), &entry.content.0].concat())
 }
 
 /// `None` for anything `encode` does not produce.

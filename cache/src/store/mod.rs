@@ -81,7 +81,7 @@ use std::sync::{Arc, OnceLock};
 pub use blob::{Blob, BlobWriter, PULLED, UnhashedBlob};
 pub use error::StoreError;
 pub use fetch::FetchRecord;
-pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment};
+pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment, SeenFiles};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::{AbsentLayers, ImageRecord};

@@ -67,5 +67,5 @@ pub(crate) fn strip(path: &RelPath, dir: &RelPath) -> Option<RelPath> {
 
 /// `path` below `dir`.
 pub(crate) fn below(dir: &RelPath, path: &RelPath) -> RelPath {
-    path.components().fold(dir.clone(), |dir, name| dir.join(name))
+    if path.is_root() { dir.clone() } else { dir.join(path.as_bytes()) }
 }

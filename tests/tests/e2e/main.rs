@@ -32,6 +32,7 @@ mod lazy;
 mod looking;
 mod machines;
 mod mounts;
+mod nothing_to_do;
 mod outputs;
 mod platforms;
 mod registries;

@@ -1,18 +1,18 @@
 //! gzip on several threads: independent deflate blocks joined into one member.
 //!
-//! Each block of 512 KiB is deflated with the 32 KiB before it as dictionary and ended by a sync flush, so blocks
-//! join on byte boundaries; an empty final block closes the stream. What a block becomes depends on its bytes and on
-//! the dictionary only, never on who compresses it when.
+//! Each block of 512 KiB is deflated with the 32 KiB before it as dictionary and ended by a flush, so blocks join on
+//! byte boundaries; an empty final block closes the stream. What a block becomes depends on its bytes and on the
+//! dictionary only, never on who compresses it when.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use flate2::{Compress, FlushCompress, Status};
 use rbuild_oci::{DiffId, Sha256};
 
-use super::{Failure, Sink};
+use super::deflate::Deflater;
+use super::{Failure, Gzip, Sink};
 
 /// Tar bytes per deflate block. Part of the format: other sizes give other bytes.
 pub(super) const BLOCK_BYTES: usize = 512 << 10;
@@ -28,26 +28,41 @@ const LAST_BLOCK: [u8; 2] = [0x03, 0x00];
 
 struct Job {
     number: u64,
-    bytes: Vec<u8>,
+    block: Block,
     dictionary: Vec<u8>,
+}
+
+/// Buffers of one block, filled again and again: fresh memory costs more than it seems.
+#[derive(Default)]
+struct Block {
+    bytes: Vec<u8>,
+    deflated: Vec<u8>,
 }
 
 struct Done {
     number: u64,
-    deflated: io::Result<Vec<u8>>,
+    block: Block,
+    result: io::Result<()>,
     crc: crc32fast::Hasher,
-    /// The input buffer, to be filled again.
-    buffer: Vec<u8>,
+}
+
+impl Job {
+    fn run(mut self, deflater: &mut Deflater) -> Done {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.block.bytes);
+        let result = deflater.deflate(&self.block.bytes, &self.dictionary, &mut self.block.deflated);
+        Done { number: self.number, block: self.block, result, crc }
+    }
 }
 
 pub(super) fn encode<E>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-    level: u32,
+    engine: Gzip,
     sink: &mut Sink<'_>,
     threads: usize,
 ) -> Result<(DiffId, u64), Failure<E>> {
     if threads == 1 {
-        let mut deflater = Deflater::new(level);
+        let mut deflater = Deflater::new(engine);
         return run(source, sink, &mut Inline { deflater: &mut deflater, done: None });
     }
     let in_flight_max = 2 * threads + 4;
@@ -57,7 +72,7 @@ pub(super) fn encode<E>(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let (jobs_taken, done_sent) = (&jobs_taken, done_sent.clone());
-            scope.spawn(move || work(jobs_taken, &done_sent, level));
+            scope.spawn(move || work(jobs_taken, &done_sent, engine));
         }
         drop(done_sent);
         // Dropping the pool closes the queue of jobs; the workers then end, also after an error.
@@ -65,20 +80,20 @@ pub(super) fn encode<E>(
     })
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, done: &SyncSender<Done>, level: u32) {
-    let mut deflater = Deflater::new(level);
+fn work(jobs: &Mutex<Receiver<Job>>, done: &SyncSender<Done>, engine: Gzip) {
+    let mut deflater = Deflater::new(engine);
     loop {
         // The guard lives only while waiting: one idle worker waits in the channel, the others for the lock.
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        if done.send(deflater.deflate(job)).is_err() {
+        if done.send(job.run(&mut deflater)).is_err() {
             return;
         }
     }
 }
 
 /// Who deflates blocks.
-trait Engine {
+trait Workers {
     /// Takes a block; blocks while too many are under way. Hands back any that are done.
     fn submit(&mut self, job: Job) -> Option<Done>;
     /// A block that is done, waiting for one if `wait`; `None` when there is none (left).
@@ -90,9 +105,9 @@ struct Inline<'a> {
     done: Option<Done>,
 }
 
-impl Engine for Inline<'_> {
+impl Workers for Inline<'_> {
     fn submit(&mut self, job: Job) -> Option<Done> {
-        self.done.replace(self.deflater.deflate(job))
+        self.done.replace(job.run(self.deflater))
     }
 
     fn next(&mut self, _wait: bool) -> Option<Done> {
@@ -107,7 +122,7 @@ struct Pool {
     in_flight_max: usize,
 }
 
-impl Engine for Pool {
+impl Workers for Pool {
     fn submit(&mut self, job: Job) -> Option<Done> {
         let freed = if self.in_flight == self.in_flight_max { self.next(true) } else { None };
         self.in_flight += 1;
@@ -128,12 +143,12 @@ impl Engine for Pool {
 fn run<E>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     sink: &mut Sink<'_>,
-    engine: &mut dyn Engine,
+    workers: &mut dyn Workers,
 ) -> Result<(DiffId, u64), Failure<E>> {
     let mut blocks = Blocks {
-        engine,
+        workers,
         sink,
-        block: Vec::with_capacity(BLOCK_BYTES),
+        block: Block::default(),
         dictionary: Vec::new(),
         tar: Sha256::new(),
         submitted: 0,
@@ -157,9 +172,9 @@ fn run<E>(
 
 /// Cuts the tar into blocks and puts what they become in order.
 struct Blocks<'a, 'out> {
-    engine: &'a mut dyn Engine,
+    workers: &'a mut dyn Workers,
     sink: &'a mut Sink<'out>,
-    block: Vec<u8>,
+    block: Block,
     /// Last bytes of the previous block.
     dictionary: Vec<u8>,
     tar: Sha256,
@@ -168,54 +183,51 @@ struct Blocks<'a, 'out> {
     waiting: BTreeMap<u64, Done>,
     crc: crc32fast::Hasher,
     size: u64,
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Block>,
     compressor_error: Option<io::Error>,
 }
 
 impl Blocks<'_, '_> {
     fn submit_block(&mut self) -> io::Result<()> {
         // The block was just filled: hashing it now finds it in the CPU's cache.
-        self.tar.update(&self.block);
-        self.size += self.block.len() as u64;
-        let next = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES));
-        let bytes = std::mem::replace(&mut self.block, next);
-        let tail = bytes[bytes.len().saturating_sub(DICTIONARY_BYTES)..].to_vec();
+        self.tar.update(&self.block.bytes);
+        self.size += self.block.bytes.len() as u64;
+        let block = std::mem::replace(&mut self.block, self.spare.pop().unwrap_or_default());
+        let tail = block.bytes[block.bytes.len().saturating_sub(DICTIONARY_BYTES)..].to_vec();
         let dictionary = std::mem::replace(&mut self.dictionary, tail);
         let number = self.submitted;
         self.submitted += 1;
-        let mut done = self.engine.submit(Job { number, bytes, dictionary });
+        let mut done = self.workers.submit(Job { number, block, dictionary });
         while let Some(one) = done {
             self.waiting.insert(one.number, one);
-            done = self.engine.next(false);
+            done = self.workers.next(false);
         }
         self.write_waiting()
     }
 
     fn write_waiting(&mut self) -> io::Result<()> {
         while let Some(mut done) = self.waiting.remove(&self.written) {
-            match done.deflated {
-                Ok(deflated) => self.sink.write_all(&deflated)?,
-                Err(error) => {
-                    let kind = error.kind();
-                    self.compressor_error.get_or_insert(error);
-                    return Err(kind.into());
-                }
+            if let Err(error) = done.result {
+                let kind = error.kind();
+                self.compressor_error.get_or_insert(error);
+                return Err(kind.into());
             }
+            self.sink.write_all(&done.block.deflated)?;
             self.crc.combine(&done.crc);
             self.written += 1;
-            done.buffer.clear();
-            self.spare.push(done.buffer);
+            done.block.bytes.clear();
+            self.spare.push(done.block);
         }
         Ok(())
     }
 
     fn finish(mut self) -> io::Result<(DiffId, u64)> {
-        if !self.block.is_empty() {
+        if !self.block.bytes.is_empty() {
             self.submit_block()?;
         }
         while self.written < self.submitted {
             let lost = || io::Error::other("a compression thread ended early");
-            let done = self.engine.next(true).ok_or_else(lost)?;
+            let done = self.workers.next(true).ok_or_else(lost)?;
             self.waiting.insert(done.number, done);
             if let Err(error) = self.write_waiting() {
                 return Err(self.compressor_error.take().unwrap_or(error));
@@ -231,9 +243,11 @@ impl Blocks<'_, '_> {
 
 impl Write for Blocks<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK_BYTES - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK_BYTES {
+        let block = &mut self.block.bytes;
+        let taken = bytes.len().min(BLOCK_BYTES - block.len());
+        block.reserve_exact(if block.is_empty() { BLOCK_BYTES } else { 0 });
+        block.extend_from_slice(&bytes[..taken]);
+        if block.len() == BLOCK_BYTES {
             self.submit_block()?;
         }
         Ok(taken)
@@ -241,40 +255,5 @@ impl Write for Blocks<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// One thread's compressor, kept between blocks.
-struct Deflater {
-    compress: Compress,
-}
-
-impl Deflater {
-    fn new(level: u32) -> Self {
-        Self { compress: Compress::new(flate2::Compression::new(level), false) }
-    }
-
-    fn deflate(&mut self, job: Job) -> Done {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&job.bytes);
-        let deflated = self.deflate_bytes(&job.bytes, &job.dictionary);
-        Done { number: job.number, deflated, crc, buffer: job.bytes }
-    }
-
-    fn deflate_bytes(&mut self, bytes: &[u8], dictionary: &[u8]) -> io::Result<Vec<u8>> {
-        self.compress.reset();
-        if !dictionary.is_empty() {
-            self.compress.set_dictionary(dictionary).map_err(io::Error::from)?;
-        }
-        let mut out = Vec::with_capacity(bytes.len() / 2 + 1024);
-        loop {
-            let taken = usize::try_from(self.compress.total_in()).map_err(io::Error::other)?;
-            let status = self.compress.compress_vec(&bytes[taken..], &mut out, FlushCompress::Sync)?;
-            // Room left over means the flush is complete.
-            if matches!(status, Status::Ok | Status::BufError) && out.len() < out.capacity() {
-                return Ok(out);
-            }
-            out.reserve(bytes.len() / 4 + 1024);
-        }
     }
 }

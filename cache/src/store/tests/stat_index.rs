@@ -22,7 +22,7 @@ fn entry(path: &str, stat: FileStat) -> FingerprintEntry {
 fn save(entries: &[FingerprintEntry]) -> (tempfile::TempDir, Store, FingerprintIndex) {
     let (dir, store) = fresh();
     let lease = store.lease().unwrap();
-    store.put_fingerprints(&lease, &[1; 32], SCANNED, entries).unwrap();
+    store.put_fingerprints(&lease, &[1; 32], SCANNED, &entries.to_vec().into()).unwrap();
     let index = store.fingerprints(&[1; 32]).unwrap();
     (dir, store, index)
 }
@@ -33,7 +33,7 @@ const OLD: Mtime = Mtime { secs: 20, nanos: 1 };
 fn a_file_left_alone_before_the_scan_is_known_as_long_as_its_stat_is_equal() {
     let known = entry("a/b", stat(OLD));
     let (_dir, store, index) = save(std::slice::from_ref(&known));
-    assert_eq!(index.lookup(&known.path, &known.stat, &mut 0), Some(known.content));
+    assert_eq!(index.lookup(known.path.as_bytes(), &known.stat, &mut 0), Some((0, known.content)));
     let changes: [fn(&mut FileStat); 8] = [
         |stat| stat.size += 1,
         |stat| stat.mtime.nanos += 1,
@@ -47,7 +47,7 @@ fn a_file_left_alone_before_the_scan_is_known_as_long_as_its_stat_is_equal() {
     for (number, change) in changes.iter().enumerate() {
         let mut stat = known.stat;
         change(&mut stat);
-        assert_eq!(index.lookup(&known.path, &stat, &mut 0), None, "change {number}");
+        assert_eq!(index.lookup(known.path.as_bytes(), &stat, &mut 0), None, "change {number}");
     }
     assert!(store.fingerprints(&[2; 32]).unwrap().is_empty());
 }
@@ -57,7 +57,7 @@ fn a_file_changed_around_the_scan_is_read_again() {
     let at = |secs, nanos| entry("f", stat(Mtime { secs, nanos }));
     let is_trusted = |entry: FingerprintEntry| {
         let (_dir, _store, index) = save(std::slice::from_ref(&entry));
-        index.lookup(&entry.path, &entry.stat, &mut 0).is_some()
+        index.lookup(entry.path.as_bytes(), &entry.stat, &mut 0).is_some()
     };
     assert!(is_trusted(at(999, 500_000_000)));
     assert!(!is_trusted(at(999, 995_000_000)), "within the clock's step");
@@ -100,9 +100,9 @@ fn a_real_file_is_known_until_it_is_written_again() {
         std::thread::yield_now();
     }
     let known = FingerprintEntry { content: ContentDigest::of(b"one"), ..entry("file", stat()) };
-    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), std::slice::from_ref(&known)).unwrap();
+    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), &vec![known.clone()].into()).unwrap();
     let index = store.fingerprints(&[1; 32]).unwrap();
-    assert_eq!(index.lookup(&known.path, &stat(), &mut 0), Some(known.content));
+    assert_eq!(index.lookup(known.path.as_bytes(), &stat(), &mut 0), Some((0, known.content)));
     // Same size, and the modification time set back as a careful forger would.
     std::fs::write(&path, "two").unwrap();
     let times = rustix::fs::Timestamps {
@@ -114,7 +114,7 @@ fn a_real_file_is_known_until_it_is_written_again() {
     };
     rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).unwrap();
     assert_eq!((stat().size, stat().mtime), (known.stat.size, known.stat.mtime));
-    assert_eq!(index.lookup(&known.path, &stat(), &mut 0), None);
+    assert_eq!(index.lookup(known.path.as_bytes(), &stat(), &mut 0), None);
 }
 
 #[test]
@@ -153,9 +153,48 @@ proptest! {
         }
         let mut hint = 0;
         for entry in &entries {
-            prop_assert_eq!(index.lookup(&entry.path, &entry.stat, &mut hint), Some(entry.content));
+            let found = index.lookup(entry.path.as_bytes(), &entry.stat, &mut hint);
+            prop_assert_eq!(found.map(|(_, content)| content), Some(entry.content));
             let absent = entry.path.join(b"zz");
-            prop_assert_eq!(index.lookup(&absent, &entry.stat, &mut hint), None);
+            prop_assert_eq!(index.lookup(absent.as_bytes(), &entry.stat, &mut hint), None);
+        }
+    }
+
+    #[test]
+    fn the_next_index_has_what_was_kept_and_what_was_read(
+        fates in proptest::collection::btree_map("[a-c.!]{1,2}(/[a-c.!]{1,2}){0,2}", 0..3_u8, 0..40),
+    ) {
+        let fates: Vec<_> = fates.into_iter().filter(|(name, _)| RelPath::new(name.as_bytes()).is_ok()).collect();
+        let older: Vec<_> = fates.iter().filter(|(_, fate)| *fate < 2).map(|(name, _)| entry(name, stat(OLD))).collect();
+        let (_dir, store, index) = save(&older);
+        let mut seen = SeenFiles::new(index);
+        let mut expected = Vec::new();
+        // 0: as it was, 1: gone, 2: new.
+        for (name, fate) in &fates {
+            let mut entry = entry(name, stat(OLD));
+            match fate {
+                0 => seen.keep(seen.last().lookup(name.as_bytes(), &entry.stat, &mut 0).unwrap().0),
+                1 => prop_assert_eq!(seen.mtime(&entry.path, &mut 0), None),
+                _ => {
+                    entry.stat.mtime.secs = 11;
+                    seen.add([entry.clone()]);
+                }
+            }
+            if *fate != 1 {
+                expected.push(entry);
+            }
+        }
+        prop_assert_eq!(seen.differ(), fates.iter().any(|(_, fate)| *fate != 0));
+        let mut hint = 0;
+        for entry in &expected {
+            prop_assert_eq!(seen.mtime(&entry.path, &mut hint), Some(entry.stat.mtime));
+        }
+        store.put_fingerprints(&store.lease().unwrap(), &[1; 32], SCANNED, &seen).unwrap();
+        let next = store.fingerprints(&[1; 32]).unwrap();
+        prop_assert_eq!(next.len(), expected.len());
+        for entry in &expected {
+            let found = next.lookup(entry.path.as_bytes(), &entry.stat, &mut 0);
+            prop_assert_eq!(found.map(|(_, content)| content), Some(entry.content));
         }
     }
 }

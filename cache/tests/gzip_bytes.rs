@@ -1,0 +1,34 @@
+//! The bytes of compressed layers, pinned: they are in digests that people have pushed.
+
+use std::io::Write;
+
+use rbuild_cache::layer::{Compression, DEFAULT_GZIP, Gzip, encode};
+
+/// Blocks of text, of noise, and a short one at the end.
+fn sample() -> Vec<u8> {
+    let text =
+        (0..60_000_u32).flat_map(|n| format!("{n} of {}\n", n.wrapping_mul(2_654_435_761)).into_bytes());
+    let noise = (0..20_000_u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes());
+    text.chain(noise).collect()
+}
+
+/// Moving one of these moves the digest of everybody's layers: raise the version in `Compression::params` with it.
+#[test]
+fn the_bytes_of_a_release_stay() {
+    let bytes = sample();
+    let digest = |compression| {
+        let source = |out: &mut dyn Write| out.write_all(&bytes);
+        encode(source, compression, &mut std::io::sink(), 2).unwrap().digest.to_string()
+    };
+    let mut pinned = vec![(
+        Compression::Gzip(Gzip::Level(4)),
+        "sha256:54281a40df27ad42b7e919cad952f8162adcf7726aae1bf4e061cd9cc1a5d865",
+    )];
+    if cfg!(all(feature = "isal", target_arch = "x86_64")) {
+        pinned
+            .push((DEFAULT_GZIP, "sha256:a44da6fbe82a99963a4b0c6e1b5a8545265af1ad6a6d814185bcb5e927e1efb9"));
+    }
+    let (found, expected): (Vec<_>, Vec<_>) =
+        pinned.into_iter().map(|(compression, expected)| (digest(compression), expected)).unzip();
+    assert_eq!(found, expected);
+}
