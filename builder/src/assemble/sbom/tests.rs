@@ -11,7 +11,7 @@ use crate::context::wanted::Wanted;
 #[track_caller]
 fn found_in(root: &Path) -> Found {
     let (ignore, index) = (Ignore::default(), FingerprintIndex::empty());
-    let context = scan::scan(root, &ignore, &Wanted::everything(), &index).unwrap();
+    let context = scan::scan(root, &ignore, &Wanted::everything(), index).unwrap();
     scan(&context.tree, &*context.nodes, &context.files().unwrap()).unwrap()
 }
 
