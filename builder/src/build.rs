@@ -19,21 +19,25 @@ use rbuild_frontend::suggest::nearest;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_registry::Client;
 use rbuild_sandbox::{Isolation, Rung};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::assemble::emit::Emissions;
 use crate::assemble::index::ImageSet;
+use crate::assemble::provenance::{Facts, Invocation};
+use crate::assemble::said::{Searched, predicates};
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ContextArg, DockerfileArg, ExplainFormat, NamedContextArg, ShellAt};
 use crate::context::files::{self, FoundDockerfile};
+use crate::context::remote::Pinned;
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
 use crate::context::{ScannedContext, epoch, remarks, remote, stdin};
 use crate::debug::{Slot, choose};
 use crate::error::{BuildError, StepFailure, one_line};
-use crate::explain::Explainer;
 use crate::explain::record::Record;
+use crate::explain::{self, Explainer};
 use crate::export::{
     self,
     ahead::Ahead,
@@ -53,6 +57,7 @@ use crate::resolve::{self, BaseImage, BaseImages, ResolveError, Resolver};
 use crate::solve::pin;
 use crate::solve::plan::{self, Contexts};
 use crate::solve::run::Solver;
+use crate::timestamp;
 
 /// What a build gave.
 #[derive(Debug, Clone)]
@@ -77,6 +82,10 @@ pub struct BuildOutcome {
     pub cached: usize,
     /// Cached results whose steps were executed again, and how many of them differ.
     pub verified: (usize, usize),
+    /// How each image was made, when the metadata file is to say.
+    pub provenance: Vec<(Platform, Value)>,
+    /// Which build this was.
+    pub invocation: String,
     /// Warnings of the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     /// Wall time.
@@ -149,7 +158,7 @@ pub async fn build(
     cancel: &Cancel,
     source: &mut Source,
 ) -> Result<BuildOutcome, BuildError> {
-    let started = Instant::now();
+    let (started, started_ns) = (Instant::now(), timestamp::unix_ns());
     outputs::check(request)?;
     let registry = Client::new(host.settings.registry.clone())?;
     let env = Arc::new(exec_env(request, host, events, cancel, registry.clone(), &source.failed_step)?);
@@ -185,7 +194,7 @@ pub async fn build(
         Some(ShellAt::Before(which)) => Some(choose::retarget(&mut graph, which)?),
         Some(ShellAt::FirstFailure) | None => None,
     };
-    let contexts = scan_contexts(request, &graph, &main, &env).await?;
+    let (contexts, pinned) = scan_contexts(request, &graph, &main, &env).await?;
     let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control, entered)
@@ -208,6 +217,7 @@ pub async fn build(
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let steps = graph.dag.node_weights().filter(|node| is_step(&node.op)).count();
     let explainer = Arc::new(Explainer::new(host.store.clone(), Arc::clone(&graph), env.lease.id(), request));
+    let main_files = contexts.clone();
     let solver = Solver::new(
         Arc::clone(&graph),
         plan,
@@ -215,7 +225,8 @@ pub async fn build(
         images,
         Arc::clone(&env),
         Arc::clone(&explainer),
-        request.results.outputs.iter().any(outputs::wants_files),
+        request.results.attestations.sbom.is_some()
+            || request.results.outputs.iter().any(outputs::wants_files),
     );
     let solver = Arc::new(solver);
     let ahead = Ahead::start(&request.results, &env, &registry, &graph, &solver, executes);
@@ -231,6 +242,7 @@ pub async fn build(
         }
     };
     let executed = solver.executed();
+    let invocation = explain::build_id(env.lease.id());
 
     let results = &request.results;
     let exporting = events.vertex("exporting to image");
@@ -249,12 +261,50 @@ pub async fn build(
     };
     let rewritten = ended(events, exporting, assemble_all(true).await)?;
     let plain = ended(events, exporting, assemble_all(false).await)?;
+    let assembled = if rewritten.is_empty() { &plain } else { &rewritten };
+    let dockerfile = source.dockerfile.as_ref().expect("it was read");
+    let facts = Facts {
+        request,
+        graph: &graph,
+        dockerfile,
+        context: main.pinned(),
+        named: &pinned,
+        network: env.network.resolve(Network::Default),
+        invocation: env.source_date_epoch().is_none().then(|| Invocation {
+            id: invocation.clone(),
+            started_ns,
+            finished_ns: timestamp::unix_ns(),
+        }),
+    };
+    let said = match results.attestations.is_empty() {
+        true => Vec::new(),
+        false => {
+            let scanned = graph.targets.iter().zip(&solved).map(|(target, solved)| {
+                let more = target.scans.iter().filter_map(|scan| {
+                    let files = match &graph.dag[scan.node].op {
+                        Op::Context(context) => Searched::Context(Arc::clone(main_files.get(&context.name)?)),
+                        _ => Searched::State(solver.known(scan.node)?),
+                    };
+                    Some((scan.name.clone(), files))
+                });
+                (Arc::clone(solved), more.collect())
+            });
+            let scanned: Vec<_> = scanned.collect();
+            let said = predicates(&env, &facts, &scanned, assembled, &results.attestations).await;
+            ended(events, exporting, said)?
+        }
+    };
+    let provenance = match results.metadata_file {
+        Some(_) => facts.for_metadata(),
+        None => Vec::new(),
+    };
     let mut files = Vec::new();
     if results.outputs.iter().any(outputs::wants_files) {
-        for (target, solved) in graph.targets.iter().zip(&solved) {
+        for (at, (target, solved)) in graph.targets.iter().zip(&solved).enumerate() {
             let (env, solved, platform) =
                 (Arc::clone(&env), Arc::clone(solved), target.config.platform.clone());
-            let listed = blocking(move || Files::of(&env, &solved, platform)).await;
+            let said = said.get(at).cloned().unwrap_or_default();
+            let listed = blocking(move || Files::of(&env, &solved, platform, &said)).await;
             files.push(ended(events, exporting, listed.map_err(BuildError::from))?);
         }
     }
@@ -265,6 +315,7 @@ pub async fn build(
         engine: &host.settings.engine,
         rewritten: &rewritten,
         plain: &plain,
+        said: &said,
         files: &Arc::new(files),
         ahead: &ahead,
         is_multi,
@@ -306,6 +357,8 @@ pub async fn build(
         steps,
         cached: steps.saturating_sub(executed),
         verified: solver.verified(),
+        provenance,
+        invocation,
         warnings,
         elapsed: started.elapsed(),
     })
@@ -376,6 +429,7 @@ pub(crate) fn lower_options(request: &BuildRequest) -> LowerOptions {
         },
         entitlements: request.steps.entitlements,
         host_names: request.steps.hosts.iter().map(|(name, _)| name.clone()).collect(),
+        lists_packages: request.results.attestations.sbom.is_some(),
         ..LowerOptions::new(Platform::host())
     }
 }
@@ -490,8 +544,8 @@ fn possible_stages(parsed: &Parsed, request: &ImageRequest) -> Vec<String> {
 pub(crate) enum MainContext {
     /// A directory, scanned when something reads it; and the Dockerfile, when it is a file.
     Dir { path: PathBuf, dockerfile: Option<PathBuf> },
-    /// What came through standard input, or was fetched.
-    Received { context: Arc<ScannedContext>, has_owners: bool },
+    /// What came through standard input, or was fetched: then it says which state of what it is.
+    Received { context: Arc<ScannedContext>, has_owners: bool, pinned: Option<Pinned> },
 }
 
 impl MainContext {
@@ -500,6 +554,13 @@ impl MainContext {
         match self {
             Self::Dir { path, dockerfile } => files::facts(path, dockerfile.as_deref()).map(Some),
             Self::Received { .. } => Ok(None),
+        }
+    }
+
+    fn pinned(&self) -> Option<&Pinned> {
+        match self {
+            Self::Received { pinned, .. } => pinned.as_ref(),
+            Self::Dir { .. } => None,
         }
     }
 }
@@ -539,7 +600,7 @@ pub(crate) async fn main_context(
         (Some(fetched), _) => {
             let found = fetched.dockerfile(dockerfile, path_of(request.dockerfile.as_ref()))?;
             let (context, has_owners) = (Arc::new(fetched.context), fetched.has_owners);
-            Ok((found, MainContext::Received { context, has_owners }))
+            Ok((found, MainContext::Received { context, has_owners, pinned: Some(fetched.pinned) }))
         }
         (None, ContextArg::Local(path)) => {
             files::require_dir(path)?;
@@ -569,7 +630,7 @@ async fn local_context(
             let path = path_of(dockerfile.as_ref());
             let got = stdin::receive(stdin::Watched(&of.cancel), &of.lease, of.overlay, path)?;
             let (context, has_owners) = (Arc::new(got.context), got.has_owners);
-            Ok((got.dockerfile, MainContext::Received { context, has_owners }))
+            Ok((got.dockerfile, MainContext::Received { context, has_owners, pinned: None }))
         }
         ContextArg::Git(_) | ContextArg::Http(_) => unreachable!("fetched by the caller"),
     };
@@ -584,15 +645,15 @@ async fn local_context(
     Ok(result)
 }
 
-/// Scans or fetches every context that the graph reads.
+/// Scans or fetches every context that the graph reads. Gives what was fetched by name, too.
 async fn scan_contexts(
     request: &BuildRequest,
     graph: &BuildGraph,
     main: &MainContext,
     env: &Arc<ExecEnv>,
-) -> Result<Contexts, BuildError> {
+) -> Result<(Contexts, BTreeMap<String, Pinned>), BuildError> {
     let events = &env.events;
-    let mut contexts = Contexts::new();
+    let (mut contexts, mut pinned) = (Contexts::new(), BTreeMap::new());
     for node in graph.dag.node_weights() {
         let Op::Context(context) = &node.op else { continue };
         let (dir, ignore): (&Path, Ignore) = match &context.name {
@@ -617,6 +678,7 @@ async fn scan_contexts(
                 match fetched {
                     Err(local) => local,
                     Ok(fetched) => {
+                        pinned.insert(name.clone(), fetched.pinned);
                         contexts.insert(context.name.clone(), Arc::new(fetched.context));
                         continue;
                     }
@@ -648,7 +710,7 @@ async fn scan_contexts(
         }
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
-    Ok(contexts)
+    Ok((contexts, pinned))
 }
 
 /// Warns about contexts that came whole. Those that were scanned had their say then.

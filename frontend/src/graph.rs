@@ -282,6 +282,17 @@ pub struct Target {
     pub layers: Vec<NodeIndex>,
     /// The base image's manifest and the node that stands for it, `None` for scratch.
     pub base: Option<NodeIndex>,
+    /// What else is searched for packages, when they are to be listed; each once.
+    pub scans: Vec<Scan>,
+}
+
+/// Something that goes into an image in part, and whose packages are listed as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// The stage's name, or `context`.
+    pub name: String,
+    /// Its files: a step, or the main build context.
+    pub node: NodeIndex,
 }
 
 /// One history entry of this build.

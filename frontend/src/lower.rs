@@ -92,6 +92,8 @@ pub struct LowerOptions {
     pub entitlements: Entitlements,
     /// Names given with `--add-host`, in order.
     pub host_names: Vec<String>,
+    /// Packages are to be listed: [`crate::graph::Target::scans`] says of what besides the result.
+    pub lists_packages: bool,
 }
 
 /// What a Dockerfile may ask for beyond a confined step.
@@ -122,6 +124,7 @@ impl LowerOptions {
             network: Network::Default,
             entitlements: Entitlements::default(),
             host_names: Vec::new(),
+            lists_packages: false,
         }
     }
 }

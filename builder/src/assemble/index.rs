@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rbuild_cache::layer::Compression;
-use rbuild_oci::{Digest, Platform, canonical_json, media_type};
+use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
 use crate::assemble::BuiltImage;
+use crate::assemble::attestation::{AttestationManifest, Form, Predicate};
 use crate::assemble::manifest::{PackedImage, Packing, pack};
 use crate::cli::{Annotation, AnnotationPlace};
 use crate::error::BuildError;
@@ -18,9 +19,11 @@ use crate::ops::ExecEnv;
 pub struct ImageSet {
     /// The images.
     pub images: Vec<PackedImage>,
-    /// The index over them. A single image has none, unless it was asked for as one of several
-    /// (`BUILDKIT_MULTI_PLATFORM`).
+    /// The index over them. A single image has none, unless something is said about it, or it was asked for as one of
+    /// several (`BUILDKIT_MULTI_PLATFORM`).
     pub index: Option<Index>,
+    /// What the index lists about the images, in their order.
+    pub attestations: Vec<AttestationManifest>,
     /// Annotations of the descriptor of [`ImageSet::root`].
     pub descriptor_annotations: BTreeMap<String, String>,
 }
@@ -47,6 +50,8 @@ pub struct SetPacking {
     pub docker_types: bool,
     /// Of manifests, index and descriptors.
     pub annotations: Vec<Annotation>,
+    /// How attestation manifests look.
+    pub attestation_form: Form,
 }
 
 /// The document that a name stands for.
@@ -63,14 +68,18 @@ pub struct Root<'a> {
 }
 
 impl ImageSet {
-    /// Packs every image; `is_multi` makes an index of them.
+    /// Packs every image, which are to have these names; `is_multi` makes an index of them, and so does something to say:
+    /// `predicates` are lists for each of the images, or empty.
     pub async fn pack(
         env: &Arc<ExecEnv>,
         images: &[BuiltImage],
+        names: &[Reference],
+        predicates: &[Vec<Predicate>],
         packing: &SetPacking,
         is_multi: bool,
     ) -> Result<Self, BuildError> {
         let annotations = &packing.annotations;
+        let is_multi = is_multi || predicates.iter().any(|list| !list.is_empty());
         if !is_multi && let Some(one) = annotations.iter().find(|one| one.place == AnnotationPlace::Index) {
             return Err(BuildError::NoIndex { key: one.key.clone() });
         }
@@ -90,13 +99,18 @@ impl ImageSet {
             false => (AnnotationPlace::ManifestDescriptor, set.root().platform.cloned()),
         };
         let descriptor_annotations = annotations_of(annotations, place, platform.as_ref());
-        let index = is_multi.then(|| Index::over(&set.images, annotations, packing.docker_types));
-        Ok(Self { index, descriptor_annotations, ..set })
+        let said = set.images.iter().zip(predicates).filter(|(_, list)| !list.is_empty());
+        let attestations: Vec<_> = said
+            .map(|(image, list)| AttestationManifest::of(image, names, list, packing.attestation_form))
+            .collect();
+        let index =
+            is_multi.then(|| Index::over(&set.images, &attestations, annotations, packing.docker_types));
+        Ok(Self { index, attestations, descriptor_annotations, ..set })
     }
 
     /// Images without an index.
     pub fn over(images: Vec<PackedImage>) -> Self {
-        Self { images, index: None, descriptor_annotations: BTreeMap::new() }
+        Self { images, index: None, attestations: Vec::new(), descriptor_annotations: BTreeMap::new() }
     }
 
     /// What a name of the set stands for.
@@ -129,8 +143,13 @@ impl ImageSet {
 }
 
 impl Index {
-    /// An index over these images, in this order.
-    pub fn over(images: &[PackedImage], annotations: &[Annotation], docker_types: bool) -> Self {
+    /// An index over these images, in this order, then what is said about them.
+    pub fn over(
+        images: &[PackedImage],
+        attestations: &[AttestationManifest],
+        annotations: &[Annotation],
+        docker_types: bool,
+    ) -> Self {
         let entry = |image: &PackedImage| {
             let platform = &image.image.config.platform;
             let mut entry = json!({
@@ -145,7 +164,8 @@ impl Index {
             }
             entry
         };
-        let manifests: Vec<Value> = images.iter().map(entry).collect();
+        let attested = attestations.iter().map(AttestationManifest::entry);
+        let manifests: Vec<Value> = images.iter().map(entry).chain(attested).collect();
         let media_type = if docker_types { media_type::DOCKER_LIST } else { media_type::OCI_INDEX };
         let mut document = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
         let own = annotations_of(annotations, AnnotationPlace::Index, None);

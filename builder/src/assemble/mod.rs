@@ -3,9 +3,14 @@
 //! Times come from the records of the layers, not from the clock, so a fully cached build gives the same image digest
 //! as the build that made the layers.
 
+pub mod attestation;
 pub mod emit;
 pub mod index;
 pub mod manifest;
+pub mod provenance;
+pub mod purl;
+pub mod said;
+pub mod sbom;
 
 use std::sync::Arc;
 
@@ -196,6 +201,7 @@ mod tests {
                 .collect(),
             layers: Vec::new(),
             base: None,
+            scans: Vec::new(),
         };
         history(&mut config, &target, times, base.map(str::to_owned), clamp);
         config.history.into_iter().filter_map(|entry| entry.created).chain(config.created).collect()

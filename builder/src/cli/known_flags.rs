@@ -2,7 +2,7 @@
 //!
 //! Two kinds, and no third: flags that a build may depend on are refused by name («not supported yet»); flags that
 //! have no meaning for a builder without a daemon are accepted with one warning. Nothing is ignored silently, except
-//! values that ask for exactly what rbuild does (`--provenance=false`).
+//! values that ask for exactly what rbuild does (`--tls-verify`).
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -20,7 +20,6 @@ enum Shape {
 
 /// Refused, with the one value that asks for nothing.
 const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
-    ("attest", Shape::Value, None),
     ("authfile", Shape::Value, None),
     ("build-arg-file", Shape::Value, None),
     ("cache-from", Shape::Value, None),
@@ -30,7 +29,6 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("ignorefile", Shape::Value, None),
     ("insecure-registry", Shape::Value, None),
     ("policy", Shape::Value, None),
-    ("provenance", Shape::Value, Some("false")),
     ("push-ignore-immutable-tag-errors", Shape::Bool, Some("false")),
     ("registry-certificate", Shape::Value, None),
     ("registry-client-cert", Shape::Value, None),
@@ -38,7 +36,6 @@ const NOT_YET: &[(&str, Shape, Option<&str>)] = &[
     ("registry-mirror", Shape::Value, None),
     ("retry", Shape::Value, None),
     ("retry-delay", Shape::Value, None),
-    ("sbom", Shape::Value, Some("false")),
     ("skip-default-registry-fallback", Shape::Bool, Some("false")),
     ("source-policy-file", Shape::Value, None),
     ("tls-verify", Shape::Bool, Some("true")),

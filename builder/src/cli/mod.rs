@@ -4,6 +4,7 @@
 
 mod annotation;
 mod args;
+mod attest;
 mod context;
 mod control;
 mod csv;
@@ -32,6 +33,7 @@ use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
 pub use annotation::{Annotation, AnnotationPlace};
+pub use attest::{Attestations, Detail, MetadataArg, ProvenanceArg, SbomArg, SlsaVersion};
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};

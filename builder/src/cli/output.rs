@@ -45,6 +45,8 @@ pub enum OutputArg {
         mode: LocalMode,
         /// A directory for each platform; `None` when there are several.
         platform_split: Option<bool>,
+        /// Begins the names of the files that attestations go to.
+        attestation_prefix: String,
     },
     /// The files of the image in a tar archive.
     Tar {
@@ -52,6 +54,8 @@ pub enum OutputArg {
         dest: Destination,
         /// A directory for each platform; `None` when there are several.
         platform_split: Option<bool>,
+        /// Begins the names of the files that attestations go to.
+        attestation_prefix: String,
     },
     /// Nothing but a warm cache.
     CacheOnly,
@@ -100,6 +104,8 @@ pub struct PackingArg {
     pub rewrite_timestamp: Option<bool>,
     /// Annotations of this output alone.
     pub annotations: Vec<Annotation>,
+    /// Attestations in the form that they had before OCI artifacts (`oci-artifact=false`).
+    pub image_attestations: bool,
 }
 
 /// What happens to other files in a directory that is exported to.
@@ -142,6 +148,7 @@ struct Attributes {
     tar: Option<bool>,
     mode: LocalMode,
     platform_split: Option<bool>,
+    attestation_prefix: String,
     /// As typed: whether a tag may be there depends on other attributes.
     names: Vec<String>,
     image: ImageOutput,
@@ -155,13 +162,19 @@ pub(crate) fn parse_output(text: &str, tags: &[Reference]) -> Result<OutputArg, 
     let fields =
         parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.to_owned(), cause })?;
     if text == "-" {
-        return Ok(OutputArg::Tar { dest: Destination::Stdout, platform_split: None });
+        let attestation_prefix = String::new();
+        return Ok(OutputArg::Tar { dest: Destination::Stdout, platform_split: None, attestation_prefix });
     }
     if let [only] = fields.as_slice()
         && only == text
         && !only.starts_with("type=")
     {
-        return Ok(OutputArg::Local { dest: text.into(), mode: LocalMode::Copy, platform_split: None });
+        return Ok(OutputArg::Local {
+            dest: text.into(),
+            mode: LocalMode::Copy,
+            platform_split: None,
+            attestation_prefix: String::new(),
+        });
     }
     let mut kind = None;
     let mut pairs = Vec::new();
@@ -181,7 +194,8 @@ pub(crate) fn parse_output(text: &str, tags: &[Reference]) -> Result<OutputArg, 
     }
     let attributes = attributes(text, &kind, &pairs)?;
     let compression = compression(text, &attributes)?;
-    let Attributes { dest, tar, mode, platform_split, names, mut image, push, .. } = attributes;
+    let Attributes { dest, tar, mode, platform_split, attestation_prefix, names, mut image, push, .. } =
+        attributes;
     image.packing.compression = compression;
     image.push = push.unwrap_or(kind == "registry");
     let typed = names.iter().map(|name| match image.by_digest {
@@ -210,11 +224,11 @@ pub(crate) fn parse_output(text: &str, tags: &[Reference]) -> Result<OutputArg, 
         }
         "local" => {
             let dest = dest.filter(|dest| dest != "-").ok_or_else(|| required("local", ""))?;
-            OutputArg::Local { dest: dest.into(), mode, platform_split }
+            OutputArg::Local { dest: dest.into(), mode, platform_split, attestation_prefix }
         }
         "tar" => {
             let dest = dest.ok_or_else(|| required("tar", ""))?;
-            OutputArg::Tar { dest: file(&dest), platform_split }
+            OutputArg::Tar { dest: file(&dest), platform_split, attestation_prefix }
         }
         "cacheonly" => OutputArg::CacheOnly,
         _ => OutputArg::Image(image),
@@ -283,8 +297,17 @@ fn attributes(text: &str, kind: &str, pairs: &[(String, &str)]) -> Result<Attrib
             "rewrite-timestamp" if packed => {
                 found.image.packing.rewrite_timestamp = Some(boolean(&key, value)?);
             }
-            "oci-artifact" if packed && go_bool(value) == Ok(true) => {}
-            "registry.insecure" | "oci-artifact" | "context" if packed => {
+            "oci-artifact" if packed => found.image.packing.image_attestations = !boolean(&key, value)?,
+            "attestation-prefix" if files => {
+                if value.contains(['/', '\0']) {
+                    return Err(invalid(
+                        text,
+                        "attestation-prefix: expected a name without directories".into(),
+                    ));
+                }
+                found.attestation_prefix = (*value).to_owned();
+            }
+            "registry.insecure" | "context" if packed => {
                 return Err(Problem::ValueNotYet { flag: FLAG, what: format!("attribute `{key}={value}`") });
             }
             _ => return Err(Problem::OutputAttribute { key, kind: kind.to_owned() }),

@@ -193,10 +193,13 @@ impl BuildRequest {
 
     /// Checks what was typed.
     pub(crate) fn from_args(
-        args: BuildArgs,
+        mut args: BuildArgs,
         flags_without_effect: Vec<String>,
         env: &Env,
     ) -> Result<Self, Problem> {
+        if args.context.is_empty() {
+            args.context.extend(args.results.attest.give_back());
+        }
         let context = match args.context.as_slice() {
             [one] => parse_context(one)?,
             _ => {
@@ -229,7 +232,7 @@ impl BuildRequest {
             named_contexts.push((name, value));
         }
         let platforms = parse_platforms(&args.platforms, env)?;
-        let results = Results::from_args(args.results, &tags, platforms.len())?;
+        let results = Results::from_args(args.results, &tags, platforms.len(), env)?;
         if args.quiet && results.uses_stdout() {
             return Err(Problem::StdoutTwice("-q prints the image id there"));
         }

@@ -7,6 +7,8 @@ use rbuild_oci::Reference;
 
 use super::annotation::{Annotation, parse_annotation};
 use super::args::go_bool;
+use super::attest::{AttestArgs, Attestations, MetadataArg};
+use super::env::Env;
 use super::error::Problem;
 use super::output::{ImageOutput, OutputArg, PackingArg, parse_output};
 
@@ -35,6 +37,8 @@ pub(crate) struct ResultArgs {
     /// Annotate the image's manifest, or what TYPE says: index, manifest-descriptor, index-descriptor
     #[arg(long = "annotation", value_name = "[TYPE:]KEY=VALUE", help_heading = "Results")]
     annotations: Vec<String>,
+    #[command(flatten)]
+    pub(crate) attest: AttestArgs,
     /// Set newer file times in new layers back to the time of --source-date-epoch (default: true when there is one)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool,
           hide_possible_values = true, value_name = "BOOL", help_heading = "Results")]
@@ -60,6 +64,10 @@ pub struct Results {
     pub outputs: Vec<OutputArg>,
     /// Annotations of every image that is written.
     pub annotations: Vec<Annotation>,
+    /// What is said about every image beside it.
+    pub attestations: Attestations,
+    /// What the metadata file has besides digests and names.
+    pub metadata: MetadataArg,
     /// Set newer times in new layers back to the epoch, where an output does not say.
     pub rewrite_timestamp: Option<bool>,
     /// Where to write the image id.
@@ -78,6 +86,8 @@ impl Results {
         Self {
             outputs: vec![OutputArg::CacheOnly],
             annotations: Vec::new(),
+            attestations: Attestations::default(),
+            metadata: MetadataArg { provenance: None, warnings: false },
             rewrite_timestamp: None,
             iidfile: None,
             metadata_file: None,
@@ -87,7 +97,12 @@ impl Results {
     }
 
     /// Checks what was typed. `tags` are the names of `-t`, `platforms` the number of platforms.
-    pub(crate) fn from_args(args: ResultArgs, tags: &[Reference], platforms: usize) -> Result<Self, Problem> {
+    pub(crate) fn from_args(
+        args: ResultArgs,
+        tags: &[Reference],
+        platforms: usize,
+        env: &Env,
+    ) -> Result<Self, Problem> {
         let outputs = outputs(&args.outputs, args.push, args.load, tags)?;
         let is_docker = |output: &OutputArg| matches!(output, OutputArg::Docker { .. });
         if platforms > 1 && outputs.iter().any(is_docker) {
@@ -107,6 +122,8 @@ impl Results {
         Ok(Self {
             outputs,
             annotations,
+            attestations: Attestations::from_args(args.attest, env)?,
+            metadata: MetadataArg::from_env(env),
             rewrite_timestamp: args.rewrite_timestamp,
             iidfile: args.iidfile,
             metadata_file: args.metadata_file,

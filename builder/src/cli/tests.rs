@@ -5,6 +5,7 @@ use rbuild_oci::Digest;
 use super::*;
 use crate::progress::Mode;
 
+mod attest;
 mod outputs;
 
 fn invocation(line: &[&str], env: &Env) -> Result<Invocation, UsageError> {
@@ -328,8 +329,6 @@ fn documented_flags_that_are_missing_are_named() {
         &["--policy", "x", "."][..],
         &["--cache-from", "type=registry,ref=x", "."],
         &["--cache-to=type=inline", "."],
-        &["--sbom=true", "."],
-        &["--provenance", "mode=max", "."],
         &["--tls-verify=false", "."],
     ] {
         let flag = line[0].split('=').next().unwrap();
@@ -354,7 +353,7 @@ fn calls_are_read_as_buildx_reads_them() {
 
 #[test]
 fn flags_that_ask_for_what_happens_anyway_pass() {
-    build(&["--provenance=false", "--sbom=false", "--call=build", "--check=false", "--tls-verify", "."]);
+    build(&["--call=build", "--check=false", "--tls-verify", "."]);
 }
 
 #[test]

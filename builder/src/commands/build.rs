@@ -7,12 +7,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use serde_json::{Map, json};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rbuild_frontend::diagnostic::Diagnostic;
+use rbuild_frontend::lint;
+use serde_json::{Map, Value, json};
 
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
 use crate::commands::{explain, space, with_signals};
 use crate::context::commit_time::commit_time;
+use crate::context::files::FoundDockerfile;
 use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
@@ -96,7 +101,7 @@ fn build(
         debug::last::remember(&host.root, typed, request);
     }
     let outcome = result?;
-    write_results(request, &outcome)?;
+    write_results(request, &outcome, source)?;
     Ok((host, outcome))
 }
 
@@ -146,18 +151,20 @@ fn decisions(source: &Source) -> String {
     explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
 }
 
-/// Writes the files that scripts read.
-fn write_results(request: &BuildRequest, outcome: &BuildOutcome) -> Result<(), BuildError> {
-    if let Some(path) = &request.results.iidfile {
+/// Writes the files that scripts read. `source` has the Dockerfile.
+fn write_results(request: &BuildRequest, outcome: &BuildOutcome, source: &Source) -> Result<(), BuildError> {
+    let results = &request.results;
+    if let Some(path) = &results.iidfile {
         write_whole(path, id(outcome).as_bytes())?;
     }
-    if let Some(path) = &request.results.metadata_file {
-        write_whole(path, metadata(outcome).as_bytes())?;
+    if let Some(path) = &results.metadata_file {
+        let warnings = results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten();
+        write_whole(path, metadata(outcome, warnings).as_bytes())?;
     }
-    if let Some(path) = &request.results.digest_file {
+    if let Some(path) = &results.digest_file {
         write_whole(path, digest(outcome).as_bytes())?;
     }
-    if let Some(path) = &request.results.name_with_digest_file {
+    if let Some(path) = &results.name_with_digest_file {
         let digest = digest(outcome);
         let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
         write_whole(path, lines.as_bytes())?;
@@ -216,11 +223,25 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 }
 
 /// The metadata document of buildx. An image that no exporter wrote has no manifest yet: its id stands for the
-/// digest, as with Docker's own store.
-fn metadata(outcome: &BuildOutcome) -> String {
+/// digest, as with Docker's own store. With `warned`, the Dockerfile, come its warnings.
+fn metadata(outcome: &BuildOutcome, warned: Option<&FoundDockerfile>) -> String {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
     let mut document = Map::new();
     document.insert("rbuild.isolation".to_owned(), json!(outcome.isolation.name()));
+    document.insert("buildx.build.ref".to_owned(), json!(format!("rbuild/local/{}", outcome.invocation)));
+    match outcome.provenance.as_slice() {
+        [(_, provenance)] => drop(document.insert("buildx.build.provenance".to_owned(), provenance.clone())),
+        several => {
+            for (platform, provenance) in several {
+                document.insert(format!("buildx.build.provenance/{platform}"), provenance.clone());
+            }
+        }
+    }
+    if let Some(dockerfile) = warned {
+        let warnings: Vec<Value> =
+            outcome.warnings.iter().map(|warning| vertex_warning(warning, dockerfile)).collect();
+        document.insert("buildx.build.warnings".to_owned(), warnings.into());
+    }
     if let [(_, id)] = outcome.images.as_slice() {
         document.insert("containerimage.config.digest".to_owned(), json!(id));
     }
@@ -246,6 +267,27 @@ fn metadata(outcome: &BuildOutcome) -> String {
         document.insert("image.name".to_owned(), names.join(",").into());
     }
     serde_json::to_string_pretty(&document).unwrap_or_default()
+}
+
+/// A warning as BuildKit's clients have it: bytes in base64.
+fn vertex_warning(warning: &Diagnostic, dockerfile: &FoundDockerfile) -> Value {
+    let rule = warning.rule.and_then(lint::rules::find);
+    let (name, description) = match rule {
+        Some(rule) => (rule.name, rule.why),
+        None => (warning.rule.unwrap_or_default(), ""),
+    };
+    let short = format!("{name}: {} (line {})", warning.message, warning.lines.first);
+    json!({
+        "level": 1,
+        "short": STANDARD.encode(short),
+        "detail": [STANDARD.encode(description)],
+        "sourceInfo": {
+            "filename": dockerfile.display,
+            "language": "Dockerfile",
+            "data": STANDARD.encode(&dockerfile.bytes),
+        },
+        "range": [{"start": {"line": warning.lines.first}, "end": {"line": warning.lines.last}}],
+    })
 }
 
 fn remove(path: &Path) -> Result<(), BuildError> {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::cli::{ExplainFormat, ExplainRequest};
 use crate::error::BuildError;
 use crate::explain::cause::{details, sentence};
-use crate::explain::parse;
 use crate::explain::record::{Record, split_name};
+use crate::explain::{build_id, parse};
 use crate::host::Host;
 use crate::report::human;
 use crate::settings::Settings;
@@ -68,7 +68,10 @@ fn choose<'a>(known: &'a [Known], which: Option<&str>) -> Vec<&'a Known> {
         None => known.first().map(|known| known.past.execution.build),
         Some(which) if which.len() >= ID_DIGITS_MIN && which.bytes().all(|b| b.is_ascii_hexdigit()) => {
             let which = which.to_ascii_lowercase();
-            known.iter().map(|known| known.past.execution.build).find(|build| id(*build).starts_with(&which))
+            known
+                .iter()
+                .map(|known| known.past.execution.build)
+                .find(|build| build_id(*build).starts_with(&which))
         }
         Some(_) => None,
     };
@@ -91,7 +94,12 @@ fn text(chosen: &[&Known]) -> String {
     let mut build = None;
     for Known { past, record } in chosen {
         if build.replace(past.execution.build) != Some(past.execution.build) {
-            let _ = writeln!(text, "build {}, {}", id(past.execution.build), ago(past.execution.at_unix_ns));
+            let _ = writeln!(
+                text,
+                "build {}, {}",
+                build_id(past.execution.build),
+                ago(past.execution.at_unix_ns)
+            );
         }
         let took = human::seconds(Duration::from_millis(record.exec_ms));
         let failed = if record.is_failed { ", failed" } else { "" };
@@ -109,7 +117,7 @@ fn text(chosen: &[&Known]) -> String {
 
 fn document(Known { past, record }: &Known) -> Value {
     let mut document = step(record, if record.is_failed { "failed" } else { "executed" });
-    document["build"] = id(past.execution.build).into();
+    document["build"] = build_id(past.execution.build).into();
     document["key"] = past.execution.key.to_string().into();
     document["at"] = timestamp::rfc3339(past.execution.at_unix_ns / 1_000_000_000, 0).into();
     document["execMs"] = record.exec_ms.into();
@@ -128,10 +136,6 @@ pub(super) fn step(record: &Record, decision: &str) -> Value {
 
 pub(super) fn pretty(document: &Value) -> String {
     serde_json::to_string_pretty(document).unwrap_or_default() + "\n"
-}
-
-pub(super) fn id(build: u64) -> String {
-    format!("{build:016x}")
 }
 
 fn ago(unix_ns: i64) -> String {

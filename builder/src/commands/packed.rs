@@ -7,6 +7,9 @@ use rbuild_cache::store::{ImageRecord, Store};
 use rbuild_oci::{Document, ImageConfig, Reference, media_type};
 
 use super::ImageError;
+use crate::assemble::attestation::{
+    ATTESTATION, AttestationManifest, Blob, REFERENCE_DIGEST, REFERENCE_TYPE, STATEMENT_BYTES_MAX,
+};
 use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
 use crate::assemble::{BuiltImage, ImageLayer, Place};
@@ -23,7 +26,7 @@ pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Imag
             images.push(image(env, record).await?);
         }
         // Built for several platforms and not exported yet.
-        let index = (images.len() > 1).then(|| Index::over(&images, &[], false));
+        let index = (images.len() > 1).then(|| Index::over(&images, &[], &[], false));
         return Ok(ImageSet { index, ..ImageSet::over(images) });
     };
     let gone = || ImageError::Config(digest.to_string());
@@ -38,12 +41,48 @@ pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Imag
         listed.manifests().iter().position(|entry| entry.digest().to_string() == digest)
     };
     let is_same = images.iter().all(|image| place(image).is_some());
+    let attestations = if is_same { attestations(&env.store, &listed)? } else { Some(Vec::new()) };
     images.sort_by_key(place);
     let stated = listed.media_type().as_ref().map(ToString::to_string);
     let media_type = stated.unwrap_or_else(|| media_type::OCI_INDEX.to_owned());
     // Blobs that went and were made anew in another form make another index.
-    let index = if is_same { Index { digest, bytes, media_type } } else { Index::over(&images, &[], false) };
-    Ok(ImageSet { index: Some(index), ..ImageSet::over(images) })
+    let index = match &attestations {
+        Some(_) if is_same => Index { digest, bytes, media_type },
+        _ => Index::over(&images, &[], &[], false),
+    };
+    let attestations = attestations.unwrap_or_default();
+    Ok(ImageSet { index: Some(index), attestations, ..ImageSet::over(images) })
+}
+
+/// What an index of the store lists about its images; `None` when some of it is not here.
+fn attestations(
+    store: &Store,
+    listed: &rbuild_oci::Index,
+) -> Result<Option<Vec<AttestationManifest>>, BuildError> {
+    let mut found = Vec::new();
+    for entry in listed.manifests() {
+        let annotation = |key: &str| entry.annotations().as_ref()?.get(key).map(String::as_str);
+        if annotation(REFERENCE_TYPE) != Some(ATTESTATION) {
+            continue;
+        }
+        let blob = |digest: &str| -> Result<Option<Blob>, BuildError> {
+            let Ok(digest) = digest.parse() else { return Ok(None) };
+            let bytes = store.blob_bytes(&digest, STATEMENT_BYTES_MAX)?;
+            Ok(bytes.map(|bytes| Blob { bytes, digest }))
+        };
+        let subject = annotation(REFERENCE_DIGEST).and_then(|digest| digest.parse().ok());
+        let (Some(subject), Some(manifest)) = (subject, blob(entry.digest().as_ref())?) else {
+            return Ok(None);
+        };
+        let Ok(Document::Manifest(parsed)) = Document::parse(&manifest.bytes, None) else { return Ok(None) };
+        let mut blobs = Vec::new();
+        for descriptor in std::iter::once(parsed.config()).chain(parsed.layers()) {
+            let Some(blob) = blob(descriptor.digest().as_ref())? else { return Ok(None) };
+            blobs.push(blob);
+        }
+        found.push(AttestationManifest { subject, manifest, blobs });
+    }
+    Ok(Some(found))
 }
 
 /// The image with its manifest as it was made or pulled when that is possible, so that its digest stays; else a new

@@ -9,12 +9,13 @@ use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::lint::ContextFacts;
 
 use crate::cli::DockerfileArg;
+use crate::context::remote::Pinned;
 use crate::error::BuildError;
 
 /// Largest Dockerfile or ignore file read.
 pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Names tried in a context when `-f` is not given.
-pub(super) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
+pub(crate) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
 /// A Dockerfile as found.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct FoundDockerfile {
     pub display: String,
     /// Its bytes.
     pub bytes: Arc<[u8]>,
+    /// Which state of what it is, when it was fetched by itself.
+    pub pinned: Option<Pinned>,
 }
 
 /// Reads the Dockerfile: `explicit` is relative to the working directory and not an address, otherwise the context's
@@ -46,7 +49,7 @@ pub fn dockerfile(
         match read(&path) {
             Ok(bytes) => {
                 let display = name.to_owned();
-                return Ok(FoundDockerfile { path: Some(path), display, bytes: bytes.into() });
+                return Ok(FoundDockerfile { path: Some(path), display, bytes: bytes.into(), pinned: None });
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BuildError::Read { path, source }),
@@ -62,6 +65,7 @@ fn at(path: &Path) -> Result<FoundDockerfile, BuildError> {
             display: path.display().to_string(),
             path: Some(path.to_owned()),
             bytes: bytes.into(),
+            pinned: None,
         }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(missing(path)),
         Err(source) => Err(BuildError::Read { path: path.to_owned(), source }),
@@ -134,7 +138,7 @@ pub fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<F
 
 /// A Dockerfile that is all of standard input.
 pub fn from_stdin(input: &mut dyn Read) -> Result<FoundDockerfile, BuildError> {
-    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(input)?.into() })
+    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: all(input)?.into(), pinned: None })
 }
 
 /// All of a Dockerfile from standard input.

@@ -14,6 +14,7 @@ use rbuild_cache::layer::{self, Limits};
 use rbuild_cache::path::RelPath;
 use rbuild_frontend::graph::{GitOp, HttpOp};
 use rbuild_frontend::remote::{GitSource, HttpSource, without_user};
+use rbuild_oci::Digest;
 
 use super::ScannedContext;
 use super::files::{self, FoundDockerfile};
@@ -26,10 +27,31 @@ use crate::solve::Solved;
 /// Name of the one file of a context that is a file, as with BuildKit.
 const ONLY_FILE: &str = "context";
 
+/// What was fetched, and which state of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pinned {
+    /// A repository.
+    Git {
+        /// Its address with reference and directory, without user and query.
+        address: String,
+        /// The commit.
+        commit: String,
+    },
+    /// A file.
+    Http {
+        /// Its address without user and query.
+        address: String,
+        /// Digest of its bytes.
+        content: Digest,
+    },
+}
+
 /// A context that was fetched.
 pub struct Fetched {
     /// Its files.
     pub context: ScannedContext,
+    /// Which state of what it is.
+    pub pinned: Pinned,
     /// True when they have owners of their own, as in a tar.
     pub has_owners: bool,
     /// Where from, for messages.
@@ -50,7 +72,8 @@ impl Fetched {
             (None, None) => Ok(stdin::dockerfile_in(&self.context, path)?),
             (None, Some(_)) if path.is_some() => Err(StdinError::TwoDockerfiles.into()),
             (None, Some(bytes)) => {
-                Ok(FoundDockerfile { path: None, display: self.address.clone(), bytes: Arc::clone(bytes) })
+                let (display, bytes) = (self.address.clone(), Arc::clone(bytes));
+                Ok(FoundDockerfile { path: None, display, bytes, pinned: None })
             }
         }
     }
@@ -66,10 +89,11 @@ pub async fn git(
     let address = source.to_string();
     shown(env, &format!("[internal] load git source {address}"), |vertex| async move {
         let keep_git_dir = source.keep_git_dir.unwrap_or(keep_git_dir);
-        let commit = Some(ops::git::pin(env, source).await?);
-        let op = GitOp { source: source.clone(), keep_git_dir, commit };
+        let commit = ops::git::pin(env, source).await?;
+        let pinned = Pinned::Git { address: address.clone(), commit: commit.clone() };
+        let op = GitOp { source: source.clone(), keep_git_dir, commit: Some(commit) };
         let solved = ops::git::files(env, &op, use_cache, vertex).await?;
-        Ok(Fetched { context: of_layer(env, &solved)?, has_owners: false, address, only_file: None })
+        Ok(Fetched { context: of_layer(env, &solved)?, pinned, has_owners: false, address, only_file: None })
     })
     .await
 }
@@ -82,6 +106,7 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
             HttpOp { url: source.url.clone(), name: ONLY_FILE.to_owned(), checksum: None, content: None };
         let file = ops::http::file(env, &op, use_cache, vertex).await?;
         let (env, content, solved) = (Arc::clone(env), file.content, file.solved);
+        let pinned = Pinned::Http { address: address.clone(), content };
         blocking(move || {
             let key = fetched::key("http archive/1", |out| {
                 out.value(&content);
@@ -89,7 +114,7 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
             let known = if use_cache { fetched::stored(&env, &key)? } else { None };
             if let Some(tree) = known {
                 let context = of_layer(&env, &tree)?;
-                return Ok(Fetched { context, has_owners: true, address, only_file: None });
+                return Ok(Fetched { context, pinned, has_owners: true, address, only_file: None });
             }
             let open = || -> Result<File, StepFailure> {
                 let path = RelPath::root().join(ONLY_FILE.as_bytes());
@@ -101,7 +126,8 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
                 let failed = |source| StepFailure::Io { what: "read", path: address.clone(), source };
                 let bytes = files::bounded(&mut open()?).map_err(failed)?;
                 let context = of_layer(&env, &solved)?;
-                return Ok(Fetched { context, has_owners: false, address, only_file: Some(bytes.into()) });
+                let only_file = Some(bytes.into());
+                return Ok(Fetched { context, pinned, has_owners: false, address, only_file });
             }
             let started = Instant::now();
             let draft = env.store.draft(&env.lease)?;
@@ -110,7 +136,8 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
             let (unpacked, _) = unpacked.map_err(refused)?;
             let diff = fetched::plain_files(unpacked.diff, &address)?;
             let tree = fetched::store(&env, &key, &address, draft, &diff, started)?;
-            Ok(Fetched { context: of_layer(&env, &tree)?, has_owners: true, address, only_file: None })
+            let context = of_layer(&env, &tree)?;
+            Ok(Fetched { context, pinned, has_owners: true, address, only_file: None })
         })
         .await
     })
@@ -144,7 +171,8 @@ pub async fn dockerfile(
         let mut opened = File::from(env.stack_source(&file.solved)?.open(&path)?);
         let failed = |source| StepFailure::Io { what: "read", path: address.clone(), source };
         let bytes = files::bounded(&mut opened).map_err(failed)?;
-        Ok(FoundDockerfile { path: None, display: address, bytes: bytes.into() })
+        let pinned = Some(Pinned::Http { address: address.clone(), content: file.content });
+        Ok(FoundDockerfile { path: None, display: address, bytes: bytes.into(), pinned })
     })
     .await
 }

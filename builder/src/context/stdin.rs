@@ -140,7 +140,7 @@ pub fn only_dockerfile(
         let error = io::Error::new(io::ErrorKind::FileTooLarge, "a Dockerfile larger than 64 MiB");
         return Err(StdinError::Read(error));
     }
-    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: bytes.into() })
+    Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: bytes.into(), pinned: None })
 }
 
 fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
@@ -182,7 +182,8 @@ pub fn dockerfile_in(context: &ScannedContext, wanted: Option<&Path>) -> Result<
         let mut bytes = Vec::new();
         let file = File::from(source()?.open(&found).map_err(failed)?);
         file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(StdinError::Read)?;
-        return Ok(FoundDockerfile { path: None, display: name.clone(), bytes: bytes.into() });
+        let (display, bytes) = (name.clone(), bytes.into());
+        return Ok(FoundDockerfile { path: None, display, bytes, pinned: None });
     }
     Err(StdinError::NoDockerfile { path: names.into_iter().next().unwrap_or_default() })
 }

@@ -46,6 +46,11 @@ use record::{InputRecord, Producer, Record, fields, split_name};
 /// Earlier executions looked at for one miss.
 const CANDIDATES_MAX: u32 = 64;
 
+/// A build's number as people see and type it.
+pub fn build_id(build: u64) -> String {
+    format!("{build:016x}")
+}
+
 /// Explains the misses of one build.
 pub struct Explainer {
     store: Store,

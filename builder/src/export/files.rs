@@ -1,20 +1,26 @@
 //! The image's files themselves: `type=local` and `type=tar`. They are read from the solved state, without a mount and
 //! without making layers.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Read as _, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::layer::{Change, Checkout, CheckoutError, FilesArchive, FlattenError, LayerDiff, listing};
 use rbuild_cache::path::RelPath;
-use rbuild_oci::Platform;
+use rbuild_oci::{Digest, Platform, Sha256};
+use serde_json::Value;
 
+use crate::assemble::attestation::{Predicate, platform_suffix, subject};
 use crate::cli::{Destination, LocalMode};
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 use crate::solve::Solved;
+
+/// Bytes read from a file at once.
+const READ_BYTES: usize = 256 << 10;
 
 /// The files of one platform's image.
 pub struct Files {
@@ -22,6 +28,21 @@ pub struct Files {
     pub platform: Platform,
     listing: LayerDiff,
     source: Box<dyn FileSource>,
+    /// What is said about them, by the name of its file.
+    statements: Vec<(String, Vec<u8>)>,
+}
+
+/// How files are written.
+#[derive(Debug, Clone)]
+pub struct FilesForm {
+    /// A directory for each platform.
+    pub split: bool,
+    /// None was asked for: names of attestations tell the platforms apart.
+    pub is_merged: bool,
+    /// Begins the names of attestations.
+    pub attestation_prefix: String,
+    /// No time is later than this.
+    pub clamp: Option<i64>,
 }
 
 /// Why files cannot be written.
@@ -65,6 +86,14 @@ pub enum FilesError {
     /// A tar is for no eyes.
     #[error("refusing to write a tar archive to the terminal")]
     Terminal,
+    /// A file of an attestation would take the place of another.
+    #[error(
+        "the files of the image have `{name}` already, which is the attestation's name; give it another with attestation-prefix="
+    )]
+    Attestation {
+        /// Its name.
+        name: String,
+    },
     /// Platforms that have different things at one path, without directories of their own.
     #[error(
         "/{path} is in the images of {first} and {second}, and platform-split=false puts both into one directory"
@@ -80,23 +109,88 @@ pub enum FilesError {
 }
 
 impl Files {
-    /// Lists the files of a state.
-    pub fn of(env: &ExecEnv, solved: &Solved, platform: Platform) -> Result<Self, StepFailure> {
+    /// Lists the files of a state, and what `predicates` say about them.
+    pub fn of(
+        env: &ExecEnv,
+        solved: &Solved,
+        platform: Platform,
+        predicates: &[Predicate],
+    ) -> Result<Self, StepFailure> {
         let source = env.stack_source(solved)?;
         let listing = listing(&solved.tree, &env.store, &source)?;
-        Ok(Self { platform, listing, source: Box::new(source) })
+        let mut files = Self { platform, listing, source: Box::new(source), statements: Vec::new() };
+        let mut predicates = predicates.iter().filter(|predicate| !predicate.inline_only).peekable();
+        if predicates.peek().is_some() {
+            let subjects = files.subjects()?;
+            let statement = |predicate: &Predicate| {
+                let statement = predicate.statement(&subjects, &[]);
+                let bytes = serde_json::to_vec_pretty(&statement).expect("a JSON value serialises");
+                (predicate.file_name.clone(), bytes)
+            };
+            files.statements = predicates.map(statement).collect();
+        }
+        Ok(files)
     }
-}
 
-/// `linux_arm64`, `linux_arm_v7`.
-fn directory(platform: &Platform) -> String {
-    platform.to_string().replace('/', "_")
+    /// Every file with the digest of its bytes, as attestations name what they are about.
+    fn subjects(&self) -> Result<Vec<Value>, StepFailure> {
+        let mut digests: HashMap<&RelPath, Digest> = HashMap::new();
+        let mut subjects = Vec::new();
+        let mut buffer = vec![0; READ_BYTES];
+        for entry in &self.listing.entries {
+            let digest = match &entry.change {
+                Change::File { .. } => {
+                    let failed =
+                        |source| StepFailure::Io { what: "read", path: entry.path.to_string(), source };
+                    let mut file = File::from(self.source.open(&entry.path)?);
+                    let mut hash = Sha256::new();
+                    loop {
+                        match file.read(&mut buffer).map_err(failed)? {
+                            0 => break,
+                            len => hash.update(&buffer[..len]),
+                        }
+                    }
+                    let digest = hash.finish();
+                    digests.insert(&entry.path, digest);
+                    digest
+                }
+                Change::Hardlink { target } => match digests.get(target) {
+                    Some(digest) => *digest,
+                    None => continue,
+                },
+                _ => continue,
+            };
+            subjects.push(subject(&entry.path.to_string(), digest));
+        }
+        Ok(subjects)
+    }
+
+    /// Attestations under the names that they get in this form.
+    fn named_statements(&self, form: &FilesForm) -> Result<Vec<(String, &[u8])>, FilesError> {
+        let mut named: Vec<(String, &[u8])> = Vec::new();
+        for (name, bytes) in &self.statements {
+            let mut name = format!("{}{name}", form.attestation_prefix);
+            if form.is_merged {
+                let (base, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
+                let dot = if extension.is_empty() { "" } else { "." };
+                name = format!("{base}.{}{dot}{extension}", platform_suffix(&self.platform));
+            }
+            let path = RelPath::clamp(name.as_bytes());
+            let is_taken = named.iter().any(|(other, _)| *other == name)
+                || self.listing.entries.binary_search_by(|entry| entry.path.cmp(&path)).is_ok();
+            if is_taken {
+                return Err(FilesError::Attestation { name });
+            }
+            named.push((name, bytes));
+        }
+        Ok(named)
+    }
 }
 
 /// The directories of the images: one each with `split`, none without.
 fn directories(images: &[Files], split: bool) -> Result<Vec<String>, FilesError> {
     if split {
-        return Ok(images.iter().map(|image| directory(&image.platform)).collect());
+        return Ok(images.iter().map(|image| platform_suffix(&image.platform)).collect());
     }
     for (at, second) in images.iter().enumerate() {
         for first in &images[..at] {
@@ -121,19 +215,18 @@ fn overlap(first: &LayerDiff, second: &LayerDiff) -> Option<RelPath> {
 }
 
 /// Writes a tar archive: the file is there when it is whole.
-pub fn write_tar(
-    images: &[Files],
-    to: &Destination,
-    split: bool,
-    clamp: Option<i64>,
-) -> Result<(), FilesError> {
-    let directories = directories(images, split)?;
+pub fn write_tar(images: &[Files], to: &Destination, form: &FilesForm) -> Result<(), FilesError> {
+    let directories = directories(images, form.split)?;
+    let statements: Vec<_> =
+        images.iter().map(|image| image.named_statements(form)).collect::<Result<_, _>>()?;
+    let archive =
+        |out: &mut dyn Write, to: &Path| archive(images, &directories, &statements, form.clamp, out, to);
     let path = match to {
         Destination::Stdout => {
             if io::stdout().is_terminal() {
                 return Err(FilesError::Terminal);
             }
-            return archive(images, &directories, clamp, &mut io::stdout().lock(), Path::new("-"));
+            return archive(&mut io::stdout().lock(), Path::new("-"));
         }
         Destination::Path(path) => path,
     };
@@ -141,11 +234,11 @@ pub fn write_tar(
     if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         // A pipe or device is written to as it is.
         let out = fs::OpenOptions::new().write(true).open(path).map_err(failed)?;
-        return archive(images, &directories, clamp, &mut BufWriter::new(out), path);
+        return archive(&mut BufWriter::new(out), path);
     }
     let temporary = super::sibling(path);
     let written = File::create(&temporary).map_err(failed).and_then(|file| {
-        archive(images, &directories, clamp, &mut BufWriter::new(file), path)?;
+        archive(&mut BufWriter::new(file), path)?;
         fs::rename(&temporary, path).map_err(failed)
     });
     if written.is_err() {
@@ -157,19 +250,23 @@ pub fn write_tar(
 fn archive(
     images: &[Files],
     directories: &[String],
+    statements: &[Vec<(String, &[u8])>],
     clamp: Option<i64>,
     out: &mut dyn Write,
     to: &Path,
 ) -> Result<(), FilesError> {
     let write = |out: &mut dyn Write| {
         let mut archive = FilesArchive::new(out);
-        for (image, directory) in images.iter().zip(directories) {
+        for ((image, directory), statements) in images.iter().zip(directories).zip(statements) {
             let mut prefix = String::new();
             if !directory.is_empty() {
                 archive.add_dir(directory, clamp.unwrap_or(0))?;
                 prefix = format!("{directory}/");
             }
             archive.add(&prefix, &image.listing, &*image.source, clamp)?;
+            for (name, bytes) in statements {
+                archive.add_file(&format!("{prefix}{name}"), bytes, clamp.unwrap_or(0))?;
+            }
         }
         archive.finish()
     };
@@ -184,21 +281,25 @@ pub fn write_directory(
     images: &[Files],
     to: &Path,
     mode: LocalMode,
-    split: bool,
-    clamp: Option<i64>,
+    form: &FilesForm,
 ) -> Result<u64, FilesError> {
-    let directories = directories(images, split)?;
+    let directories = directories(images, form.split)?;
+    let statements: Vec<_> =
+        images.iter().map(|image| image.named_statements(form)).collect::<Result<_, _>>()?;
     let destination = |source| FilesError::Destination { to: to.to_owned(), source };
     fs::create_dir_all(to).map_err(destination)?;
     let root = File::open(to).map_err(destination)?;
     let write = || {
-        let mut checkout = Checkout::new(root.as_fd(), clamp);
-        for (image, directory) in images.iter().zip(&directories) {
+        let mut checkout = Checkout::new(root.as_fd(), form.clamp);
+        for ((image, directory), statements) in images.iter().zip(&directories).zip(&statements) {
             let prefix = RelPath::clamp(directory.as_bytes());
             if !prefix.is_root() {
                 checkout.add_dir(&prefix)?;
             }
             checkout.add(&prefix, &image.listing, &*image.source)?;
+            for (name, bytes) in statements {
+                checkout.add_file(&prefix.join(name.as_bytes()), bytes)?;
+            }
         }
         if mode == LocalMode::Delete {
             checkout.delete_others()?;

@@ -11,6 +11,7 @@ use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
+use crate::assemble::attestation::AttestationManifest;
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
@@ -81,6 +82,9 @@ fn parts(set: &ImageSet) -> Vec<(Digest, Part<'_>)> {
         parts.extend(image.layers.iter().map(|layer| (layer.digest, Part::Blob(layer.size))));
         parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
         parts.push((image.digest, Part::Bytes(&image.manifest)));
+    }
+    for blob in set.attestations.iter().flat_map(AttestationManifest::all_blobs) {
+        parts.push((blob.digest, Part::Bytes(&blob.bytes)));
     }
     let root = set.root();
     parts.push((root.digest, Part::Bytes(root.bytes)));

@@ -9,6 +9,7 @@ use rbuild_oci::Reference;
 use rbuild_registry::Client;
 
 use crate::assemble::BuiltImage;
+use crate::assemble::attestation::{Form, Predicate};
 use crate::assemble::index::{ImageSet, SetPacking};
 use crate::build::ended;
 use crate::cancel::Cancel;
@@ -17,7 +18,7 @@ use crate::error::BuildError;
 use crate::export::ahead::Ahead;
 use crate::export::archive::{self, SavedImage};
 use crate::export::engine::{self, EngineAddress, EngineError};
-use crate::export::files::{self, Files};
+use crate::export::files::{self, Files, FilesForm};
 use crate::export::oci_layout::{self, Destination};
 use crate::export::registry::Push;
 use crate::ops::{ExecEnv, blocking};
@@ -37,6 +38,8 @@ pub struct Outputs<'a> {
     pub rewritten: &'a [BuiltImage],
     /// The same with times as they are.
     pub plain: &'a [BuiltImage],
+    /// What is said about each of them; empty when nothing is.
+    pub said: &'a [Vec<Predicate>],
     /// The files of each, when an output wants them.
     pub files: &'a Arc<Vec<Files>>,
     /// Pushes that began while the steps ran.
@@ -83,7 +86,7 @@ impl Outputs<'_> {
             }
             let set = match (output, packing(output)) {
                 // The store needs no manifest of a single image; of several the index is what the name stands for.
-                (OutputArg::Image(image), Some(_)) if !image.push && !self.is_multi => {
+                (OutputArg::Image(image), Some(_)) if !image.push && !self.is_multi && !self.says() => {
                     if !image.not_stored && !image.names.is_empty() {
                         let images = self.rewritten.iter().chain(self.plain);
                         let left = images.flat_map(BuiltImage::remote_layers).cloned();
@@ -91,7 +94,18 @@ impl Outputs<'_> {
                     }
                     continue;
                 }
-                (_, Some(packing)) => self.pack(packing).await?,
+                (OutputArg::Docker { .. }, Some(packing)) => {
+                    if self.says() {
+                        let text = "attestations stay out of type=docker: what an engine loads is one image";
+                        self.env.events.remark(text);
+                    }
+                    self.pack(packing, &[], &[]).await?
+                }
+                (
+                    OutputArg::Image(ImageOutput { names, .. }) | OutputArg::Oci { names, .. },
+                    Some(packing),
+                ) => self.pack(packing, names, self.said).await?,
+                (_, Some(packing)) => self.pack(packing, &[], &[]).await?,
                 (_, None) => {
                     self.write_files(output).await?;
                     continue;
@@ -124,13 +138,24 @@ impl Outputs<'_> {
         Ok(stored.or(first))
     }
 
-    async fn pack(&self, packing: &PackingArg) -> Result<Arc<ImageSet>, BuildError> {
+    /// True when something is said about the images.
+    fn says(&self) -> bool {
+        self.said.iter().any(|list| !list.is_empty())
+    }
+
+    async fn pack(
+        &self,
+        packing: &PackingArg,
+        names: &[Reference],
+        said: &[Vec<Predicate>],
+    ) -> Result<Arc<ImageSet>, BuildError> {
         let images = if rewrites(self.results, packing) { self.rewritten } else { self.plain };
         let annotations = [self.results.annotations.as_slice(), &packing.annotations].concat();
         let compression = layer_compression(packing.compression);
         let needs_oci = match (&compression, annotations.is_empty()) {
             (_, false) => Some("annotations"),
             (Compression::Zstd { .. }, true) => Some("compression=zstd"),
+            _ if said.iter().any(|list| !list.is_empty()) => Some("attestations"),
             _ => None,
         };
         if let (true, Some(what)) = (packing.docker_types, needs_oci) {
@@ -142,8 +167,9 @@ impl Outputs<'_> {
             force: packing.force,
             docker_types: packing.docker_types && needs_oci.is_none(),
             annotations,
+            attestation_form: if packing.image_attestations { Form::Image } else { Form::Artifact },
         };
-        Ok(Arc::new(ImageSet::pack(self.env, images, &packing, self.is_multi).await?))
+        Ok(Arc::new(ImageSet::pack(self.env, images, names, said, &packing, self.is_multi).await?))
     }
 
     fn begin(&self, name: impl Into<String>) -> VertexId {
@@ -168,6 +194,10 @@ impl Outputs<'_> {
         let (store, names, of) = (self.env.store.clone(), names.to_vec(), Arc::clone(set));
         let written = blocking(move || Ok(oci_layout::write(&store, &of, &names, &dest))).await?;
         if written.is_ok() {
+            for attestation in &set.attestations {
+                let digest = attestation.manifest.digest;
+                self.env.events.note(id, format!("exporting attestation manifest {digest}"));
+            }
             let what = if set.index.is_some() { "manifest list" } else { "manifest" };
             self.env.events.note(id, format!("exporting {what} {}", set.root().digest));
         }
@@ -233,13 +263,18 @@ impl Outputs<'_> {
     async fn write_files(&self, output: &OutputArg) -> Result<(), BuildError> {
         let clamp = self.env.source_date_epoch();
         let clamp = clamp.filter(|_| self.results.rewrite_timestamp.unwrap_or(true));
-        let split = |asked: &Option<bool>| asked.unwrap_or(self.is_multi);
+        let form = |asked: &Option<bool>, prefix: &String| FilesForm {
+            split: asked.unwrap_or(self.is_multi),
+            is_merged: *asked == Some(false),
+            attestation_prefix: prefix.clone(),
+            clamp,
+        };
         let images = Arc::clone(self.files);
         match output {
-            OutputArg::Local { dest, mode, platform_split } => {
+            OutputArg::Local { dest, mode, platform_split, attestation_prefix } => {
                 let id = self.begin("exporting to client directory");
-                let (dest, mode, split) = (dest.clone(), *mode, split(platform_split));
-                let write = move || files::write_directory(&images, &dest, mode, split, clamp);
+                let (dest, mode, form) = (dest.clone(), *mode, form(platform_split, attestation_prefix));
+                let write = move || files::write_directory(&images, &dest, mode, &form);
                 let devices = blocking(move || Ok(write())).await?.map_err(BuildError::from);
                 let devices = self.end(id, devices)?;
                 if devices > 0 {
@@ -248,10 +283,10 @@ impl Outputs<'_> {
                 }
                 Ok(())
             }
-            OutputArg::Tar { dest, platform_split } => {
+            OutputArg::Tar { dest, platform_split, attestation_prefix } => {
                 let id = self.begin("exporting to client tarball");
-                let (dest, split) = (dest.clone(), split(platform_split));
-                let write = move || files::write_tar(&images, &dest, split, clamp);
+                let (dest, form) = (dest.clone(), form(platform_split, attestation_prefix));
+                let write = move || files::write_tar(&images, &dest, &form);
                 let written = blocking(move || Ok(write())).await?.map_err(BuildError::from);
                 self.end(id, written)
             }

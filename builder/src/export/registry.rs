@@ -1,4 +1,4 @@
-//! Pushes images: layers, configs, manifests, index, tags last; all destinations at once.
+//! Pushes images: layers, configs, manifests, attestations, index, tags last; all destinations at once.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{TryStreamExt as _, stream};
 use rbuild_cache::store::Store;
-use rbuild_oci::{Digest, Reference};
+use rbuild_oci::{Digest, Reference, media_type};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, RegistryError};
 use tokio::io::AsyncReadExt;
 use tokio::sync::OnceCell;
@@ -124,6 +124,15 @@ impl Push {
                 let member = name.only_digest(image.digest);
                 self.client.push_manifest(&member, &image.media_type, image.manifest.clone()).await?;
             }
+        }
+        for attestation in &set.attestations {
+            for blob in &attestation.blobs {
+                let source = BytesSource(blob.bytes.clone().into());
+                self.client.push_blob(&name, blob.digest, blob.bytes.len() as u64, &source, |_| {}).await?;
+            }
+            let manifest = &attestation.manifest;
+            let member = name.only_digest(manifest.digest);
+            self.client.push_manifest(&member, media_type::OCI_MANIFEST, manifest.bytes.clone()).await?;
         }
         self.client.push_manifest(&name, root.media_type, root.bytes.to_vec()).await?;
         Ok(())

@@ -4,6 +4,7 @@ use rbuild_cache::store::{AbsentLayers, ImageRecord, LayerId, Lease, ResolvedLay
 use rbuild_oci::{Platform, Reference};
 
 use crate::assemble::BuiltImage;
+use crate::assemble::attestation::AttestationManifest;
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::ops::download::RemoteLayer;
@@ -83,6 +84,9 @@ pub fn tag(
     let own = images.iter().position(|image| image.config.platform.satisfies(host)).unwrap_or(0);
     let mut record = records.remove(own);
     record.others = records;
+    for blob in set.iter().flat_map(|set| &set.attestations).flat_map(AttestationManifest::all_blobs) {
+        store.put_blob(lease, &blob.bytes)?;
+    }
     let index = set.and_then(|set| set.index.as_ref());
     record.index = index.map(|index| store.put_blob(lease, &index.bytes)).transpose()?;
     let names: Vec<String> = names.iter().map(|name| name.clone().with_default_tag().to_string()).collect();

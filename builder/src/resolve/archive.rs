@@ -14,6 +14,7 @@ use rbuild_oci::{
 };
 use serde::Deserialize;
 
+use crate::assemble::attestation::REFERENCE_TYPE;
 use crate::cancel::Cancel;
 use crate::resolve::{BaseImage, BaseLayer, BlobRef, CONFIG_BYTES_MAX, Origin, ResolveError, base_layers};
 
@@ -35,8 +36,6 @@ const COPY_BYTES: usize = 256 << 10;
 /// Annotations that carry names.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Annotation of manifests that are about another one.
-const ABOUT: &str = "vnd.docker.reference.type";
 
 /// Why an archive does not give its images.
 #[derive(Debug, thiserror::Error)]
@@ -423,7 +422,7 @@ fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
 
 /// Attestations and signatures are no images.
 fn is_about_another(descriptor: &Descriptor) -> bool {
-    annotation(descriptor, ABOUT).is_some()
+    annotation(descriptor, REFERENCE_TYPE).is_some()
         || descriptor.platform().as_ref().is_some_and(|platform| platform.os().to_string() == "unknown")
 }
 

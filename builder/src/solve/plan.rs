@@ -111,7 +111,7 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Walks down from the targets; a hit is not entered.
+/// Walks down from the targets, and from what else of the results is wanted; a hit is not entered.
 fn demand(
     graph: &BuildGraph,
     fetched: &Fetched,
@@ -120,7 +120,9 @@ fn demand(
     plan: &mut Plan,
 ) -> Result<(), StepError> {
     let mut seen = vec![false; graph.dag.node_count()];
-    let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).collect();
+    let scans = graph.targets.iter().flat_map(|target| &target.scans).map(|scan| scan.node);
+    let scans = scans.filter(|node| !matches!(graph.dag[*node].op, Op::Context(_)));
+    let mut work: Vec<NodeIndex> = graph.targets.iter().map(|target| target.node).chain(scans).collect();
     while let Some(node) = work.pop() {
         if std::mem::replace(&mut seen[node.index()], true) {
             continue;
@@ -165,21 +167,27 @@ fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, Ste
 /// Patterns that the reachable steps select from context `name`: the union decides what must be hashed.
 pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec<Cow<'a, str>> {
     let mut patterns = Vec::new();
+    let is_it =
+        |node: NodeIndex| matches!(&graph.dag[node].op, Op::Context(context) if context.name == *name);
+    if graph.targets.iter().flat_map(|target| &target.scans).any(|scan| is_it(scan.node)) {
+        // All of it is searched for packages.
+        patterns.push(Cow::Borrowed(""));
+    }
     for node in graph.dag.node_indices() {
         if let Op::Run(run) = &graph.dag[node].op {
             for (input, producer) in graph.inputs(node) {
                 let Role::Mount(index) = input.role else { continue };
-                if matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name) {
+                if is_it(producer) {
                     patterns.push(Cow::Owned(literal(run.mounts[usize::from(index)].source())));
                 }
             }
             continue;
         }
         let Op::Copy(CopyOp { sources, .. }) = &graph.dag[node].op else { continue };
-        let reads = graph.inputs(node).into_iter().any(|(input, producer)| {
-            input.role == Role::Source
-                && matches!(&graph.dag[producer].op, Op::Context(context) if context.name == *name)
-        });
+        let reads = graph
+            .inputs(node)
+            .into_iter()
+            .any(|(input, producer)| input.role == Role::Source && is_it(producer));
         if reads {
             patterns.extend(sources.iter().filter_map(|source| match source {
                 CopySource::Path(path) => Some(Cow::Borrowed(path.as_str())),

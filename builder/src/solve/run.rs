@@ -176,7 +176,8 @@ impl Solver {
         self.explainer.hit(&hits, plan.hits.len() == 1);
     }
 
-    fn known(&self, node: NodeIndex) -> Option<Arc<Solved>> {
+    /// The result of a node that was solved.
+    pub fn known(&self, node: NodeIndex) -> Option<Arc<Solved>> {
         match self.plan.hits.get(&node) {
             Some(solved) => Some(Arc::clone(solved)),
             None => self.cells.get(&node)?.borrow().as_ref()?.as_ref().ok().cloned(),

@@ -6,7 +6,7 @@ use petgraph::graph::NodeIndex;
 use rbuild_frontend::graph::{BuildGraph, Op, Role};
 
 /// Nodes whose state has to be known, and to be here: what steps that are to be executed or looked up by content stand
-/// on or read, and with `reads_targets` the targets. An image that is not among them is left at its registry: below
+/// on or read, what is searched for packages, and with `reads_targets` the targets. An image that is not among them is left at its registry: below
 /// metadata alone and below `COPY --link`, whose layer is the same on any root, nothing depends on its files.
 ///
 /// Any other COPY needs its root: where the destination leads is decided by links and directories there.
@@ -30,5 +30,6 @@ pub fn whole(graph: &BuildGraph, needed: &[NodeIndex], reads_targets: bool) -> H
     if reads_targets {
         graph.targets.iter().for_each(|target| add(target.node));
     }
+    graph.targets.iter().flat_map(|target| &target.scans).for_each(|scan| add(scan.node));
     whole
 }

@@ -15,8 +15,34 @@ use super::state::State;
 /// Proxy arguments: known to RUN without ARG, in either case, never part of a key.
 const PROXY_ARGS: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
-/// Arguments that steer the SBOM scanner and are no environment even when declared.
-const STEERING_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+/// Whether the context is searched for packages, too: true, false, or the names of the stages that say so.
+pub(super) const SCAN_CONTEXT: &str = "BUILDKIT_SBOM_SCAN_CONTEXT";
+/// The same of the stage itself.
+pub(super) const SCAN_STAGE: &str = "BUILDKIT_SBOM_SCAN_STAGE";
+/// Arguments that steer the search for packages and are no environment even when declared.
+const STEERING_ARGS: [&str; 2] = [SCAN_CONTEXT, SCAN_STAGE];
+
+/// What a stage has searched for packages besides the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Searches {
+    pub(super) context: bool,
+    pub(super) stage: bool,
+}
+
+impl Searches {
+    /// Takes a steering argument in; other names change nothing.
+    pub(super) fn set(&mut self, name: &str, value: Option<&str>, stage: &str) {
+        let is_on = match value.unwrap_or_default() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+            list => list.split(',').any(|name| name.trim().eq_ignore_ascii_case(stage)),
+        };
+        match name {
+            SCAN_CONTEXT => self.context = is_on,
+            SCAN_STAGE => self.stage = is_on,
+            _ => {}
+        }
+    }
+}
 
 pub(super) fn is_proxy(name: &str) -> bool {
     PROXY_ARGS.contains(&name) || PROXY_ARGS.iter().any(|proxy| proxy.to_ascii_lowercase() == name)
@@ -112,6 +138,7 @@ impl Pass<'_> {
                 Some(value) => format!("{name}={value}"),
                 None => name.clone(),
             });
+            work.searches.set(&name, value.as_deref(), &work.label);
             let value = value.filter(|_| !STEERING_ARGS.contains(&name.as_str()));
             work.state.set_arg(&name, value);
         }

@@ -9,7 +9,7 @@ use rbuild_oci::{Platform, Reference};
 use crate::ast::{Dockerfile, Instruction, InstructionKind, Spanned};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::expand::{self, Expansion};
-use crate::graph::{ContextOp, ImageOp, Op, Step, Target};
+use crate::graph::{ContextOp, ImageOp, Op, Scan, Step, Target};
 use crate::lint;
 use crate::parse::Issue;
 use crate::span::{Lines, Span};
@@ -17,6 +17,7 @@ use crate::stage::Stages;
 use crate::suggest;
 
 use super::bases::Base;
+use super::environment::Searches;
 use super::history::go_quote;
 use super::nodes::Nodes;
 use super::stages::Work;
@@ -63,6 +64,8 @@ pub(super) struct Pass<'a> {
     pub(super) platform: Option<&'a Platform>,
     /// Lowered stages; `None` when not reached or not possible yet.
     pub(super) states: Vec<Option<State>>,
+    /// What each has searched for packages.
+    pub(super) searches: Vec<Searches>,
     pub(super) bases: Vec<Option<Base>>,
     pub(super) reached: BTreeSet<usize>,
     /// Global ARGs with values, the built-in ones included.
@@ -98,6 +101,7 @@ pub(super) fn run(
         images,
         platform,
         states: (0..count).map(|_| None).collect(),
+        searches: vec![Searches::default(); count],
         bases: (0..count).map(|_| None).collect(),
         reached: BTreeSet::new(),
         global: HashMap::new(),
@@ -137,6 +141,7 @@ impl<'a> Pass<'a> {
                 self.stage(stage);
             }
         }
+        let scans = if self.options.lists_packages { self.scans(target) } else { Vec::new() };
         if !self.lacks_images
             && let Some(state) = &self.states[target]
         {
@@ -151,9 +156,24 @@ impl<'a> Pass<'a> {
                 history: state.history.clone(),
                 layers: state.layers.clone(),
                 base: state.base,
+                scans,
             };
             self.out.targets.push(target);
         }
+    }
+
+    /// What is searched for packages besides the result: stages that say so, and the context if one does.
+    fn scans(&mut self, target: usize) -> Vec<Scan> {
+        let mut scans = Vec::new();
+        for (index, searches) in self.searches.iter().enumerate() {
+            if let Some(state) = self.states[index].as_ref().filter(|_| searches.stage && index != target) {
+                scans.push(Scan { name: self.stages.all[index].label(), node: state.node });
+            }
+        }
+        if self.searches.iter().any(|searches| searches.context) {
+            scans.push(Scan { name: "context".to_owned(), node: self.context_node(None) });
+        }
+        scans
     }
 
     pub(super) fn target_platform(&self) -> &'a Platform {

@@ -14,6 +14,7 @@ use crate::span::{Lines, Span};
 use crate::stage::sources_of;
 
 use super::bases::{Base, Source};
+use super::environment::{SCAN_CONTEXT, SCAN_STAGE, Searches};
 use super::pass::Pass;
 use super::state::State;
 use super::{Provided, unsupported};
@@ -36,6 +37,8 @@ pub(super) struct Work {
     pub(super) skip_rules: Vec<String>,
     /// Where CMD, ENTRYPOINT and HEALTHCHECK were seen in this stage.
     pub(super) seen: HashMap<&'static str, (Span, Lines)>,
+    /// What is searched for packages because of this stage.
+    pub(super) searches: Searches,
 }
 
 impl Work {
@@ -151,7 +154,11 @@ impl Pass<'_> {
             lines: from_lines,
             skip_rules: Vec::new(),
             seen: HashMap::new(),
+            searches: Searches::default(),
         };
+        for name in [SCAN_CONTEXT, SCAN_STAGE] {
+            work.searches.set(name, self.global.get(name).map(String::as_str), &work.label);
+        }
         if let Some((found, platform)) = image {
             let step = work.named_step(&format!("FROM {}", found.reference));
             work.state.node = self.image_node(found, &platform, step);
@@ -168,6 +175,7 @@ impl Pass<'_> {
                 return;
             }
         }
+        self.searches[index] = work.searches;
         self.states[index] = Some(work.state);
     }
 

@@ -8,6 +8,7 @@ use crate::parse::parse;
 
 mod mounts;
 mod rules;
+mod scans;
 
 fn platform() -> Platform {
     Platform::new("linux", "amd64", None)

@@ -3,6 +3,7 @@
 
 mod add;
 mod add_url;
+mod attestations;
 mod bad_input;
 mod broken;
 mod cache_control;

@@ -51,8 +51,12 @@ fn archives_parse_into_what_they_mean() {
 
 #[test]
 fn files_go_to_directories_and_archives() {
-    let local =
-        |dest: &str, mode, platform_split| OutputArg::Local { dest: dest.into(), mode, platform_split };
+    let local = |dest: &str, mode, platform_split| OutputArg::Local {
+        dest: dest.into(),
+        mode,
+        platform_split,
+        attestation_prefix: String::new(),
+    };
     assert_eq!(output("out"), local("out", LocalMode::Copy, None));
     assert_eq!(output("out=x"), local("out=x", LocalMode::Copy, None));
     assert_eq!(output("type=local,dest=o"), local("o", LocalMode::Copy, None));
@@ -60,7 +64,7 @@ fn files_go_to_directories_and_archives() {
         output("type=local,dest=o,mode=delete,platform-split=false"),
         local("o", LocalMode::Delete, Some(false))
     );
-    let tar = |dest| OutputArg::Tar { dest, platform_split: None };
+    let tar = |dest| OutputArg::Tar { dest, platform_split: None, attestation_prefix: String::new() };
     assert_eq!(output("-"), tar(Destination::Stdout));
     assert_eq!(output("type=tar,dest=-"), tar(Destination::Stdout));
     assert_eq!(output("type=tar,dest=f"), tar(Destination::Path("f".into())));

@@ -8,6 +8,7 @@ use rbuild_registry::{Client, StoredManifest};
 use serde_json::{Value, json};
 
 use super::{config_of, copy, descriptor, entries, failed, identity, platform_of, platform_text};
+use crate::assemble::attestation::REFERENCE_DIGEST;
 use crate::cli::{ImagetoolsCreate, ImagetoolsSource};
 use crate::commands::{ImageError, print, unless_canceled, with_signals};
 use crate::error::BuildError;
@@ -132,7 +133,9 @@ async fn join(request: &ImagetoolsCreate, client: &Client, sources: &[Source]) -
     for entry in all {
         let platform = platform_text(&entry);
         let wanted = |platform: &str| request.platforms.iter().any(|wanted| wanted.to_string() == platform);
-        if !request.platforms.is_empty() && !platform.as_deref().is_some_and(wanted) {
+        // What is said about an image goes where that goes.
+        let is_about = !entry["annotations"][REFERENCE_DIGEST].is_null();
+        if !request.platforms.is_empty() && !is_about && !platform.as_deref().is_some_and(wanted) {
             continue;
         }
         // A later source of a platform takes the place of an earlier one, as does one of the same digest.
@@ -147,7 +150,7 @@ async fn join(request: &ImagetoolsCreate, client: &Client, sources: &[Source]) -
     // Attestations of images that are not here any more would point nowhere.
     let digests: Vec<Value> = joined.iter().map(|entry| entry["digest"].clone()).collect();
     joined.retain(|entry| {
-        let subject = &entry["annotations"]["vnd.docker.reference.digest"];
+        let subject = &entry["annotations"][REFERENCE_DIGEST];
         subject.is_null() || digests.contains(subject)
     });
     if joined.is_empty() {

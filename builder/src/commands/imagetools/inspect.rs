@@ -8,13 +8,13 @@ use rbuild_registry::{Client, StoredManifest};
 use serde_json::{Map, Value, json};
 
 use super::{config_of, entries, failed, identity, platform_text};
+use crate::assemble::attestation::{
+    ATTESTATION, PREDICATE_TYPE, REFERENCE_DIGEST, REFERENCE_TYPE, STATEMENT_BYTES_MAX,
+};
 use crate::cli::ImagetoolsInspect;
 use crate::commands::{ImageError, print, unless_canceled, with_signals};
 use crate::error::BuildError;
 use crate::template::{Shape, Template};
-
-/// Largest attestation statement fetched.
-const STATEMENT_BYTES_MAX: u64 = 32 << 20;
 
 const VIEW: Shape = Shape::Struct(&[
     ("Name", Shape::Text),
@@ -159,10 +159,10 @@ async fn attestations(
     let (mut provenance, mut sbom) = (Map::new(), Map::new());
     for entry in entries {
         let annotation = |key: &str| entry["annotations"][key].as_str();
-        if annotation("vnd.docker.reference.type") != Some("attestation-manifest") {
+        if annotation(REFERENCE_TYPE) != Some(ATTESTATION) {
             continue;
         }
-        let subject = annotation("vnd.docker.reference.digest").unwrap_or_default();
+        let subject = annotation(REFERENCE_DIGEST).unwrap_or_default();
         let of = entries.iter().find(|other| other["digest"].as_str() == Some(subject));
         let platform = of.and_then(platform_text).unwrap_or_else(|| subject.to_owned());
         let Some((digest, _)) = identity(entry) else { continue };
@@ -170,7 +170,7 @@ async fn attestations(
         let stored = client.manifest(&at).await.map_err(|e| failed(&at, e))?;
         let manifest: Value = serde_json::from_slice(&stored.bytes).unwrap_or_default();
         for layer in manifest["layers"].as_array().into_iter().flatten() {
-            let kind = layer["annotations"]["in-toto.io/predicate-type"].as_str().unwrap_or_default();
+            let kind = layer["annotations"][PREDICATE_TYPE].as_str().unwrap_or_default();
             let (map, field) = match kind {
                 kind if kind.starts_with("https://slsa.dev/provenance/") => (&mut provenance, "SLSA"),
                 "https://spdx.dev/Document" => (&mut sbom, "SPDX"),
@@ -182,7 +182,18 @@ async fn attestations(
             };
             let bytes = client.small_blob(&at, digest, size).await.map_err(|e| failed(&at, e))?;
             let statement: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-            map.insert(platform.clone(), json!({field: statement["predicate"]}));
+            let entry = map.entry(platform.clone()).or_insert_with(|| json!({}));
+            // The first is of the image; others are of stages and contexts.
+            match entry.get(field) {
+                None => entry[field] = statement["predicate"].clone(),
+                Some(_) => {
+                    let more = format!("Additional{field}s");
+                    let list = entry.as_object_mut().map(|map| map.entry(more).or_insert_with(|| json!([])));
+                    list.and_then(Value::as_array_mut).into_iter().for_each(|list| {
+                        list.push(statement["predicate"].clone());
+                    });
+                }
+            }
         }
     }
     Ok((provenance, sbom))

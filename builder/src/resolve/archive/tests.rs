@@ -95,7 +95,7 @@ fn a_layout_gives_each_image_once_under_all_its_names() {
     assert_eq!(names(&images), [["a:1", "b:latest"]]);
     assert_eq!(images[0].manifest.map(|d| json!(d)), Some(manifest["digest"].clone()));
     let about = json!({"mediaType": media_type::OCI_MANIFEST, "digest": Digest::of(b"absent"), "size": 1,
-        "annotations": {ABOUT: "attestation-manifest"}});
+        "annotations": {REFERENCE_TYPE: "attestation-manifest"}});
     let (tar, manifest) = image(Tar::default(), "amd64");
     let images = tar.json("./index.json", &index(&[about, manifest])).read().unwrap();
     assert_eq!(names(&images), [[""; 0]], "attestations are no images");
