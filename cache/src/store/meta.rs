@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::db::TREES;
 use super::error::{IoContext, StoreError};
 use super::layout::{DIRS, Layout};
 use super::lock;
@@ -129,6 +130,10 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
         id_map: id_map.to_owned(),
     };
     let text = serde_json::to_vec_pretty(&meta).expect("a struct of strings and numbers serialises");
+    // From now on a file of nodes that is not there is one that was lost; see `lost_trees`.
+    if !layout.exists(TREES.file) {
+        layout.write_new(TREES.file, &[])?;
+    }
     // The creation lock makes the name ours; a leftover of a killed creator is replaced.
     let temp = "work/store.json.new";
     let _ = rustix::fs::unlinkat(layout.fd(), temp, rustix::fs::AtFlags::empty());
