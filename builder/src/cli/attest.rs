@@ -15,12 +15,18 @@ const NO_DEFAULT: &str = "BUILDX_NO_DEFAULT_ATTESTATIONS";
 /// What was typed.
 #[derive(Debug, Args)]
 pub(crate) struct AttestArgs {
-    /// Attest something about each image: type=provenance or type=sbom[,disabled=BOOL][,KEY=VALUE]
-    #[arg(long = "attest", value_name = "type=TYPE[,…]", help_heading = "Results")]
+    /// Attestations of each image.
+    #[arg(
+        long = "attest",
+        value_name = "type=TYPE[,…]",
+        help = "Attest something about each image: type=provenance or type=sbom[,disabled=BOOL][,KEY=VALUE]",
+        help_heading = "Results"
+    )]
     attest: Vec<String>,
-    /// Say how the image was made: a BOOL, or mode=min|max[,version=v1|v0.2][,inline-only=BOOL]
+    /// Provenance of each image.
     #[arg(
         long,
+        help = "Say how the image was made: a BOOL, or mode=min|max[,version=v1|v0.2][,inline-only=BOOL]",
         value_name = "BOOL|mode=…",
         num_args = 0..=1,
         default_missing_value = "true",

@@ -7,7 +7,7 @@
 //! | steps | | every operation, its lines, the Dockerfile, the layers |
 //!
 //! Values never go in that are secret: of secrets there is the id; addresses lose user, password and query; an argument
-//! whose name looks like a secret's is there without its value, and its value nowhere ([`redact`]). With an epoch
+//! whose name looks like a secret's is there without its value, and its value nowhere (`redact`). With an epoch
 //! nothing depends on when or how often it is built: times and the id of the build are left out.
 
 mod definition;

@@ -69,7 +69,7 @@ fn golden_149_and_other_wrong_options() {
         ("type=tmpfs,target=/t,size=99999999999999g", "invalid value for size: 99999999999999g"),
         // Quotes of a flag are the Dockerfile's and gone when its value is read.
         ("\"target=/m,x\",rw", "invalid field 'x' must be a key=value pair"),
-        ("type=tmpfs,target=/t,size=1m,exec", "unexpected key 'exec'"),
+        ("type=tmpfs,target=/t,size=1m,exec", "invalid field 'exec' must be a key=value pair"),
         ("required,type=secret,id=a", "unexpected key 'required' for mount type 'bind'"),
         ("type=$T,target=/t", "unsupported mount type \"\""),
         ("type=secret", "invalid secret mount. one of source, target required"),
