@@ -6,6 +6,7 @@ mod agent;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod packages;
 mod probes;
 mod rows;
 mod rungs;
