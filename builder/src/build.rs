@@ -47,6 +47,7 @@ use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
+use crate::ops::emulation::Emulators;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -310,6 +311,7 @@ pub(crate) fn exec_env(
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),
+        emulators: Emulators::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,

@@ -17,6 +17,10 @@ use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
 
+/// For programs that can only be emulated when the whole machine does.
+const REGISTER_EMULATOR: &str =
+    "register an emulator with the kernel: apt-get install qemu-user-static binfmt-support";
+
 /// Status of a command that a signal ended, as a shell gives it.
 pub const fn exit_status(signal: u8) -> u8 {
     128 + signal
@@ -262,11 +266,8 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
         StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
             vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
         }
-        StepFailure::Foreign { platform, .. } => vec![
-            format!(
-                "install an emulator and register it with the kernel: apt-get install qemu-user-static binfmt-support, or docker run --privileged --rm tonistiigi/binfmt --install {}",
-                platform.architecture
-            ),
+        StepFailure::Foreign { why, .. } => vec![
+            why.as_ref().map_or(REGISTER_EMULATOR, |why| why.remedy()).to_owned(),
             "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
                 .to_owned(),
         ],

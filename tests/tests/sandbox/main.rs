@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod emulation;
 mod lifecycle;
 mod limits;
 mod oracle;
