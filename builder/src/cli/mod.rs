@@ -16,6 +16,7 @@ mod image;
 mod imagetools;
 mod known_flags;
 mod output;
+mod repository;
 mod request;
 mod results;
 mod source;
@@ -49,6 +50,7 @@ pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
 };
 pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use repository::{RepositoryArg, RepositoryLabels};
 pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
