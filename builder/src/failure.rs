@@ -9,7 +9,7 @@ use rbuild_frontend::span::Lines;
 use rbuild_registry::RegistryError;
 
 use crate::build::Source;
-use crate::cli::{Env, UsageError, similar_command};
+use crate::cli::{Env, UsageError, no_command};
 use crate::context::scan::ScanError;
 use crate::debug::choose::ChoiceError;
 use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
@@ -159,12 +159,9 @@ fn hints(error: &BuildError) -> Vec<String> {
             [name] => vec![format!("did you mean -f {name}?")],
             names => vec![format!("there are {}: name one with -f", names.join(", "))],
         },
-        BuildError::NoContext(path) if similar_command(&path.to_string_lossy()).is_some() => {
-            let command = similar_command(&path.to_string_lossy()).unwrap_or_default();
-            vec![format!("did you mean the command `rbuild {command}`?")]
-        }
-        BuildError::NoContext(_) => {
-            vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        BuildError::NoContext(path) => {
+            let place = || "the last argument is the directory to build from, often `.`".to_owned();
+            vec![no_command(&path.to_string_lossy()).unwrap_or_else(place)]
         }
         BuildError::ContextNotDirectory(path) => {
             vec![format!(
