@@ -1,6 +1,7 @@
 //! What can go wrong in a build, by what was being done to which thing.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rbuild_cache::copy::{CopyError, MaterialiseError, PackLayerError, SourceError};
 use rbuild_cache::layer::{
@@ -15,6 +16,7 @@ use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
 use rbuild_oci::{DiffId, Digest, Platform};
 use rbuild_registry::{FetchError, RegistryError};
+use rbuild_sandbox::emulation::EmulationError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
 
 use crate::commands::ImageError;
@@ -360,8 +362,11 @@ pub enum StepFailure {
     Foreign {
         /// Program as written in argv.
         program: String,
-        /// What the step is for.
-        platform: Platform,
+        /// What the program is for.
+        platform: String,
+        /// Why it cannot be emulated, where that was tried.
+        #[source]
+        why: Option<Arc<EmulationError>>,
     },
     /// The files of a state cannot be listed.
     #[error(transparent)]

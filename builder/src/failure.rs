@@ -9,13 +9,17 @@ use rbuild_frontend::span::Lines;
 use rbuild_registry::RegistryError;
 
 use crate::build::Source;
-use crate::cli::{Env, UsageError, similar_command};
+use crate::cli::{Env, UsageError, no_command};
 use crate::context::scan::ScanError;
 use crate::debug::choose::ChoiceError;
 use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
 use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
+
+/// For programs that can only be emulated when the whole machine does.
+const REGISTER_EMULATOR: &str =
+    "register an emulator with the kernel: apt-get install qemu-user-static binfmt-support";
 
 /// Status of a command that a signal ended, as a shell gives it.
 pub const fn exit_status(signal: u8) -> u8 {
@@ -155,12 +159,9 @@ fn hints(error: &BuildError) -> Vec<String> {
             [name] => vec![format!("did you mean -f {name}?")],
             names => vec![format!("there are {}: name one with -f", names.join(", "))],
         },
-        BuildError::NoContext(path) if similar_command(&path.to_string_lossy()).is_some() => {
-            let command = similar_command(&path.to_string_lossy()).unwrap_or_default();
-            vec![format!("did you mean the command `rbuild {command}`?")]
-        }
-        BuildError::NoContext(_) => {
-            vec!["the last argument is the directory to build from, often `.`".to_owned()]
+        BuildError::NoContext(path) => {
+            let place = || "the last argument is the directory to build from, often `.`".to_owned();
+            vec![no_command(&path.to_string_lossy()).unwrap_or_else(place)]
         }
         BuildError::ContextNotDirectory(path) => {
             vec![format!(
@@ -262,11 +263,8 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
         StepFailure::Exit { code: 137, .. } | StepFailure::Signal { signal: 9, .. } => {
             vec!["the process was killed; on a machine short of memory that is the kernel's doing".to_owned()]
         }
-        StepFailure::Foreign { platform, .. } => vec![
-            format!(
-                "install an emulator and register it with the kernel: apt-get install qemu-user-static binfmt-support, or docker run --privileged --rm tonistiigi/binfmt --install {}",
-                platform.architecture
-            ),
+        StepFailure::Foreign { why, .. } => vec![
+            why.as_ref().map_or(REGISTER_EMULATOR, |why| why.remedy()).to_owned(),
             "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
                 .to_owned(),
         ],

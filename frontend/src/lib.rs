@@ -12,7 +12,6 @@ pub mod ast;
 pub mod diagnostic;
 pub mod dockerignore;
 pub mod expand;
-pub mod gowild;
 pub mod graph;
 pub mod lint;
 pub mod lower;

@@ -26,7 +26,23 @@ pub fn dir() -> Result<&'static Path> {
 }
 
 fn make() -> Result<PathBuf> {
-    let script = repository().join("tests/scripts/make-bases");
+    let path = run_script("make-bases")?;
+    ensure!(path.join("complete").exists(), "make-bases printed `{}`, where no bases are", path.display());
+    Ok(path)
+}
+
+/// busybox for arm64: one static binary.
+///
+/// # Errors
+///
+/// When the script fails; what it said is on stderr.
+pub fn foreign_busybox() -> Result<PathBuf> {
+    run_script("make-foreign")
+}
+
+/// Runs a script of `tests/scripts`; the path that it prints.
+fn run_script(name: &str) -> Result<PathBuf> {
+    let script = repository().join("tests/scripts").join(name);
     let output = Command::new(&script)
         .env("PATH", program_path())
         .stdin(Stdio::null())
@@ -34,12 +50,5 @@ fn make() -> Result<PathBuf> {
         .output()
         .with_context(|| format!("run {}", script.display()))?;
     ensure!(output.status.success(), "{}: {}", script.display(), output.status);
-    let path = PathBuf::from(String::from_utf8(output.stdout).context("path of the bases")?.trim_end());
-    ensure!(
-        path.join("complete").exists(),
-        "{} printed `{}`, where no bases are",
-        script.display(),
-        path.display()
-    );
-    Ok(path)
+    Ok(PathBuf::from(String::from_utf8(output.stdout).context("a path")?.trim_end()))
 }

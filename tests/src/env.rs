@@ -374,6 +374,26 @@ impl TestEnv {
         }
     }
 
+    /// Waits until a build of this world executes a step: its lock names the holder then.
+    ///
+    /// # Errors
+    ///
+    /// When none begins for long.
+    pub fn await_step(&self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(120);
+        while Instant::now() < until {
+            for entry in fs::read_dir(self.root.join("locks")).into_iter().flatten() {
+                let entry = entry?;
+                let is_step = entry.file_name().to_string_lossy().starts_with("content-");
+                if is_step && fs::metadata(entry.path()).is_ok_and(|metadata| metadata.len() > 0) {
+                    return Ok(());
+                }
+            }
+            thread::yield_now();
+        }
+        bail!("no step began")
+    }
+
     /// Fails when a mount, a process or an unfinished file of this world is left.
     ///
     /// # Panics

@@ -105,7 +105,12 @@ impl Repository {
 /// Seconds at which every commit of a test is made.
 pub const COMMIT_TIME: i64 = 1_600_000_000;
 
-fn git(dir: &Path, args: &[&str]) -> Result<String> {
+/// Runs git in a directory, with nothing of the user's, and gives what it prints.
+///
+/// # Errors
+///
+/// When it fails.
+pub fn git(dir: &Path, args: &[&str]) -> Result<String> {
     let date = format!("@{COMMIT_TIME} +0000");
     let mut command = Command::new("git");
     command.current_dir(dir).args(args).stdin(Stdio::null());

@@ -36,6 +36,8 @@ pub enum Need {
     Compiler,
     /// OpenSSH's agent and what gives it keys.
     Ssh,
+    /// QEMU's emulator of arm64, as one static program.
+    Emulator,
     /// moto is where `tests/scripts/setup` puts it.
     Aws,
 }
@@ -58,6 +60,7 @@ impl Need {
             Self::Strace => "strace",
             Self::Compiler => "cc",
             Self::Ssh => "ssh",
+            Self::Emulator => "emulator",
             Self::Aws => "aws",
         }
     }
@@ -74,6 +77,7 @@ impl Need {
             Self::Password => &["htpasswd"],
             Self::Network => &["pasta", "slirp4netns"],
             Self::Strace => &["strace"],
+            Self::Emulator => &["qemu-aarch64-static"],
             Self::Docker => &["dockerd", "docker", "containerd", "runc"],
             Self::Compiler => &["cc"],
             Self::Ssh => &["ssh-agent", "ssh-add", "ssh-keygen"],

@@ -48,6 +48,7 @@ setup_steps! {
     PivotRoot = "switch to the root file system",
     DetachOldRoot = "detach the host's root file system",
     Hostname = "set the host name",
+    JoinEmulation = "join the namespace of the emulator",
     JoinNetwork = "join the network of the build's steps",
     Loopback = "bring up the loopback device",
     Stdio = "set up standard input and output",

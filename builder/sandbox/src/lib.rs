@@ -21,6 +21,7 @@ pub mod ladder;
 mod probe;
 
 mod error;
+mod image_file;
 mod overlay;
 pub mod passwd;
 mod spec;
@@ -30,6 +31,7 @@ mod parent;
 mod spawner;
 mod watched;
 
+pub mod emulation;
 mod network;
 
 mod channel;
@@ -68,6 +70,9 @@ pub fn dispatch() {
     }
     if name == self_copy::NETWORK_MARKER {
         std::process::exit(network::holder_main());
+    }
+    if name == self_copy::EMULATION_MARKER {
+        std::process::exit(emulation::registrar_main());
     }
     if name == self_copy::PROBE_MARKER {
         std::process::exit(probe::probe_main());

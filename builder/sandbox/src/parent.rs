@@ -72,9 +72,13 @@ pub fn run_step_to_exit(
         Network::None => (NetworkNamespace::New, None),
         Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
     };
-    let flavour =
-        Flavour { network: namespace, shm_size_bytes: spec.shm_size_bytes, insecure: spec.insecure };
-    let kind = spawner::Kind { flavour, network };
+    let flavour = Flavour {
+        network: namespace,
+        shm_size_bytes: spec.shm_size_bytes,
+        insecure: spec.insecure,
+        emulated: spec.emulator.is_some(),
+    };
+    let kind = spawner::Kind { flavour, network, emulator: spec.emulator.clone() };
     let (mounts, trees) = step_mounts::order(&spec.mounts)?;
     child_spec.mounts = mounts;
     let mut targets: Vec<(&str, Kind)> =

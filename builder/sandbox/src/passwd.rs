@@ -4,7 +4,7 @@
 //! skipped, as every reader of these files does; a number that does not fit an id never becomes another number.
 //! Rules: the reference's USER forms, as runc resolves them (`libcontainer/user`).
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use crate::image_file::{self, Opened};
 use std::io::Read as _;
 use std::os::fd::BorrowedFd;
 
@@ -208,26 +208,11 @@ pub fn resolve_user(
 /// Symlinks are followed as a process in the image would follow them. A pipe or device does not block or get read.
 pub fn read_account_file(root: BorrowedFd<'_>, path: &'static str) -> Result<Vec<u8>, UserError> {
     let read = |source: std::io::Error| UserError::Read { path, source };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    // O_PATH first: opening a device or pipe can have effects, looking at it cannot.
-    let looked_at = match rustix::fs::openat2(
-        root,
-        path.trim_start_matches('/'),
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    ) {
-        Ok(fd) => fd,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(Vec::new()),
-        Err(errno) => return Err(read(errno.into())),
+    let fd = match image_file::open(root, path).map_err(|errno| read(errno.into()))? {
+        Opened::File(fd) => fd,
+        Opened::NotRegular => return Err(UserError::NotRegular { path }),
+        Opened::Absent => return Ok(Vec::new()),
     };
-    let stat = rustix::fs::fstat(&looked_at).map_err(|e| read(e.into()))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Err(UserError::NotRegular { path });
-    }
-    let fd = rustix::fs::openat2(root, path.trim_start_matches('/'), flags, Mode::empty(), resolve)
-        .map_err(|e| read(e.into()))?;
     let mut text = Vec::new();
     std::fs::File::from(fd).take(ACCOUNT_FILE_SIZE_BYTES_MAX + 1).read_to_end(&mut text).map_err(read)?;
     if text.len() as u64 > ACCOUNT_FILE_SIZE_BYTES_MAX {

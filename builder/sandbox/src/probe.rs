@@ -148,6 +148,7 @@ fn try_everything(isolation: Isolation, work_dir: &Path, with_network: bool) -> 
                 results.push(try_overlay(lower, upper, work));
                 results.extend(try_step(root));
                 results.extend(with_network.then(|| try_network(root)));
+                results.extend(with_network.then(try_emulation));
             }
             Rung::Chroot => results.extend(try_chroot(root, work, isolation == Isolation::ForcedChroot)),
             Rung::NoRun => {}
@@ -268,6 +269,15 @@ fn try_network(root: &Path) -> ProbeResult {
                 Err(error) => fails(name, &error, None),
             }
         }
+    }
+}
+
+/// Without it steps are for this processor only, and those that the host registered.
+fn try_emulation() -> ProbeResult {
+    let name = "steps for other processors";
+    match crate::emulation::survey() {
+        Ok(detail) => ok(name, detail),
+        Err(error) => fails(name, &error, Some(error.remedy().to_owned())),
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) const CHROOT_MARKER: &str = "rbuild-sandbox-chroot";
 pub(crate) const IDMAP_MARKER: &str = "rbuild-sandbox-idmap";
 /// `argv[0]` of the process that holds the network of a build's steps.
 pub(crate) const NETWORK_MARKER: &str = "rbuild-sandbox-network";
+/// `argv[0]` of the child that registers an emulator for steps.
+pub(crate) const EMULATION_MARKER: &str = "rbuild-sandbox-emulation";
 /// `argv[0]` of the child that tries what the host allows.
 pub(crate) const PROBE_MARKER: &str = "rbuild-sandbox-probe";
 

@@ -6,6 +6,7 @@
 //! core while the step before it runs.
 
 use crate::channel;
+use crate::emulation::Emulator;
 use crate::error::StepError;
 use crate::network::UserNetwork;
 use crate::self_copy::{SPAWNER_MARKER, SelfCopy};
@@ -32,13 +33,17 @@ struct Spare {
     flavour: Flavour,
     /// Does not keep the network: an init in stock is no use of it.
     network: Option<Weak<UserNetwork>>,
+    emulator: Option<Weak<Emulator>>,
     socket: OwnedFd,
 }
 
 impl Spare {
     fn is_for(&self, kind: &Kind) -> bool {
         let network = self.network.as_ref().map(Weak::as_ptr);
-        self.flavour == kind.flavour && network == kind.network.as_ref().map(Arc::as_ptr)
+        let emulator = self.emulator.as_ref().map(Weak::as_ptr);
+        self.flavour == kind.flavour
+            && network == kind.network.as_ref().map(Arc::as_ptr)
+            && emulator == kind.emulator.as_ref().map(Arc::as_ptr)
     }
 }
 
@@ -48,6 +53,8 @@ pub(crate) struct Kind {
     pub(crate) flavour: Flavour,
     /// The network it joins, for a flavour that joins one.
     pub(crate) network: Option<Arc<UserNetwork>>,
+    /// The emulator whose namespace the command enters, for a flavour that is emulated.
+    pub(crate) emulator: Option<Arc<Emulator>>,
 }
 
 fn spawner() -> MutexGuard<'static, Spawner> {
@@ -73,8 +80,13 @@ pub(crate) fn stock(kind: &Kind) {
     let mut spawner = spawner();
     if spawner.steps_total > 1 && spawner.spare.is_none() {
         let network = kind.network.as_ref().map(Arc::downgrade);
-        spawner.spare =
-            spawner.request(kind).ok().map(|socket| Spare { flavour: kind.flavour, network, socket });
+        let emulator = kind.emulator.as_ref().map(Arc::downgrade);
+        spawner.spare = spawner.request(kind).ok().map(|socket| Spare {
+            flavour: kind.flavour,
+            network,
+            emulator,
+            socket,
+        });
     }
 }
 
@@ -99,8 +111,11 @@ impl Spawner {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(parent("create the step's control socket"))?;
         let request = kind.flavour.encode();
-        let fds: Vec<BorrowedFd<'_>> =
-            [theirs.as_fd()].into_iter().chain(kind.network.as_deref().map(UserNetwork::namespace)).collect();
+        let fds: Vec<BorrowedFd<'_>> = [theirs.as_fd()]
+            .into_iter()
+            .chain(kind.network.as_deref().map(UserNetwork::namespace))
+            .chain(kind.emulator.as_deref().map(Emulator::namespace))
+            .collect();
         if let Some(control) = &self.control {
             match channel::send_with_fds(control.as_fd(), &request, &fds) {
                 Ok(()) => return Ok(ours),

@@ -4,6 +4,7 @@ use rustix::process::Resource;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::emulation::Emulator;
 use crate::network::UserNetwork;
 
 /// The network a step sees.
@@ -122,6 +123,8 @@ pub struct StepSpec {
     pub held: Vec<Arc<OwnedFd>>,
     /// Nothing is masked or filtered, and root has every capability there is here.
     pub insecure: bool,
+    /// Runs the programs of another processor.
+    pub emulator: Option<Arc<Emulator>>,
     /// A terminal that is the step's standard input, output and error, and its controlling one. Without it input is empty
     /// and output goes to the caller.
     pub console: Option<Console>,
@@ -165,6 +168,7 @@ impl StepSpec {
             cgroups: Vec::new(),
             held: Vec::new(),
             insecure: false,
+            emulator: None,
             console: None,
         }
     }

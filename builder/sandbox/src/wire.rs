@@ -21,6 +21,8 @@ pub(crate) struct Flavour {
     pub(crate) shm_size_bytes: u64,
     /// Nothing masked, filtered or dropped.
     pub(crate) insecure: bool,
+    /// The command enters a user namespace: its descriptor is the last that comes with the request.
+    pub(crate) emulated: bool,
 }
 
 /// Network namespace of a step.
@@ -182,7 +184,7 @@ impl<'a> Reader<'a> {
 
 impl Flavour {
     /// Bytes of an encoded flavour.
-    pub(crate) const SIZE_BYTES: usize = 16;
+    pub(crate) const SIZE_BYTES: usize = 20;
 
     pub(crate) fn encode(self) -> Vec<u8> {
         let mut w = Writer::default();
@@ -193,6 +195,7 @@ impl Flavour {
         });
         w.u64(self.shm_size_bytes);
         w.u32(self.insecure.into());
+        w.u32(self.emulated.into());
         w.0
     }
 
@@ -204,7 +207,8 @@ impl Flavour {
             2 => NetworkNamespace::Joined,
             _ => return Err(Malformed),
         };
-        let flavour = Flavour { network, shm_size_bytes: r.u64()?, insecure: r.u32()? != 0 };
+        let flavour =
+            Flavour { network, shm_size_bytes: r.u64()?, insecure: r.u32()? != 0, emulated: r.u32()? != 0 };
         r.end()?;
         Ok(flavour)
     }

@@ -20,6 +20,9 @@ pub enum Problem {
     /// The argument parser refused; its own text, one line or more.
     #[error("{0}")]
     Syntax(String),
+    /// A word of other programs, or a misspelt one, in the place of a command.
+    #[error("`{0}` is not a command of rbuild: {why}", why = super::no_command(.0).unwrap_or_default())]
+    NoCommand(String),
     /// A documented flag this version does not have.
     #[error("{flag} is not supported yet")]
     FlagNotYet {

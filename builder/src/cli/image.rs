@@ -370,7 +370,7 @@ fn typed_platform(text: Option<&String>) -> Result<Option<Platform>, Problem> {
 }
 
 impl ImagePruneArgs {
-    pub(crate) fn request(self) -> Result<ImageCommand, Problem> {
+    pub(crate) fn request(self) -> Result<ImagePruneRequest, Problem> {
         let (mut all, mut until, mut labels) = (self.all, None, Vec::new());
         for filter in &self.filters {
             let wrong = |expected: &str| Problem::Value {
@@ -397,7 +397,7 @@ impl ImagePruneArgs {
                 _ => return Err(wrong("expected until=, label= or label!=")),
             }
         }
-        Ok(ImageCommand::Prune(ImagePruneRequest { all, force: self.force, until, labels }))
+        Ok(ImagePruneRequest { all, force: self.force, until, labels })
     }
 }
 

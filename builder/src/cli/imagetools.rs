@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::args::go_bool;
 use super::env::Env;
 use super::error::Problem;
+use super::image::{ImagePruneArgs, ImagePruneRequest};
 use super::request::parse_platform;
 
 /// Look at and join images at registries
@@ -104,6 +105,20 @@ pub(crate) struct SystemArgs {
 pub(crate) enum SystemCommandArgs {
     /// Show how much images and build cache take
     Df(DfArgs),
+    /// Remove images that have no name, and build cache
+    Prune(SystemPruneArgs),
+}
+
+/// Remove images that have no name, and build cache
+///
+/// With -a all images and all build cache. What a running build may use stays.
+#[derive(Debug, Args)]
+pub(crate) struct SystemPruneArgs {
+    #[command(flatten)]
+    pub(crate) images: ImagePruneArgs,
+    /// There are none
+    #[arg(long, hide = true)]
+    pub(crate) volumes: bool,
 }
 
 /// Show how much images and build cache take
@@ -115,6 +130,22 @@ pub(crate) struct DfArgs {
     /// Show rows as: table, json, or a Go template such as `{{.Type}} {{.Size}}`
     #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
     pub(crate) format: String,
+}
+
+/// What `rbuild system` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemRequest {
+    /// Show.
+    Df(SystemDfRequest),
+    /// Give space back.
+    Prune(SystemPruneRequest),
+}
+
+/// What `rbuild system prune` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemPruneRequest {
+    /// Which images go. What is not of images is judged by the same time.
+    pub images: ImagePruneRequest,
 }
 
 /// What `rbuild imagetools` was asked for.
@@ -270,8 +301,14 @@ fn source(text: &str) -> Result<ImagetoolsSource, Problem> {
 }
 
 impl SystemArgs {
-    pub(crate) fn request(self) -> SystemDfRequest {
-        let SystemCommandArgs::Df(args) = self.command;
-        SystemDfRequest { verbose: args.verbose, format: args.format }
+    pub(crate) fn request(self) -> Result<SystemRequest, Problem> {
+        Ok(match self.command {
+            SystemCommandArgs::Df(args) => {
+                SystemRequest::Df(SystemDfRequest { verbose: args.verbose, format: args.format })
+            }
+            SystemCommandArgs::Prune(args) => {
+                SystemRequest::Prune(SystemPruneRequest { images: args.images.request()? })
+            }
+        })
     }
 }

@@ -5,6 +5,7 @@
 mod annotation;
 mod args;
 mod attest;
+mod commands;
 mod context;
 mod control;
 mod csv;
@@ -16,6 +17,7 @@ mod image;
 mod imagetools;
 mod known_flags;
 mod output;
+mod repository;
 mod request;
 mod results;
 mod source;
@@ -24,7 +26,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -34,6 +36,7 @@ use rbuild_sandbox::Isolation;
 
 pub use annotation::{Annotation, AnnotationPlace};
 pub use attest::{Attestations, Detail, MetadataArg, ProvenanceArg, SbomArg, SlsaVersion};
+pub use commands::no_command;
 pub use context::{ContextQuestion, ContextRequest};
 pub use control::{CacheControl, ExplainFormat, ExplainRequest, Pull};
 pub use csv::{CsvError, parse_record};
@@ -47,8 +50,10 @@ pub use image::{
 };
 pub use imagetools::{
     ImagetoolsCreate, ImagetoolsInspect, ImagetoolsRequest, ImagetoolsSource, SystemDfRequest,
+    SystemPruneRequest, SystemRequest,
 };
 pub use output::{Compression, Destination, ImageOutput, LocalMode, OutputArg, PackingArg};
+pub use repository::{RepositoryArg, RepositoryLabels};
 pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRequest, Network, ShellAt};
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
@@ -56,6 +61,7 @@ pub use space::{CacheRequest, DuRequest, PruneRequest, ShareBy};
 pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
 
 use args::{Cli, CommandArgs};
+use commands::{command_name, first_own_argument, with_default_command};
 use image::{ImageCommandArgs, ImageGroupArgs};
 
 /// A checked command line.
@@ -100,8 +106,8 @@ pub enum Command {
     Image(ImageCommand),
     /// Look at and join images at registries.
     Imagetools(ImagetoolsRequest),
-    /// Show how much the store holds, as Docker does.
-    SystemDf(SystemDfRequest),
+    /// Show how much the store holds or give it back, as Docker does.
+    System(SystemRequest),
     /// Check this machine.
     Doctor {
         /// As JSON.
@@ -169,10 +175,18 @@ pub fn parse<I>(arguments: I, env: &Env) -> Result<Invocation, UsageError>
 where
     I: IntoIterator<Item = OsString>,
 {
-    let arguments = with_default_command(arguments.into_iter().collect());
+    let typed: Vec<OsString> = arguments.into_iter().collect();
+    let word = typed.get(first_own_argument(&typed)).and_then(|word| word.to_str()).map(str::to_owned);
+    let count = typed.len();
+    let arguments = with_default_command(typed);
     let command = parser(env);
     let named = command_name(&arguments, &command);
-    let usage = |problem| UsageError { command: named.clone(), problem };
+    // A word in the place of a command was taken for the context, and the line makes no sense so: it was to be a command.
+    let meant = word.filter(|_| arguments.len() > count).filter(|word| no_command(word).is_some());
+    let usage = |problem| match &meant {
+        Some(word) => UsageError { command: "rbuild".to_owned(), problem: Problem::NoCommand(word.clone()) },
+        None => UsageError { command: named.clone(), problem },
+    };
     let matches = match command.try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error)
@@ -264,7 +278,9 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
                     ImageGroupArgs::Tag(args) => CommandArgs::Image(ImageCommandArgs::Tag(args)),
                     ImageGroupArgs::Save(args) => CommandArgs::Image(ImageCommandArgs::Save(args)),
                     ImageGroupArgs::Load(args) => CommandArgs::Image(ImageCommandArgs::Load(args)),
-                    ImageGroupArgs::Prune(args) => return Ok(Command::Image(args.request()?)),
+                    ImageGroupArgs::Prune(args) => {
+                        return Ok(Command::Image(ImageCommand::Prune(args.request()?)));
+                    }
                 };
                 return meaning(same, None, env);
             }
@@ -298,7 +314,7 @@ fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> 
         CommandArgs::Prune(args) => Command::Prune(PruneRequest::from_args(&args)?),
         CommandArgs::Cache(args) => Command::Cache(CacheRequest::from_args(args)),
         CommandArgs::Imagetools(args) => Command::Imagetools(args.request(env)?),
-        CommandArgs::System(args) => Command::SystemDf(args.request()),
+        CommandArgs::System(args) => Command::System(args.request()?),
         CommandArgs::Doctor(args) => Command::Doctor { json: args.format == "json" },
         CommandArgs::Version => Command::Version,
     })
@@ -330,101 +346,6 @@ fn parser(env: &Env) -> clap::Command {
         Some(columns) => command.term_width(columns),
         None => command,
     }
-}
-
-/// Index of the first argument that is not a global flag, or the length.
-fn first_own_argument(arguments: &[OsString]) -> usize {
-    let mut index = 1;
-    while let Some(argument) = arguments.get(index) {
-        match argument.to_str() {
-            Some("--root" | "--isolation") => index += 2,
-            Some("-D" | "--debug") => index += 1,
-            Some(text) if text.starts_with("--root=") || text.starts_with("--isolation=") => index += 1,
-            _ => break,
-        }
-    }
-    index.min(arguments.len())
-}
-
-fn is_command(text: &OsStr) -> bool {
-    matches!(
-        text.to_str(),
-        Some(
-            "build"
-                | "b"
-                | "debug"
-                | "graph"
-                | "context"
-                | "images"
-                | "pull"
-                | "push"
-                | "explain"
-                | "du"
-                | "prune"
-                | "cache"
-                | "imagetools"
-                | "system"
-                | "doctor"
-                | "version"
-                | "-h"
-                | "--help"
-        )
-    ) || text.to_str().is_some_and(ImageCommandArgs::is_name)
-}
-
-/// The command a context's name was probably meant to be: `rbuild imags` builds from the directory `imags`, and
-/// when there is none the user should hear which command is near.
-pub fn similar_command(context: &str) -> Option<&'static str> {
-    let near = |name: &&str| {
-        let (a, b) = (context.as_bytes(), name.as_bytes());
-        let prefix = a.iter().zip(b).take_while(|(x, y)| x == y).count();
-        let suffix =
-            a[prefix..].iter().rev().zip(b[prefix..].iter().rev()).take_while(|(x, y)| x == y).count();
-        // One edit, or two letters swapped.
-        let left = (a.len() - prefix - suffix).max(b.len() - prefix - suffix);
-        b.len() >= 4
-            && (left == 1
-                || (left == 2
-                    && a.len() == b.len()
-                    && a[prefix] == b[prefix + 1]
-                    && a[prefix + 1] == b[prefix]))
-    };
-    [
-        "build", "graph", "images", "pull", "push", "explain", "prune", "cache", "doctor", "version",
-        "inspect", "history", "login", "logout", "save", "load", "debug",
-    ]
-    .into_iter()
-    .find(|name| near(name))
-}
-
-fn with_default_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let first = first_own_argument(&arguments);
-    match arguments.get(first) {
-        Some(argument) if argument == "help" => {
-            let names_command = arguments.get(first + 1).is_some_and(|argument| is_command(argument));
-            arguments.remove(first);
-            arguments.insert(if names_command { first + 1 } else { first }, "--help".into());
-        }
-        Some(argument) if argument == "--version" || argument == "-V" => arguments[first] = "version".into(),
-        // `image build` is `build`, whose flags are declared once.
-        Some(argument)
-            if argument == "image" && arguments.get(first + 1).is_some_and(|next| next == "build") =>
-        {
-            arguments.remove(first);
-        }
-        Some(argument) if is_command(argument) => {}
-        Some(_) => arguments.insert(first, "build".into()),
-        None if arguments.is_empty() => arguments.extend(["rbuild".into(), "--help".into()]),
-        None => arguments.push("--help".into()),
-    }
-    arguments
-}
-
-/// `rbuild build`, for `See '… --help'`.
-fn command_name(arguments: &[OsString], parser: &clap::Command) -> String {
-    let typed = arguments.get(first_own_argument(arguments)).and_then(|argument| argument.to_str());
-    let known = typed.and_then(|typed| parser.find_subcommand(typed));
-    known.map_or_else(|| "rbuild".to_owned(), |sub| format!("rbuild {}", sub.get_name()))
 }
 
 /// The parser's message in Docker's words where Docker has them, without its usage block.

@@ -10,6 +10,7 @@ use super::control::{CacheControl, ExplainFormat};
 use super::csv::parse_record;
 use super::env::Env;
 use super::error::Problem;
+use super::repository::RepositoryArg;
 use super::results::Results;
 use super::source::{
     ContextArg, DockerfileArg, NamedContextArg, one_stdin, parse_context, parse_dockerfile,
@@ -17,6 +18,7 @@ use super::source::{
 };
 use super::steps::StepOptions;
 
+use crate::git::local::Origin;
 use crate::progress::Mode;
 
 /// Everything `rbuild build` was asked for. Paths are relative to the working directory.
@@ -54,6 +56,10 @@ pub struct BuildRequest {
     pub quiet: bool,
     /// Time for everything the build dates.
     pub source_date_epoch: Option<EpochArg>,
+    /// What to tell of the context's git repository.
+    pub repository: RepositoryArg,
+    /// That repository, once it was asked for.
+    pub origin: Option<Origin>,
     /// Open a shell in a step.
     pub shell: Option<ShellAt>,
     /// Steps at once; `None` leaves it to the builder.
@@ -185,6 +191,8 @@ impl BuildRequest {
             progress: Mode::Auto,
             quiet: false,
             source_date_epoch: None,
+            repository: RepositoryArg::NOTHING,
+            origin: None,
             shell: None,
             jobs: None,
             flags_without_effect: Vec::new(),
@@ -265,6 +273,8 @@ impl BuildRequest {
             build_args,
             results,
             source_date_epoch,
+            repository: RepositoryArg::from_env(env),
+            origin: None,
             flags_without_effect,
         })
     }

@@ -464,8 +464,45 @@ fn misspelt_commands_are_recognised() {
         ("src", None),
         ("images", None),
     ] {
-        assert_eq!(similar_command(typed), meant, "{typed}");
+        let meant = meant.map(|name| format!("did you mean the command `rbuild {name}`?"));
+        assert_eq!(no_command(typed), meant, "{typed}");
     }
+}
+
+#[test]
+fn a_word_that_was_to_be_a_command_is_named_when_the_line_makes_no_sense_as_a_build() {
+    let said = |line: &[&str]| {
+        let error = invocation(line, &Env::fixed([])).expect_err("must be refused");
+        (error.command.clone(), error.to_string())
+    };
+    let (command, text) = said(&["biuld", "-t", "app", "."]);
+    assert_eq!(
+        (command.as_str(), text.contains("did you mean the command `rbuild build`?")),
+        ("rbuild", true),
+        "{text}"
+    );
+    let (_, text) = said(&["run", "-it", "app"]);
+    assert!(
+        text.starts_with("`run` is not a command of rbuild: rbuild builds images and runs no containers"),
+        "{text}"
+    );
+    // By itself it is a directory.
+    assert_eq!(build(&["run"]).context, ContextArg::Local("run".into()));
+    assert_eq!(said(&["somewhere", "else"]).1, "'rbuild build' requires 1 argument: the build context");
+}
+
+#[test]
+fn docker_s_groups_lead_to_the_commands() {
+    for group in [["buildx", "build"], ["buildx", "b"], ["builder", "build"], ["image", "build"]] {
+        assert_eq!(build(&[group[0], group[1], "-t", "app", "."]), build(&["-t", "app", "."]));
+    }
+    assert_eq!(meant(&["builder", "prune", "-f"]), meant(&["prune", "-f"]));
+    assert_eq!(meant(&["buildx", "imagetools", "inspect", "app"]), meant(&["imagetools", "inspect", "app"]));
+    let Command::System(SystemRequest::Prune(request)) = meant(&["system", "prune", "-af", "--volumes"])
+    else {
+        panic!("another command")
+    };
+    assert!(request.images.all && request.images.force);
 }
 
 fn meant(line: &[&str]) -> Command {

@@ -14,14 +14,14 @@ use rbuild_frontend::lint;
 use serde_json::{Map, Value, json};
 
 use crate::build::{self, BuildOutcome, Source};
-use crate::cli::{BuildRequest, ContextArg, Env, EpochArg, ExplainFormat};
+use crate::cli::{BuildRequest, ContextArg, DockerfileArg, Env, EpochArg, ExplainFormat, RepositoryLabels};
 use crate::commands::{explain, space, with_signals};
-use crate::context::commit_time::commit_time;
-use crate::context::files::FoundDockerfile;
+use crate::context::files::{FoundDockerfile, default_dockerfile};
 use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
 use crate::failure;
+use crate::git::local::{Origin, commit_time};
 use crate::host::Host;
 use crate::progress::{self, Display, Events, Mode, summary::Summary};
 use crate::report::{Style, warnings};
@@ -91,7 +91,8 @@ fn build(
         remove(path)?;
     }
     let dated = with_commit_time(request)?;
-    let request = dated.as_ref().unwrap_or(request);
+    let placed = with_origin(dated.as_ref().unwrap_or(request));
+    let request = placed.as_ref().or(dated.as_ref()).unwrap_or(request);
     let host = Host::open(settings, root)?;
     for flag in &request.flags_without_effect {
         events.remark(format!("{flag} has no effect in rbuild"));
@@ -140,6 +141,40 @@ fn with_commit_time(request: &BuildRequest) -> Result<Option<BuildRequest>, Buil
     dated.source_date_epoch = Some(EpochArg::At(seconds));
     dated.build_args.insert(EpochArg::NAME.to_owned(), seconds.to_string());
     Ok(Some(dated))
+}
+
+/// The request with the repository of its context in it, and in its labels, when something is to tell of it.
+fn with_origin(request: &BuildRequest) -> Option<BuildRequest> {
+    let ContextArg::Local(dir) = &request.context else { return None };
+    let (wanted, results) = (request.repository, &request.results);
+    let has_provenance = results.attestations.provenance.is_some()
+        || results.metadata_file.is_some() && results.metadata.provenance.is_some();
+    if wanted.labels == RepositoryLabels::No && !(wanted.in_provenance && has_provenance) {
+        return None;
+    }
+    let origin = Origin::of(dir)?;
+    let mut labels = Vec::new();
+    if wanted.labels != RepositoryLabels::No {
+        labels.push(("org.opencontainers.image.revision", Some(origin.revision.clone())));
+        let dockerfile = match &request.dockerfile {
+            None => default_dockerfile(dir),
+            Some(DockerfileArg::Path(path)) => Some(path.clone()),
+            Some(DockerfileArg::Stdin | DockerfileArg::Http(_)) => None,
+        };
+        let place = dockerfile.and_then(|path| origin.place(&path));
+        labels.push(("com.docker.image.source.entrypoint", place));
+    }
+    if wanted.labels == RepositoryLabels::Full {
+        labels.push(("org.opencontainers.image.source", origin.source.clone()));
+    }
+    let mut placed = request.clone();
+    for (name, value) in labels {
+        if let Some(value) = value {
+            placed.labels.entry(name.to_owned()).or_insert(value);
+        }
+    }
+    placed.origin = Some(origin).filter(|_| wanted.in_provenance);
+    Some(placed)
 }
 
 /// The document of `--explain=json`.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rbuild_cache::store::{ImageRecord, Store};
-use rbuild_frontend::gowild;
+use rbuild_cache::tree::select::Pattern;
 use rbuild_oci::Reference;
 use serde_json::{Value, json};
 
@@ -190,7 +190,7 @@ fn is_like(pattern: &str, name: &str) -> bool {
         match (patterns.next(), names.next()) {
             (None, None) => return true,
             (Some(pattern), Some(name)) => {
-                if !gowild::match_component(pattern.as_bytes(), name.as_bytes()).unwrap_or(false) {
+                if !Pattern::new(pattern.as_bytes()).is_ok_and(|pattern| pattern.matches(name.as_bytes())) {
                     return false;
                 }
             }

@@ -83,7 +83,10 @@ pub fn main() -> ExitCode {
         }
         Command::Image(command) => return image::run(&command, settings, root.as_deref(), &env),
         Command::Imagetools(request) => imagetools::run(&request, &settings),
-        Command::SystemDf(request) => system::df(&request, settings, root.as_deref()),
+        Command::System(cli::SystemRequest::Df(request)) => system::df(&request, settings, root.as_deref()),
+        Command::System(cli::SystemRequest::Prune(request)) => {
+            system::prune(&request, settings, root.as_deref())
+        }
         Command::Doctor { json } => doctor::run(&settings, root.as_deref(), json),
         Command::Version => version::run(),
         Command::Help(text) => print(&text),

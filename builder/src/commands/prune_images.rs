@@ -42,7 +42,8 @@ pub(super) fn run(
     super::print(&text)
 }
 
-fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<String>, BuildError> {
+/// Takes names, and gives the lines that say so.
+pub(super) fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<String>, BuildError> {
     let images = Images::load(store)?;
     let mut going: Vec<&Named> = Vec::new();
     for named in &images.all {

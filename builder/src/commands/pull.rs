@@ -130,6 +130,7 @@ pub(super) fn plain_env(
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),
+        emulators: Default::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),
         wanted_compression: None,

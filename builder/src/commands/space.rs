@@ -145,7 +145,7 @@ pub(super) fn confirm(what: &str) -> bool {
     matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-fn pruned(collected: &Collected) -> String {
+pub(super) fn pruned(collected: &Collected) -> String {
     let mut text = String::new();
     if !collected.given_up.is_empty() {
         text.push_str("Deleted build cache objects:\n");

@@ -1,22 +1,24 @@
-//! `rbuild system df`: Docker's summary of what the store holds.
+//! `rbuild system`: Docker's summary of what the store holds, and everything given back at once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use rbuild_cache::gc::{self, DiskUsage};
+use rbuild_cache::gc::{self, Collected, DiskUsage, Policy};
 use rbuild_cache::store::{LayerId, Store};
 use rbuild_oci::Digest;
 use serde_json::{Value, json};
 
+use super::space::Place;
 use super::stored::{Images, Named};
-use super::{ImageError, images, space};
-use crate::cli::SystemDfRequest;
+use super::{ImageError, images, prune_images, space};
+use crate::cli::{SystemDfRequest, SystemPruneRequest};
 use crate::error::BuildError;
 use crate::host::Host;
 use crate::report::human;
 use crate::settings::Settings;
 use crate::template::{Column, Format, Shape};
+use crate::timestamp;
 
 const TABLE: &str = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
 
@@ -35,6 +37,46 @@ const ROW: Shape = Shape::Struct(&[
     ("Size", Shape::Text),
     ("Reclaimable", Shape::Text),
 ]);
+
+/// Asks, removes images and build cache, and says what is gone and how much that gave.
+///
+/// Build cache is judged by `until` alone: with a filter on labels, which it has none of, it stays.
+pub(super) fn prune(
+    request: &SystemPruneRequest,
+    settings: Settings,
+    root: Option<&Path>,
+) -> Result<(), BuildError> {
+    let images = &request.images;
+    let what = match images.all {
+        true => "all images and all build cache",
+        false => "all dangling images and all build cache that no image uses",
+    };
+    if !images.force && !space::confirm(what) {
+        return Ok(());
+    }
+    let host = Host::open(settings, root)?;
+    let lines = prune_images::remove(&host.store, images)?;
+    let place = Place::of(&host);
+    drop(host);
+    let now = timestamp::unix_ns();
+    let age_ns = images.until.map_or(0, |until| now.saturating_sub(until.unix_ns(now)));
+    let policy = Policy {
+        keep: Duration::from_nanos(u64::try_from(age_ns).unwrap_or(0)),
+        all: images.all,
+        unreferenced_only: !images.labels.is_empty(),
+        ..Policy::default()
+    };
+    let collected = match policy.unreferenced_only && lines.is_empty() {
+        true => Collected::default(),
+        false => place.collector()?.run(&policy)?,
+    };
+    let mut text = String::new();
+    if !lines.is_empty() {
+        text = format!("Deleted Images:\n{}\n", lines.concat());
+    }
+    text.push_str(&space::pruned(&collected));
+    super::print(&text)
+}
 
 const IMAGES: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
 

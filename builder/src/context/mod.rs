@@ -1,6 +1,5 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
-pub mod commit_time;
 pub mod epoch;
 pub mod files;
 pub mod list;

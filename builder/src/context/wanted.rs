@@ -3,14 +3,18 @@
 //! The scan enters, lists and hashes nothing else: a file that no instruction names must neither cost anything nor be
 //! able to fail a build.
 
-use rbuild_frontend::gowild::match_component;
+use rbuild_cache::tree::select::Pattern;
 
 /// The union of all sources of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// `None` means everything.
-    patterns: Option<Vec<Vec<Vec<u8>>>>,
+    /// The components of each; `None` means everything.
+    patterns: Option<Vec<Vec<Component>>>,
 }
+
+/// One component of a pattern; `None` for a malformed one, which is reported when it is used: here it must not hide
+/// anything.
+type Component = Option<Pattern>;
 
 /// How a path stands to the wanted part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,17 +37,16 @@ impl Wanted {
 
     /// What `patterns` select: cleaned source paths or wildcards, an empty one meaning the whole context.
     pub fn by<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
-        let split = |pattern: &str| -> Vec<Vec<u8>> {
-            pattern
-                .split('/')
-                .filter(|part| !part.is_empty() && *part != ".")
-                .map(|part| part.into())
-                .collect()
-        };
-        let patterns: Vec<_> = patterns.into_iter().map(split).collect();
-        let is_whole =
-            patterns.iter().any(|parts| parts.is_empty() || parts.iter().any(|part| part == b".."));
-        Self { patterns: (!is_whole).then_some(patterns) }
+        let mut all = Vec::new();
+        for pattern in patterns {
+            let parts: Vec<&str> =
+                pattern.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+            if parts.is_empty() || parts.contains(&"..") {
+                return Self::everything();
+            }
+            all.push(parts.iter().map(|part| Pattern::new(part.as_bytes()).ok()).collect());
+        }
+        Self { patterns: Some(all) }
     }
 
     /// Places a path, given without leading `/`.
@@ -58,8 +61,7 @@ impl Wanted {
                     (None, None) => break Standing::Source,
                     (None, Some(_)) => break Standing::Inside,
                     (Some(_), None) => break Standing::Above,
-                    // A malformed wildcard is reported when it is used; here it must not hide anything.
-                    (Some(part), Some(name)) if match_component(part, name).unwrap_or(true) => {}
+                    (Some(part), Some(name)) if part.as_ref().is_none_or(|part| part.matches(name)) => {}
                     (Some(_), Some(_)) => break Standing::Outside,
                 }
             };

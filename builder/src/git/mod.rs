@@ -11,6 +11,7 @@
 //! reader that layers go through.
 
 mod checkout;
+pub mod local;
 mod program;
 mod route;
 mod submodules;

@@ -15,6 +15,7 @@ use rbuild_cache::store::Draft;
 use rbuild_frontend::graph::{Network, RunOp};
 
 use crate::error::StepFailure;
+use crate::ops::emulation::Emulation;
 use crate::ops::run::{self, Output, Parent};
 use crate::ops::{ExecEnv, NewLayer, size_bytes};
 use crate::progress::VertexId;
@@ -41,15 +42,17 @@ pub(super) fn layer(
         Network::Default | Network::Host => rbuild_sandbox::Network::Host,
     };
     let mut output = Output::of(env, vertex, &[]);
+    let spec = run::spec(env, op, vertex, network);
+    let emulation = Emulation::recognise(dir, &spec, op);
     let exit = rbuild_sandbox::run_step_in_copy(
-        &run::spec(env, op, vertex, network),
+        &spec,
         dir,
         draft.work_fd().as_fd(),
         env.is_chroot_forced,
         env.cancel.fd(),
         &mut output.sink(),
     );
-    let exit = output.check(op, exit)?;
+    let exit = output.check(op, &emulation, exit)?;
     output.succeeded(op, exit)?;
 
     untouched.keep_changes(dir, &env.store, &root.tree)?;

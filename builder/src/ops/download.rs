@@ -2,19 +2,20 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use rbuild_cache::store::{Key, KeyLock, ResolvedLayer};
 use rbuild_oci::{CanonicalWriter, DiffId, Reference};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::VertexId;
 use crate::resolve::BlobRef;
 
-/// Chunks in flight between the network and the thread that reads them.
-const CHUNKS_IN_FLIGHT: usize = 64;
+/// Chunks in flight between the network and the thread that reads them. Where the network is the faster one a chunk holds
+/// on to a read buffer of several hundred KiB.
+const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// A layer of an image that was left at its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub async fn stream<T: Send + 'static>(
     let transfer = Arc::new(env.events.transfer(vertex, blob.digest.to_string(), Some(blob.size)));
     let report = Arc::clone(&transfer);
     let mut stream = env.registry.blob(from, blob.digest, blob.size, move |bytes| report.set(bytes)).await?;
-    let (sender, receiver) = sync_channel::<Result<Bytes, Broken>>(CHUNKS_IN_FLIGHT);
+    let (sender, receiver) = channel::<Result<Bytes, Broken>>(CHUNKS_IN_FLIGHT);
     let consuming =
         tokio::task::spawn_blocking(move || consume(ChannelReader { receiver, chunk: Bytes::new() }));
     let mut failed = None;
@@ -82,8 +83,7 @@ pub async fn stream<T: Send + 'static>(
                 Err(Broken)
             }
         };
-        // A full channel means that the reader is behind: give the thread time without blocking the runtime.
-        if send(&sender, item).await.is_err() || failed.is_some() {
+        if sender.send(item).await.is_err() || failed.is_some() {
             break;
         }
     }
@@ -143,18 +143,6 @@ async fn keep_one(env: &Arc<ExecEnv>, layer: &RemoteLayer, vertex: VertexId) -> 
     })
 }
 
-async fn send<T: Send + 'static>(sender: &std::sync::mpsc::SyncSender<T>, item: T) -> Result<(), ()> {
-    use std::sync::mpsc::TrySendError;
-    match sender.try_send(item) {
-        Ok(()) => Ok(()),
-        Err(TrySendError::Disconnected(_)) => Err(()),
-        Err(TrySendError::Full(item)) => {
-            let sender = sender.clone();
-            tokio::task::spawn_blocking(move || sender.send(item).map_err(drop)).await.unwrap_or(Err(()))
-        }
-    }
-}
-
 /// The download ended before its end; why is known where it was started.
 struct Broken;
 
@@ -167,10 +155,10 @@ pub struct ChannelReader {
 impl Read for ChannelReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.chunk.is_empty() {
-            match self.receiver.recv() {
-                Ok(Ok(chunk)) => self.chunk = chunk,
-                Ok(Err(Broken)) => return Err(io::Error::other("the download broke off")),
-                Err(_) => return Ok(0),
+            match self.receiver.blocking_recv() {
+                Some(Ok(chunk)) => self.chunk = chunk,
+                Some(Err(Broken)) => return Err(io::Error::other("the download broke off")),
+                None => return Ok(0),
             }
         }
         let count = self.chunk.len().min(buffer.len());

@@ -22,17 +22,18 @@ impl ExecEnv {
     /// files is opened.
     pub fn stack_source(&self, solved: &Solved) -> Result<StackSource, StepFailure> {
         let layer = |id: &LayerId| -> Result<StackLayer, StepFailure> {
-            if self.store.has_dir(*id)? {
-                return Ok(StackLayer::Dir(self.store.layer_dir(*id)?));
-            }
-            Ok(StackLayer::Listed(Box::new(Listed {
+            let listed = Box::new(Listed {
                 store: self.store.clone(),
                 lease: self.lease.clone(),
                 form: self.overlay,
                 id: *id,
                 listing: OnceLock::new(),
                 dir: OnceLock::new(),
-            })))
+            });
+            if self.store.has_dir(*id)? {
+                return Ok(StackLayer::Dir(self.store.layer_dir(*id)?, listed));
+            }
+            Ok(StackLayer::Listed(listed))
         };
         Ok(StackSource::new(solved.stack.iter().map(layer).collect::<Result<_, _>>()?))
     }

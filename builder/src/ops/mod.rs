@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod chroot;
 pub mod copy;
 pub mod download;
+pub mod emulation;
 pub mod fetched;
 pub mod git;
 pub mod http;
@@ -39,6 +40,7 @@ use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
+use crate::ops::emulation::Emulators;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
@@ -82,6 +84,8 @@ pub struct ExecEnv {
     pub emissions: Emissions,
     /// Networks of RUN steps.
     pub network: StepNetwork,
+    /// Who runs steps for other processors.
+    pub emulators: Emulators,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.
     pub epoch: OnceLock<i64>,
     /// What the first output that compresses layers wants of those of the image.

@@ -13,7 +13,6 @@ use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Mount, RunOp, Step};
-use rbuild_oci::Platform;
 use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::cancel::Reason;
@@ -24,6 +23,7 @@ use crate::mounts::cache::Caches;
 use crate::mounts::redact::Redactor;
 use crate::mounts::{self, MountInput, Prepared};
 use crate::ops::cgroup::StepGroups;
+use crate::ops::emulation::Emulation;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
@@ -131,6 +131,7 @@ struct Ready {
     draft: LayerDraft,
     prepared: Prepared,
     groups: StepGroups,
+    emulation: Emulation,
 }
 
 impl Ready {
@@ -169,13 +170,15 @@ impl Ready {
             spec.env.retain(|(known, _)| known != name);
             spec.env.push((name.clone(), value.clone()));
         }
-        Ok(Self { spec, merged, draft, prepared, groups })
+        let emulation = env.emulators.of(merged.as_fd(), &spec, op, &env.events);
+        spec.emulator.clone_from(&emulation.emulator);
+        Ok(Self { spec, merged, draft, prepared, groups, emulation })
     }
 
     /// Leaves it as it is for a shell, if somebody wants one.
     fn keep(self, env: &Arc<ExecEnv>, step: &Step, moment: Moment) {
         let Some(slot) = &env.failed_step else { return };
-        let Self { spec, merged, draft, prepared, groups } = self;
+        let Self { spec, merged, draft, prepared, groups, .. } = self;
         let (name, env) = (step.name.clone(), Arc::clone(env));
         slot.keep(HeldStep { moment, name, spec, merged, draft, prepared, groups, env });
     }
@@ -195,7 +198,7 @@ fn layer(
     let (spec, merged) = (&ready.spec, ready.merged.as_fd());
     let ended = rbuild_sandbox::run_step_to_exit(spec, merged, env.cancel.fd(), &mut output.sink());
     output.flush();
-    let Ended { exit, teardown, ownership } = output.check(op, ended)?;
+    let Ended { exit, teardown, ownership } = output.check(op, &ready.emulation, ended)?;
     if exit != Exit::Code(0) && ready.groups.ran_out_of_memory() {
         let limit_bytes = env.steps.resources.memory_bytes.unwrap_or(0);
         return Err(StepFailure::OutOfMemory { command: op.argv.join(" "), limit_bytes, log: output.log() });
@@ -206,7 +209,7 @@ fn layer(
         }
         return Err(failure);
     }
-    let Ready { spec, merged, draft, prepared, groups: _groups } = ready;
+    let Ready { spec, merged, draft, prepared, groups: _groups, emulation: _ } = ready;
     // Its trees are the step's, and go with its mounts.
     drop(spec);
     written_back(&merged).map_err(|errno| StepFailure::Io {
@@ -376,15 +379,17 @@ impl<'a> Output<'a> {
     pub(super) fn check<T>(
         &mut self,
         op: &RunOp,
+        emulation: &Emulation,
         ended: Result<T, rbuild_sandbox::StepError>,
     ) -> Result<T, StepFailure> {
         match ended {
             Err(_) if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
             Err(rbuild_sandbox::StepError::CommandNotExecutable { program, source })
                 if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
-                    && op.platform != Platform::host() =>
+                    && emulation.foreign.is_some() =>
             {
-                Err(StepFailure::Foreign { program, platform: op.platform.clone() })
+                let (platform, why) = (emulation.platform(op), emulation.obstacle.clone());
+                Err(StepFailure::Foreign { program, platform, why })
             }
             Err(source) => Err(StepFailure::Sandbox { source, log: self.log() }),
             Ok(ended) => Ok(ended),

@@ -10,7 +10,7 @@ use super::source::{FileSource, RecentDirs, SourceError, mtime_of, open_dir, ope
 use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 
-/// A layer that is known by its listing and has no directory unless somebody wants a file of it.
+/// A layer as the store knows it: by its listing, and with a directory when somebody wants a file of it.
 pub trait ListedLayer: Send + Sync {
     /// What is in it.
     fn listing(&self) -> Result<&LayerDiff, SourceError>;
@@ -20,8 +20,8 @@ pub trait ListedLayer: Send + Sync {
 
 /// One layer of a stack.
 pub enum StackLayer {
-    /// With a directory.
-    Dir(OwnedFd),
+    /// With a directory. What could not be made there (devices, without root) is only in the listing.
+    Dir(OwnedFd, Box<dyn ListedLayer>),
     /// Without one so far.
     Listed(Box<dyn ListedLayer>),
 }
@@ -56,7 +56,7 @@ impl StackSource {
             let mut found = Vec::new();
             for (at, layer) in self.layers.iter().enumerate().rev() {
                 match layer {
-                    StackLayer::Dir(fd) => match open_dir(fd.as_fd(), dir) {
+                    StackLayer::Dir(fd, _) => match open_dir(fd.as_fd(), dir) {
                         Ok(fd) => found.push(DirOf::Dir(fd)),
                         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                         Err(errno) => return Err(source_error("open the directory", dir, errno)),
@@ -75,13 +75,13 @@ impl StackSource {
         })
     }
 
-    /// The listed layer at a place that [`Self::dirs`] gave, and its entry at `path`.
+    /// The layer at a place, and what its listing has at `path`.
     fn listed(
         &self,
         at: usize,
         path: &RelPath,
     ) -> Result<Option<(&dyn ListedLayer, &DiffEntry)>, SourceError> {
-        let StackLayer::Listed(layer) = &self.layers[at] else { return Ok(None) };
+        let (StackLayer::Listed(layer) | StackLayer::Dir(_, layer)) = &self.layers[at];
         let entry = entry_of(layer.listing()?, path).filter(|entry| entry.change != Change::Whiteout);
         Ok(entry.map(|entry| (&**layer, entry)))
     }
@@ -120,7 +120,7 @@ impl FileSource for StackSource {
         let Some(dir) = path.parent() else {
             for layer in self.layers.iter().rev() {
                 match layer {
-                    StackLayer::Dir(fd) => return fstat(fd).map(|stat| mtime_of(&stat)).map_err(failed),
+                    StackLayer::Dir(fd, _) => return fstat(fd).map(|stat| mtime_of(&stat)).map_err(failed),
                     StackLayer::Listed(layer) => {
                         if let Some(entry) = entry_of(layer.listing()?, path) {
                             return Ok(entry.mtime);
@@ -142,6 +142,12 @@ impl FileSource for StackSource {
                         return Ok(entry.mtime);
                     }
                 }
+            }
+        }
+        // No directory has it: a device that could not be made. Listings of whole layers are read for nothing else.
+        for at in (0..self.layers.len()).rev() {
+            if let Some((_, entry)) = self.listed(at, path)? {
+                return Ok(entry.mtime);
             }
         }
         Err(missing())

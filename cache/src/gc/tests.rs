@@ -276,6 +276,22 @@ fn the_last_use_counts_for_every_layer_below() {
     );
 }
 
+/// D11: what was used «later» than now counts as used now: it is old by no measure, and a budget takes it like the rest.
+#[test]
+fn a_clock_set_back_makes_nothing_old_and_nothing_immortal() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    drop((lease, store));
+    tamper(&root, &format!("UPDATE results SET used = {}", i64::MAX));
+    let keep = Policy { keep: Duration::from_secs(1), ..Policy::default() };
+    assert_eq!(collect(&root, &keep).given_up, []);
+    assert_eq!(collect(&root, &Policy::budget(0)).given_up.len(), 1);
+    assert!(open(&root).result(&key(1)).unwrap().is_none());
+}
+
 #[test]
 fn all_drops_results_of_images_but_not_the_images() {
     let (_dir, root) = fresh();

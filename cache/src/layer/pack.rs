@@ -47,7 +47,7 @@ pub struct Place {
 
 /// Makes a pack, content by content.
 pub struct PackWriter {
-    out: BufWriter<File>,
+    out: BufWriter<Box<dyn Write + Send>>,
     at: u64,
     seen: HashSet<ContentDigest>,
     index: Vec<(ContentDigest, Place)>,
@@ -55,8 +55,8 @@ pub struct PackWriter {
 
 impl PackWriter {
     /// Writes into an empty file.
-    pub fn new(file: File) -> io::Result<Self> {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+    pub fn new(file: impl Write + Send + 'static) -> io::Result<Self> {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, Box::new(file) as Box<dyn Write + Send>);
         out.write_all(MAGIC)?;
         Ok(Self { out, at: MAGIC.len() as u64, seen: HashSet::new(), index: Vec::new() })
     }

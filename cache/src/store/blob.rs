@@ -11,6 +11,7 @@ use super::db::mark::BootId;
 use super::db::{DbError, now_unix_ns, seal};
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
+use super::writeback::Growing;
 use super::{Store, layout, readers};
 
 /// Writes gathered before they reach the file; a caller that writes in larger pieces bypasses the buffer.
@@ -45,7 +46,7 @@ pub struct UnhashedBlob {
     store: Store,
     _lease: Lease,
     temp: String,
-    file: BufWriter<File>,
+    file: BufWriter<Growing>,
     size: u64,
 }
 
@@ -84,7 +85,7 @@ impl UnhashedBlob {
         let temp_path = layout.path(&self.temp);
         let file =
             self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &temp_path)?;
-        rustix::fs::fchmod(&file, Mode::RUSR).doing("change the mode of", &temp_path)?;
+        rustix::fs::fchmod(file.into_file(), Mode::RUSR).doing("change the mode of", &temp_path)?;
         self.store.publish_blob(&self.temp, digest, self.size)
     }
 }
@@ -136,7 +137,7 @@ impl Store {
             store: self.clone(),
             _lease: lease.clone(),
             temp,
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, File::from(fd)),
+            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, Growing::new(fd.into(), self.clone())),
             size: 0,
         })
     }

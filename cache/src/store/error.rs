@@ -67,6 +67,14 @@ pub enum StoreError {
         /// Name of the file system type.
         kind: &'static str,
     },
+    /// The file system has no locks at all.
+    #[error("the store `{}` is on a file system without locks; choose a directory on a local disk", root.display())]
+    NoLocks {
+        /// The store.
+        root: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// A newer rbuild made the store.
     #[error("`{}` was written by a newer rbuild ({found}); use that version or another store", path.display())]
     NewerFormat {

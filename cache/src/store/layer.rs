@@ -148,6 +148,7 @@ impl Store {
         entries: &[u8],
         size_bytes: u64,
     ) -> Result<LayerId, StoreError> {
+        self.wrote(size_bytes);
         self.publish_layer(&draft.dir, entries, size_bytes, None)
     }
 

@@ -136,6 +136,9 @@ pub(super) fn share_store(layout: &Layout) -> Result<File, StoreError> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(Errno::WOULDBLOCK) => return Err(StoreError::Busy { root: layout.root().to_owned() }),
+            Err(error @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS)) => {
+                return Err(StoreError::NoLocks { root: layout.root().to_owned(), source: error.into() });
+            }
             Err(error) => return Err(error).doing("lock", &layout.path("lock")),
         }
     }

@@ -70,6 +70,7 @@ mod result;
 mod sync;
 mod usage;
 mod uses;
+mod writeback;
 
 #[cfg(test)]
 mod tests;
@@ -157,6 +158,7 @@ struct Inner {
     nodes: nodes::NodeCache,
     boot: OnceLock<BootId>,
     uses: uses::Uses,
+    writeback: Arc<writeback::Writeback>,
     /// Cached results were forgotten when it was opened; see `lost_trees`.
     has_forgotten: bool,
     /// `None` for the collector, which relies on nothing.
@@ -206,6 +208,7 @@ impl Store {
             nodes: nodes::NodeCache::default(),
             boot: OnceLock::new(),
             uses: uses::Uses::default(),
+            writeback: Arc::default(),
             reader,
             _lock: lock,
         };

@@ -21,6 +21,7 @@ use super::db::DbError;
 use super::db::mark::BootId;
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
+use super::writeback::Growing;
 use super::{LayerDraft, LayerId, Store, layout};
 use crate::copy::{MaterialiseError, materialise_packed};
 use crate::layer::{OverlayForm, Pack, PackError, PackWriter, decode_diff};
@@ -87,7 +88,8 @@ impl Store {
         layout.make_dir(&format!("{dir}/packs"))?;
         let name = format!("{dir}/packs/new");
         let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        let writer = PackWriter::new(File::from(file)).doing("write", &layout.path(&name))?;
+        let file = Growing::new(file.into(), self.clone());
+        let writer = PackWriter::new(file).doing("write", &layout.path(&name))?;
         Ok(PackedDraft { writer, lease: lease.clone(), dir })
     }
 

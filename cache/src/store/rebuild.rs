@@ -79,6 +79,7 @@ impl Store {
             nodes: nodes::NodeCache::default(),
             boot: OnceLock::new(),
             uses: uses::Uses::default(),
+            writeback: Arc::default(),
             has_forgotten: false,
             reader: None,
             _lock: file,

@@ -1,4 +1,4 @@
-//! Making a build's work durable: once, at its end.
+//! Making a build's work durable: once, at its end. Where there is much of it, [`super::writeback`] has begun before.
 
 use rusqlite::Transaction;
 

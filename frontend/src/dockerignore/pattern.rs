@@ -1,7 +1,5 @@
 //! One pattern: compiled, and matched by walking all its positions at once.
 
-use crate::gowild;
-
 use super::{IgnoreError, clean};
 
 /// A pattern and where it stands.
@@ -194,11 +192,8 @@ fn literal(tokens: &[Token]) -> impl Iterator<Item = char> {
     tokens.iter().map_while(|token| if let Token::Char(c) = token { Some(*c) } else { None })
 }
 
-/// Compiles a cleaned pattern; `None` when Go calls it bad.
+/// Compiles a cleaned pattern; `None` when Go's `filepath.Match`, with which Docker checks it, calls it bad.
 fn tokens(pattern: &str) -> Option<Vec<Token>> {
-    // Go validates with filepath.Match, component by component in effect: a bracket cannot span a slash check there
-    // either, as the class syntax is the same.
-    gowild::match_component(pattern.as_bytes(), b".").ok()?;
     let mut tokens = Vec::new();
     let mut chars = pattern.chars().peekable();
     while let Some(c) = chars.next() {
@@ -234,6 +229,7 @@ fn tokens(pattern: &str) -> Option<Vec<Token>> {
 
 fn class_char(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
     match chars.next()? {
+        '-' | ']' => None,
         '\\' => chars.next(),
         c => Some(c),
     }

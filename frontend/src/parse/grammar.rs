@@ -27,16 +27,17 @@ impl<'a> Piece<'a> {
 
 /// Keyword and trimmed rest of a logical line.
 pub(super) fn head(line: &str) -> Option<(Piece<'_>, Piece<'_>)> {
-    let mut parts = pieces(Rule::instruction, Piece { text: line, at: 0 })?.into_iter();
-    Some((parts.next()?, parts.next()?.trimmed()))
+    let (parts, rest) = leading(Rule::instruction, Piece { text: line, at: 0 })?;
+    Some((parts.into_iter().next()?, rest))
 }
 
-/// Flag words and the trimmed rest after them.
+/// Flag words and the trimmed rest after them. `rest` is trimmed too: most lines have no flags, and show it at once.
 pub(super) fn flags(rest: Piece<'_>, escape: char) -> Option<(Vec<Piece<'_>>, Piece<'_>)> {
+    if !rest.text.starts_with("--") {
+        return Some((Vec::new(), rest));
+    }
     let rule = if escape == '`' { Rule::flags_bt } else { Rule::flags_bs };
-    let mut parts = pieces(rule, rest)?;
-    let rest = parts.pop()?.trimmed();
-    Some((parts, rest))
+    leading(rule, rest)
 }
 
 /// Words in which quotes and escapes protect blanks.
@@ -78,6 +79,15 @@ pub(super) fn heredoc_marker(word: &str) -> Option<(bool, &str)> {
         }
     }
     name.map(|name| (chomp, name))
+}
+
+/// The pieces of a rule that matches the beginning of a text, and the trimmed text after it.
+fn leading(rule: Rule, input: Piece<'_>) -> Option<(Vec<Piece<'_>>, Piece<'_>)> {
+    let pair = Grammar::parse(rule, input.text).ok()?.next()?;
+    let end = pair.as_span().end();
+    let rest = Piece { text: &input.text[end..], at: input.at + end }.trimmed();
+    let parts = pair.into_inner();
+    Some((parts.map(|p| Piece { text: p.as_str(), at: input.at + p.as_span().start() }).collect(), rest))
 }
 
 fn pieces(rule: Rule, input: Piece<'_>) -> Option<Vec<Piece<'_>>> {

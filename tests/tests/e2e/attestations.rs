@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rbuild_tests::git::git;
 use rbuild_tests::web::{Reply, Web};
 use rbuild_tests::{TestEnv, judge, need};
 use serde_json::{Value, json};
@@ -392,5 +393,70 @@ fn buildx_s_default_is_there_for_who_asks_for_it() -> Result<()> {
     let dest = env.work().join("files");
     env.build(&context, &["-o", &dest.to_string_lossy()])?.ok();
     assert!(!dest.join("provenance.json").exists(), "only beside images");
+    Ok(())
+}
+
+#[test]
+fn the_context_s_repository_is_told_in_provenance_and_on_request_in_labels() -> Result<()> {
+    const CANARY: &str = "canary-5e1d";
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("project/app", "FROM busybox\nRUN true\n", &[])?;
+    let root = context.parent().context("the project")?;
+    git(root, &["init", "--quiet", "-b", "main"])?;
+    git(root, &["remote", "add", "origin", &format!("https://me:{CANARY}@git.example/team/project.git")])?;
+    git(root, &["add", "."])?;
+    git(root, &["commit", "--quiet", "-m", "first"])?;
+    let revision = git(root, &["rev-parse", "HEAD"])?;
+    let vcs = |env: &TestEnv| -> Result<Value> {
+        env.build_digest(&context, &["-t", "placed"])?;
+        let metadata = read_json(&env.work().join("metadata.json"))?;
+        ensure!(!metadata.to_string().contains(CANARY), "{metadata:#}");
+        Ok(metadata["buildx.build.provenance"]["runDetails"]["metadata"]["buildkit_metadata"]["vcs"].clone())
+    };
+    let expected = json!({
+        "localdir:context": "app",
+        "localdir:dockerfile": "app",
+        "revision": revision,
+        "source": "https://git.example/team/project.git",
+    });
+    assert_eq!(vcs(&env)?, expected);
+    let labels = |env: &TestEnv| -> Result<Value> {
+        let printed =
+            env.run(["image", "inspect", "placed", "--format", "{{json .Config.Labels}}"])?.ok().stdout;
+        Ok(serde_json::from_str(&printed)?)
+    };
+    assert_eq!(labels(&env)?, Value::Null, "no label unless asked for");
+
+    let env = env.with_variable("BUILDX_GIT_INFO", "0").with_variable("BUILDX_GIT_LABELS", "full");
+    assert_eq!(vcs(&env)?, Value::Null);
+    let expected = json!({
+        "com.docker.image.source.entrypoint": "app/Dockerfile",
+        "org.opencontainers.image.revision": revision,
+        "org.opencontainers.image.source": "https://git.example/team/project.git",
+    });
+    assert_eq!(labels(&env)?, expected);
+    // What is typed counts more.
+    env.build(&context, &["-t", "placed", "--label", "org.opencontainers.image.revision=mine"])?.ok();
+    assert_eq!(labels(&env)?["org.opencontainers.image.revision"], "mine");
+    Ok(())
+}
+
+#[test]
+fn packages_of_a_base_that_no_step_reads_are_listed() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (registry, env) = world()?;
+    let base = format!("{}/attested/base:1", registry.host());
+    let context = env.context("base", "FROM scratch\nCOPY status /var/lib/dpkg/status\n", &FILES[..1])?;
+    env.build(&context, &["-t", &base, "--push"])?.ok();
+    // A store that has nothing of it: without the list the build would fetch no layer.
+    let elsewhere = TestEnv::new()?.using(&registry)?;
+    let context = elsewhere.context("on", &format!("FROM {base}\nLABEL a=b\n"), &[])?;
+    let layout = elsewhere.work().join("layout");
+    let output = format!("type=oci,dest={},tar=false", layout.display());
+    elsewhere.build(&context, &["--sbom=true", "-o", &output])?.ok();
+    let (_, all) = statements(&layout)?;
+    assert_eq!(all.len(), 1);
+    assert_eq!(package_names(&all[0][0]), ["stage-0", "gcc"], "{:#}", all[0][0]);
     Ok(())
 }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rbuild_tests::{Registry, TestEnv, need};
 use serde_json::Value;
 
@@ -233,22 +232,6 @@ fn explanations_are_there_afterwards_and_for_machines() -> Result<()> {
     Ok(())
 }
 
-/// Waits until a step's lock names its holder.
-fn await_step(env: &TestEnv) -> Result<()> {
-    let until = Instant::now() + Duration::from_secs(120);
-    while Instant::now() < until {
-        for entry in fs::read_dir(env.store().join("locks")).into_iter().flatten() {
-            let entry = entry?;
-            let is_step = entry.file_name().to_string_lossy().starts_with("content-");
-            if is_step && fs::metadata(entry.path()).is_ok_and(|metadata| metadata.len() > 0) {
-                return Ok(());
-            }
-        }
-        std::thread::yield_now();
-    }
-    bail!("no step began")
-}
-
 #[test]
 fn who_waits_says_for_whom_and_goes_on_when_the_holder_dies() -> Result<()> {
     need!(Root, Registry, Bases);
@@ -260,7 +243,7 @@ fn who_waits_says_for_whom_and_goes_on_when_the_holder_dies() -> Result<()> {
     let begin = |tag: &str| env.start(env.command(["build", "--progress=plain", "-t", tag, path]));
     // One that ends: the second waits, then hits.
     let first = begin("me/first")?;
-    await_step(&env)?;
+    env.await_step()?;
     let waits = format!("waiting for pid {}, which has been at this step for ", first.pid());
     let second = begin("me/second")?;
     first.finish()?.ok();
@@ -269,7 +252,7 @@ fn who_waits_says_for_whom_and_goes_on_when_the_holder_dies() -> Result<()> {
     // One that is killed: the second executes the step itself.
     fs::write(context.join("Dockerfile"), "FROM busybox\nRUN sleep 3 && echo again > /done\n")?;
     let third = begin("me/third")?;
-    await_step(&env)?;
+    env.await_step()?;
     let fourth = begin("me/fourth")?;
     let killed = Command::new("kill").args(["-9", &third.pid().to_string()]).status()?;
     assert!(killed.success());
@@ -279,5 +262,16 @@ fn who_waits_says_for_whom_and_goes_on_when_the_holder_dies() -> Result<()> {
     // What the killed one had begun goes with the next process that starts.
     env.build(&context, &[])?.ok().assert_all_cached();
     env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn an_inline_cache_is_not_made_in_silence() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("inline", "FROM scratch\nLABEL a=b\n", &[])?;
+    let says = "BUILDKIT_INLINE_CACHE: no cache is put into images yet";
+    env.build(&context, &["--build-arg", "BUILDKIT_INLINE_CACHE=1"])?.ok().says(&[says]);
+    assert!(!env.build(&context, &["--build-arg", "BUILDKIT_INLINE_CACHE=0"])?.ok().stderr.contains(says));
     Ok(())
 }

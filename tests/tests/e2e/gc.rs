@@ -52,6 +52,36 @@ fn prune_leaves_what_images_need_and_removes_the_rest() -> Result<()> {
     Ok(())
 }
 
+/// As Docker's: what has no name goes first, then everything; what a time keeps stays.
+#[test]
+fn system_prune_gives_back_images_and_build_cache_together() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("system", STEPS, &[("f", "kept\n")])?;
+    env.build(&context, &["-t", "me/kept"])?.ok();
+    fs::write(context.join("f"), "lost\n")?;
+    env.build(&context, &[])?.ok();
+    let says = "all dangling images and all build cache that no image uses";
+    prints(env.run(["system", "prune"])?.ok(), &[says]);
+    prints(env.run(["system", "prune", "-f", "--filter", "until=24h"])?.ok(), &["space: 0B"]);
+    prints(env.run(["system", "prune", "-f", "--filter", "label=a"])?.ok(), &["space: 0B"]);
+    prints(env.run(["system", "prune", "-f"])?.ok(), &["Deleted build cache objects:"]);
+    env.run(["inspect", "me/kept"])?.ok();
+    fs::write(context.join("f"), "kept\n")?;
+    env.build(&context, &[])?.ok().assert_all_cached();
+    prints(
+        env.run(["system", "prune", "-af"])?.ok(),
+        &["untagged: me/kept:latest", "Total reclaimed space: "],
+    );
+    assert_eq!(env.run(["images", "-q"])?.ok().stdout, "");
+    // What is left says which image the tag of the base is.
+    let left = env.run(["du", "--format", "json"])?.ok();
+    assert!(!left.stdout.contains("\"Reclaimable\":true"), "{left}");
+    prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
+    env.assert_nothing_left();
+    Ok(())
+}
+
 #[test]
 fn filters_choose_what_is_shown_and_what_goes() -> Result<()> {
     need!(Root, Registry, Bases);

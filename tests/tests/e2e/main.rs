@@ -40,6 +40,7 @@ mod registry_commands;
 mod rootless;
 mod stages;
 mod steps;
+mod stores;
 mod tls;
 mod tutorial;
 

@@ -1,9 +1,8 @@
 //! Builds for several platforms at once.
 
 use std::fs;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rbuild_tests::{judge, need};
 use serde_json::{Value, json};
 
@@ -164,43 +163,4 @@ fn one_platform_makes_an_index_only_when_asked() -> Result<()> {
         assert_eq!(judge::raw(&format!("oci:{}", dir.display()))?["mediaType"], json!(kind));
     }
     Ok(())
-}
-
-#[test]
-fn a_step_for_another_processor_runs_emulated_or_says_what_is_missing() -> Result<()> {
-    need!(Root, Registry);
-    let (_registry, env) = world()?;
-    let text = "FROM scratch\nCOPY --chmod=755 program /program\nRUN [\"/program\"]\n";
-    let context = env.context("foreign", text, &[])?;
-    fs::write(context.join("program"), arm64_program()).context("write a program")?;
-    let run = env.build(&context, &["--platform=linux/arm64"])?;
-    if Path::new("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists() {
-        run.ok();
-    } else {
-        run.exits(1).says(&[
-            "this machine (linux/amd64) cannot run programs for linux/arm64",
-            "Dockerfile:3",
-            "qemu-user-static",
-            "--platform=$BUILDPLATFORM",
-        ]);
-    }
-    Ok(())
-}
-
-/// An ELF file for arm64 that exits with 0.
-fn arm64_program() -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    let code: [u32; 3] = [0xd280_0000, 0xd280_0ba8, 0xd400_0001]; // mov x0, 0; mov x8, exit; svc 0
-    let (header, segment) = (64_u64, 56_u64);
-    let (base, length) = (0x40_0000_u64, header + segment + 12);
-    file.extend([2_u16, 183].iter().flat_map(|half| half.to_le_bytes())); // executable, aarch64
-    file.extend(1_u32.to_le_bytes());
-    file.extend([base + header + segment, header, 0].iter().flat_map(|word| word.to_le_bytes()));
-    file.extend(0_u32.to_le_bytes());
-    file.extend([64_u16, 56, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    file.extend([1_u32, 5].iter().flat_map(|word| word.to_le_bytes())); // load, readable and executable
-    file.extend([0, base, base, length, length, 0x1_0000].iter().flat_map(|word| word.to_le_bytes()));
-    file.extend(code.iter().flat_map(|word| word.to_le_bytes()));
-    file
 }

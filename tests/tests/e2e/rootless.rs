@@ -10,6 +10,7 @@ const OWNERS: &str = "FROM debian\n\
     RUN useradd --uid 1234 app && install -d -o app -g app /home/app && install -d -m 2750 -o 33 -g 44 /srv/d\n\
     COPY --chown=app:app f /home/app/\n\
     COPY d /srv/d/\n\
+    COPY --from=debian /dev /nodes\n\
     USER app\n\
     RUN id -un > /home/app/who && ln /home/app/f /home/app/hard && rm -rf /home/app/.profile\n\
     USER root\n\
@@ -29,7 +30,7 @@ fn an_ordinary_user_gets_the_same_image_as_root() -> Result<()> {
         let file = env.work().join("owners.tar");
         let output = format!("type=oci,dest={}", file.display());
         let (run, digest) = env.build_id(&context, &["-t", "me/owners", "-o", &output])?;
-        assert_eq!(run.executed().len(), 5, "{run}");
+        assert_eq!(run.executed().len(), 6, "{run}");
         let (again, second) = env.build_id(&context, &["-t", "me/owners"])?;
         again.assert_all_cached();
         assert_eq!(digest, second);

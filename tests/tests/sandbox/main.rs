@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod emulation;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod packages;
 mod probes;
 mod rows;
 mod rungs;

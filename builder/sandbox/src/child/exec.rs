@@ -15,13 +15,20 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 /// Searched when the environment has no `PATH`, as `execvp` of the common C libraries does.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Loads the filter, waits for the step, and becomes its command; returns why it could not, or nothing if no step came.
 ///
 /// A filter that comes last sends init its listener over the socket, or, where there is none, a message without.
-pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, filter: &Filter) -> Option<SetupFailure> {
-    let order = load_first(flavour, filter).and_then(|()| Order::receive(socket.as_fd()));
+pub(super) fn command_main(
+    socket: &OwnedFd,
+    flavour: Flavour,
+    user: Option<&OwnedFd>,
+    filter: &Filter,
+) -> Option<SetupFailure> {
+    let order = enter_emulation(flavour, user)
+        .and_then(|()| load_first(flavour, filter))
+        .and_then(|()| Order::receive(socket.as_fd()));
     let prepared = match order {
         Err(failure) => Err(failure),
         Ok(None) => return None,
@@ -31,6 +38,17 @@ pub(super) fn command_main(socket: &OwnedFd, flavour: Flavour, filter: &Filter) 
         Err(failure) => failure,
         Ok(spec) => exec(&spec),
     })
+}
+
+/// Enters the user namespace of an emulated command. First of all: it gives every right in there, which are then limited as
+/// everybody's, and the filter allows it no more.
+fn enter_emulation(flavour: Flavour, user: Option<&OwnedFd>) -> Result<(), SetupFailure> {
+    if !flavour.emulated {
+        return Ok(());
+    }
+    let namespace = user.ok_or(Errno::BADF).at(SetupStep::JoinEmulation)?;
+    let kind = Some(rustix::thread::LinkNameSpaceType::User);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).at(SetupStep::JoinEmulation)
 }
 
 fn load_first(flavour: Flavour, filter: &Filter) -> Result<(), SetupFailure> {

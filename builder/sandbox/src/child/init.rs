@@ -1,7 +1,7 @@
 //! Pid 1 of a step: builds the step's world, starts the command, reaps, reports how it ended.
 
 use super::ledger::Ledger;
-use super::{EXIT_BROKEN, Filter, Template, exec, mounts};
+use super::{EXIT_BROKEN, Filter, Joined, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
@@ -13,12 +13,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, Wa
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(super) fn init_main(
-    socket: &OwnedFd,
-    flavour: Flavour,
-    joined: Option<OwnedFd>,
-    template: &Template,
-) -> i32 {
+pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, joined: Joined, template: &Template) -> i32 {
     // For people who look at processes: executed from a descriptor, its name would be a number. Nothing depends on it.
     let _ = rustix::thread::set_name(c"rbuild-init");
     let outcome = prepare(socket, flavour, joined, template).and_then(|(command, world)| {
@@ -42,7 +37,7 @@ pub(super) fn init_main(
 fn prepare(
     socket: &OwnedFd,
     flavour: Flavour,
-    joined: Option<OwnedFd>,
+    joined: Joined,
     template: &Template,
 ) -> Result<(Waiting, mounts::World), SetupFailure> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at(SetupStep::ParentDeath)?;
@@ -64,7 +59,7 @@ fn prepare(
     rustix::process::setsid().at(SetupStep::Session)?;
     join_new_keyring()?;
     if flavour.network == NetworkNamespace::Joined {
-        let namespace = joined.ok_or(Errno::BADF).at(SetupStep::JoinNetwork)?;
+        let namespace = joined.network.ok_or(Errno::BADF).at(SetupStep::JoinNetwork)?;
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);
         rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).at(SetupStep::JoinNetwork)?;
     }
@@ -76,7 +71,7 @@ fn prepare(
     }
     // Modes given below are meant as written.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let command = Waiting::fork(socket, flavour, &template.filter)?;
+    let command = Waiting::fork(socket, flavour, joined.user, &template.filter)?;
     let world = mounts::World::assemble(flavour, template.in_user_namespace)?;
     Ok((command, world))
 }
@@ -98,14 +93,19 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn fork(reports: &OwnedFd, flavour: Flavour, filter: &Filter) -> Result<Waiting, SetupFailure> {
+    fn fork(
+        reports: &OwnedFd,
+        flavour: Flavour,
+        user: Option<OwnedFd>,
+        filter: &Filter,
+    ) -> Result<Waiting, SetupFailure> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .at(SetupStep::Fork)?;
         match sys::fork().at(SetupStep::Fork)? {
             Fork::Child => {
                 drop(ours);
-                if let Some(failure) = exec::command_main(&theirs, flavour, filter) {
+                if let Some(failure) = exec::command_main(&theirs, flavour, user.as_ref(), filter) {
                     super::report(reports.as_fd(), &failure.into());
                 }
                 std::process::exit(EXIT_BROKEN)

@@ -78,13 +78,10 @@ impl<'a> Ledger<'a> {
             // What was opened may be another process's by now.
             return Err(Errno::SRCH);
         }
-        let wanted = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::INO | StatxFlags::BTIME;
-        let stat = rustix::fs::statx(&target, c"", AtFlags::EMPTY_PATH, wanted)?;
-        let file_type = FileType::from_raw_mode(stat.stx_mode.into());
+        let file_type = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
         let can_carry = matches!(file_type, FileType::RegularFile | FileType::Directory);
-        let inode = inode(&stat);
         let note = format!("/proc/self/fd/{}", target.as_raw_fd());
-        let before = if can_carry { noted(&note)? } else { self.special.get(&inode).copied() };
+        let before = if can_carry { noted(&note)? } else { self.special.get(&inode_of(&target)?).copied() };
         let before = before.unwrap_or((self.spec.uid, self.spec.gid));
         let keeps = |id: &u32| self.spec.uid == 0 || *id != 0;
         // Everything looks like root's, so programs pass 0 for the id they do not mean; who is not root cannot mean it.
@@ -99,6 +96,8 @@ impl<'a> Ledger<'a> {
                 other => other,
             };
         }
+        // Copied up by now: born anew, under the same number.
+        let inode = inode_of(&target)?;
         self.special.insert(inode, after);
         let report = Report::Owner { inode, uid: after.0, gid: after.1 };
         crate::channel::send_all(self.reports, &report.encode())
@@ -119,6 +118,11 @@ pub(crate) fn inode(stat: &rustix::fs::Statx) -> Inode {
     let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
     let born = if has_birth { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) };
     Inode { number: stat.stx_ino, born }
+}
+
+fn inode_of(target: &OwnedFd) -> Result<Inode, Errno> {
+    let stat = rustix::fs::statx(target, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::BTIME)?;
+    Ok(inode(&stat))
 }
 
 fn wish(data: &libc::seccomp_data) -> Option<Wish> {

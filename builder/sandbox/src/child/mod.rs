@@ -34,6 +34,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Exit status of child processes that could not report over the socket; nobody looks at it.
 const EXIT_BROKEN: i32 = 121;
 
+/// Namespaces that exist already.
+struct Joined {
+    /// For a flavour that joins one.
+    network: Option<OwnedFd>,
+    /// For an emulated command.
+    user: Option<OwnedFd>,
+}
+
 /// What every init starts from.
 struct Template {
     in_user_namespace: bool,
@@ -42,6 +50,7 @@ struct Template {
     spawner: OwnedFd,
 }
 
+pub(crate) use exec::DEFAULT_PATH;
 pub(crate) use keeper::keeper_main;
 
 /// The system call filter of steps.
@@ -120,7 +129,9 @@ fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
         let (Some(socket), Ok(flavour)) = (fds.next(), Flavour::decode(&request[..count])) else {
             return EXIT_BROKEN;
         };
-        let joined = fds.next();
+        let joined = (flavour.network == NetworkNamespace::Joined).then(|| fds.next()).flatten();
+        let emulated = flavour.emulated.then(|| fds.next()).flatten();
+        let joined = Joined { network: joined, user: emulated };
         let template = match template {
             Ok(template) => template,
             Err(failure) => {

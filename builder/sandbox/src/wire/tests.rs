@@ -32,7 +32,12 @@ fn a_spec_survives_the_wire() {
 
 #[test]
 fn a_flavour_survives_the_wire() {
-    let flavour = Flavour { network: NetworkNamespace::Joined, shm_size_bytes: 1 << 40, insecure: true };
+    let flavour = Flavour {
+        network: NetworkNamespace::Joined,
+        shm_size_bytes: 1 << 40,
+        insecure: true,
+        emulated: true,
+    };
     let bytes = flavour.encode();
     assert_eq!(bytes.len(), Flavour::SIZE_BYTES);
     assert_eq!(Flavour::decode(&bytes), Ok(flavour));

@@ -33,6 +33,7 @@ use crate::cli::{
 };
 use crate::context::files::{self, FoundDockerfile};
 use crate::context::remote::Pinned;
+use crate::git::local::Origin;
 use crate::timestamp::rfc3339;
 
 use definition::Definition;
@@ -94,6 +95,9 @@ impl Facts<'_> {
             definition: definition.as_ref().map(Definition::to_json),
             arg,
         };
+        if let Some(origin) = &self.request.origin {
+            parts.buildkit.insert("vcs".to_owned(), self.repository(origin));
+        }
         let mut layers = None;
         if let Some(definition) = &definition {
             parts.buildkit.insert("source".to_owned(), self.source(definition, &redaction));
@@ -135,6 +139,24 @@ impl Facts<'_> {
         }
         fields.push(("path", json!(path)));
         fields
+    }
+
+    /// Commit and remote of the context's repository, and where in it context and Dockerfile stand.
+    fn repository(&self, origin: &Origin) -> Value {
+        let context = match &self.request.context {
+            ContextArg::Local(dir) => origin.place(dir),
+            ContextArg::Stdin | ContextArg::Git(_) | ContextArg::Http(_) => None,
+        };
+        let dockerfile = self.dockerfile.path.as_deref().and_then(Path::parent);
+        let of = |dir: &Path| origin.place(if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+        let fields = [
+            ("localdir:context", context),
+            ("localdir:dockerfile", dockerfile.and_then(of)),
+            ("revision", Some(origin.revision.clone())),
+            ("source", origin.source.clone()),
+        ];
+        let told = fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?))));
+        Value::Object(told.collect())
     }
 
     fn parameters(&self, reachable: &[NodeIndex], is_full: bool) -> Value {

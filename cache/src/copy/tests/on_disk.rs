@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
@@ -247,6 +247,18 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     }
 }
 
+/// A layer of which only the listing is asked for.
+struct Listing(LayerDiff);
+
+impl ListedLayer for Listing {
+    fn listing(&self) -> Result<&LayerDiff, SourceError> {
+        Ok(&self.0)
+    }
+    fn dir(&self) -> Result<BorrowedFd<'_>, SourceError> {
+        panic!("the directory is open already")
+    }
+}
+
 #[test]
 fn the_topmost_layer_with_an_entry_shows() {
     let layers = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -257,7 +269,18 @@ fn the_topmost_layer_with_an_entry_shows() {
     fs::write(layers[0].path().join("d/same"), "base").unwrap();
     fs::write(layers[1].path().join("d/same"), "middle").unwrap();
     symlink("/etc", layers[2].path().join("elsewhere")).unwrap();
-    let stack = StackSource::new(layers.iter().map(|layer| StackLayer::Dir(dir_fd(layer.path()))).collect());
+    // A device that could not be made.
+    let device = Change::CharDevice { meta: meta(0o666), major: 1, minor: 3 };
+    let listed = vec![DiffEntry { path: path("d/null"), change: device, mtime: NOW }];
+    let listings = [LayerDiff::default(), LayerDiff { entries: listed }, LayerDiff::default()];
+    let stack = layers.iter().zip(listings);
+    let stack = StackSource::new(
+        stack
+            .map(|(layer, listing)| StackLayer::Dir(dir_fd(layer.path()), Box::new(Listing(listing))))
+            .collect(),
+    );
+    assert_eq!(stack.mtime(&path("d/null")).unwrap(), NOW);
+    assert!(matches!(stack.mtime(&path("d/none")), Err(SourceError::Missing { .. })));
     let text = |at: &str| std::io::read_to_string(fs::File::from(stack.open(&path(at)).unwrap())).unwrap();
     assert_eq!(
         (text("d/base"), text("d/same"), text("d/top")),

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::tree::MemoryNodeStore;
 use crate::tree::testing::{dir, file, link, tree, tree_linked};
@@ -47,6 +49,9 @@ fn patterns_match_as_in_go() {
         ("arr[0].txt", "arr[0].txt", false),
         ("", "", true),
         ("*x", "xxx", true),
+        ("*", "", true),
+        ("?", "", false),
+        ("*[a-ζ]", "A", false),
     ] {
         check_match(pattern, name, expected);
     }
@@ -63,6 +68,33 @@ fn malformed_patterns_are_refused() {
 fn many_stars_do_not_explode() {
     let pattern = Pattern::new("*a".repeat(60).as_bytes()).unwrap();
     assert!(!pattern.matches("a".repeat(250).replace('a', "ab").as_bytes()));
+}
+
+proptest! {
+    #[test]
+    fn a_pattern_agrees_with_a_naive_matcher(pattern in "[ab*?]{0,8}", name in "[ab]{0,8}") {
+        fn naive(pattern: &[u8], name: &[u8]) -> bool {
+            match (pattern, name) {
+                ([], []) => true,
+                ([b'*', rest @ ..], _) => naive(rest, name) || (!name.is_empty() && naive(pattern, &name[1..])),
+                ([b'?', rest @ ..], [_, name @ ..]) => naive(rest, name),
+                ([p, rest @ ..], [n, name @ ..]) => p == n && naive(rest, name),
+                _ => false,
+            }
+        }
+        let wanted = naive(pattern.as_bytes(), name.as_bytes());
+        prop_assert_eq!(Pattern::new(pattern.as_bytes()).unwrap().matches(name.as_bytes()), wanted);
+    }
+
+    #[test]
+    fn any_bytes_are_a_pattern_or_refused(
+        pattern in proptest::collection::vec(any::<u8>(), 0..20),
+        name in proptest::collection::vec(any::<u8>(), 0..20),
+    ) {
+        if let Ok(pattern) = Pattern::new(&pattern) {
+            pattern.matches(&name);
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,91 @@
+//! Stores in odd places and among odd neighbours: rows of suite D.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use rbuild_tests::{TestEnv, need};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::world;
+
+/// D8: who waits for a builder that stands still says for whom, and both have their image once that goes on.
+#[test]
+fn a_stopped_builder_is_waited_for_by_name_and_loses_nothing() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    env.build(&env.context("warm", "FROM busybox\nRUN true\n", &[])?, &[])?.ok();
+    let context = env.context("wait", "FROM busybox\nRUN sleep 1 && echo done > /done\n", &[])?;
+    let path = context.to_str().context("UTF-8")?;
+    let first = env.start(env.command(["build", "--progress=plain", "-t", "me/first", path]))?;
+    env.await_step()?;
+    let pid = Pid::from_raw(first.pid().cast_signed()).context("a pid")?;
+    kill_process(pid, Signal::STOP)?;
+    let mut command = env.command(["build", "--progress=plain", "-t", "me/second", path]);
+    let mut second = env.spawn(command.stderr(Stdio::piped()).stdout(Stdio::null()))?;
+    let mut lines = BufReader::new(second.stderr.take().context("a pipe")?).lines();
+    let waits = format!("waiting for pid {}, which has been at this step for ", first.pid());
+    let said = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(&waits)));
+    // Before anything can fail: a stopped process would stay for ever.
+    kill_process(pid, Signal::CONT)?;
+    assert!(said.is_some(), "the second ended without waiting");
+    first.finish()?.ok();
+    let rest: Vec<String> = lines.collect::<std::io::Result<_>>()?;
+    assert!(second.wait()?.success(), "{rest:?}");
+    env.build(&context, &[])?.ok().assert_all_cached();
+    env.run(["image", "inspect", "me/first", "me/second"])?.ok();
+    env.run(["cache", "fsck"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+/// D9: no store without locks.
+#[test]
+fn a_file_system_without_locks_is_refused_with_the_remedy() -> Result<()> {
+    need!(Root, Strace);
+    let env = TestEnv::new()?;
+    let context = env.context("locks", "FROM scratch\nLABEL a=b\n", &[])?;
+    for errno in ["ENOLCK", "EOPNOTSUPP"] {
+        let built = env.command(["build", context.to_str().context("UTF-8")?]);
+        let mut command = Command::new("strace");
+        command.args([
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=flock",
+            "-e",
+            &format!("inject=flock:error={errno}"),
+        ]);
+        command.arg(built.get_program()).args(built.get_args()).env_clear();
+        for (name, value) in built.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let run = env.start(command)?.finish()?.exits(1);
+        run.says(&["is on a file system without locks; choose a directory on a local disk"]);
+    }
+    Ok(())
+}
+
+/// D11: a time in the future is a time like any other: nothing is taken for changed, and nothing changed for equal.
+#[test]
+fn files_from_the_future_are_known_again_and_looked_at_when_they_change() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("future", "FROM scratch\nCOPY f /\n", &[("f", "one\n")])?;
+    let file = context.join("f");
+    let future = SystemTime::now() + Duration::from_secs(30 * 365 * 86_400);
+    let dated = |text: &str| -> Result<()> {
+        fs::write(&file, text)?;
+        Ok(File::options().write(true).open(&file)?.set_modified(future)?)
+    };
+    dated("one\n")?;
+    env.build(&context, &[])?.ok();
+    env.build(&context, &[])?.ok().assert_all_cached();
+    dated("two\n")?;
+    env.build(&context, &[])?.ok().says(&["not cached: 1 file changed: f (content)"]);
+    Ok(())
+}
