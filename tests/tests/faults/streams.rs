@@ -130,6 +130,8 @@ fn a_layer_that_turns_out_to_be_there_is_not_named_again() -> Result<()> {
     let streams = registry.count("PATCH", "/uploads/");
     let (second, context, arguments) = large(&[place])?;
     build(&second, &context, &arguments)?.ok().says(&["Layer already exists"]);
+    let is_begun = registry.count("PATCH", "/uploads/") > streams;
+    assert_eq!(is_given_up.load(Ordering::SeqCst), is_begun);
     assert!(registry.count("PUT", "/blobs/uploads/") <= uploads + 1, "its config at most");
     Ok(())
 }
