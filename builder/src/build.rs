@@ -106,6 +106,10 @@ pub async fn build(
         events.remark(format!("[Warning] One or more build-args [{}] were not consumed", unused.join(" ")));
     }
 
+    if request.build_args.get("BUILDKIT_INLINE_CACHE").is_some_and(|value| value == "1" || value == "true") {
+        events.remark("[Warning] BUILDKIT_INLINE_CACHE: no cache is put into images yet");
+    }
+
     let entered = match &request.shell {
         Some(ShellAt::Before(which)) => Some(choose::retarget(&mut graph, which)?),
         Some(ShellAt::FirstFailure) | None => None,

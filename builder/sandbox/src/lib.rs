@@ -79,6 +79,12 @@ pub fn dispatch() {
     }
 }
 
+/// Keeps memory small in a process of many threads, most of which only wait. The second line of `main`.
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    sys::share_one_heap();
+}
+
 /// Whether this process lives in a user namespace other than the host's first one.
 ///
 /// Decides between `trusted.*` and `user.*` overlay attributes and between making and binding devices.

@@ -363,3 +363,11 @@ pub(crate) fn reject_route(socket: BorrowedFd<'_>, network: [u8; 4], mask: [u8; 
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) };
     check(result.into()).map(drop)
 }
+
+/// Makes all threads share one heap of the C library, where it would give each a heap of its own that keeps what it once
+/// took. Called by the builder, before it has threads.
+#[cfg(target_env = "gnu")]
+pub(crate) fn share_one_heap() {
+    // SAFETY: `mallopt` sets a number of the allocator, under its own lock.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}

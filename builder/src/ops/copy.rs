@@ -22,6 +22,9 @@ use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_ro
 use crate::progress::VertexId;
 use crate::solve::Solved;
 
+/// Below this many entries a thread for the tree would cost more than it brings.
+const PARALLEL_ENTRIES_MIN: usize = 1000;
+
 /// Where the files come from.
 #[derive(Clone)]
 pub enum Origin {
@@ -107,23 +110,38 @@ fn layer(
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
-    let (draft, tar, recent) = match keep {
+    let (draft, tar, recent, tree) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            (Draft::Dir(draft), None, None)
+            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?)
         }
         Keep::Packs { recent, is_of_image } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            let (packs, tar) = pack(env, &plan, &sources, &recent, is_of_image)?;
-            (Draft::Packed(packs), Some(tar), Some(recent))
+            let (packed, tree) = both(
+                plan.diff.entries.len() >= PARALLEL_ENTRIES_MIN,
+                || pack(env, &plan, &sources, &recent, is_of_image),
+                || root.tree.apply(&env.store, &plan.diff),
+            );
+            let (packs, tar) = packed?;
+            (Draft::Packed(packs), Some(tar), Some(recent), tree?)
         }
     };
     let diff = plan.diff;
-    let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
+}
+
+/// Does two things that need nothing of one another, the second on a thread of its own where that is worth it.
+fn both<A, B: Send>(is_much: bool, first: impl FnOnce() -> A, second: impl FnOnce() -> B + Send) -> (A, B) {
+    if !is_much {
+        return (first(), second());
+    }
+    std::thread::scope(|scope| {
+        let second = scope.spawn(second);
+        (first(), second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Packs the layer: contents that the step's last layer has are shared with it, the others are read from their sources,

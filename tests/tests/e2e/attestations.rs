@@ -441,3 +441,22 @@ fn the_context_s_repository_is_told_in_provenance_and_on_request_in_labels() -> 
     assert_eq!(labels(&env)?["org.opencontainers.image.revision"], "mine");
     Ok(())
 }
+
+#[test]
+fn packages_of_a_base_that_no_step_reads_are_listed() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (registry, env) = world()?;
+    let base = format!("{}/attested/base:1", registry.host());
+    let context = env.context("base", "FROM scratch\nCOPY status /var/lib/dpkg/status\n", &FILES[..1])?;
+    env.build(&context, &["-t", &base, "--push"])?.ok();
+    // A store that has nothing of it: without the list the build would fetch no layer.
+    let elsewhere = TestEnv::new()?.using(&registry)?;
+    let context = elsewhere.context("on", &format!("FROM {base}\nLABEL a=b\n"), &[])?;
+    let layout = elsewhere.work().join("layout");
+    let output = format!("type=oci,dest={},tar=false", layout.display());
+    elsewhere.build(&context, &["--sbom=true", "-o", &output])?.ok();
+    let (_, all) = statements(&layout)?;
+    assert_eq!(all.len(), 1);
+    assert_eq!(package_names(&all[0][0]), ["stage-0", "gcc"], "{:#}", all[0][0]);
+    Ok(())
+}

@@ -264,3 +264,14 @@ fn who_waits_says_for_whom_and_goes_on_when_the_holder_dies() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+#[test]
+fn an_inline_cache_is_not_made_in_silence() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("inline", "FROM scratch\nLABEL a=b\n", &[])?;
+    let says = "BUILDKIT_INLINE_CACHE: no cache is put into images yet";
+    env.build(&context, &["--build-arg", "BUILDKIT_INLINE_CACHE=1"])?.ok().says(&[says]);
+    assert!(!env.build(&context, &["--build-arg", "BUILDKIT_INLINE_CACHE=0"])?.ok().stderr.contains(says));
+    Ok(())
+}

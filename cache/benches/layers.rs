@@ -1,0 +1,288 @@
+//! What trees, listings, packs and layers cost beside the least that they can.
+//!
+//! `cargo bench -p rbuild-cache --profile bench-fast --features isal`. Prints the best of several runs in CPU time of all
+//! threads, which others on the machine disturb little; nothing is asserted: a machine has its moods.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rbuild_cache::copy::{CopyItem, CopyOptions, FileSource, SourceError, plan};
+use rbuild_cache::layer::{
+    Change, Compression, DEFAULT_GZIP, DiffEntry, LayerDiff, Mtime, OverlayForm, Pack, PackBodies,
+    PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode, encode_diff,
+    scan_upper,
+};
+use rbuild_cache::path::RelPath;
+use rbuild_cache::store::{FileStat, FingerprintEntry, ScanMoment, SeenFiles, Store, StoreOptions};
+use rbuild_cache::tree::select::{select, selection_digest};
+use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
+use rbuild_oci::Sha256;
+use rustix::time::{ClockId, clock_gettime};
+
+const FILES: usize = 20_000;
+const FILES_PER_DIR: usize = 100;
+const FILE_BYTES: usize = 4096;
+const RUNS: usize = 7;
+
+/// What this process has spent on processors.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The best time of one call; what `prepare` does is not measured.
+fn best<T>(mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> Duration {
+    let mut measure = |_| {
+        let prepared = prepare();
+        let start = cpu_time();
+        work(prepared);
+        cpu_time() - start
+    };
+    (0..RUNS).map(&mut measure).min().unwrap_or_default()
+}
+
+fn row(what: &str, time: Duration, entries: usize) {
+    println!("{what:<44} {time:>10.2?} {:>8} ns each", time.as_nanos() / entries.max(1) as u128);
+}
+
+fn rate(what: &str, time: Duration, bytes: usize) {
+    println!("{what:<44} {time:>10.2?} {:>8.0} MB/s", bytes as f64 / 1e6 / time.as_secs_f64());
+}
+
+fn ratio(what: &str, ours: Duration, floor: Duration) {
+    println!("{what:<44} {:>10.2} x", ours.as_secs_f64() / floor.as_secs_f64());
+}
+
+/// Bytes that look like source text: they compress, and no two files are equal.
+fn content(at: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FILE_BYTES + 64);
+    let mut number = at as u64 + 1;
+    while bytes.len() < FILE_BYTES {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        writeln!(bytes, "  const value{} = call({}, 'text');", number >> 44, number >> 52)
+            .expect("a Vec takes all");
+    }
+    bytes.truncate(FILE_BYTES);
+    bytes
+}
+
+fn file_path(at: usize) -> String {
+    format!("app/dir{:03}/file{at:05}.txt", at / FILES_PER_DIR)
+}
+
+/// A layer of many small files.
+fn listing() -> LayerDiff {
+    let dir = |path: &str| (path.to_owned(), Change::Dir { meta: meta(0o755), opaque: false });
+    let mut entries = vec![dir("app")];
+    for at in 0..FILES {
+        if at % FILES_PER_DIR == 0 {
+            entries.push(dir(&format!("app/dir{:03}", at / FILES_PER_DIR)));
+        }
+        let content = ContentDigest::of(&content(at));
+        entries.push((file_path(at), Change::File { meta: meta(0o644), size: FILE_BYTES as u64, content }));
+    }
+    let entry = |(path, change): (String, Change)| DiffEntry {
+        path: RelPath::clamp(path.as_bytes()),
+        change,
+        mtime: Mtime { secs: 1_700_000_000, nanos: 0 },
+    };
+    LayerDiff { entries: entries.into_iter().map(entry).collect() }
+}
+
+fn meta(mode: u32) -> Meta {
+    Meta { mode, ..Meta::default() }
+}
+
+/// Times without files.
+struct Times;
+
+impl FileSource for Times {
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
+        Err(SourceError::Missing { path: path.clone() })
+    }
+
+    fn mtime(&self, _: &RelPath) -> Result<Mtime, SourceError> {
+        Ok(Mtime { secs: 1_700_000_000, nanos: 0 })
+    }
+}
+
+/// A state that has nothing.
+struct Nothing;
+
+impl ParentView for Nothing {
+    fn entry(&self, _: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        Ok(None)
+    }
+}
+
+fn trees(diff: &LayerDiff) {
+    let apply = best(MemoryNodeStore::default, |nodes| {
+        black_box(Tree::empty().apply(&nodes, diff).expect("it fits"));
+    });
+    row("tree of a layer, with all digests", apply, FILES);
+    let bytes = encode_diff(diff);
+    row("listing, encoded", best(|| (), |()| drop(black_box(encode_diff(diff)))), FILES);
+    row("listing, decoded", best(|| (), |()| drop(black_box(decode_diff(&bytes)))), FILES);
+
+    let nodes = MemoryNodeStore::default();
+    let context = Tree::empty().apply(&nodes, diff).expect("it fits");
+    let selecting = best(
+        || (),
+        |()| {
+            let selected = select(&context, &nodes, b"app").expect("it is there");
+            black_box(selection_digest(&selected));
+        },
+    );
+    row("COPY, selected and keyed", selecting, FILES);
+    let selected = select(&context, &nodes, b"app").expect("it is there");
+    let options = CopyOptions {
+        dest: "/srv/".to_owned(),
+        owner: None,
+        chmod: None,
+        from_context: true,
+        now: Mtime::default(),
+    };
+    let planning = best(
+        || selected.iter().cloned().map(CopyItem::Selected).collect::<Vec<_>>(),
+        |items| {
+            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), &items, &options);
+            drop(black_box(planned.expect("it can be copied")));
+        },
+    );
+    row("COPY, planned", planning, FILES);
+}
+
+fn stat_index(dir: &Path) {
+    let store = Store::open(dir, StoreOptions { id_map: "bench".into(), durable: false }).expect("opens");
+    let lease = store.lease().expect("leases");
+    let time = Mtime { secs: 1_700_000_000, nanos: 1 };
+    let stat = |at: usize| FileStat {
+        size: FILE_BYTES as u64,
+        mtime: time,
+        ctime: time,
+        ino: at as u64,
+        dev: 1,
+        mode: 0o100_644,
+        uid: 0,
+        gid: 0,
+    };
+    let entry = |at| FingerprintEntry {
+        path: RelPath::clamp(file_path(at).as_bytes()),
+        stat: stat(at),
+        content: ContentDigest([7; 32]),
+    };
+    let seen = SeenFiles::from((0..FILES).map(entry).collect::<Vec<_>>());
+    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), &seen).expect("writes");
+    let loading = best(|| (), |()| drop(black_box(store.fingerprints(&[1; 32]).expect("reads"))));
+    row("stat index, loaded", loading, FILES);
+    let index = store.fingerprints(&[1; 32]).expect("reads");
+    let paths: Vec<String> = (0..FILES).map(file_path).collect();
+    let hits = best(
+        || (),
+        |()| {
+            let mut hint = 0;
+            let hits = paths.iter().enumerate();
+            let hits =
+                hits.filter(|(at, path)| index.lookup(path.as_bytes(), &stat(*at), &mut hint).is_some());
+            assert_eq!(black_box(hits.count()), FILES);
+        },
+    );
+    row("stat index, a hit for every file", hits, FILES);
+}
+
+fn packs(diff: &LayerDiff, dir: &Path) {
+    let contents: Vec<Vec<u8>> = (0..FILES).map(content).collect();
+    let path = dir.join("pack");
+    let write = |file: File| {
+        let mut pack = PackWriter::new(file).expect("writes");
+        for content in &contents {
+            pack.write(content).expect("writes");
+            pack.end(ContentDigest::of(content), content.len() as u64);
+        }
+        pack.finish().expect("writes");
+    };
+    rate(
+        "pack, hashed and written",
+        best(|| File::create(&path).expect("creates"), write),
+        FILES * FILE_BYTES,
+    );
+    let packs = [Pack::open(File::open(&path).expect("opens")).expect("is whole")];
+    let emit = |compression: Compression, threads: usize| {
+        best(
+            || (),
+            |()| {
+                let mut bodies = PackBodies::new(&packs);
+                let source = |out: &mut dyn Write| emit_tar_from(&mut bodies, diff, None, out);
+                black_box(encode(source, compression, &mut io::sink(), threads).expect("encodes"));
+            },
+        )
+    };
+    rate("layer out of a pack: archive and DiffId", emit(Compression::None, 1), FILES * FILE_BYTES);
+    rate("the same with gzip, one thread", emit(DEFAULT_GZIP, 1), FILES * FILE_BYTES);
+    rate("the same with gzip, two threads", emit(DEFAULT_GZIP, 2), FILES * FILE_BYTES);
+    let all = contents.concat();
+    let sha = best(
+        || (),
+        |()| {
+            let mut hash = Sha256::new();
+            all.chunks(256 << 10).for_each(|piece| hash.update(piece));
+            black_box(hash.finish());
+        },
+    );
+    rate("SHA-256 alone", sha, all.len());
+}
+
+/// The commit of a RUN layer beside reading and hashing its bytes once.
+fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
+    let upper = dir.join(format!("upper-{files}"));
+    fs::create_dir(&upper).expect("makes directories");
+    let mut names = Vec::new();
+    for at in 0..files {
+        let sub = upper.join(format!("dir{:03}", at / FILES_PER_DIR));
+        if at % FILES_PER_DIR == 0 {
+            fs::create_dir(&sub).expect("makes directories");
+        }
+        let name = sub.join(format!("file{at:05}"));
+        let bytes = content(at).repeat(file_bytes / FILE_BYTES);
+        fs::write(&name, bytes).expect("makes files");
+        names.push(name);
+    }
+    let floor = best(
+        || vec![0; 256 << 10],
+        |mut buffer| {
+            for name in &names {
+                let (mut file, mut hash) = (File::open(name).expect("opens"), blake3::Hasher::new());
+                loop {
+                    match file.read(&mut buffer).expect("reads") {
+                        0 => break,
+                        count => hash.update(&buffer[..count]),
+                    };
+                }
+                black_box(hash.finalize());
+            }
+        },
+    );
+    let root = File::open(&upper).expect("opens");
+    let ours = best(MemoryNodeStore::default, |nodes| {
+        let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing).expect("lists");
+        let tree = Tree::empty().apply(&nodes, &diff).expect("it fits");
+        black_box((tree, encode_diff(&diff)));
+    });
+    row(&format!("{what}: read and hashed once"), floor, files);
+    row(&format!("{what}: listed, tree, encoded"), ours, files);
+    ratio(&format!("{what}: of the least (limit 1.5)"), ours, floor);
+}
+
+fn main() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let diff = listing();
+    trees(&diff);
+    stat_index(&temp.path().join("store"));
+    packs(&diff, temp.path());
+    commit(temp.path(), "RUN layer, 64 files of 1 MiB", 64, 1 << 20);
+    commit(temp.path(), "RUN layer, 5,000 files of 8 KiB", 5_000, 8 << 10);
+}
