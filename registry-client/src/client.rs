@@ -10,7 +10,7 @@ use crate::BlobStream;
 use crate::auth::{Scope, lock};
 use crate::blobs::push::{Progress, PushOutcome};
 use crate::blobs::source::BlobSource;
-use crate::blobs::stream::{self, BlobUpload};
+use crate::blobs::stream::{self, GrowingBlob};
 use crate::blobs::{self, mount, pull, push};
 use crate::config::{Candidates, ConfigError};
 use crate::endpoint::Endpoint;
@@ -274,19 +274,18 @@ impl Client {
         push::push(&self.inner.transport, &endpoint, digest, size, body, Arc::new(progress)).await
     }
 
-    /// Begins to upload a blob that is still being made, whose digest and size are known at its end.
+    /// Uploads a blob while it is being made; its digest is checked before it gets that name.
     ///
-    /// [`RegistryError::NotStreamed`], here or later, means that this registry wants the whole blob at once: finish
-    /// it and use [`Self::push_blob`]. So does any loss of the upload's session in the middle.
-    ///
-    /// `progress` is told the bytes that the registry has confirmed.
-    pub async fn start_upload(
+    /// [`RegistryError::NotStreamed`] means that this registry wants it whole: [`Self::push_blob`] when it is. `progress`
+    /// is told the bytes sent so far, and goes back after a break.
+    pub async fn push_growing_blob(
         &self,
         to: &Reference,
+        blob: &dyn GrowingBlob,
         progress: impl Fn(u64) + Send + Sync + 'static,
-    ) -> Result<BlobUpload, RegistryError> {
+    ) -> Result<PushOutcome, RegistryError> {
         let endpoint = self.push_endpoint(to, &|| "push blob".to_owned()).await?;
-        stream::start(&self.inner.transport, &endpoint, Arc::new(progress)).await
+        stream::push(&self.inner.transport, &endpoint, blob, Arc::new(progress)).await
     }
 
     /// Stores a manifest or index under the reference's tag, or its digest when it has no tag.

@@ -43,7 +43,7 @@ pub use auth::{AwsEnv, Kept, KeychainError, Server, ServerError, erase_credentia
 pub use blobs::pull::BlobStream;
 pub use blobs::push::{Progress, PushOutcome};
 pub use blobs::source::{BlobBody, BlobSource, BytesSource, FileSource};
-pub use blobs::stream::BlobUpload;
+pub use blobs::stream::GrowingBlob;
 pub use client::Client;
 pub use config::ConfigError;
 pub use error::{ErrorKind, Reason, RegistryError, Reply, Target, Violation};

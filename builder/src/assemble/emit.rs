@@ -13,6 +13,7 @@ use rbuild_oci::DiffId;
 use rustix::process::setpriority_process;
 use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 
+use crate::assemble::growing::{Grower, Listener};
 use crate::assemble::manifest::{LayerBlob, Packing, layer_blob, layer_type};
 use crate::assemble::{ImageLayer, Place};
 use crate::cancel::Cancel;
@@ -85,23 +86,25 @@ pub async fn image_layer(
     Ok((layer(tar.await?), created_ns))
 }
 
-/// Emits a layer of an image whose other steps may still run. Nothing is done twice later.
+/// Emits a layer of an image whose other steps may still run. Nothing is done twice later. `listener` hears of it when
+/// its bytes are not here yet and become many.
 pub async fn emit_ahead(
     env: &Arc<ExecEnv>,
     id: LayerId,
     is_base: bool,
     clamp: Option<i64>,
     packing: &Packing,
+    listener: Listener,
 ) -> Result<LayerBlob, BuildError> {
     let _slot = env.emissions.ahead.acquire().await.expect("the semaphore is never closed");
     if let (None, _) = known(env, id, clamp)? {
         let _turn = env.emissions.turn(id).await;
         if let (None, _) = known(env, id, clamp)? {
-            return one_pass(env, id, clamp, packing.compression).await;
+            return one_pass(env, id, clamp, packing.compression, listener).await;
         }
     }
     let (layer, _) = image_layer(env, id, is_base, clamp).await?;
-    layer_blob(env, layer, packing, Pace::Ahead).await
+    layer_blob(env, layer, packing, Pace::Ahead, Some(listener)).await
 }
 
 /// Digest and length of a layer's tar, when they are known, and when the layer was made.
@@ -127,10 +130,11 @@ async fn one_pass(
     id: LayerId,
     clamp: Option<i64>,
     compression: Compression,
+    listener: Listener,
 ) -> Result<LayerBlob, BuildError> {
     let worker = Arc::clone(env);
     let emitted = Pace::Ahead.run(env, move || {
-        let writer = worker.store.ingest_unhashed(&worker.lease)?;
+        let writer = Grower::new(worker.store.ingest_unhashed(&worker.lease)?, Some(listener));
         let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = worker.encode_layer(id, clamp, compression, &mut sink, threads)?;

@@ -10,6 +10,7 @@ use rbuild_oci::{DiffId, Digest, Reference, canonical_json, media_type};
 use serde_json::json;
 
 use crate::assemble::emit::{Pace, Stoppable};
+use crate::assemble::growing::{Grower, Listener};
 use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::build::ended;
 use crate::error::{BuildError, StepFailure};
@@ -93,7 +94,7 @@ pub async fn pack(
     image: BuiltImage,
     packing: &Packing,
 ) -> Result<PackedImage, BuildError> {
-    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), packing, Pace::Now));
+    let packs = image.layers.iter().map(|layer| layer_blob(env, layer.clone(), packing, Pace::Now, None));
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
         let blob = blob?;
@@ -190,12 +191,13 @@ pub(crate) fn layer_type(compression: Compression) -> &'static str {
     }
 }
 
-/// A layer as the manifest names it, compressed if it never was.
+/// A layer as the manifest names it, compressed if it never was. `listener` hears of it when it is and becomes large.
 pub(crate) async fn layer_blob(
     env: &Arc<ExecEnv>,
     layer: ImageLayer,
     packing: &Packing,
     pace: Pace,
+    listener: Option<Listener>,
 ) -> Result<LayerBlob, BuildError> {
     let (compression, clamp) = (packing.compression, layer.clamp);
     let own = layer_type(compression);
@@ -243,7 +245,7 @@ pub(crate) async fn layer_blob(
     }
     let worker = Arc::clone(env);
     let encode = move || {
-        let writer = worker.store.ingest_unhashed(&worker.lease)?;
+        let writer = Grower::new(worker.store.ingest_unhashed(&worker.lease)?, listener);
         let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = match (foreign, id) {

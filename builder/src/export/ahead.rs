@@ -1,7 +1,7 @@
 //! Sends layers to the registries while later steps run.
 //!
 //! A layer of a target is final when its step has ended: from then on it is emitted and uploaded to every destination.
-//! What is left for the end is the last layer, the configs, the manifests and the tags. What goes wrong here is tried
+//! A large one begins to go up while it is being compressed. What is left for the end is the last layer, the configs, the manifests and the tags. What goes wrong here is tried
 //! again then, and reported then. A build that fails leaves at most blobs behind that no manifest names, which the
 //! registry's own collection removes.
 
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use petgraph::graph::NodeIndex;
 use rbuild_frontend::graph::{BuildGraph, Op};
 use rbuild_registry::Client;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::assemble::emit::{Pace, emit_ahead};
@@ -114,7 +115,7 @@ impl Follower {
                 for layer in left_layers(below) {
                     let follower = Arc::clone(&follower);
                     sending.spawn(async move {
-                        let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead);
+                        let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead, None);
                         if let Ok(blob) = blob.await {
                             follower.send(blob).await;
                         }
@@ -127,10 +128,20 @@ impl Follower {
                 let clamp = follower.clamp(own);
                 let (follower, image) = (Arc::clone(&follower), image.clone());
                 sending.spawn(async move {
-                    let (env, packing) = (&follower.env, &follower.packing);
-                    if let Ok(blob) = emit_ahead(env, id, own.is_none(), clamp, packing).await {
-                        follower.send(blob.of_base(image.as_deref())).await;
-                    }
+                    let (listener, heard) = oneshot::channel();
+                    let whole = async {
+                        let (env, packing) = (&follower.env, &follower.packing);
+                        let blob = emit_ahead(env, id, own.is_none(), clamp, packing, listener).await;
+                        if let Ok(blob) = blob {
+                            follower.send(blob.of_base(image.as_deref())).await;
+                        }
+                    };
+                    let growing = async {
+                        if let Ok(growing) = heard.await {
+                            follower.until_stopped(follower.push.stream(&growing)).await;
+                        }
+                    };
+                    tokio::join!(whole, growing);
                 });
             }
         }
@@ -144,11 +155,15 @@ impl Follower {
         self.env.source_date_epoch().filter(|_| self.rewrites || is_workdir)
     }
 
-    /// To all destinations at once, until the build is stopped.
+    /// To all destinations at once.
     async fn send(&self, blob: LayerBlob) {
         let names = self.push.names().iter().map(|name| self.push.layer(name, &blob));
+        self.until_stopped(futures_util::future::join_all(names)).await;
+    }
+
+    async fn until_stopped(&self, work: impl Future) {
         tokio::select! {
-            _ = futures_util::future::join_all(names) => {}
+            _ = work => {}
             () = self.env.cancel.cancelled() => {}
         }
     }

@@ -1,18 +1,20 @@
 //! Pushes images: layers, configs, manifests, attestations, index, tags last; all destinations at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::BytesMut;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{TryStreamExt as _, stream};
 use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Reference, media_type};
-use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, RegistryError};
+use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, PushOutcome, RegistryError};
 use tokio::io::AsyncReadExt;
 use tokio::sync::OnceCell;
 
+use crate::assemble::growing::Growing;
 use crate::assemble::index::ImageSet;
 use crate::assemble::manifest::LayerBlob;
 use crate::error::BuildError;
@@ -21,8 +23,16 @@ use crate::progress::{Events, Outcome, VertexId};
 /// Bytes read from a blob at a time.
 const READ_BYTES: usize = 256 << 10;
 
-/// Whether a layer is at a repository, by the name of that and its digest.
-type Arrivals = HashMap<(String, Digest), Arc<OnceCell<()>>>;
+/// Set when a layer is at a repository; locked while somebody brings it there.
+type Arrival = Arc<OnceCell<()>>;
+
+#[derive(Default)]
+struct Arrivals {
+    /// By the name of the repository and the digest of the layer.
+    known: HashMap<(String, Digest), Arrival>,
+    /// Of layers that had no digest when they were begun.
+    growing: Vec<(Reference, Growing, Arrival)>,
+}
 
 /// One push to one or more names. A layer goes to a repository once, whoever asks for it first; what failed is tried
 /// again by who asks next.
@@ -33,6 +43,29 @@ pub struct Push {
     names: Vec<Reference>,
     vertex: OnceLock<VertexId>,
     arrivals: Mutex<Arrivals>,
+    /// Layers whose sending began before they were whole.
+    streams: AtomicUsize,
+}
+
+impl Arrivals {
+    /// What to wait for; with it comes another repository of the same registry that gets the layer first.
+    fn of(&mut self, name: &Reference, digest: Digest) -> (Arrival, Option<Reference>) {
+        let same_registry = |(to, growing, _): &&(Reference, Growing, Arrival)| {
+            to.domain() == name.domain() && growing.digest() == Some(digest)
+        };
+        let begun = self.growing.iter().find(same_registry);
+        let arrival = self.known.entry((name.name(), digest)).or_insert_with(|| match begun {
+            Some((to, _, arrival)) if to.name() == name.name() => Arc::clone(arrival),
+            _ => Arrival::default(),
+        });
+        (Arc::clone(arrival), begun.map(|(to, ..)| to.clone()).filter(|to| to.name() != name.name()))
+    }
+
+    /// Whether any layer was on its way to the repository.
+    fn has_begun(&self, repository: &str) -> bool {
+        let known = self.known.keys().any(|(name, _)| name == repository);
+        known || self.growing.iter().any(|(name, ..)| name.name() == repository)
+    }
 }
 
 impl Push {
@@ -45,6 +78,7 @@ impl Push {
             names,
             vertex: OnceLock::new(),
             arrivals: Mutex::default(),
+            streams: AtomicUsize::new(0),
         }
     }
 
@@ -75,13 +109,41 @@ impl Push {
         }
     }
 
+    /// Sends a layer while it is being made, to one repository of each registry. What goes wrong is tried again by who
+    /// asks for the whole layer.
+    pub async fn stream(&self, growing: &Growing) {
+        let begun = {
+            let mut arrivals = self.arrivals();
+            // Too late: it may have been asked for by its digest.
+            if growing.digest().is_some() {
+                return;
+            }
+            let mut registries = HashSet::new();
+            let first = |name: &&Reference| registries.insert(name.domain().to_owned());
+            let begun: Vec<_> =
+                self.names.iter().filter(first).map(|name| (name, Arrival::default())).collect();
+            let growing =
+                begun.iter().map(|(name, arrival)| ((*name).clone(), growing.clone(), Arc::clone(arrival)));
+            arrivals.growing.extend(growing);
+            begun
+        };
+        let sent =
+            begun.iter().map(|(name, arrival)| arrival.get_or_try_init(|| self.send_growing(name, growing)));
+        join_all(sent).await;
+    }
+
     /// Sees to it that the repository of `name` has a layer: looks, mounts or uploads.
     pub async fn layer(&self, name: &Reference, layer: &LayerBlob) -> Result<(), RegistryError> {
-        let arrival = {
-            let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(arrivals.entry((name.name(), layer.digest)).or_default())
-        };
+        let (arrival, first) = self.arrivals().of(name, layer.digest);
+        if let Some(first) = first {
+            // From there it is mounted; if it did not get there, this repository gets it by itself.
+            let _ = Box::pin(self.layer(&first, layer)).await;
+        }
         arrival.get_or_try_init(|| self.send(name, layer)).await.copied()
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pushes to every name; `set` goes by the digest alone to those that have no tag. Nothing is tagged anywhere before
@@ -140,10 +202,7 @@ impl Push {
 
     /// Whether the repository has the whole image already. Not asked when layers of it were sent just now.
     async fn is_there(&self, name: &Reference, root: Digest) -> bool {
-        let has_begun = {
-            let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-            arrivals.keys().any(|(repository, _)| *repository == name.name())
-        };
+        let has_begun = self.arrivals().has_begun(&name.name());
         // Whatever is wrong with the answer, what comes next will say it better.
         !has_begun && self.client.has_manifest(&name.only_digest(root)).await.unwrap_or(false)
     }
@@ -172,6 +231,23 @@ impl Push {
             .await?;
         if let Some(transfer) = Arc::into_inner(transfer) {
             transfer.finish();
+        }
+        Ok(())
+    }
+
+    async fn send_growing(&self, name: &Reference, growing: &Growing) -> Result<(), RegistryError> {
+        let vertex = self.vertex();
+        let number = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = Arc::new(self.events.transfer(vertex, format!("layer {number}"), None));
+        let report = Arc::clone(&begun);
+        let outcome = self.client.push_growing_blob(name, growing, move |bytes| report.set(bytes)).await;
+        if let Some(begun) = Arc::into_inner(begun) {
+            begun.finish();
+        }
+        if outcome? == PushOutcome::AlreadyThere
+            && let Some(digest) = growing.digest()
+        {
+            self.note_present(digest);
         }
         Ok(())
     }

@@ -63,6 +63,21 @@ impl Write for UnhashedBlob {
 }
 
 impl UnhashedBlob {
+    /// Bytes received so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many of them are in the file already.
+    pub fn bytes_in_file(&self) -> u64 {
+        self.size - self.file.buffer().len() as u64
+    }
+
+    /// The file for reading along, at its start. It stays the same when the blob is published.
+    pub fn reader(&self) -> Result<File, StoreError> {
+        Ok(File::from(self.store.inner.layout.open(&self.temp, OFlags::RDONLY)?))
+    }
+
     /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
     /// word for it. A blob that is there already is kept.
     pub fn commit_as(self, digest: Digest) -> Result<(), StoreError> {

@@ -19,6 +19,8 @@ use crate::auth::lock;
 #[derive(Default)]
 pub(super) struct Watch {
     pub(super) pieces: AtomicU64,
+    /// Bytes given out of a body whose length was not known.
+    pub(super) sent: AtomicU64,
     pub(super) done: AtomicBool,
     /// The source is being read: silence is its fault, not the registry's.
     pub(super) reading: AtomicBool,

@@ -18,12 +18,12 @@ use futures_util::StreamExt;
 use rbuild_oci::Digest;
 
 use super::body::{Watch, checked};
-use super::session::{Outgoing, Sender, Session, may_go_on};
+use super::session::{Outgoing, Recovery, Sender, Session};
 use super::source::BlobSource;
 use crate::auth::{Scope, lock};
 use crate::endpoint::Endpoint;
 use crate::error::{RegistryError, Target, Violation};
-use crate::limits::{CHUNK_BYTES, REAUTHENTICATIONS_MAX, UPLOAD_ATTEMPTS_MAX, UPLOAD_CHECKS_MAX};
+use crate::limits::{CHUNK_BYTES_MAX, UPLOAD_ATTEMPTS_MAX, UPLOAD_CHECKS_MAX};
 use crate::transport::Transport;
 use crate::transport::host::Presence;
 use crate::transport::retry::{Patience, Waits};
@@ -107,9 +107,8 @@ pub(crate) async fn push(
 
 impl Upload<'_> {
     async fn run(&self) -> Result<(), RegistryError> {
-        let deadlines = self.sender.transport.deadlines();
-        let mut waits = Waits::new(Patience::Full, deadlines.backoff, deadlines.retry_budget);
-        let (mut session, mut reauthentications, mut in_chunks) = (None, 0, false);
+        let mut recovery = Recovery::new(&self.sender);
+        let (mut session, mut in_chunks) = (None, false);
         for attempt in 1.. {
             let mut current = match session.take() {
                 Some(current) => current,
@@ -120,23 +119,16 @@ impl Upload<'_> {
                 false => self.whole(&current).await,
             };
             let Err(error) = result else { return Ok(()) };
-            let expired = matches!(error, RegistryError::Unauthorized { .. });
-            // Something in between refuses large bodies: smaller ones may pass.
-            let too_large = error.status() == Some(413) && !in_chunks && self.size > CHUNK_BYTES;
-            let passing =
-                too_large || may_go_on(&error) && (!expired || reauthentications < REAUTHENTICATIONS_MAX);
-            if !passing || attempt >= UPLOAD_ATTEMPTS_MAX {
+            if attempt >= UPLOAD_ATTEMPTS_MAX {
                 return Err(error);
             }
-            let asked = match &error {
-                RegistryError::RateLimited { retry_after, .. } => *retry_after,
-                _ => None,
-            };
-            if !expired && !too_large && !waits.wait(asked).await {
-                return Err(error);
+            // Something in between refuses large bodies: smaller ones may pass, if the registry takes such.
+            let is_small = current.chunk_bytes() <= CHUNK_BYTES_MAX.min(self.size);
+            if error.status() == Some(413) && !in_chunks && is_small {
+                in_chunks = true;
+            } else {
+                recovery.wait(error).await?;
             }
-            in_chunks |= too_large;
-            reauthentications += usize::from(expired);
             session = self.sender.status(&current).await.filter(|session| session.offset <= self.size);
         }
         unreachable!("the loop returns at the last attempt")
@@ -176,7 +168,7 @@ impl Upload<'_> {
                     let before = session.offset;
                     self.sender.patch(session, Outgoing::chunk(&chunk, before)).await?;
                     if session.offset <= before {
-                        return Err(self.no_progress());
+                        return Err(self.sender.no_progress());
                     }
                     // It took less than was sent: read again from there.
                     is_behind = session.offset != end;
@@ -188,16 +180,10 @@ impl Upload<'_> {
             let rest = Outgoing { at: Some(before), ..Outgoing::stream(stream, self.size - before, watch) };
             self.sender.patch(session, rest).await?;
             if session.offset < self.size {
-                return Err(self.no_progress());
+                return Err(self.sender.no_progress());
             }
         }
         self.sender.commit(session, self.digest, Outgoing::empty()).await
-    }
-
-    /// A session that keeps less than it was given: worth another try.
-    fn no_progress(&self) -> RegistryError {
-        let target = Box::new(self.sender.target.clone());
-        RegistryError::Unreachable { target, reason: crate::error::Reason::Broken, source: None }
     }
 
     async fn open(

@@ -16,9 +16,9 @@ use reqwest::{Body, Method, Response, StatusCode, Url};
 use super::body::{SourceFailure, Watch};
 use crate::auth::{Authorization, Scope, lock};
 use crate::endpoint::Endpoint;
-use crate::error::{RegistryError, Target, Violation, escape};
-use crate::limits::CHUNK_BYTES;
-use crate::transport::retry::{self, Patience};
+use crate::error::{Reason, RegistryError, Target, Violation, escape};
+use crate::limits::{CHUNK_BYTES, REAUTHENTICATIONS_MAX};
+use crate::transport::retry::{self, Patience, Waits};
 use crate::transport::{Address, Call, Host, Transport, exchange};
 
 /// Where a registry says how small a chunk may be (distribution specification, «Pushing a blob in chunks»).
@@ -46,7 +46,8 @@ pub(super) struct Session {
 /// A body that can be sent once.
 pub(super) struct Outgoing {
     pub(super) body: Body,
-    pub(super) length: u64,
+    /// `None` for one that is still being made; `watch` counts it.
+    pub(super) length: Option<u64>,
     /// Position of its first byte in the blob; with it goes a `Content-Range`.
     pub(super) at: Option<u64>,
     pub(super) watch: Arc<Watch>,
@@ -55,9 +56,10 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn stream(
         stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
-        length: u64,
+        length: impl Into<Option<u64>>,
         watch: Arc<Watch>,
     ) -> Self {
+        let length = length.into();
         Self { body: Body::wrap_stream(stream), length, at: None, watch }
     }
 
@@ -78,7 +80,7 @@ impl Outgoing {
     pub(super) fn empty() -> Self {
         let watch = Watch::default();
         watch.done.store(true, Ordering::Relaxed);
-        Self { body: Body::from(Bytes::new()), length: 0, at: None, watch: Arc::new(watch) }
+        Self { body: Body::from(Bytes::new()), length: Some(0), at: None, watch: Arc::new(watch) }
     }
 }
 
@@ -134,11 +136,12 @@ impl Sender {
 
     /// Sends the next piece. The session says afterwards how much of it the registry took.
     pub(super) async fn patch(&self, session: &mut Session, piece: Outgoing) -> Result<(), RegistryError> {
-        let end = session.offset + piece.length;
+        let (length, watch) = (piece.length, piece.watch.clone());
         let answer = self.transmit(Method::PATCH, &session.location, piece).await?;
         let answer = self.judge(answer, &[StatusCode::ACCEPTED, StatusCode::NO_CONTENT]).await?;
         session.location = self.location(&answer, &session.location).await?;
         session.chunk_min = session.chunk_min.max(chunk_min(answer.headers()));
+        let end = session.offset + length.unwrap_or_else(|| watch.sent.load(Ordering::Relaxed));
         let range = answer.headers().get(RANGE).and_then(|value| received(value.to_str().ok()?));
         // Without a word about it the piece arrived; «more than we sent» is nothing to build on.
         session.offset = range.filter(|taken| *taken > 0).unwrap_or(end).min(end);
@@ -186,10 +189,12 @@ impl Sender {
         let mut request = client
             .request(method, address.clone())
             .header(CONTENT_TYPE, "application/octet-stream")
-            .header(CONTENT_LENGTH, outgoing.length)
             .body(outgoing.body);
-        if let Some(at) = outgoing.at {
-            let end = (at + outgoing.length).saturating_sub(1).max(at);
+        if let Some(length) = outgoing.length {
+            request = request.header(CONTENT_LENGTH, length);
+        }
+        if let (Some(at), Some(length)) = (outgoing.at, outgoing.length) {
+            let end = (at + length).saturating_sub(1).max(at);
             request = request.header(CONTENT_RANGE, format!("{at}-{end}"));
         }
         // The address may be elsewhere (object storage): what is the host's own stays at home.
@@ -225,6 +230,12 @@ impl Sender {
                 return;
             }
         }
+    }
+
+    /// A session that keeps less than it was given: worth another try.
+    pub(super) fn no_progress(&self) -> RegistryError {
+        let target = Box::new(self.target.clone());
+        RegistryError::Unreachable { target, reason: Reason::Broken, source: None }
     }
 
     pub(super) fn source_failure(&self, failure: SourceFailure) -> RegistryError {
@@ -284,8 +295,35 @@ impl Sender {
     }
 }
 
+/// Bounds what an upload does about failures.
+pub(super) struct Recovery {
+    waits: Waits,
+    reauthentications: usize,
+}
+
+impl Recovery {
+    pub(super) fn new(sender: &Sender) -> Self {
+        let deadlines = sender.transport.deadlines();
+        let waits = Waits::new(Patience::Full, deadlines.backoff, deadlines.retry_budget);
+        Self { waits, reauthentications: 0 }
+    }
+
+    /// Waits before another try, or says why there is none.
+    pub(super) async fn wait(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        if matches!(error, RegistryError::Unauthorized { .. }) {
+            self.reauthentications += 1;
+            return if self.reauthentications <= REAUTHENTICATIONS_MAX { Ok(()) } else { Err(error) };
+        }
+        let asked = match &error {
+            RegistryError::RateLimited { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        if may_go_on(&error) && self.waits.wait(asked).await { Ok(()) } else { Err(error) }
+    }
+}
+
 /// Whether an upload that failed so may go on: asked how far it got, or started anew.
-pub(super) fn may_go_on(error: &RegistryError) -> bool {
+fn may_go_on(error: &RegistryError) -> bool {
     match error {
         // A token that ran out in the middle: its challenge was remembered.
         RegistryError::Unauthorized { .. } | RegistryError::RateLimited { .. } => true,

@@ -1,221 +1,195 @@
-//! Uploads of blobs that are still being made: chunk after chunk, digest and size at the end.
+//! Uploads of blobs that are still being made: one `PATCH` that ends when the blob does, digest and size in the `PUT`.
 //!
-//! The chunk under way is kept, so that a connection that breaks costs no more than sending it again. Nothing is kept
-//! of what the registry has confirmed: when a session is lost, so is the upload, and the caller, who has the finished
-//! blob by then, pushes it whole ([`crate::Client::push_blob`]).
+//! ```text
+//! POST uploads/ ──202 Location──▶ PATCH Location (no length) ──202──▶ PUT Location?digest= ──201──▶ HEAD blob ──200──▶ done
+//!                                   │ breaks      │ meanwhile the blob got its name: HEAD blob ──200──▶ DELETE Location
+//!                                   ▼
+//!             GET Location ──204 Range: 0-n──▶ PATCH Location (from n+1)
+//!                                   │ session gone
+//!                                   └──▶ POST uploads/ again
+//! ```
+//!
+//! A `PATCH` without a length is what Docker sends, so whoever takes Docker's pushes takes ours. What was made stays
+//! where it is made ([`GrowingBlob::open`]), so nothing is kept here, and a slow registry slows nobody who makes blobs.
 
-use bytes::{Bytes, BytesMut};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt};
 use rbuild_oci::{Digest, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::push::Progress;
-use super::session::{Outgoing, Sender, Session, may_go_on, refuses_chunks};
-use crate::auth::Scope;
+use super::body::{SourceFailure, Watch};
+use super::push::{Progress, PushOutcome};
+use super::session::{Outgoing, Recovery, Sender, Session, refuses_chunks};
+use super::source::BlobBody;
+use crate::auth::{Scope, lock};
 use crate::endpoint::{Endpoint, wants_whole_blobs};
 use crate::error::{RegistryError, Target};
-use crate::limits::{CHUNK_BYTES_MAX, REAUTHENTICATIONS_MAX, UPLOAD_ATTEMPTS_MAX};
+use crate::limits::UPLOAD_ATTEMPTS_MAX;
 use crate::transport::Transport;
-use crate::transport::retry::{Patience, Waits};
 
-/// A blob on its way to a registry while it is being made.
-///
-/// Dropping it leaves an abandoned session behind, which the registry purges; [`Self::cancel`] tells it.
-/// [`RegistryError::NotStreamed`] from any method means: make the blob, then use [`crate::Client::push_blob`].
-pub struct BlobUpload {
+/// A blob that is still being made. What was made of it can be read again and again.
+pub trait GrowingBlob: Send + Sync {
+    /// The bytes from `offset` on, as they come. Ends where the blob does; fails when it will never be whole.
+    fn open(&self, offset: u64) -> BlobBody;
+    /// Waits for the last byte, and tells digest and length.
+    fn name(&self) -> BoxFuture<'_, io::Result<(Digest, u64)>>;
+}
+
+/// One upload's fixed circumstances, and what was read.
+struct Upload<'a> {
     sender: Sender,
-    /// Opened when the first chunk is full: a small blob is sent in one piece.
-    session: Option<Session>,
-    /// What the registry has not confirmed.
-    pending: BytesMut,
-    total: u64,
+    blob: &'a dyn GrowingBlob,
+    progress: Progress,
+    read: Arc<Mutex<Read>>,
+}
+
+/// Hash of the first bytes, each taken once however often it is sent.
+#[derive(Default)]
+struct Read {
     hash: Sha256,
-    progress: Progress,
-    _permit: OwnedSemaphorePermit,
+    bytes: u64,
 }
 
-impl std::fmt::Debug for BlobUpload {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlobUpload").field("target", &self.sender.target).field("total", &self.total).finish()
-    }
-}
-
-/// Begins an upload. Waits while the host is busy with other uploads.
-pub(crate) async fn start(
-    transport: &std::sync::Arc<Transport>,
+/// Sends a blob while it is being made. Dropping the future leaves at most an abandoned session behind.
+///
+/// [`RegistryError::NotStreamed`]: this host wants it whole.
+pub(crate) async fn push(
+    transport: &Arc<Transport>,
     endpoint: &Endpoint,
+    blob: &dyn GrowingBlob,
     progress: Progress,
-) -> Result<BlobUpload, RegistryError> {
+) -> Result<PushOutcome, RegistryError> {
     let target = Target {
         host: endpoint.host.clone(),
         repository: endpoint.repository.clone(),
         action: "push blob".to_owned(),
     };
-    if wants_whole_blobs(&endpoint.host) {
-        return Err(RegistryError::NotStreamed { target: Box::new(target), source: None });
-    }
     let sender = Sender::new(transport, endpoint, target);
-    let permit = sender.host.pushes.clone().acquire_owned().await.expect("the semaphore is never closed");
-    let (pending, hash) = (BytesMut::new(), Sha256::new());
-    Ok(BlobUpload { sender, session: None, pending, total: 0, hash, progress, _permit: permit })
+    if wants_whole_blobs(&endpoint.host) || sender.host.wants_whole.load(Ordering::Relaxed) {
+        return Err(RegistryError::NotStreamed { target: Box::new(sender.target), source: None });
+    }
+    let _permit = sender.host.pushes.clone().acquire_owned().await.expect("the semaphore is never closed");
+    Upload { sender, blob, progress, read: Arc::default() }.run().await
 }
 
-impl BlobUpload {
-    /// Takes the next bytes; sends when a chunk is full, and then returns only when the registry has it. After an
-    /// error the upload is of no more use.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), RegistryError> {
-        self.hash.update(&bytes);
-        self.total += bytes.len() as u64;
-        self.pending.extend_from_slice(&bytes);
-        loop {
-            let size = match &self.session {
-                Some(session) => session.chunk_bytes(),
-                None => crate::limits::CHUNK_BYTES,
-            };
-            // Strictly more: the last bytes of a blob always go with its end.
-            if self.pending.len() as u64 <= size {
-                return Ok(());
-            }
-            match &self.session {
-                Some(_) => self.send(size as usize).await?,
-                // It may ask for larger chunks than ours.
-                None => self.open().await?,
-            }
-        }
-    }
-
-    /// Bytes written so far.
-    pub fn written(&self) -> u64 {
-        self.total
-    }
-
-    /// Sends what is left and names the blob: its digest and size.
-    pub async fn finish(mut self) -> Result<(Digest, u64), RegistryError> {
-        let digest = std::mem::take(&mut self.hash).finish();
-        let (mut attempts, mut state) = (0, Recovery::new(&self.sender));
-        loop {
-            let result = match &mut self.session {
-                // All of it in one request.
-                None => {
-                    let opened = self.sender.open().await?;
-                    let whole = Outgoing { at: None, ..Outgoing::chunk(&self.pending.clone().freeze(), 0) };
-                    self.sender.commit(&opened, digest, whole).await
-                }
-                Some(_) => {
-                    if !self.pending.is_empty() {
-                        self.send(self.pending.len()).await?;
-                        continue;
-                    }
-                    let session = self.session.as_ref().expect("matched above");
-                    self.sender.commit(session, digest, Outgoing::empty()).await
+impl Upload<'_> {
+    async fn run(&self) -> Result<PushOutcome, RegistryError> {
+        let mut session = self.sender.open().await?;
+        let mut recovery = Recovery::new(&self.sender);
+        let mut there = pin!(self.there());
+        for attempt in 1.. {
+            let begin = session.offset;
+            let sent = tokio::select! {
+                sent = self.rest(&mut session) => sent,
+                () = &mut there => {
+                    self.sender.cancel(session).await;
+                    return Ok(PushOutcome::AlreadyThere);
                 }
             };
-            attempts += 1;
-            match result {
-                Ok(()) => break,
-                Err(error) if attempts >= UPLOAD_ATTEMPTS_MAX => return Err(error),
-                Err(error) => {
-                    state.wait(error).await?;
-                    // The answer to a commit that arrived may be what was lost.
-                    let scope = Scope::push(&self.sender.endpoint.repository);
-                    let (transport, endpoint) = (&self.sender.transport, &self.sender.endpoint);
-                    if super::exists(transport, endpoint, digest, scope).await? {
-                        break;
-                    }
-                }
+            let Err(error) = sent else { return Ok(PushOutcome::Uploaded) };
+            if begin == 0 && (refuses_chunks(&error) || error.status() == Some(413)) {
+                self.sender.host.wants_whole.store(true, Ordering::Relaxed);
+                let target = Box::new(self.sender.target.clone());
+                return Err(RegistryError::NotStreamed { target, source: Some(Box::new(error)) });
             }
-        }
-        (self.progress)(self.total);
-        self.sender.arrived(digest).await?;
-        Ok((digest, self.total))
-    }
-
-    /// Gives up.
-    pub async fn cancel(self) {
-        if let Some(session) = self.session {
-            self.sender.cancel(session).await;
-        }
-    }
-
-    async fn open(&mut self) -> Result<(), RegistryError> {
-        let session = self.sender.open().await?;
-        if session.chunk_min > CHUNK_BYTES_MAX {
-            self.sender.cancel(session).await;
-            return Err(self.not_streamed(None));
-        }
-        self.session = Some(session);
-        Ok(())
-    }
-
-    /// Sends the first `size` bytes of what is pending, however often it takes. A session must be open.
-    async fn send(&mut self, size: usize) -> Result<(), RegistryError> {
-        let Some(mut session) = self.session.take() else { return Err(self.not_streamed(None)) };
-        let chunk = self.pending.split_to(size.min(self.pending.len())).freeze();
-        let (begin, end) = (session.offset, session.offset + chunk.len() as u64);
-        let (mut attempts, mut state) = (0, Recovery::new(&self.sender));
-        while session.offset < end {
-            let before = session.offset;
-            let rest = chunk.slice((before - begin) as usize..);
-            let error = match self.sender.patch(&mut session, Outgoing::chunk(&rest, before)).await {
-                Ok(()) if session.offset > before => {
-                    attempts = 0;
-                    (self.progress)(session.offset);
-                    continue;
-                }
-                Ok(()) => RegistryError::Unreachable {
-                    target: Box::new(self.sender.target.clone()),
-                    reason: crate::error::Reason::Broken,
-                    source: None,
-                },
-                Err(error) if begin == 0 && refuses_chunks(&error) => {
-                    return Err(self.not_streamed(Some(error)));
-                }
-                Err(error) => error,
-            };
-            attempts += 1;
-            if attempts >= UPLOAD_ATTEMPTS_MAX {
+            if attempt >= UPLOAD_ATTEMPTS_MAX {
                 return Err(error);
             }
-            state.wait(error).await?;
-            session = match self.sender.status(&session).await {
-                Some(now) if (begin..=end).contains(&now.offset) => now,
-                // Nothing was confirmed before this chunk: another session is as good.
-                _ if begin == 0 => self.sender.open().await?,
-                _ => return Err(self.not_streamed(None)),
+            recovery.wait(error).await?;
+            let read = lock(&self.read).bytes;
+            session = match self.sender.status(&session).await.filter(|now| now.offset <= read) {
+                Some(session) => session,
+                None => self.sender.open().await?,
             };
         }
-        self.session = Some(session);
+        unreachable!("the loop returns at the last attempt")
+    }
+
+    /// All that the registry has not, and the name.
+    async fn rest(&self, session: &mut Session) -> Result<(), RegistryError> {
+        let begin = session.offset;
+        let length = match self.blob.name().now_or_never() {
+            Some(name) => Some(name.map_err(|source| self.unreadable(source))?.1.saturating_sub(begin)),
+            None => None,
+        };
+        if length != Some(0) {
+            let watch = Arc::new(Watch::default());
+            let body = self.body(begin, watch.clone());
+            let piece = match length {
+                Some(length) => Outgoing { at: Some(begin), ..Outgoing::stream(body, Some(length), watch) },
+                None => Outgoing::stream(body, None, watch),
+            };
+            self.sender.patch(session, piece).await?;
+        }
+        let (digest, size) = self.blob.name().await.map_err(|source| self.unreadable(source))?;
+        if session.offset < size {
+            return Err(self.sender.no_progress());
+        }
+        let actual = lock(&self.read).hash.clone().finish();
+        if actual != digest {
+            let target = Box::new(self.sender.target.clone());
+            return Err(RegistryError::DigestMismatch { target, expected: digest, actual });
+        }
+        // Who pushes the same to another repository here waits, and mounts.
+        let place = self.sender.host.place_of(digest);
+        let mut place = place.lock().await;
+        self.sender.commit(session, digest, Outgoing::empty()).await?;
+        self.sender.arrived(digest).await?;
+        *place = Some(self.sender.endpoint.repository.clone());
         Ok(())
     }
 
-    fn not_streamed(&self, source: Option<RegistryError>) -> RegistryError {
-        let target = Box::new(self.sender.target.clone());
-        RegistryError::NotStreamed { target, source: source.map(Box::new) }
-    }
-}
-
-/// Bounds what an upload does about failures.
-struct Recovery {
-    waits: Waits,
-    reauthentications: usize,
-}
-
-impl Recovery {
-    fn new(sender: &Sender) -> Self {
-        let deadlines = sender.transport.deadlines();
-        let waits = Waits::new(Patience::Full, deadlines.backoff, deadlines.retry_budget);
-        Self { waits, reauthentications: 0 }
-    }
-
-    /// Waits before another try, or says why there is none.
-    async fn wait(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        if matches!(error, RegistryError::Unauthorized { .. }) {
-            self.reauthentications += 1;
-            return if self.reauthentications <= REAUTHENTICATIONS_MAX { Ok(()) } else { Err(error) };
+    /// Ends when the blob has got its name and the repository turns out to have it, and never otherwise.
+    async fn there(&self) {
+        if let Ok((digest, _)) = self.blob.name().await {
+            let (transport, endpoint) = (&self.sender.transport, &self.sender.endpoint);
+            let scope = Scope::push(&endpoint.repository);
+            if super::exists(transport, endpoint, digest, scope).await.unwrap_or(false) {
+                return;
+            }
         }
-        let asked = match &error {
-            RegistryError::RateLimited { retry_after, .. } => *retry_after,
-            _ => None,
-        };
-        if may_go_on(&error) && self.waits.wait(asked).await { Ok(()) } else { Err(error) }
+        std::future::pending().await
+    }
+
+    /// The blob from `offset` on, hashed where that was not done yet.
+    fn body(&self, offset: u64, watch: Arc<Watch>) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let (read, progress) = (self.read.clone(), self.progress.clone());
+        futures_util::stream::try_unfold((self.blob.open(offset), offset), move |(mut body, begin)| {
+            let (read, progress, watch) = (read.clone(), progress.clone(), watch.clone());
+            async move {
+                watch.pieces.fetch_add(1, Ordering::Relaxed);
+                // As long as nothing is made, silence is nobody's fault.
+                watch.reading.store(true, Ordering::Relaxed);
+                let next = body.next().await;
+                watch.reading.store(false, Ordering::Relaxed);
+                let Some(piece) = next else {
+                    watch.done.store(true, Ordering::Relaxed);
+                    return Ok(None);
+                };
+                let piece: Bytes = piece.map_err(|source| {
+                    *lock(&watch.failure) = Some(SourceFailure::Read(source));
+                    io::Error::other("the blob to upload ended early")
+                })?;
+                let end = begin + piece.len() as u64;
+                {
+                    let mut read = lock(&read);
+                    let known = read.bytes.saturating_sub(begin).min(piece.len() as u64);
+                    read.hash.update(&piece[known as usize..]);
+                    read.bytes = read.bytes.max(end);
+                }
+                watch.sent.store(end - offset, Ordering::Relaxed);
+                progress(end);
+                Ok(Some((piece, (body, end))))
+            }
+        })
+    }
+
+    fn unreadable(&self, source: io::Error) -> RegistryError {
+        self.sender.source_failure(SourceFailure::Read(source))
     }
 }

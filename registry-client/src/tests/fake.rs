@@ -23,6 +23,11 @@ impl Request {
         self.headers.get(name).map_or("", String::as_str)
     }
 
+    /// Its length was not known when it began.
+    pub(super) fn is_chunked(&self) -> bool {
+        self.header("transfer-encoding") == "chunked"
+    }
+
     pub(super) fn line(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
@@ -117,21 +122,22 @@ impl Fake {
 async fn serve(mut stream: TcpStream, script: Arc<Script>, seen: Arc<Mutex<Vec<Request>>>) {
     let mut buffer = Vec::new();
     while let Some(mut request) = read_head(&mut stream, &mut buffer).await {
-        let length: usize = request.header("content-length").parse().unwrap_or(0);
+        let has_body = request.is_chunked() || !["", "0"].contains(&request.header("content-length"));
         let mut answer = script(&request);
-        let wanted = answer.body_read_max.unwrap_or(length).min(length);
-        while buffer.len() < wanted {
-            if stream.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
-                break;
+        let limit = answer.body_read_max.unwrap_or(usize::MAX);
+        request.body = match request.is_chunked() {
+            true => read_chunked(&mut stream, &mut buffer, limit).await,
+            false => {
+                let length: usize = request.header("content-length").parse().unwrap_or(0);
+                read_up_to(&mut stream, &mut buffer, length.min(limit)).await
             }
-        }
-        request.body = buffer.drain(..wanted.min(buffer.len())).collect();
+        };
         seen.lock().unwrap().push(request.clone());
         if answer.body_read_max.is_some() {
             return;
         }
         // Scripts that want the body are asked again with it.
-        if length > 0 {
+        if has_body {
             answer = script(&request);
         }
         let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);
@@ -156,6 +162,38 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>, seen: Arc<Mutex<Vec<R
             return;
         }
     }
+}
+
+/// So many bytes, or fewer when the connection ends.
+async fn read_up_to(stream: &mut TcpStream, buffer: &mut Vec<u8>, wanted: usize) -> Vec<u8> {
+    while buffer.len() < wanted {
+        if stream.read_buf(buffer).await.unwrap_or(0) == 0 {
+            break;
+        }
+    }
+    buffer.drain(..wanted.min(buffer.len())).collect()
+}
+
+/// A body in chunks of HTTP, up to `limit` bytes.
+async fn read_chunked(stream: &mut TcpStream, buffer: &mut Vec<u8>, limit: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < limit {
+        let Some(end) = buffer.windows(2).position(|window| window == b"\r\n") else {
+            if stream.read_buf(buffer).await.unwrap_or(0) == 0 {
+                break;
+            }
+            continue;
+        };
+        let line: Vec<u8> = buffer.drain(..end + 2).collect();
+        let size = usize::from_str_radix(std::str::from_utf8(&line[..end]).unwrap(), 16).unwrap();
+        let mut chunk = read_up_to(stream, buffer, size + 2).await;
+        chunk.truncate(size);
+        body.extend_from_slice(&chunk[..size.min(chunk.len()).min(limit - body.len())]);
+        if size == 0 {
+            break;
+        }
+    }
+    body
 }
 
 async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {

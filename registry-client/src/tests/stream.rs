@@ -1,28 +1,32 @@
-//! Blobs pushed while they are made.
+//! Blobs pushed while they are made, and in chunks.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::fake::{Fake, Reply, Request, reply};
 use super::*;
 use crate::limits::CHUNK_BYTES;
-use crate::{BytesSource, ErrorKind, PushOutcome, RegistryError};
+use crate::{BlobBody, BytesSource, ErrorKind, GrowingBlob, PushOutcome};
 
-/// A registry that takes chunks.
+/// A registry that takes uploads piece by piece.
 #[derive(Default)]
 struct Taking {
     blobs: BTreeMap<String, Vec<u8>>,
     session: Vec<u8>,
-    /// Sizes of the chunks that came.
-    chunks: Vec<usize>,
+    /// Sizes of the pieces that came.
+    pieces: Vec<usize>,
     chunk_min: u64,
-    /// Chunk (from 1) whose connection breaks in the middle.
-    breaks_at: Option<usize>,
+    /// The first piece's connection breaks after so many bytes of this blob; with the flag the session keeps them.
+    breaks_after: Option<(usize, Vec<u8>, bool)>,
     /// Keeps only half of each chunk the first time.
     keeps_half: bool,
-    refuses_chunks: bool,
+    refuses_pieces: u16,
     body_max: usize,
 }
 
@@ -33,16 +37,19 @@ async fn taking(state: Arc<Mutex<Taking>>) -> Fake {
 fn serve(state: &mut Taking, request: &Request) -> Reply {
     let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
     let length: usize = request.header("content-length").parse().unwrap_or(0);
-    if length > request.body.len() {
-        if request.method == "PATCH" && state.breaks_at == Some(state.chunks.len() + 1) {
-            state.breaks_at = None;
-            return Reply::hang_up_after(length / 2);
+    let body_is_to_come = request.body.is_empty() && (request.is_chunked() || length > 0);
+    if body_is_to_come {
+        if request.method == "PATCH"
+            && let Some((bytes, blob, keeps)) = state.breaks_after.take()
+        {
+            state.session.extend_from_slice(&blob[..if keeps { bytes } else { 0 }]);
+            return Reply::hang_up_after(bytes);
         }
         return reply(202);
     }
     let range = |state: &Taking| format!("0-{}", state.session.len().saturating_sub(1));
     // A new address each time, relative, with a query of its own.
-    let next = |state: &Taking| format!("/v2/app/blobs/uploads/{}?_state=a%2Bb", state.chunks.len());
+    let next = |state: &Taking| format!("/v2/app/blobs/uploads/{}?_state=a%2Bb", state.pieces.len());
     match request.method.as_str() {
         "HEAD" => reply(if state.blobs.contains_key(path.rsplit('/').next().unwrap()) { 200 } else { 404 }),
         "POST" => {
@@ -51,17 +58,18 @@ fn serve(state: &mut Taking, request: &Request) -> Reply {
                 .header("Location", next(state))
                 .header("OCI-Chunk-Min-Length", state.chunk_min.to_string())
         }
-        "PATCH" if state.refuses_chunks => reply(405),
+        "PATCH" if state.refuses_pieces > 0 => reply(state.refuses_pieces),
         "PATCH" => {
             assert!(query.contains("_state=a%2Bb"), "{query}");
-            let start = request.header("content-range").split('-').next().unwrap().parse::<usize>().unwrap();
-            if start != state.session.len() {
+            let begin = request.header("content-range").split('-').next().unwrap().parse::<usize>();
+            assert_eq!(begin.is_err(), request.is_chunked(), "{request:?}");
+            if begin.is_ok_and(|begin| begin != state.session.len()) {
                 return reply(416).header("Range", range(state));
             }
-            let body = if state.keeps_half { &request.body[..length / 2] } else { &request.body[..] };
+            let taken = request.body.len() / if state.keeps_half { 2 } else { 1 };
             state.keeps_half = false;
-            state.session.extend_from_slice(body);
-            state.chunks.push(request.body.len());
+            state.session.extend_from_slice(&request.body[..taken]);
+            state.pieces.push(request.body.len());
             reply(202).header("Location", next(state)).header("Range", range(state))
         }
         "GET" => reply(204).header("Location", next(state)).header("Range", range(state)),
@@ -82,76 +90,178 @@ fn bytes(length: u64) -> Vec<u8> {
     (0..length).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }
 
-/// Writes in odd pieces.
-async fn stream(client: &Client, to: &Reference, bytes: &[u8]) -> Result<(Digest, u64), RegistryError> {
-    let mut upload = client.start_upload(to, |_| {}).await?;
-    for piece in bytes.chunks(300_001) {
-        upload.write(Bytes::copy_from_slice(piece)).await?;
+/// A blob of which a test says how much is made.
+#[derive(Clone)]
+struct Growing {
+    bytes: Bytes,
+    made: watch::Receiver<usize>,
+}
+
+impl Growing {
+    fn new(bytes: &[u8]) -> (watch::Sender<usize>, Self) {
+        let (sender, made) = watch::channel(0);
+        (sender, Self { bytes: Bytes::copy_from_slice(bytes), made })
     }
-    upload.finish().await
+
+    fn whole(bytes: &[u8]) -> Self {
+        Self { bytes: Bytes::copy_from_slice(bytes), made: watch::channel(bytes.len()).1 }
+    }
+}
+
+impl GrowingBlob for Growing {
+    /// In odd pieces.
+    fn open(&self, offset: u64) -> BlobBody {
+        let state = (self.clone(), offset as usize);
+        futures_util::stream::try_unfold(state, |(mut blob, at)| async move {
+            if at == blob.bytes.len() {
+                return Ok(None);
+            }
+            let made = *blob.made.wait_for(|made| *made > at).await.map_err(io::Error::other)?;
+            let piece = blob.bytes.slice(at..made.min(at + 300_001));
+            let next = at + piece.len();
+            Ok(Some((piece, (blob, next))))
+        })
+        .boxed()
+    }
+
+    fn name(&self) -> BoxFuture<'_, io::Result<(Digest, u64)>> {
+        Box::pin(async {
+            let size = self.bytes.len();
+            self.made.clone().wait_for(|made| *made == size).await.map_err(io::Error::other)?;
+            Ok((Digest::of(&self.bytes), size as u64))
+        })
+    }
 }
 
 #[tokio::test]
-async fn a_blob_is_pushed_while_it_is_made_and_named_at_its_end() {
-    for length in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES - 5] {
-        let state = Arc::new(Mutex::new(Taking::default()));
-        let fake = taking(state.clone()).await;
-        let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(length));
-        let pushed = stream(&client, &to, &bytes).await.unwrap();
-        assert_eq!(pushed, (Digest::of(&bytes), length));
-        assert!(client.has_blob(&to, pushed.0).await.unwrap());
-        let state = state.lock().unwrap();
-        assert!(state.blobs[&pushed.0.to_string()] == bytes, "{length}");
-        let chunks = if length > CHUNK_BYTES { length.div_ceil(CHUNK_BYTES) } else { 0 };
-        assert_eq!(state.chunks.len() as u64, chunks, "a small blob goes in one piece");
-    }
+async fn a_blob_is_sent_while_it_is_made_and_named_at_its_end() {
+    let state = Arc::new(Mutex::new(Taking::default()));
+    let fake = taking(state.clone()).await;
+    let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(1_000_000));
+    let (made, blob) = Growing::new(&bytes);
+    let (sent, mut seen) = watch::channel(0);
+    let pushing = async {
+        let report = move |bytes| {
+            sent.send_replace(bytes);
+        };
+        client.push_growing_blob(&to, &blob, report).await.unwrap()
+    };
+    // The second half is made when the first has been sent.
+    let making = async {
+        made.send_replace(500_000);
+        seen.wait_for(|sent| *sent == 500_000).await.unwrap();
+        made.send_replace(1_000_000);
+    };
+    let (outcome, ()) = tokio::join!(pushing, making);
+    assert_eq!(outcome, PushOutcome::Uploaded);
+    assert!(client.has_blob(&to, Digest::of(&bytes)).await.unwrap());
+    let state = state.lock().unwrap();
+    assert!(state.blobs[&Digest::of(&bytes).to_string()] == bytes);
+    assert_eq!(state.pieces, [1_000_000], "one request");
 }
 
-/// R12, R13: breaks, shorter ranges, 416, a new address each time.
+/// R12, R13: breaks with and without memory, shorter ranges, a new address each time.
 #[tokio::test]
-async fn a_broken_chunk_is_sent_again_from_where_it_got() {
-    for (breaks_at, keeps_half) in [(Some(1), false), (Some(2), false), (None, true), (Some(2), true)] {
-        let state = Taking { breaks_at, keeps_half, ..Taking::default() };
-        let state = Arc::new(Mutex::new(state));
-        let fake = taking(state.clone()).await;
-        let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(2 * CHUNK_BYTES + 77));
-        let (digest, _) = stream(&client, &to, &bytes).await.unwrap();
-        assert_eq!(digest, Digest::of(&bytes));
-        assert!(state.lock().unwrap().blobs[&digest.to_string()] == bytes);
+async fn a_broken_stream_goes_on_from_where_it_got() {
+    let bytes = bytes(3_000_000);
+    for (breaks_after, keeps_half) in
+        [(None, true), (Some(true), false), (Some(false), false), (Some(true), true)]
+    {
+        for is_whole in [true, false] {
+            let breaks_after = breaks_after.map(|keeps| (1_234_567, bytes.clone(), keeps));
+            let state = Taking { breaks_after, keeps_half, ..Taking::default() };
+            let state = Arc::new(Mutex::new(state));
+            let fake = taking(state.clone()).await;
+            let (client, to) = (client(), reference(&fake.host, "app:1"));
+            let (made, growing) = Growing::new(&bytes);
+            made.send_replace(2_999_999);
+            let blob = if is_whole { Growing::whole(&bytes) } else { growing };
+            // The last byte is made when all others were sent.
+            let report = move |sent| {
+                if sent >= 2_999_999 {
+                    made.send_replace(3_000_000);
+                }
+            };
+            let outcome = client.push_growing_blob(&to, &blob, report).await;
+            assert_eq!(outcome.unwrap(), PushOutcome::Uploaded);
+            assert!(state.lock().unwrap().blobs[&Digest::of(&bytes).to_string()] == bytes);
+        }
     }
 }
 
-/// R13: `OCI-Chunk-Min-Length`.
+#[tokio::test]
+async fn a_blob_that_turns_out_to_be_there_is_sent_no_further() {
+    let bytes = bytes(1_000_000);
+    let state = Arc::new(Mutex::new(Taking::default()));
+    state.lock().unwrap().blobs.insert(Digest::of(&bytes).to_string(), bytes.clone());
+    let inner = state.clone();
+    // The upload itself gets no answer before its session was given up.
+    let fake = Fake::start(move |request| match request.method.as_str() {
+        "PATCH" => reply(202).body("x").stall(0),
+        _ => serve(&mut inner.lock().unwrap(), request),
+    })
+    .await;
+    let (client, to) = (client(), reference(&fake.host, "app:1"));
+    let outcome = client.push_growing_blob(&to, &Growing::whole(&bytes), |_| {}).await.unwrap();
+    assert_eq!(outcome, PushOutcome::AlreadyThere);
+    assert!(
+        fake.lines().iter().any(|line| line.starts_with("DELETE /v2/app/blobs/uploads/")),
+        "{:?}",
+        fake.lines()
+    );
+}
+
+/// A blob that is never finished is none at the registry.
+#[tokio::test]
+async fn a_blob_that_ends_early_gets_no_name() {
+    let state = Arc::new(Mutex::new(Taking::default()));
+    let fake = taking(state.clone()).await;
+    let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(1_000_000));
+    let (made, blob) = Growing::new(&bytes);
+    made.send_replace(500_000);
+    drop(made);
+    let error = client.push_growing_blob(&to, &blob, |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Local, "{error:?}");
+    assert!(state.lock().unwrap().blobs.is_empty());
+}
+
+/// R13: `OCI-Chunk-Min-Length`; and no chunk is larger than what may be kept in memory, whatever a registry asks.
 #[tokio::test]
 async fn chunks_are_as_large_as_the_registry_asks() {
-    let chunk_min = 9 << 20;
-    let state = Arc::new(Mutex::new(Taking { chunk_min, ..Taking::default() }));
-    let fake = taking(state.clone()).await;
-    let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(20 << 20));
-    let (digest, _) = stream(&client, &to, &bytes).await.unwrap();
-    let state = state.lock().unwrap();
-    assert!(state.blobs[&digest.to_string()] == bytes);
-    assert_eq!(state.chunks, [9 << 20, 9 << 20, 2 << 20]);
+    for (chunk_min, expected) in [(9 << 20, vec![9 << 20, 9 << 20, 2 << 20]), (1 << 40, vec![])] {
+        let state = Arc::new(Mutex::new(Taking { chunk_min, body_max: 1, ..Taking::default() }));
+        let fake = taking(state.clone()).await;
+        let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(20 << 20));
+        let (digest, source) = (Digest::of(&bytes), BytesSource(bytes.clone().into()));
+        let pushed = client.push_blob(&to, digest, 20 << 20, &source, |_| {}).await;
+        let state = state.lock().unwrap();
+        assert_eq!(pushed.is_ok(), !expected.is_empty(), "{pushed:?}");
+        assert_eq!(state.pieces, expected);
+        assert!(pushed.is_err() || state.blobs[&digest.to_string()] == bytes);
+    }
 }
 
-/// R13: chunks nobody can hold, and none at all.
+/// R13: no pieces at all, or none so large.
 #[tokio::test]
-async fn a_registry_that_wants_whole_blobs_says_so_and_gets_them() {
-    // 1 TB: nobody can hold such a chunk. 405: no chunks at all.
-    for (chunk_min, refuses_chunks) in [(1 << 40, false), (0, true)] {
-        let state = Arc::new(Mutex::new(Taking { chunk_min, refuses_chunks, ..Taking::default() }));
+async fn a_registry_that_wants_whole_blobs_says_so_once_and_gets_them() {
+    for refuses_pieces in [405, 413] {
+        let state = Arc::new(Mutex::new(Taking { refuses_pieces, ..Taking::default() }));
         let fake = taking(state.clone()).await;
         let (client, to, bytes) = (client(), reference(&fake.host, "app:1"), bytes(CHUNK_BYTES + 9));
-        let error = stream(&client, &to, &bytes).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotStreamed, "{error:?}");
+        for _ in 0..2 {
+            let error = client.push_growing_blob(&to, &Growing::whole(&bytes), |_| {}).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotStreamed, "{error:?}");
+        }
+        let patches = fake.lines().iter().filter(|line| line.starts_with("PATCH")).count();
+        assert_eq!(patches, 1, "what it refused once it is not offered again");
         let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
         let source = BytesSource(bytes.into());
         let outcome = client.push_blob(&to, digest, size, &source, |_| {}).await.unwrap();
         assert_eq!(outcome, PushOutcome::Uploaded);
-        assert!(state.lock().unwrap().chunks.is_empty());
     }
     let google: Reference = "europe-docker.pkg.dev/project/app:1".parse().unwrap();
-    assert_eq!(client().start_upload(&google, |_| {}).await.unwrap_err().kind(), ErrorKind::NotStreamed);
+    let error = client().push_growing_blob(&google, &Growing::whole(b"x"), |_| {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotStreamed);
 }
 
 #[tokio::test]
@@ -166,7 +276,7 @@ async fn a_proxy_that_refuses_large_bodies_gets_small_ones() {
     assert_eq!(outcome, PushOutcome::Uploaded);
     let state = state.lock().unwrap();
     assert!(state.blobs[&digest.to_string()] == bytes);
-    assert!(state.chunks.iter().all(|chunk| *chunk as u64 <= CHUNK_BYTES));
+    assert!(state.pieces.iter().all(|chunk| *chunk as u64 <= CHUNK_BYTES));
 }
 
 #[tokio::test]

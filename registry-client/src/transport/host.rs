@@ -1,6 +1,7 @@
 //! What is known about one host, and finding out whether it speaks TLS.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use rbuild_oci::Digest;
@@ -31,6 +32,8 @@ pub(crate) struct Host {
     /// What is known of blobs in repositories, so that nothing is asked twice.
     blobs: Mutex<HashMap<(String, Digest), Presence>>,
     places: Mutex<HashMap<Digest, Place>>,
+    /// It refused a blob that was still being made.
+    pub(crate) wants_whole: AtomicBool,
     quota: Mutex<Option<Quota>>,
 }
 
@@ -84,6 +87,7 @@ impl Host {
             pushes: Arc::new(Semaphore::new(transfers)),
             blobs: Mutex::default(),
             places: Mutex::default(),
+            wants_whole: AtomicBool::new(false),
             quota: Mutex::default(),
         }
     }

@@ -14,6 +14,7 @@ mod providers;
 mod pull;
 mod push;
 mod rows;
+mod streams;
 
 use anyhow::{Result, ensure};
 use rbuild_tests::fault::FaultRegistry;
