@@ -137,7 +137,7 @@ fn trees(diff: &LayerDiff) {
             black_box(selection_digest(&selected));
         },
     );
-    row("COPY, selected and keyed", selecting, FILES);
+    row("COPY of a directory, selected and keyed", selecting, 1);
     let selected = select(&context, &nodes, b"app").expect("it is there");
     let options = CopyOptions {
         dest: "/srv/".to_owned(),

@@ -99,15 +99,18 @@ impl RelPath {
 /// Orders by components, so a directory comes right before what is below it (`a` < `a/b` < `a.b`).
 impl Ord for RelPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // A `/` sorts before every other byte, and a path holds no zero byte. Long common prefixes are the usual case
-        // where paths are sorted, so they are skipped in blocks.
-        const BLOCK: usize = 32;
-        let (a, b) = (self.0.as_slice(), other.0.as_slice());
-        let shared =
-            a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count() * BLOCK;
-        let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-        a[shared..].iter().map(key).cmp(b[shared..].iter().map(key))
+        compare(&self.0, &other.0)
     }
+}
+
+/// [`RelPath`]'s order on the bytes of clean paths.
+pub(crate) fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    // A `/` sorts before every other byte, and a path holds no zero byte. Long common prefixes are the usual case where
+    // paths are sorted, so they are skipped eight bytes at a time.
+    const BLOCK: usize = 8;
+    let shared = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count() * BLOCK;
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a[shared..].iter().map(key).cmp(b[shared..].iter().map(key))
 }
 
 impl PartialOrd for RelPath {

@@ -20,7 +20,7 @@ use crate::leak;
 use crate::need::program_path;
 use crate::registry::Registry;
 use crate::run::Run;
-use crate::tun::with_tun;
+use crate::tun::{with_masked_proc, with_tun};
 use crate::user::User;
 
 /// A build that takes longer hangs: no test waits for more than apt and npm on a slow machine.
@@ -253,6 +253,20 @@ impl TestEnv {
             None => command,
         };
         finish(self.start(command)?)
+    }
+
+    /// [`TestEnv::run`] as the user under test, where parts of `/proc` are covered: see [`crate::tun`].
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`], and for a world without a user.
+    pub fn run_with_masked_proc<I>(&self, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let user = self.user.as_ref().context("a world with a user")?;
+        finish(self.start(with_masked_proc(&self.command(args), (user.uid(), user.gid())))?)
     }
 
     /// Runs the binary to its end.

@@ -1,4 +1,5 @@
-//! A `/dev/net/tun` that users may open, as most hosts have it: networks of steps of ordinary users need one.
+//! Other machines for ordinary users: with a `/dev/net/tun` that they may open, as most hosts have it (networks of steps need
+//! one), and with a `/proc` that is covered here and there, as in containers.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,12 +11,26 @@ const WITH_TUN: &str = "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; t=$(mktemp -d /tmp/
      mknod -m 0666 $t/tun c 10 200 && { [ ! -e /dev/net/tun ] || mount --bind $t/tun /dev/net/tun; } && \
      umount -l $t && rmdir $t) && exec \"$@\"";
 
+/// A cover that a user namespace sees as locked: `/proc/irq` has something to hide everywhere.
+const WITH_MASKS: &str =
+    "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; mount -t tmpfs -o ro masked /proc/irq) && exec \"$@\"";
+
 /// The command that runs `command` as this user and group, in a mount namespace of its own with that device. Only for root.
 #[must_use]
-pub fn with_tun(command: &Command, (uid, gid): (u32, u32)) -> Command {
+pub fn with_tun(command: &Command, user: (u32, u32)) -> Command {
+    with(WITH_TUN, command, user)
+}
+
+/// As [`with_tun`], where parts of `/proc` are covered.
+#[must_use]
+pub fn with_masked_proc(command: &Command, user: (u32, u32)) -> Command {
+    with(WITH_MASKS, command, user)
+}
+
+fn with(prepare: &str, command: &Command, (uid, gid): (u32, u32)) -> Command {
     let mut wrapped = Command::new("/usr/bin/unshare");
     wrapped
-        .args(["--mount", "/bin/sh", "-c", WITH_TUN, "sh", "/usr/bin/setpriv"])
+        .args(["--mount", "/bin/sh", "-c", prepare, "sh", "/usr/bin/setpriv"])
         .args(["--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--clear-groups", "--"])
         .arg(command.get_program())
         .args(command.get_args())

@@ -139,14 +139,18 @@ impl Planner<'_> {
         let links: HashMap<RelPath, u64> = self.number_links(&item.links);
         // Nothing of this item meets anything there: what it puts, it puts once.
         let is_bare = self.view.is_bare(&top)?;
+        let mut all = Vec::new();
         for step in Walk::of(self.nodes, item.entry.clone()).skip(1) {
             let (rel, entry) = step?;
             let dest = below(&top, &rel);
-            let existing = if is_bare { None } else { self.view.entry_at(&dest)? };
             let is_dir = matches!(entry.kind, Kind::Dir(_));
             let mut planned = self.sourced(entry, below(&item.path, &rel), files)?;
             planned.link = links.get(&rel).copied();
-            match existing {
+            if is_bare {
+                all.push((dest, planned));
+                continue;
+            }
+            match self.view.entry_at(&dest)? {
                 Some(Entry { meta, kind: Kind::Dir(node) }) if is_dir => {
                     let mut xattrs = meta.xattrs;
                     xattrs.append(&mut planned.entry.meta.xattrs);
@@ -161,7 +165,7 @@ impl Planner<'_> {
             }
             self.view.put(dest, planned)?;
         }
-        Ok(())
+        self.view.put_sorted(all)
     }
 
     /// Numbers for the hardlink groups inside a directory, by path relative to it.

@@ -20,7 +20,7 @@ use super::Store;
 use super::error::StoreError;
 use super::lease::Lease;
 use crate::layer::Mtime;
-use crate::path::RelPath;
+use crate::path::{RelPath, compare};
 use crate::tree::ContentDigest;
 
 /// Starts every index; the digit is its version.
@@ -378,10 +378,4 @@ pub(super) fn settled(time: Mtime, scanned: ScanMoment) -> bool {
     let ns = |time: Mtime| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
     let margin = if time.nanos == 0 { WHOLE_SECONDS_MARGIN_NS } else { MARGIN_NS };
     ns(time) + margin < ns(scanned.0)
-}
-
-/// [`RelPath`]'s order on raw bytes: a `/` sorts before every other byte, and a path holds no zero byte.
-fn compare(a: &[u8], b: &[u8]) -> Ordering {
-    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(key).cmp(b.iter().map(key))
 }

@@ -220,6 +220,34 @@ fn an_isolation_that_is_not_to_be_had_says_what_is_missing() -> Result<()> {
     Ok(())
 }
 
+/// A container that allows namespaces and covers parts of `/proc`: a step is not given the container's, with its processes.
+#[test]
+fn where_proc_is_covered_run_is_refused_with_the_remedy() -> Result<()> {
+    need!(Root, Subuid);
+    let env = TestEnv::rootless()?;
+    let context = env.context("covered", "FROM scratch\nCOPY Dockerfile /f\nRUN [\"/none\"]\n", &[])?;
+    let context = context.to_str().unwrap_or_default();
+    let run = env.run_with_masked_proc(["build", "--progress", "plain", context])?.exits(1);
+    run.says(&["isolation: norun", "fresh /proc", "Dockerfile:3", "systempaths=unconfined"]);
+    let named = [
+        "build",
+        "--progress",
+        "plain",
+        "--isolation",
+        "rootless",
+        "--no-cache",
+        "--root",
+        "covered",
+        context,
+    ];
+    env.run_with_masked_proc(named)?.exits(1).says(&["mount /proc: Operation not permitted"]);
+    // Files need no step.
+    env.write("work/covered/Dockerfile", "FROM scratch\nCOPY Dockerfile /f\n")?;
+    env.run_with_masked_proc(["build", "--progress", "plain", context])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
 #[test]
 fn doctor_tries_every_rung_and_has_a_remedy_for_each_gap() -> Result<()> {
     need!(Root, Subuid);

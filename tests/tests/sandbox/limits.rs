@@ -48,14 +48,14 @@ fn with_probe(env: &TestEnv, probe: &Probe, text: &str) -> Result<String> {
     Ok(context.to_str().context("UTF-8")?.to_owned())
 }
 
-/// Q4: 256 MiB of output in one line, then as much in short ones with bytes of every kind: memory stays bounded, the
+/// Q4: a GiB of output in one line, then as much in short ones with bytes of every kind: memory stays bounded, the
 /// exit status is the step's.
 #[test]
 fn floods_of_output_are_taken_in_bounded_memory() -> Result<()> {
     need!(Root, Compiler);
     let probe = Probe::compile()?;
     let env = TestEnv::new()?;
-    let text = "FROM scratch\nCOPY --chmod=755 probe /probe\nRUN [\"/probe\", \"flood\", \"268435456\"]\n";
+    let text = "FROM scratch\nCOPY --chmod=755 probe /probe\nRUN [\"/probe\", \"flood\", \"1073741824\"]\n";
     let context = with_probe(&env, &probe, text)?;
     let (run, used) = watched(&env, &["build", "--progress", "quiet", &context])?;
     run.exits(1).says(&["exit code: 42"]);

@@ -138,7 +138,8 @@ fn a_secret_that_a_step_copies_is_in_the_image() -> Result<()> {
     Ok(())
 }
 
-/// X6: passwords in addresses, and tokens in that of a context, are in nothing that a build leaves.
+/// X6: passwords in addresses, and tokens in that of a context, are in nothing that a build leaves, provenance and list of
+/// packages among it.
 #[test]
 fn secrets_in_addresses_are_in_nothing_that_a_build_leaves() -> Result<()> {
     need!(Root);
@@ -165,9 +166,17 @@ fn secrets_in_addresses_are_in_nothing_that_a_build_leaves() -> Result<()> {
         let image = env.work().join(format!("image-{n}.tar"));
         let metadata = env.work().join(format!("metadata-{n}.json"));
         let output = format!("type=oci,dest={},compression=uncompressed", image.display());
-        let args = ["-t", "me/web", "-o", &output, "--metadata-file", metadata.to_str().context("UTF-8")?];
+        let metadata = metadata.to_str().context("UTF-8")?;
+        // With the statements that tell most: graph, sources and Dockerfile.
+        let told = ["--provenance=mode=max", "--sbom=true"];
+        let args = ["-t", "me/web", "-o", &output, "--metadata-file", metadata, told[0], told[1]];
         let run = env.build(context, &args)?.ok();
         assert!(!run.stderr.contains(password), "{run}");
+        let bytes = fs::read(&image)?;
+        for statement in ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"] {
+            let is_there = bytes.windows(statement.len()).any(|window| window == statement.as_bytes());
+            ensure!(is_there, "image {n} has no {statement}");
+        }
     }
     for text in [password, token] {
         let found =

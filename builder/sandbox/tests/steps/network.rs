@@ -5,12 +5,14 @@ use crate::Case;
 use rbuild_sandbox::{Exit, Network, StepSpec, UserNetwork};
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 pub(crate) const CASES: &[Case] = &[
     ("a_network_of_their_own_has_a_way_out_but_none_to_the_host", way_out_but_none_to_the_host),
     ("steps_cannot_change_their_network", steps_cannot_change_their_network),
     ("the_network_ends_with_its_owner", the_network_ends_with_its_owner),
+    ("a_killed_stack_cuts_the_network_off", a_killed_stack_cuts_the_network_off),
 ];
 
 /// A working network, or a reason why this host has none.
@@ -82,6 +84,33 @@ fn the_network_ends_with_its_owner(_host: &Host) {
     let children = helpers();
     assert!(!children.is_empty(), "no helper is running");
     drop(network);
+    wait_until_gone(&children);
+}
+
+/// G5: a helper. The step fails by what it cannot reach, and does not wait for it.
+fn a_killed_stack_cuts_the_network_off(host: &Host) {
+    let Some(network) = network() else { return };
+    let children = helpers();
+    let (stack, _) = children.iter().find(|(_, is_stack)| *is_stack).unwrap();
+    let stack = rustix::process::Pid::from_raw(stack.parse().unwrap()).unwrap();
+    let network = Network::User(network);
+    // Reads what comes once the stack is dead: nothing, and the route out is gone with it.
+    let script = "echo ready; while ip route show default | grep -q default; do :; done; \
+                  nc -w 5 192.0.2.1 9 </dev/null || exit 9";
+    let merged = host.merged();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let spec = on(&network, script);
+    let exit = rbuild_sandbox::run_step(&spec, merged.fd.as_fd(), cancel.as_fd(), &mut |_, _| {
+        // Again for each piece of output; gone already is as good.
+        let _gone = rustix::process::kill_process(stack, rustix::process::Signal::KILL);
+    });
+    assert_eq!(exit.unwrap(), Exit::Code(9));
+    // Whoever started it has noticed, and is gone too.
+    wait_until_gone(&children);
+    assert_eq!(run(host, &network, "echo next").stdout, "next\n", "a step that needs no network runs");
+}
+
+fn wait_until_gone(children: &[(String, bool)]) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while helpers().iter().any(|helper| children.contains(helper)) {
         assert!(std::time::Instant::now() < deadline, "a helper outlives its network");
