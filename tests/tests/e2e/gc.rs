@@ -233,7 +233,7 @@ fn a_store_that_lost_a_database_says_so_and_needs_at_most_one_command() -> Resul
     // The index: images are named nowhere else, so that nothing happens without being asked for.
     lose("index.sqlite")?;
     env.build(&context, &[])?.exits(1).says(&["index.sqlite` is gone", "rbuild cache fsck --rebuild"]);
-    prints(env.run(["cache", "fsck", "--rebuild"])?.ok(), &["The index is made anew", "1 images"]);
+    prints(env.run(["cache", "fsck", "--rebuild"])?.ok(), &["The index is made anew", "1 image."]);
     assert_eq!(id()?, second);
     env.build(&context, &["-t", "me/lost"])?.ok();
     prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
