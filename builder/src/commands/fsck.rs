@@ -8,6 +8,7 @@ use crate::commands::space::Place;
 use crate::error::BuildError;
 use crate::failure;
 use crate::host::Host;
+use crate::report::counted;
 use crate::settings::Settings;
 
 /// Checks the store, prints one line for each finding, and a last one that says how it stands. Status 1 when something
@@ -33,16 +34,17 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
     if rebuild {
         let rebuilt = place.rebuild(form)?;
         let mut text = format!(
-            "The index is made anew: {} layers, {} blobs, {} images.\n",
-            rebuilt.layers,
-            rebuilt.blobs,
-            rebuilt.images.len()
+            "The index is made anew: {}, {}, {}.\n",
+            counted(rebuilt.layers, "layer", "layers"),
+            counted(rebuilt.blobs, "blob", "blobs"),
+            counted(rebuilt.images.len(), "image", "images")
         );
         for name in &rebuilt.lost_images {
             text += &format!("image {} is lost: a layer or its config is gone\n", printable(name));
         }
         if rebuilt.set_aside > 0 {
-            text += &format!("{} damaged things are in quarantine/ of the store\n", rebuilt.set_aside);
+            let damaged = counted(rebuilt.set_aside, "damaged thing is", "damaged things are");
+            text += &format!("{damaged} in quarantine/ of the store\n");
         }
         super::print(&text)?;
     }
@@ -51,7 +53,8 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
     let damaged = findings.iter().filter(|finding| finding.is_damage()).count();
     let left_over = findings.len() - damaged;
     if left_over > 0 {
-        text += &format!("{left_over} left-overs; rbuild prune removes them\n");
+        let left_over = counted(left_over, "left-over", "left-overs");
+        text += &format!("{left_over}; rbuild prune removes such\n");
     }
     text += &match (damaged, repair) {
         (0, _) => "The store is sound.\n".to_owned(),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::counted;
 use crate::timestamp;
 
 /// Changed files named in a sentence.
@@ -229,7 +230,7 @@ impl fmt::Display for Cause {
 }
 
 fn files_changed(count: usize, from: Option<&str>) -> String {
-    let files = if count == 1 { "1 file changed".to_owned() } else { format!("{count} files changed") };
+    let files = counted(count, "file changed", "files changed");
     match from {
         Some(from) => format!("{files} in {}", shorten(from)),
         None => files,

@@ -23,6 +23,7 @@ use crate::export::oci_layout::{self, Destination};
 use crate::export::registry::Push;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Outcome, VertexId};
+use crate::report::counted;
 
 /// The images of a build on their way out.
 pub struct Outputs<'a> {
@@ -278,8 +279,8 @@ impl Outputs<'_> {
                 let devices = blocking(move || Ok(write())).await?.map_err(BuildError::from);
                 let devices = self.end(id, devices)?;
                 if devices > 0 {
-                    let plural = if devices == 1 { "device was" } else { "devices were" };
-                    self.env.events.remark(format!("{devices} {plural} left out of the directory"));
+                    let devices = counted(devices, "device was", "devices were");
+                    self.env.events.remark(format!("{devices} left out of the directory"));
                 }
                 Ok(())
             }

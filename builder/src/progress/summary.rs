@@ -5,6 +5,7 @@ use std::time::Duration;
 use rbuild_oci::{Digest, Platform, Reference};
 
 use super::lines::clean_text;
+use crate::report::counted;
 use crate::report::human::{seconds, size};
 
 /// What a build made. Absent values have no line.
@@ -37,8 +38,7 @@ impl Summary {
             0 => String::new(),
             cached => format!(", {cached} cached"),
         };
-        let plural = if self.steps == 1 { "" } else { "s" };
-        let steps = format!("{} step{plural}{cached}", self.steps);
+        let steps = format!("{}{cached}", counted(self.steps, "step", "steps"));
         let mut text = format!("Built in {} ({steps})\n", seconds(self.elapsed));
         let mut row = |key: &str, value: &str| text.push_str(&format!("  {key:<8} {}\n", clean_text(value)));
         for name in &self.names {

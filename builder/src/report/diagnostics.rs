@@ -7,7 +7,7 @@ use rbuild_frontend::diagnostic::{Diagnostic, Severity};
 use rbuild_frontend::lint::rules::{self, RuleKind};
 use rbuild_frontend::span::Span;
 
-use super::{Excerpt, SourceFile, Style, excerpt};
+use super::{Excerpt, SourceFile, Style, counted, excerpt};
 use crate::progress::lines::clean_text;
 
 /// Source larger than this is not drawn with carets.
@@ -87,9 +87,8 @@ pub fn warnings(diagnostics: &[Diagnostic], file: &SourceFile, expand: bool, sty
     if found.is_empty() {
         return String::new();
     }
-    let plural = if found.len() == 1 { "" } else { "s" };
     let how = if expand { "" } else { " (use --debug to expand)" };
-    let mut text = format!("\n {} warning{plural} found{how}:\n", found.len());
+    let mut text = format!("\n {} found{how}:\n", counted(found.len(), "warning", "warnings"));
     for diagnostic in &found {
         let rule = diagnostic.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
         let message = clean_text(&diagnostic.message);

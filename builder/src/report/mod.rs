@@ -3,6 +3,7 @@
 //! A [`Report`] is plain data: what kind of failure, what happened, why, what to do. [`Report::render`] draws it, with
 //! the Dockerfile's lines in Docker's layout, or with carets on a terminal where a diagnostic has a byte span.
 
+mod counted;
 mod diagnostics;
 mod excerpt;
 pub mod human;
@@ -18,6 +19,7 @@ use rbuild_frontend::span::Lines;
 
 use crate::cli::{Problem, UsageError};
 
+pub use counted::counted;
 pub use diagnostics::{findings, github_annotations, warnings};
 pub use render::Style;
 

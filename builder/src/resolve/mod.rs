@@ -23,6 +23,7 @@ use rbuild_registry::{Client, ErrorKind, RegistryError};
 
 use crate::cli::{NamedContextArg, Pull};
 use crate::progress::Events;
+use crate::report::counted;
 use crate::resolve::layout::{Layout, LayoutError};
 use crate::timestamp;
 
@@ -31,7 +32,7 @@ pub fn remark_on_quotas(client: &Client, events: &Events) {
     for (host, quota) in client.low_quotas() {
         let hours = match quota.window / 3600 {
             0 => String::new(),
-            hours => format!(" per {hours} hours"),
+            hours => format!(" per {}", counted(hours, "hour", "hours")),
         };
         events.remark(format!("{} of {} pulls{hours} are left at {host}", quota.remaining, quota.limit));
     }

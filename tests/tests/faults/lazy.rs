@@ -176,3 +176,27 @@ fn linked_copies_leave_the_base_and_other_steps_fetch_it() -> Result<()> {
     assert_eq!(registry.count("GET", &id), 1);
     Ok(())
 }
+
+/// What is listed for an image on such a base is read from its files, which are fetched for it.
+#[test]
+fn packages_of_a_base_that_nothing_else_reads_are_listed() -> Result<()> {
+    let status = b"Package: gcc\nStatus: install ok installed\nArchitecture: amd64\nVersion: 4:12.2.0-3\n";
+    let image = Image::named("var/lib/dpkg/status", status);
+    let id = digest(&image.layer);
+    for (text, arguments) in
+        [("LABEL a=b\n", &["--sbom"][..]), ("COPY --link file /\n", &["--sbom", "--provenance"])]
+    {
+        let (registry, env, context) = on_base(&image, text)?;
+        let name = format!("{}/app:2", registry.host());
+        let arguments = [&["-t", &name, "--push"][..], arguments].concat();
+        env.build(&context, &arguments)?.ok();
+        assert_eq!(registry.count("GET", &id), 1, "fetched for its files");
+        let listed = env.run(["imagetools", "inspect", "--format", "{{json .SBOM}}", &name])?.ok();
+        assert!(listed.stdout.contains("\"gcc\"") && listed.stdout.contains("4:12.2.0-3"), "{listed}");
+        // Without the list nothing of it is wanted, and nothing is listed.
+        let (registry, env, context) = on_base(&image, text)?;
+        push_to(&env, &context, &registry.host())?.ok();
+        assert_eq!(registry.count("GET", &id), 0);
+    }
+    Ok(())
+}
