@@ -2,8 +2,8 @@
 //!
 //! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
 //! `NETWORK=host` the steps share the host's network, with `NETWORK=user` they have one of their own that reaches the outside;
-//! with `LOWERS=N` there are so many empty layers above ROOT; with `PLAIN=0` nothing is run without a step. `tests/bench/steps` compares the result with other ways to run
-//! a command.
+//! with `LOWERS=N` there are so many empty layers above ROOT; with `PLAIN=0` nothing is run without a step; with
+//! `KEEP` what the steps wrote stays in `ROOT.scratch`. `tests/bench/steps` compares the result with other ways to run a command.
 
 use rbuild_sandbox::{Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
@@ -73,7 +73,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     summary("step", &mut times);
-    std::fs::remove_dir_all(&scratch)?;
+    if std::env::var_os("KEEP").is_none() {
+        std::fs::remove_dir_all(&scratch)?;
+    }
     if std::env::var_os("PLAIN").is_some_and(|value| value == "0") {
         return Ok(());
     }
