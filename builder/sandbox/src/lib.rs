@@ -80,9 +80,9 @@ pub fn dispatch() {
 }
 
 /// Keeps memory small in a process of many threads, most of which only wait. The second line of `main`.
-pub fn share_one_heap() {
+pub fn share_two_heaps() {
     #[cfg(target_env = "gnu")]
-    sys::share_one_heap();
+    sys::share_two_heaps();
 }
 
 /// Whether this process lives in a user namespace other than the host's first one.

@@ -364,10 +364,11 @@ pub(crate) fn reject_route(socket: BorrowedFd<'_>, network: [u8; 4], mask: [u8; 
     check(result.into()).map(drop)
 }
 
-/// Makes all threads share one heap of the C library, where it would give each a heap of its own that keeps what it once
-/// took. Called by the builder, before it has threads.
+/// Makes all threads share two heaps of the C library, where it would give each a heap of its own that keeps what it once
+/// took. With one, the two threads that walk a context would wait for each other. Called by the builder, before it has
+/// threads.
 #[cfg(target_env = "gnu")]
-pub(crate) fn share_one_heap() {
+pub(crate) fn share_two_heaps() {
     // SAFETY: `mallopt` sets a number of the allocator, under its own lock.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
