@@ -6,10 +6,11 @@ use std::process::Command;
 
 use crate::need::program_path;
 
-/// In a subshell, because the program is to get `PATH` as it is given.
-const WITH_TUN: &str = "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; t=$(mktemp -d /tmp/tun.XXXXXX) && mount -t tmpfs tun $t && \
-     mknod -m 0666 $t/tun c 10 200 && { [ ! -e /dev/net/tun ] || mount --bind $t/tun /dev/net/tun; } && \
-     umount -l $t && rmdir $t) && exec \"$@\"";
+/// In a subshell, because the program is to get `PATH` as it is given. `/mnt` is covered in the command's own mount namespace
+/// only, for as long as it takes: nothing is made on the machine's file system, whatever fails.
+const WITH_TUN: &str = "(PATH=/usr/sbin:/usr/bin:/sbin:/bin; mount -t tmpfs tun /mnt && \
+     mknod -m 0666 /mnt/tun c 10 200 && { [ ! -e /dev/net/tun ] || mount --bind /mnt/tun /dev/net/tun; } && \
+     umount -l /mnt) && exec \"$@\"";
 
 /// A cover that a user namespace sees as locked: `/proc/irq` has something to hide everywhere.
 const WITH_MASKS: &str =
