@@ -155,10 +155,11 @@ pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
     diff
 }
 
-/// Bytes of the regular files that a layer brings.
+/// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
 pub fn size_bytes(diff: &LayerDiff) -> u64 {
     let size = |entry: &rbuild_cache::layer::DiffEntry| match &entry.change {
         Change::File { size, .. } => *size,
+        Change::Symlink { target, .. } => target.len() as u64,
         _ => 0,
     };
     diff.entries.iter().map(size).sum()
