@@ -13,7 +13,7 @@ const FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOE
 
 /// Lists every directory and stats every entry by its directory's descriptor, on so many threads. Gives their number.
 /// Directories that `leaves_out` names are not entered, as an ignore file would have it.
-pub fn walk(root: &Path, threads: usize, leaves_out: fn(&[u8]) -> bool) -> usize {
+pub(crate) fn walk(root: &Path, threads: usize, leaves_out: fn(&[u8]) -> bool) -> usize {
     let top = rustix::fs::open(root, FLAGS, Mode::empty()).expect("the root");
     let open = Mutex::new(vec![top]);
     // Directories that are open or being listed: none left means that none will come.
