@@ -141,17 +141,18 @@ async fn one_pass(
 ) -> Result<LayerBlob, BuildError> {
     let worker = Arc::clone(env);
     let emitted = Pace::Ahead.run(env, move || {
-        let writer = Grower::new(worker.store.ingest_unhashed(&worker.lease)?, Some(listener));
+        let writer = Grower::new(&worker, compression, clamp, Some(listener))?;
         let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = worker.encode_layer(id, clamp, compression, &mut sink, threads)?;
-        sink.inner.commit_as(encoded.digest)?;
+        sink.inner.commit_as(&worker.passing, encoded.digest)?;
         let digest = encoded.digest;
         worker.store.put_encoding(&encoded.diff_id, &compression.params(), &digest, encoded.size)?;
         note(&worker, id, clamp, (encoded.diff_id, encoded.uncompressed))?;
         let (diff_id, size) = (encoded.diff_id, encoded.size);
         let media_type = layer_type(compression).to_owned();
-        Ok(LayerBlob { diff_id, digest, size, media_type, from: None })
+        let again = None;
+        Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again })
     });
     Ok(emitted.await?)
 }

@@ -8,6 +8,7 @@ pub mod emit;
 pub mod growing;
 pub mod index;
 pub mod manifest;
+pub mod passing;
 pub mod provenance;
 pub mod purl;
 pub mod said;

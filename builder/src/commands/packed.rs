@@ -12,6 +12,7 @@ use crate::assemble::attestation::{
 };
 use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
+use crate::assemble::passing::remembered_as;
 use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::error::BuildError;
 use crate::ops::ExecEnv;
@@ -126,7 +127,7 @@ fn layer_times(config: &ImageConfig) -> Vec<Option<i64>> {
     steps.map(|step| step.created.as_deref().filter(whole).and_then(timestamp::parse_rfc3339)).collect()
 }
 
-/// The recorded manifest, when the store has it and all its layers' blobs.
+/// The recorded manifest, when the store has it and all its layers' blobs, or can make them again.
 fn as_recorded(
     store: &Store,
     record: &ImageRecord,
@@ -141,12 +142,16 @@ fn as_recorded(
         return Ok(None);
     }
     let mut layers = Vec::with_capacity(record.diff_ids.len());
-    for (descriptor, diff_id) in manifest.layers().iter().zip(&record.diff_ids) {
+    for ((descriptor, diff_id), layer) in manifest.layers().iter().zip(&record.diff_ids).zip(&image.layers) {
         let Ok(digest) = descriptor.digest().to_string().parse() else { return Ok(None) };
         let from = image.remote_layers().find(|remote| remote.blob.digest == digest);
         let from = from.map(|remote| remote.from.clone());
+        let mut again = None;
         if from.is_none() && store.blob(&digest)?.is_none_or(|blob| blob.size != descriptor.size()) {
-            return Ok(None);
+            again = remembered_as(store, layer, digest)?;
+            if again.is_none() {
+                return Ok(None);
+            }
         }
         layers.push(LayerBlob {
             diff_id: *diff_id,
@@ -154,6 +159,7 @@ fn as_recorded(
             size: descriptor.size(),
             media_type: descriptor.media_type().to_string(),
             from,
+            again,
         });
     }
     let stated = manifest.media_type().as_ref().map(ToString::to_string);

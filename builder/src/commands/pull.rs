@@ -9,6 +9,7 @@ use rbuild_registry::Client;
 use tokio::sync::Semaphore;
 
 use crate::assemble::emit::Emissions;
+use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PullRequest, StepOptions};
 use crate::error::BuildError;
@@ -140,6 +141,7 @@ pub(super) fn plain_env(
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),
+        passing: Passing::default(),
         emulators: Default::default(),
         network: StepNetwork::new(Network::None),
         epoch: OnceLock::new(),

@@ -103,7 +103,7 @@ async fn push_one(
         }
     };
     let names = [name.clone()];
-    let push = Push::new(client, &host.store, events, names.to_vec()).under(vertex);
+    let push = Push::new(client, env, names.to_vec()).under(vertex);
     super::unless_canceled(cancel, push.finish(&set, &names)).await?;
     events.finished(vertex, Outcome::Done);
     let root = set.root();

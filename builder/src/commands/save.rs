@@ -94,7 +94,7 @@ async fn save(
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
         let set = packed::set(&env, record).await?;
-        super::unless_canceled(cancel, export::fetch_left(&env, &set.images)).await?;
+        super::unless_canceled(cancel, export::bring_in(&env, &set.images)).await?;
         saved.push(SavedImage::set(set, record.config, names.clone()));
     }
     let (output, worker, switch) = (request.output.clone(), Arc::clone(&env), cancel.clone());

@@ -31,6 +31,7 @@ use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::assemble::emit::Emissions;
+use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
 use crate::debug::Slot;
@@ -82,6 +83,8 @@ pub struct ExecEnv {
     pub materialised: Materialised,
     /// Layers on their way out.
     pub emissions: Emissions,
+    /// Blobs that do not stay.
+    pub passing: Passing,
     /// Networks of RUN steps.
     pub network: StepNetwork,
     /// Who runs steps for other processors.
