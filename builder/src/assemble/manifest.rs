@@ -18,7 +18,7 @@ use crate::error::{BuildError, StepFailure};
 use crate::ops::download::RemoteLayer;
 use crate::ops::{ExecEnv, download};
 use crate::progress::Outcome;
-use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
+use crate::resolve::{BlobRef, PULLED};
 
 /// A layer as the manifest names it; its bytes are a blob of the store, pass through, are made again when they are wanted,
 /// or `from` has them.
@@ -32,24 +32,13 @@ pub struct LayerBlob {
     pub size: u64,
     /// OCI media type.
     pub media_type: String,
-    /// An image at a registry that has it, when it came from there.
+    /// The image at a registry that has it, when it was left there.
     pub from: Option<Reference>,
     /// How its bytes are made again, when they were made before and need not be here.
     pub again: Option<Again>,
 }
 
 impl LayerBlob {
-    /// The same, with the registry's image that it came with, when that is the base.
-    pub(crate) fn of_base(mut self, base: Option<&BaseImage>) -> Self {
-        if let Some(BaseImage { origin: Origin::Registry(reference), layers, .. }) = base {
-            let is_its = |layer: &BaseLayer| layer.blob.as_ref().is_some_and(|b| b.digest == self.digest);
-            if layers.iter().any(is_its) {
-                self.from.get_or_insert_with(|| reference.clone());
-            }
-        }
-        self
-    }
-
     /// The layer as it can be fetched, when it is not here.
     pub fn remote(&self) -> Option<RemoteLayer> {
         let blob = BlobRef { digest: self.digest, size: self.size, media_type: self.media_type.clone() };
@@ -102,7 +91,6 @@ pub async fn pack(
     let mut layers = Vec::with_capacity(image.layers.len());
     for blob in futures_util::future::join_all(packs).await {
         let blob = blob?;
-        let blob = blob.of_base(image.base.as_deref());
         let media_type = if packing.docker_types { docker_layer(&blob.media_type) } else { blob.media_type };
         layers.push(LayerBlob { media_type, ..blob });
     }

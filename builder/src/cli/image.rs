@@ -180,7 +180,7 @@ pub(crate) struct LoadArgs {
     /// Show no progress
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
-    /// Load this platform's image of several (default: this machine's)
+    /// Load only the image for this platform of several
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
 }
@@ -325,7 +325,7 @@ pub struct LoadRequest {
     pub input: Option<PathBuf>,
     /// Show no progress.
     pub quiet: bool,
-    /// Which image of an index; `None` means this machine's.
+    /// Which image of an index; `None` means all.
     pub platform: Option<Platform>,
 }
 

@@ -5,7 +5,8 @@ use std::io::{IsTerminal as _, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use rbuild_oci::Platform;
+use rbuild_cache::store::ImageRecord;
+use rbuild_oci::{Digest, Platform};
 use rbuild_registry::Client;
 
 use super::ImageError;
@@ -14,8 +15,9 @@ use crate::cli::{Env, LoadRequest};
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
-use crate::ops::image;
+use crate::ops::{ExecEnv, image};
 use crate::progress::{Events, Outcome};
+use crate::resolve::BaseImage;
 use crate::resolve::archive::{self, ArchivedImage};
 use crate::settings::Settings;
 
@@ -50,13 +52,13 @@ async fn load(
     cancel: &Cancel,
 ) -> Result<String, BuildError> {
     let client = Client::new(host.settings.registry.clone())?;
-    let platform = request.platform.clone().unwrap_or_else(Platform::host);
+    let wanted = request.platform.clone();
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client)?);
     let vertex = events.vertex("reading the archive".to_owned());
     events.started(vertex);
     let (worker, switch) = (Arc::clone(&env), cancel.clone());
     let read = tokio::task::spawn_blocking(move || {
-        archive::read(&worker.store, &worker.lease, input, &platform, &switch)
+        archive::read(&worker.store, &worker.lease, input, wanted.as_ref(), &Platform::host(), &switch)
     });
     // Standard input may stay silent for ever: the switch must not wait for it.
     let images = tokio::select! {
@@ -69,13 +71,12 @@ async fn load(
     events.finished(vertex, Outcome::Done);
     let mut records = Vec::new();
     let mut lines = String::new();
-    for ArchivedImage { image, manifest, config, names } in images {
-        let vertex = events.vertex(format!("unpacking {}", image.reference));
-        events.started(vertex);
-        let image = Arc::new(image);
-        let solved = image::materialise(&env, &image, vertex).await?;
-        let mut record = export::store::record(&host.store, &env.lease, &image, &solved.stack)?;
-        record.manifest = manifest;
+    for ArchivedImage { image, manifest, config, names, index, others } in images {
+        let mut record = unpack(&env, image, manifest).await?;
+        record.index = index;
+        for other in others {
+            record.others.push(unpack(&env, other.image, other.manifest).await?);
+        }
         if names.is_empty() {
             lines.push_str(&format!("Loaded image ID: {config}\n"));
             // Named like no other image: by its id.
@@ -90,4 +91,18 @@ async fn load(
     let named: Vec<_> = records.iter().map(|(name, record)| (name.as_str(), record)).collect();
     host.store.put_images(&named)?;
     Ok(lines)
+}
+
+/// Unpacks one image; gives what its names will stand for.
+async fn unpack(
+    env: &Arc<ExecEnv>,
+    image: BaseImage,
+    manifest: Option<Digest>,
+) -> Result<ImageRecord, BuildError> {
+    let vertex = env.events.vertex(format!("unpacking {}", image.reference));
+    env.events.started(vertex);
+    let image = Arc::new(image);
+    let solved = image::materialise(env, &image, vertex).await?;
+    let record = export::store::record(&env.store, &env.lease, &image, &solved.stack)?;
+    Ok(ImageRecord { manifest, ..record })
 }

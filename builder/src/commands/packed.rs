@@ -15,17 +15,24 @@ use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
 use crate::assemble::passing::remembered_as;
 use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::error::BuildError;
+use crate::export::ahead::send_layer;
+use crate::export::registry::Push;
 use crate::ops::ExecEnv;
 use crate::ops::download::RemoteLayer;
 use crate::resolve::CONFIG_BYTES_MAX;
 use crate::timestamp;
 
-/// What a name stands for: one image, or an index with all its images.
-pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
+/// What a name stands for: one image, or an index with all its images. Layers that were never compressed go up with `push`
+/// while they are.
+pub(super) async fn set(
+    env: &Arc<ExecEnv>,
+    record: &ImageRecord,
+    push: Option<&Push>,
+) -> Result<ImageSet, BuildError> {
     let Some(digest) = record.index else {
         let mut images = Vec::new();
         for record in record.each() {
-            images.push(image(env, record).await?);
+            images.push(image(env, record, push).await?);
         }
         // Built for several platforms and not exported yet.
         let index = (images.len() > 1).then(|| Index::over(&images, &[], &[], false));
@@ -36,7 +43,7 @@ pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Imag
     let Ok(Document::Index(listed)) = Document::parse(&bytes, None) else { return Err(gone().into()) };
     let mut images = Vec::new();
     for record in record.each() {
-        images.push(image(env, record).await?);
+        images.push(image(env, record, push).await?);
     }
     let place = |image: &PackedImage| {
         let digest = image.digest.to_string();
@@ -89,7 +96,11 @@ fn attestations(
 
 /// The image with its manifest as it was made or pulled when that is possible, so that its digest stays; else a new
 /// one.
-pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<PackedImage, BuildError> {
+pub(super) async fn image(
+    env: &Arc<ExecEnv>,
+    record: &ImageRecord,
+    push: Option<&Push>,
+) -> Result<PackedImage, BuildError> {
     let gone = || ImageError::Config(record.config.to_string());
     let config_bytes = env.store.blob_bytes(&record.config, CONFIG_BYTES_MAX)?.ok_or_else(gone)?;
     let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|_| gone())?;
@@ -114,10 +125,18 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
         layers.push(ImageLayer { place, diff_id, size, is_base, clamp });
     }
     let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None };
-    match as_recorded(&env.store, record, &image)? {
-        Some(packed) => Ok(packed),
-        None => pack(env, image, &DEFAULT_GZIP.into()).await,
+    if let Some(packed) = as_recorded(&env.store, record, &image)? {
+        return Ok(packed);
     }
+    let packing = DEFAULT_GZIP.into();
+    if let Some(push) = push {
+        let sent = image.layers.iter().filter_map(|layer| match layer.place {
+            Place::Here(id) => Some(send_layer(env, push, (id, layer.is_base, layer.clamp), &packing)),
+            Place::There(_) => None,
+        });
+        futures_util::future::join_all(sent).await;
+    }
+    pack(env, image, &packing).await
 }
 
 /// When each layer was made, in Unix seconds, where the history says it in whole ones: an epoch has no others.

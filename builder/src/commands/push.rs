@@ -94,16 +94,15 @@ async fn push_one(
     let Some(record) = host.store.image(&stored)? else { return Err(missing(name, host)?) };
     let vertex = events.vertex(format!("pushing {}", name.familiar()));
     events.started(vertex);
-    let set = match &request.platform {
-        None => packed::set(env, &record).await?,
-        Some(wanted) => {
-            let named = Named { raw: stored.clone(), reference: Some(name.clone()), record: record.clone() };
-            let image = stored::for_platform(&named, Some(wanted))?;
-            ImageSet::over(vec![packed::image(env, image).await?])
-        }
-    };
     let names = [name.clone()];
     let push = Push::new(client, env, names.to_vec()).under(vertex);
+    let packing = async {
+        let Some(wanted) = &request.platform else { return packed::set(env, &record, Some(&push)).await };
+        let named = Named { raw: stored.clone(), reference: Some(name.clone()), record: record.clone() };
+        let image = stored::for_platform(&named, Some(wanted))?;
+        Ok(ImageSet::over(vec![packed::image(env, image, Some(&push)).await?]))
+    };
+    let set = super::unless_canceled(cancel, packing).await?;
     super::unless_canceled(cancel, push.finish(&set, &names)).await?;
     events.finished(vertex, Outcome::Done);
     let root = set.root();

@@ -93,7 +93,7 @@ async fn save(
     let env = Arc::new(super::pull::plain_env(host, events, cancel, client)?);
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
-        let set = packed::set(&env, record).await?;
+        let set = packed::set(&env, record, None).await?;
         super::unless_canceled(cancel, export::bring_in(&env, &set.images)).await?;
         saved.push(SavedImage::set(set, record.config, names.clone()));
     }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
+use rbuild_cache::store::LayerId;
 use rbuild_frontend::graph::{BuildGraph, Op};
 use rbuild_registry::Client;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -113,7 +114,6 @@ impl Follower {
         let mut seen = HashSet::new();
         // The base image, and then each step with the number of layers that this build has made so far.
         let base = target.base.map(|node| (0, node));
-        let image = target.base.and_then(|node| follower.solver.image(node));
         let steps = target.layers.iter().enumerate().map(|(at, node)| (at + 1, *node));
         for (made, node) in base.into_iter().chain(steps) {
             // Below what is cached nothing is looked at: its layers come with the first step that is.
@@ -124,7 +124,7 @@ impl Follower {
                     sending.spawn(async move {
                         let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead, None);
                         if let Ok(blob) = blob.await {
-                            follower.send(blob).await;
+                            send(&follower.env, &follower.push, &blob).await;
                         }
                     });
                 }
@@ -133,22 +133,10 @@ impl Follower {
             for (at, id) in solved.stack.iter().copied().enumerate().filter(|(_, id)| seen.insert(*id)) {
                 let own = at.checked_sub(base_count).map(|at| target.layers[at]);
                 let clamp = follower.clamp(own);
-                let (follower, image) = (Arc::clone(&follower), image.clone());
+                let follower = Arc::clone(&follower);
                 sending.spawn(async move {
-                    let (listener, heard) = listener();
-                    let whole = async {
-                        let (env, packing) = (&follower.env, &follower.packing);
-                        let blob = emit_ahead(env, id, own.is_none(), clamp, packing, listener).await;
-                        if let Ok(blob) = blob {
-                            follower.send(blob.of_base(image.as_deref())).await;
-                        }
-                    };
-                    let growing = async {
-                        if let Ok(growing) = heard.await {
-                            follower.until_stopped(follower.push.stream(&growing)).await;
-                        }
-                    };
-                    tokio::join!(whole, growing);
+                    let (env, push, packing) = (&follower.env, &follower.push, &follower.packing);
+                    send_layer(env, push, (id, own.is_none(), clamp), packing).await;
                 });
             }
         }
@@ -161,16 +149,34 @@ impl Follower {
         let is_workdir = matches!(self.graph.dag[node].op, Op::Workdir(_));
         self.env.source_date_epoch().filter(|_| self.rewrites || is_workdir)
     }
+}
 
-    /// To all destinations at once.
-    async fn send(&self, blob: LayerBlob) {
-        let names = self.push.names().iter().map(|name| self.push.layer(name, &blob));
-        self.until_stopped(futures_util::future::join_all(names)).await;
-    }
+/// Emits a layer (its id, whether it is the base's, its newest time) and brings it to all destinations, a large one while
+/// it is being emitted. What goes wrong is tried again by who finishes the push, and reported then.
+pub async fn send_layer(
+    env: &Arc<ExecEnv>,
+    push: &Push,
+    (id, is_base, clamp): (LayerId, bool, Option<i64>),
+    packing: &Packing,
+) {
+    let (listener, heard) = listener();
+    let whole = async {
+        if let Ok(blob) = emit_ahead(env, id, is_base, clamp, packing, listener).await {
+            send(env, push, &blob).await;
+        }
+    };
+    let growing = async {
+        if let Ok(growing) = heard.await {
+            until_stopped(env, push.stream(&growing)).await;
+        }
+    };
+    tokio::join!(whole, growing);
+}
 
-    async fn until_stopped(&self, work: impl Future) {
-        until_stopped(&self.env, work).await;
-    }
+/// To all destinations at once.
+async fn send(env: &ExecEnv, push: &Push, blob: &LayerBlob) {
+    let names = push.names().iter().map(|name| push.layer(name, blob));
+    until_stopped(env, futures_util::future::join_all(names)).await;
 }
 
 /// Sends layers that steps compress as they make them; ends when the build is stopped.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{TryStreamExt as _, stream};
+use rbuild_cache::store::{Resolution, StoreError};
 use rbuild_oci::{Digest, Reference, media_type};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, PushOutcome, RegistryError};
 use tokio::sync::OnceCell;
@@ -44,6 +45,8 @@ pub struct Push {
     arrivals: Mutex<Arrivals>,
     /// Layers whose sending began before they were whole.
     streams: AtomicUsize,
+    /// Images that were pulled, and the blobs of their layers; looked up when one is missing.
+    pulled: OnceLock<Vec<(Reference, Vec<Digest>)>>,
 }
 
 impl Arrivals {
@@ -77,6 +80,7 @@ impl Push {
             vertex: OnceLock::new(),
             arrivals: Mutex::default(),
             streams: AtomicUsize::new(0),
+            pulled: OnceLock::new(),
         }
     }
 
@@ -215,7 +219,7 @@ impl Push {
             return Ok(());
         }
         let vertex = self.vertex();
-        if let Some(from) = mount_source(name, layer)
+        if let Some(from) = self.mount_source(name, layer)
             && self.client.mount_blob(name, layer.digest, &from).await?
         {
             self.env.events.note(vertex, format!("{}: Mounted from {from}", layer.digest.short()));
@@ -231,6 +235,15 @@ impl Push {
             transfer.finish();
         }
         Ok(())
+    }
+
+    /// Another repository of the same registry that has the layer: it was left there, or came from there.
+    fn mount_source(&self, name: &Reference, layer: &LayerBlob) -> Option<String> {
+        let is_elsewhere =
+            |from: &&Reference| from.domain() == name.domain() && from.repository() != name.repository();
+        let pulled = || self.pulled.get_or_init(|| pulled(&self.env).unwrap_or_default()).iter();
+        let having = pulled().filter(|(_, blobs)| blobs.contains(&layer.digest)).map(|(from, _)| from);
+        layer.from.iter().chain(having).find(is_elsewhere).map(|from| from.repository().to_owned())
     }
 
     async fn send_growing(&self, name: &Reference, growing: &Growing) -> Result<(), RegistryError> {
@@ -263,11 +276,10 @@ impl Push {
     }
 }
 
-/// Another repository of the same registry that has the layer: the base image's.
-fn mount_source(name: &Reference, layer: &LayerBlob) -> Option<String> {
-    let from = layer.from.as_ref()?;
-    let is_elsewhere = from.domain() == name.domain() && from.repository() != name.repository();
-    is_elsewhere.then(|| from.repository().to_owned())
+fn pulled(env: &ExecEnv) -> Result<Vec<(Reference, Vec<Digest>)>, StoreError> {
+    let known = env.store.resolutions()?.into_iter();
+    let blobs = |resolution: Resolution| resolution.layers.iter().map(|layer| layer.blob).collect();
+    Ok(known.filter_map(|(name, resolution)| Some((name.parse().ok()?, blobs(resolution)))).collect())
 }
 
 /// A blob that goes from one registry to another without staying here.

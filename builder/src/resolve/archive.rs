@@ -10,7 +10,8 @@ use std::io::{self, Read};
 use rbuild_cache::layer::{ArchiveMember, DecompressError, LayerReader, Limits, TarError, read_members};
 use rbuild_cache::store::{Lease, Store, StoreError};
 use rbuild_oci::{
-    Descriptor, Digest, Document, DocumentError, ImageConfig, Platform, Reference, ReferenceError, media_type,
+    Descriptor, Digest, Document, DocumentError, ImageConfig, Index, Manifest, Platform, Reference,
+    ReferenceError, media_type,
 };
 use serde::Deserialize;
 
@@ -134,6 +135,10 @@ pub struct ArchivedImage {
     pub config: Digest,
     /// Names with tags; may be empty.
     pub names: Vec<Reference>,
+    /// The index that names it, when all images of that are here; its blob is in the store.
+    pub index: Option<Digest>,
+    /// The other images of the index that are here.
+    pub others: Vec<ArchivedImage>,
 }
 
 /// A member by its name.
@@ -143,16 +148,18 @@ enum Member {
     Link(String),
 }
 
-/// Takes the archive in, compressed or not, and finds its images: those for `platform` where there are several.
+/// Takes the archive in, compressed or not, and finds its images: of an index the one for `wanted`, or all, with the one
+/// that `host` runs as the first.
 pub fn read(
     store: &Store,
     lease: &Lease,
     input: impl Read,
-    platform: &Platform,
+    wanted: Option<&Platform>,
+    host: &Platform,
     cancel: &Cancel,
 ) -> Result<Vec<ArchivedImage>, ArchiveError> {
     let members = ingest(store, lease, input, cancel)?;
-    let archive = Archive { store, members, platform };
+    let archive = Archive { store, members, is_one: wanted.is_some(), platform: wanted.unwrap_or(host) };
     let has = |name: &str| archive.members.contains_key(name);
     let docker = if has("manifest.json") { archive.docker_images()? } else { Vec::new() };
     let mut images = if has("index.json") { archive.layout_images()? } else { Vec::new() };
@@ -249,6 +256,8 @@ fn joined(dir: &str, target: &str) -> String {
 struct Archive<'a> {
     store: &'a Store,
     members: BTreeMap<String, Member>,
+    /// The images for other platforms are not wanted.
+    is_one: bool,
     platform: &'a Platform,
 }
 
@@ -329,7 +338,8 @@ impl Archive<'_> {
             layers,
             origin: Origin::Local,
         };
-        Ok(ArchivedImage { image, manifest: None, config: config_digest, names })
+        let (manifest, config, index) = (None, config_digest, None);
+        Ok(ArchivedImage { image, manifest, config, names, index, others: Vec::new() })
     }
 
     fn layout_images(&self) -> Result<Vec<ArchivedImage>, ArchiveError> {
@@ -360,7 +370,9 @@ impl Archive<'_> {
             }
             let mut image = self.layout_image(descriptor.clone())?;
             image.image.reference = name.as_ref().map_or(image.image.reference, ToString::to_string);
-            match images.iter_mut().find(|known| known.manifest == image.manifest) {
+            let is_it =
+                |known: &&mut ArchivedImage| known.manifest == image.manifest && known.index == image.index;
+            match images.iter_mut().find(is_it) {
                 Some(known) => known.names.extend(name.filter(|name| !known.names.contains(name))),
                 None => {
                     image.names.extend(name);
@@ -371,40 +383,76 @@ impl Archive<'_> {
         Ok(images)
     }
 
+    /// What a descriptor leads to: an image, or those of an index.
     fn layout_image(&self, mut descriptor: Descriptor) -> Result<ArchivedImage, ArchiveError> {
         for _ in 0..=INDEX_DEPTH_MAX {
-            let manifest_digest = digest_of(&descriptor)?;
-            let bytes = self.document(manifest_digest, descriptor.size(), Document::BYTES_MAX as u64)?;
-            match parse_document(&manifest_digest.to_string(), &bytes)? {
-                Document::Index(index) => {
-                    let chosen = Document::choose(&index, self.platform).cloned();
-                    descriptor = chosen.ok_or_else(|| ArchiveError::NoPlatform(self.platform.clone()))?;
-                }
-                Document::Manifest(manifest) => {
-                    let config_digest = digest_of(manifest.config())?;
-                    let (config_bytes, config) = self.config(config_digest, manifest.config().size())?;
-                    let reference = manifest_digest.to_string();
-                    let layers = base_layers(&reference, &manifest, &config)?;
-                    for blob in layers.iter().filter_map(|layer| layer.blob.as_ref()) {
-                        if self.store.blob(&blob.digest)?.is_none_or(|found| found.size != blob.size) {
-                            return Err(ArchiveError::Blob(blob.digest));
-                        }
-                    }
-                    let image = BaseImage {
-                        reference,
-                        identity: manifest_digest,
-                        config_bytes,
-                        config,
-                        layers,
-                        origin: Origin::Local,
-                    };
-                    let (manifest, config) = (Some(manifest_digest), config_digest);
-                    return Ok(ArchivedImage { image, manifest, config, names: Vec::new() });
-                }
+            let digest = digest_of(&descriptor)?;
+            let bytes = self.document(digest, descriptor.size(), Document::BYTES_MAX as u64)?;
+            let index = match parse_document(&digest.to_string(), &bytes)? {
+                Document::Manifest(manifest) => return self.image(digest, &manifest),
+                Document::Index(index) => index,
+            };
+            if !self.is_one && index.manifests().iter().all(|entry| !is_index(entry)) {
+                return self.index_images(digest, &index);
             }
+            let chosen = Document::choose(&index, self.platform).cloned();
+            descriptor = chosen.ok_or_else(|| ArchiveError::NoPlatform(self.platform.clone()))?;
         }
         Err(ArchiveError::Nesting(descriptor.digest().to_string().chars().take(80).collect()))
     }
+
+    /// The images of an index that are here. Docker writes indexes whose images it has in part.
+    fn index_images(&self, digest: Digest, index: &Index) -> Result<ArchivedImage, ArchiveError> {
+        if index.manifests().len() > IMAGES_MAX {
+            return Err(ArchiveError::TooManyImages);
+        }
+        let (mut images, mut missing) = (Vec::new(), None);
+        for entry in index.manifests().iter().filter(|entry| !is_about_another(entry)) {
+            let manifest_digest = digest_of(entry)?;
+            let found = self
+                .document(manifest_digest, entry.size(), Document::BYTES_MAX as u64)
+                .and_then(|bytes| parse_document(&manifest_digest.to_string(), &bytes))
+                .and_then(|document| match document {
+                    Document::Manifest(manifest) => self.image(manifest_digest, &manifest),
+                    Document::Index(_) => Err(ArchiveError::Nesting(manifest_digest.to_string())),
+                });
+            match found {
+                Ok(image) => images.push(image),
+                Err(error @ ArchiveError::Blob(_)) => drop(missing.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let chosen = Document::choose(index, self.platform).and_then(|chosen| digest_of(chosen).ok());
+        let own = images.iter().position(|image| image.manifest == chosen).unwrap_or(0);
+        if images.is_empty() {
+            return Err(missing.unwrap_or_else(|| ArchiveError::NoPlatform(self.platform.clone())));
+        }
+        let mut image = images.remove(own);
+        image.index = missing.is_none().then_some(digest);
+        image.others = images;
+        Ok(image)
+    }
+
+    fn image(&self, digest: Digest, manifest: &Manifest) -> Result<ArchivedImage, ArchiveError> {
+        let config_digest = digest_of(manifest.config())?;
+        let (config_bytes, config) = self.config(config_digest, manifest.config().size())?;
+        let reference = digest.to_string();
+        let layers = base_layers(&reference, manifest, &config)?;
+        for blob in layers.iter().filter_map(|layer| layer.blob.as_ref()) {
+            if self.store.blob(&blob.digest)?.is_none_or(|found| found.size != blob.size) {
+                return Err(ArchiveError::Blob(blob.digest));
+            }
+        }
+        let origin = Origin::Local;
+        let image = BaseImage { reference, identity: digest, config_bytes, config, layers, origin };
+        let (names, others) = (Vec::new(), Vec::new());
+        Ok(ArchivedImage { image, manifest: Some(digest), config: config_digest, names, index: None, others })
+    }
+}
+
+fn is_index(descriptor: &Descriptor) -> bool {
+    let kind = descriptor.media_type().to_string();
+    kind == media_type::OCI_INDEX || kind == media_type::DOCKER_LIST
 }
 
 fn parse_document(name: &str, bytes: &[u8]) -> Result<Document, ArchiveError> {

@@ -51,6 +51,25 @@ impl Store {
         Ok(row.and_then(|(text, sealed)| from_json("resolution", &name, &text, sealed).ok()))
     }
 
+    /// Everything that was resolved, by reference. A damaged record is left out.
+    pub fn resolutions(&self) -> Result<Vec<(String, Resolution)>, StoreError> {
+        let rows = self.inner.index.read("list resolutions", |connection| {
+            let sql =
+                "SELECT reference, platform, record, seal FROM resolutions ORDER BY reference, platform";
+            let mut statement = connection.prepare_cached(sql)?;
+            let rows = statement.query_map((), |row| {
+                let names = (row.get::<_, String>(0)?, row.get::<_, String>(1)?);
+                Ok((names, row.get::<_, String>(2)?, row.get::<_, [u8; 8]>(3)?))
+            })?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        })?;
+        let parsed = |((reference, platform), text, sealed): ((String, String), String, [u8; 8])| {
+            let name = resolution_name(&reference, &platform);
+            Some((reference, from_json("resolution", &name, &text, sealed).ok()?))
+        };
+        Ok(rows.into_iter().filter_map(parsed).collect())
+    }
+
     /// Records the meaning of a reference, replacing an earlier one.
     pub fn put_resolution(
         &self,

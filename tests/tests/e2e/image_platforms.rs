@@ -99,6 +99,49 @@ fn layers_of_a_base_at_the_same_registry_are_mounted_in_docker_s_words() -> Resu
     assert!(run.stderr.contains(": Mounted from library/busybox"), "{run}");
     let again = env.run(["push", &name])?.ok();
     assert!(again.stderr.contains(": Layer already exists"), "{again}");
+    // What was only kept here is pushed in the same way.
+    let context = env.context("kept", &format!("FROM {host}/library/busybox\nRUN echo a > /a\n"), &[])?;
+    let name = format!("{host}/mounted/kept:1");
+    env.build(&context, &["-t", &name])?.ok();
+    let run = env.run(["push", &name])?.ok();
+    assert!(run.stderr.contains(": Mounted from library/busybox"), "{run}");
+    Ok(())
+}
+
+#[test]
+fn an_archive_of_several_platforms_keeps_its_index() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (_registry, env) = world()?;
+    with_two(&env)?;
+    let at = |name: &str| env.work().join(name).to_string_lossy().into_owned();
+    let (first, second, theirs) = (at("first.tar"), at("second.tar"), at("theirs.tar"));
+    env.run(["save", "-o", &first, "me/two:1"])?.ok();
+    let loaded = env.run(["--root", &at("other"), "load", "-q", "-i", &first])?.ok();
+    assert_eq!(loaded.stdout, "Loaded image: me/two:1\n");
+    env.run(["--root", &at("other"), "save", "-o", &second, "me/two:1"])?.ok();
+    assert!(std::fs::read(&first)? == std::fs::read(&second)?, "the round trip loses nothing");
+    let archive = |path: &str| format!("oci-archive:{path}");
+    let index = judge::raw(&archive(&second))?;
+    assert_eq!(index["manifests"].as_array().map(Vec::len), Some(2), "{index}");
+    assert_eq!(judge::config_for(&archive(&second), "arm64")?["architecture"], "arm64");
+
+    // As another tool writes it, and then one of the two.
+    judge::skopeo(&[
+        "copy",
+        "--quiet",
+        "--all",
+        &archive(&first),
+        &archive(&format!("{theirs}:me/theirs:1")),
+    ])?;
+    env.run(["--root", &at("third"), "load", "-q", "-i", &theirs])?.ok();
+    let digest = env.run(["--root", &at("third"), "images", "--format", "{{.Digest}}", "me/theirs"])?.ok();
+    assert_eq!(digest.stdout.trim(), judge::digest(&archive(&first))?);
+    env.run(["--root", &at("fourth"), "load", "-q", "--platform", "linux/arm64", "-i", &theirs])?.ok();
+    let args = ["--root", &at("fourth"), "inspect", "-f", "{{.Architecture}}", "me/theirs:1"];
+    assert_eq!(env.run(args)?.ok().stdout, "arm64\n");
+    let args = ["--root", &at("fourth"), "inspect", "--platform", "linux/amd64", "me/theirs:1"];
+    env.run(args)?.exits(1).says(&["not for linux/amd64"]);
+    env.run(["--root", &at("third"), "cache", "fsck"])?.ok();
     Ok(())
 }
 

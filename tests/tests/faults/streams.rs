@@ -66,6 +66,34 @@ fn a_large_layer_goes_up_once_before_its_digest_is_known() -> Result<()> {
     bail!("no upload began before the layer was whole");
 }
 
+/// What was only kept in the store goes up as a build's result does.
+#[test]
+fn a_kept_image_goes_up_while_it_is_being_compressed() -> Result<()> {
+    // Digits in no order, which half their bytes say as well.
+    let mut state = 1_u64;
+    let mut digits = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:08x}", state >> 32)
+    };
+    let text: String = (0..LAYER_BYTES / 8).map(|_| digits()).collect();
+    for _ in 0..5 {
+        let registry = FaultRegistry::good()?;
+        let env = TestEnv::new()?;
+        let context = env.context("kept", "FROM scratch\nCOPY file /file\n", &[("file", &text)])?;
+        let name = format!("{}/kept:1", registry.host());
+        env.build(&context, &["-t", &name])?.ok();
+        env.run(["push", &name])?.ok();
+        assert!(registry.manifest("kept:1").is_some());
+        let carried: Vec<Request> =
+            registry.seen().into_iter().filter(|request| request.body.len() > 1 << 20).collect();
+        assert_eq!(carried.len(), 1);
+        if is_streamed(&carried[0]) {
+            return Ok(());
+        }
+    }
+    bail!("no upload began before the layer was whole");
+}
+
 /// R12: what was sent before a connection broke is not sent again, as long as the registry has it.
 #[test]
 fn a_stream_that_breaks_goes_on() -> Result<()> {

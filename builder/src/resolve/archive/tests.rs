@@ -40,14 +40,20 @@ impl Tar {
         self.add(name, tar::EntryType::Symlink, target, b"")
     }
 
-    fn read(mut self) -> Result<Vec<ArchivedImage>, ArchiveError> {
+    fn read(self) -> Result<Vec<ArchivedImage>, ArchiveError> {
+        self.read_for(None)
+    }
+
+    fn read_for(mut self, wanted: Option<&str>) -> Result<Vec<ArchivedImage>, ArchiveError> {
         self.0.extend_from_slice(&[0; 1024]);
         let dir = tempfile::tempdir().unwrap();
         let options = StoreOptions { id_map: "test".into(), durable: false };
         let store = Store::open(&dir.path().join("store"), options).unwrap();
         let lease = store.lease().unwrap();
         let cancel = Cancel::new().unwrap();
-        read(&store, &lease, self.0.as_slice(), &"linux/amd64".parse().unwrap(), &cancel)
+        let wanted = wanted.map(|wanted| wanted.parse().unwrap());
+        let host = "linux/amd64".parse().unwrap();
+        read(&store, &lease, self.0.as_slice(), wanted.as_ref(), &host, &cancel)
     }
 }
 
@@ -102,19 +108,34 @@ fn a_layout_gives_each_image_once_under_all_its_names() {
 }
 
 #[test]
-fn of_several_platforms_the_wanted_one_is_read() {
+fn of_several_platforms_all_are_read_or_the_wanted_one() {
     let (tar, mut arm) = image(Tar::default(), "arm64");
     let (tar, mut amd) = image(tar, "amd64");
     arm["platform"] = json!({"os": "linux", "architecture": "arm64"});
     amd["platform"] = json!({"os": "linux", "architecture": "amd64"});
     let inner = index(&[arm.clone(), amd.clone()]).to_string();
-    let nested =
+    let whole =
         tar.blob(&inner).json("index.json", &index(&[named(descriptor(media_type::OCI_INDEX, &inner), "x")]));
-    let images = nested.read().unwrap();
-    assert_eq!(
-        (names(&images), images[0].image.config.platform.architecture.as_str()),
-        (vec![vec!["x:latest".to_owned()]], "amd64")
-    );
+    let nested = || Tar(whole.0.clone());
+    let architectures = |images: &[ArchivedImage]| -> Vec<String> {
+        let each = std::iter::once(&images[0]).chain(&images[0].others);
+        each.map(|image| image.image.config.platform.architecture.clone()).collect()
+    };
+    let images = nested().read().unwrap();
+    assert_eq!(names(&images), [["x:latest"]]);
+    assert_eq!(architectures(&images), ["amd64", "arm64"], "this machine's first");
+    assert_eq!(images[0].index, Some(Digest::of(inner.as_bytes())));
+    let images = nested().read_for(Some("linux/arm64")).unwrap();
+    assert_eq!((architectures(&images), images[0].index), (vec!["arm64".to_owned()], None));
+    assert!(matches!(nested().read_for(Some("linux/s390x")), Err(ArchiveError::NoPlatform(_))));
+
+    // As docker writes them: the index is whole, the images are not.
+    let (tar, _) = image(Tar::default(), "arm64");
+    let entry = named(descriptor(media_type::OCI_INDEX, &inner), "x");
+    let images = tar.blob(&inner).json("index.json", &index(&[entry.clone()])).read().unwrap();
+    assert_eq!((architectures(&images), images[0].index), (vec!["arm64".to_owned()], None));
+    let none = Tar::default().blob(&inner).json("index.json", &index(&[entry]));
+    assert!(matches!(none.read(), Err(ArchiveError::Blob(_))));
     let (tar, _) = image(Tar::default(), "arm64");
     let (tar, _) = image(tar, "amd64");
     let images = tar.json("index.json", &index(&[named(arm.clone(), "x"), named(amd, "x")])).read().unwrap();
@@ -123,7 +144,7 @@ fn of_several_platforms_the_wanted_one_is_read() {
     let (tar, _) = image(Tar::default(), "arm64");
     let inner = index(&[arm]).to_string();
     let alone = tar.blob(&inner).json("index.json", &index(&[descriptor(media_type::OCI_INDEX, &inner)]));
-    assert!(matches!(alone.read(), Err(ArchiveError::NoPlatform(_))));
+    assert!(matches!(alone.read_for(Some("linux/amd64")), Err(ArchiveError::NoPlatform(_))));
 }
 
 #[test]
