@@ -24,6 +24,7 @@ use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
 use crate::debug::choose::ChoiceError;
 use crate::debug::last::LastBuildError;
+use crate::devices::DeviceError;
 use crate::export::engine::EngineError;
 use crate::export::files::FilesError;
 use crate::git::GitError;
@@ -318,6 +319,14 @@ pub enum StepFailure {
     /// Where nothing can be mounted.
     #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
     MountsInChroot,
+    /// A secret's file where nothing can be mounted.
+    #[error(
+        "secret {id} cannot be a file with --isolation=chroot: it would be written to disk, where the layer is made from"
+    )]
+    SecretFileInChroot {
+        /// Which.
+        id: String,
+    },
     /// More rights than a container of the default profile can give.
     #[error(
         "RUN --security=insecure cannot be had with isolation `chroot`: nothing but the filter and the rights it has keeps a step inside"
@@ -335,6 +344,12 @@ pub enum StepFailure {
     /// An agent cannot be had.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// A device cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Where nothing can be mounted.
+    #[error("RUN --device cannot be had with --isolation=chroot: nothing can be mounted there")]
+    DevicesInChroot,
     /// A cache would start with something other than a directory.
     #[error("a cache cannot start with {path}, which is not a directory")]
     CacheFromFile {

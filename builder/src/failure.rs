@@ -281,8 +281,14 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec![format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE")]
         }
         StepFailure::NoAgent { id } => {
-            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key")]
+            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key, or a key with --ssh {id}=FILE")]
         }
+        StepFailure::SecretFileInChroot { id } => vec![format!(
+            "give it as a variable: RUN --mount=type=secret,id={id},env=NAME (`printf %s \"$NAME\" | program` where a program reads \
+             its standard input)"
+        )],
+        StepFailure::Agent(source) => source.hint().into_iter().collect(),
+        StepFailure::Device(source) => source.hints(),
         StepFailure::OutOfMemory { .. } => vec!["allow more with --resource memory=BYTES".to_owned()],
         StepFailure::Fetch(source) => source.hint().into_iter().collect(),
         StepFailure::Git(source) => source.hint().into_iter().collect(),

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::assemble::emit::Emissions;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PullRequest, StepOptions};
+use crate::devices::Devices;
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
@@ -127,6 +128,7 @@ pub(super) fn plain_env(
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         agents: Agents::default(),
+        devices: Devices::default(),
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),
