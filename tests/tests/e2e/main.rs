@@ -15,6 +15,7 @@ mod copy;
 mod debugging;
 mod devices;
 mod differential;
+mod docker_cli;
 mod ecr;
 mod epochs;
 mod explain;
