@@ -6,16 +6,13 @@
 //! A tree of 100,000 entries is walked bare (list and stat, nothing else), with an ignore file as people have them, and
 //! with ten thousand patterns. Best of seven with warm caches, in CPU time of the thread.
 
-use std::ffi::OsStr;
+mod floor;
+
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use rbuild::context::list::list;
 use rbuild_frontend::dockerignore::Ignore;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 
 const DIRS: usize = 1000;
 const FILES_EACH: usize = 99;
@@ -40,7 +37,7 @@ fn main() {
         .map(|n| forms[n % forms.len()].replace("{}", &n.to_string()) + "\n")
         .collect();
     let backtracking = format!("{}x\n{}y\n", "**/".repeat(20), "*a".repeat(20));
-    let bare = best(|| bare(dir.path()));
+    let bare = best(|| floor::walk(dir.path(), 1, |_| false));
     println!("bare walk and stat      {bare:?}");
     for (name, text) in [
         ("no patterns", ""),
@@ -71,32 +68,4 @@ fn best(mut work: impl FnMut() -> usize) -> Duration {
 fn cpu_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
-/// Lists every directory and stats every entry by its directory's descriptor.
-fn bare(root: &Path) -> usize {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let top = rustix::fs::open(root, flags, Mode::empty()).expect("the root");
-    let (mut open, mut count): (Vec<OwnedFd>, usize) = (vec![top], 0);
-    while let Some(dir) = open.pop() {
-        let mut buffer = Vec::with_capacity(32 << 10);
-        let mut names: Vec<Vec<u8>> = Vec::new();
-        let mut reader = RawDir::new(&dir, buffer.spare_capacity_mut());
-        while let Some(entry) = reader.next() {
-            let entry = entry.expect("an entry");
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
-        }
-        for name in names {
-            let name = OsStr::from_bytes(&name);
-            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).expect("a stat");
-            count += 1;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                open.push(rustix::fs::openat(dir.as_fd(), name, flags, Mode::empty()).expect("a directory"));
-            }
-        }
-    }
-    count
 }

@@ -26,6 +26,7 @@ use contexts::{remark_on_received, scan_contexts};
 use lowering::{Sources, lower};
 
 use crate::assemble::emit::Emissions;
+use crate::assemble::passing::Passing;
 use crate::assemble::provenance::{Facts, Invocation};
 use crate::assemble::said::{Searched, predicates};
 use crate::assemble::{self, BuiltImage};
@@ -241,9 +242,12 @@ pub async fn build(
         is_multi,
     };
     let written = outputs.write(cancel).await;
-    if written.is_err() {
-        ahead.stop().await;
+    match &written {
+        Ok(_) => drop(ahead),
+        Err(_) => ahead.stop().await,
     }
+    // Nobody reads it any more: the sync need not write back what only passed through.
+    env.passing.end();
     let set = ended(events, exporting, written)?;
     // The image that names in the store stand for: as the first output has it that makes one.
     let first = results.outputs.iter().find_map(outputs::packing);
@@ -315,6 +319,7 @@ pub(crate) fn exec_env(
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),
+        passing: Passing::new(outputs::only_pushes(&request.results)),
         emulators: Emulators::default(),
         network: StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,

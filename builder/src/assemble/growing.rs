@@ -12,10 +12,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use rbuild_cache::store::{StoreError, UnhashedBlob};
+use rbuild_cache::layer::Compression;
+use rbuild_cache::store::{Lease, Store, StoreError, UnhashedBlob};
 use rbuild_oci::Digest;
 use rbuild_registry::{BlobBody, GrowingBlob};
 use tokio::sync::{oneshot, watch};
+
+use crate::assemble::passing::{PASSING_BYTES_MIN, Passing};
+use crate::ops::ExecEnv;
 
 /// Blobs are read along from this length on: a smaller one is whole before a registry has answered the first question,
 /// and can be looked for by its digest.
@@ -25,8 +29,15 @@ const TOLD_BYTES: u64 = 1 << 20;
 /// Most bytes read at a time.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Where to tell of a blob that is being written and large enough.
-pub type Listener = oneshot::Sender<Growing>;
+/// Is told of a blob that is being written and large enough.
+pub type Listener = Box<dyn FnOnce(Growing) + Send>;
+
+/// One who waits for that, and whom it tells.
+pub(crate) fn listener() -> (Listener, oneshot::Receiver<Growing>) {
+    let (sender, heard) = oneshot::channel();
+    // Nobody may wait any more.
+    (Box::new(move |growing| drop(sender.send(growing))), heard)
+}
 
 /// A blob that is being written. It stays readable when the store has removed it.
 #[derive(Clone)]
@@ -43,23 +54,50 @@ struct Growth {
     digest: Option<Digest>,
 }
 
-/// Writes a blob of the store.
-pub(super) struct Grower {
+/// Writes a blob of the store, or one that passes through.
+pub(crate) struct Grower {
     blob: UnhashedBlob,
+    passes: bool,
     listener: Option<Listener>,
     growth: Option<watch::Sender<Growth>>,
     told: u64,
 }
 
 impl Grower {
-    pub(super) fn new(blob: UnhashedBlob, listener: Option<Listener>) -> Self {
-        Self { blob, listener, growth: None, told: READ_ALONG_BYTES_MIN - TOLD_BYTES }
+    /// For a blob of this form, which passes through where that is allowed.
+    pub(crate) fn new(
+        env: &ExecEnv,
+        compression: Compression,
+        clamp: Option<i64>,
+        listener: Option<Listener>,
+    ) -> Result<Self, StoreError> {
+        Self::into_store(&env.store, &env.lease, env.passing.takes(compression, clamp), listener)
     }
 
-    /// See [`UnhashedBlob::commit_as`]. Readers know the digest before anybody can ask the store for the blob.
-    pub(super) fn commit_as(self, digest: Digest) -> Result<(), StoreError> {
+    /// For a blob that was made before.
+    pub(super) fn made_again(env: &ExecEnv, passes: bool) -> Result<Self, StoreError> {
+        Self::into_store(&env.store, &env.lease, passes, None)
+    }
+
+    fn into_store(
+        store: &Store,
+        lease: &Lease,
+        passes: bool,
+        listener: Option<Listener>,
+    ) -> Result<Self, StoreError> {
+        let blob = if passes { store.ingest_passing(lease)? } else { store.ingest_unhashed(lease)? };
+        Ok(Self { blob, passes, listener, growth: None, told: READ_ALONG_BYTES_MIN - TOLD_BYTES })
+    }
+
+    /// See [`UnhashedBlob::commit_as`]; a blob that passes goes there. Readers know the digest before anybody can ask for
+    /// the blob.
+    pub(crate) fn commit_as(self, passing: &Passing, digest: Digest) -> Result<(), StoreError> {
         let bytes = self.blob.size();
-        self.blob.commit_as(digest)?;
+        if self.passes && bytes >= PASSING_BYTES_MIN {
+            passing.put(digest, self.blob.into_passing()?);
+        } else {
+            self.blob.commit_as(digest)?;
+        }
         if let Some(growth) = self.growth {
             growth.send_replace(Growth { bytes, digest: Some(digest) });
         }
@@ -76,7 +114,7 @@ impl Grower {
         {
             // Whoever cannot read along reads the blob when it is whole.
             let (sender, growth) = watch::channel(now);
-            let _ = listener.send(Growing { file: Arc::new(file), growth });
+            listener(Growing { file: Arc::new(file), growth });
             self.growth = Some(sender);
         }
     }
@@ -113,12 +151,7 @@ impl GrowingBlob for Growing {
             if length == 0 {
                 return Ok(None);
             }
-            let file = Arc::clone(&growing.file);
-            let read = tokio::task::spawn_blocking(move || {
-                let mut buffer = vec![0; length as usize];
-                file.read_exact_at(&mut buffer, at).map(|()| Bytes::from(buffer))
-            });
-            let piece = read.await.map_err(io::Error::other)??;
+            let piece = read_at(&growing.file, at, length).await?;
             Ok(Some((piece, (growing, at + length))))
         })
         .boxed()
@@ -133,6 +166,16 @@ impl GrowingBlob for Growing {
     }
 }
 
+/// Reads a piece of a file.
+pub(crate) async fn read_at(file: &Arc<File>, at: u64, length: u64) -> io::Result<Bytes> {
+    let file = Arc::clone(file);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut buffer = vec![0; length as usize];
+        file.read_exact_at(&mut buffer, at).map(|()| Bytes::from(buffer))
+    });
+    read.await.map_err(io::Error::other)?
+}
+
 fn unfinished() -> io::Error {
     io::Error::other("the layer was not finished")
 }
@@ -140,7 +183,7 @@ fn unfinished() -> io::Error {
 #[cfg(test)]
 mod tests {
     use futures_util::{FutureExt as _, TryStreamExt as _};
-    use rbuild_cache::store::{Store, StoreOptions};
+    use rbuild_cache::store::StoreOptions;
 
     use super::*;
 
@@ -151,10 +194,16 @@ mod tests {
 
     #[tokio::test]
     async fn readers_follow_the_writer_each_at_its_own_place() {
+        for passes in [false, true] {
+            follow(passes).await;
+        }
+    }
+
+    async fn follow(passes: bool) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), StoreOptions { id_map: "test".into(), durable: false }).unwrap();
-        let (listener, mut heard) = oneshot::channel();
-        let mut grower = Grower::new(store.ingest_unhashed(&store.lease().unwrap()).unwrap(), Some(listener));
+        let (listener, mut heard) = listener();
+        let mut grower = Grower::into_store(&store, &store.lease().unwrap(), passes, Some(listener)).unwrap();
         let mut all = Vec::new();
         while (all.len() as u64) < READ_ALONG_BYTES_MIN {
             assert!(heard.try_recv().is_err(), "small blobs are nobody's business");
@@ -176,8 +225,11 @@ mod tests {
         grower.write_all(&rest).unwrap();
         all.extend(rest);
         let digest = Digest::of(&all);
-        grower.commit_as(digest).unwrap();
+        let passing = Passing::default();
+        grower.commit_as(&passing, digest).unwrap();
         assert_eq!(growing.digest(), Some(digest));
+        assert_eq!(store.blob(&digest).unwrap().is_some(), !passes);
+        assert_eq!(passing.file(&digest).is_some(), passes);
         assert_eq!(growing.name().await.unwrap(), (digest, all.len() as u64));
         let pieces: Vec<Bytes> = growing.open(0).try_collect().await.unwrap();
         assert!(pieces.concat() == all);
@@ -187,8 +239,8 @@ mod tests {
     async fn a_writer_that_gives_up_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), StoreOptions { id_map: "test".into(), durable: false }).unwrap();
-        let (listener, heard) = oneshot::channel();
-        let mut grower = Grower::new(store.ingest_unhashed(&store.lease().unwrap()).unwrap(), Some(listener));
+        let (listener, heard) = listener();
+        let mut grower = Grower::into_store(&store, &store.lease().unwrap(), false, Some(listener)).unwrap();
         grower.write_all(&vec![1; READ_ALONG_BYTES_MIN as usize]).unwrap();
         let growing = heard.await.unwrap();
         drop(grower);

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::assemble::emit::{Pace, Stoppable};
 use crate::assemble::growing::{Grower, Listener};
+use crate::assemble::passing::{Again, remembered};
 use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::build::ended;
 use crate::error::{BuildError, StepFailure};
@@ -19,7 +20,8 @@ use crate::ops::{ExecEnv, download};
 use crate::progress::Outcome;
 use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
 
-/// A layer as the manifest names it; its bytes are a blob of the store, or `from` has them.
+/// A layer as the manifest names it; its bytes are a blob of the store, pass through, are made again when they are wanted,
+/// or `from` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerBlob {
     /// Digest of its tar.
@@ -32,6 +34,8 @@ pub struct LayerBlob {
     pub media_type: String,
     /// An image at a registry that has it, when it came from there.
     pub from: Option<Reference>,
+    /// How its bytes are made again, when they were made before and need not be here.
+    pub again: Option<Again>,
 }
 
 impl LayerBlob {
@@ -88,7 +92,7 @@ impl From<Compression> for Packing {
 }
 
 /// Compresses what was never compressed and writes the manifest. A blob that exists is never encoded again, and a
-/// layer is encoded once in its life for given parameters.
+/// layer is encoded again only when its blob has passed through and somebody wants the bytes.
 pub async fn pack(
     env: &Arc<ExecEnv>,
     image: BuiltImage,
@@ -191,7 +195,7 @@ pub(crate) fn layer_type(compression: Compression) -> &'static str {
     }
 }
 
-/// A layer as the manifest names it, compressed if it never was. `listener` hears of it when it is and becomes large.
+/// A layer as the manifest names it, compressed if it never was; of one that was, the bytes need not be here. `listener` hears of it when it is and becomes large.
 pub(crate) async fn layer_blob(
     env: &Arc<ExecEnv>,
     layer: ImageLayer,
@@ -210,7 +214,8 @@ pub(crate) async fn layer_blob(
             if !packing.force || media_type == own {
                 let (diff_id, media_type) = (layer.diff_id, media_type.to_owned());
                 let from = Some(remote.from.clone());
-                return Ok(LayerBlob { diff_id, digest: *digest, size: *size, media_type, from });
+                let again = None;
+                return Ok(LayerBlob { diff_id, digest: *digest, size: *size, media_type, from, again });
             }
             None
         }
@@ -230,8 +235,14 @@ pub(crate) async fn layer_blob(
                 continue;
             }
             let media_type = media_type.to_owned();
-            return Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type, from: None });
+            let (diff_id, again) = (layer.diff_id, None);
+            return Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again });
         }
+    }
+    if let (None, Some((digest, size, again))) = (&foreign, remembered(&env.store, &layer, compression)?) {
+        // It passed through, or was collected. Whether anybody wants its bytes is for the exporter to say.
+        let (diff_id, media_type, again) = (layer.diff_id, own.to_owned(), Some(again));
+        return Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again });
     }
     if let (Place::There(remote), None) = (&layer.place, &foreign) {
         // Another form of it is wanted: that takes its bytes.
@@ -245,7 +256,10 @@ pub(crate) async fn layer_blob(
     }
     let worker = Arc::clone(env);
     let encode = move || {
-        let writer = Grower::new(worker.store.ingest_unhashed(&worker.lease)?, listener);
+        let writer = match id {
+            Some(_) => Grower::new(&worker, compression, clamp, listener)?,
+            None => Grower::made_again(&worker, false)?,
+        };
         let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = match (foreign, id) {
@@ -257,11 +271,12 @@ pub(crate) async fn layer_blob(
         if encoded.diff_id != layer.diff_id {
             return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: encoded.diff_id });
         }
-        writer.inner.commit_as(encoded.digest)?;
+        writer.inner.commit_as(&worker.passing, encoded.digest)?;
         let digest = encoded.digest;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;
         let (size, media_type) = (encoded.size, own.to_owned());
-        Ok(LayerBlob { diff_id: layer.diff_id, digest, size, media_type, from: None })
+        let (diff_id, again) = (layer.diff_id, None);
+        Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again })
     };
     Ok(pace.run(env, encode).await?)
 }

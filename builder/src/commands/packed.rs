@@ -12,11 +12,13 @@ use crate::assemble::attestation::{
 };
 use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
+use crate::assemble::passing::remembered_as;
 use crate::assemble::{BuiltImage, ImageLayer, Place};
 use crate::error::BuildError;
 use crate::ops::ExecEnv;
 use crate::ops::download::RemoteLayer;
 use crate::resolve::CONFIG_BYTES_MAX;
+use crate::timestamp;
 
 /// What a name stands for: one image, or an index with all its images.
 pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
@@ -100,11 +102,16 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
             ImageLayer { place: Place::There(remote), diff_id, size, is_base: true, clamp: None }
         }));
     }
-    for (id, diff_id) in record.local_layers() {
+    let times = layer_times(&config);
+    for (at, (id, diff_id)) in record.local_layers().enumerate() {
         let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
-        let size = info.tar.map_or(0, |(_, bytes)| bytes);
+        // Built for an epoch, the image has another tar of these files than the layer itself: newer times are set back
+        // to the time that its history gives.
+        let is_clamped = info.tar.is_none_or(|(own, _)| own != diff_id);
+        let clamp = times.get(record.absent_layers().len() + at).copied().flatten().filter(|_| is_clamped);
         // A pulled layer has a blob that some registry made: it is used as it is.
-        layers.push(ImageLayer { place: Place::Here(id), diff_id, size, is_base: true, clamp: None });
+        let (place, size, is_base) = (Place::Here(id), info.size_bytes, clamp.is_none());
+        layers.push(ImageLayer { place, diff_id, size, is_base, clamp });
     }
     let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None };
     match as_recorded(&env.store, record, &image)? {
@@ -113,7 +120,14 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
     }
 }
 
-/// The recorded manifest, when the store has it and all its layers' blobs.
+/// When each layer was made, in Unix seconds, where the history says it in whole ones: an epoch has no others.
+fn layer_times(config: &ImageConfig) -> Vec<Option<i64>> {
+    let steps = config.history.iter().filter(|step| !step.empty_layer);
+    let whole = |text: &&str| !text.contains('.');
+    steps.map(|step| step.created.as_deref().filter(whole).and_then(timestamp::parse_rfc3339)).collect()
+}
+
+/// The recorded manifest, when the store has it and all its layers' blobs, or can make them again.
 fn as_recorded(
     store: &Store,
     record: &ImageRecord,
@@ -128,12 +142,16 @@ fn as_recorded(
         return Ok(None);
     }
     let mut layers = Vec::with_capacity(record.diff_ids.len());
-    for (descriptor, diff_id) in manifest.layers().iter().zip(&record.diff_ids) {
+    for ((descriptor, diff_id), layer) in manifest.layers().iter().zip(&record.diff_ids).zip(&image.layers) {
         let Ok(digest) = descriptor.digest().to_string().parse() else { return Ok(None) };
         let from = image.remote_layers().find(|remote| remote.blob.digest == digest);
         let from = from.map(|remote| remote.from.clone());
+        let mut again = None;
         if from.is_none() && store.blob(&digest)?.is_none_or(|blob| blob.size != descriptor.size()) {
-            return Ok(None);
+            again = remembered_as(store, layer, digest)?;
+            if again.is_none() {
+                return Ok(None);
+            }
         }
         layers.push(LayerBlob {
             diff_id: *diff_id,
@@ -141,6 +159,7 @@ fn as_recorded(
             size: descriptor.size(),
             media_type: descriptor.media_type().to_string(),
             from,
+            again,
         });
     }
     let stated = manifest.media_type().as_ref().map(ToString::to_string);

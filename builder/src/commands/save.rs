@@ -94,7 +94,7 @@ async fn save(
     let mut saved = Vec::with_capacity(wanted.len());
     for (record, names) in wanted {
         let set = packed::set(&env, record).await?;
-        super::unless_canceled(cancel, export::fetch_left(&env, &set.images)).await?;
+        super::unless_canceled(cancel, export::bring_in(&env, &set.images)).await?;
         saved.push(SavedImage::set(set, record.config, names.clone()));
     }
     let (output, worker, switch) = (request.output.clone(), Arc::clone(&env), cancel.clone());
@@ -107,5 +107,5 @@ async fn save(
         Err(join) => std::panic::resume_unwind(join.into_panic()),
     };
     let path = request.output.clone().unwrap_or_else(|| PathBuf::from("-"));
-    result.map_err(|source| BuildError::Export { path, source })
+    Ok(result.map_err(|source| ImageError::Save { path, source })?)
 }

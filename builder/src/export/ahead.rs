@@ -1,7 +1,8 @@
 //! Sends layers to the registries while later steps run.
 //!
 //! A layer of a target is final when its step has ended: from then on it is emitted and uploaded to every destination.
-//! A large one begins to go up while it is being compressed. What is left for the end is the last layer, the configs, the manifests and the tags. What goes wrong here is tried
+//! A large one begins to go up while it is being compressed, or copied. What is left for the end is the last layer, the configs,
+//! the manifests and the tags. What goes wrong here is tried
 //! again then, and reported then. A build that fails leaves at most blobs behind that no manifest names, which the
 //! registry's own collection removes.
 
@@ -11,10 +12,11 @@ use std::sync::Arc;
 use petgraph::graph::NodeIndex;
 use rbuild_frontend::graph::{BuildGraph, Op};
 use rbuild_registry::Client;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use crate::assemble::emit::{Pace, emit_ahead};
+use crate::assemble::growing::{Growing, listener};
 use crate::assemble::left_layers;
 use crate::assemble::manifest::{LayerBlob, Packing, layer_blob};
 use crate::cancel::Reason;
@@ -50,8 +52,13 @@ impl Ahead {
             if !image.push || !begins {
                 continue;
             }
-            let push = Arc::new(Push::new(registry, &env.store, &env.events, image.names.clone()));
+            let push = Arc::new(Push::new(registry, env, image.names.clone()));
             ahead.pushes.insert(number, Arc::clone(&push));
+            if env.wanted_compression == Some(packing(image).compression) {
+                let (heard, env) = (env.passing.listen(), Arc::clone(env));
+                let push = Arc::clone(&push);
+                ahead.tasks.spawn(async move { send_made_by_steps(&env, heard, &push).await });
+            }
             for target in 0..graph.targets.len() {
                 let follower = Follower {
                     env: Arc::clone(env),
@@ -128,7 +135,7 @@ impl Follower {
                 let clamp = follower.clamp(own);
                 let (follower, image) = (Arc::clone(&follower), image.clone());
                 sending.spawn(async move {
-                    let (listener, heard) = oneshot::channel();
+                    let (listener, heard) = listener();
                     let whole = async {
                         let (env, packing) = (&follower.env, &follower.packing);
                         let blob = emit_ahead(env, id, own.is_none(), clamp, packing, listener).await;
@@ -162,9 +169,25 @@ impl Follower {
     }
 
     async fn until_stopped(&self, work: impl Future) {
-        tokio::select! {
-            _ = work => {}
-            () = self.env.cancel.cancelled() => {}
+        until_stopped(&self.env, work).await;
+    }
+}
+
+/// Sends layers that steps compress as they make them; ends when the build is stopped.
+async fn send_made_by_steps(env: &ExecEnv, mut heard: UnboundedReceiver<Growing>, push: &Arc<Push>) {
+    let mut sending = JoinSet::new();
+    let listening = async {
+        while let Some(growing) = heard.recv().await {
+            let push = Arc::clone(push);
+            sending.spawn(async move { push.stream(&growing).await });
         }
+    };
+    until_stopped(env, listening).await;
+}
+
+async fn until_stopped(env: &ExecEnv, work: impl Future) {
+    tokio::select! {
+        _ = work => {}
+        () = env.cancel.cancelled() => {}
     }
 }

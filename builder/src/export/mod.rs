@@ -16,16 +16,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::assemble::manifest::{LayerBlob, PackedImage};
+use crate::assemble::passing;
 use crate::build::ended;
 use crate::error::BuildError;
 use crate::ops::ExecEnv;
 use crate::ops::download::{self, RemoteLayer};
 use crate::progress::Outcome;
 
-/// Brings in what of these images was left at registries, as blobs: what holds whole images needs them.
-pub(crate) async fn fetch_left(env: &Arc<ExecEnv>, images: &[PackedImage]) -> Result<(), BuildError> {
-    let remote = images.iter().flat_map(|image| &image.layers).filter_map(LayerBlob::remote).collect();
-    fetch(env, remote).await
+/// Brings in what of these images was left at registries, and makes what is not here: what holds whole images needs their
+/// blobs.
+pub(crate) async fn bring_in(env: &Arc<ExecEnv>, images: &[PackedImage]) -> Result<(), BuildError> {
+    let layers = || images.iter().flat_map(|image| &image.layers);
+    fetch(env, layers().filter_map(LayerBlob::remote).collect()).await?;
+    for layer in layers() {
+        passing::make(env, layer, false).await?;
+    }
+    Ok(())
 }
 
 /// The same for these layers.

@@ -1,5 +1,5 @@
 //! Carries out what `--output`, `--push` and `--load` ask for, one after the other. Outputs that pack layers in the same
-//! way share their blobs: a layer is encoded once in its life.
+//! way share their blobs: a layer is encoded once, unless only pushes wanted it ([`crate::assemble::passing`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +71,12 @@ pub fn wanted_compression(results: &Results) -> Option<Compression> {
     packings.map(|packing| layer_compression(packing.compression)).find(|wanted| *wanted != Compression::None)
 }
 
+/// True when nobody but registries gets blobs of the build.
+pub fn only_pushes(results: &Results) -> bool {
+    let mut packed = results.outputs.iter().filter(|output| packing(output).is_some()).peekable();
+    packed.peek().is_some() && packed.all(|output| matches!(output, OutputArg::Image(image) if image.push))
+}
+
 /// True for outputs of the image's files alone.
 pub fn wants_files(output: &OutputArg) -> bool {
     matches!(output, OutputArg::Local { .. } | OutputArg::Tar { .. })
@@ -113,7 +119,7 @@ impl Outputs<'_> {
                 }
             };
             if !matches!(output, OutputArg::Image(image) if image.push) {
-                super::fetch_left(self.env, &set.images).await?;
+                super::bring_in(self.env, &set.images).await?;
             }
             if cancel.reason().is_some() {
                 return Err(BuildError::Canceled);
@@ -251,7 +257,7 @@ impl Outputs<'_> {
         let digest = set.root().digest;
         let pinned = |name: &Reference| if image.by_digest { name.only_digest(digest) } else { name.clone() };
         let names: Vec<Reference> = image.names.iter().map(pinned).collect();
-        let new = || Arc::new(Push::new(self.registry, &self.env.store, &self.env.events, names.clone()));
+        let new = || Arc::new(Push::new(self.registry, self.env, names.clone()));
         let push = self.ahead.push(number).unwrap_or_else(new);
         let id = push.vertex();
         let pushed = tokio::select! {

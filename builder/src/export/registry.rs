@@ -1,27 +1,27 @@
 //! Pushes images: layers, configs, manifests, attestations, index, tags last; all destinations at once.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytes::BytesMut;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{TryStreamExt as _, stream};
-use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Reference, media_type};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, PushOutcome, RegistryError};
-use tokio::io::AsyncReadExt;
 use tokio::sync::OnceCell;
 
-use crate::assemble::growing::Growing;
+use crate::assemble::growing::{Growing, read_at};
 use crate::assemble::index::ImageSet;
 use crate::assemble::manifest::LayerBlob;
+use crate::assemble::passing;
 use crate::error::BuildError;
-use crate::progress::{Events, Outcome, VertexId};
+use crate::ops::ExecEnv;
+use crate::progress::{Outcome, VertexId};
 
 /// Bytes read from a blob at a time.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: u64 = 256 << 10;
 
 /// Set when a layer is at a repository; locked while somebody brings it there.
 type Arrival = Arc<OnceCell<()>>;
@@ -38,8 +38,7 @@ struct Arrivals {
 /// again by who asks next.
 pub struct Push {
     client: Client,
-    store: Store,
-    events: Events,
+    env: Arc<ExecEnv>,
     names: Vec<Reference>,
     vertex: OnceLock<VertexId>,
     arrivals: Mutex<Arrivals>,
@@ -70,11 +69,10 @@ impl Arrivals {
 
 impl Push {
     /// Nothing is asked or sent yet, and nothing shown.
-    pub fn new(client: &Client, store: &Store, events: &Events, names: Vec<Reference>) -> Self {
+    pub fn new(client: &Client, env: &Arc<ExecEnv>, names: Vec<Reference>) -> Self {
         Self {
             client: client.clone(),
-            store: store.clone(),
-            events: events.clone(),
+            env: Arc::clone(env),
             names,
             vertex: OnceLock::new(),
             arrivals: Mutex::default(),
@@ -96,8 +94,8 @@ impl Push {
     pub fn vertex(&self) -> VertexId {
         *self.vertex.get_or_init(|| {
             let names: Vec<String> = self.names.iter().map(Reference::familiar).collect();
-            let vertex = self.events.vertex(format!("pushing {}", names.join(", ")));
-            self.events.started(vertex);
+            let vertex = self.env.events.vertex(format!("pushing {}", names.join(", ")));
+            self.env.events.started(vertex);
             vertex
         })
     }
@@ -105,7 +103,7 @@ impl Push {
     /// Ends its vertex, if anything was shown.
     pub fn ended(&self, outcome: Outcome) {
         if let Some(vertex) = self.vertex.get() {
-            self.events.finished(*vertex, outcome);
+            self.env.events.finished(*vertex, outcome);
         }
     }
 
@@ -208,7 +206,7 @@ impl Push {
     }
 
     fn note_present(&self, digest: Digest) {
-        self.events.note(self.vertex(), format!("{}: Layer already exists", digest.short()));
+        self.env.events.note(self.vertex(), format!("{}: Layer already exists", digest.short()));
     }
 
     async fn send(&self, name: &Reference, layer: &LayerBlob) -> Result<(), RegistryError> {
@@ -220,10 +218,10 @@ impl Push {
         if let Some(from) = mount_source(name, layer)
             && self.client.mount_blob(name, layer.digest, &from).await?
         {
-            self.events.note(vertex, format!("{}: Mounted from {from}", layer.digest.short()));
+            self.env.events.note(vertex, format!("{}: Mounted from {from}", layer.digest.short()));
             return Ok(());
         }
-        let transfer = Arc::new(self.events.transfer(vertex, layer.digest.to_string(), Some(layer.size)));
+        let transfer = Arc::new(self.env.events.transfer(vertex, layer.digest.to_string(), Some(layer.size)));
         let report = Arc::clone(&transfer);
         let source = self.source(layer);
         self.client
@@ -238,7 +236,7 @@ impl Push {
     async fn send_growing(&self, name: &Reference, growing: &Growing) -> Result<(), RegistryError> {
         let vertex = self.vertex();
         let number = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = Arc::new(self.events.transfer(vertex, format!("layer {number}"), None));
+        let begun = Arc::new(self.env.events.transfer(vertex, format!("layer {number}"), None));
         let report = Arc::clone(&begun);
         let outcome = self.client.push_growing_blob(name, growing, move |bytes| report.set(bytes)).await;
         if let Some(begun) = Arc::into_inner(begun) {
@@ -255,12 +253,12 @@ impl Push {
     /// Where the bytes of a layer are.
     fn source(&self, layer: &LayerBlob) -> Box<dyn BlobSource> {
         let digest = layer.digest;
-        match (&layer.from, self.store.blob(&digest)) {
+        match (&layer.from, self.env.store.blob(&digest)) {
             (Some(from), Ok(None)) => {
                 let (client, from, size) = (self.client.clone(), from.clone(), layer.size);
                 Box::new(RemoteBlob { client, from, digest, size })
             }
-            _ => Box::new(StoredBlob { store: self.store.clone(), digest }),
+            _ => Box::new(OwnBlob { env: Arc::clone(&self.env), layer: layer.clone() }),
         }
     }
 }
@@ -290,21 +288,32 @@ impl BlobSource for RemoteBlob {
     }
 }
 
-/// A blob of the store, opened anew for every try.
-struct StoredBlob {
-    store: Store,
-    digest: Digest,
+/// A blob of the store, or one that passes through, opened anew for every try; made again if it is neither.
+struct OwnBlob {
+    env: Arc<ExecEnv>,
+    layer: LayerBlob,
 }
 
-impl BlobSource for StoredBlob {
+impl OwnBlob {
+    async fn file(&self) -> io::Result<Arc<File>> {
+        let (env, digest) = (&self.env, &self.layer.digest);
+        passing::make(env, &self.layer, true).await.map_err(io::Error::other)?;
+        if let Some(file) = env.passing.file(digest) {
+            return Ok(file);
+        }
+        let blob = env.store.blob(digest).map_err(io::Error::other)?;
+        Ok(Arc::new(blob.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.file))
+    }
+}
+
+impl BlobSource for OwnBlob {
     fn open(&self) -> BoxFuture<'_, io::Result<BlobBody>> {
         Box::pin(async move {
-            let blob = self.store.blob(&self.digest).map_err(io::Error::other)?;
-            let file = blob.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.file;
-            let body = stream::try_unfold(tokio::fs::File::from_std(file), |mut file| async move {
-                let mut buffer = BytesMut::with_capacity(READ_BYTES);
-                let count = file.read_buf(&mut buffer).await?;
-                Ok((count > 0).then(|| (buffer.freeze(), file)))
+            let (file, size) = (self.file().await?, self.layer.size);
+            let body = stream::try_unfold((file, 0), move |(file, at)| async move {
+                let piece = read_at(&file, at, READ_BYTES.min(size - at)).await?;
+                let end = at + piece.len() as u64;
+                Ok((!piece.is_empty()).then_some((piece, (file, end))))
             });
             Ok(Box::pin(body) as BlobBody)
         })

@@ -13,6 +13,7 @@ use rbuild_cache::layer::{
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
 
+use crate::assemble::growing::Grower;
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 use crate::solve::Solved;
@@ -48,16 +49,16 @@ impl ExecEnv {
     }
 
     /// Digest and length of a layer's archive, for which all of it is read. When this build's outputs want it compressed,
-    /// that is done in the same pass, and the blob kept.
+    /// that is done in the same pass, and pushes read along.
     pub fn identify(
         &self,
         encode: impl FnOnce(Compression, &mut dyn Write) -> Result<Encoded, StepFailure>,
     ) -> Result<Encoded, StepFailure> {
         let wanted = self.wanted_compression.filter(|_| self.source_date_epoch().is_none());
         let Some(compression) = wanted else { return encode(Compression::None, &mut std::io::sink()) };
-        let mut blob = self.store.ingest_unhashed(&self.lease)?;
+        let mut blob = Grower::new(self, compression, None, Some(self.passing.listener()))?;
         let encoded = encode(compression, &mut blob)?;
-        blob.commit_as(encoded.digest)?;
+        blob.commit_as(&self.passing, encoded.digest)?;
         self.store.put_encoding(&encoded.diff_id, &compression.params(), &encoded.digest, encoded.size)?;
         Ok(encoded)
     }

@@ -31,6 +31,7 @@ use rbuild_sandbox::Rung;
 use tokio::sync::Semaphore;
 
 use crate::assemble::emit::Emissions;
+use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
 use crate::debug::Slot;
@@ -82,6 +83,8 @@ pub struct ExecEnv {
     pub materialised: Materialised,
     /// Layers on their way out.
     pub emissions: Emissions,
+    /// Blobs that do not stay.
+    pub passing: Passing,
     /// Networks of RUN steps.
     pub network: StepNetwork,
     /// Who runs steps for other processors.
@@ -155,10 +158,11 @@ pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
     diff
 }
 
-/// Bytes of the regular files that a layer brings.
+/// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
 pub fn size_bytes(diff: &LayerDiff) -> u64 {
     let size = |entry: &rbuild_cache::layer::DiffEntry| match &entry.change {
         Change::File { size, .. } => *size,
+        Change::Symlink { target, .. } => target.len() as u64,
         _ => 0,
     };
     diff.entries.iter().map(size).sum()

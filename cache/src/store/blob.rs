@@ -78,6 +78,17 @@ impl UnhashedBlob {
         Ok(File::from(self.store.inner.layout.open(&self.temp, OFlags::RDONLY)?))
     }
 
+    /// Takes what was received out of the store: it lives as long as the file, and what was not written back by then never
+    /// is.
+    pub fn into_passing(self) -> Result<File, StoreError> {
+        let reader = self.reader()?;
+        let layout = &self.store.inner.layout;
+        let path = layout.path(&self.temp);
+        drop(self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &path)?);
+        rustix::fs::unlinkat(layout.fd(), &self.temp, AtFlags::empty()).doing("remove", &path)?;
+        Ok(reader)
+    }
+
     /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
     /// word for it. A blob that is there already is kept.
     pub fn commit_as(self, digest: Digest) -> Result<(), StoreError> {
@@ -131,15 +142,23 @@ impl Store {
 
     /// The same for bytes that the caller hashes.
     pub fn ingest_unhashed(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
+        self.receive(lease, |file| Growing::new(file, self.clone()))
+    }
+
+    /// The same for a blob that is unlikely to stay ([`UnhashedBlob::into_passing`]): nothing of it is written back early.
+    pub fn ingest_passing(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
+        self.receive(lease, Growing::untold)
+    }
+
+    fn receive(
+        &self,
+        lease: &Lease,
+        growing: impl FnOnce(File) -> Growing,
+    ) -> Result<UnhashedBlob, StoreError> {
         let temp = lease.next_path();
         let fd = self.inner.layout.open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        Ok(UnhashedBlob {
-            store: self.clone(),
-            _lease: lease.clone(),
-            temp,
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, Growing::new(fd.into(), self.clone())),
-            size: 0,
-        })
+        let file = BufWriter::with_capacity(WRITE_BUFFER_BYTES, growing(fd.into()));
+        Ok(UnhashedBlob { store: self.clone(), _lease: lease.clone(), temp, file, size: 0 })
     }
 
     /// Opens a blob. `None` when it was never stored, is gone, or does not hold its bytes any more: storing it

@@ -2,8 +2,9 @@
 //!
 //! The kernel keeps what was written in memory for half a minute, so all that a build wrote would be waiting when its
 //! sync comes, and the build with it. Whoever adds much to the store says so here; past [`BEHIND_BYTES`] a thread
-//! flushes the file system while the build goes on compressing and pushing. That promises nothing: what makes rows
-//! durable is [`Store::sync`](super::Store::sync) alone, which then finds little left to do.
+//! flushes the file that grows, or after a step the file system, while the build goes on compressing and pushing. That
+//! promises nothing: what makes rows durable is [`Store::sync`](super::Store::sync) alone, which then finds little left to
+//! do. Blobs on their way through ([`Growing::untold`]) are left alone: they are gone before the sync.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,7 +16,6 @@ use std::thread::JoinHandle;
 use rustix::fs::OFlags;
 
 use super::Store;
-use super::layout::Layout;
 
 /// Bytes that may wait unflushed: less is flushed at the end in less time than a flush of its own would take.
 const BEHIND_BYTES: u64 = 64 << 20;
@@ -33,25 +33,29 @@ pub(super) struct Writeback {
 impl Store {
     /// Notes that the store's directory has this many bytes more.
     pub(super) fn wrote(&self, bytes: u64) {
+        // Of its own: a failure that it saw has to be reported to the sync's descriptor all the same.
+        let all = || self.inner.layout.open(".", OFlags::RDONLY | OFlags::DIRECTORY).ok().map(Behind::All);
+        self.wrote_to(bytes, all);
+    }
+
+    fn wrote_to(&self, bytes: u64, to: impl FnOnce() -> Option<Behind>) {
         if self.inner.options.durable {
             // Nobody waits for it, and it holds nothing of the store: neither the process's end nor a collection does.
-            drop(self.inner.writeback.add(bytes, &self.inner.layout));
+            drop(self.inner.writeback.add(bytes, to));
         }
     }
 }
 
 impl Writeback {
     /// Starts a thread when much is behind and nobody is at it; it ends when little is left.
-    fn add(self: &Arc<Self>, bytes: u64, layout: &Layout) -> Option<JoinHandle<()>> {
+    fn add(self: &Arc<Self>, bytes: u64, to: impl FnOnce() -> Option<Behind>) -> Option<JoinHandle<()>> {
         let behind = self.behind.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         if behind < BEHIND_BYTES || self.is_running.swap(true, Ordering::AcqRel) {
             return None;
         }
-        // Of its own: a failure that it saw has to be reported to the sync's descriptor all the same.
-        let fd = layout.open(".", OFlags::RDONLY | OFlags::DIRECTORY).ok();
         let worker = Arc::clone(self);
-        let flushing = fd.and_then(|fd| {
-            std::thread::Builder::new().name("writeback".to_owned()).spawn(move || worker.flush(&fd)).ok()
+        let flushing = to().and_then(|to| {
+            std::thread::Builder::new().name("writeback".to_owned()).spawn(move || worker.flush(&to)).ok()
         });
         if flushing.is_none() {
             // The sync does it all.
@@ -60,26 +64,44 @@ impl Writeback {
         flushing
     }
 
-    fn flush(&self, fd: &OwnedFd) {
+    fn flush(&self, to: &Behind) {
         while self.behind.load(Ordering::Relaxed) >= BEHIND_BYTES {
             self.behind.store(0, Ordering::Relaxed);
-            let _ = rustix::fs::syncfs(fd);
+            let _ = match to {
+                Behind::File(file) => rustix::fs::fdatasync(file),
+                Behind::All(root) => rustix::fs::syncfs(root),
+            };
         }
         self.is_running.store(false, Ordering::Release);
     }
+}
+
+/// What is flushed.
+#[derive(Debug)]
+enum Behind {
+    /// The file that grew.
+    File(File),
+    /// The store's file system: much came in many files.
+    All(OwnedFd),
 }
 
 /// A growing file of the store.
 #[derive(Debug)]
 pub(super) struct Growing {
     file: File,
-    store: Store,
+    /// `None` for one that tells nobody.
+    store: Option<Store>,
     untold: u64,
 }
 
 impl Growing {
     pub(super) fn new(file: File, store: Store) -> Self {
-        Self { file, store, untold: 0 }
+        Self { file, store: Some(store), untold: 0 }
+    }
+
+    /// One that will hardly be there when the sync comes.
+    pub(super) fn untold(file: File) -> Self {
+        Self { file, store: None, untold: 0 }
     }
 
     pub(super) fn into_file(self) -> File {
@@ -91,8 +113,11 @@ impl Write for Growing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
         self.untold += count as u64;
-        if self.untold >= TELL_BYTES {
-            self.store.wrote(std::mem::take(&mut self.untold));
+        if let Some(store) = &self.store
+            && self.untold >= TELL_BYTES
+        {
+            let file = || self.file.try_clone().ok().map(Behind::File);
+            store.wrote_to(std::mem::take(&mut self.untold), file);
         }
         Ok(count)
     }
@@ -111,17 +136,23 @@ mod tests {
     fn much_is_flushed_meanwhile_and_little_is_left_to_the_sync() {
         let temp = tempfile::tempdir().unwrap();
         let store = Store::open(temp.path(), StoreOptions { id_map: "x".into(), durable: true }).unwrap();
-        let (writeback, layout) = (&store.inner.writeback, &store.inner.layout);
-        assert!(writeback.add(BEHIND_BYTES - 1, layout).is_none());
-        writeback.add(1, layout).unwrap().join().unwrap();
+        let writeback = &store.inner.writeback;
+        let root = || store.inner.layout.open(".", OFlags::RDONLY | OFlags::DIRECTORY).ok().map(Behind::All);
+        let file = || tempfile::tempfile().ok().map(Behind::File);
+        assert!(writeback.add(BEHIND_BYTES - 1, root).is_none());
+        writeback.add(1, root).unwrap().join().unwrap();
         assert_eq!(writeback.behind.load(Ordering::Relaxed), 0);
-        assert!(writeback.add(1, layout).is_none(), "it begins anew");
-        writeback.add(BEHIND_BYTES, layout).unwrap().join().unwrap();
+        assert!(writeback.add(1, file).is_none(), "it begins anew");
+        writeback.add(BEHIND_BYTES, file).unwrap().join().unwrap();
 
-        let mut file = Growing::new(tempfile::tempfile().unwrap(), store.clone());
-        for _ in 0..2 {
-            file.write_all(&vec![0; TELL_BYTES as usize - 1]).unwrap();
-        }
+        let two_pieces = |mut growing: Growing| {
+            for _ in 0..2 {
+                growing.write_all(&vec![0; TELL_BYTES as usize - 1]).unwrap();
+            }
+        };
+        two_pieces(Growing::untold(tempfile::tempfile().unwrap()));
+        assert_eq!(writeback.behind.load(Ordering::Relaxed), 0);
+        two_pieces(Growing::new(tempfile::tempfile().unwrap(), store.clone()));
         assert_eq!(writeback.behind.load(Ordering::Relaxed), 2 * TELL_BYTES - 2);
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use rbuild_tests::{TestEnv, judge, need};
+use rbuild_tests::{Registry, TestEnv, judge, need};
 
 use crate::world;
 
@@ -125,5 +125,79 @@ fn every_form_of_a_layer_has_one_digest() -> Result<()> {
     let in_other = diff_ids(&other, &second)?;
     let first = other.with_store(&packed.with_file_name("store"));
     assert_eq!(diff_ids(&first, &id)?, in_other);
+    Ok(())
+}
+
+/// Lengths of the store's blobs that are larger than any document.
+fn large_blobs(env: &TestEnv) -> Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for dir in fs::read_dir(env.store().join("blobs/sha256"))? {
+        for blob in fs::read_dir(dir?.path())? {
+            found.push(blob?.metadata()?.size());
+        }
+    }
+    found.retain(|bytes| *bytes > 8 << 20);
+    Ok(found)
+}
+
+/// Bytes that do not compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..length / 8).flat_map(|_| next()).collect()
+}
+
+#[test]
+fn a_blob_made_for_a_push_goes_up_while_it_is_made_does_not_stay_and_is_made_again_the_same() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = world()?;
+    let dockerfile = "FROM busybox\nCOPY big /big\nRUN cat /big /big > /twice\nCOPY last /last\n";
+    let context = env.context("passing", dockerfile, &[])?;
+    let (big, last) = (noise(12 << 20), noise(16 << 20));
+    fs::write(context.join("big"), &big)?;
+    fs::write(context.join("last"), &last)?;
+    let name = format!("{}/passing:1", registry.host());
+    env.build(&context, &["--push", "-t", &name])?.ok();
+    let requests = registry.requests();
+    let patches = requests.iter().filter(|line| line.starts_with("PATCH /v2/passing/")).count();
+    assert!(patches >= 3, "all three layers were sent while they were made: {requests:#?}");
+    assert_eq!(large_blobs(&env)?, [] as [u64; 0]);
+    assert_eq!(fs::read_dir(env.store().join("work"))?.count(), 0);
+    env.run(["cache", "fsck"])?.ok();
+    let digest = judge::digest(&format!("docker://{name}"))?;
+
+    // Nothing is made for a registry that has everything.
+    let before = registry.requests().len();
+    env.build(&context, &["--push", "-t", &name])?.ok().assert_all_cached();
+    assert!(
+        registry.requests()[before..]
+            .iter()
+            .all(|line| !line.starts_with("P") || line.contains("/manifests/"))
+    );
+
+    // One that has nothing gets the same bytes, without the context, and again nothing stays.
+    fs::remove_file(context.join("big"))?;
+    fs::remove_file(context.join("last"))?;
+    let other = Registry::empty()?;
+    let copy = format!("{}/passing:1", other.host());
+    env.run(["tag", &name, &copy])?.ok();
+    env.run(["push", &copy])?.ok();
+    assert_eq!(judge::digest(&format!("docker://{copy}"))?, digest);
+    let unpacked = judge::unpack(&format!("docker://{copy}"))?;
+    assert!(fs::read(unpacked.root().join("last"))? == last);
+    assert!(fs::read(unpacked.root().join("twice"))? == [big.as_slice(), &big].concat());
+    assert_eq!(large_blobs(&env)?, [] as [u64; 0]);
+
+    // An archive needs them as blobs: it has the same, too.
+    let out = env.work().join("out.tar");
+    env.run(["save", "-o", &out.to_string_lossy(), &name])?.ok();
+    assert_eq!(judge::digest(&format!("oci-archive:{}", out.display()))?, digest);
+    assert_eq!(large_blobs(&env)?.len(), 3);
+    env.run(["cache", "fsck"])?.ok();
     Ok(())
 }

@@ -14,6 +14,7 @@ mod contexts;
 mod copy;
 mod debugging;
 mod differential;
+mod docker_cli;
 mod ecr;
 mod epochs;
 mod explain;

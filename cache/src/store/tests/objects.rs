@@ -37,6 +37,20 @@ fn a_blob_with_another_digest_than_expected_is_refused_and_discarded() {
 }
 
 #[test]
+fn a_passing_blob_is_read_along_and_leaves_nothing() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let mut blob = store.ingest_passing(&lease).unwrap();
+    blob.write_all(b"passing").unwrap();
+    let mut file = blob.into_passing().unwrap();
+    assert_eq!(std::fs::read_dir(lease.work_dir()).unwrap().count(), 0);
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "passing");
+    assert!(store.blob(&Digest::of(b"passing")).unwrap().is_none());
+}
+
+#[test]
 fn a_small_blob_is_read_whole_up_to_its_limit() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
