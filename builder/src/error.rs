@@ -8,6 +8,7 @@ use rbuild_cache::layer::{
     CodecError, DecompressError, EmitError, EncodeError, FlattenError, ScanError as LayerScanError,
     UnpackBlobError, UnpackError,
 };
+use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerDirError, StoreError};
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
 use rbuild_frontend::diagnostic::Diagnostic;
@@ -393,6 +394,14 @@ pub enum StepFailure {
     #[error("canceled")]
     Canceled,
     /// A source does not exist.
+    #[error("\"/{path}\": not found")]
+    Absent {
+        /// As asked for, cleaned.
+        path: RelPath,
+        /// What to do, when that can be told.
+        hint: Option<String>,
+    },
+    /// A source cannot be selected.
     #[error(transparent)]
     Select(#[from] SelectionError),
     /// A copy is not possible.
