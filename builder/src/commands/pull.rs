@@ -12,6 +12,7 @@ use crate::assemble::emit::Emissions;
 use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PullRequest, StepOptions};
+use crate::devices::Devices;
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
@@ -138,6 +139,7 @@ pub(super) fn plain_env(
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         agents: Agents::default(),
+        devices: Devices::default(),
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),

@@ -35,6 +35,7 @@ use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
 use crate::debug::Slot;
+use crate::devices::Devices;
 use crate::error::StepFailure;
 use crate::git::GitSettings;
 use crate::mounts::Materialised;
@@ -77,6 +78,8 @@ pub struct ExecEnv {
     pub secrets: Secrets,
     /// SSH agents, for steps and for remote sources.
     pub agents: Agents,
+    /// Devices, for steps.
+    pub devices: Devices,
     /// Control groups of steps.
     pub groups: Groups,
     /// Parts of contexts copied for mounts.

@@ -13,6 +13,7 @@ mod context_command;
 mod contexts;
 mod copy;
 mod debugging;
+mod devices;
 mod differential;
 mod docker_cli;
 mod ecr;
