@@ -14,10 +14,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rbuild_oci::Reference;
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
 
 use crate::Settings;
-use crate::endpoint::{Endpoint, Security, is_hub, security, split_port};
+use crate::endpoint::{Api, Endpoint, Security, is_hub, security, split_port};
 use crate::limits::CONFIG_FILE_BYTES_MAX;
 use crate::settings::ProxySettings;
 
@@ -71,14 +71,6 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// A mirror whose path stands before `/v2/`.
-    #[error("`{}` names `{location}`, whose path stands before /v2: only paths of repositories work", path.display())]
-    PathBeforeApi {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        location: String,
-    },
     /// A `host[:port]` or proxy setting that cannot be parsed.
     #[error("setting `{setting}` has the unusable value `{value}`")]
     Setting {
@@ -102,7 +94,9 @@ pub(crate) struct Config {
     /// Authorities and client certificates that such a file names, by host.
     pub(crate) papers: BTreeMap<String, Papers>,
     /// Headers of Docker's `config.json`, for registries themselves.
-    pub(crate) headers: HeaderMap,
+    headers: HeaderMap,
+    /// Headers that containerd's files name, by host.
+    host_headers: BTreeMap<String, HeaderMap>,
     /// The environment's proxies; where it has none, those of Docker's `config.json`.
     pub(crate) proxies: ProxySettings,
 }
@@ -155,6 +149,9 @@ impl Config {
             for (host, security) in found.stated {
                 config.stated.entry(host).or_insert(security);
             }
+            for (host, headers) in found.headers {
+                config.host_headers.entry(host).or_insert(headers);
+            }
             for (host, papers) in found.papers {
                 config.papers.entry(host).or_insert(papers);
             }
@@ -188,6 +185,7 @@ impl Config {
                 host: reference.domain().to_owned(),
                 repository: reference.repository().to_owned(),
                 security: self.security_of(reference.domain()),
+                api: Api::default(),
             });
         let mut places: Vec<Endpoint> = Vec::with_capacity(endpoints.len() + 1);
         for mirror in endpoints {
@@ -206,6 +204,13 @@ impl Config {
             Candidates::Endpoints(mut all) => Candidates::Endpoints(all.split_off(all.len() - 1)),
             blocked => blocked,
         }
+    }
+
+    /// What is sent to a host with every request.
+    pub(crate) fn headers_for(&self, host: &str) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.extend(self.host_headers.get(host).cloned().unwrap_or_default());
+        headers
     }
 
     /// How a host may be spoken to.
@@ -248,6 +253,13 @@ fn in_network(address: IpAddr, network: IpAddr, bits: u32) -> bool {
         (IpAddr::V6(a), IpAddr::V6(n)) if bits <= 128 => masked(a.to_bits(), 128) == masked(n.to_bits(), 128),
         _ => false,
     }
+}
+
+/// A header of the user's own. What frames or authorizes a request is not theirs to set, and what is no header is left out.
+fn own_header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, mut value) = (name.parse().ok()?, HeaderValue::from_str(value).ok()?);
+    value.set_sensitive(true);
+    (![AUTHORIZATION, HOST, CONTENT_LENGTH].contains(&name)).then_some((name, value))
 }
 
 /// Reads a text file; `None` when it does not exist.

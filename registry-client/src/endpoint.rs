@@ -3,7 +3,7 @@
 use crate::transport::address::AddressClass;
 
 /// How a host may be spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Security {
     /// `https` with a verified certificate, nothing else.
     Verified,
@@ -26,6 +26,37 @@ pub(crate) struct Endpoint {
     pub(crate) repository: String,
     /// How to speak to it.
     pub(crate) security: Security,
+    /// Where its API is.
+    pub(crate) api: Api,
+}
+
+/// How addresses of the API are written for a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Api {
+    /// Path that stands for `/v2`; no slash at its end.
+    pub(crate) root: String,
+    /// The registry whose images are wanted, for mirrors of several (`ns=`).
+    pub(crate) namespace: Option<String>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { root: "/v2".to_owned(), namespace: None }
+    }
+}
+
+impl Api {
+    /// Rewrites a path of the specification (`/v2/…`), which may have a query.
+    pub(crate) fn path(&self, path: &str) -> String {
+        let rooted = format!("{}{}", self.root, path.strip_prefix("/v2").unwrap_or(path));
+        match &self.namespace {
+            None => rooted,
+            Some(namespace) => {
+                let separator = if rooted.contains('?') { '&' } else { '?' };
+                format!("{rooted}{separator}ns={namespace}")
+            }
+        }
+    }
 }
 
 /// The security of a host by name and setting.
@@ -65,6 +96,14 @@ pub(crate) fn split_port(host: &str) -> (&str, Option<u16>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_an_api_begin_with_its_root() {
+        assert_eq!(Api::default().path("/v2/a/blobs/x"), "/v2/a/blobs/x");
+        let api = Api { root: "/mirror/v2".to_owned(), namespace: Some("ghcr.io".to_owned()) };
+        assert_eq!(api.path("/v2/a/tags/list?n=1"), "/mirror/v2/a/tags/list?n=1&ns=ghcr.io");
+        assert_eq!(Api { root: String::new(), namespace: None }.path("/v2/a/manifests/b"), "/a/manifests/b");
+    }
 
     #[test]
     fn loopback_is_recognised_with_and_without_port() {

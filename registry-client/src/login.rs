@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::auth::keychain::Keychain;
 use crate::auth::server::Server;
 use crate::client::Client;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Api, Endpoint};
 use crate::error::{RegistryError, Target};
 use crate::settings::Settings;
 use crate::transport::retry::Patience;
@@ -55,6 +55,7 @@ async fn ask(settings: Settings, server: &Server) -> Result<(), RegistryError> {
         host: server.host().to_owned(),
         repository: String::new(),
         security: transport.config().await?.security_of(server.host()),
+        api: Api::default(),
     };
     let target = target(server);
     let call = Call {

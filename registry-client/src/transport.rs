@@ -26,7 +26,7 @@ use tokio::sync::OnceCell;
 use crate::auth::keychain::Keychain;
 use crate::auth::{Authorization, Scope, lock, unsupported};
 use crate::config::{Config, ConfigError};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Api, Endpoint, Security};
 use crate::error::{Reason, RegistryError, Reply, Target};
 use crate::limits::{ERROR_BODY_BYTES_MAX, REAUTHENTICATIONS_MAX};
 use crate::settings::{Deadlines, Settings};
@@ -42,7 +42,7 @@ pub(crate) struct Transport {
     config: OnceCell<Config>,
     clients: OnceCell<Clients>,
     keychain: Keychain,
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    hosts: Mutex<HashMap<(Security, String, Api), Arc<Host>>>,
 }
 
 /// A request that can be sent again.
@@ -99,18 +99,15 @@ impl Transport {
     }
 
     /// Headers that go to registries themselves, and to nobody they name.
-    pub(crate) async fn own_headers(&self) -> Result<HeaderMap, ConfigError> {
-        Ok(self.config().await?.headers.clone())
+    pub(crate) async fn own_headers(&self, host: &Host) -> Result<HeaderMap, ConfigError> {
+        Ok(self.config().await?.headers_for(host.name()))
     }
 
     /// The shared state of an endpoint's host.
     pub(crate) fn host(&self, endpoint: &Endpoint) -> Arc<Host> {
-        let key = format!("{:?} {}", endpoint.security, endpoint.host);
+        let key = (endpoint.security, endpoint.host.clone(), endpoint.api.clone());
         let transfers = self.settings.transfers_per_host.max(1);
-        lock(&self.hosts)
-            .entry(key)
-            .or_insert_with(|| Arc::new(Host::new(&endpoint.host, endpoint.security, transfers)))
-            .clone()
+        lock(&self.hosts).entry(key).or_insert_with(|| Arc::new(Host::new(endpoint, transfers))).clone()
     }
 
     /// What the hosts asked so far say of their quotas.
@@ -131,7 +128,7 @@ impl Transport {
         let base = self.base(host, &call.target, &call.patience).await?;
         let url = match &call.address {
             Address::Url(url) => url.clone(),
-            Address::Path(path) => exchange::join(&base, path, &call.target)?,
+            Address::Path(path) => exchange::join(&base, &host.api().path(path), &call.target)?,
         };
         let home = exchange::origin(&base);
         let (mut reauthentications, mut waits) = (0, self.waits(call.patience));

@@ -194,6 +194,7 @@ pub(crate) async fn layer_blob(
     let (compression, clamp) = (packing.compression, layer.clamp);
     let own = layer_type(compression);
     let params = compression.params();
+    let layer = at_its_registry(env, layer, &params)?;
     let id = match &layer.place {
         Place::Here(id) => Some(*id),
         Place::There(remote) => {
@@ -267,4 +268,25 @@ pub(crate) async fn layer_blob(
         Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again })
     };
     Ok(pace.run(env, encode).await?)
+}
+
+/// A layer of a base whose blob was collected is still at its registry, and nowhere else: its files, which may be here, make
+/// another tar than the one that the registry's image names.
+fn at_its_registry(env: &ExecEnv, layer: ImageLayer, params: &str) -> Result<ImageLayer, BuildError> {
+    let store = &env.store;
+    let Some((digest, _)) = store.encoding(&layer.diff_id, PULLED)?.filter(|_| layer.is_base) else {
+        return Ok(layer);
+    };
+    for known in [Some(digest), store.encoding(&layer.diff_id, params)?.map(|(digest, _)| digest)] {
+        if known.is_some_and(|known| store.blob(&known).is_ok_and(|blob| blob.is_some())) {
+            return Ok(layer);
+        }
+    }
+    for (reference, resolution) in store.resolutions()? {
+        let found = resolution.layers.iter().find(|known| known.blob == digest);
+        if let (Some(known), Ok(from)) = (found, reference.parse()) {
+            return Ok(ImageLayer { place: Place::There(RemoteLayer::of(known, &from)), ..layer });
+        }
+    }
+    Ok(layer)
 }

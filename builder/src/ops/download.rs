@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rbuild_cache::store::{Key, KeyLock, ResolvedLayer};
-use rbuild_oci::{CanonicalWriter, DiffId, Reference};
+use rbuild_cache::store::{ImageRecord, Key, KeyLock, ResolvedLayer};
+use rbuild_oci::{CanonicalWriter, DiffId, Digest, Reference};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::error::StepFailure;
@@ -120,9 +120,42 @@ async fn keep_one(env: &Arc<ExecEnv>, layer: &RemoteLayer, vertex: VertexId) -> 
     if env.store.blob(&layer.blob.digest)?.is_some() {
         return Ok(());
     }
-    let (worker, digest) = (Arc::clone(env), layer.blob.digest);
-    let write = move |mut reader: ChannelReader| {
-        let mut writer = worker.store.ingest(&worker.lease)?;
+    let digest = layer.blob.digest;
+    let failed = match stream(env, &layer.from, &layer.blob, vertex, writing(env, digest)).await {
+        Err(StepFailure::Registry(source)) => source,
+        done => return done,
+    };
+    for other in also_at(env, layer)? {
+        // What was wrong at the first place is said: there it was left.
+        match stream(env, &other, &layer.blob, vertex, writing(env, digest)).await {
+            Ok(()) => return Ok(()),
+            Err(StepFailure::Canceled) => return Err(StepFailure::Canceled),
+            Err(_) => {}
+        }
+    }
+    Err(StepFailure::LayerElsewhere { layer: digest, from: layer.from.to_string(), source: failed })
+}
+
+/// Names of images that have the layer and are at other places: they may have been pushed there.
+fn also_at(env: &ExecEnv, layer: &RemoteLayer) -> Result<Vec<Reference>, StepFailure> {
+    let has = |record: &ImageRecord| {
+        record.each().flat_map(ImageRecord::absent_layers).any(|other| other.blob == layer.blob.digest)
+    };
+    let names = env.store.images()?.into_iter().filter(|(_, record)| has(record));
+    let mut places: Vec<Reference> = names.filter_map(|(name, _)| name.parse().ok()).collect();
+    places.retain(|place| place.name() != layer.from.name());
+    places.dedup_by_key(|place| place.name());
+    Ok(places)
+}
+
+/// Makes what it reads a blob of the store.
+fn writing(
+    env: &Arc<ExecEnv>,
+    digest: Digest,
+) -> impl FnOnce(ChannelReader) -> Result<(), StepFailure> + Send + 'static {
+    let env = Arc::clone(env);
+    move |mut reader| {
+        let mut writer = env.store.ingest(&env.lease)?;
         let io =
             |source| StepFailure::Io { what: "store the blob of", path: format!("layer {digest}"), source };
         let mut buffer = vec![0; 256 << 10];
@@ -134,13 +167,7 @@ async fn keep_one(env: &Arc<ExecEnv>, layer: &RemoteLayer, vertex: VertexId) -> 
         }
         writer.commit(Some(digest))?;
         Ok(())
-    };
-    stream(env, &layer.from, &layer.blob, vertex, write).await.map_err(|failure| match failure {
-        StepFailure::Registry(source) => {
-            StepFailure::LayerElsewhere { layer: digest, from: layer.from.to_string(), source }
-        }
-        other => other,
-    })
+    }
 }
 
 /// The download ended before its end; why is known where it was started.

@@ -199,7 +199,7 @@ impl Sender {
         }
         // The address may be elsewhere (object storage): what is the host's own stays at home.
         if at_home {
-            request = request.headers(self.transport.own_headers().await?);
+            request = request.headers(self.transport.own_headers(&self.host).await?);
             if let Some(value) = &authorization.header {
                 request = request.header(AUTHORIZATION, value.clone());
             }

@@ -53,7 +53,12 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Found, ConfigError> {
             if plain {
                 found.stated.insert(split_location(location).0.to_owned(), Security::Plain);
             }
-            mirrors.push(Mirror { location: location.to_owned(), insecure: false, pull_from: PullFrom::All });
+            mirrors.push(Mirror {
+                location: location.to_owned(),
+                insecure: false,
+                pull_from: PullFrom::All,
+                root: None,
+            });
         }
         // With both, BuildKit tries https without verification and then clear text.
         let stated = match (registry.http, registry.insecure) {

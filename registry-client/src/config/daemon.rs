@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::registries::{is_location, split_location};
-use crate::endpoint::{Endpoint, Security, security};
+use crate::endpoint::{Api, Endpoint, Security, security};
 
 #[derive(Deserialize, Default)]
 struct File {
@@ -45,5 +45,6 @@ fn mirror(path: &Path, url: &str) -> Result<Endpoint, ConfigError> {
     }
     let (host, repository) = split_location(location);
     let security = if plain { Security::Plain } else { security(host, false) };
-    Ok(Endpoint { host: host.to_owned(), repository: repository.to_owned(), security })
+    let (host, repository, api) = (host.to_owned(), repository.to_owned(), Api::default());
+    Ok(Endpoint { host, repository, security, api })
 }

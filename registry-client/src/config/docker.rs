@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
+use super::own_header;
 use crate::settings::ProxySettings;
 
 #[derive(Deserialize, Default)]
@@ -37,14 +38,7 @@ pub(super) fn parse(text: &str) -> DockerConfig {
     let proxies = file.proxies.and_then(|map| map.get("default").cloned()).unwrap_or_default();
     let mut headers = HeaderMap::new();
     for (name, value) in file.headers.unwrap_or_default() {
-        let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) else {
-            continue;
-        };
-        // What frames or authorizes a request is not the user's to set.
-        if ![AUTHORIZATION, HOST, CONTENT_LENGTH].contains(&name) {
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
+        headers.extend(own_header(&name, &value));
     }
     let proxies =
         ProxySettings { http: proxies.http_proxy, https: proxies.https_proxy, no_proxy: proxies.no_proxy };

@@ -1,17 +1,18 @@
-//! containerd's `certs.d/HOST/hosts.toml`: mirrors of a host, and certificates for each.
+//! containerd's `certs.d/HOST/hosts.toml`: mirrors of a host; certificates, headers and the path of the API for each.
 //!
-//! Differences from containerd: mirrors serve pulls only, whatever their capabilities; a mirror's path must be one of
-//! repositories (`https://mirror/v2/path` with `override_path`); headers of one's own (`header`) and the query `ns=` are
-//! not sent.
+//! Differences from containerd: mirrors serve pulls only, whatever their capabilities; a path behind `/v2` (as in
+//! `https://mirror/v2/path` with `override_path`) counts as the repository's, for tokens too; `dial_timeout` and `proxy`
+//! are not read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::papers::{Pair, Papers};
 use super::registries::{Mirror, PullFrom, Rule, is_location, split_location, toml_error};
-use super::{ConfigError, read_file};
+use super::{ConfigError, own_header, read_file};
 use crate::endpoint::{Security, is_hub, security};
 
 const KIND: &str = "hosts.toml";
@@ -23,6 +24,7 @@ pub(super) struct Found {
     pub(super) rules: Vec<Rule>,
     pub(super) stated: BTreeMap<String, Security>,
     pub(super) papers: BTreeMap<String, Papers>,
+    pub(super) headers: BTreeMap<String, HeaderMap>,
 }
 
 #[derive(Deserialize)]
@@ -49,15 +51,17 @@ struct Host {
 struct Trusted {
     #[serde(default)]
     skip_verify: bool,
-    ca: Option<OneOrMany>,
+    ca: Option<OneOrMany<PathBuf>>,
     client: Option<Client>,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMany {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
 }
 
 #[derive(Deserialize)]
@@ -130,12 +134,12 @@ impl Found {
                 self.note(&address.host, address.is_plain, &host.own, path);
                 continue;
             }
-            let prefix = match (host.override_path, address.path.as_str()) {
-                (_, "") | (true, "v2") => "",
-                (true, path) if path.starts_with("v2/") => &path["v2/".len()..],
-                _ => {
-                    return Err(ConfigError::PathBeforeApi { path: path.to_owned(), location: text.clone() });
-                }
+            let (prefix, root) = match (host.override_path, address.path.as_str()) {
+                (true, "") => ("", String::new()),
+                (false, "") | (_, "v2") => ("", "/v2".to_owned()),
+                (true, path) if path.starts_with("v2/") => (&path["v2/".len()..], "/v2".to_owned()),
+                (is_whole, path) if is_whole || path.ends_with("/v2") => ("", format!("/{path}")),
+                (_, path) => ("", format!("/{path}/v2")),
             };
             let location = match prefix {
                 "" => address.host.clone(),
@@ -144,7 +148,7 @@ impl Found {
             self.note(&address.host, address.is_plain, &host.own, path);
             // What cannot resolve a tag can serve what is named by digest.
             let pull_from = if can("resolve") { PullFrom::All } else { PullFrom::DigestOnly };
-            mirrors.push(Mirror { location, insecure: false, pull_from });
+            mirrors.push(Mirror { location, insecure: false, pull_from, root: Some(root) });
         }
         let moved = server.filter(|server| server.host != name && !(is_hub(&server.host) && is_hub(name)));
         let location = moved.map(|server| match server.path.as_str() {
@@ -164,6 +168,10 @@ impl Found {
                 _ => stated,
             });
         }
+        let headers = own.headers();
+        if !headers.is_empty() {
+            self.headers.entry(host.to_owned()).or_insert(headers);
+        }
         let papers = own.papers(file.parent().unwrap_or(Path::new("/")));
         if !papers.is_empty() {
             self.papers.entry(host.to_owned()).or_insert(papers);
@@ -172,6 +180,20 @@ impl Found {
 }
 
 impl Trusted {
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, values) in &self.header {
+            let values = match values {
+                OneOrMany::One(value) => std::slice::from_ref(value),
+                OneOrMany::Many(values) => values,
+            };
+            for (name, value) in values.iter().filter_map(|value| own_header(name, value)) {
+                headers.append(name, value);
+            }
+        }
+        headers
+    }
+
     /// Paths are meant from the file's own folder on.
     fn papers(&self, folder: &Path) -> Papers {
         let list = |many: &Vec<PathBuf>| many.iter().map(|path| folder.join(path)).collect();

@@ -9,7 +9,7 @@ use rbuild_oci::Reference;
 use serde::Deserialize;
 
 use super::{Config, ConfigError, read_file};
-use crate::endpoint::{Endpoint, security};
+use crate::endpoint::{Api, Endpoint, security};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -71,6 +71,8 @@ pub(super) struct Mirror {
     pub(super) location: String,
     pub(super) insecure: bool,
     pub(super) pull_from: PullFrom,
+    /// Path of its API, of containerd's mirrors; these are told whose image is wanted.
+    pub(super) root: Option<String>,
 }
 
 /// Parses a file and its drop-ins; a later file's table replaces an earlier one of the same prefix.
@@ -148,7 +150,7 @@ fn rule(path: &Path, registry: Registry) -> Result<Rule, ConfigError> {
             }
             let pull_from =
                 if registry.mirror_by_digest_only { PullFrom::DigestOnly } else { entry.pull_from_mirror };
-            Ok(Mirror { location, insecure: entry.insecure, pull_from })
+            Ok(Mirror { location, insecure: entry.insecure, pull_from, root: None })
         })
         .collect::<Result<_, _>>()?;
     Ok(Rule { prefix, location, insecure: registry.insecure, blocked: registry.blocked, mirrors })
@@ -199,7 +201,13 @@ impl Rule {
                 PullFrom::DigestOnly => by_digest,
                 PullFrom::TagOnly => !by_digest,
             })
-            .filter_map(|mirror| self.rewrite(reference, &mirror.location, mirror.insecure, config))
+            .filter_map(|mirror| {
+                let endpoint = self.rewrite(reference, &mirror.location, mirror.insecure, config)?;
+                let Some(root) = &mirror.root else { return Some(endpoint) };
+                let is_another = endpoint.host != reference.domain();
+                let namespace = is_another.then(|| reference.domain().to_owned());
+                Some(Endpoint { api: Api { root: root.clone(), namespace }, ..endpoint })
+            })
             .collect()
     }
 
@@ -228,6 +236,7 @@ impl Rule {
             host: host.to_owned(),
             repository,
             security: if insecure { security(host, true) } else { config.security_of(host) },
+            api: Api::default(),
         })
     }
 }

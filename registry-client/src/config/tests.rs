@@ -69,7 +69,8 @@ fn mirrors_come_in_order_before_the_registry() {
         Candidates::Endpoints(vec![Endpoint {
             host: "docker.io".into(),
             repository: "library/node".into(),
-            security: Security::Verified
+            security: Security::Verified,
+            api: Api::default(),
         }])
     );
 }

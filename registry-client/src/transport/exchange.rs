@@ -99,7 +99,7 @@ impl Transport {
         let mut request = client.request(exchange.method.clone(), exchange.url.clone());
         let own = origin(&exchange.url) == origin(base);
         if own {
-            request = request.headers(self.own_headers().await?);
+            request = request.headers(self.own_headers(host).await?);
         }
         request = request.headers(exchange.headers.clone());
         if let Some(value) = &exchange.authorization {

@@ -14,13 +14,14 @@ use super::address::AddressClass;
 use super::exchange::{self, Exchange};
 use super::retry::{self, Patience};
 use crate::auth::{Authorization, HostAuth, lock};
-use crate::endpoint::{Security, api_host, split_port};
+use crate::endpoint::{Api, Endpoint, Security, api_host, split_port};
 use crate::error::{Reason, RegistryError, Target, Violation, escape};
 
 /// The shared state of one host.
 pub(crate) struct Host {
     name: String,
     security: Security,
+    api: Api,
     base: OnceCell<Url>,
     class: Mutex<AddressClass>,
     pub(crate) auth: HostAuth,
@@ -75,11 +76,12 @@ impl Quota {
 }
 
 impl Host {
-    pub(super) fn new(name: &str, security: Security, transfers: usize) -> Self {
-        let literal = AddressClass::of_literal(split_port(name).0);
+    pub(super) fn new(endpoint: &Endpoint, transfers: usize) -> Self {
+        let literal = AddressClass::of_literal(split_port(&endpoint.host).0);
         Self {
-            name: name.to_owned(),
-            security,
+            name: endpoint.host.clone(),
+            security: endpoint.security,
+            api: endpoint.api.clone(),
             base: OnceCell::new(),
             class: Mutex::new(literal.unwrap_or(AddressClass::Public)),
             auth: HostAuth::default(),
@@ -120,6 +122,10 @@ impl Host {
     /// The host as named in references.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn api(&self) -> &Api {
+        &self.api
     }
 
     pub(super) fn security(&self) -> Security {
@@ -197,7 +203,7 @@ impl Transport {
 
     /// Whether the scheme of `base` is spoken there. A challenge in the answer is remembered.
     async fn probe(&self, host: &Host, base: &Url, target: &Target) -> Result<bool, RegistryError> {
-        let url = exchange::join(base, "/v2/", target)?;
+        let url = exchange::join(base, &host.api.path("/v2/"), target)?;
         let exchange =
             Exchange { method: Method::GET, url, headers: HeaderMap::new(), body: None, authorization: None };
         let answer = self.hop(host, &exchange, base, target).await?;

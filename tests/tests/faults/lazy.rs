@@ -131,22 +131,52 @@ fn an_image_that_is_kept_needs_no_registry_later() -> Result<()> {
     Ok(())
 }
 
-/// When neither the layers nor their registry are here, it is said what is where.
+/// When the registry of the base is gone, the one that the image was pushed to has its layers, too; with both gone, it is
+/// said what is where.
 #[test]
-fn a_registry_that_is_gone_is_named() -> Result<()> {
-    let image = Image::of_size(5000);
-    let (registry, env, context) = on_base(&image, "ENV A=b\n")?;
-    let target = FaultRegistry::good()?;
-    push_to(&env, &context, &target.host())?.ok();
-    let from = format!("{}/base:1", registry.host());
-    drop(registry);
+fn a_registry_that_is_gone_is_named_unless_another_has_the_layers() -> Result<()> {
+    for is_alone in [true, false] {
+        let image = Image::of_size(5000);
+        let (registry, env, context) = on_base(&image, "ENV A=b\n")?;
+        let target = FaultRegistry::good()?;
+        push_to(&env, &context, &target.host())?.ok();
+        let from = format!("{}/base:1", registry.host());
+        let name = format!("{}/app:2", target.host());
+        drop(registry);
+        let target = Some(target).filter(|_| !is_alone);
+        let out = env.work().join("saved.tar");
+        let saved = env.run(["save", "-o", &out.to_string_lossy(), &name])?;
+        if let Some(target) = target {
+            saved.ok();
+            assert_eq!(target.count("GET", &digest(&image.layer)), 1);
+            assert!(has_blob(&env, &digest(&image.layer)));
+        } else {
+            saved.exits(1).says(&["was left at", &from, &digest(&image.layer)]);
+            assert!(!out.exists());
+            env.run(["history", &name])?.ok();
+        }
+        env.run(["cache", "fsck"])?.ok();
+    }
+    Ok(())
+}
+
+/// The files of a base are here, its blob is not any more: what needs it gets it again.
+#[test]
+fn a_blob_that_was_collected_is_fetched_when_it_is_wanted() -> Result<()> {
+    let image = Image::of_size(300_000);
+    let (registry, env, context) = on_base(&image, "COPY file /file\n")?;
+    env.build(&context, &["-o", "type=cacheonly"])?.ok();
+    let id = digest(&image.layer);
+    std::fs::remove_file(env.store().join(format!("blobs/sha256/{}/{}", &id[7..9], &id[7..])))?;
+    let fetched = || registry.count("GET", &id);
+    // Neither for a build with nothing to do, nor for a push to where it is.
+    env.build(&context, &["-t", "kept"])?.ok().assert_all_cached();
+    push_to(&env, &context, &registry.host())?.ok();
+    assert_eq!(fetched(), 1);
+    assert_eq!(layers(&registry, "app:2")[0], id);
     let out = env.work().join("saved.tar");
-    let name = format!("{}/app:2", target.host());
-    let words = ["was left at", &from, &digest(&image.layer)];
-    env.run(["save", "-o", &out.to_string_lossy(), &name])?.exits(1).says(&words);
-    assert!(!out.exists());
-    env.run(["history", &name])?.ok();
-    env.run(["cache", "fsck"])?.ok();
+    env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())])?.ok();
+    assert_eq!(fetched(), 2);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod layers;
 mod lazy;
 mod manifests;
+mod mirrors;
 mod network;
 mod preflight;
 mod providers;

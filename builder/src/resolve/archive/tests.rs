@@ -132,7 +132,7 @@ fn of_several_platforms_all_are_read_or_the_wanted_one() {
     // As docker writes them: the index is whole, the images are not.
     let (tar, _) = image(Tar::default(), "arm64");
     let entry = named(descriptor(media_type::OCI_INDEX, &inner), "x");
-    let images = tar.blob(&inner).json("index.json", &index(&[entry.clone()])).read().unwrap();
+    let images = tar.blob(&inner).json("index.json", &index(std::slice::from_ref(&entry))).read().unwrap();
     assert_eq!((architectures(&images), images[0].index), (vec!["arm64".to_owned()], None));
     let none = Tar::default().blob(&inner).json("index.json", &index(&[entry]));
     assert!(matches!(none.read(), Err(ArchiveError::Blob(_))));

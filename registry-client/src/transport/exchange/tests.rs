@@ -1,6 +1,6 @@
 use super::*;
 use crate::Settings;
-use crate::endpoint::security;
+use crate::endpoint::{Api, Endpoint, security};
 use crate::transport::clients::Clients;
 
 fn target() -> Target {
@@ -15,7 +15,13 @@ async fn judge(
     url: &str,
 ) -> Result<Security, RegistryError> {
     let transport = Transport::new(settings.clone());
-    let state = Host::new(host, security(host, false), 1);
+    let endpoint = Endpoint {
+        host: host.to_owned(),
+        repository: String::new(),
+        security: security(host, false),
+        api: Api::default(),
+    };
+    let state = Host::new(&endpoint, 1);
     state.found_at(class);
     let base = Url::parse(&format!("https://{host}/")).unwrap();
     transport.check(&state, &Url::parse(url).unwrap(), &base, &target()).await
