@@ -33,6 +33,7 @@ use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ExplainFormat, ShellAt};
 use crate::debug::{Slot, choose};
+use crate::devices::Devices;
 use crate::error::{BuildError, StepFailure, one_line};
 use crate::explain::record::Record;
 use crate::explain::{self, Explainer};
@@ -316,6 +317,7 @@ pub(crate) fn exec_env(
         steps: request.steps.clone(),
         secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,
+        devices: Devices::new(&request.steps),
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),

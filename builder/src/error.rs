@@ -8,6 +8,7 @@ use rbuild_cache::layer::{
     CodecError, DecompressError, EmitError, EncodeError, FlattenError, ScanError as LayerScanError,
     UnpackBlobError, UnpackError,
 };
+use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerDirError, StoreError};
 use rbuild_cache::tree::{NodeStoreError, ResolveError as PathError, TreeError};
 use rbuild_frontend::diagnostic::Diagnostic;
@@ -24,6 +25,7 @@ use crate::context::scan::ScanError;
 use crate::context::stdin::StdinError;
 use crate::debug::choose::ChoiceError;
 use crate::debug::last::LastBuildError;
+use crate::devices::DeviceError;
 use crate::export::engine::EngineError;
 use crate::export::files::FilesError;
 use crate::git::GitError;
@@ -318,6 +320,14 @@ pub enum StepFailure {
     /// Where nothing can be mounted.
     #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
     MountsInChroot,
+    /// A secret's file where nothing can be mounted.
+    #[error(
+        "secret {id} cannot be a file with --isolation=chroot: it would be written to disk, where the layer is made from"
+    )]
+    SecretFileInChroot {
+        /// Which.
+        id: String,
+    },
     /// More rights than a container of the default profile can give.
     #[error(
         "RUN --security=insecure cannot be had with isolation `chroot`: nothing but the filter and the rights it has keeps a step inside"
@@ -335,6 +345,12 @@ pub enum StepFailure {
     /// An agent cannot be had.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// A device cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Where nothing can be mounted.
+    #[error("RUN --device cannot be had with --isolation=chroot: nothing can be mounted there")]
+    DevicesInChroot,
     /// A cache would start with something other than a directory.
     #[error("a cache cannot start with {path}, which is not a directory")]
     CacheFromFile {
@@ -378,6 +394,14 @@ pub enum StepFailure {
     #[error("canceled")]
     Canceled,
     /// A source does not exist.
+    #[error("\"/{path}\": not found")]
+    Absent {
+        /// As asked for, cleaned.
+        path: RelPath,
+        /// What to do, when that can be told.
+        hint: Option<String>,
+    },
+    /// A source cannot be selected.
     #[error(transparent)]
     Select(#[from] SelectionError),
     /// A copy is not possible.

@@ -194,7 +194,15 @@ fn hints(error: &BuildError) -> Vec<String> {
         }
         BuildError::NoCacheMount(_) => vec!["rbuild cache mounts ls lists them".to_owned()],
         BuildError::Image(source) => source.hints(),
-        BuildError::Step(step) => step_hints(&step.failure),
+        BuildError::Step(step) => {
+            let climbs = |word: &str| word.split('/').any(|name| name == "..");
+            match &step.failure {
+                StepFailure::Absent { hint: None, .. } if step.name.split_whitespace().any(climbs) => {
+                    vec!["`..` does not lead out of the source: build from the directory above it, and name the Dockerfile with -f".to_owned()]
+                }
+                failure => step_hints(failure),
+            }
+        }
         BuildError::Work(failure) => step_hints(failure),
         BuildError::Bootstrap(source) => {
             vec![source.remedy(), "rbuild doctor says what else this host lacks".to_owned()]
@@ -268,11 +276,9 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
                 .to_owned(),
         ],
-        StepFailure::Select(_) => {
-            vec![
-                "paths are relative to the source's root; a file that .dockerignore excludes is not there"
-                    .to_owned(),
-            ]
+        StepFailure::Absent { hint: Some(hint), .. } => vec![hint.clone()],
+        StepFailure::Absent { hint: None, .. } | StepFailure::Select(_) => {
+            vec!["paths are relative to the root of the source".to_owned()]
         }
         StepFailure::User(_) => {
             vec!["create it in an earlier RUN, or use numeric ids".to_owned()]
@@ -281,8 +287,14 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec![format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE")]
         }
         StepFailure::NoAgent { id } => {
-            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key")]
+            vec![format!("give your agent with --ssh {id}, after ssh-add has given it a key, or a key with --ssh {id}=FILE")]
         }
+        StepFailure::SecretFileInChroot { id } => vec![format!(
+            "give it as a variable: RUN --mount=type=secret,id={id},env=NAME (`printf %s \"$NAME\" | program` where a program reads \
+             its standard input)"
+        )],
+        StepFailure::Agent(source) => source.hint().into_iter().collect(),
+        StepFailure::Device(source) => source.hints(),
         StepFailure::OutOfMemory { .. } => vec!["allow more with --resource memory=BYTES".to_owned()],
         StepFailure::Fetch(source) => source.hint().into_iter().collect(),
         StepFailure::Git(source) => source.hint().into_iter().collect(),

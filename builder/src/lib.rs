@@ -11,6 +11,7 @@ pub mod build;
 pub mod check;
 pub mod context;
 pub mod debug;
+pub mod devices;
 pub mod explain;
 pub mod export;
 pub mod git;

@@ -255,6 +255,8 @@ pub struct RunOp {
     pub insecure: bool,
     /// What is mounted, in the order written; no two have one target.
     pub mounts: Vec<Mount>,
+    /// Devices that it gets, in the order written.
+    pub devices: Vec<DeviceRequest>,
     /// Names that `/etc/hosts` gets besides `localhost`. Their addresses are the executor's and no part of the identity.
     pub host_names: Vec<String>,
     /// Name of the machine that the step sees, when one is asked for (`BUILDKIT_SANDBOX_HOSTNAME`).
@@ -264,6 +266,15 @@ pub struct RunOp {
     /// A script that is executed directly (heredoc starting `#!`): its text, mounted read-only at the path in
     /// `argv[0]`, mode 0755.
     pub script: Option<String>,
+}
+
+/// A device of the machine that a step asks for (`--device`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceRequest {
+    /// As written: `vendor/class=name`, `vendor/class`, `vendor/class=*`, or a name that the command line explains.
+    pub name: String,
+    /// The step fails without.
+    pub required: bool,
 }
 
 /// A finished image description, still without layers' digests.
@@ -343,7 +354,7 @@ impl Op {
 /// | git | remote, subdir, submodules, keep_git_dir and commit, or else the reference | checksum |
 /// | copy | sources (paths in the definition key only), dest, chown, chmod, from_context, unpack, link, exclude | |
 /// | workdir | path, user | |
-/// | run | argv, env, cwd, user, network, insecure, platform, script, host names, hostname | arg_names, proxy_env, addresses of hosts, limits |
+/// | run | argv, env, cwd, user, network, insecure, platform, script, host names, hostname, devices (name, required) | arg_names, what a device is, proxy_env, addresses of hosts, limits |
 /// | bind mount | target, source, writable, from_context | (what is mounted enters through the input) |
 /// | cache mount | target, source, from_context, read_only, mode, uid, gid | id, sharing, contents |
 /// | tmpfs mount | target, size | |
@@ -351,6 +362,13 @@ impl Op {
 impl Canonical for Op {
     fn write(&self, out: &mut CanonicalWriter) {
         self.write_as(out, Identity::Definition);
+    }
+}
+
+/// What the request says: what the machine has under that name is in no key.
+impl Canonical for DeviceRequest {
+    fn write(&self, out: &mut CanonicalWriter) {
+        out.str(&self.name).bool(self.required);
     }
 }
 
@@ -441,6 +459,9 @@ impl Op {
                 // Only when there is one: all other steps keep their keys. What follows an op is a number below 65536.
                 if let Some(hostname) = &op.hostname {
                     out.str("hostname").str(hostname);
+                }
+                if !op.devices.is_empty() {
+                    out.str("devices").value(&op.devices);
                 }
             }
         }

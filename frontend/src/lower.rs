@@ -43,7 +43,6 @@ mod run;
 mod signal;
 mod stages;
 mod state;
-mod unsupported;
 
 /// Build-args that steer the builder and need no ARG.
 const CONTROL_ARGS: [&str; 11] = [

@@ -128,11 +128,12 @@ fn marked(heredoc: &Heredoc) -> String {
 fn run() -> impl Strategy<Value = RunInstruction> {
     const MOUNTS: &[&str] =
         &["type=tmpfs,target=/t", "target=/src", "type=cache,target=/c,id=a b", "type=ssh"];
+    const DEVICES: &[&str] = &["a.b/c=d", "a.b/c=*,required", "gpu", "name=a.b/c d,required=false"];
     let flags = (
         vec(one_of(MOUNTS), 0..3),
         option::of(one_of(&["none", "host", "default"])),
         option::of(one_of(&["sandbox", "insecure"])),
-        vec(flag_beside_bodies(), 0..2),
+        vec(one_of(DEVICES), 0..2),
     );
     let plain = command().prop_map(|command| (command, Vec::new()));
     let bodies = vec(heredoc(1), 1..2).prop_flat_map(|first| {

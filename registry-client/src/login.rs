@@ -6,6 +6,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::auth::keychain::Keychain;
 use crate::auth::server::Server;
 use crate::client::Client;
 use crate::endpoint::Endpoint;
@@ -29,27 +30,48 @@ impl Client {
             containers_auth_files: Vec::new(),
             ..self.settings().clone()
         };
-        // Tokens and challenges of other credentials must not answer for these.
-        let transport = Transport::new(settings);
-        let endpoint = Endpoint {
-            host: server.host().to_owned(),
-            repository: String::new(),
-            security: transport.config().await?.security_of(server.host()),
-        };
-        let target =
-            Target { host: endpoint.host.clone(), repository: String::new(), action: "log in".to_owned() };
-        let call = Call {
-            method: Method::GET,
-            address: Address::Path("/v2/".to_owned()),
-            scopes: Vec::new(),
-            headers: HeaderMap::new(),
-            body: None,
-            target: target.clone(),
-            patience: Patience::Full,
-        };
-        let host = transport.host(&endpoint);
-        let (answer, authorization) = transport.send(&host, &call).await?;
-        transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
-        Ok(())
+        ask(settings, server).await
     }
+
+    /// Asks it with what files and helpers hold for it; `false` when they hold nothing.
+    ///
+    /// [`RegistryError::Unauthorized`] when that is refused.
+    pub async fn verify_kept(&self, server: &Server) -> Result<bool, RegistryError> {
+        let settings = self.settings();
+        let kept = Keychain::new(settings).find(settings, server.host(), "", "").await;
+        let kept =
+            kept.map_err(|source| RegistryError::Credentials { target: Box::new(target(server)), source })?;
+        if kept.is_some() {
+            ask(settings.clone(), server).await?;
+        }
+        Ok(kept.is_some())
+    }
+}
+
+async fn ask(settings: Settings, server: &Server) -> Result<(), RegistryError> {
+    // Tokens and challenges of other credentials must not answer for these.
+    let transport = Transport::new(settings);
+    let endpoint = Endpoint {
+        host: server.host().to_owned(),
+        repository: String::new(),
+        security: transport.config().await?.security_of(server.host()),
+    };
+    let target = target(server);
+    let call = Call {
+        method: Method::GET,
+        address: Address::Path("/v2/".to_owned()),
+        scopes: Vec::new(),
+        headers: HeaderMap::new(),
+        body: None,
+        target: target.clone(),
+        patience: Patience::Full,
+    };
+    let host = transport.host(&endpoint);
+    let (answer, authorization) = transport.send(&host, &call).await?;
+    transport.expect(answer, &[StatusCode::OK], &target, &authorization).await?;
+    Ok(())
+}
+
+fn target(server: &Server) -> Target {
+    Target { host: server.host().to_owned(), repository: String::new(), action: "log in".to_owned() }
 }

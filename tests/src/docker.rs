@@ -82,7 +82,9 @@ impl Docker {
         Ok(())
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// Its client, with an environment of its own and nothing on standard input.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.client);
         let socket = format!("unix://{}", self.dir.path().join("socket").display());
         command.args(["--host", &socket]).args(args).env_clear();

@@ -26,6 +26,7 @@ pub mod aws;
 pub mod bases;
 pub mod binary;
 pub mod container;
+pub mod differences;
 pub mod docker;
 pub mod env;
 pub mod fault;

@@ -52,7 +52,9 @@ pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
 pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe_rung};
-pub use spec::{Console, Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream};
+pub use spec::{
+    Console, DeviceNode, Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream,
+};
 
 /// Takes over if this process was started as a child of the sandbox, and then never returns.
 ///

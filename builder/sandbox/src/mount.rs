@@ -50,6 +50,18 @@ pub(crate) fn bind(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     )
 }
 
+/// [`bind`] with everything mounted below it.
+pub(crate) fn bind_tree(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    open_tree(
+        fd,
+        c"",
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH
+            | OpenTreeFlags::AT_RECURSIVE,
+    )
+}
+
 /// A detached bind mount of a path of the host and everything mounted below it.
 pub(crate) fn bind_host_tree(path: &str) -> Result<OwnedFd, Errno> {
     open_tree(

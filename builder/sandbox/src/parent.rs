@@ -79,7 +79,7 @@ pub fn run_step_to_exit(
         emulated: spec.emulator.is_some(),
     };
     let kind = spawner::Kind { flavour, network, emulator: spec.emulator.clone() };
-    let (mounts, trees) = step_mounts::order(&spec.mounts)?;
+    let (mounts, trees) = step_mounts::order(&spec.mounts, (child_spec.uid, child_spec.gid))?;
     child_spec.mounts = mounts;
     let mut targets: Vec<(&str, Kind)> =
         child_spec.files.iter().map(|(path, ..)| (path.as_str(), Kind::File)).collect();
@@ -192,7 +192,10 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
     let mounted = |mount: &StepMount| match &mount.source {
         MountSource::Tree { path, .. } => path.len(),
         MountSource::File { content, .. } => content.len(),
-        MountSource::Tmpfs { .. } => 0,
+        MountSource::Tmpfs { .. }
+        | MountSource::Host { .. }
+        | MountSource::Device { .. }
+        | MountSource::Node(_) => 0,
     };
     if let Some((script, _)) = &spec.script {
         path("the script's path", script)?;
@@ -214,7 +217,12 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
 }
 
 pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec, StepError> {
-    let user = crate::passwd::resolve_user_in(root, &spec.user)?;
+    let mut user = crate::passwd::resolve_user_in(root, &spec.user)?;
+    for gid in &spec.groups {
+        if !user.groups.contains(gid) {
+            user.groups.push(*gid);
+        }
+    }
     let mut env = spec.env.clone();
     for (name, value) in [("HOME", &user.home), ("HOSTNAME", &spec.hostname)] {
         if !env.iter().any(|(known, _)| known == name) {
@@ -233,6 +241,7 @@ pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
+        keeps_groups: spec.keeps_groups,
         argv: spec.argv.clone(),
         env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         cwd: spec.cwd.clone(),

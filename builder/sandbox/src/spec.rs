@@ -44,6 +44,20 @@ pub enum MountSource {
         /// Most bytes in it; `None` for half of the machine's memory.
         size_bytes: Option<u64>,
     },
+    /// A tree of the host, with what is mounted below it.
+    Host {
+        /// Its directory, file or socket.
+        root: Arc<OwnedFd>,
+        /// Programs in it may be executed.
+        executable: bool,
+    },
+    /// A device of the host, as it is there: with its owner and mode.
+    Device {
+        /// Its node.
+        node: Arc<OwnedFd>,
+    },
+    /// A device node of the step's own. Only root of the host can make one that opens.
+    Node(DeviceNode),
     /// A file in memory.
     File {
         /// Permission bits.
@@ -55,6 +69,23 @@ pub enum MountSource {
         /// Bytes.
         content: Vec<u8>,
     },
+}
+
+/// A device and who may open it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// A block device, not a character device.
+    pub is_block: bool,
+    /// Its driver.
+    pub major: u32,
+    /// Which of the driver's.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner; the step's user when `None`.
+    pub uid: Option<u32>,
+    /// Group; the step's user's when `None`.
+    pub gid: Option<u32>,
 }
 
 /// Resource limits by the names that `docker --ulimit` gives them.
@@ -99,6 +130,11 @@ pub struct StepSpec {
     pub cwd: String,
     /// `USER` as in an image config: empty, `name`, `uid`, `user:group`.
     pub user: String,
+    /// More groups of the command.
+    pub groups: Vec<u32>,
+    /// The command keeps the groups that the builder has on the host, and gets none of the image's: devices there may be
+    /// theirs to open.
+    pub keeps_groups: bool,
     /// Host name inside the step.
     pub hostname: String,
     /// The network the step sees.
@@ -156,6 +192,8 @@ impl StepSpec {
             env: Vec::new(),
             cwd: "/".to_owned(),
             user: String::new(),
+            groups: Vec::new(),
+            keeps_groups: false,
             hostname: StepSpec::DEFAULT_HOSTNAME.to_owned(),
             network: Network::None,
             hosts: Vec::new(),

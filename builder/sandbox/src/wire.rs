@@ -42,6 +42,8 @@ pub(crate) struct ChildSpec {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+    /// Those of the builder's process stay, and `groups` are not set.
+    pub(crate) keeps_groups: bool,
     pub(crate) argv: Vec<String>,
     /// `NAME=value`.
     pub(crate) env: Vec<String>,
@@ -73,6 +75,12 @@ pub(crate) struct WireMount {
 pub(crate) enum WireSource {
     /// Its descriptor is the next of those attached.
     Tree { path: String },
+    /// Its descriptor is the next of those attached.
+    Host { executable: bool },
+    /// Its descriptor is the next of those attached.
+    Device,
+    /// A device node to be made.
+    Node { is_block: bool, major: u32, minor: u32, mode: u32, uid: u32, gid: u32 },
     /// 0 bytes for no limit of ours.
     Tmpfs { size_bytes: u64 },
     /// A file in memory.
@@ -220,6 +228,7 @@ impl ChildSpec {
         w.u32(self.uid);
         w.u32(self.gid);
         w.list(&self.groups, |w, gid| w.u32(*gid));
+        w.u32(self.keeps_groups.into());
         w.list(&self.argv, |w, arg| w.bytes(arg.as_bytes()));
         w.list(&self.env, |w, var| w.bytes(var.as_bytes()));
         w.bytes(self.cwd.as_bytes());
@@ -246,6 +255,7 @@ impl ChildSpec {
             uid: r.u32()?,
             gid: r.u32()?,
             groups: r.list(Reader::u32)?,
+            keeps_groups: r.u32()? != 0,
             argv: r.list(Reader::string)?,
             env: r.list(Reader::string)?,
             cwd: r.string()?,
@@ -258,6 +268,16 @@ impl ChildSpec {
         };
         r.end()?;
         Ok(spec)
+    }
+}
+
+impl WireSource {
+    /// Whether one of the attached descriptors is its own.
+    pub(crate) fn has_descriptor(&self) -> bool {
+        match self {
+            WireSource::Tree { .. } | WireSource::Host { .. } | WireSource::Device => true,
+            WireSource::Node { .. } | WireSource::Tmpfs { .. } | WireSource::File { .. } => false,
+        }
     }
 }
 
@@ -280,6 +300,16 @@ impl WireMount {
                 [mode, uid, gid].into_iter().for_each(|number| w.u32(*number));
                 w.bytes(content);
             }
+            WireSource::Host { executable } => {
+                w.u32(3);
+                w.u32((*executable).into());
+            }
+            WireSource::Device => w.u32(4),
+            WireSource::Node { is_block, major, minor, mode, uid, gid } => {
+                w.u32(5);
+                w.u32((*is_block).into());
+                [major, minor, mode, uid, gid].into_iter().for_each(|number| w.u32(*number));
+            }
         }
     }
 
@@ -291,6 +321,13 @@ impl WireMount {
             2 => {
                 let (mode, uid, gid) = (r.u32()?, r.u32()?, r.u32()?);
                 WireSource::File { mode, uid, gid, content: r.bytes()?.to_vec() }
+            }
+            3 => WireSource::Host { executable: r.u32()? != 0 },
+            4 => WireSource::Device,
+            5 => {
+                let (is_block, major, minor) = (r.u32()? != 0, r.u32()?, r.u32()?);
+                let (mode, uid, gid) = (r.u32()?, r.u32()?, r.u32()?);
+                WireSource::Node { is_block, major, minor, mode, uid, gid }
             }
             _ => return Err(Malformed),
         };

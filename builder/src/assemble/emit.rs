@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rbuild_cache::layer::Compression;
-use rbuild_cache::store::LayerId;
+use rbuild_cache::store::{LayerId, LayerInfo};
 use rbuild_oci::DiffId;
 use rustix::process::setpriority_process;
 use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
@@ -65,14 +65,17 @@ pub async fn image_layer(
     is_base: bool,
     clamp: Option<i64>,
 ) -> Result<(ImageLayer, i64), BuildError> {
-    let layer = |(diff_id, size)| ImageLayer { place: Place::Here(id), diff_id, size, is_base, clamp };
-    if let (Some(tar), created_ns) = known(env, id, clamp)? {
-        return Ok((layer(tar), created_ns));
+    let layer = |(diff_id, _), info: &LayerInfo| {
+        let layer = ImageLayer { place: Place::Here(id), diff_id, size: info.size_bytes, is_base, clamp };
+        (layer, info.created_unix_ns)
+    };
+    if let (Some(tar), info) = known(env, id, clamp)? {
+        return Ok(layer(tar, &info));
     }
     let _turn = env.emissions.turn(id).await;
-    let (tar, created_ns) = known(env, id, clamp)?;
+    let (tar, info) = known(env, id, clamp)?;
     if let Some(tar) = tar {
-        return Ok((layer(tar), created_ns));
+        return Ok(layer(tar, &info));
     }
     let worker = Arc::clone(env);
     let tar = Pace::Now.run(env, move || {
@@ -83,7 +86,7 @@ pub async fn image_layer(
         note(&worker, id, clamp, tar)?;
         Ok(tar)
     });
-    Ok((layer(tar.await?), created_ns))
+    Ok(layer(tar.await?, &info))
 }
 
 /// Emits a layer of an image whose other steps may still run. Nothing is done twice later. `listener` hears of it when
@@ -107,14 +110,18 @@ pub async fn emit_ahead(
     layer_blob(env, layer, packing, Pace::Ahead, Some(listener)).await
 }
 
-/// Digest and length of a layer's tar, when they are known, and when the layer was made.
-fn known(env: &ExecEnv, id: LayerId, clamp: Option<i64>) -> Result<(Option<(DiffId, u64)>, i64), BuildError> {
+/// Digest and length of a layer's tar, when they are known, and what else is known of it.
+fn known(
+    env: &ExecEnv,
+    id: LayerId,
+    clamp: Option<i64>,
+) -> Result<(Option<(DiffId, u64)>, LayerInfo), BuildError> {
     let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
     let tar = match clamp {
         None => info.tar,
         Some(clamp) => env.emissions.clamped(id, clamp),
     };
-    Ok((tar, info.created_unix_ns))
+    Ok((tar, info))
 }
 
 fn note(env: &ExecEnv, id: LayerId, clamp: Option<i64>, tar: (DiffId, u64)) -> Result<(), StepFailure> {

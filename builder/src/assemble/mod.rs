@@ -39,7 +39,7 @@ pub struct ImageLayer {
     pub place: Place,
     /// Digest of its tar.
     pub diff_id: DiffId,
-    /// Bytes of its tar; of one that is not here, of its blob.
+    /// Bytes of its files; of one that is not here, of its blob.
     pub size: u64,
     /// True for layers of the base image, which are never rewritten.
     pub is_base: bool,
@@ -72,7 +72,7 @@ pub struct BuiltImage {
 }
 
 impl BuiltImage {
-    /// Uncompressed size of all layers.
+    /// Bytes of the files of all layers.
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum()
     }

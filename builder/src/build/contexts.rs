@@ -10,7 +10,7 @@ use rbuild_frontend::lint::ContextFacts;
 
 use super::ended;
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, NamedContextArg};
-use crate::context::files::{self, FoundDockerfile};
+use crate::context::files::{self, FoundDockerfile, FoundIgnore};
 use crate::context::remote::Pinned;
 use crate::context::scan::scan;
 use crate::context::wanted::Wanted;
@@ -136,9 +136,11 @@ pub(super) async fn scan_contexts(
     let (mut contexts, mut pinned) = (Contexts::new(), BTreeMap::new());
     for node in graph.dag.node_weights() {
         let Op::Context(context) = &node.op else { continue };
-        let (dir, ignore): (&Path, Ignore) = match &context.name {
+        let (dir, ignore): (&Path, Option<FoundIgnore>) = match &context.name {
             None => match main {
-                MainContext::Dir { path, dockerfile } => (path, files::ignore(path, dockerfile.as_deref())?),
+                MainContext::Dir { path, dockerfile } => {
+                    (path, files::find_ignore(path, dockerfile.as_deref())?)
+                }
                 MainContext::Received { context: received, .. } => {
                     contexts.insert(None, Arc::clone(received));
                     continue;
@@ -148,7 +150,7 @@ pub(super) async fn scan_contexts(
                 let arg = request.named_contexts.iter().find(|(known, _)| known == name).map(|(_, arg)| arg);
                 let use_cache = !request.control.no_cache;
                 let fetched = match arg {
-                    Some(NamedContextArg::Dir(dir)) => Err((dir.as_path(), files::ignore(dir, None)?)),
+                    Some(NamedContextArg::Dir(dir)) => Err((dir.as_path(), files::find_ignore(dir, None)?)),
                     Some(NamedContextArg::Git(source)) => {
                         Ok(remote::git(env, source, false, use_cache).await?)
                     }
@@ -175,11 +177,14 @@ pub(super) async fn scan_contexts(
             let index = env.store.fingerprints(&identity)?;
             let patterns = plan::context_patterns(graph, &context.name);
             let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
-            let mut scanned = scan(dir, &ignore, &wanted, index)?;
+            let everything = Ignore::default();
+            let rules = ignore.as_ref().map_or(&everything, |found| &found.ignore);
+            let mut scanned = scan(dir, rules, &wanted, index)?;
             if let Some(moment) = scanned.scanned.filter(|_| scanned.seen.differ()) {
                 env.store.put_fingerprints(&env.lease, &identity, moment, &scanned.seen)?;
             }
             scanned.identity = Some(identity);
+            scanned.ignore = ignore;
             Ok(scanned)
         })?;
         for skipped in &scanned.skipped {

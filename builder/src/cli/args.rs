@@ -94,7 +94,7 @@ Examples:
   rbuild -o type=oci,dest=app.tar ."
 )]
 pub(crate) struct BuildArgs {
-    /// Directory to build from
+    /// Directory, git or http address to build from; - for standard input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: Vec<String>,
 
@@ -112,7 +112,7 @@ pub(crate) struct BuildArgs {
     pub(crate) build_args: Vec<String>,
     /// Named contexts.
     #[arg(
-        help = "Add a named context: a directory, oci-layout://DIR[:TAG|@DIGEST] or docker-image://NAME",
+        help = "Add a named context: a directory, oci-layout://DIR[:TAG|@DIGEST], docker-image://NAME, a git repository or an archive",
         long = "build-context",
         value_name = "NAME=SOURCE",
         help_heading = "What to build"
@@ -204,7 +204,7 @@ pub(crate) struct DoctorArgs {
 /// known.
 #[derive(Debug, Args)]
 pub(crate) struct GraphArgs {
-    /// Directory to build from
+    /// Directory, git or http address to build from; - for standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
     pub(crate) context: String,
     /// Read this Dockerfile (default: CONTEXT/Dockerfile)

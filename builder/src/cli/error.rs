@@ -67,7 +67,7 @@ pub enum Problem {
         cause: ReferenceError,
     },
     /// A tag with a digest: a name to give cannot fix the content.
-    #[error("invalid tag `{value}`: a tag cannot contain a digest")]
+    #[error("invalid tag `{value}`: refusing to create a tag with a digest reference")]
     TagWithDigest {
         /// As typed.
         value: String,
@@ -160,10 +160,8 @@ impl Problem {
         match self {
             Self::PushWithoutTag => Some("name the image with -t registry/repository:tag".to_owned()),
             Self::OutputType => Some("for example: -o type=oci,dest=image.tar".to_owned()),
-            Self::Tag { cause: ReferenceError::Uppercase(_), value } => {
-                Some(format!("try -t {}", value.to_ascii_lowercase()))
-            }
-            Self::Image { cause: ReferenceError::Uppercase(name) } => {
+            Self::Tag { cause: ReferenceError::Uppercase(name), .. }
+            | Self::Image { cause: ReferenceError::Uppercase(name) } => {
                 Some(format!("write it in lower case: {}", name.to_ascii_lowercase()))
             }
             Self::SeveralPlatforms => {

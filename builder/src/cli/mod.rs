@@ -58,7 +58,10 @@ pub use request::{BuildRequest, Call, CallMethod, EpochArg, GraphFormat, GraphRe
 pub use results::Results;
 pub use source::{ContextArg, DockerfileArg, NamedContextArg};
 pub use space::{CacheRequest, DuRequest, PruneRequest, ShareBy};
-pub use steps::{AgentArg, HostAddress, Resources, SecretArg, SecretBytes, SecretSource, StepOptions};
+pub use steps::{
+    AgentArg, DeviceGrant, DeviceGrants, HostAddress, Resources, SecretArg, SecretBytes, SecretSource,
+    StepOptions,
+};
 
 use args::{Cli, CommandArgs};
 use commands::{command_name, first_own_argument, with_default_command};

@@ -18,12 +18,15 @@ pub(crate) struct StepArgs {
     /// Give steps that ask for it a secret: id=ID[,src=FILE|env=VARIABLE]
     #[arg(long = "secret", value_name = "SPEC", help_heading = "How to build")]
     secrets: Vec<String>,
-    /// Give steps that ask for it your SSH agent
-    #[arg(long, value_name = "default|ID[=SOCKET]", help_heading = "How to build")]
+    /// Give steps that ask for it your SSH agent, or keys in files
+    #[arg(long, value_name = "default|ID[=SOCKET|KEY,..]", help_heading = "How to build")]
     ssh: Vec<String>,
-    /// Allow the Dockerfile to ask for network.host or security.insecure
+    /// Allow the Dockerfile to ask for network.host, security.insecure or device[=NAME[,alias=ALIAS]]
     #[arg(long, value_name = "WHAT", help_heading = "How to build")]
     allow: Vec<String>,
+    /// Where devices are described, instead of /etc/cdi and the like
+    #[arg(long = "cdi-spec-dir", value_name = "DIR", help_heading = "How to build")]
+    cdi_spec_dirs: Vec<PathBuf>,
     /// Name a host in steps' /etc/hosts
     #[arg(long = "add-host", value_name = "HOST:IP", help_heading = "How to build")]
     hosts: Vec<String>,
@@ -50,6 +53,10 @@ pub struct StepOptions {
     pub agents: Vec<AgentArg>,
     /// What the Dockerfile may ask for.
     pub entitlements: Entitlements,
+    /// Which devices it may have.
+    pub devices: DeviceGrants,
+    /// Directories that describe devices; none for the usual ones.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Names for `/etc/hosts`, in order.
     pub hosts: Vec<(String, HostAddress)>,
     /// Size of `/dev/shm`.
@@ -62,6 +69,24 @@ pub struct StepOptions {
     pub cgroup_parent: Option<String>,
     /// `BUILDKIT_CACHE_MOUNT_NS`: keeps caches of one id apart.
     pub cache_namespace: String,
+}
+
+/// `--allow device`: devices that steps may have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceGrants {
+    /// All that there are.
+    pub all: bool,
+    /// Some by name.
+    pub named: Vec<DeviceGrant>,
+}
+
+/// One `--allow device=NAME[,alias=ALIAS]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceGrant {
+    /// What is allowed, as `RUN --device` names it.
+    pub name: String,
+    /// What the Dockerfile calls it.
+    pub alias: Option<String>,
 }
 
 /// One `--secret`.
@@ -166,19 +191,10 @@ impl StepOptions {
         options.entitlements.ssh = !options.agents.is_empty();
         // As with buildx: who asks for it on the command line need not allow it as well.
         options.entitlements.host_network = network_is_host;
-        for text in args.allow.iter().flat_map(|text| text.split(',')) {
-            match text {
-                "network.host" => options.entitlements.host_network = true,
-                "security.insecure" => options.entitlements.insecure = true,
-                device if device == "device" || device.starts_with("device=") => {
-                    let what = "giving steps devices".to_owned();
-                    return Err(Problem::ValueNotYet { flag: "--allow", what });
-                }
-                other => {
-                    return Err(wrong("--allow", other, "expected network.host or security.insecure"));
-                }
-            }
+        for text in &args.allow {
+            options.allow(text)?;
         }
+        options.cdi_dirs.clone_from(&args.cdi_spec_dirs);
         for text in args.hosts.iter().flat_map(|text| text.split(',')) {
             options.hosts.push(parse_host(text)?);
         }
@@ -202,6 +218,44 @@ impl StepOptions {
         }
         Ok(options)
     }
+}
+
+impl StepOptions {
+    /// A list of what is allowed, or a device, which has commas of its own.
+    fn allow(&mut self, text: &str) -> Result<(), Problem> {
+        if let Some(device) = text.strip_prefix("device=") {
+            self.devices.named.push(parse_device(device)?);
+            return Ok(());
+        }
+        for text in text.split(',') {
+            match text {
+                "network.host" => self.entitlements.host_network = true,
+                "security.insecure" => self.entitlements.insecure = true,
+                "device" => self.devices.all = true,
+                other => {
+                    let expected = "expected network.host, security.insecure or device[=NAME]";
+                    return Err(wrong("--allow", other, expected));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `NAME[,alias=ALIAS]`.
+fn parse_device(text: &str) -> Result<DeviceGrant, Problem> {
+    const FLAG: &str = "--allow";
+    let fields =
+        parse_record(text).map_err(|cause| Problem::Csv { flag: FLAG, value: text.to_owned(), cause })?;
+    let refused =
+        || wrong(FLAG, &format!("device={text}"), "expected device=vendor.com/class=name[,alias=ALIAS]");
+    let (name, options) = fields.split_first().filter(|(name, _)| !name.is_empty()).ok_or_else(refused)?;
+    let mut grant = DeviceGrant { name: name.clone(), alias: None };
+    for option in options {
+        let alias = option.strip_prefix("alias=").filter(|alias| !alias.is_empty()).ok_or_else(refused)?;
+        grant.alias = Some(alias.to_owned());
+    }
+    Ok(grant)
 }
 
 fn wrong(flag: &'static str, value: &str, expected: &str) -> Problem {
@@ -253,7 +307,7 @@ fn parse_secret(text: &str, env: &Env) -> Result<SecretArg, Problem> {
 fn parse_agent(text: &str, env: &Env) -> Result<AgentArg, Problem> {
     let (id, paths) = text.split_once('=').unwrap_or((text, ""));
     if id.is_empty() {
-        return Err(wrong("--ssh", text, "expected default or ID[=SOCKET]"));
+        return Err(wrong("--ssh", text, "expected default, ID=SOCKET or ID=KEY"));
     }
     let mut paths: Vec<PathBuf> =
         paths.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
@@ -403,6 +457,21 @@ mod tests {
         assert_eq!(agent("x=/a,/b").paths, [PathBuf::from("/a"), PathBuf::from("/b")]);
         let error = parse_agent("default", &Env::fixed([])).unwrap_err().to_string();
         assert!(error.contains("SSH_AUTH_SOCK"), "{error}");
+    }
+
+    #[test]
+    fn devices_are_allowed_all_or_one_by_one() {
+        let mut options = StepOptions::default();
+        for text in ["network.host,device", "device=a.b/c=d", "device=a.b/c=d,alias=e"] {
+            options.allow(text).unwrap();
+        }
+        assert!(options.devices.all && options.entitlements.host_network);
+        let grant =
+            |alias: Option<&str>| DeviceGrant { name: "a.b/c=d".into(), alias: alias.map(Into::into) };
+        assert_eq!(options.devices.named, [grant(None), grant(Some("e"))]);
+        for text in ["device=", "device=a,alia=b", "device=a,alias=", "devices"] {
+            assert!(options.allow(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn tags_are_checked_before_building() {
     let digest = format!("a@sha256:{}", "0".repeat(64));
     assert_eq!(
         refused(&["-t", &digest, "."]),
-        format!("invalid tag `{digest}`: a tag cannot contain a digest")
+        format!("invalid tag `{digest}`: refusing to create a tag with a digest reference")
     );
 }
 

@@ -1,12 +1,13 @@
 //! `rbuild doctor`: what this machine offers for building, and the remedy for each gap.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rbuild_sandbox::ladder::{self, Isolation, Rung};
 use rbuild_sandbox::{ProbeResult, probe_rung};
 use serde_json::json;
 
+use crate::devices::{Registry, SPEC_DIRS};
 use crate::error::BuildError;
 use crate::host;
 use crate::settings::Settings;
@@ -33,11 +34,14 @@ pub(super) fn run(settings: &Settings, root: Option<&Path>, as_json: bool) -> Re
         .collect();
     let auto = Rung::AUTO.into_iter().find(|rung| tried.iter().any(|one| one.rung == *rung && one.works()));
     let auto = auto.unwrap_or(Rung::NoRun);
-    super::print(&if as_json { document(&tried, auto, &store) } else { text(&tried, auto, &store) })
+    let devices = Registry::read(&SPEC_DIRS.map(PathBuf::from));
+    let shown =
+        if as_json { document(&tried, auto, &store, &devices) } else { text(&tried, auto, &store, &devices) };
+    super::print(&shown)
 }
 
 /// A line for each isolation; below it what fails, or, for the one in use, every part.
-fn text(tried: &[Tried], auto: Rung, store: &Path) -> String {
+fn text(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String {
     let mut text = String::new();
     let names = tried.iter().flat_map(|one| &one.results).map(|result| result.name.len());
     let width = names.max().unwrap_or(0);
@@ -60,10 +64,16 @@ fn text(tried: &[Tried], auto: Rung, store: &Path) -> String {
         }
     }
     let _ = writeln!(text, "\nisolation: {auto}\nstore: {}", store.display());
+    for name in devices.names() {
+        let _ = writeln!(text, "device: {name}");
+    }
+    for (file, why) in devices.broken() {
+        let _ = writeln!(text, "no devices: {} is broken: {why}", file.display());
+    }
     text
 }
 
-fn document(tried: &[Tried], auto: Rung, store: &Path) -> String {
+fn document(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String {
     let part = |result: &ProbeResult| {
         json!({
             "name": result.name,
@@ -83,6 +93,7 @@ fn document(tried: &[Tried], auto: Rung, store: &Path) -> String {
     let document = json!({
         "isolation": auto.name(),
         "store": store,
+        "devices": devices.names().collect::<Vec<_>>(),
         "rungs": tried.iter().map(rung).collect::<Vec<_>>(),
     });
     let text = serde_json::to_string_pretty(&document).unwrap_or_default();

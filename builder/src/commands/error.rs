@@ -44,6 +44,15 @@ pub enum ImageError {
     /// The stored config of an image is gone or damaged.
     #[error("the config of image {0} is not in the store any more, or is damaged")]
     Config(String),
+    /// An archive that cannot be written.
+    #[error("failed to save image to `{}`", .path.display())]
+    Save {
+        /// Where; `-` is standard output.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// An archive for a terminal.
     #[error("cowardly refusing to save to a terminal. Use the -o flag or redirect")]
     SaveToTerminal,
@@ -78,7 +87,7 @@ pub enum ImageError {
     #[error(transparent)]
     Credentials(#[from] KeychainError),
     /// No terminal to ask at.
-    #[error("cannot perform an interactive login from a non-TTY device")]
+    #[error("Cannot perform an interactive login from a non TTY device")]
     NotATerminal,
     /// An empty name or password, or one that no file can hold.
     #[error("the {what} {problem}")]
@@ -112,6 +121,14 @@ pub enum ImageError {
     /// An index without entries.
     #[error("nothing is left to join: no source has a wanted platform")]
     NothingToJoin,
+    /// The repository is here with other tags.
+    #[error("tag does not exist: {name}")]
+    NoSuchTag {
+        /// As people write it.
+        name: String,
+        /// Those that are here.
+        similar: Vec<String>,
+    },
     /// All tags of a repository, and none is here.
     #[error("An image does not exist locally with the tag: {0}")]
     NoTags(String),
@@ -146,7 +163,7 @@ impl ImageError {
             Self::NoSuchImage { similar, .. } if similar.is_empty() => {
                 vec!["rbuild images lists what is here; rbuild pull gets an image".to_owned()]
             }
-            Self::NoSuchImage { similar, .. } => vec![format!("there is {}", similar.join(", "))],
+            Self::NoSuchImage { similar, .. } | Self::NoSuchTag { similar, .. } => vec![format!("there is {}", similar.join(", "))],
             Self::Ambiguous { .. } => vec!["type more of it, or use the image's name".to_owned()],
             Self::SeveralRepositories { .. } => {
                 vec!["remove it by name, or everywhere at once with -f".to_owned()]

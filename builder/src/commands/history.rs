@@ -22,6 +22,7 @@ use crate::timestamp;
 const CREATED_BY_CHARS: usize = 45;
 
 const TABLE: &str = "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}";
+const TABLE_FOR_PROGRAMS: &str = "{{.ID}}\t{{.CreatedAt}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}";
 
 const COLUMNS: [Column; 6] = [
     Column { field: "ID", heading: "IMAGE" },
@@ -47,7 +48,8 @@ pub(super) fn run(
     settings: Settings,
     root: Option<&Path>,
 ) -> Result<(), BuildError> {
-    let format = Format::parse(&request.format, TABLE).map_err(ImageError::from)?;
+    let table = if request.human { TABLE } else { TABLE_FOR_PROGRAMS };
+    let format = Format::parse(&request.format, table).map_err(ImageError::from)?;
     let host = Host::open(settings, root)?;
     let images = Images::load(&host.store)?;
     let named = images.find(&request.name)?.named();
@@ -55,7 +57,8 @@ pub(super) fn run(
     let config = stored::config(&host.store, record)?;
     let sizes = sizes(&host.store, record)?;
     let rows = rows(&config, &record.config.to_string(), &sizes, request, SystemTime::now());
-    let text = if request.quiet {
+    // A template of one's own wins over -q, as in docker.
+    let text = if request.quiet && matches!(&*request.format, "" | "table") {
         rows.iter().filter_map(|row| row["ID"].as_str()).map(|id| format!("{id}\n")).collect()
     } else {
         format.render(&COLUMNS, &rows, &ROW).map_err(ImageError::from)?
@@ -81,11 +84,12 @@ fn rows(
     let mut rows: Vec<Value> = Vec::with_capacity(config.history.len());
     for entry in &config.history {
         let size = if entry.empty_layer { 0 } else { sizes.next().copied().unwrap_or(0) };
-        let created = entry.created.as_deref().unwrap_or_default();
-        let since = match timestamp::parse_rfc3339(created) {
+        // Whole seconds, and what docker shows when there is no time.
+        let seconds = entry.created.as_deref().and_then(timestamp::parse_rfc3339);
+        let created = seconds.map_or_else(|| "N/A".to_owned(), |seconds| timestamp::rfc3339(seconds, 0));
+        let since = match seconds {
             Some(seconds) if request.human => age(seconds, now),
-            Some(_) => created.to_owned(),
-            None => "N/A".to_owned(),
+            _ => created.clone(),
         };
         let by = entry.created_by.as_deref().unwrap_or_default().replace(['\t', '\n'], " ");
         rows.push(json!({

@@ -1,5 +1,6 @@
 //! `rbuild images`.
 
+use std::cmp::Ordering;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,10 +61,7 @@ pub(super) fn run(
     let images = Images::load(&host.store)?;
     let mut wanted = filtered(&host.store, &images, request)?;
     // Newest first, as Docker lists them.
-    wanted.sort_by(|a, b| {
-        let newest = b.record.created_unix_ns.cmp(&a.record.created_unix_ns);
-        newest.then_with(|| a.reference.cmp(&b.reference))
-    });
+    wanted.sort_by(|a, b| newest_first(a, b));
     if request.tree {
         return super::print(&image_tree::render(&host.store, &wanted)?);
     }
@@ -76,16 +74,9 @@ fn render(
     format: &Format,
     now: SystemTime,
 ) -> Result<String, BuildError> {
-    // A template of one's own wins over -q, as in docker.
-    if request.quiet && request.format.is_empty() {
-        let mut ids: Vec<String> = Vec::new();
-        for named in images {
-            let id = id(&named.record, request.no_trunc);
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-        return Ok(ids.iter().map(|id| format!("{id}\n")).collect());
+    // A template of one's own wins over -q, as in docker; and an image has a line for each of its names.
+    if request.quiet && matches!(&*request.format, "" | "table") {
+        return Ok(images.iter().map(|named| id(&named.record, request.no_trunc) + "\n").collect());
     }
     let rows: Vec<Value> = images.iter().map(|named| row(named, request.no_trunc, now)).collect();
     Ok(format.render(&COLUMNS, &rows, &ROW).map_err(ImageError::from)?)
@@ -197,6 +188,12 @@ fn is_like(pattern: &str, name: &str) -> bool {
             _ => return false,
         }
     }
+}
+
+/// Docker's order.
+pub(super) fn newest_first(a: &Named, b: &Named) -> Ordering {
+    let newest = b.record.created_unix_ns.cmp(&a.record.created_unix_ns);
+    newest.then_with(|| a.reference.cmp(&b.reference))
 }
 
 /// Age at `now` of what was made at this Unix time, as Docker prints it.

@@ -22,32 +22,36 @@ const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 
 const TEXTS: Shape = Shape::List(&Shape::Text);
 
-/// The fields of an image for templates.
+/// Keys alone, as of ports and volumes: each prints as `80/tcp:{}`.
+const SET: Shape = Shape::Map(&Shape::Struct(&[]));
+
+/// The fields of an image for templates; Docker's engine gave `Parent` and `DockerVersion` empty, too, before it dropped them.
 const IMAGE: Shape = Shape::Struct(&[
     ("Id", Shape::Text),
     ("RepoTags", TEXTS),
     ("RepoDigests", TEXTS),
-    ("Created", Shape::Text),
-    ("Author", Shape::Text),
+    ("Parent", Shape::Text),
     ("Comment", Shape::Text),
+    ("Created", Shape::Text),
+    ("DockerVersion", Shape::Text),
+    ("Author", Shape::Text),
     ("Architecture", Shape::Text),
     ("Variant", Shape::Text),
     ("Os", Shape::Text),
     ("OsVersion", Shape::Text),
     ("Size", Shape::Number),
-    ("VirtualSize", Shape::Number),
     (
         "Config",
         Shape::Struct(&[
             ("Hostname", Shape::Text),
             ("Domainname", Shape::Text),
             ("User", Shape::Text),
-            ("ExposedPorts", Shape::Map(&Shape::Any)),
+            ("ExposedPorts", SET),
             ("Env", TEXTS),
             ("Cmd", TEXTS),
             ("Entrypoint", TEXTS),
             ("Image", Shape::Text),
-            ("Volumes", Shape::Map(&Shape::Any)),
+            ("Volumes", SET),
             ("WorkingDir", Shape::Text),
             ("Labels", Shape::Map(&Shape::Text)),
             ("StopSignal", Shape::Text),
@@ -56,10 +60,10 @@ const IMAGE: Shape = Shape::Struct(&[
                 "Healthcheck",
                 Shape::Struct(&[
                     ("Test", TEXTS),
-                    ("Interval", Shape::Number),
-                    ("Timeout", Shape::Number),
-                    ("StartPeriod", Shape::Number),
-                    ("StartInterval", Shape::Number),
+                    ("Interval", Shape::Duration),
+                    ("Timeout", Shape::Duration),
+                    ("StartPeriod", Shape::Duration),
+                    ("StartInterval", Shape::Duration),
                     ("Retries", Shape::Number),
                 ]),
             ),
@@ -155,10 +159,10 @@ fn show(
     put("Id", json!(record.config));
     put("RepoTags", json!(tags));
     put("RepoDigests", json!(digests));
-    put("Created", json!(config.created));
-    put("Author", json!(config.author.clone().unwrap_or_default()));
     let comment = config.history.last().and_then(|entry| entry.comment.clone());
     put("Comment", json!(comment.unwrap_or_default()));
+    put("Created", json!(config.created));
+    put("Author", json!(config.author.clone().unwrap_or_default()));
     put("Config", json!(config.config));
     put("Architecture", json!(config.platform.architecture));
     if let Some(variant) = &config.platform.variant {

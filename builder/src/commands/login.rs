@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use rbuild_registry::{Client, Kept, Server, erase_credentials, store_credentials};
+use rbuild_registry::{Client, Kept, RegistryError, Server, erase_credentials, store_credentials};
 
 use super::{ImageError, password};
 use crate::cli::{LoginRequest, PasswordSource};
@@ -17,6 +17,9 @@ pub(super) fn run(request: &LoginRequest, settings: &Settings) -> Result<(), Bui
         warn("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
     }
     let asks = request.user.is_none() || request.password == PasswordSource::Terminal;
+    if request.user.is_none() && asks && is_kept(&server, settings)? {
+        return super::print("Login Succeeded\n");
+    }
     if asks && !can_ask {
         return Err(ImageError::NotATerminal.into());
     }
@@ -54,6 +57,29 @@ pub(super) fn run(request: &LoginRequest, settings: &Settings) -> Result<(), Bui
         ));
     }
     super::print("Login Succeeded\n")
+}
+
+/// Whether the registry takes what is kept for it already. What it refuses is asked for anew.
+fn is_kept(server: &Server, settings: &Settings) -> Result<bool, BuildError> {
+    super::with_signals(async |cancel| {
+        super::unless_canceled(&cancel, async {
+            match Client::new(settings.registry.clone())?.verify_kept(server).await {
+                Err(error @ RegistryError::Unauthorized { .. }) => {
+                    warn(&format!("What is kept for {server} is refused: {error}"));
+                    Ok(false)
+                }
+                kept => Ok(kept.map_err(|source| ImageError::Login {
+                    server: server.to_string(),
+                    source: Box::new(source),
+                })?),
+            }
+        })
+        .await
+    })
+    .and_then(|is_kept| match is_kept {
+        true => super::print("Authenticating with existing credentials...\n").map(|()| true),
+        false => Ok(false),
+    })
 }
 
 /// Forgets the credentials. Nothing kept is no failure.

@@ -18,6 +18,7 @@ use crate::error::BuildError;
 use crate::ops::ExecEnv;
 use crate::ops::download::RemoteLayer;
 use crate::resolve::CONFIG_BYTES_MAX;
+use crate::timestamp;
 
 /// What a name stands for: one image, or an index with all its images.
 pub(super) async fn set(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<ImageSet, BuildError> {
@@ -101,17 +102,29 @@ pub(super) async fn image(env: &Arc<ExecEnv>, record: &ImageRecord) -> Result<Pa
             ImageLayer { place: Place::There(remote), diff_id, size, is_base: true, clamp: None }
         }));
     }
-    for (id, diff_id) in record.local_layers() {
+    let times = layer_times(&config);
+    for (at, (id, diff_id)) in record.local_layers().enumerate() {
         let info = env.store.layer(id)?.ok_or_else(|| BuildError::LayerVanished(id.to_string()))?;
-        let size = info.tar.map_or(0, |(_, bytes)| bytes);
+        // Built for an epoch, the image has another tar of these files than the layer itself: newer times are set back
+        // to the time that its history gives.
+        let is_clamped = info.tar.is_none_or(|(own, _)| own != diff_id);
+        let clamp = times.get(record.absent_layers().len() + at).copied().flatten().filter(|_| is_clamped);
         // A pulled layer has a blob that some registry made: it is used as it is.
-        layers.push(ImageLayer { place: Place::Here(id), diff_id, size, is_base: true, clamp: None });
+        let (place, size, is_base) = (Place::Here(id), info.size_bytes, clamp.is_none());
+        layers.push(ImageLayer { place, diff_id, size, is_base, clamp });
     }
     let image = BuiltImage { config, config_bytes, id: record.config, layers, base: None };
     match as_recorded(&env.store, record, &image)? {
         Some(packed) => Ok(packed),
         None => pack(env, image, &DEFAULT_GZIP.into()).await,
     }
+}
+
+/// When each layer was made, in Unix seconds, where the history says it in whole ones: an epoch has no others.
+fn layer_times(config: &ImageConfig) -> Vec<Option<i64>> {
+    let steps = config.history.iter().filter(|step| !step.empty_layer);
+    let whole = |text: &&str| !text.contains('.');
+    steps.map(|step| step.created.as_deref().filter(whole).and_then(timestamp::parse_rfc3339)).collect()
 }
 
 /// The recorded manifest, when the store has it and all its layers' blobs, or can make them again.

@@ -53,18 +53,20 @@ pub(super) fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<S
         }
     }
     let mut lines = Vec::new();
-    for named in &going {
+    // All names of an image above the line that says it is gone.
+    going.sort_by_key(|named| images.names_of(named.record.config).next().map(|first| &first.raw));
+    for (at, named) in going.iter().enumerate() {
         // Somebody else may have removed it meanwhile.
         if store.remove_image(&named.raw)? && named.reference.is_some() {
             lines.push(format!("untagged: {}\n", named.familiar()));
         }
-        let is_last =
-            images.names_of(named.record.config).all(|other| going.iter().any(|gone| gone.raw == other.raw));
-        let line = format!("deleted: {}\n", named.record.config);
-        if is_last && !lines.contains(&line) {
+        let is_last = images
+            .names_of(named.record.config)
+            .all(|other| going[..=at].iter().any(|gone| gone.raw == other.raw));
+        if is_last {
             // A stand-in from before the image had a name must not bring it back.
             store.remove_image(&named.record.config.to_string())?;
-            lines.push(line);
+            lines.push(format!("deleted: {}\n", named.record.config));
         }
     }
     Ok(lines)

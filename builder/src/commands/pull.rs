@@ -12,6 +12,7 @@ use crate::assemble::emit::Emissions;
 use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::{Env, PullRequest, StepOptions};
+use crate::devices::Devices;
 use crate::error::BuildError;
 use crate::export;
 use crate::host::Host;
@@ -49,15 +50,25 @@ async fn pull(
     let platform = request.platform.clone().unwrap_or_else(Platform::host);
     let env = Arc::new(plain_env(host, events, cancel, client.clone())?);
     let mut text = String::new();
+    let mut is_new = false;
     for name in names(request, &client, cancel).await? {
+        let known = host.store.image(&name.to_string())?.and_then(|record| record.digest());
         let digest = pull_one(&name, &platform, host, &env, cancel).await?;
-        match request.quiet {
-            true => text.push_str(&format!("{name}\n")),
-            false => text.push_str(&format!("Digest: {digest}\n{name}\n")),
-        }
+        is_new |= known != Some(digest);
+        let path = name.repository();
+        let tag = name.tag().map_or_else(|| name.to_string(), str::to_owned);
+        text.push_str(&format!("{tag}: Pulling from {path}\nDigest: {digest}\n"));
     }
     resolve::remark_on_quotas(&client, events);
-    Ok(text)
+    let (familiar, whole) = match request.all_tags {
+        true => (request.name.familiar_name(), request.name.name()),
+        false => (request.name.familiar(), request.name.to_string()),
+    };
+    if request.quiet {
+        return Ok(format!("{whole}\n"));
+    }
+    let status = if is_new { "Downloaded newer image" } else { "Image is up to date" };
+    Ok(format!("{text}Status: {status} for {familiar}\n{whole}\n"))
 }
 
 /// The name, or every tag of the repository.
@@ -128,6 +139,7 @@ pub(super) fn plain_env(
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         agents: Agents::default(),
+        devices: Devices::default(),
         groups: Groups::default(),
         materialised: Materialised::default(),
         emissions: Emissions::default(),

@@ -56,14 +56,30 @@ fn names(request: &PushRequest, host: &Host) -> Result<Vec<Reference>, BuildErro
     if !request.all_tags {
         return Ok(vec![request.name.clone()]);
     }
-    let images = Images::load(&host.store)?;
-    let is_meant = |name: &Reference| name.name() == request.name.name() && name.tag().is_some();
-    let names: Vec<Reference> =
-        images.all.iter().filter_map(|named| named.reference.clone()).filter(is_meant).collect();
+    let names = tags_of(&request.name, host)?;
     match names.is_empty() {
         true => Err(ImageError::NoTags(request.name.familiar_name()).into()),
         false => Ok(names),
     }
+}
+
+/// Why an image that is not here cannot be pushed.
+fn missing(name: &Reference, host: &Host) -> Result<BuildError, BuildError> {
+    let similar = tags_of(name, host)?;
+    let name = name.familiar();
+    Ok(match similar.is_empty() {
+        true => BuildError::NoSuchImage(name),
+        false => {
+            ImageError::NoSuchTag { name, similar: similar.iter().map(Reference::familiar).collect() }.into()
+        }
+    })
+}
+
+/// Every name of its repository that is here.
+fn tags_of(name: &Reference, host: &Host) -> Result<Vec<Reference>, BuildError> {
+    let is_meant = |other: &Reference| other.name() == name.name() && other.tag().is_some();
+    let images = Images::load(&host.store)?.all.into_iter();
+    Ok(images.filter_map(|named| named.reference).filter(is_meant).collect())
 }
 
 async fn push_one(
@@ -75,7 +91,7 @@ async fn push_one(
 ) -> Result<String, BuildError> {
     let (client, events) = (&env.registry, &env.events);
     let stored = name.to_string();
-    let record = host.store.image(&stored)?.ok_or_else(|| BuildError::NoSuchImage(name.familiar()))?;
+    let Some(record) = host.store.image(&stored)? else { return Err(missing(name, host)?) };
     let vertex = events.vertex(format!("pushing {}", name.familiar()));
     events.started(vertex);
     let set = match &request.platform {

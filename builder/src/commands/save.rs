@@ -107,5 +107,5 @@ async fn save(
         Err(join) => std::panic::resume_unwind(join.into_panic()),
     };
     let path = request.output.clone().unwrap_or_else(|| PathBuf::from("-"));
-    result.map_err(|source| BuildError::Export { path, source })
+    Ok(result.map_err(|source| ImageError::Save { path, source })?)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rbuild_cache::gc::{self, Collected, Collector, DiskUsage, Policy, UsageEntry, UsageKind};
 use rbuild_cache::layer::OverlayForm;
 use rbuild_cache::store::{Rebuilt, Store, StoreError, StoreOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::shares::{self, kind};
 use crate::cli::{DuRequest, PruneRequest};
@@ -223,8 +223,8 @@ fn paragraph(entry: &UsageEntry) -> String {
     text
 }
 
-fn json_line(entry: &UsageEntry) -> String {
-    let document = json!({
+pub(super) fn json_value(entry: &UsageEntry) -> Value {
+    json!({
         "ID": entry.id,
         "Parents": null,
         "CreatedAt": moment(entry.created_unix_ns),
@@ -237,8 +237,11 @@ fn json_line(entry: &UsageEntry) -> String {
         "UsageCount": entry.usage_count,
         "LastUsedAt": moment(entry.used_unix_ns),
         "Type": kind(entry.kind),
-    });
-    format!("{document}\n")
+    })
+}
+
+fn json_line(entry: &UsageEntry) -> String {
+    format!("{}\n", json_value(entry))
 }
 
 /// Descriptions come from Dockerfiles: nothing of theirs may steer the terminal.

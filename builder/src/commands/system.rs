@@ -9,6 +9,7 @@ use rbuild_cache::store::{LayerId, Store};
 use rbuild_oci::Digest;
 use serde_json::{Value, json};
 
+use super::images::newest_first;
 use super::space::Place;
 use super::stored::{Images, Named};
 use super::{ImageError, images, prune_images, space};
@@ -17,7 +18,7 @@ use crate::error::BuildError;
 use crate::host::Host;
 use crate::report::human;
 use crate::settings::Settings;
-use crate::template::{Column, Format, Shape};
+use crate::template::{Column, Format, Shape, Template};
 use crate::timestamp;
 
 const TABLE: &str = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
@@ -87,11 +88,17 @@ pub(super) fn df(
     root: Option<&Path>,
 ) -> Result<(), BuildError> {
     let format = Format::parse(&request.format, TABLE).map_err(ImageError::from)?;
+    // What -v shows is one value, not rows.
+    let whole = match (request.verbose, &*request.format) {
+        (false, _) | (true, "" | "table") => None,
+        (true, "json") => Some(Template::parse("{{json .}}").map_err(ImageError::from)?),
+        (true, text) => Some(Template::parse(text).map_err(ImageError::from)?),
+    };
     let host = Host::open(settings, root)?;
     let usage = gc::usage(&host.store)?;
     let images = Images::load(&host.store)?;
     let text = match request.verbose {
-        true => verbose(&host.store, &images, &usage)?,
+        true => verbose(&host.store, &images, &usage, whole.as_ref())?,
         false => {
             let rows = rows(&host.store, &images, &usage)?;
             format.render(&COLUMNS, &rows, &ROW).map_err(ImageError::from)?
@@ -99,6 +106,14 @@ pub(super) fn df(
     };
     super::print(&text)
 }
+
+/// All that -v shows, for templates.
+const WHOLE: Shape = Shape::Struct(&[
+    ("Images", Shape::List(&images::ROW)),
+    ("Containers", Shape::List(&Shape::Any)),
+    ("Volumes", Shape::List(&Shape::Any)),
+    ("BuildCache", Shape::List(&Shape::Any)),
+]);
 
 /// Docker's four lines. Containers and volumes are not rbuild's business, and scripts look for their lines.
 fn rows(store: &Store, images: &Images, usage: &DiskUsage) -> Result<Vec<Value>, BuildError> {
@@ -110,11 +125,11 @@ fn rows(store: &Store, images: &Images, usage: &DiskUsage) -> Result<Vec<Value>,
         let share = (free * 100).checked_div(size).map(|percent| format!(" ({percent}%)"));
         let share = share.unwrap_or_default();
         json!({
-            "Type": kind,
-            "TotalCount": total.to_string(),
             "Active": active.to_string(),
-            "Size": human::size_precise(size),
             "Reclaimable": format!("{}{share}", human::size_precise(free)),
+            "Size": human::size_precise(size),
+            "TotalCount": total.to_string(),
+            "Type": kind,
         })
     };
     let reclaimable = usage.reclaimable_bytes();
@@ -134,7 +149,8 @@ struct Held {
 }
 
 fn distinct(images: &Images) -> BTreeMap<Digest, &Named> {
-    images.all.iter().map(|named| (named.record.config, named)).collect()
+    // The first name of several.
+    images.all.iter().rev().map(|named| (named.record.config, named)).collect()
 }
 
 fn layers_of(store: &Store, images: &Images) -> Result<BTreeMap<LayerId, Held>, BuildError> {
@@ -145,32 +161,46 @@ fn layers_of(store: &Store, images: &Images) -> Result<BTreeMap<LayerId, Held>, 
                 known.images += 1;
                 continue;
             }
-            let bytes = store.layer(id)?.and_then(|info| info.tar).map_or(0, |(_, bytes)| bytes);
+            let bytes = store.layer(id)?.map_or(0, |info| info.size_bytes);
             held.insert(id, Held { bytes, images: 1 });
         }
     }
     Ok(held)
 }
 
-fn verbose(store: &Store, images: &Images, usage: &DiskUsage) -> Result<String, BuildError> {
+fn verbose(
+    store: &Store,
+    images: &Images,
+    usage: &DiskUsage,
+    whole: Option<&Template>,
+) -> Result<String, BuildError> {
     let now = SystemTime::now();
     let held = layers_of(store, images)?;
-    let rows: Vec<Value> = images
-        .all
-        .iter()
+    // As in docker, an image has one line, with its first name; newest first.
+    let mut shown: Vec<&Named> = distinct(images).into_values().collect();
+    shown.sort_by(|a, b| newest_first(a, b));
+    let rows: Vec<Value> = shown
+        .into_iter()
         .map(|named| {
             let of = |shared: bool| {
                 let layers = named.record.all_layers().filter_map(|id| held.get(&id));
                 layers.filter(|layer| (layer.images > 1) == shared).map(|layer| layer.bytes).sum::<u64>()
             };
-            let mut row = images::row(named, false, now);
+            let mut row = images::row(named, whole.is_some(), now);
             row["SharedSize"] = json!(human::size_precise(of(true)));
             row["UniqueSize"] = json!(human::size_precise(of(false)));
-            row["Size"] = json!(human::size_precise(named.record.size_bytes));
+            if whole.is_none() {
+                row["Size"] = json!(human::size_precise(named.record.size_bytes));
+            }
             row["Containers"] = json!("0");
             row
         })
         .collect();
+    if let Some(whole) = whole {
+        let cache: Vec<Value> = usage.entries.iter().map(space::json_value).collect();
+        let value = json!({"Images": rows, "Containers": [], "Volumes": [], "BuildCache": cache});
+        return Ok(whole.render(&value, &WHOLE).map_err(ImageError::from)? + "\n");
+    }
     let format = Format::parse("", IMAGES).map_err(ImageError::from)?;
     let mut text = String::from("Images space usage:\n\n");
     text.push_str(&format.render(&images::COLUMNS, &rows, &images::ROW).map_err(ImageError::from)?);

@@ -82,12 +82,6 @@ pub fn require_dir(context: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// Reads the ignore file: `<Dockerfile>.dockerignore` when it exists, even empty, else the context's `.dockerignore`.
-/// Named contexts pass no Dockerfile.
-pub fn ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, BuildError> {
-    Ok(find_ignore(context, dockerfile)?.map(|found| found.ignore).unwrap_or_default())
-}
-
 /// What lint rules want to know about a directory as main context.
 pub fn facts(context: &Path, dockerfile: Option<&Path>) -> Result<ContextFacts, BuildError> {
     let ignore = find_ignore(context, dockerfile)?.map(|found| found.ignore);
@@ -114,7 +108,8 @@ pub fn default_dockerfile(context: &Path) -> Option<PathBuf> {
     DEFAULT_NAMES.iter().map(|name| context.join(name)).find(|path| path.is_file())
 }
 
-/// The ignore file that counts, when there is one: see [`ignore`].
+/// The ignore file that counts, when there is one: `<Dockerfile>.dockerignore` if it exists, even empty, else the
+/// context's `.dockerignore`. Named contexts pass no Dockerfile.
 pub fn find_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<Option<FoundIgnore>, BuildError> {
     let beside = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
@@ -199,8 +194,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join(".dockerignore"), "*.md").expect("write");
         let dockerfile = dir.path().join("Dockerfile");
-        assert!(ignore(dir.path(), Some(&dockerfile)).expect("ignore").matches("a.md"));
+        let excludes = |path| {
+            let found = find_ignore(dir.path(), Some(&dockerfile)).expect("readable").expect("there");
+            found.ignore.matches(path)
+        };
+        assert!(excludes("a.md"));
         fs::write(dir.path().join("Dockerfile.dockerignore"), "").expect("write");
-        assert!(!ignore(dir.path(), Some(&dockerfile)).expect("ignore").matches("a.md"));
+        assert!(!excludes("a.md"));
     }
 }

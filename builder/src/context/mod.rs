@@ -1,5 +1,6 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
+pub mod absent;
 pub mod epoch;
 pub mod files;
 pub mod list;

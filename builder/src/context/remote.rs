@@ -192,6 +192,7 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         suspects: Vec::new(),
         seen: Arc::default(),
         scanned: None,
+        ignore: None,
     })
 }
 

@@ -26,6 +26,7 @@ use rbuild_cache::tree::{
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
 use rustix::fs::{Mode, OFlags, Stat};
 
+use crate::context::files::FoundIgnore;
 use crate::context::wanted::Wanted;
 use crate::error::StepFailure;
 pub(super) use lister::names_in;
@@ -60,6 +61,8 @@ pub struct ScannedContext {
     pub seen: Arc<SeenFiles>,
     /// When the scan began; `None` when no stat index is kept.
     pub scanned: Option<ScanMoment>,
+    /// The ignore file that left entries out, for those who miss one.
+    pub ignore: Option<FoundIgnore>,
 }
 
 impl ScannedContext {
@@ -219,6 +222,7 @@ fn walk(
         suspects,
         seen,
         scanned,
+        ignore: None,
     }))
 }
 

@@ -159,6 +159,7 @@ fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> 
         suspects: Vec::new(),
         seen: Arc::default(),
         scanned: None,
+        ignore: None,
     })
 }
 

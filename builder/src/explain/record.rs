@@ -151,6 +151,10 @@ pub fn fields(op: &Op) -> Vec<Field> {
                 let name = format!("--mount {}", index + 1);
                 fields.push(field(Class::Option, &name, &mount.declaration()));
             }
+            for device in &op.devices {
+                let required = if device.required { ",required" } else { "" };
+                fields.push(field(Class::Option, "--device", &format!("{}{required}", device.name)));
+            }
             fields.push(field(Class::Option, "platform", &op.platform.to_string()));
             for (name, value) in &op.env {
                 let keyword = if op.arg_names.contains(name) { "ARG" } else { "ENV" };

@@ -20,7 +20,7 @@ pub fn record(
 ) -> Result<ImageRecord, BuildError> {
     let mut size_bytes = 0;
     for layer in layers {
-        size_bytes += store.layer(*layer)?.and_then(|info| info.tar).map_or(0, |(_, bytes)| bytes);
+        size_bytes += store.layer(*layer)?.map_or(0, |info| info.size_bytes);
     }
     Ok(ImageRecord {
         config: store.put_blob(lease, &image.config_bytes)?,

@@ -150,6 +150,25 @@ pub fn prepare(
     Ok(prepared)
 }
 
+/// What of a step's mounts can be had where nothing is mounted: secrets as variables, and what nobody gave and nobody
+/// requires.
+pub fn prepare_without_mounts(env: &ExecEnv, op: &RunOp) -> Result<Prepared, StepFailure> {
+    let mut prepared = Prepared::default();
+    for mount in &op.mounts {
+        match mount {
+            Mount::Secret(secret) => {
+                if secret.target.is_some() && env.secrets.get(&secret.id)?.is_some() {
+                    return Err(StepFailure::SecretFileInChroot { id: secret.id.clone() });
+                }
+                prepared.add_secret(env, secret)?;
+            }
+            Mount::Ssh(ssh) if !ssh.required && env.agents.get(&ssh.id).is_none() => {}
+            _ => return Err(StepFailure::MountsInChroot),
+        }
+    }
+    Ok(prepared)
+}
+
 /// The owner that something mounted can have: where one id is mapped every user of a step is that one.
 fn owner(env: &ExecEnv, uid: u32, gid: u32) -> (u32, u32) {
     if env.rung == Rung::Single { (0, 0) } else { (uid, gid) }

@@ -15,6 +15,7 @@ use rbuild_cache::store::Draft;
 use rbuild_frontend::graph::{Network, RunOp};
 
 use crate::error::StepFailure;
+use crate::mounts;
 use crate::ops::emulation::Emulation;
 use crate::ops::run::{self, Output, Parent};
 use crate::ops::{ExecEnv, NewLayer, size_bytes};
@@ -28,6 +29,8 @@ pub(super) fn layer(
     root: &Solved,
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
+    // Before the copy, which takes time.
+    let prepared = mounts::prepare_without_mounts(env, op)?;
     env.groups.not_in_chroot(&env.steps, &env.events);
     let draft = env.store.draft(&env.lease)?;
     let dir = draft.diff_fd().as_fd();
@@ -41,8 +44,9 @@ pub(super) fn layer(
         Network::None => rbuild_sandbox::Network::None,
         Network::Default | Network::Host => rbuild_sandbox::Network::Host,
     };
-    let mut output = Output::of(env, vertex, &[]);
-    let spec = run::spec(env, op, vertex, network);
+    let mut output = Output::of(env, vertex, &prepared.secrets);
+    let mut spec = run::spec(env, op, vertex, network);
+    run::set_variables(&mut spec, &prepared);
     let emulation = Emulation::recognise(dir, &spec, op);
     let exit = rbuild_sandbox::run_step_in_copy(
         &spec,

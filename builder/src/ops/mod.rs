@@ -35,6 +35,7 @@ use crate::assemble::passing::Passing;
 use crate::cancel::Cancel;
 use crate::cli::StepOptions;
 use crate::debug::Slot;
+use crate::devices::Devices;
 use crate::error::StepFailure;
 use crate::git::GitSettings;
 use crate::mounts::Materialised;
@@ -77,6 +78,8 @@ pub struct ExecEnv {
     pub secrets: Secrets,
     /// SSH agents, for steps and for remote sources.
     pub agents: Agents,
+    /// Devices, for steps.
+    pub devices: Devices,
     /// Control groups of steps.
     pub groups: Groups,
     /// Parts of contexts copied for mounts.
@@ -158,10 +161,11 @@ pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
     diff
 }
 
-/// Bytes of the regular files that a layer brings.
+/// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
 pub fn size_bytes(diff: &LayerDiff) -> u64 {
     let size = |entry: &rbuild_cache::layer::DiffEntry| match &entry.change {
         Change::File { size, .. } => *size,
+        Change::Symlink { target, .. } => target.len() as u64,
         _ => 0,
     };
     diff.entries.iter().map(size).sum()

@@ -96,7 +96,7 @@ pub async fn hold(
 fn check_rung(env: &ExecEnv, op: &RunOp) -> Result<(), StepFailure> {
     match env.rung {
         Rung::NoRun => Err(StepFailure::RunRefused { remedies: Vec::new() }),
-        Rung::Chroot if !op.mounts.is_empty() => Err(StepFailure::MountsInChroot),
+        Rung::Chroot if !op.devices.is_empty() => Err(StepFailure::DevicesInChroot),
         Rung::Chroot if op.insecure => Err(StepFailure::InsecureInChroot),
         _ => Ok(()),
     }
@@ -144,6 +144,12 @@ impl Ready {
         vertex: VertexId,
     ) -> Result<Self, StepFailure> {
         let mut prepared = mounts::prepare(env, op, mounts, caches)?;
+        let lent = env.devices.lend(op, env.rung)?;
+        for note in lent.notes {
+            env.events.note(vertex, note);
+        }
+        prepared.mounts.extend(lent.mounts);
+        prepared.env.extend(lent.env);
         let draft = env.store.draft(&env.lease)?;
         like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
         let layers = env.layer_dirs(&root.stack)?;
@@ -164,12 +170,11 @@ impl Ready {
             held: std::mem::take(&mut prepared.held),
             cgroups: cgroups.into_iter().map(Arc::new).collect(),
             insecure: op.insecure,
+            groups: lent.groups,
+            keeps_groups: lent.has_host_nodes,
             ..spec(env, op, vertex, network)
         };
-        for (name, value) in &prepared.env {
-            spec.env.retain(|(known, _)| known != name);
-            spec.env.push((name.clone(), value.clone()));
-        }
+        set_variables(&mut spec, &prepared);
         let emulation = env.emulators.of(merged.as_fd(), &spec, op, &env.events);
         spec.emulator.clone_from(&emulation.emulator);
         Ok(Self { spec, merged, draft, prepared, groups, emulation })
@@ -332,6 +337,14 @@ pub(super) fn spec(
         shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
         limits: env.steps.limits.clone(),
         ..StepSpec::new(Vec::new())
+    }
+}
+
+/// Variables that mounts and devices are, instead of others of the name.
+pub(super) fn set_variables(spec: &mut StepSpec, prepared: &Prepared) {
+    for (name, value) in &prepared.env {
+        spec.env.retain(|(known, _)| known != name);
+        spec.env.push((name.clone(), value.clone()));
     }
 }
 

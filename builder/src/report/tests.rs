@@ -148,7 +148,7 @@ fn usage_errors_name_the_problem_and_the_help() {
     );
     assert_eq!(
         report(&["-t", "Up", "."]),
-        "ERROR: invalid tag `Up`: invalid reference format: repository name (Up) must be lowercase\nhint: try -t up\n"
+        "ERROR: invalid tag `Up`: invalid reference format: repository name (Up) must be lowercase\nhint: write it in lower case: up\n"
     );
 }
 

@@ -10,7 +10,7 @@ use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
 use crate::cli::CacheControl;
-use crate::context::ScannedContext;
+use crate::context::{ScannedContext, absent};
 use crate::error::{StepError, StepFailure};
 use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
@@ -75,7 +75,8 @@ pub fn plan(
                         (Op::Run(run), Role::Mount(index)) => {
                             let mount = &run.mounts[usize::from(index)];
                             let mounted = Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref());
-                            let mounted = mounted.map_err(|error| failed(error.into()))?;
+                            let mounted =
+                                mounted.map_err(|error| failed(absent::in_context(scanned, error)))?;
                             let digest = mounted.digest;
                             mounts.insert((node, input.slot), Arc::new(mounted));
                             digest
@@ -161,7 +162,8 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
 
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
-    Ok(select_sources(copy, &scanned.tree, scanned.nodes.as_ref())?)
+    select_sources(copy, &scanned.tree, scanned.nodes.as_ref())
+        .map_err(|error| absent::in_context(scanned, error))
 }
 
 /// Patterns that the reachable steps select from context `name`: the union decides what must be hashed.

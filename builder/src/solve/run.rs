@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
+use crate::context::absent;
 use crate::error::{BuildError, StepError, StepFailure, one_line};
 use crate::explain::{self, Explainer, Inputs};
 use crate::mounts::{MountInput, Mounted};
@@ -386,7 +387,8 @@ impl Solver {
                     let solved = inputs.iter().find(|(slot, ..)| *slot == input.slot);
                     let (_, _, solved) = solved.expect("every input but contexts was waited for");
                     let mount = &run.mounts[usize::from(index)];
-                    let mounted = Mounted::of(mount, &solved.tree, &self.env.store)?;
+                    let mounted = Mounted::of(mount, &solved.tree, &self.env.store)
+                        .map_err(|error| absent::in_stage(&solved.tree, &self.env.store, error))?;
                     (ops::copy::Origin::Stage(Arc::clone(solved)), Arc::new(mounted))
                 }
             };
@@ -453,7 +455,9 @@ impl Solver {
         }
         match (op, source) {
             (Op::Copy(copy), Some(source)) => {
-                Ok(Some(Arc::new(select_sources(copy, &source.tree, &self.env.store)?)))
+                let selection = select_sources(copy, &source.tree, &self.env.store)
+                    .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
+                Ok(Some(Arc::new(selection)))
             }
             _ => Ok(None),
         }

@@ -47,7 +47,7 @@ impl Val<'_> {
         match (&*self.data, self.shape) {
             (Value::Null, Shape::Any) => "nothing",
             (Value::Bool(_), _) | (Value::Null, Shape::Bool) => "a truth value",
-            (Value::Number(_), _) | (Value::Null, Shape::Number) => "a number",
+            (Value::Number(_), _) | (Value::Null, Shape::Number | Shape::Duration) => "a number",
             (Value::String(_), _) | (Value::Null, Shape::Text) => "a string",
             (Value::Array(_), _) | (Value::Null, Shape::List(_)) => "a list",
             (Value::Object(_) | Value::Null, Shape::Struct(_)) => "an object",

@@ -153,7 +153,7 @@ fn text<'v>(function: Function, value: &'v Val<'_>) -> Result<&'v str, DataProbl
 
 fn integer(function: Function, value: &Val<'_>) -> Result<i64, DataProblem> {
     match (&*value.data, value.shape) {
-        (Value::Null, Shape::Number) => Ok(0),
+        (Value::Null, Shape::Number | Shape::Duration) => Ok(0),
         (data, _) => data.as_i64().ok_or_else(|| argument(function, "a whole number", value)),
     }
 }
@@ -335,7 +335,7 @@ fn order(a: &Val<'_>, b: &Val<'_>) -> Result<Ordering, DataProblem> {
         _ => None,
     };
     let as_number = |value: &Val<'_>| match (&*value.data, value.shape) {
-        (Value::Null, Shape::Number) => Some(0.into()),
+        (Value::Null, Shape::Number | Shape::Duration) => Some(0.into()),
         (Value::Number(number), _) => Some(number.clone()),
         _ => None,
     };

@@ -96,8 +96,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Splits a template. Trim marks and comments are gone afterwards.
-pub(super) fn lex(text: &str) -> Result<Vec<Piece>, TemplateError> {
+/// Splits a template. Trim marks and comments are gone afterwards; `plain_text` makes text between actions what it means.
+pub(super) fn lex(text: &str, plain_text: fn(&str) -> String) -> Result<Vec<Piece>, TemplateError> {
     let mut cursor = Cursor { rest: text, at: Place { line: 1, column: 1 } };
     if text.len() > TEMPLATE_BYTES_MAX {
         return cursor.wrong(SyntaxProblem::TooLong);
@@ -120,7 +120,7 @@ pub(super) fn lex(text: &str) -> Result<Vec<Piece>, TemplateError> {
             cursor.take(1);
         }
         if !plain.is_empty() {
-            pieces.push(Piece::Text(unescape(plain)));
+            pieces.push(Piece::Text(plain_text(plain)));
         }
         if at_end {
             return Ok(pieces);
@@ -133,11 +133,6 @@ pub(super) fn lex(text: &str) -> Result<Vec<Piece>, TemplateError> {
 
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n')
-}
-
-/// The docker CLI's two escapes.
-fn unescape(text: &str) -> String {
-    text.replace("\\t", "\t").replace("\\n", "\n")
 }
 
 /// Reads to the closing braces; the flag says whether they trim what follows.

@@ -15,8 +15,8 @@
 //! Data are JSON values. JSON lacks what Go's types know: which fields exist at all, and how an absent one prints. A
 //! [`Shape`] says it: an unknown field of a struct is an error that lists the known ones, an absent list prints `[]`.
 //!
-//! Where we differ from the docker CLI: `\t` and `\n` outside of strings stand for themselves' characters in every
-//! command (there: in lists only), and errors name line and column.
+//! Where we differ from the docker CLI: in formats of rows, `\t` and `\n` become their characters outside of actions
+//! only (there: in strings too, where a line end is an error), and errors name line and column.
 //!
 //! # Limits
 //!
@@ -211,9 +211,14 @@ fn fields(known: &[&str]) -> String {
 }
 
 impl Template {
-    /// Parses a template. `\t` and `\n` in its text become a tab and a line end.
+    /// Parses a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        Ok(Self { nodes: parse::parse(text)? })
+        Ok(Self { nodes: parse::parse(text, str::to_owned)? })
+    }
+
+    /// Parses a template for rows: `\t` and `\n` in its text become a tab and a line end.
+    fn parse_row(text: &str) -> Result<Self, TemplateError> {
+        Ok(Self { nodes: parse::parse(text, |plain| plain.replace("\\t", "\t").replace("\\n", "\n"))? })
     }
 
     /// The text for one value of this shape.

@@ -72,8 +72,8 @@ enum Stop {
     Else(Tokens),
 }
 
-pub(super) fn parse(text: &str) -> Result<Vec<Node>, TemplateError> {
-    let pieces = lex(text)?;
+pub(super) fn parse(text: &str, plain_text: fn(&str) -> String) -> Result<Vec<Node>, TemplateError> {
+    let pieces = lex(text, plain_text)?;
     let mut parser = Parser { pieces: pieces.into_iter(), variables: Vec::new(), depth: 0, loops: 0 };
     let (nodes, end) = parser.nodes()?;
     match end {

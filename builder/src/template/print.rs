@@ -28,13 +28,18 @@ fn write(out: &mut String, value: &Value, shape: &'static Shape) {
             Shape::Any | Shape::Struct(_) => "<nil>",
             Shape::Text => "",
             Shape::Number => "0",
+            Shape::Duration => "0s",
             Shape::Bool => "false",
             Shape::List(_) => "[]",
             Shape::Map(_) => "map[]",
         }),
         Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
         Value::Number(number) => {
-            let _ = write!(out, "{number}");
+            let ns = number.as_i64().filter(|_| *shape == Shape::Duration);
+            match ns {
+                Some(ns) => out.push_str(&duration(ns)),
+                None => drop(write!(out, "{number}")),
+            }
         }
         Value::String(text) => out.push_str(text),
         Value::Array(items) => {
@@ -72,5 +77,53 @@ fn write(out: &mut String, value: &Value, shape: &'static Shape) {
                 out.push(']');
             }
         },
+    }
+}
+
+/// Go's `time.Duration`: `1h0m5s`, `1.5ms`.
+fn duration(ns: i64) -> String {
+    let sign = if ns < 0 { "-" } else { "" };
+    let ns = ns.unsigned_abs();
+    let decimal = |whole: u64, unit: u64, digits: usize| {
+        let text = format!("{whole}.{:0digits$}", ns % unit);
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    let text = match ns {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{ns}ns"),
+        1_000..1_000_000 => decimal(ns / 1_000, 1_000, 3) + "µs",
+        1_000_000..1_000_000_000 => decimal(ns / 1_000_000, 1_000_000, 6) + "ms",
+        _ => {
+            let seconds = ns / 1_000_000_000;
+            let rest = decimal(seconds % 60, 1_000_000_000, 9) + "s";
+            match (seconds / 3600, seconds / 60 % 60) {
+                (0, 0) => rest,
+                (0, minutes) => format!("{minutes}m{rest}"),
+                (hours, minutes) => format!("{hours}h{minutes}m{rest}"),
+            }
+        }
+    };
+    sign.to_owned() + &text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_print_as_go_prints_them() {
+        for (ns, text) in [
+            (0, "0s"),
+            (17, "17ns"),
+            (1_500, "1.5µs"),
+            (20_000_000, "20ms"),
+            (5_000_000_000, "5s"),
+            (90_250_000_000, "1m30.25s"),
+            (3_605_000_000_000, "1h0m5s"),
+            (-1_000_000, "-1ms"),
+            (i64::MIN, "-2562047h47m16.854775808s"),
+        ] {
+            assert_eq!(duration(ns), text);
+        }
     }
 }

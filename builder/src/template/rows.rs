@@ -33,11 +33,11 @@ impl Format {
     /// Parses the argument of `--format`; `table` alone (or nothing) is the default table.
     pub fn parse(text: &str, table: &str) -> Result<Self, TemplateError> {
         match text {
-            "" | "table" => Ok(Self::Table(Template::parse(table)?)),
+            "" | "table" => Ok(Self::Table(Template::parse_row(table)?)),
             "json" => Ok(Self::Json),
             _ => match text.strip_prefix("table ") {
-                Some(columns) => Ok(Self::Table(Template::parse(columns.trim_start())?)),
-                None => Ok(Self::Lines(Template::parse(text)?)),
+                Some(columns) => Ok(Self::Table(Template::parse_row(columns.trim_start())?)),
+                None => Ok(Self::Lines(Template::parse_row(text)?)),
             },
         }
     }
@@ -78,8 +78,8 @@ impl Format {
     }
 }
 
-/// Aligns cells that end in a tab, as Go's `tabwriter` does; what follows the last tab of a line is no cell. A column
-/// is a run of lines that have it.
+/// Aligns cells that end in a tab, as Go's `tabwriter` does: a cell has its width whatever follows, and what follows the
+/// last tab of a line is no cell. A column is a run of lines that have it.
 fn align(text: &str) -> String {
     let lines: Vec<Vec<&str>> = text.split('\n').map(|line| line.split('\t').collect()).collect();
     let mut widths: Vec<Vec<usize>> =
@@ -98,14 +98,12 @@ fn align(text: &str) -> String {
     }
     let mut out = String::new();
     for (cells, widths) in lines.iter().zip(&widths) {
-        let mut line = String::new();
         for (at, cell) in cells.iter().enumerate() {
-            line.push_str(cell);
+            out.push_str(cell);
             if let Some(width) = widths.get(at) {
-                line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.width())));
+                out.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.width())));
             }
         }
-        out.push_str(line.trim_end());
         out.push('\n');
     }
     out

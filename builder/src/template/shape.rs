@@ -9,6 +9,8 @@ pub enum Shape {
     Text,
     /// A number; absent it is 0.
     Number,
+    /// Nanoseconds that print as `1m30s`; absent it is `0s`.
+    Duration,
     /// A truth value; absent it is false.
     Bool,
     /// A list of equal shapes; absent it is empty.

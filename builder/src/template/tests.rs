@@ -66,7 +66,7 @@ fn the_templates_people_use_print_what_docker_prints() {
     check(r#"{{join .Config.Entrypoint " "}}"#, "/bin/sh -c");
     check("{{range $k, $v := .Config.Labels}}{{$k}}={{$v}};{{end}}", "a.b=1;b=2;");
     check("{{range $i, $e := .RepoTags}}{{if $i}},{{end}}{{$e}}{{end}}", "a:1,b:2");
-    check(r"{{.Os}}\t{{.Size}}\n", "linux\t29541000\n");
+    check(r"{{.Os}}\t{{.Size}}\n", r"linux\t29541000\n");
     check(r#"{{if eq .Os "linux"}}yes{{else}}no{{end}}"#, "yes");
     check("{{len .RepoTags}}", "2");
     check(r#"{{(index .RepoTags 1) | printf "%-5s|"}}"#, "b:2  |");
@@ -213,6 +213,7 @@ fn tables_have_docker_s_widths() {
         "SIZE      NAME\n1B        A\n2MB       A-LONG-NAME\n"
     );
     assert_eq!(render("{{.Name}}: {{.Size}}").unwrap(), "a: 1B\na-long-name: 2MB\n");
+    assert_eq!(render(r"{{.Name}}\t{{.Size}}").unwrap(), "a\t1B\na-long-name\t2MB\n");
     assert_eq!(
         render("json").unwrap(),
         "{\"Name\":\"a\",\"Size\":\"1B\"}\n{\"Name\":\"a-long-name\",\"Size\":\"2MB\"}\n"

@@ -107,6 +107,10 @@ fn describe(out: &mut String, op: &Op) {
             for mount in &op.mounts {
                 line(out, format_args!("    mount {mount:?}"));
             }
+            for device in &op.devices {
+                let required = if device.required { " required" } else { "" };
+                line(out, format_args!("    device {:?}{required}", device.name));
+            }
             for name in &op.host_names {
                 line(out, format_args!("    host {name:?}"));
             }

@@ -13,7 +13,7 @@ use crate::stage::{StageError, sources_of};
 use crate::suggest;
 
 use super::pass::{DIAGNOSTICS_MAX, Pass, normalise};
-use super::{ImageRequest, NamedContext, unsupported};
+use super::{ImageRequest, NamedContext};
 
 /// What a stage starts from.
 #[derive(Debug, Clone)]
@@ -58,9 +58,6 @@ impl<'a> Pass<'a> {
             for instruction in stage.body {
                 if self.out.diagnostics.len() > DIAGNOSTICS_MAX {
                     return;
-                }
-                for issue in unsupported::in_instruction(instruction) {
-                    self.report_at(issue, instruction.lines);
                 }
                 for source in sources_of(instruction) {
                     let found = match &source.mounted_at {

@@ -7,7 +7,7 @@ use crate::dockerignore::clean;
 use crate::expand;
 use crate::graph::{BindMount, CacheMount, Mount, Role, SecretMount, Sharing, SshMount, TmpfsMount};
 use crate::parse::Issue;
-use crate::parse::mount::{Field, fields};
+use crate::parse::mount::{Field, fields, go_bool};
 use crate::suggest;
 
 use rbuild_oci::parse_bytes;
@@ -322,13 +322,4 @@ fn check_target(target: &str) -> Result<(), String> {
         return Err(format!("invalid mount target {target:?}"));
     }
     Ok(())
-}
-
-/// `strconv.ParseBool`.
-fn go_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }

@@ -2,7 +2,7 @@
 
 use crate::ast::{Command, Instruction, RunInstruction};
 use crate::graph::{Mount, Network, Op, Role, RunOp};
-use crate::parse::{Issue, is_lone_marker};
+use crate::parse::{Issue, device, is_lone_marker};
 
 use super::environment::proxy_env;
 use super::pass::Pass;
@@ -49,6 +49,7 @@ impl Pass<'_> {
             network,
             insecure,
             mounts: mounts.mounts,
+            devices: run.devices.iter().map(device::parse).collect::<Result<_, _>>()?,
             host_names: self.options.host_names.clone(),
             hostname: self
                 .options

@@ -13,11 +13,11 @@ use crate::remote::without_credentials;
 use crate::span::{Lines, Span};
 use crate::stage::sources_of;
 
+use super::Provided;
 use super::bases::{Base, Source};
 use super::environment::{SCAN_CONTEXT, SCAN_STAGE, Searches};
 use super::pass::Pass;
 use super::state::State;
-use super::{Provided, unsupported};
 
 /// A stage being lowered.
 #[derive(Debug)]
@@ -223,9 +223,6 @@ impl Pass<'_> {
         for instruction in &instructions {
             if let InstructionKind::Arg(args) = &instruction.kind {
                 self.out.declared.extend(args.iter().map(|arg| arg.name.value.clone()));
-            }
-            for issue in unsupported::in_instruction(instruction) {
-                self.report_at(Issue { span: from.span, ..issue }, from.lines);
             }
             for source in sources_of(instruction) {
                 if let Ok(Source::Stage(needed)) = self.source_of(&source.name, stage, from.span, from.lines)

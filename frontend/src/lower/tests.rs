@@ -622,7 +622,6 @@ fn what_is_not_supported_yet_says_so() {
         ("ADD --checksum=sha256:0 https://x/y /b", "invalid checksum digest format"),
         ("ADD --checksum=sha512:0 https://x/y /b", "unsupported digest algorithm \"sha512\": use sha256"),
         ("ADD --keep-git-dir a /b", "keep-git-dir requires a Git source"),
-        ("RUN --device=a x", "RUN --device is not supported yet"),
     ] {
         fails(&format!("FROM busybox\n{line}"), wanted);
     }

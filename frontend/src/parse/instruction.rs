@@ -10,7 +10,7 @@ use super::arguments::{command, copy_words, declarations, json, key_values, one,
 use super::flags::{Flags, Takes};
 use super::grammar::{self, Piece};
 use super::lines::Logical;
-use super::{Issue, KEYWORDS, duration, mount};
+use super::{Issue, KEYWORDS, device, duration, mount};
 
 /// Reads a line. The error names its place in the file.
 pub(super) fn read(line: &Logical, escape: char) -> Result<Instruction, Issue> {
@@ -220,14 +220,9 @@ fn run(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<RunInstruction,
     }
     let mounts = flags.list("mount");
     mounts.iter().try_for_each(mount::check)?;
-    Ok(RunInstruction {
-        mounts,
-        network,
-        security,
-        devices: flags.list("device"),
-        command,
-        heredocs: line.heredocs.clone(),
-    })
+    let devices = flags.list("device");
+    devices.iter().try_for_each(|device| device::parse(device).map(drop))?;
+    Ok(RunInstruction { mounts, network, security, devices, command, heredocs: line.heredocs.clone() })
 }
 
 fn healthcheck(flags: &Flags, line: &Logical, rest: Piece<'_>) -> Result<HealthcheckInstruction, Issue> {

@@ -14,6 +14,7 @@ use crate::source::Source;
 use crate::span::{Lines, Span};
 
 mod arguments;
+pub(crate) mod device;
 mod directives;
 mod duration;
 mod flags;

@@ -91,7 +91,7 @@ pub(super) fn check(mount: &Spanned<String>) -> Result<(), Issue> {
 }
 
 /// Splits at commas; a field in double quotes may hold some, and `""` is a quote (CSV).
-fn split(text: &str) -> Vec<String> {
+pub(super) fn split(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = text.chars().peekable();
@@ -106,4 +106,13 @@ fn split(text: &str) -> Vec<String> {
         }
     }
     fields
+}
+
+/// `strconv.ParseBool`.
+pub(crate) fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }

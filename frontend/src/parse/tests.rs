@@ -272,6 +272,7 @@ fn hard_errors_have_dockers_words() {
         ("RUN []", "arguments are required"),
         ("RUN --network=foo x", "invalid network mode \"foo\""),
         ("RUN --security=foo x", "security \"foo\" is not valid"),
+        ("RUN --device=a,b x", "invalid field 'b' must be a key=value pair"),
         ("HEALTHCHECK FOO", "Unknown type \"FOO\" in HEALTHCHECK (try CMD)"),
         ("HEALTHCHECK CMD", "Missing command after HEALTHCHECK CMD"),
         ("HEALTHCHECK --interval=1us CMD x", "cannot be less than 1ms"),

@@ -10,9 +10,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::archive::{Entry, Image};
-use rbuild_tests::binary::repository;
 use rbuild_tests::docker::Docker;
-use rbuild_tests::{Registry, TestEnv, need};
+use rbuild_tests::{Registry, TestEnv, differences, need};
 use serde_json::Value;
 
 use crate::cases::{self, CONTEXT_TIME, Case};
@@ -109,46 +108,6 @@ fn check(case: &Case, env: &TestEnv, docker: &Docker) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What may differ, from lines `CASE PATTERN` in which `*` stands for any text; the lines `# …` above say why.
-struct Allowed {
-    case: String,
-    pattern: String,
-    is_used: bool,
-}
-
-fn allowed() -> Result<Vec<Allowed>> {
-    let text = fs::read_to_string(repository().join("fixtures/corpus/differences"))?;
-    let mut has_reason = false;
-    let mut list = Vec::new();
-    for line in text.lines() {
-        if line.trim().is_empty() {
-            has_reason = false;
-        } else if line.starts_with('#') {
-            has_reason = true;
-        } else {
-            ensure!(has_reason, "`{line}` has no reason above it");
-            let (case, pattern) = line.split_once(' ').context("CASE PATTERN")?;
-            list.push(Allowed { case: case.to_owned(), pattern: pattern.to_owned(), is_used: false });
-        }
-    }
-    Ok(list)
-}
-
-impl Allowed {
-    fn covers(&self, case: &str, difference: &str) -> bool {
-        (self.case == "*" || self.case == case) && matches(&self.pattern, difference)
-    }
-}
-
-fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((start, rest)) => text.strip_prefix(start).is_some_and(|after| {
-            after.char_indices().map(|(at, _)| at).chain([after.len()]).any(|at| matches(rest, &after[at..]))
-        }),
-    }
-}
-
 #[test]
 fn the_corpus_is_built_as_docker_builds_it() -> Result<()> {
     need!(Root, Registry, Bases, Docker);
@@ -157,21 +116,8 @@ fn the_corpus_is_built_as_docker_builds_it() -> Result<()> {
     let docker = Docker::start(&registry)?;
     let found = cases::each("corpus", &env, BUILDS_AT_ONCE, |case| check(case, &env, &docker))?;
     ensure!(found.len() >= 60, "{} cases: some are missing", found.len());
-    let mut allowed = allowed()?;
-    let mut wrong = String::new();
-    for (case, differences) in found {
-        for difference in differences {
-            let mut covering = allowed.iter_mut().filter(|a| a.covers(&case, &difference)).peekable();
-            if covering.peek().is_none() {
-                writeln!(wrong, "{case} {difference}")?;
-            }
-            covering.for_each(|allowed| allowed.is_used = true);
-        }
-    }
-    for stale in allowed.iter().filter(|allowed| !allowed.is_used) {
-        writeln!(wrong, "no longer so: {} {}", stale.case, stale.pattern)?;
-    }
-    ensure!(wrong.is_empty(), "docker's image | ours:\n{wrong}");
+    let each = found.iter().flat_map(|(case, list)| list.iter().map(|found| (case.as_str(), found.as_str())));
+    differences::check("corpus/differences", each)?;
     env.assert_nothing_left();
     Ok(())
 }

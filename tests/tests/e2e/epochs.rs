@@ -100,3 +100,23 @@ fn chronological(seconds: i64) -> Result<String> {
         .output()?;
     Ok(String::from_utf8(date.stdout)?.trim().to_owned())
 }
+
+#[test]
+fn an_image_built_for_an_epoch_is_saved_and_pushed_from_the_store_later() -> Result<()> {
+    need!(Root, Registry, Bases, Judges);
+    let (registry, env) = crate::world()?;
+    let text = "FROM busybox\nWORKDIR /srv\nRUN echo made > made\n";
+    let context = env.context("kept", text, &[])?;
+    let epoch = "--source-date-epoch=1700000000";
+    let name = format!("{}/epochs/kept", registry.host());
+    env.build(&context, &[epoch, "-t", &name])?.ok();
+    // The store has layers with the times of the steps; what leaves it has those of the image.
+    let archive = env.work().join("kept.tar").to_string_lossy().into_owned();
+    env.run(["save", "-o", &archive, &name])?.ok();
+    assert_eq!(judge::unpack(&format!("oci-archive:{archive}"))?.text("/srv/made")?, "made\n");
+    let pushed = env.run(["push", &name])?.ok().stdout;
+    let (_, digest) = env.build_digest(&context, &[epoch, "--push", "-t", &format!("{name}:again")])?;
+    assert!(pushed.contains(&digest), "{pushed}: not {digest}");
+    assert_eq!(judge::config(&format!("docker://{name}"))?["created"], "2023-11-14T22:13:20Z");
+    Ok(())
+}

@@ -160,7 +160,7 @@ fn images_filters_and_formats() -> Result<()> {
     assert_eq!(names(&["-f", "before=me/app:1.0", "-f", "reference=me/*"])?, [""; 0]);
     env.run(["images", "-f", "size=1"])?.exits(125);
     env.run(["images", "-f", "since=no/such"])?.exits(1).says(&["No such image"]);
-    assert_eq!(stdout(&env, &["image", "ls", "-q", "--no-trunc", "me/app"])?, format!("{id}\n"));
+    assert_eq!(stdout(&env, &["image", "ls", "-q", "--no-trunc", "me/app"])?, format!("{id}\n").repeat(2));
     let table = stdout(&env, &["images", "--format", r"table {{.Tag}}\t{{.ID}}", "me/app:1.0"])?;
     assert_eq!(table, format!("TAG       IMAGE ID\n1.0       {}\n", &id["sha256:".len()..][..12]));
     let row: Value = serde_json::from_str(&stdout(&env, &["images", "--format", "json", "me/app:1.0"])?)?;
@@ -334,7 +334,13 @@ fn login_verifies_before_it_stores_and_logout_forgets() -> Result<()> {
         login(args, "x\n")?.exits(125);
     }
     login(&["-u", "user", "--password-stdin", &host], "\n")?.exits(1).says(&["password is empty"]);
-    env.run(["login", &host])?.exits(1).says(&["non-TTY", "--password-stdin"]);
+    // What is kept is tried first, and asked for anew when it is refused.
+    assert_eq!(
+        stdout(&env, &["login", &host])?,
+        "Authenticating with existing credentials...\nLogin Succeeded\n"
+    );
+    fs::write(&file, json!({"auths": {&host: {"auth": "dXNlcjp3cm9uZw=="}}}).to_string())?;
+    env.run(["login", &host])?.exits(1).says(&["is refused", "non TTY", "--password-stdin"]);
     env.run(["login", "-u", "user", "-p", "x", "no-registry"])?.exits(1).says(&["is not a registry"]);
     fs::write(&file, "{ broken")?;
     login(&["-u", "user", "--password-stdin", &host], "canary-secret\n")?.exits(1).says(&["config.json"]);

@@ -132,6 +132,33 @@ fn a_chroot_keeps_its_step_from_the_container_around_it() -> Result<()> {
 }
 
 #[test]
+fn a_chroot_gives_secrets_as_variables_and_never_as_files() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let registry = Registry::shared()?;
+    let env = world_on("chroot", &registry)?.with_variable("TOKEN", "canary-chroot-1");
+    let text = "FROM busybox\nENV NPM_TOKEN=public\n\
+        RUN --mount=type=secret,id=token,env=NPM_TOKEN,required --mount=type=secret,id=absent --mount=type=ssh \\\n\
+            [ ${#NPM_TOKEN} = 15 ] && echo \"it is $NPM_TOKEN\"\n\
+        RUN [ \"$NPM_TOKEN\" = public ]\n";
+    let context = env.context("variables", text, &[])?;
+    let run = env.build(&context, &["--secret", "id=token,env=TOKEN"])?.ok();
+    assert!(!run.stderr.contains("canary"), "the log has the secret: {run}");
+    let found =
+        std::process::Command::new("grep").args(["-rlaF", "canary-chroot-1"]).arg(env.store()).output()?;
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the secret is in the store");
+    env.build(&context, &["--no-cache"])?.exits(1).says(&["secret token: not found", "--secret id=token"]);
+    for (mount, says) in [
+        ("type=secret,id=token", "secret token cannot be a file with --isolation=chroot"),
+        ("type=tmpfs,target=/t", "RUN --mount cannot be had with --isolation=chroot"),
+    ] {
+        let context = env.context("files", &format!("FROM busybox\nRUN --mount={mount} true\n"), &[])?;
+        env.build(&context, &["--secret", "id=token,env=TOKEN"])?.exits(1).says(&[says]);
+    }
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
 fn a_user_without_sub_ids_gets_the_single_rung_by_itself() -> Result<()> {
     need!(Root, Registry, Bases, Subuid);
     let registry = Registry::shared()?;

@@ -77,3 +77,35 @@ fn a_step_signs_with_the_users_agent_and_cannot_change_it() -> Result<()> {
     }
     Ok(())
 }
+
+/// N8: keys in files are an agent to the step, on every rung that mounts; what it signs, OpenSSH verifies.
+#[test]
+fn a_step_signs_with_keys_of_files() -> Result<()> {
+    need!(Root, Subuid, Compiler, Ssh);
+    let probe = Probe::compile()?;
+    for place in [Place::Root, Place::Rootless, Place::Single] {
+        let env = place.env()?;
+        let generate = |name: &str, args: &[&str]| -> Result<String> {
+            let path = env.work().join(name);
+            let mut command = Command::new("ssh-keygen");
+            let output = env.as_user(command.args(["-q", "-f"]).arg(&path).args(args)).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(path.display().to_string())
+        };
+        let text = "FROM scratch\nCOPY --chmod=755 probe /probe\nRUN --mount=type=ssh [\"/probe\", \"agent\", \"0\"]\n";
+        let context = env.context("keys", text, &[])?;
+        fs::copy(probe.path(), context.join("probe"))?;
+        let keys =
+            [generate("k1", &["-t", "ed25519", "-N", ""])?, generate("k2", &["-t", "ecdsa", "-N", ""])?];
+        env.build(&context, &["--ssh", &format!("default={}", keys.join(","))])?.ok().says(&[
+            "probe 0 N8 agent-keys 2",
+            "probe 0 N8 agent-signs yes",
+            "probe 0 N8 agent-forgets no",
+        ]);
+        let locked = generate("k3", &["-t", "ed25519", "-N", "passphrase"])?;
+        let run = env.build(&context, &["--ssh", &format!("default={locked}")])?.exits(1);
+        run.says(&["k3 for --ssh default: it is encrypted", "ssh-add"]);
+        env.assert_nothing_left();
+    }
+    Ok(())
+}

@@ -64,8 +64,10 @@ pub(super) fn become_user(spec: &ChildSpec, insecure: bool) -> Result<(), SetupF
 }
 
 fn set_ids(spec: &ChildSpec) -> Result<(), SetupFailure> {
-    let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
-    rustix::thread::set_thread_groups(&groups).at(SetupStep::Groups)?;
+    if !spec.keeps_groups {
+        let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
+        rustix::thread::set_thread_groups(&groups).at(SetupStep::Groups)?;
+    }
     let gid = Gid::from_raw(spec.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid).at_path(SetupStep::Gid, &spec.gid.to_string())?;
     let uid = Uid::from_raw(spec.uid);

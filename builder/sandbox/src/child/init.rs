@@ -5,7 +5,7 @@ use super::{EXIT_BROKEN, Filter, Joined, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
 use crate::sys::{self, Fork};
-use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX, WireSource};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -164,7 +164,7 @@ impl Order {
 
     /// Takes the mounts out.
     fn for_command(mut self) -> (Order, impl Iterator<Item = OwnedFd>) {
-        let trees = self.spec.mounts.iter().filter(|mount| matches!(mount.source, WireSource::Tree { .. }));
+        let trees = self.spec.mounts.iter().filter(|mount| mount.source.has_descriptor());
         let count = trees.count().min(self.others.len());
         let mounts: Vec<OwnedFd> = self.others.drain(..count).collect();
         (self, mounts.into_iter())

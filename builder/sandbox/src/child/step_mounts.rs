@@ -14,8 +14,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-/// Mounts everything, in the order given: what is below another comes after it. `trees` are the descriptors of the
-/// [`WireSource::Tree`]s, in their order.
+/// For a device that the step may open.
+const DEVICE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// Mounts everything, in the order given: what is below another comes after it. `trees` are the descriptors of those
+/// [`WireSource`]s that have one, in their order.
 pub(super) fn attach_all(
     scratch: &Scratch,
     root: BorrowedFd<'_>,
@@ -59,6 +62,33 @@ fn make(
             let made = mount::bind(file.as_fd())?;
             mount::restrict(made.as_fd(), INERT, false)?;
             Ok(made)
+        }
+        WireSource::Host { executable } => {
+            let tree = trees.next().ok_or(Errno::BADF)?;
+            let mut attributes = if *executable { NOSUID_NODEV } else { INERT };
+            if wanted.read_only {
+                attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+            }
+            mount::restrict(tree.as_fd(), attributes, true)?;
+            Ok(tree)
+        }
+        WireSource::Device => {
+            let device = trees.next().ok_or(Errno::BADF)?;
+            mount::restrict(device.as_fd(), DEVICE, false)?;
+            Ok(device)
+        }
+        WireSource::Node { is_block, major, minor, mode, uid, gid } => {
+            // A file system of its own: everything else that a step sees is `nodev`.
+            let options = [("mode", Some("0700")), ("size", Some("0")), ("nr_inodes", Some("2"))];
+            let dir = mount::new_fs("tmpfs", &options, DEVICE)?;
+            mount::attach(dir.as_fd(), scratch.place(&format!("node-{index}"))?.as_fd())?;
+            let kind = if *is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
+            let number = rustix::fs::makedev(*major, *minor);
+            rustix::fs::mknodat(&dir, "node", kind, Mode::from_raw_mode(*mode), number)?;
+            let (uid, gid) = (Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
+            rustix::fs::chownat(&dir, "node", uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            let node = open_in(dir.as_fd(), "node", ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+            mount::bind(node.as_fd())
         }
         WireSource::Tree { path } => {
             let tree = trees.next().ok_or(Errno::BADF)?;

@@ -35,8 +35,12 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The mounts as init makes them, outermost first, and the descriptors that go with them.
-pub(super) fn order(mounts: &[StepMount]) -> Result<(Vec<WireMount>, Vec<Tree<'_>>), StepError> {
+/// The mounts as init makes them, outermost first, and the descriptors that go with them. `user` is the step's user and
+/// group.
+pub(super) fn order(
+    mounts: &[StepMount],
+    user: (u32, u32),
+) -> Result<(Vec<WireMount>, Vec<Tree<'_>>), StepError> {
     let mut ordered: Vec<&StepMount> = mounts.iter().collect();
     ordered.sort_by(|a, b| components(&a.target).cmp(components(&b.target)));
     let (mut wire, mut trees) = (Vec::new(), Vec::new());
@@ -51,6 +55,26 @@ pub(super) fn order(mounts: &[StepMount]) -> Result<(Vec<WireMount>, Vec<Tree<'_
                 let (mode, uid, gid) = (*mode, *uid, *gid);
                 (WireSource::File { mode, uid, gid, content: content.clone() }, false)
             }
+            MountSource::Host { root, executable } => {
+                let is_dir = is_dir(root.as_fd(), "").map_err(failed)?;
+                trees.push(Tree::Clone(mount::bind_tree(root.as_fd()).map_err(failed)?));
+                (WireSource::Host { executable: *executable }, is_dir)
+            }
+            MountSource::Device { node } => {
+                trees.push(Tree::Clone(mount::bind(node.as_fd()).map_err(failed)?));
+                (WireSource::Device, false)
+            }
+            MountSource::Node(node) => (
+                WireSource::Node {
+                    is_block: node.is_block,
+                    major: node.major,
+                    minor: node.minor,
+                    mode: node.mode,
+                    uid: node.uid.unwrap_or(user.0),
+                    gid: node.gid.unwrap_or(user.1),
+                },
+                false,
+            ),
             MountSource::Tree { root, path } => {
                 let is_dir = is_dir(root.as_fd(), path).map_err(failed)?;
                 trees.push(Tree::of(root.as_fd()).map_err(failed)?);
@@ -113,7 +137,7 @@ mod tests {
     #[test]
     fn outer_mounts_come_first_and_only_they_need_mount_points() {
         let mounts = mounts(&["/a/b/c", "/a-b", "/dev/x", "/a", "/a/b", "/b/c"]);
-        let (ordered, _) = order(&mounts).unwrap();
+        let (ordered, _) = order(&mounts, (0, 0)).unwrap();
         let targets: Vec<&str> = ordered.iter().map(|mount| mount.target.as_str()).collect();
         assert_eq!(targets, ["/a", "/a/b", "/a/b/c", "/a-b", "/b/c", "/dev/x"]);
         let in_root: Vec<&str> = in_root(&ordered).map(|(target, _)| target).collect();

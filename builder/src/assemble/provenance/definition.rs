@@ -6,7 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use petgraph::graph::NodeIndex;
 use rbuild_frontend::graph::{
-    BuildGraph, CopyOp, CopySource, GitOp, HttpOp, Mount, Network, Op, Role, RunOp, Sharing, Target,
+    BuildGraph, CopyOp, CopySource, DeviceRequest, GitOp, HttpOp, Mount, Network, Op, Role, RunOp, Sharing,
+    Target,
 };
 use rbuild_frontend::remote::without_user;
 use serde_json::{Map, Value, json};
@@ -268,6 +269,10 @@ fn exec(run: &RunOp, inputs: &[(Role, Option<usize>)], redaction: &Redaction) ->
     }
     if run.insecure {
         exec["security"] = json!(1);
+    }
+    if !run.devices.is_empty() {
+        let device = |device: &DeviceRequest| json!({"name": device.name, "optional": !device.required});
+        exec["cdiDevices"] = run.devices.iter().map(device).collect();
     }
     json!({"Op": {"exec": exec}, "platform": run.platform})
 }

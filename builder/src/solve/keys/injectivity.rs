@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use rbuild_frontend::graph::{
-    BindMount, CacheMount, Chown, ContextOp, CopyOp, CopySource, GitOp, HttpOp, ImageOp, Mount, Network, Op,
-    RemoteForm, RunOp, SecretMount, Sharing, SshMount, TmpfsMount, WorkdirOp,
+    BindMount, CacheMount, Chown, ContextOp, CopyOp, CopySource, DeviceRequest, GitOp, HttpOp, ImageOp,
+    Mount, Network, Op, RemoteForm, RunOp, SecretMount, Sharing, SshMount, TmpfsMount, WorkdirOp,
 };
 use rbuild_frontend::remote::GitSource;
 use rbuild_oci::{Digest, Platform};
@@ -131,11 +131,13 @@ fn run() -> impl Strategy<Value = Op> {
     let networks = prop::sample::select(vec![Network::Default, Network::None, Network::Host]);
     let environment = (variables(), texts(), variables());
     let names = prop::collection::vec(prop::sample::select(vec!["h", "i"]).prop_map(str::to_owned), 0..3);
-    let isolation =
-        (networks, any::<bool>(), prop::collection::vec(mount(), 0..3), names, prop::option::of(text()));
+    let device = (text(), any::<bool>()).prop_map(|(name, required)| DeviceRequest { name, required });
+    let devices = prop::collection::vec(device, 0..3);
+    let mounts = prop::collection::vec(mount(), 0..3);
+    let isolation = (networks, any::<bool>(), mounts, devices, names, prop::option::of(text()));
     (texts(), environment, text(), text(), isolation, platform(), prop::option::of(text())).prop_map(
         |(argv, (env, arg_names, proxy_env), cwd, user, isolation, platform, script)| {
-            let (network, insecure, mounts, host_names, hostname) = isolation;
+            let (network, insecure, mounts, devices, host_names, hostname) = isolation;
             Op::Run(RunOp {
                 argv,
                 env,
@@ -146,6 +148,7 @@ fn run() -> impl Strategy<Value = Op> {
                 network,
                 insecure,
                 mounts,
+                devices,
                 host_names,
                 hostname,
                 platform,
@@ -243,7 +246,7 @@ proptest! {
 
     /// Two ops of one kind that differ in one field only, so that each field is seen to count on its own.
     #[test]
-    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..13_usize) {
+    fn each_field_counts_on_its_own((a, b) in prop_oneof![(copy(), copy()), (run(), run())], at in 0..14_usize) {
         let mut mixed = a.clone();
         match (&mut mixed, &b) {
             (Op::Copy(mixed), Op::Copy(b)) => match at {
@@ -269,6 +272,7 @@ proptest! {
                 9 => mixed.mounts.clone_from(&b.mounts),
                 10 => mixed.host_names.clone_from(&b.host_names),
                 11 => mixed.hostname.clone_from(&b.hostname),
+                12 => mixed.devices.clone_from(&b.devices),
                 _ => mixed.proxy_env.clone_from(&b.proxy_env),
             },
             _ => {}

@@ -1,7 +1,11 @@
-//! SSH agents for steps: each gets a socket of its own, and this process talks to the agent.
+//! SSH agents for steps: each gets a socket of its own, and this process talks to the user's agent, or is one itself for
+//! keys in files.
 //!
 //! A step can ask which keys there are and have something signed, and nothing else: it cannot add, remove or lock keys
 //! of the user's agent. (draft-ietf-sshm-ssh-agent)
+
+mod agent;
+mod key;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -16,6 +20,9 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::pipe::PipeFlags;
+
+use agent::Keys;
+use key::KeyError;
 
 use crate::cli::AgentArg;
 
@@ -45,15 +52,18 @@ pub enum AgentError {
         source: io::Error,
     },
     /// A key in a file.
-    #[error("{} is no SSH agent's socket: rbuild does not read keys; add it to your agent with `ssh-add {}` and give the agent with --ssh {id}", path.display(), path.display())]
+    #[error("cannot use {} for --ssh {id}: {source}", path.display())]
     Key {
         /// Name of the agent.
         id: String,
         /// The file.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: KeyError,
     },
-    /// More than one socket under one name.
-    #[error("--ssh {id} names several sockets; one agent has one")]
+    /// A socket beside something else under one name.
+    #[error("--ssh {id} names a socket and more; an agent is one socket, or keys in files")]
     Several {
         /// Name of the agent.
         id: String,
@@ -63,32 +73,78 @@ pub enum AgentError {
     Socket(#[source] io::Error),
 }
 
+impl AgentError {
+    /// What to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Key { id, path, source: KeyError::NoKey | KeyError::Read(_) } => Some(format!(
+                "--ssh {id}={} takes the socket of an agent or unencrypted private keys; `--ssh {id}` alone takes the agent of \
+                 SSH_AUTH_SOCK",
+                path.display()
+            )),
+            Self::Key { id, path, .. } => Some(format!(
+                "add it to your agent with `ssh-add {}`, which asks for a passphrase if there is one, and give the agent with \
+                 --ssh {id}",
+                path.display()
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Who answers.
+#[derive(Debug, Clone)]
+pub enum Agent {
+    /// The user's agent, at its socket.
+    Socket(Arc<Path>),
+    /// This process, with keys of files.
+    Keys(Arc<Keys>),
+}
+
 /// Agents of a build, by id.
 #[derive(Debug, Clone, Default)]
-pub struct Agents(BTreeMap<String, PathBuf>);
+pub struct Agents(BTreeMap<String, Agent>);
 
 impl Agents {
-    /// Checks that each is a socket, before anything is built.
+    /// Checks that each is a socket or keys, before anything is built.
     pub fn new(args: &[AgentArg]) -> Result<Self, AgentError> {
-        let mut agents = BTreeMap::new();
-        for AgentArg { id, paths } in args {
-            for path in paths {
-                let meta = std::fs::metadata(path)
-                    .map_err(|source| AgentError::Look { path: path.clone(), source })?;
-                if !meta.file_type().is_socket() {
-                    return Err(AgentError::Key { id: id.clone(), path: path.clone() });
-                }
-                if agents.insert(id.clone(), path.clone()).is_some() {
-                    return Err(AgentError::Several { id: id.clone() });
-                }
-            }
-        }
-        Ok(Self(agents))
+        let agent = |arg: &AgentArg| Ok((arg.id.clone(), Agent::new(arg)?));
+        args.iter().map(agent).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Socket of an agent.
-    pub fn get(&self, id: &str) -> Option<&Path> {
-        self.0.get(id).map(PathBuf::as_path)
+    /// The agent of an id.
+    pub fn get(&self, id: &str) -> Option<&Agent> {
+        self.0.get(id)
+    }
+}
+
+impl Agent {
+    fn new(AgentArg { id, paths }: &AgentArg) -> Result<Self, AgentError> {
+        let mut keys = Keys::new();
+        for path in paths {
+            let meta =
+                std::fs::metadata(path).map_err(|source| AgentError::Look { path: path.clone(), source })?;
+            if meta.file_type().is_socket() {
+                return match paths.len() {
+                    1 => Ok(Self::Socket(path.as_path().into())),
+                    _ => Err(AgentError::Several { id: id.clone() }),
+                };
+            }
+            keys.add(path).map_err(|source| AgentError::Key {
+                id: id.clone(),
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(Self::Keys(Arc::new(keys)))
+    }
+
+    /// Answers one connection to its end.
+    fn serve(&self, client: &UnixStream) -> io::Result<()> {
+        match self {
+            Self::Socket(path) => UnixStream::connect(path).and_then(|agent| relay(client, &agent)),
+            Self::Keys(keys) => keys.serve(client),
+        }
     }
 }
 
@@ -103,7 +159,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Serves `agent` on a new socket in `dir`, an empty directory.
-    pub fn start(agent: &Path, dir: &Path, mode: u32, uid: u32, gid: u32) -> Result<Self, AgentError> {
+    pub fn start(agent: &Agent, dir: &Path, mode: u32, uid: u32, gid: u32) -> Result<Self, AgentError> {
         let made = || -> io::Result<Self> {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let dir = rustix::fs::open(dir, flags, Mode::empty())?;
@@ -116,7 +172,7 @@ impl Proxy {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let socket = rustix::fs::openat(&dir, NAME, flags, Mode::empty())?;
             let (stopped, stop) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-            let agent: Arc<Path> = agent.into();
+            let agent = agent.clone();
             let thread = std::thread::Builder::new()
                 .name("ssh-agent".to_owned())
                 .spawn(move || serve(&listener, &stopped, &agent))?;
@@ -141,7 +197,7 @@ impl Drop for Proxy {
     }
 }
 
-fn serve(listener: &UnixListener, stopped: &OwnedFd, agent: &Arc<Path>) {
+fn serve(listener: &UnixListener, stopped: &OwnedFd, agent: &Agent) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
@@ -155,13 +211,10 @@ fn serve(listener: &UnixListener, stopped: &OwnedFd, agent: &Arc<Path>) {
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
-        let (agent, count) = (Arc::clone(agent), Arc::clone(&open));
+        let (agent, count) = (agent.clone(), Arc::clone(&open));
         // Not joined: it ends when the step's end of the connection is closed, which the step's death does.
         let spawned = std::thread::Builder::new().name("ssh-agent".to_owned()).spawn(move || {
-            let _closed = client
-                .set_nonblocking(false)
-                .and_then(|()| UnixStream::connect(&agent))
-                .and_then(|agent| relay(&client, &agent));
+            let _closed = client.set_nonblocking(false).and_then(|()| agent.serve(&client));
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if spawned.is_err() {
@@ -247,6 +300,7 @@ mod tests {
         let own = dir.path().join("own");
         std::fs::create_dir(&own).unwrap();
         let (uid, gid) = owner();
+        let agent = Agent::Socket(agent.as_path().into());
         let proxy = Proxy::start(&agent, &own, 0o600, uid, gid).unwrap();
         let socket = own.join(NAME);
         assert_eq!(ask(&socket, &[REQUEST_IDENTITIES]), Some(12));
@@ -265,19 +319,20 @@ mod tests {
     }
 
     #[test]
-    fn keys_in_files_are_refused_with_the_way_to_use_them() {
+    fn an_agent_is_one_socket_or_keys() {
         let dir = tempfile::tempdir().unwrap();
-        let key = dir.path().join("id_ed25519");
-        std::fs::File::create(&key).unwrap();
+        let file = dir.path().join("id_ed25519.pub");
+        std::fs::write(&file, "ssh-ed25519 AAAA me\n").unwrap();
         let arg = |paths: &[&Path]| AgentArg {
             id: "default".into(),
             paths: paths.iter().map(|path| path.to_path_buf()).collect(),
         };
-        let error = Agents::new(&[arg(&[&key])]).unwrap_err().to_string();
-        assert!(error.contains("ssh-add"), "{error}");
+        let error = Agents::new(&[arg(&[&file])]).unwrap_err();
+        assert!(error.to_string().contains("neither an agent's socket nor a private key"), "{error}");
+        assert!(error.hint().unwrap().contains("--ssh default"), "{:?}", error.hint());
         assert!(matches!(Agents::new(&[arg(&[&dir.path().join("none")])]), Err(AgentError::Look { .. })));
         let socket = agent(dir.path());
-        assert_eq!(Agents::new(&[arg(&[&socket])]).unwrap().get("default"), Some(socket.as_path()));
+        assert!(matches!(Agents::new(&[arg(&[&socket])]).unwrap().get("default"), Some(Agent::Socket(_))));
         assert!(matches!(Agents::new(&[arg(&[&socket, &socket])]), Err(AgentError::Several { .. })));
     }
 }
