@@ -380,7 +380,7 @@ mod tests {
         let arg = |id: &str, path: &Path| AgentArg { id: id.to_owned(), paths: vec![path.to_owned()] };
         let with = |args: &[AgentArg]| GitSettings::default().with_ssh(args);
         assert_eq!(with(&[arg("default", &socket)]).ssh_agent.as_deref(), Some(socket.as_os_str()));
-        assert_eq!(with(&[arg("default", &key)]).ssh_keys, [key.clone()]);
+        assert_eq!(with(&[arg("default", &key)]).ssh_keys, std::slice::from_ref(&key));
         let other = with(&[arg("other", &key)]);
         assert!(other.ssh_keys.is_empty() && other.ssh_agent.is_none());
     }
