@@ -306,7 +306,7 @@ pub(crate) fn exec_env(
         store: host.store.clone(),
         lease: host.store.lease()?,
         registry,
-        git: host.settings.git.clone(),
+        git: host.settings.git.clone().with_ssh(&request.steps.agents),
         events: events.clone(),
         cancel: cancel.clone(),
         overlay: host.overlay,

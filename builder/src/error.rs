@@ -318,7 +318,9 @@ pub enum StepFailure {
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// Where nothing can be mounted.
-    #[error("RUN --mount cannot be had with --isolation=chroot: nothing can be mounted there")]
+    #[error(
+        "RUN --mount cannot be had with --isolation=chroot, but for type=ssh and secrets as variables: nothing can be mounted there"
+    )]
     MountsInChroot,
     /// A secret's file where nothing can be mounted.
     #[error(

@@ -137,6 +137,7 @@ impl Settings {
             path: var("PATH").map(OsString::from),
             home,
             ssh_agent: var("SSH_AUTH_SOCK").map(OsString::from),
+            ssh_keys: Vec::new(),
             passed_on,
         };
         Ok(Self { default_root, isolation: Isolation::Auto, cache_budget, engine, registry, git })

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,7 @@ use rbuild_frontend::remote::{GitSource, without_user};
 
 use super::{GitError, Route};
 use crate::cancel::Cancel;
+use crate::cli::AgentArg;
 
 /// Most that a command may say, on either pipe.
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
@@ -30,11 +32,27 @@ pub struct GitSettings {
     pub home: Option<PathBuf>,
     /// `SSH_AUTH_SOCK`.
     pub ssh_agent: Option<OsString>,
+    /// Keys to try before those of the home.
+    pub ssh_keys: Vec<PathBuf>,
     /// Variables for proxies and certificates, as they are.
     pub passed_on: Vec<(String, OsString)>,
 }
 
 impl GitSettings {
+    /// With what `--ssh default` names, for repositories that are reached by ssh.
+    #[must_use]
+    pub fn with_ssh(mut self, agents: &[AgentArg]) -> Self {
+        let paths = agents.iter().filter(|agent| agent.id == "default").flat_map(|agent| &agent.paths);
+        // git runs in a directory of its own.
+        for path in paths.filter_map(|path| std::path::absolute(path).ok()) {
+            match std::fs::metadata(&path) {
+                Ok(meta) if meta.file_type().is_socket() => self.ssh_agent = Some(path.into_os_string()),
+                _ => self.ssh_keys.push(path),
+            }
+        }
+        self
+    }
+
     /// True when a proxy is set for a scheme.
     pub fn is_proxied(&self, scheme: &str) -> bool {
         let own = format!("{scheme}_proxy");
@@ -185,6 +203,9 @@ impl Runner {
                          -o ForwardAgent=no -o ConnectTimeout=10"
                 .to_owned();
         let quoted = |path: PathBuf| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
+        for key in &self.settings.ssh_keys {
+            words.push_str(&format!(" -i {}", quoted(key.clone())));
+        }
         if let Some(home) = &self.settings.home {
             let known = quoted(home.join(".ssh/known_hosts"));
             words.push_str(&format!(" -o UserKnownHostsFile={known}"));
@@ -349,6 +370,20 @@ fn last_words(mut stderr: impl Read) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn git_uses_the_default_agent_or_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, key) = (dir.path().join("agent"), dir.path().join("id"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::write(&key, "").unwrap();
+        let arg = |id: &str, path: &Path| AgentArg { id: id.to_owned(), paths: vec![path.to_owned()] };
+        let with = |args: &[AgentArg]| GitSettings::default().with_ssh(args);
+        assert_eq!(with(&[arg("default", &socket)]).ssh_agent.as_deref(), Some(socket.as_os_str()));
+        assert_eq!(with(&[arg("default", &key)]).ssh_keys, std::slice::from_ref(&key));
+        let other = with(&[arg("other", &key)]);
+        assert!(other.ssh_keys.is_empty() && other.ssh_agent.is_none());
+    }
 
     #[test]
     fn credentials_leave_the_address_for_the_configuration() {

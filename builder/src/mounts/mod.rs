@@ -150,8 +150,8 @@ pub fn prepare(
     Ok(prepared)
 }
 
-/// What of a step's mounts can be had where nothing is mounted: secrets as variables, and what nobody gave and nobody
-/// requires.
+/// What of a step's mounts can be had where nothing is mounted: secrets as variables, agents, and what nobody gave and
+/// nobody requires.
 pub fn prepare_without_mounts(env: &ExecEnv, op: &RunOp) -> Result<Prepared, StepFailure> {
     let mut prepared = Prepared::default();
     for mount in &op.mounts {
@@ -162,8 +162,8 @@ pub fn prepare_without_mounts(env: &ExecEnv, op: &RunOp) -> Result<Prepared, Ste
                 }
                 prepared.add_secret(env, secret)?;
             }
-            Mount::Ssh(ssh) if !ssh.required && env.agents.get(&ssh.id).is_none() => {}
-            _ => return Err(StepFailure::MountsInChroot),
+            Mount::Ssh(ssh) => prepared.add_agent(env, ssh)?,
+            Mount::Bind(_) | Mount::Cache(_) | Mount::Tmpfs(_) => return Err(StepFailure::MountsInChroot),
         }
     }
     Ok(prepared)

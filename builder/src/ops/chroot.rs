@@ -30,7 +30,7 @@ pub(super) fn layer(
     vertex: VertexId,
 ) -> Result<NewLayer, StepFailure> {
     // Before the copy, which takes time.
-    let prepared = mounts::prepare_without_mounts(env, op)?;
+    let mut prepared = mounts::prepare_without_mounts(env, op)?;
     env.groups.not_in_chroot(&env.steps, &env.events);
     let draft = env.store.draft(&env.lease)?;
     let dir = draft.diff_fd().as_fd();
@@ -46,6 +46,7 @@ pub(super) fn layer(
     };
     let mut output = Output::of(env, vertex, &prepared.secrets);
     let mut spec = run::spec(env, op, vertex, network);
+    spec.mounts = std::mem::take(&mut prepared.mounts);
     run::set_variables(&mut spec, &prepared);
     let emulation = Emulation::recognise(dir, &spec, op);
     let exit = rbuild_sandbox::run_step_in_copy(

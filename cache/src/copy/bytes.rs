@@ -67,29 +67,6 @@ fn block(left: u64) -> usize {
     usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)
 }
 
-/// Reads from the start, in the same way.
-pub(super) fn read_all(
-    file: &OwnedFd,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut each: impl FnMut(&[u8]),
-) -> rustix::io::Result<()> {
-    buffer.resize(BUFFER_BYTES, 0);
-    let mut at = 0;
-    while at < size {
-        match pread(file, &mut buffer[..block(size - at)], at) {
-            Ok(0) => break,
-            Ok(count) => {
-                each(&buffer[..count]);
-                at += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
-}
-
 /// Writes all at the current offset.
 pub(super) fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
     while !bytes.is_empty() {

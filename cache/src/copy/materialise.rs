@@ -15,11 +15,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::bytes::{copy_in_kernel, copy_rest, read_all, write_all};
+use super::bytes::{copy_in_kernel, copy_rest, write_all};
 use super::pack::open_planned;
 use super::source::open_dir;
 use super::{CopyPlan, FileOrigin, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners};
+use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners, read_all};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
@@ -336,7 +336,11 @@ impl<'a> Filler<'a> {
             if is_cloned {
                 // What the source grew by since it was hashed.
                 ftruncate(file, size).map_err(failed("cut", path))?;
-                read_all(file, size, &mut self.buffer, &mut hash).map_err(failed("read", path))?;
+                let mut all = |bytes: &[u8]| -> Result<(), Errno> {
+                    hash(bytes);
+                    Ok(())
+                };
+                read_all(file, size, &mut self.buffer, &mut all).map_err(failed("read", path))?;
             } else {
                 copy_rest((&opened, 0), file, 0, size, &mut self.buffer, &mut hash)
                     .map_err(failed("copy", path))?;

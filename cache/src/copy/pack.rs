@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::fstat;
 
-use super::bytes::read_all;
 use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
 use crate::layer::{
     Bodies, Change, Each, EmitError, LayerDiff, OverlayForm, Pack, PackBodies, PackReader, PackWriter,
-    emit_tar_from,
+    PassError, checked, emit_tar_from, read_all,
 };
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
@@ -101,28 +100,24 @@ impl Bodies for Packing<'_> {
             return Ok(());
         }
         let origin = self.files.first().filter(|(at, _)| at == path).map(|(_, origin)| origin);
-        let mut is_new = size > 0 && !self.pack.has(content);
-        let (pack, mut write_failed, mut each_failed) = (&mut *self.pack, None, None);
+        let is_new = size > 0 && !self.pack.has(content);
+        let (pack, mut is_packed) = (&mut *self.pack, true);
         let mut take = |bytes: &[u8]| {
-            if is_new && let Err(error) = pack.write(bytes) {
-                write_failed.get_or_insert(error);
-                is_new = false;
+            if is_new {
+                pack.write(bytes).inspect_err(|_| is_packed = false)?;
             }
-            if each_failed.is_none() {
-                each_failed = each(bytes).err();
-            }
+            each(bytes)
         };
-        let read = stream(self.sources, path, origin, size, content, &mut self.buffer, &mut take);
-        if is_new && read.is_ok() {
-            self.pack.end(*content, size);
-        }
-        if let Some(error) = each_failed {
-            return Err(EmitError::Write(error));
-        }
-        let failure = match (write_failed, read) {
-            (Some(error), _) => PackLayerError::Pack(error),
-            (None, Err(error)) => PackLayerError::Source(error),
-            (None, Ok(())) => return Ok(()),
+        let failure = match stream(self.sources, path, origin, size, content, &mut self.buffer, &mut take) {
+            Ok(()) => {
+                if is_new {
+                    self.pack.end(*content, size);
+                }
+                return Ok(());
+            }
+            Err(Unread::Take(error)) if is_packed => return Err(EmitError::Write(error)),
+            Err(Unread::Take(error)) => PackLayerError::Pack(error),
+            Err(Unread::Source(error)) => PackLayerError::Source(error),
         };
         self.failure = Some(failure);
         Err(EmitError::Changed { path: path.clone(), what: "its source cannot be packed" })
@@ -137,35 +132,38 @@ fn stream(
     size: u64,
     content: &ContentDigest,
     buffer: &mut Vec<u8>,
-    take: &mut dyn FnMut(&[u8]),
-) -> Result<(), MaterialiseError> {
+    take: Each<'_>,
+) -> Result<(), Unread> {
     let no_source = || MaterialiseError::NoSource { path: path.clone() };
     let (source, from): (&dyn FileSource, _) = match origin.ok_or_else(no_source)? {
-        FileOrigin::Inline(bytes) => {
-            take(bytes);
-            return Ok(());
-        }
+        FileOrigin::Inline(bytes) => return take(bytes).map_err(Unread::Take),
         FileOrigin::Source(from) => (sources.main.ok_or_else(no_source)?, from),
         FileOrigin::Archive { index, path: from } => {
             (*sources.archives.get(*index).ok_or_else(no_source)?, from)
         }
-        FileOrigin::Packed { .. } => return Err(no_source()),
+        FileOrigin::Packed { .. } => return Err(no_source().into()),
     };
     let Some(opened) = open_planned(source, path, from, size)? else { return Ok(()) };
-    let mut hash = blake3::Hasher::new();
-    read_all(&opened, size, buffer, |bytes| {
-        hash.update(bytes);
-        take(bytes);
-    })
-    .map_err(|errno| MaterialiseError::Io {
-        action: "read",
-        path: path.clone(),
-        source: errno.into(),
-    })?;
-    if hash.finalize().as_bytes() != &content.0 {
-        return Err(MaterialiseError::Changed { source_path: from.clone() });
+    match checked(content, take, |take| read_all(&opened, size, buffer, take)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(MaterialiseError::Changed { source_path: from.clone() }.into()),
+        Err(PassError::Take(error)) => Err(Unread::Take(error)),
+        Err(PassError::Read(source)) => {
+            Err(MaterialiseError::Io { action: "read", path: path.clone(), source }.into())
+        }
     }
-    Ok(())
+}
+
+/// Why the bytes of a file were not handed on.
+enum Unread {
+    Source(MaterialiseError),
+    Take(io::Error),
+}
+
+impl From<MaterialiseError> for Unread {
+    fn from(error: MaterialiseError) -> Self {
+        Self::Source(error)
+    }
 }
 
 /// Opens a source file that must have the planned size; one that may change may have grown since it was hashed (the log

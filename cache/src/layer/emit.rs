@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 pub use bodies::{Bodies, DirBodies, Each, PackBodies};
+pub(crate) use bodies::{PassError, checked, read_all};
 
 use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
 use super::tar::{Member, MemberKind, TarWriter};

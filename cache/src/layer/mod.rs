@@ -39,6 +39,7 @@ pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
 pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_tar, emit_tar_from};
+pub(crate) use emit::{PassError, checked, read_all};
 pub use flatten::{FilesArchive, FlattenError, listing};
 pub use limits::Limits;
 pub use members::{ArchiveMember, read_members};

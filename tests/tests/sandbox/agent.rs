@@ -78,12 +78,12 @@ fn a_step_signs_with_the_users_agent_and_cannot_change_it() -> Result<()> {
     Ok(())
 }
 
-/// N8: keys in files are an agent to the step, on every rung that mounts; what it signs, OpenSSH verifies.
+/// N8: keys in files are an agent to the step, on every rung.
 #[test]
 fn a_step_signs_with_keys_of_files() -> Result<()> {
     need!(Root, Subuid, Compiler, Ssh);
     let probe = Probe::compile()?;
-    for place in [Place::Root, Place::Rootless, Place::Single] {
+    for place in [Place::Root, Place::Rootless, Place::Single, Place::Chroot, Place::Contained] {
         let env = place.env()?;
         let generate = |name: &str, args: &[&str]| -> Result<String> {
             let path = env.work().join(name);
@@ -97,14 +97,18 @@ fn a_step_signs_with_keys_of_files() -> Result<()> {
         fs::copy(probe.path(), context.join("probe"))?;
         let keys =
             [generate("k1", &["-t", "ed25519", "-N", ""])?, generate("k2", &["-t", "ecdsa", "-N", ""])?];
-        env.build(&context, &["--ssh", &format!("default={}", keys.join(","))])?.ok().says(&[
+        let build = |keys: &str| -> Result<rbuild_tests::Run> {
+            let ssh = format!("default={keys}");
+            let context = context.to_str().context("UTF-8")?;
+            place.run(&env, &["build", "--progress", "plain", "--ssh", &ssh, context])
+        };
+        build(&keys.join(","))?.ok().says(&[
             "probe 0 N8 agent-keys 2",
             "probe 0 N8 agent-signs yes",
             "probe 0 N8 agent-forgets no",
         ]);
         let locked = generate("k3", &["-t", "ed25519", "-N", "passphrase"])?;
-        let run = env.build(&context, &["--ssh", &format!("default={locked}")])?.exits(1);
-        run.says(&["k3 for --ssh default: it is encrypted", "ssh-add"]);
+        build(&locked)?.exits(1).says(&["k3 for --ssh default: it is encrypted", "ssh-add"]);
         env.assert_nothing_left();
     }
     Ok(())

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The step works in a private copy of its root, which is a plain directory: nothing is mounted. What takes the place of
-//! mounts is put into the copy and taken out again ([`place`]): devices, `/etc/hosts`, the script. There is no `/proc`.
+//! mounts is put into the copy and taken out again ([`place`]): devices, `/etc/hosts`, the script, an agent's
+//! socket. There is no `/proc`.
 //! What takes the place of namespaces is Landlock: no file outside the root can be opened, whatever descriptor or working
 //! directory a program holds, no process outside be signalled or traced, no abstract socket reached. Processes and network
 //! are the builder's; that is why this rung is taken only when it is named.
@@ -20,13 +21,14 @@ use crate::bootstrap::{self, BootstrapError, FILE_CAPABILITIES, Privilege};
 use crate::error::StepError;
 use crate::parent::{self, Running};
 use crate::self_copy::{CHROOT_MARKER, SelfCopy};
-use crate::spec::{Exit, Network, StepSpec, Stream};
+use crate::spec::{Exit, MountSource, Network, StepMount, StepSpec, Stream};
 use place::Placed;
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::CapabilitySet;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
@@ -72,7 +74,7 @@ pub fn run_step_in_copy(
         Network::User(_) => return Err(StepError::NotInChroot { what: "RUN with a network of its own" }),
     }
     let child_spec = parent::resolve(spec, root)?;
-    let placed = Placed::create(root, aside, &child_spec)?;
+    let placed = Placed::create(root, aside, &child_spec, &sockets(&spec.mounts)?)?;
     let outcome = start(forced).and_then(|socket| {
         let running = Running::take_over(socket, &child_spec, root)?;
         running.run(cancel, on_output)
@@ -81,6 +83,22 @@ pub fn run_step_in_copy(
     let end = outcome?.0;
     removed?;
     end.into_result(spec)
+}
+
+/// The mounts that are sockets, by target: those can be put into a root as another name of theirs.
+fn sockets(mounts: &[StepMount]) -> Result<Vec<(&str, BorrowedFd<'_>)>, StepError> {
+    let refused = || StepError::NotInChroot { what: "RUN --mount" };
+    let mut found = Vec::new();
+    for mount in mounts {
+        let MountSource::Tree { root, path } = &mount.source else { return Err(refused()) };
+        let is_socket = rustix::fs::fstat(root)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);
+        if !is_socket || !path.is_empty() {
+            return Err(refused());
+        }
+        found.push((mount.target.as_str(), root.as_fd()));
+    }
+    Ok(found)
 }
 
 /// Starts a keeper; our end of its socket. It ends, and ends the step, when that is closed.

@@ -4,11 +4,11 @@ use crate::child::devices::DEVICES;
 use crate::error::StepError;
 use crate::mount_points::{self, Kind, MountPoints};
 use crate::wire::ChildSpec;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 use std::ffi::CString;
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// Everything that was put into a root for one step.
 pub(super) struct Placed<'a> {
@@ -35,13 +35,15 @@ impl<'a> Placed<'a> {
         root: BorrowedFd<'a>,
         aside: BorrowedFd<'a>,
         spec: &ChildSpec,
+        sockets: &[(&str, BorrowedFd<'_>)],
     ) -> Result<Placed<'a>, StepError> {
+        let files = spec.files.iter().map(|(path, ..)| path.as_str());
         let paths: Vec<(&str, Kind)> =
-            spec.files.iter().map(|(path, ..)| (path.as_str(), Kind::File)).collect();
+            files.chain(sockets.iter().map(|(path, _)| *path)).map(|path| (path, Kind::File)).collect();
         // The same places as for mounts: what is made for the step only goes with it.
         let points = MountPoints::create(root, &spec.cwd, &paths)?;
         let mut placed = Placed { root, aside, points, placed: Vec::new() };
-        match placed.fill(spec) {
+        match placed.fill(spec, sockets) {
             Ok(()) => Ok(placed),
             Err(error) => {
                 // The error that is told is the first.
@@ -51,7 +53,7 @@ impl<'a> Placed<'a> {
         }
     }
 
-    fn fill(&mut self, spec: &ChildSpec) -> Result<(), StepError> {
+    fn fill(&mut self, spec: &ChildSpec, sockets: &[(&str, BorrowedFd<'_>)]) -> Result<(), StepError> {
         let error =
             |path: &str, errno: Errno| StepError::MountPoint { path: path.to_owned(), source: errno.into() };
         for (name, major, minor) in DEVICES {
@@ -77,6 +79,13 @@ impl<'a> Placed<'a> {
                 let mut file = std::fs::File::from(fd);
                 file.write_all(content).map_err(super::errno)?;
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))
+            })
+            .map_err(|errno| error(path, errno))?;
+        }
+        for (path, socket) in sockets {
+            self.put(path, |dir, name| {
+                let open = format!("/proc/self/fd/{}", socket.as_raw_fd());
+                rustix::fs::linkat(CWD, open, dir, name, AtFlags::SYMLINK_FOLLOW)
             })
             .map_err(|errno| error(path, errno))?;
         }

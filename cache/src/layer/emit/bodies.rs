@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 
 use super::super::dirs::Dirs;
 use super::super::pack::{Pack, PackReader};
@@ -71,25 +71,11 @@ impl Bodies for DirBodies<'_> {
         each: Each<'_>,
     ) -> Result<(), EmitError> {
         let file = self.open(path, size)?;
-        self.buffer.resize(BODY_BYTES, 0);
-        let mut hash = blake3::Hasher::new();
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
-            let len = match rustix::io::read(&file, &mut self.buffer[..want]) {
-                Ok(0) => return Err(EmitError::Changed { path: path.clone(), what: "it became shorter" }),
-                Ok(len) => len,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(read_error("read", path)(errno)),
-            };
-            hash.update(&self.buffer[..len]);
-            each(&self.buffer[..len]).map_err(EmitError::Write)?;
-            left -= len as u64;
+        match checked(content, each, |take| read_all(&file, size, &mut self.buffer, take)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EmitError::Changed { path: path.clone(), what: "its content differs" }),
+            Err(error) => Err(error.of("read", path)),
         }
-        if hash.finalize().as_bytes() != &content.0 {
-            return Err(EmitError::Changed { path: path.clone(), what: "its content differs" });
-        }
-        Ok(())
     }
 }
 
@@ -118,35 +104,77 @@ impl<'a> PackBodies<'a> {
         if found.1.length != size {
             return Err(changed());
         }
-        let mut hash = blake3::Hasher::new();
-        self.reader
-            .read(found, |bytes| {
-                hash.update(bytes);
-                each(bytes).map_err(Piece::Each)
-            })
-            .map_err(|error| match error {
-                Piece::Each(source) => EmitError::Write(source),
-                Piece::Read(source) => {
-                    EmitError::Read { step: "read the content of", path: path.clone(), source }
-                }
-            })?;
-        if hash.finalize().as_bytes() != &content.0 {
-            return Err(changed());
+        match checked(content, each, |take| self.reader.read(found, take)) {
+            Ok(true) => Ok(true),
+            Ok(false) => Err(changed()),
+            Err(error) => Err(error.of("read the content of", path)),
         }
-        Ok(true)
     }
 }
 
 /// Who failed while a content was passed on.
-enum Piece {
+#[derive(Debug)]
+pub(crate) enum PassError {
+    /// Its source.
     Read(io::Error),
-    Each(io::Error),
+    /// Who takes the bytes.
+    Take(io::Error),
 }
 
-impl From<io::Error> for Piece {
-    fn from(error: io::Error) -> Self {
-        Self::Read(error)
+impl<E: Into<io::Error>> From<E> for PassError {
+    fn from(error: E) -> Self {
+        Self::Read(error.into())
     }
+}
+
+impl PassError {
+    fn of(self, step: &'static str, path: &RelPath) -> EmitError {
+        match self {
+            Self::Read(source) => EmitError::Read { step, path: path.clone(), source },
+            Self::Take(source) => EmitError::Write(source),
+        }
+    }
+}
+
+/// Takes bytes that are passed on.
+pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), PassError>;
+
+/// Passes on what `read` reads, and says whether it was that content.
+pub(crate) fn checked(
+    content: &ContentDigest,
+    each: Each<'_>,
+    read: impl FnOnce(Take<'_>) -> Result<(), PassError>,
+) -> Result<bool, PassError> {
+    let mut hash = blake3::Hasher::new();
+    read(&mut |bytes| {
+        hash.update(bytes);
+        each(bytes).map_err(PassError::Take)
+    })?;
+    Ok(hash.finalize().as_bytes() == &content.0)
+}
+
+/// Reads a file from its start, as far as it goes but not beyond `size`.
+pub(crate) fn read_all<E: From<Errno>>(
+    file: &OwnedFd,
+    size: u64,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    buffer.resize(BODY_BYTES, 0);
+    let mut at = 0;
+    while at < size {
+        let length = usize::try_from(size - at).unwrap_or(BODY_BYTES).min(BODY_BYTES);
+        match pread(file, &mut buffer[..length], at) {
+            Ok(0) => break,
+            Ok(count) => {
+                each(&buffer[..count])?;
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 impl Bodies for PackBodies<'_> {
