@@ -63,9 +63,12 @@ impl Passing {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    /// All that has passed. What was not written to the disk by now never will be.
+    /// All that has passed. What was not written to the disk by now never will be, whoever still holds a file.
     pub fn end(&self) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for (_, file) in self.files.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            // At worst the sync writes it for nothing.
+            let _ = file.set_len(0);
+        }
     }
 
     /// Large blobs that steps make, each from when it begins to grow.
@@ -138,4 +141,23 @@ pub(crate) async fn make(env: &Arc<ExecEnv>, blob: &LayerBlob, passes: bool) -> 
         Ok(writer.inner.commit_as(&worker.passing, digest)?)
     };
     Ok(Pace::Now.run(env, encode).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn what_has_passed_is_gone_even_for_who_still_holds_it() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"passing").unwrap();
+        let (passing, digest) = (Passing::default(), Digest::of(b"passing"));
+        passing.put(digest, file);
+        let held = passing.file(&digest).unwrap();
+        passing.end();
+        assert!(passing.file(&digest).is_none());
+        assert_eq!(held.metadata().unwrap().len(), 0);
+    }
 }

@@ -78,15 +78,14 @@ impl UnhashedBlob {
         Ok(File::from(self.store.inner.layout.open(&self.temp, OFlags::RDONLY)?))
     }
 
-    /// Takes what was received out of the store: it lives as long as the file, and what was not written back by then never
-    /// is.
+    /// Takes what was received out of the store: it lives as long as the file, which may be read and cut, and what was not
+    /// written back by then never is.
     pub fn into_passing(self) -> Result<File, StoreError> {
-        let reader = self.reader()?;
         let layout = &self.store.inner.layout;
         let path = layout.path(&self.temp);
-        drop(self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &path)?);
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &path)?;
         rustix::fs::unlinkat(layout.fd(), &self.temp, AtFlags::empty()).doing("remove", &path)?;
-        Ok(reader)
+        Ok(file.into_file())
     }
 
     /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
@@ -156,7 +155,7 @@ impl Store {
         growing: impl FnOnce(File) -> Growing,
     ) -> Result<UnhashedBlob, StoreError> {
         let temp = lease.next_path();
-        let fd = self.inner.layout.open(&temp, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let fd = self.inner.layout.open(&temp, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         let file = BufWriter::with_capacity(WRITE_BUFFER_BYTES, growing(fd.into()));
         Ok(UnhashedBlob { store: self.clone(), _lease: lease.clone(), temp, file, size: 0 })
     }
