@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rbuild_frontend::span::Lines;
 use rbuild_registry::RegistryError;
+use rbuild_sandbox::StepError;
 
 use crate::build::Source;
 use crate::cli::{Env, UsageError, no_command};
@@ -276,6 +277,7 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
                 .to_owned(),
         ],
+        StepFailure::Sandbox { source, .. } => not_executed(source).into_iter().collect(),
         StepFailure::Absent { hint: Some(hint), .. } => vec![hint.clone()],
         StepFailure::Absent { hint: None, .. } | StepFailure::Select(_) => {
             vec!["paths are relative to the root of the source".to_owned()]
@@ -309,6 +311,29 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
         StepFailure::RunRefused { remedies } => remedies.clone(),
         _ => Vec::new(),
     }
+}
+
+/// What to do about a command that could not be started.
+fn not_executed(error: &StepError) -> Option<String> {
+    use std::io::ErrorKind::{NotFound, PermissionDenied};
+    let hint = match error {
+        StepError::CommandNotFound { program } => {
+            format!("install {program} in an earlier step, or name it with its path")
+        }
+        StepError::CommandNotExecutable { program, source } if source.kind() == NotFound => {
+            let shell = "the image has no shell, which RUN without brackets takes: write RUN [\"/program\", \"argument\"], or \
+                         copy a static one in with COPY --from=busybox /bin/busybox /bin/sh";
+            match program.as_str() {
+                "/bin/sh" => shell.to_owned(),
+                _ => "the file is not there, or the loader or interpreter that it names is not".to_owned(),
+            }
+        }
+        StepError::CommandNotExecutable { source, .. } if source.kind() == PermissionDenied => {
+            "make it executable: COPY --chmod=755, or chmod +x in an earlier step".to_owned()
+        }
+        _ => return None,
+    };
+    Some(hint)
 }
 
 /// ENOSPC or EDQUOT anywhere in the chain.

@@ -122,7 +122,11 @@ fn run_command_not_found() -> Result<()> {
     need!(Root, Registry, Bases);
     check_dockerfile("FROM busybox\nRUN no-such-program --x\n", &[], &["no-such-program", "exit code: 127"])?;
     check_dockerfile("FROM busybox\nRUN [\"no-such-program\"]\n", &[], &["no-such-program", "Dockerfile:2"])?;
-    check_dockerfile("FROM scratch\nRUN echo x\n", &[], &["/bin/sh", "Dockerfile:2"])
+    check_dockerfile(
+        "FROM scratch\nRUN echo x\n",
+        &[],
+        &["/bin/sh", "Dockerfile:2", "hint: the image has no shell"],
+    )
 }
 
 #[test]

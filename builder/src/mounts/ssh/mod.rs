@@ -43,9 +43,11 @@ const NAME: &str = "agent";
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Nothing there.
-    #[error("cannot use the SSH agent {}", path.display())]
+    #[error("cannot use {} for --ssh {id}", path.display())]
     Look {
-        /// Its socket.
+        /// Name of the agent.
+        id: String,
+        /// Its socket or key.
         path: PathBuf,
         /// Why.
         #[source]
@@ -77,7 +79,8 @@ impl AgentError {
     /// What to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Key { id, path, source: KeyError::NoKey | KeyError::Read(_) } => Some(format!(
+            Self::Look { id, path, .. }
+            | Self::Key { id, path, source: KeyError::NoKey | KeyError::Read(_) } => Some(format!(
                 "--ssh {id}={} takes the socket of an agent or unencrypted private keys; `--ssh {id}` alone takes the agent of \
                  SSH_AUTH_SOCK",
                 path.display()
@@ -122,8 +125,11 @@ impl Agent {
     fn new(AgentArg { id, paths }: &AgentArg) -> Result<Self, AgentError> {
         let mut keys = Keys::new();
         for path in paths {
-            let meta =
-                std::fs::metadata(path).map_err(|source| AgentError::Look { path: path.clone(), source })?;
+            let meta = std::fs::metadata(path).map_err(|source| AgentError::Look {
+                id: id.clone(),
+                path: path.clone(),
+                source,
+            })?;
             if meta.file_type().is_socket() {
                 return match paths.len() {
                     1 => Ok(Self::Socket(path.as_path().into())),
