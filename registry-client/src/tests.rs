@@ -3,6 +3,7 @@
 mod auth;
 mod ecr;
 mod fake;
+mod goaway;
 mod lists;
 mod pull;
 mod push;
