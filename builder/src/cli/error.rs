@@ -160,8 +160,12 @@ impl Problem {
         match self {
             Self::PushWithoutTag => Some("name the image with -t registry/repository:tag".to_owned()),
             Self::OutputType => Some("for example: -o type=oci,dest=image.tar".to_owned()),
-            Self::Tag { cause: ReferenceError::Uppercase(name), .. }
-            | Self::Image { cause: ReferenceError::Uppercase(name) } => {
+            Self::Tag { cause: ReferenceError::Uppercase(name), value } => {
+                // Its tag may have upper case.
+                let lower = value.replacen(name, &name.to_ascii_lowercase(), 1);
+                Some(format!("write it in lower case: {lower}"))
+            }
+            Self::Image { cause: ReferenceError::Uppercase(name) } => {
                 Some(format!("write it in lower case: {}", name.to_ascii_lowercase()))
             }
             Self::SeveralPlatforms => {

@@ -92,6 +92,7 @@ fn base_image_not_found() -> Result<()> {
 fn registry_away() -> Result<()> {
     need!(Root, Registry, Bases);
     let (registry, env) = world()?;
+    env.run(["pull", "busybox"])?.ok();
     let away = rbuild_tests::registry::free_address()?.to_string();
     let context = env.context("away", &format!("FROM {away}/base\nRUN true\n"), &[])?;
     check_bad(&env, &context, &[], &[&away])?;
