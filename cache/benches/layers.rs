@@ -3,11 +3,13 @@
 //! `cargo bench -p rbuild-cache --profile bench-fast --features isal`. Prints the best of several runs in CPU time of all
 //! threads, which others on the machine disturb little; nothing is asserted: a machine has its moods.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rbuild_cache::copy::{CopyItem, CopyOptions, FileSource, SourceError, plan};
@@ -17,7 +19,10 @@ use rbuild_cache::layer::{
     scan_upper,
 };
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{FileStat, FingerprintEntry, ScanMoment, SeenFiles, Store, StoreOptions};
+use rbuild_cache::store::{
+    Contained, FileStat, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, Store,
+    StoreOptions,
+};
 use rbuild_cache::tree::select::{select, selection_digest};
 use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
 use rbuild_oci::Sha256;
@@ -170,27 +175,46 @@ fn stat_index(dir: &Path) {
         uid: 0,
         gid: 0,
     };
-    let entry = |at| FingerprintEntry {
-        path: RelPath::clamp(file_path(at).as_bytes()),
+    let entry = |at: usize| SeenEntry {
+        name: format!("file{at}.txt").into_bytes(),
         stat: stat(at),
-        content: ContentDigest([7; 32]),
+        xattrs: BTreeMap::new(),
+        is_linked: false,
+        is_suspect: false,
+        kind: SeenKind::File(ContentDigest([7; 32])),
     };
-    let seen = SeenFiles::from((0..FILES).map(entry).collect::<Vec<_>>());
-    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), &seen).expect("writes");
-    let loading = best(|| (), |()| drop(black_box(store.fingerprints(&[1; 32]).expect("reads"))));
-    row("stat index, loaded", loading, FILES);
-    let index = store.fingerprints(&[1; 32]).expect("reads");
-    let paths: Vec<String> = (0..FILES).map(file_path).collect();
-    let hits = best(
-        || (),
-        |()| {
-            let mut hint = 0;
-            let hits = paths.iter().enumerate();
-            let hits =
-                hits.filter(|(at, path)| index.lookup(path.as_bytes(), &stat(*at), &mut hint).is_some());
-            assert_eq!(black_box(hits.count()), FILES);
-        },
+    let dir = |path: String, entries| {
+        let listed = ListedDir { stat: stat(0), xattrs: BTreeMap::new(), entries, may_be_trusted: true };
+        SeenDir { path: path.into_bytes(), is_excluded: false, contained: Contained::Listed(listed) }
+    };
+    const EACH: usize = 100;
+    let mut dirs = vec![dir(String::new(), Vec::new())];
+    dirs.extend(
+        (0..FILES / EACH).map(|at| dir(format!("d{at}"), (at * EACH..(at + 1) * EACH).map(entry).collect())),
     );
+    let seen =
+        SeenContext::new(Arc::default(), [0; 32], ScanMoment::now(), dirs).expect("no node is missing");
+    store.put_stat_index(&lease, &[1; 32], &seen).expect("writes");
+    let loading = best(|| (), |()| drop(black_box(store.stat_index(&[1; 32]).expect("reads"))));
+    row("stat index, its table loaded", loading, FILES);
+    let index = store.stat_index(&[1; 32]).expect("reads");
+    let mut buffer = Vec::new();
+    let mut hits = || {
+        let mut hits = 0;
+        for at in 0..index.len() {
+            let record = index.record(at, &mut buffer).expect("reads");
+            hits += record
+                .entries()
+                .flatten()
+                .filter(|known| {
+                    let ino = known.stat().ino as usize;
+                    *known.stat == stat(ino).to_bytes()
+                })
+                .count();
+        }
+        assert_eq!(black_box(hits), FILES);
+    };
+    let hits = best(|| (), |()| hits());
     row("stat index, a hit for every file", hits, FILES);
 }
 

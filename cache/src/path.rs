@@ -104,7 +104,7 @@ impl Ord for RelPath {
 }
 
 /// [`RelPath`]'s order on the bytes of clean paths.
-pub(crate) fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+pub fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
     // A `/` sorts before every other byte, and a path holds no zero byte. Long common prefixes are the usual case where
     // paths are sorted, so they are skipped eight bytes at a time.
     const BLOCK: usize = 8;

@@ -159,8 +159,12 @@ impl Ignore {
 
     /// The pattern behind a verdict.
     pub fn rule(&self, verdict: Verdict) -> Option<Rule<'_>> {
-        let pattern = &self.patterns[verdict.0?];
-        Some(Rule { line: pattern.line, text: &pattern.text, negated: pattern.negated })
+        Some(self.patterns[verdict.0?].rule())
+    }
+
+    /// All patterns, in their order: two ignore files with the same ones decide alike.
+    pub fn rules(&self) -> impl Iterator<Item = Rule<'_>> {
+        self.patterns.iter().map(Pattern::rule)
     }
 
     /// True when `dir` is excluded and no negation can bring back anything below it, so that a walk need not enter.

@@ -174,14 +174,14 @@ pub(super) async fn scan_contexts(
         let scanned = vertex(events, &title, || -> Result<_, BuildError> {
             let path = dir.canonicalize().map_err(|_| BuildError::NoContext(dir.to_owned()))?;
             let identity = *blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes();
-            let index = env.store.fingerprints(&identity)?;
+            let index = Arc::new(env.store.stat_index(&identity)?);
             let patterns = plan::context_patterns(graph, &context.name);
             let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
             let everything = Ignore::default();
             let rules = ignore.as_ref().map_or(&everything, |found| &found.ignore);
-            let mut scanned = scan(dir, rules, &wanted, index)?;
-            if let Some(moment) = scanned.scanned.filter(|_| scanned.seen.differ()) {
-                env.store.put_fingerprints(&env.lease, &identity, moment, &scanned.seen)?;
+            let mut scanned = scan(dir, rules, &wanted, &index)?;
+            if let Some(seen) = scanned.seen.as_ref().filter(|seen| seen.differs()) {
+                env.store.put_stat_index(&env.lease, &identity, seen)?;
             }
             scanned.identity = Some(identity);
             scanned.ignore = ignore;

@@ -190,8 +190,7 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         skipped: Vec::new(),
         size_bytes: 0,
         suspects: Vec::new(),
-        seen: Arc::default(),
-        scanned: None,
+        seen: None,
         ignore: None,
     })
 }

@@ -2,10 +2,15 @@
 //!
 //! The walk goes by directory fd and never follows a symlink, so a context cannot make it read anything outside. Ignored
 //! directories are not entered. Owners become 0:0 whatever the host says (dockerfile reference 3.4); mtimes stay out
-//! of the tree. File contents are hashed only where the stat index does not already know them. Xattrs are kept as layers
-//! keep them; files that have some are rare, stay out of the index, and are read each time.
+//! of the tree. File contents are hashed only where the stat index does not already know them, and directories listed and
+//! their nodes made only where it does not know those. Xattrs are kept as layers keep them; files that have some are
+//! rare, stay out of the index, and are read each time.
 
 mod lister;
+mod read;
+#[cfg(test)]
+mod tests;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,26 +21,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
-use rbuild_cache::layer::{Mtime, kept_xattrs};
+use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{FileStat, FingerprintEntry, FingerprintIndex, LayerId, ScanMoment, SeenFiles};
-use rbuild_cache::tree::{
-    ContentDigest, DirNode, Entry, Kind, LinkGroups, MemoryNodeStore, Meta, NodeDigest, NodeStore,
-    PATH_BYTES_MAX, Tree,
-};
-use rbuild_frontend::dockerignore::{Ignore, Verdict};
-use rustix::fs::{Mode, OFlags, Stat};
+use rbuild_cache::store::{Contained, LayerId, ScanMoment, SeenContext, SeenDir, StatIndex};
+use rbuild_cache::tree::{LinkGroups, Meta, NodeStore, PATH_BYTES_MAX, Tree};
+use rbuild_frontend::dockerignore::Ignore;
+use rustix::fs::{Mode, OFlags};
 
 use crate::context::files::FoundIgnore;
 use crate::context::wanted::Wanted;
 use crate::error::StepFailure;
 pub(super) use lister::names_in;
-use lister::{Listed, Lister};
+use lister::{Found, Lister};
 
-/// Looks at a file that shrinks while it is being read before that is an error.
-const READS_MAX: usize = 3;
-/// Files below this many are hashed on the walking thread: starting helpers would cost more.
-const PARALLEL_HASH_MIN: usize = 64;
+/// Raised when the same patterns choose something else, or other files count as secrets.
+const RULES_LABEL: &str = concat!("rbuild scan rules 1, ", env!("CARGO_PKG_VERSION"));
+/// Types of the file systems on which whatever changes the names in a directory is known to move its times: ext2 to
+/// ext4, xfs, btrfs, tmpfs, overlay, f2fs, bcachefs, zfs.
+const TRUSTED_SYSTEMS: [i64; 8] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0xf2f5_2010, 0xca45_1a4e, 0x2fc1_2fc1];
 
 /// A scanned context.
 pub struct ScannedContext {
@@ -57,10 +61,8 @@ pub struct ScannedContext {
     pub size_bytes: u64,
     /// Files among them that look like secrets.
     pub suspects: Vec<String>,
-    /// What is known of its files, and what the last stat index knew.
-    pub seen: Arc<SeenFiles>,
-    /// When the scan began; `None` when no stat index is kept.
-    pub scanned: Option<ScanMoment>,
+    /// What the scan saw, for the next stat index; `None` when none is kept.
+    pub seen: Option<Arc<SeenContext>>,
     /// The ignore file that left entries out, for those who miss one.
     pub ignore: Option<FoundIgnore>,
 }
@@ -74,7 +76,7 @@ impl ScannedContext {
             source,
         })?;
         let dir = if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) };
-        Ok(ContextFiles { dir, seen: Arc::clone(&self.seen), hint: AtomicUsize::new(0) })
+        Ok(ContextFiles { dir, seen: self.seen.clone(), hint: AtomicUsize::new(0) })
     }
 }
 
@@ -82,7 +84,7 @@ impl ScannedContext {
 #[derive(Debug)]
 pub struct ContextFiles {
     dir: DirSource,
-    seen: Arc<SeenFiles>,
+    seen: Option<Arc<SeenContext>>,
     hint: AtomicUsize,
 }
 
@@ -93,7 +95,7 @@ impl FileSource for ContextFiles {
 
     fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
         let mut hint = self.hint.load(Ordering::Relaxed);
-        let seen = self.seen.mtime(path, &mut hint);
+        let seen = self.seen.as_ref().and_then(|seen| seen.mtime(path, &mut hint));
         self.hint.store(hint, Ordering::Relaxed);
         seen.map_or_else(|| self.dir.mtime(path), Ok)
     }
@@ -135,24 +137,6 @@ pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Err
     move |errno| ScanError::Io { what, path, source: errno.into() }
 }
 
-/// One directory on the walk: its node so far and where it hangs.
-#[derive(Default)]
-struct PendingDir {
-    path: Vec<u8>,
-    parent: Option<(usize, Vec<u8>)>,
-    meta: Meta,
-    node: DirNode,
-    /// The node's digest, where nothing more comes into it.
-    digest: Option<NodeDigest>,
-    verdict: Verdict,
-}
-
-/// A file whose content is not known yet.
-struct Unhashed {
-    dir: usize,
-    path: Vec<u8>,
-}
-
 /// Scans `root`.
 ///
 /// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
@@ -162,178 +146,99 @@ pub fn scan(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
-    index: FingerprintIndex,
+    index: &Arc<StatIndex>,
 ) -> Result<ScannedContext, ScanError> {
-    match walk(root, ignore, wanted, index)? {
-        Ok(scanned) => Ok(scanned),
-        Err(index) => {
-            let all = walk(root, ignore, &Wanted::everything(), index)?;
-            Ok(all.unwrap_or_else(|_| unreachable!("a walk of everything has no symlink to stop at")))
-        }
+    if let Some(scanned) = look_through(root, ignore, wanted, index)? {
+        return Ok(scanned);
     }
+    let all = look_through(root, ignore, &Wanted::everything(), index)?;
+    Ok(all.unwrap_or_else(|| unreachable!("a walk of everything has no symlink to stop at")))
 }
 
-/// Walks the wanted part; gives the index back when a symlink leads out of it.
-fn walk(
+/// Scans the wanted part; `None` when a symlink leads out of it.
+fn look_through(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
-    index: FingerprintIndex,
-) -> Result<Result<ScannedContext, FingerprintIndex>, ScanError> {
+    index: &Arc<StatIndex>,
+) -> Result<Option<ScannedContext>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();
     let dir = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io("open", root.as_os_str().as_bytes()))?;
-    let lister = Lister { root: dir.as_fd(), ignore, wanted, index: &index };
-    let mut walk = Walk::default();
-    let mut kept = Vec::new();
-    let root_meta = Meta { mode: 0o755, ..Meta::default() };
-    walk.dirs.push(PendingDir { meta: root_meta, ..PendingDir::default() });
-    let mut next = 0;
-    while next < walk.dirs.len() {
-        // All directories of one depth, whose parents were all listed.
-        let level = next..walk.dirs.len();
-        for (at, listed) in level.clone().zip(lister.list_all(&walk.dirs[level.clone()])?) {
-            if listed.leads_out {
-                return Ok(Err(index));
-            }
-            kept.extend_from_slice(&listed.kept);
-            walk.take(at, listed);
+    let rules = rules(ignore, wanted);
+    let lister = Lister {
+        root: dir.as_fd(),
+        ignore,
+        wanted,
+        index,
+        is_current: index.is_by(&rules),
+        trusted_dev: trusted_dev(dir.as_fd()),
+    };
+    let Some(mut looked) = walk::walk(&lister)? else { return Ok(None) };
+    read::read_all(dir.as_fd(), &mut looked)?;
+    let (mut skipped, mut suspects) = (Vec::new(), Vec::new());
+    // Paths of files with several names, by device and inode.
+    let mut links: BTreeMap<(u64, u64), Vec<RelPath>> = BTreeMap::new();
+    let mut dirs = Vec::with_capacity(looked.len());
+    for dir in looked {
+        skipped.extend(dir.notes.skipped);
+        suspects.extend(dir.notes.suspects);
+        for (inode, path) in dir.notes.links {
+            links.entry(inode).or_default().push(path);
         }
-        next = level.end;
+        let contained = match dir.found {
+            Found::Kept(at) => Contained::Kept(at),
+            Found::Listed(listed) => Contained::Listed(listed.dir),
+        };
+        dirs.push(SeenDir { path: dir.path, is_excluded: dir.is_excluded, contained });
     }
-    let mut files = SeenFiles::new(index);
-    kept.into_iter().for_each(|at| files.keep(at));
-    files.add(walk.hash(dir.as_fd())?);
-    let skipped = std::mem::take(&mut walk.skipped);
-    let (size_bytes, mut suspects) = (walk.size_bytes, std::mem::take(&mut walk.suspects));
     suspects.sort();
-    let (tree, nodes) = walk.finish(ignore)?;
-    let (seen, scanned) = (Arc::new(files), Some(moment));
-    Ok(Ok(ScannedContext {
-        tree,
-        nodes,
+    let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, moment, dirs)?);
+    let root = Meta { mode: 0o755, ..Meta::default() };
+    let links = LinkGroups::new(links.into_values());
+    Ok(Some(ScannedContext {
+        tree: Tree { root, node: seen.node(), links },
+        nodes: Arc::clone(&seen) as Arc<dyn NodeStore>,
         dir,
         identity: None,
         layer: None,
         newest_unix: None,
         skipped,
-        size_bytes,
+        size_bytes: seen.bytes(),
         suspects,
-        seen,
-        scanned,
+        seen: Some(seen),
         ignore: None,
     }))
 }
 
-/// Everything found so far.
-#[derive(Default)]
-struct Walk {
-    dirs: Vec<PendingDir>,
-    unhashed: Vec<Unhashed>,
-    skipped: Vec<String>,
-    size_bytes: u64,
-    suspects: Vec<String>,
-    /// Paths of files with several names, by device and inode.
-    links: BTreeMap<(u64, u64), Vec<RelPath>>,
+/// What decides about what is in a context, as a digest.
+fn rules(ignore: &Ignore, wanted: &Wanted) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    put(RULES_LABEL);
+    for rule in ignore.rules() {
+        put(if rule.negated { "brings back" } else { "leaves out" });
+        put(rule.text);
+    }
+    match wanted.texts() {
+        None => put("of everything"),
+        Some(texts) => {
+            put("of");
+            texts.for_each(&mut put);
+        }
+    }
+    *hasher.finalize().as_bytes()
 }
 
-impl Walk {
-    /// Adds what is in the directory `at`.
-    fn take(&mut self, at: usize, listed: Listed) {
-        let Listed { entries, dirs, unhashed, skipped, size_bytes, suspects, links, .. } = listed;
-        let dir = &mut self.dirs[at];
-        (dir.node, dir.digest) = (entries, listed.digest);
-        dir.meta.xattrs = listed.xattrs;
-        let subdirs = dirs.into_iter();
-        self.dirs.extend(subdirs.map(|(name, dir)| PendingDir { parent: Some((at, name)), ..dir }));
-        self.unhashed.extend(unhashed.into_iter().map(|path| Unhashed { dir: at, path }));
-        self.skipped.extend(skipped);
-        self.size_bytes = self.size_bytes.saturating_add(size_bytes);
-        self.suspects.extend(suspects);
-        for (inode, path) in links {
-            self.links.entry(inode).or_default().push(path);
-        }
-    }
-
-    /// Hashes what the stat index did not know, on both cores when there is much.
-    fn hash(&mut self, root: BorrowedFd<'_>) -> Result<Vec<FingerprintEntry>, ScanError> {
-        let mut read = Vec::with_capacity(self.unhashed.len());
-        let todo = &self.unhashed;
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(usize, Hashed)>, ScanError> {
-            let mut done = Vec::new();
-            let mut buffer = vec![0; 256 << 10];
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(file) = todo.get(at) else { return Ok(done) };
-                done.push((at, hash_file(root, &file.path, &mut buffer)?));
-            }
-        };
-        let threads = if todo.len() < PARALLEL_HASH_MIN {
-            1
-        } else {
-            std::thread::available_parallelism().map_or(1, usize::from).min(8)
-        };
-        let results = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut results = vec![work()];
-            results.extend(helpers.into_iter().map(|h| h.join().expect("hashing does not panic")));
-            results
-        });
-        for result in results {
-            for (at, Hashed { content, stat, xattrs }) in result? {
-                let Unhashed { dir, path } = &self.unhashed[at];
-                let size = u64::try_from(stat.st_size).unwrap_or(0);
-                let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path).to_vec();
-                if xattrs.is_empty() {
-                    let (path, stat) = (RelPath::clamp(path), file_stat(&stat));
-                    read.push(FingerprintEntry { path, stat, content });
-                }
-                let meta = Meta { mode: stat.st_mode & 0o7777, xattrs, ..Meta::default() };
-                self.dirs[*dir].node.entries.insert(name, Entry { meta, kind: Kind::File { size, content } });
-            }
-        }
-        Ok(read)
-    }
-
-    /// Closes directories from the leaves up. A directory that was only entered for a re-included file is dropped again
-    /// when nothing was found.
-    fn finish(mut self, ignore: &Ignore) -> Result<(Tree, Arc<MemoryNodeStore>), ScanError> {
-        let nodes = Arc::new(MemoryNodeStore::default());
-        let mut batch = Vec::with_capacity(self.dirs.len());
-        for at in (1..self.dirs.len()).rev() {
-            let dir = &mut self.dirs[at];
-            let (node, digest) = (std::mem::take(&mut dir.node), dir.digest);
-            let (parent, name) = dir.parent.take().expect("every directory but the root has a parent");
-            let meta = std::mem::take(&mut dir.meta);
-            if node.entries.is_empty() && ignore.excludes(dir.verdict) {
-                continue;
-            }
-            let digest = digest.unwrap_or_else(|| node.digest());
-            batch.push((digest, Arc::new(node)));
-            self.dirs[parent].node.entries.insert(name, Entry { meta, kind: Kind::Dir(digest) });
-        }
-        let root = std::mem::take(&mut self.dirs[0]);
-        let digest = root.node.digest();
-        batch.push((digest, Arc::new(root.node)));
-        nodes.put_nodes(&batch)?;
-        Ok((Tree { root: root.meta, node: digest, links: LinkGroups::new(self.links.into_values()) }, nodes))
-    }
-}
-
-pub(super) fn file_stat(stat: &Stat) -> FileStat {
-    let time = |secs: i64, nanos: i64| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
-    FileStat {
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec as i64),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec as i64),
-        ino: stat.st_ino,
-        dev: stat.st_dev,
-        mode: stat.st_mode,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-    }
+/// The device of a directory on a file system whose times of directories tell of changes.
+fn trusted_dev(dir: BorrowedFd<'_>) -> Option<u64> {
+    let system = rustix::fs::fstatfs(dir).ok()?;
+    TRUSTED_SYSTEMS.contains(&system.f_type).then_some(())?;
+    Some(rustix::fs::fstat(dir).ok()?.st_dev)
 }
 
 pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -342,36 +247,4 @@ pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> 
     let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
-}
-
-/// What reading a file gave.
-struct Hashed {
-    content: ContentDigest,
-    stat: Stat,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-/// Hashes a file's first `st_size` bytes, as it is when opened. One that grows meanwhile (a log that this very build
-/// writes, say) is taken as it was; the copy checks its bytes against the digest.
-fn hash_file(root: BorrowedFd<'_>, path: &[u8], buffer: &mut [u8]) -> Result<Hashed, ScanError> {
-    for _ in 0..READS_MAX {
-        let fd = open_beneath(root, path, OFlags::empty()).map_err(io("open", path))?;
-        let stat = rustix::fs::fstat(&fd).map_err(io("look at", path))?;
-        let mut left = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut hasher = blake3::Hasher::new();
-        while left > 0 {
-            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-            let count = rustix::io::read(&fd, &mut buffer[..wanted]).map_err(io("read", path))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-            left -= count as u64;
-        }
-        if left == 0 {
-            let content = ContentDigest(*hasher.finalize().as_bytes());
-            return Ok(Hashed { content, stat, xattrs: kept_xattrs(&fd) });
-        }
-    }
-    Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))
 }

@@ -157,8 +157,7 @@ fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> 
         skipped: Vec::new(),
         size_bytes: 0,
         suspects: Vec::new(),
-        seen: Arc::default(),
-        scanned: None,
+        seen: None,
         ignore: None,
     })
 }

@@ -8,8 +8,8 @@ use rbuild_cache::tree::select::Pattern;
 /// The union of all sources of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// The components of each; `None` means everything.
-    patterns: Option<Vec<Vec<Component>>>,
+    /// Each as it was given, and its components; `None` means everything.
+    patterns: Option<Vec<(String, Vec<Component>)>>,
 }
 
 /// One component of a pattern; `None` for a malformed one, which is reported when it is used: here it must not hide
@@ -44,16 +44,22 @@ impl Wanted {
             if parts.is_empty() || parts.contains(&"..") {
                 return Self::everything();
             }
-            all.push(parts.iter().map(|part| Pattern::new(part.as_bytes()).ok()).collect());
+            let components = parts.iter().map(|part| Pattern::new(part.as_bytes()).ok()).collect();
+            all.push((parts.join("/"), components));
         }
         Self { patterns: Some(all) }
+    }
+
+    /// What it was made from; `None` means everything.
+    pub(super) fn texts(&self) -> Option<impl Iterator<Item = &str>> {
+        self.patterns.as_ref().map(|all| all.iter().map(|(text, _)| text.as_str()))
     }
 
     /// Places a path, given without leading `/`.
     pub fn standing(&self, path: &[u8]) -> Standing {
         let Some(patterns) = &self.patterns else { return Standing::Inside };
         let mut best = Standing::Outside;
-        for pattern in patterns {
+        for (_, pattern) in patterns {
             let mut parts = pattern.iter();
             let mut names = path.split(|byte| *byte == b'/');
             let standing = loop {

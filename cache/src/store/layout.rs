@@ -88,14 +88,19 @@ impl Layout {
         File::from(fd).write_all(bytes).doing("write", &self.path(relative))
     }
 
+    /// Opens a file for reading; `None` when it is not there.
+    pub(super) fn open_file(&self, relative: &str) -> Result<Option<File>, StoreError> {
+        match self.try_open(relative, OFlags::RDONLY) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).doing("open", &self.path(relative)),
+        }
+    }
+
     /// Reads a whole file of at most `limit_bytes`; `None` when it is not there.
     pub(super) fn read(&self, relative: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(relative);
-        let file = match self.try_open(relative, OFlags::RDONLY) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error).doing("open", &path),
-        };
+        let Some(file) = self.open_file(relative)? else { return Ok(None) };
         let size = file.metadata().doing("stat", &path)?.len();
         if size > limit_bytes {
             return Err(StoreError::Damaged { path, why: "it is larger than anything rbuild writes there" });

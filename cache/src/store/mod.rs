@@ -50,7 +50,6 @@ pub(crate) mod collect;
 mod db;
 mod error;
 mod fetch;
-mod fingerprint;
 mod fsck;
 mod history;
 mod image;
@@ -67,6 +66,7 @@ mod readers;
 mod rebuild;
 mod resolution;
 mod result;
+mod stat_index;
 mod sync;
 mod usage;
 mod uses;
@@ -82,7 +82,6 @@ use std::sync::{Arc, OnceLock};
 pub use blob::{Blob, BlobWriter, PULLED, UnhashedBlob};
 pub use error::StoreError;
 pub use fetch::FetchRecord;
-pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment, SeenFiles};
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::{AbsentLayers, ImageRecord};
@@ -94,6 +93,10 @@ pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, ResultRecord};
+pub use stat_index::{
+    Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, RecordDamaged, STAT_BYTES,
+    ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, StatIndex,
+};
 pub use usage::Usage;
 
 use db::Db;

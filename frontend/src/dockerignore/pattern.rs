@@ -1,6 +1,6 @@
 //! One pattern: compiled, and matched by walking all its positions at once.
 
-use super::{IgnoreError, clean};
+use super::{IgnoreError, Rule, clean};
 
 /// A pattern and where it stands.
 #[derive(Debug, Clone)]
@@ -65,6 +65,11 @@ impl Pattern {
         let prefix_tokens = prefix.chars().count();
         let text = if negated { format!("!{body}") } else { body.to_owned() };
         Ok(Self { negated, line, text, tokens, loose_suffix, prefix, prefix_tokens })
+    }
+
+    /// As it stands in its file.
+    pub(super) fn rule(&self) -> Rule<'_> {
+        Rule { line: self.line, text: &self.text, negated: self.negated }
     }
 
     /// What names tell about a match, so that most patterns need not be tried on most paths.

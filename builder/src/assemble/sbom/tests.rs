@@ -1,7 +1,8 @@
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use rbuild_cache::store::FingerprintIndex;
+use rbuild_cache::store::StatIndex;
 use rbuild_frontend::dockerignore::Ignore;
 
 use super::*;
@@ -10,8 +11,8 @@ use crate::context::wanted::Wanted;
 
 #[track_caller]
 fn found_in(root: &Path) -> Found {
-    let (ignore, index) = (Ignore::default(), FingerprintIndex::empty());
-    let context = scan::scan(root, &ignore, &Wanted::everything(), index).unwrap();
+    let (ignore, index) = (Ignore::default(), Arc::new(StatIndex::empty()));
+    let context = scan::scan(root, &ignore, &Wanted::everything(), &index).unwrap();
     scan(&context.tree, &*context.nodes, &context.files().unwrap()).unwrap()
 }
 

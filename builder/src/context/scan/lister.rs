@@ -1,229 +1,357 @@
-//! Looks at the entries of directories, on several threads where there are many.
+//! Looks at what is in one directory.
+//!
+//! A directory whose stat the last index has is not listed: its record says what is in it, and each of those is
+//! compared with its stat there. From the first that differs on, and everywhere else, names are matched one by one
+//! against the rules, and the record only tells contents.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rbuild_cache::layer::kept_xattrs;
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::FingerprintIndex;
-use rbuild_cache::tree::{ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, PATH_BYTES_MAX};
-use rbuild_frontend::dockerignore::Ignore;
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat};
+use rbuild_cache::store::{
+    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, SeenEntry, SeenKind, StatIndex,
+};
+use rbuild_cache::tree::{ContentDigest, PATH_BYTES_MAX};
+use rbuild_frontend::dockerignore::{Ignore, Verdict};
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir};
 
-use super::{PendingDir, ScanError, file_stat, io, open_beneath};
+use super::{ScanError, io, open_beneath};
 use crate::context::secrets::{self, Suspicion};
 use crate::context::wanted::{Standing, Wanted};
-
-/// Below this many directories helpers would cost more than they bring.
-const PARALLEL_DIRS_MIN: usize = 32;
-/// The kernel's directory locks make more useless.
-const THREADS_MAX: usize = 4;
 
 /// What decides about entries.
 pub(super) struct Lister<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) ignore: &'a Ignore,
     pub(super) wanted: &'a Wanted,
-    pub(super) index: &'a FingerprintIndex,
+    pub(super) index: &'a StatIndex,
+    /// True when the index was made by these rules.
+    pub(super) is_current: bool,
+    /// The file system on which times of directories tell of changes.
+    pub(super) trusted_dev: Option<u64>,
+}
+
+/// A directory to look at.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// One that the last scan went through by the same rules.
+    Known(usize),
+    /// One that was found.
+    Found { path: Vec<u8>, verdict: Verdict },
+}
+
+/// A directory that was looked at.
+pub(super) struct Looked {
+    pub(super) path: Vec<u8>,
+    /// It is itself left out.
+    pub(super) is_excluded: bool,
+    pub(super) found: Found,
+    pub(super) notes: Notes,
+}
+
+/// What was found in a directory.
+pub(super) enum Found {
+    /// All as it is at this place of the index.
+    Kept(usize),
+    Listed(Listed),
 }
 
 /// What is in one directory.
-#[derive(Default)]
 pub(super) struct Listed {
     /// All but directories and files of unknown content.
-    pub(super) entries: DirNode,
-    /// The node's digest, when there are none of those.
-    pub(super) digest: Option<NodeDigest>,
-    /// Directories by name; they do not know their parent yet.
-    pub(super) dirs: Vec<(Vec<u8>, PendingDir)>,
-    /// Paths of files of unknown content.
-    pub(super) unhashed: Vec<Vec<u8>>,
-    /// Places of the others in the index.
-    pub(super) kept: Vec<usize>,
-    /// The directory's own.
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(super) skipped: Vec<String>,
-    pub(super) size_bytes: u64,
-    pub(super) suspects: Vec<String>,
-    /// Files with several names, by device and inode.
-    pub(super) links: Vec<((u64, u64), RelPath)>,
+    pub(super) dir: ListedDir,
+    /// Names of directories, sorted.
+    pub(super) dirs: Vec<(Vec<u8>, Verdict)>,
+    /// Files of unknown content.
+    pub(super) unread: Vec<Unread>,
     /// A symlink was met that a source names or goes through.
     pub(super) leads_out: bool,
 }
 
-/// What an entry turned out to be.
-enum Found {
-    /// Nothing that counts.
-    Nothing,
-    Dir(PendingDir),
-    Unhashed,
-    Entry(Entry),
+/// A file whose content is not known yet.
+pub(super) struct Unread {
+    pub(super) name: Vec<u8>,
+    pub(super) is_linked: bool,
+    pub(super) is_suspect: bool,
+}
+
+/// What else is to say about a directory.
+#[derive(Default)]
+pub(super) struct Notes {
+    pub(super) skipped: Vec<String>,
+    pub(super) suspects: Vec<String>,
+    /// Files with several names, by device and inode.
+    pub(super) links: Vec<((u64, u64), RelPath)>,
 }
 
 impl Lister<'_> {
-    /// Lists directories, in their order.
-    pub(super) fn list_all(&self, dirs: &[PendingDir]) -> Result<Vec<Listed>, ScanError> {
-        if dirs.len() < PARALLEL_DIRS_MIN {
-            return dirs.iter().map(|dir| self.list(dir)).collect();
+    /// Where a task is.
+    pub(super) fn path<'t>(&'t self, task: &'t Task) -> &'t [u8] {
+        match task {
+            Task::Known(at) => self.index.dir(*at).map_or(&[], KnownDir::path),
+            Task::Found { path, .. } => path,
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(dir) = dirs.get(at) else { return done };
-                done.push((at, self.list(dir)));
-            }
-        };
-        let mut done = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut done = work();
-            done.extend(
-                helpers.into_iter().flat_map(|helper| helper.join().expect("listing does not panic")),
-            );
-            done
-        });
-        done.sort_unstable_by_key(|(at, _)| *at);
-        done.into_iter().map(|(_, listed)| listed).collect()
     }
 
-    fn list(&self, pending: &PendingDir) -> Result<Listed, ScanError> {
-        let path = &pending.path;
+    /// Looks at a directory. `buffer` is for records.
+    pub(super) fn look(&self, task: &Task, buffer: &mut Vec<u8>) -> Result<Looked, ScanError> {
+        let path = self.path(task);
         if path.len() > PATH_BYTES_MAX {
             return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
         }
         let dir = open_beneath(self.root, path, OFlags::DIRECTORY).map_err(io("open", path))?;
-        let mut listed = Listed::default();
-        // The root's are the host's affair.
-        if !path.is_empty() {
-            listed.xattrs = kept_xattrs(&dir);
+        let stat = FileStat::from(&rustix::fs::fstat(&dir).map_err(io("look at", path))?);
+        let at = match task {
+            Task::Known(at) => Some(*at),
+            Task::Found { .. } => self.index.find(path),
+        };
+        let known = at.and_then(|at| Some((at, self.index.dir(at)?, self.index.record(at, buffer)?)));
+        let visit = Visit::new(self, dir.as_fd(), path, stat);
+        if let Some((at, known, record)) = known
+            && self.is_current
+            && known.is_trusted()
+            && *known.stat() == stat.to_bytes()
+        {
+            return visit.again(at, known, record);
         }
-        let mut child = path.clone();
-        if !child.is_empty() {
-            child.push(b'/');
-        }
-        let (prefix, mut hint) = (child.len(), 0);
-        let mut entries = Vec::new();
-        for (name, kind) in names_in(dir.as_fd(), path)? {
-            child.truncate(prefix);
-            child.extend_from_slice(&name);
-            match self.look_at(dir.as_fd(), pending, &name, kind, &child, &mut hint, &mut listed)? {
-                Found::Nothing => {}
-                Found::Dir(dir) => listed.dirs.push((name, dir)),
-                Found::Unhashed => listed.unhashed.push(child.clone()),
-                Found::Entry(entry) => entries.push((name, entry)),
-            }
-        }
-        listed.entries = DirNode { entries: entries.into_iter().collect() };
-        if listed.dirs.is_empty() && listed.unhashed.is_empty() {
-            listed.digest = Some(listed.entries.digest());
-        }
-        Ok(listed)
+        let verdict = match task {
+            Task::Known(_) => self.ignore.verdict(&String::from_utf8_lossy(path)),
+            Task::Found { verdict, .. } => *verdict,
+        };
+        visit.anew(verdict, known.map(|(_, _, record)| record))
+    }
+}
+
+/// A look at one directory.
+struct Visit<'a> {
+    lister: &'a Lister<'a>,
+    dir: BorrowedFd<'a>,
+    path: &'a [u8],
+    verdict: Verdict,
+    /// What is known of the names that come.
+    known: Option<Entries<'a>>,
+    listed: Listed,
+    notes: Notes,
+}
+
+impl<'a> Visit<'a> {
+    fn new(lister: &'a Lister<'a>, dir: BorrowedFd<'a>, path: &'a [u8], stat: FileStat) -> Self {
+        let may_be_trusted = lister.trusted_dev == Some(stat.dev)
+            // As some file systems say it that keep none.
+            && (stat.mtime.secs, stat.ctime.secs) != (0, 0);
+        let dir_listed = ListedDir { stat, xattrs: BTreeMap::new(), entries: Vec::new(), may_be_trusted };
+        let listed = Listed { dir: dir_listed, dirs: Vec::new(), unread: Vec::new(), leads_out: false };
+        Self { lister, dir, path, verdict: Verdict::default(), known: None, listed, notes: Notes::default() }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one loop")]
-    fn look_at(
-        &self,
-        dir: BorrowedFd<'_>,
-        pending: &PendingDir,
-        name: &[u8],
-        kind: FileType,
-        path: &[u8],
-        hint: &mut usize,
-        listed: &mut Listed,
-    ) -> Result<Found, ScanError> {
-        let standing = self.wanted.standing(path);
-        if standing == Standing::Outside {
-            return Ok(Found::Nothing);
+    /// A directory in which nothing came or went.
+    fn again(mut self, at: usize, known: KnownDir<'_>, record: Record<'a>) -> Result<Looked, ScanError> {
+        let mut entries = record.entries();
+        let mut same = 0;
+        loop {
+            let from_here = entries.clone();
+            match entries.next() {
+                None => break,
+                Some(Ok(entry)) if self.is_unmoved(&entry) => {
+                    self.note(&entry);
+                    same += 1;
+                }
+                Some(_) => {
+                    self.known = Some(from_here);
+                    break;
+                }
+            }
         }
-        let text = String::from_utf8_lossy(path);
-        let verdict = self.ignore.below(pending.verdict, &text);
-        let is_ignored = self.ignore.excludes(verdict);
+        let is_excluded = known.is_excluded();
+        let Some(rest) = self.known.clone() else {
+            let path = self.path.to_vec();
+            return Ok(Looked { path, is_excluded, found: Found::Kept(at), notes: self.notes });
+        };
+        self.verdict = self.lister.ignore.verdict(&String::from_utf8_lossy(self.path));
+        let sames = record.entries().take(same).flatten();
+        self.listed.dir.entries.extend(sames.map(|entry| SeenEntry::from(&entry)));
+        for entry in rest {
+            let Ok(entry) = entry else {
+                // Not even what was the same can be believed.
+                let again = Self::new(self.lister, self.dir, self.path, self.listed.dir.stat);
+                return again.anew(self.verdict, None);
+            };
+            self.look_at(entry.name.to_bytes(), FileType::Unknown)?;
+        }
+        let index = self.lister.index;
+        let dirs = index.dirs_in(at).filter_map(|dir| Some(name_of(index.dir(dir)?.path()).to_vec()));
+        // They are looked at already, and have no need for a verdict.
+        self.listed.dirs = dirs.map(|name| (name, Verdict::default())).collect();
+        Ok(self.done(is_excluded))
+    }
+
+    /// A directory that has to be listed.
+    fn anew(mut self, verdict: Verdict, record: Option<Record<'a>>) -> Result<Looked, ScanError> {
+        // The root's are the host's affair.
+        if !self.path.is_empty() {
+            self.listed.dir.xattrs = kept_xattrs(self.dir);
+        }
+        self.verdict = verdict;
+        self.known = record.map(Record::entries);
+        for (name, kind) in names_in(self.dir, self.path)? {
+            self.look_at(&name, kind)?;
+        }
+        let is_excluded = self.lister.ignore.excludes(verdict);
+        Ok(self.done(is_excluded))
+    }
+
+    fn done(self, is_excluded: bool) -> Looked {
+        let path = self.path.to_vec();
+        Looked { path, is_excluded, found: Found::Listed(self.listed), notes: self.notes }
+    }
+
+    fn is_unmoved(&self, entry: &Known<'_>) -> bool {
+        let stat = || rustix::fs::statat(self.dir, entry.name, AtFlags::SYMLINK_NOFOLLOW);
+        !entry.is_young && stat().is_ok_and(|stat| FileStat::from(&stat).to_bytes() == *entry.stat)
+    }
+
+    /// What is to say about an entry that is as it was.
+    fn note(&mut self, entry: &Known<'_>) {
+        if !entry.is_linked && !entry.is_suspect {
+            return;
+        }
+        let path = join(self.path, entry.name.to_bytes());
+        if entry.is_linked {
+            let stat = entry.stat();
+            self.notes.links.push(((stat.dev, stat.ino), RelPath::clamp(&path)));
+        }
+        if entry.is_suspect {
+            self.notes.suspects.push(String::from_utf8_lossy(&path).escape_debug().to_string());
+        }
+    }
+
+    fn look_at(&mut self, name: &[u8], kind: FileType) -> Result<(), ScanError> {
+        let Lister { ignore, wanted, .. } = self.lister;
+        let path = join(self.path, name);
+        let standing = wanted.standing(&path);
+        if standing == Standing::Outside {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&path);
+        let verdict = ignore.below(self.verdict, &text);
+        let is_ignored = ignore.excludes(verdict);
         let is_left_out =
-            |kind| is_ignored && (kind != FileType::Directory || self.ignore.may_skip(verdict, &text));
+            |kind| is_ignored && (kind != FileType::Directory || ignore.may_skip(verdict, &text));
         // Most file systems tell the type with the name, which saves looking at what is left out.
         if kind != FileType::Unknown && is_left_out(kind) {
-            return Ok(Found::Nothing);
+            return Ok(());
         }
-        let stat = match rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(self.dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // It vanished between listing and looking: as if it had never been there.
-            Err(rustix::io::Errno::NOENT) => return Ok(Found::Nothing),
-            Err(errno) => return Err(io("look at", path)(errno)),
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(io("look at", &path)(errno)),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if is_left_out(kind) {
-            return Ok(Found::Nothing);
+            return Ok(());
         }
         if kind == FileType::Symlink && standing != Standing::Inside {
-            listed.leads_out = true;
-            return Ok(Found::Nothing);
+            self.listed.leads_out = true;
+            return Ok(());
         }
         if kind != FileType::Directory && standing == Standing::Above {
-            return Ok(Found::Nothing);
+            return Ok(());
         }
-        let meta = Meta { mode: stat.st_mode & 0o7777, ..Meta::default() };
-        Ok(match kind {
+        let is_linked = kind == FileType::RegularFile && stat.st_nlink > 1;
+        let stat = FileStat::from(&stat);
+        let kind = match kind {
             FileType::Directory => {
-                Found::Dir(PendingDir { path: path.to_vec(), meta, verdict, ..PendingDir::default() })
+                self.listed.dirs.push((name.to_vec(), verdict));
+                return Ok(());
             }
-            FileType::RegularFile => self.file(dir, name, path, &stat, meta, hint, listed),
+            FileType::RegularFile => {
+                let is_suspect = self.is_secret(name, &path);
+                match self.content(name, &stat) {
+                    Some(content) => {
+                        self.add(name, stat, is_linked, is_suspect, SeenKind::File(content));
+                    }
+                    None => self.listed.unread.push(Unread { name: name.to_vec(), is_linked, is_suspect }),
+                }
+                if is_suspect {
+                    self.notes.suspects.push(text.escape_debug().to_string());
+                }
+                if is_linked {
+                    self.notes.links.push(((stat.dev, stat.ino), RelPath::clamp(&path)));
+                }
+                return Ok(());
+            }
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(dir, OsStr::from_bytes(name), Vec::new())
-                    .map_err(io("read the link", path))?;
-                let meta = Meta { mode: 0o777, ..Meta::default() };
-                Found::Entry(Entry { meta, kind: Kind::Symlink(target.into_bytes()) })
+                let target = rustix::fs::readlinkat(self.dir, OsStr::from_bytes(name), Vec::new())
+                    .map_err(io("read the link", &path))?;
+                SeenKind::Symlink(target.into_bytes())
             }
-            FileType::Fifo => Found::Entry(Entry { meta, kind: Kind::Fifo }),
-            // As BuildKit: a socket has no meaning in an image and becomes an empty file.
-            FileType::Socket => {
-                let content = ContentDigest(*blake3::hash(b"").as_bytes());
-                Found::Entry(Entry { meta, kind: Kind::File { size: 0, content } })
-            }
+            FileType::Fifo => SeenKind::Fifo,
+            FileType::Socket => SeenKind::Socket,
             _ => {
                 let skipped = format!("`{text}` is a device and was left out of the build context");
-                listed.skipped.push(skipped);
-                Found::Nothing
+                self.notes.skipped.push(skipped);
+                // Which is to be said each time.
+                self.listed.dir.may_be_trusted = false;
+                return Ok(());
             }
-        })
+        };
+        self.add(name, stat, false, false, kind);
+        Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the state of one loop")]
-    fn file(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        stat: &Stat,
-        meta: Meta,
-        hint: &mut usize,
-        listed: &mut Listed,
-    ) -> Found {
-        if stat.st_nlink > 1 {
-            listed.links.push(((stat.st_dev, stat.st_ino), RelPath::clamp(path)));
-        }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        listed.size_bytes = listed.size_bytes.saturating_add(size);
-        let is_secret = match secrets::suspicion(path) {
+    fn add(&mut self, name: &[u8], stat: FileStat, is_linked: bool, is_suspect: bool, kind: SeenKind) {
+        let xattrs = BTreeMap::new();
+        let entry = SeenEntry { name: name.to_vec(), stat, xattrs, is_linked, is_suspect, kind };
+        self.listed.dir.entries.push(entry);
+    }
+
+    fn is_secret(&self, name: &[u8], path: &[u8]) -> bool {
+        match secrets::suspicion(path) {
             None => false,
             Some(Suspicion::ByName) => true,
-            Some(Suspicion::With(needle)) => holds(dir, name, needle),
-        };
-        if is_secret {
-            listed.suspects.push(String::from_utf8_lossy(path).escape_debug().to_string());
-        }
-        match self.index.lookup(path, &file_stat(stat), hint) {
-            Some((at, content)) => {
-                listed.kept.push(at);
-                Found::Entry(Entry { meta, kind: Kind::File { size, content } })
+            // One that cannot be read is none.
+            Some(Suspicion::With(needle)) => {
+                open_beneath(self.dir, name, OFlags::empty()).is_ok_and(|file| secrets::holds(&file, needle))
             }
-            None => Found::Unhashed,
         }
     }
+
+    /// The content that a file with this stat is known to have. Names come in order.
+    fn content(&mut self, name: &[u8], stat: &FileStat) -> Option<ContentDigest> {
+        let known = self.known.as_mut()?;
+        loop {
+            let mut after = known.clone();
+            let entry = after.next()?.ok()?;
+            match entry.name.to_bytes().cmp(name) {
+                std::cmp::Ordering::Less => *known = after,
+                std::cmp::Ordering::Greater => return None,
+                std::cmp::Ordering::Equal => {
+                    *known = after;
+                    let KnownKind::File(content) = entry.kind else { return None };
+                    let is_same = !entry.is_young && *entry.stat == stat.to_bytes();
+                    return is_same.then_some(ContentDigest(*content));
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
+    path.extend_from_slice(dir);
+    if !dir.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+pub(super) fn name_of(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }
 
 /// The names in a directory, sorted, with the types that the file system tells.
@@ -243,9 +371,4 @@ pub(in crate::context) fn names_in(
     }
     names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     Ok(names)
-}
-
-/// True when a file that its name makes suspect is a secret by what is in it. One that cannot be read is none.
-fn holds(dir: BorrowedFd<'_>, name: &[u8], needle: &str) -> bool {
-    open_beneath(dir, name, OFlags::empty()).is_ok_and(|file| secrets::holds(&file, needle))
 }

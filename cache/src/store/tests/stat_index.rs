@@ -1,39 +1,77 @@
 //! The stat index of contexts.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
+use super::super::stat_index::settled;
 use super::*;
 use crate::layer::Mtime;
-use crate::path::RelPath;
-use crate::tree::ContentDigest;
+use crate::path::{RelPath, compare};
+use crate::tree::{ContentDigest, DirNode, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree};
 
 const SCANNED: ScanMoment = ScanMoment::at(1000, 0);
+const RULES: [u8; 32] = [9; 32];
+const OLD: Mtime = Mtime { secs: 20, nanos: 1 };
 
 fn stat(ctime: Mtime) -> FileStat {
     let mtime = Mtime { secs: 10, nanos: 1 };
     FileStat { size: 3, mtime, ctime, ino: 4, dev: 5, mode: 0o100_644, uid: 6, gid: 7 }
 }
 
-fn entry(path: &str, stat: FileStat) -> FingerprintEntry {
-    let content = ContentDigest(*blake3::hash(path.as_bytes()).as_bytes());
-    FingerprintEntry { path: RelPath::new(path).unwrap(), stat, content }
+fn file(name: &str, stat: FileStat) -> SeenEntry {
+    let kind = SeenKind::File(ContentDigest::of(name.as_bytes()));
+    let xattrs = BTreeMap::new();
+    SeenEntry { name: name.into(), stat, xattrs, is_linked: false, is_suspect: false, kind }
 }
 
-fn save(entries: &[FingerprintEntry]) -> (tempfile::TempDir, Store, FingerprintIndex) {
-    let (dir, store) = fresh();
-    let lease = store.lease().unwrap();
-    store.put_fingerprints(&lease, &[1; 32], SCANNED, &entries.to_vec().into()).unwrap();
-    let index = store.fingerprints(&[1; 32]).unwrap();
-    (dir, store, index)
+fn dir(path: &str, entries: Vec<SeenEntry>) -> SeenDir {
+    let stat = FileStat { mode: 0o40_755, ..stat(OLD) };
+    let listed = ListedDir { stat, xattrs: BTreeMap::new(), entries, may_be_trusted: true };
+    SeenDir { path: path.into(), is_excluded: false, contained: Contained::Listed(listed) }
 }
 
-const OLD: Mtime = Mtime { secs: 20, nanos: 1 };
+fn seen(last: &Arc<StatIndex>, dirs: Vec<SeenDir>) -> SeenContext {
+    SeenContext::new(Arc::clone(last), RULES, SCANNED, dirs).unwrap()
+}
+
+fn save(store: &Store, seen: &SeenContext) -> Arc<StatIndex> {
+    store.put_stat_index(&store.lease().unwrap(), &[1; 32], seen).unwrap();
+    Arc::new(store.stat_index(&[1; 32]).unwrap())
+}
+
+fn save_new(store: &Store, dirs: Vec<SeenDir>) -> Arc<StatIndex> {
+    save(store, &seen(&Arc::new(StatIndex::empty()), dirs))
+}
+
+/// Name, stat and trust of all that is recorded in a directory.
+fn recorded(index: &StatIndex, at: usize) -> Option<Vec<(String, FileStat, bool)>> {
+    let mut buffer = Vec::new();
+    let entries = index.record(at, &mut buffer)?.entries().map(Result::unwrap);
+    let text = |known: &Known<'_>| known.name.to_str().unwrap().to_owned();
+    Some(entries.map(|known| (text(&known), known.stat(), !known.is_young)).collect())
+}
 
 #[test]
-fn a_file_left_alone_before_the_scan_is_known_as_long_as_its_stat_is_equal() {
-    let known = entry("a/b", stat(OLD));
-    let (_dir, store, index) = save(std::slice::from_ref(&known));
-    assert_eq!(index.lookup(known.path.as_bytes(), &known.stat, &mut 0), Some((0, known.content)));
+fn what_was_listed_is_recorded() {
+    let (_dir, store) = fresh();
+    let link = SeenEntry { kind: SeenKind::Symlink(b"to".to_vec()), ..file("s", stat(OLD)) };
+    let marked = SeenEntry { is_linked: true, is_suspect: true, ..file("m", stat(OLD)) };
+    let index = save_new(&store, vec![dir("", vec![link, marked]), dir("a", vec![file("b", stat(OLD))])]);
+    assert_eq!((index.len(), index.files(), index.find(b"a"), index.find(b"b")), (2, 2, Some(1), None));
+    assert!(index.is_by(&RULES) && !index.is_by(&[0; 32]));
+    assert_eq!(index.dirs_in(0).collect::<Vec<_>>(), [1]);
+    let mut buffer = Vec::new();
+    let known: Vec<_> = index.record(0, &mut buffer).unwrap().entries().map(|known| known.unwrap()).collect();
+    assert_eq!(known[0].kind, KnownKind::File(&ContentDigest::of(b"m").0));
+    assert_eq!((known[0].is_linked, known[0].is_suspect, known[0].is_young), (true, true, false));
+    assert_eq!(known[1].kind, KnownKind::Symlink(b"to"));
+    assert_eq!(known[1].stat, &stat(OLD).to_bytes());
+    assert!(store.stat_index(&[2; 32]).unwrap().is_empty());
+}
+
+#[test]
+fn no_change_of_a_stat_goes_unnoticed() {
     let changes: [fn(&mut FileStat); 8] = [
         |stat| stat.size += 1,
         |stat| stat.mtime.nanos += 1,
@@ -45,76 +83,108 @@ fn a_file_left_alone_before_the_scan_is_known_as_long_as_its_stat_is_equal() {
         |stat| stat.gid += 1,
     ];
     for (number, change) in changes.iter().enumerate() {
-        let mut stat = known.stat;
-        change(&mut stat);
-        assert_eq!(index.lookup(known.path.as_bytes(), &stat, &mut 0), None, "change {number}");
+        let mut changed = stat(OLD);
+        change(&mut changed);
+        assert_ne!(changed.to_bytes(), stat(OLD).to_bytes(), "change {number}");
     }
-    assert!(store.fingerprints(&[2; 32]).unwrap().is_empty());
 }
 
 #[test]
-fn a_file_changed_around_the_scan_is_read_again() {
-    let at = |secs, nanos| entry("f", stat(Mtime { secs, nanos }));
-    let is_trusted = |entry: FingerprintEntry| {
-        let (_dir, _store, index) = save(std::slice::from_ref(&entry));
-        index.lookup(entry.path.as_bytes(), &entry.stat, &mut 0).is_some()
+fn what_changed_around_the_scan_is_not_trusted() {
+    let (_dir, store) = fresh();
+    let is_trusted = |stat: FileStat| {
+        let of_file = save_new(&store, vec![dir("", vec![file("f", stat)])]);
+        let mut listed = dir("", Vec::new());
+        if let Contained::Listed(dir) = &mut listed.contained {
+            dir.stat = stat;
+        }
+        let of_dir = save_new(&store, vec![listed]).dir(0).unwrap().is_trusted();
+        // A directory is trusted or not by its own times.
+        assert!(of_file.dir(0).unwrap().is_trusted());
+        assert_eq!(recorded(&of_file, 0).unwrap()[0].2, of_dir);
+        of_dir
     };
-    assert!(is_trusted(at(999, 500_000_000)));
-    assert!(!is_trusted(at(999, 995_000_000)), "within the clock's step");
-    assert!(!is_trusted(at(999, 0)), "a file system that keeps whole seconds");
-    assert!(is_trusted(at(997, 0)));
-    assert!(!is_trusted(at(1000, 1)));
-    assert!(!is_trusted(at(2000, 1)), "a clock that was set back");
-    let mut future = at(20, 1);
-    future.stat.mtime.secs = 5000;
+    let at = |secs, nanos| is_trusted(stat(Mtime { secs, nanos }));
+    assert!(at(999, 500_000_000));
+    assert!(!at(999, 995_000_000), "within the clock's step");
+    assert!(!at(999, 0), "a file system that keeps whole seconds");
+    assert!(at(997, 0));
+    assert!(!at(1000, 1));
+    assert!(!at(2000, 1), "a clock that was set back");
+    let mut future = stat(Mtime { secs: 20, nanos: 1 });
+    future.mtime.secs = 5000;
     assert!(!is_trusted(future));
 }
 
 #[test]
-fn a_damaged_index_knows_nothing() {
-    let known = entry("a", stat(OLD));
-    let (_dir, store, _) = save(std::slice::from_ref(&known));
+fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
+    let (_store_dir, store) = fresh();
+    let with = |change: fn(&mut ListedDir)| {
+        let mut changed = dir("", vec![file("f", stat(OLD)), file("g", stat(OLD))]);
+        if let Contained::Listed(listed) = &mut changed.contained {
+            change(listed);
+        }
+        let index = save_new(&store, vec![changed]);
+        (index.dir(0).unwrap().is_trusted(), recorded(&index, 0).unwrap().len())
+    };
+    assert_eq!(with(|_| {}), (true, 2));
+    assert_eq!(with(|dir| dir.may_be_trusted = false), (false, 2));
+    assert_eq!(with(|dir| drop(dir.xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 2));
+    assert_eq!(with(|dir| drop(dir.entries[0].xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 1));
+}
+
+#[test]
+fn a_damaged_index_knows_nothing_wrong() {
+    let (_dir, store) = fresh();
+    let dirs = vec![dir("", vec![file("a", stat(OLD))]), dir("d", vec![file("b", stat(OLD))])];
+    let whole = save_new(&store, dirs);
     let path = store.root().join(format!("contexts/{}", "01".repeat(32)));
     let good = std::fs::read(&path).unwrap();
     for length in 0..good.len() {
         std::fs::write(&path, &good[..length]).unwrap();
-        assert!(store.fingerprints(&[1; 32]).unwrap().is_empty(), "cut to {length}");
+        assert!(store.stat_index(&[1; 32]).unwrap().is_empty(), "cut to {length}");
     }
+    let mut unreadable = 0;
     for bit in 0..good.len() * 8 {
         let mut bytes = good.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(store.fingerprints(&[1; 32]).unwrap().is_empty(), "bit {bit}");
+        let index = store.stat_index(&[1; 32]).unwrap();
+        for at in 0..index.len() {
+            assert_eq!(index.dir(at).unwrap().path(), whole.dir(at).unwrap().path());
+            match recorded(&index, at) {
+                Some(found) => assert_eq!(Some(found), recorded(&whole, at), "bit {bit}"),
+                None => unreadable += 1,
+            }
+        }
     }
+    assert!(unreadable > 0);
 }
 
 #[test]
 fn a_real_file_is_known_until_it_is_written_again() {
-    let (dir, store) = fresh();
-    let lease = store.lease().unwrap();
+    let (dir, _store) = fresh();
     let path = dir.path().join("file");
     let stat = || FileStat::from(&rustix::fs::stat(&path).unwrap());
     std::fs::write(&path, "one").unwrap();
     // Until the clock that stamps files has moved on by more than its step.
-    while !fingerprint::settled(stat().ctime, ScanMoment::now()) {
+    while !settled(stat().ctime, ScanMoment::now()) {
         std::thread::yield_now();
     }
-    let known = FingerprintEntry { content: ContentDigest::of(b"one"), ..entry("file", stat()) };
-    store.put_fingerprints(&lease, &[1; 32], ScanMoment::now(), &vec![known.clone()].into()).unwrap();
-    let index = store.fingerprints(&[1; 32]).unwrap();
-    assert_eq!(index.lookup(known.path.as_bytes(), &stat(), &mut 0), Some((0, known.content)));
+    let known = stat();
+    assert_eq!(stat(), known);
     // Same size, and the modification time set back as a careful forger would.
     std::fs::write(&path, "two").unwrap();
     let times = rustix::fs::Timestamps {
         last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 },
         last_modification: rustix::fs::Timespec {
-            tv_sec: known.stat.mtime.secs,
-            tv_nsec: i64::from(known.stat.mtime.nanos),
+            tv_sec: known.mtime.secs,
+            tv_nsec: i64::from(known.mtime.nanos),
         },
     };
     rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).unwrap();
-    assert_eq!((stat().size, stat().mtime), (known.stat.size, known.stat.mtime));
-    assert_eq!(index.lookup(known.path.as_bytes(), &stat(), &mut 0), None);
+    assert_eq!((stat().size, stat().mtime), (known.size, known.mtime));
+    assert_ne!(stat().to_bytes(), known.to_bytes());
 }
 
 #[test]
@@ -130,71 +200,118 @@ fn the_moment_of_a_scan_is_no_later_than_what_is_written_after_it() {
     }
 }
 
+/// Directories, some below others, each with the versions of its files.
+type Model = BTreeMap<String, BTreeMap<String, u32>>;
+
+fn model() -> impl Strategy<Value = Model> {
+    let files = || proptest::collection::btree_map("[f-h]", 0..2_u32, 0..4);
+    let dirs = proptest::collection::btree_map("[a-c.!]{1,2}(/[a-c.!]{1,2}){0,2}", files(), 0..12);
+    (dirs, files()).prop_map(|(dirs, root)| {
+        let mut model = Model::from([(String::new(), root)]);
+        for (path, files) in dirs {
+            let Ok(clean) = RelPath::new(path.as_bytes()) else { continue };
+            let mut above = clean.parent();
+            while let Some(dir) = above {
+                model.entry(dir.to_string()).or_default();
+                above = dir.parent();
+            }
+            model.insert(path, files);
+        }
+        model
+    })
+}
+
+fn versioned(name: &str, version: u32) -> SeenEntry {
+    let content = SeenKind::File(ContentDigest::of(format!("{name} {version}").as_bytes()));
+    let times = FileStat { mtime: Mtime { secs: 11 + i64::from(version), nanos: 1 }, ..stat(OLD) };
+    SeenEntry { kind: content, ..file(name, times) }
+}
+
+/// What a scan sees that finds `last` unmoved where the model is: a directory is kept when it held the same before.
+fn look(model: &Model, before: Option<&Model>, last: &Arc<StatIndex>) -> SeenContext {
+    let names = |model: &Model, path: &str| -> Vec<String> {
+        let in_it = model.keys().filter(|inner| {
+            let inner = RelPath::new(inner.as_bytes()).unwrap();
+            inner.parent().is_some_and(|holder| holder.as_bytes() == path.as_bytes())
+        });
+        in_it.cloned().collect()
+    };
+    let dirs = model.iter().map(|(path, files)| {
+        let is_same = before.is_some_and(|before| {
+            before.get(path) == Some(files) && names(before, path) == names(model, path)
+        });
+        match last.find(path.as_bytes()).filter(|_| is_same) {
+            Some(at) => SeenDir { contained: Contained::Kept(at), ..dir(path, Vec::new()) },
+            None => dir(path, files.iter().map(|(name, version)| versioned(name, *version)).collect()),
+        }
+    });
+    seen(last, dirs.collect())
+}
+
+/// The same by hand.
+fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
+    let nodes = MemoryNodeStore::default();
+    let mut paths: Vec<_> = model.keys().collect();
+    paths.sort_by(|a, b| compare(b.as_bytes(), a.as_bytes()));
+    let mut open: BTreeMap<RelPath, DirNode> = BTreeMap::new();
+    let mut root = Tree::empty();
+    for path in paths {
+        let path = RelPath::new(path.as_bytes()).unwrap();
+        let mut node = open.remove(&path).unwrap_or_default();
+        for (name, version) in &model[&path.to_string()] {
+            let SeenKind::File(content) = versioned(name, *version).kind else { unreachable!() };
+            let meta = Meta { mode: 0o644, ..Meta::default() };
+            let entry = Entry { meta, kind: Kind::File { size: 3, content } };
+            node.entries.insert(name.clone().into_bytes(), entry);
+        }
+        let digest = node.digest();
+        nodes.put_nodes(&[(digest, Arc::new(node))]).unwrap();
+        match path.parent() {
+            Some(holder) => {
+                let meta = Meta { mode: 0o755, ..Meta::default() };
+                let entry = Entry { meta, kind: Kind::Dir(digest) };
+                open.entry(holder).or_default().entries.insert(path.name().to_vec(), entry);
+            }
+            None => root.node = digest,
+        }
+    }
+    (root, nodes)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn every_file_is_found_in_any_order_and_no_other(
-        names in proptest::collection::btree_set("[a-c.!]{1,2}(/[a-c.!]{1,2}){0,2}", 0..40),
-        order in any::<prop::sample::Index>(),
-    ) {
-        let mut entries: Vec<_> = names
-            .iter()
-            .filter(|name| RelPath::new(name.as_bytes()).is_ok())
-            .map(|name| entry(name, stat(OLD)))
-            .collect();
-        let (_dir, _store, index) = save(&entries);
-        let mut sorted: Vec<_> = entries.iter().map(|entry| entry.path.clone()).collect();
-        sorted.sort();
-        let found: Vec<_> = index.paths().map(|path| RelPath::new(path).unwrap()).collect();
-        prop_assert_eq!(&found, &sorted);
-        if !entries.is_empty() {
-            let at = order.index(entries.len());
-            entries.rotate_left(at);
-        }
-        let mut hint = 0;
-        for entry in &entries {
-            let found = index.lookup(entry.path.as_bytes(), &entry.stat, &mut hint);
-            prop_assert_eq!(found.map(|(_, content)| content), Some(entry.content));
-            let absent = entry.path.join(b"zz");
-            prop_assert_eq!(index.lookup(absent.as_bytes(), &entry.stat, &mut hint), None);
-        }
-    }
+    fn what_is_kept_and_what_is_listed_make_the_same_nodes_and_index(first in model(), second in model()) {
+        let (_dir, store) = fresh();
+        let index = save(&store, &look(&first, None, &Arc::new(StatIndex::empty())));
+        let unchanged = look(&first, Some(&first), &index);
+        prop_assert!(!unchanged.differs());
+        prop_assert_eq!(unchanged.node(), tree_of(&first).0.node);
 
-    #[test]
-    fn the_next_index_has_what_was_kept_and_what_was_read(
-        fates in proptest::collection::btree_map("[a-c.!]{1,2}(/[a-c.!]{1,2}){0,2}", 0..3_u8, 0..40),
-    ) {
-        let fates: Vec<_> = fates.into_iter().filter(|(name, _)| RelPath::new(name.as_bytes()).is_ok()).collect();
-        let older: Vec<_> = fates.iter().filter(|(_, fate)| *fate < 2).map(|(name, _)| entry(name, stat(OLD))).collect();
-        let (_dir, store, index) = save(&older);
-        let mut seen = SeenFiles::new(index);
-        let mut expected = Vec::new();
-        // 0: as it was, 1: gone, 2: new.
-        for (name, fate) in &fates {
-            let mut entry = entry(name, stat(OLD));
-            match fate {
-                0 => seen.keep(seen.last().lookup(name.as_bytes(), &entry.stat, &mut 0).unwrap().0),
-                1 => prop_assert_eq!(seen.mtime(&entry.path, &mut 0), None),
-                _ => {
-                    entry.stat.mtime.secs = 11;
-                    seen.add([entry.clone()]);
-                }
-            }
-            if *fate != 1 {
-                expected.push(entry);
-            }
-        }
-        prop_assert_eq!(seen.differ(), fates.iter().any(|(_, fate)| *fate != 0));
+        let scanned = look(&second, Some(&first), &index);
+        prop_assert_eq!(scanned.differs(), first != second);
+        let (tree, nodes) = tree_of(&second);
+        prop_assert_eq!(scanned.node(), tree.node);
+        let walk = |nodes: &dyn NodeStore| {
+            tree.walk(nodes, &RelPath::root()).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+        };
+        prop_assert_eq!(walk(&nodes), walk(&scanned));
         let mut hint = 0;
-        for entry in &expected {
-            prop_assert_eq!(seen.mtime(&entry.path, &mut hint), Some(entry.stat.mtime));
+        for (path, files) in &second {
+            for (name, version) in files {
+                let path = RelPath::clamp(format!("{path}/{name}").as_bytes());
+                let mtime = scanned.mtime(&path, &mut hint).map(|time| time.secs);
+                prop_assert_eq!(mtime, Some(11 + i64::from(*version)));
+            }
+            let absent = RelPath::clamp(format!("{path}/zz").as_bytes());
+            prop_assert_eq!(scanned.mtime(&absent, &mut hint), None);
         }
-        store.put_fingerprints(&store.lease().unwrap(), &[1; 32], SCANNED, &seen).unwrap();
-        let next = store.fingerprints(&[1; 32]).unwrap();
-        prop_assert_eq!(next.len(), expected.len());
-        for entry in &expected {
-            let found = next.lookup(entry.path.as_bytes(), &entry.stat, &mut 0);
-            prop_assert_eq!(found.map(|(_, content)| content), Some(entry.content));
-        }
+        // What was kept is copied, and reads as if all had been listed.
+        let next = save(&store, &scanned);
+        let (_other_dir, other) = fresh();
+        save(&other, &look(&second, None, &Arc::new(StatIndex::empty())));
+        let file = |store: &Store| std::fs::read(store.root().join(format!("contexts/{}", "01".repeat(32)))).unwrap();
+        prop_assert_eq!(file(&store), file(&other));
+        prop_assert_eq!(next.len(), second.len());
     }
 }

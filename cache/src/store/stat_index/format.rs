@@ -1,0 +1,291 @@
+//! Bytes of a stat index.
+//!
+//! ```text
+//! index  = magic · table length u32 · table · crc32 of all before it · records, in the table's order
+//! table  = rules 32 bytes · row…                                          sorted by path
+//! row    = path length u16 · path · stat · flags u8 · node 32 bytes · files u32 · bytes u64
+//!        · record length u32 · crc32 of the record
+//! record = entry…                                                         sorted by name, no directories
+//! entry  = kind and flags u8 · name length u8 · name · 0 · stat · payload
+//! payload: of a file its content's digest, of a symlink u16 · target, of anything else nothing
+//! ```
+//!
+//! A record has no numbers of rows, so that one whose directory did not change is copied as it is.
+
+use std::ffi::CStr;
+use std::ops::Range;
+
+use super::stat::{FileStat, STAT_BYTES};
+use crate::path::compare;
+use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeDigest};
+
+/// Starts every index; the digit is its version.
+pub(super) const MAGIC: &[u8; 8] = b"rbstats3";
+/// Before the table.
+pub(super) const HEAD_BYTES: usize = 8 + 4;
+pub(super) const RULES_BYTES: usize = 32;
+const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
+
+const KIND_MASK: u8 = 0x0f;
+const FILE: u8 = 1;
+const SYMLINK: u8 = 2;
+const FIFO: u8 = 3;
+const SOCKET: u8 = 4;
+/// The file may have changed since without showing it.
+const YOUNG: u8 = 0x10;
+/// The file has other names.
+const LINKED: u8 = 0x20;
+/// The file looks like a secret.
+const SUSPECT: u8 = 0x40;
+
+/// The record is all that is in the directory for as long as its stat does not move.
+const TRUSTED: u8 = 1;
+/// The directory itself is left out; it is there for what is brought back in it.
+const EXCLUDED: u8 = 2;
+
+/// One directory in the table.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// Of the path in the table.
+    pub(super) path: Range<usize>,
+    pub(super) stat: [u8; STAT_BYTES],
+    pub(super) is_trusted: bool,
+    pub(super) is_excluded: bool,
+    pub(super) node: NodeDigest,
+    /// Files in it, and their bytes.
+    pub(super) files: u32,
+    pub(super) bytes: u64,
+    pub(super) record_bytes: u32,
+    pub(super) crc: u32,
+    /// Where the record is, counted from the first one.
+    pub(super) record_at: u64,
+    /// Row of the directory that holds it; the root has its own.
+    pub(super) parent: usize,
+}
+
+impl Row {
+    /// Appends the row of the directory at `path`.
+    pub(super) fn write(&self, path: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        out.extend_from_slice(&u16::try_from(path.len()).ok()?.to_le_bytes());
+        out.extend_from_slice(path);
+        out.extend_from_slice(&self.stat);
+        out.push(if self.is_trusted { TRUSTED } else { 0 } | if self.is_excluded { EXCLUDED } else { 0 });
+        out.extend_from_slice(&self.node.0);
+        out.extend_from_slice(&self.files.to_le_bytes());
+        out.extend_from_slice(&self.bytes.to_le_bytes());
+        out.extend_from_slice(&self.record_bytes.to_le_bytes());
+        out.extend_from_slice(&self.crc.to_le_bytes());
+        Some(())
+    }
+}
+
+/// Rows of a table, whose checksum was right; `None` for anything that is not written here.
+pub(super) fn parse_table(table: &[u8]) -> Option<Vec<Row>> {
+    let mut rows: Vec<Row> = Vec::with_capacity(table.len() / (ROW_BYTES + 16));
+    // From the root to the last row.
+    let mut above: Vec<usize> = Vec::new();
+    let (mut rest, mut record_at) = (table.get(RULES_BYTES..)?, 0_u64);
+    while !rest.is_empty() {
+        let at = table.len() - rest.len() + 2;
+        let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
+        let path = rest.split_off(..length)?;
+        let parent = match rows.last() {
+            None if path.is_empty() => 0,
+            Some(last) if compare(&table[last.path.clone()], path).is_lt() => {
+                let holder = path.iter().rposition(|byte| *byte == b'/').map_or(&path[..0], |at| &path[..at]);
+                while table[rows[*above.last()?].path.clone()] != *holder {
+                    above.pop();
+                }
+                *above.last()?
+            }
+            _ => return None,
+        };
+        above.push(rows.len());
+        let stat = take(&mut rest)?;
+        let [flags] = take(&mut rest)?;
+        let row = Row {
+            path: at..at + length,
+            stat,
+            is_trusted: flags & TRUSTED != 0,
+            is_excluded: flags & EXCLUDED != 0,
+            node: NodeDigest(take(&mut rest)?),
+            files: u32::from_le_bytes(take(&mut rest)?),
+            bytes: u64::from_le_bytes(take(&mut rest)?),
+            record_bytes: u32::from_le_bytes(take(&mut rest)?),
+            crc: u32::from_le_bytes(take(&mut rest)?),
+            record_at,
+            parent,
+        };
+        record_at += u64::from(row.record_bytes);
+        rows.push(row);
+    }
+    Some(rows)
+}
+
+/// What one directory held. Its checksum was right.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a>(pub(super) &'a [u8]);
+
+/// A record that is not written here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record of the stat index is damaged")]
+pub struct RecordDamaged;
+
+/// One thing in a directory, as it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Its name.
+    pub name: &'a CStr,
+    /// Its stat: [`FileStat::to_bytes`].
+    pub stat: &'a [u8; STAT_BYTES],
+    /// True when it may have changed since without showing it: not to be trusted.
+    pub is_young: bool,
+    /// True for a file with other names.
+    pub is_linked: bool,
+    /// True for a file that looks like a secret.
+    pub is_suspect: bool,
+    /// What it is.
+    pub kind: KnownKind<'a>,
+}
+
+/// What something in a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownKind<'a> {
+    /// A file with this content.
+    File(&'a [u8; 32]),
+    /// A symlink and its target.
+    Symlink(&'a [u8]),
+    /// A named pipe.
+    Fifo,
+    /// A socket, which an image has as an empty file.
+    Socket,
+}
+
+impl<'a> Record<'a> {
+    /// All entries by name.
+    pub fn entries(self) -> Entries<'a> {
+        Entries(self.0)
+    }
+
+    /// Where each entry begins.
+    pub(super) fn starts(self) -> Option<Vec<u32>> {
+        let (mut rest, mut starts) = (self.0, Vec::new());
+        while !rest.is_empty() {
+            starts.push(u32::try_from(self.0.len() - rest.len()).ok()?);
+            Known::take(&mut rest)?;
+        }
+        Some(starts)
+    }
+
+    /// The entry that begins there.
+    pub(super) fn at(self, start: u32) -> Option<Known<'a>> {
+        Known::take(&mut self.0.get(usize::try_from(start).ok()?..)?)
+    }
+}
+
+/// What is left of a record. Nothing follows an error.
+#[derive(Debug, Clone)]
+pub struct Entries<'a>(&'a [u8]);
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Result<Known<'a>, RecordDamaged>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let known = Known::take(&mut self.0).ok_or(RecordDamaged);
+        if known.is_err() {
+            self.0 = &[];
+        }
+        Some(known)
+    }
+}
+
+impl<'a> Known<'a> {
+    fn take(rest: &mut &'a [u8]) -> Option<Self> {
+        let [head, length] = take(rest)?;
+        let name = CStr::from_bytes_with_nul(rest.split_off(..usize::from(length) + 1)?).ok()?;
+        let stat = take_ref(rest)?;
+        let kind = match head & KIND_MASK {
+            FILE => KnownKind::File(take_ref(rest)?),
+            SYMLINK => {
+                let length = usize::from(u16::from_le_bytes(take(rest)?));
+                KnownKind::Symlink(rest.split_off(..length)?)
+            }
+            FIFO => KnownKind::Fifo,
+            SOCKET => KnownKind::Socket,
+            _ => return None,
+        };
+        let has = |flag| head & flag != 0;
+        Some(Self {
+            name,
+            stat,
+            is_young: has(YOUNG),
+            is_linked: has(LINKED),
+            is_suspect: has(SUSPECT),
+            kind,
+        })
+    }
+
+    /// Its stat.
+    pub fn stat(&self) -> FileStat {
+        FileStat::from_bytes(self.stat)
+    }
+
+    /// As an entry of a tree; owners are 0:0.
+    pub fn entry(&self) -> Entry {
+        let stat = self.stat();
+        let (mode, kind) = match self.kind {
+            KnownKind::File(content) => {
+                (stat.mode & 0o7777, Kind::File { size: stat.size, content: ContentDigest(*content) })
+            }
+            KnownKind::Symlink(target) => (0o777, Kind::Symlink(target.to_vec())),
+            KnownKind::Fifo => (stat.mode & 0o7777, Kind::Fifo),
+            KnownKind::Socket => {
+                (stat.mode & 0o7777, Kind::File { size: 0, content: ContentDigest::of(b"") })
+            }
+        };
+        Entry { meta: Meta { mode, ..Meta::default() }, kind }
+    }
+
+    /// Appends it to a record; `None` for what has no place in one.
+    pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
+        let kind = match self.kind {
+            KnownKind::File(_) => FILE,
+            KnownKind::Symlink(_) => SYMLINK,
+            KnownKind::Fifo => FIFO,
+            KnownKind::Socket => SOCKET,
+        };
+        let flags = [(self.is_young, YOUNG), (self.is_linked, LINKED), (self.is_suspect, SUSPECT)];
+        let flags = flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag));
+        let name = self.name.to_bytes_with_nul();
+        let length = u8::try_from(name.len() - 1).ok()?;
+        let target_bytes = match self.kind {
+            KnownKind::Symlink(target) => u16::try_from(target.len()).ok()?,
+            _ => 0,
+        };
+        out.extend_from_slice(&[flags.fold(kind, |all, flag| all | flag), length]);
+        out.extend_from_slice(name);
+        out.extend_from_slice(self.stat);
+        match self.kind {
+            KnownKind::File(content) => out.extend_from_slice(content),
+            KnownKind::Symlink(target) => {
+                out.extend_from_slice(&target_bytes.to_le_bytes());
+                out.extend_from_slice(target);
+            }
+            KnownKind::Fifo | KnownKind::Socket => {}
+        }
+        Some(())
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    take_ref(rest).copied()
+}
+
+fn take_ref<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (part, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(part)
+}
