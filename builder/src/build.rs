@@ -50,6 +50,7 @@ use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
 use crate::ops::emulation::Emulators;
+use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -331,6 +332,7 @@ pub(crate) fn exec_env(
         epoch: OnceLock::new(),
         wanted_compression: outputs::wanted_compression(&request.results),
         mount_points: OnceLock::new(),
+        leaving: Leaving::default(),
         failed_step: request.shell.is_some().then(|| failed_step.clone()),
     })
 }

@@ -156,8 +156,7 @@ impl Ready {
         let mut dirs = vec![mount_points(env)?];
         dirs.extend(layers.iter().map(PathBuf::as_path));
         let upper = (draft.diff_path(), draft.work_path());
-        let merged =
-            rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+        let merged = env.mount(&dirs, Some((&upper.0, &upper.1)))?;
         if op.insecure && env.rung == Rung::Single {
             // It answers changes of owner, so it cannot be left out.
             env.events.note(vertex, "--security=insecure: isolation `single` keeps its system call filter");
@@ -236,8 +235,12 @@ fn layer(
     };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
-    // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
-    teardown.wait();
+    if op.mounts.is_empty() {
+        env.leaving.add(teardown, draft.work_dir());
+    } else {
+        // What the step was lent is somebody else's only when the step has let go of it.
+        teardown.wait();
+    }
     drop(prepared);
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }

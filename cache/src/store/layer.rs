@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for LayerId {
 /// empty `work` directory beside it on the same file system.
 #[derive(Debug)]
 pub struct LayerDraft {
-    _lease: Lease,
+    lease: Lease,
     /// Becomes the layer: holds `diff`. Overlay's own directory is beside it, named `<dir>.work`: it must not move
     /// along.
     dir: String,
@@ -107,6 +107,25 @@ impl LayerDraft {
     pub fn work_fd(&self) -> &OwnedFd {
         &self.work
     }
+
+    /// The same, to be removed when nothing is mounted on it any more: before the lease ends, which would do it then.
+    pub fn work_dir(&self) -> WorkDir {
+        WorkDir { lease: self.lease.clone(), name: format!("{}.work", self.dir) }
+    }
+}
+
+/// The directory for overlay's own use of a draft that may be committed meanwhile.
+#[derive(Debug)]
+pub struct WorkDir {
+    lease: Lease,
+    name: String,
+}
+
+impl WorkDir {
+    /// Removes it. What cannot be removed goes with the lease.
+    pub fn remove(self) {
+        let _left = self.lease.layout().remove_tree(&self.name);
+    }
 }
 
 /// What the index knows of a layer.
@@ -136,7 +155,7 @@ impl Store {
         // The merged root shows this mode to everybody in the image.
         let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
         rustix::fs::fchmod(&diff, mode).doing("change the mode of", &layout.path(&dir))?;
-        Ok(LayerDraft { _lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
+        Ok(LayerDraft { lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
     }
 
     /// Publishes a finished draft, which nothing may write to any more. `entries` is its encoded

@@ -86,7 +86,7 @@ pub use fingerprint::{FileStat, FingerprintEntry, FingerprintIndex, ScanMoment, 
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::{AbsentLayers, ImageRecord};
-pub use layer::{LayerDraft, LayerId, LayerInfo};
+pub use layer::{LayerDraft, LayerId, LayerInfo, WorkDir};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
 pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
