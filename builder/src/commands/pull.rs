@@ -146,7 +146,7 @@ pub(super) fn plain_env(
         emissions: Emissions::default(),
         passing: Passing::default(),
         emulators: Default::default(),
-        network: StepNetwork::new(Network::None),
+        network: Arc::new(StepNetwork::new(Network::None)),
         epoch: OnceLock::new(),
         wanted_compression: None,
         mount_points: OnceLock::new(),

@@ -93,7 +93,7 @@ pub struct ExecEnv {
     /// Blobs that do not stay.
     pub passing: Passing,
     /// Networks of RUN steps.
-    pub network: StepNetwork,
+    pub network: Arc<StepNetwork>,
     /// Who runs steps for other processors.
     pub emulators: Emulators,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.

@@ -93,7 +93,7 @@ pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountS
 pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
-pub use result::{Key, KeyKind, ResultRecord};
+pub use result::{Key, KeyKind, Made, ResultRecord};
 pub use usage::Usage;
 
 use db::Db;
