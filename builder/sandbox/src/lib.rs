@@ -87,6 +87,11 @@ pub fn share_two_heaps() {
     sys::share_two_heaps();
 }
 
+/// A file system in memory as a detached mount, for [`MountSource::Tree`]: what a step leaves in it stays as long as the descriptor.
+pub fn tmpfs(size_bytes: Option<u64>) -> std::io::Result<std::os::fd::OwnedFd> {
+    Ok(mount::new_tmpfs(size_bytes)?)
+}
+
 /// Whether this process lives in a user namespace other than the host's first one.
 ///
 /// Decides between `trusted.*` and `user.*` overlay attributes and between making and binding devices.

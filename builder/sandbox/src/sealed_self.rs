@@ -5,11 +5,9 @@
 //! make writable, made of the directory that our program is in and mounted nowhere. Where there is no such mount, they run
 //! from a sealed memory file: a copy, which takes a millisecond for each MB or two of the program. One per process.
 
+use crate::mount::{self, FsOption};
 use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
-};
+use rustix::mount::MountAttrFlags;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -72,24 +70,19 @@ fn view() -> io::Result<OwnedFd> {
     let program = std::fs::read_link("/proc/self/exe")?;
     let (Some(dir), Some(name)) = (program.parent(), program.file_name()) else { return Err(unlike()) };
     // Without an upper an overlay wants two lowers.
-    let empty = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(empty.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let empty = fsmount(empty.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let context = fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let context = context.as_fd();
+    let empty = mount::new_fs("tmpfs", &[], attributes)?;
     let path_only = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let dir = rustix::fs::open(dir, path_only, Mode::empty())?;
-    for lower in [dir.as_fd(), empty.as_fd()] {
-        fsconfig_set_string(context, c"lowerdir+", format!("/proc/self/fd/{}", lower.as_raw_fd()))?;
-    }
+    let lowers = [dir, empty].map(|lower| (format!("/proc/self/fd/{}", lower.as_raw_fd()), lower));
+    let mut options: Vec<FsOption<'_>> =
+        lowers.iter().map(|(name, _)| ("lowerdir+", Some(name.as_str()))).collect();
     if crate::in_user_namespace() {
-        fsconfig_set_flag(context, c"userxattr")?;
+        options.push(("userxattr", None));
     }
-    fsconfig_create(context)?;
-    let root = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let root = mount::new_fs("overlay", &options, attributes)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let seen = rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve)?;
