@@ -633,7 +633,8 @@ mod tests {
             "no records found for Query { b }",
         ]);
         assert_eq!(one_line(&name), "push a: the host name cannot be resolved");
-        let connect = chain(&["push a: cannot connect", "cannot connect", "error sending request", "refused"]);
+        let connect =
+            chain(&["push a: cannot connect", "cannot connect", "error sending request", "refused"]);
         assert_eq!(one_line(&connect), "push a: cannot connect: refused");
     }
 }
