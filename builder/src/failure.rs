@@ -320,6 +320,13 @@ fn not_executed(error: &StepError) -> Option<String> {
         StepError::CommandNotExecutable { source, .. } if source.kind() == PermissionDenied => {
             "make it executable: COPY --chmod=755, or chmod +x in an earlier step".to_owned()
         }
+        StepError::CommandNotExecutable { source, .. }
+            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
+        {
+            "it is no program of this machine; if it is a script, its first line must name what reads it, as #!/bin/sh \
+             does"
+                .to_owned()
+        }
         _ => return None,
     };
     Some(hint)

@@ -1,5 +1,6 @@
 //! Results of steps by cache key.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use rbuild_oci::DiffId;
@@ -157,9 +158,7 @@ impl Store {
     /// [`Store::put_result`] for several keys, all or none.
     pub fn put_results(&self, results: &[(Key, &ResultRecord)]) -> Result<(), StoreError> {
         let boot = self.boot()?;
-        self.inner.index.write("record a result", |transaction| {
-            results.iter().try_for_each(|(key, record)| insert_result(transaction, *key, record, boot))
-        })
+        self.inner.index.write("record a result", |transaction| insert_results(transaction, results, boot))
     }
 
     /// Commits the layer that a step made and records all that is known of it, in one transaction: the layer, that it leads
@@ -186,9 +185,9 @@ impl Store {
             row.insert(transaction, boot)?;
             let first = self.insert_transition(transaction, &from, &to, id, boot)?;
             let layer = if keeps_own { id } else { first };
-            for (key, record) in results(layer) {
-                insert_result(transaction, key, &record, boot)?;
-            }
+            let results = results(layer);
+            let results: Vec<_> = results.iter().map(|(key, record)| (*key, record)).collect();
+            insert_results(transaction, &results, boot)?;
             Ok(layer)
         });
         self.recorded(dir, id, recorded)
@@ -242,24 +241,28 @@ impl Store {
     }
 }
 
-fn insert_result(
+fn insert_results(
     transaction: &Transaction<'_>,
-    key: Key,
-    record: &ResultRecord,
+    results: &[(Key, &ResultRecord)],
     boot: BootId,
 ) -> Result<(), DbError> {
-    let key = key.to_bytes();
-    let bytes = encode(record);
-    let sealed = seal("result", &key, &bytes);
     // An equal valid row keeps its mark: it may be durable already.
     let sql = "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)
         ON CONFLICT (key) DO UPDATE SET record = excluded.record, seal = excluded.seal,
             used = excluded.used, boot = excluded.boot, epoch = excluded.epoch, durable = 0
         WHERE record <> excluded.record OR seal <> excluded.seal
             OR (durable = 0 AND boot <> excluded.boot)";
-    transaction.prepare_cached(sql)?.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
-    readers::touch_layers(transaction, record.own_layer.as_slice())?;
-    readers::touch_layers(transaction, record.stack.as_deref().unwrap_or_default())
+    let mut statement = transaction.prepare_cached(sql)?;
+    let mut named = BTreeSet::new();
+    for (key, record) in results {
+        let key = key.to_bytes();
+        let bytes = encode(record);
+        let sealed = seal("result", &key, &bytes);
+        statement.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
+        named.extend(record.own_layer);
+        named.extend(record.stack.iter().flatten().copied());
+    }
+    readers::touch_layers(transaction, &named.into_iter().collect::<Vec<_>>())
 }
 
 fn encode(record: &ResultRecord) -> Vec<u8> {
