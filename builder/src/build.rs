@@ -50,6 +50,7 @@ use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
 use crate::ops::emulation::Emulators;
+use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
@@ -131,6 +132,7 @@ pub async fn build(
         ));
     }
     remark_on_network(&graph, &plan, &env);
+    crate::ops::run::prepare(&env, plan.needed.iter().map(|node| &graph.dag[*node].op));
     // Where everything is cached the push itself says as soon what a question beforehand would.
     let executes = plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_)));
     if executes {
@@ -323,14 +325,15 @@ pub(crate) fn exec_env(
         emissions: Emissions::default(),
         passing: Passing::new(outputs::only_pushes(&request.results)),
         emulators: Emulators::default(),
-        network: StepNetwork::new(match request.network {
+        network: Arc::new(StepNetwork::new(match request.network {
             cli::Network::Default => Network::Default,
             cli::Network::None => Network::None,
             cli::Network::Host => Network::Host,
-        }),
+        })),
         epoch: OnceLock::new(),
         wanted_compression: outputs::wanted_compression(&request.results),
         mount_points: OnceLock::new(),
+        leaving: Leaving::default(),
         failed_step: request.shell.is_some().then(|| failed_step.clone()),
     })
 }

@@ -217,7 +217,7 @@ pub enum BuildError {
 }
 
 /// True for a cause that names a layer of the HTTP client and says nothing about what happened.
-pub fn is_plumbing(text: &str) -> bool {
+fn is_plumbing(text: &str) -> bool {
     let prefixes = [
         "error sending request",
         "client error (",
@@ -228,18 +228,26 @@ pub fn is_plumbing(text: &str) -> bool {
     prefixes.iter().any(|prefix| text.starts_with(prefix))
 }
 
-/// An error and its causes on one line; what the text before ends with is not said again.
-pub fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+/// Texts of a chain of causes below `above`. One that the text right above it ends with says nothing new, also when that text
+/// itself is left out.
+pub fn causes_below(mut above: String, mut next: Option<&dyn std::error::Error>) -> Vec<String> {
+    let mut texts = Vec::new();
     while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.ends_with(&more) && !is_plumbing(&more) {
-            text = format!("{text}: {more}");
+        let text = cause.to_string();
+        if !above.ends_with(&text) && !is_plumbing(&text) {
+            texts.push(text.clone());
         }
+        above = text;
         next = cause.source();
     }
-    text
+    texts
+}
+
+/// An error and its causes on one line.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    let causes = causes_below(text.clone(), error.source());
+    std::iter::once(text).chain(causes).collect::<Vec<_>>().join(": ")
 }
 
 fn signal_name(number: u8) -> String {
@@ -599,5 +607,34 @@ impl StepFailure {
             | Self::Sandbox { log, .. } => log,
             _ => &[],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Link(&'static str, #[source] Option<Box<Link>>);
+
+    #[test]
+    fn what_the_plumbing_says_is_left_out_with_what_it_only_repeats() {
+        let chain = |texts: &[&'static str]| {
+            let link = |below, text| Some(Box::new(Link(text, below)));
+            *texts.iter().copied().rfold(None, link).unwrap()
+        };
+        let name = chain(&[
+            "push a",
+            "the host name cannot be resolved",
+            "client error (Connect)",
+            "dns error",
+            "DNS error: no records found for Query { b }",
+            "no records found for Query { b }",
+        ]);
+        assert_eq!(one_line(&name), "push a: the host name cannot be resolved");
+        let connect =
+            chain(&["push a: cannot connect", "cannot connect", "error sending request", "refused"]);
+        assert_eq!(one_line(&connect), "push a: cannot connect: refused");
     }
 }

@@ -13,7 +13,7 @@ use crate::build::Source;
 use crate::cli::{Env, UsageError, no_command};
 use crate::context::scan::ScanError;
 use crate::debug::choose::ChoiceError;
-use crate::error::{BuildError, StepFailure, is_plumbing, one_line};
+use crate::error::{BuildError, StepFailure, causes_below, one_line};
 use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
@@ -100,24 +100,13 @@ fn lines(error: &BuildError) -> Option<Lines> {
     }
 }
 
-/// Texts of the chain below the message. A cause whose text the line above already ends with says nothing new.
 fn causes(error: &BuildError) -> Vec<String> {
-    let mut next: Option<&dyn Error> = match error {
+    let next: Option<&dyn Error> = match error {
         BuildError::Step(step) => step.failure.source(),
         BuildError::Base { source, .. } => source.source(),
         other => other.source(),
     };
-    let mut texts: Vec<String> = Vec::new();
-    let mut above = message(error);
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if !above.ends_with(&text) && !is_plumbing(&text) {
-            texts.push(text.clone());
-        }
-        above = text;
-        next = cause.source();
-    }
-    texts
+    causes_below(message(error), next)
 }
 
 fn kind(error: &BuildError) -> Kind {
@@ -330,6 +319,13 @@ fn not_executed(error: &StepError) -> Option<String> {
         }
         StepError::CommandNotExecutable { source, .. } if source.kind() == PermissionDenied => {
             "make it executable: COPY --chmod=755, or chmod +x in an earlier step".to_owned()
+        }
+        StepError::CommandNotExecutable { source, .. }
+            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
+        {
+            "it is no program of this machine; if it is a script, its first line must name what reads it, as #!/bin/sh \
+             does"
+                .to_owned()
         }
         _ => return None,
     };

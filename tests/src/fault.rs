@@ -9,7 +9,6 @@ mod image;
 mod proxy;
 mod serve;
 pub mod tar;
-mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,10 +19,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+pub use crate::wire::{End, Reply, Request};
 pub use disk::SmallDisk;
 pub use image::{Image, digest};
 pub use proxy::{Cut, FaultProxy, TunnelProxy};
-pub use wire::{End, Reply, Request};
 
 type Rule = dyn Fn(&Request, usize) -> Option<Reply> + Send + Sync;
 

@@ -27,10 +27,9 @@ impl GitServer {
         let (root, wanted) = (dir.path().to_owned(), token.map(|token| format!("basic {}", base64(token))));
         let web = Web::serve(move |request| {
             if wanted.as_ref().is_some_and(|wanted| request.header("authorization") != wanted) {
-                return Reply::status(401).with("WWW-Authenticate", "Basic realm=\"git\"");
+                return Reply::new(401).header("WWW-Authenticate", "Basic realm=\"git\"");
             }
-            backend(&root, request)
-                .unwrap_or_else(|error| Reply { status: 500, ..Reply::ok(error.to_string()) })
+            backend(&root, request).unwrap_or_else(|error| Reply::new(500).body(error.to_string()))
         })?;
         Ok(Self { dir, web })
     }
@@ -133,7 +132,7 @@ pub fn git(dir: &Path, args: &[&str]) -> Result<String> {
 
 /// One request through git's CGI program.
 fn backend(root: &Path, request: &Request) -> Result<Reply> {
-    let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
     let mut child = Command::new("git")
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", root)
@@ -162,12 +161,12 @@ fn backend(root: &Path, request: &Request) -> Result<Reply> {
     drop(writing.join());
     let split = output.stdout.windows(4).position(|window| window == b"\r\n\r\n").context("CGI headers")?;
     let head = String::from_utf8_lossy(&output.stdout[..split]).into_owned();
-    let mut reply = Reply::ok(&output.stdout[split + 4..]);
+    let mut reply = Reply::new(200).body(&output.stdout[split + 4..]);
     for line in head.lines() {
         let Some((name, value)) = line.split_once(':') else { continue };
         match name {
             "Status" => reply.status = value.trim().split(' ').next().unwrap_or("500").parse()?,
-            _ => reply = reply.with(name, value.trim()),
+            _ => reply = reply.header(name, value.trim()),
         }
     }
     Ok(reply)

@@ -42,6 +42,7 @@ pub mod token_server;
 pub mod tun;
 pub mod user;
 pub mod web;
+mod wire;
 
 pub use env::TestEnv;
 pub use registry::{Registry, Tls};

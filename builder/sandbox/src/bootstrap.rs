@@ -15,7 +15,7 @@ use crate::idmap::{self, IdRange, SUB_IDS_MIN};
 use crate::ladder::Rung;
 use crate::mount;
 use crate::passwd;
-use crate::self_copy::IDMAP_MARKER;
+use crate::sealed_self::IDMAP_MARKER;
 use crate::sys;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Gid, Uid};

@@ -38,8 +38,8 @@ mod channel;
 mod child;
 mod mount;
 mod mount_points;
+mod sealed_self;
 mod seccomp;
-mod self_copy;
 mod sys;
 mod wire;
 
@@ -50,7 +50,7 @@ pub use idmap::IdRange;
 pub use ladder::{Isolation, Rung};
 pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
-pub use parent::{Ended, Ownership, Teardown, run_step, run_step_to_exit};
+pub use parent::{Ended, Ownership, Teardown, prepare_step, prepare_steps, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe_rung};
 pub use spec::{
     Console, DeviceNode, Exit, MountSource, Network, RLIMITS, StepLimit, StepMount, StepSpec, Stream,
@@ -61,22 +61,22 @@ pub use spec::{
 /// The first line of `main`: before threads, argument parsing and output. Otherwise it looks at `argv[0]` and returns.
 pub fn dispatch() {
     let Some(name) = std::env::args_os().next() else { return };
-    if name == self_copy::SPAWNER_MARKER {
+    if name == sealed_self::SPAWNER_MARKER {
         std::process::exit(child::spawner_main());
     }
-    if name == self_copy::CHROOT_MARKER {
+    if name == sealed_self::CHROOT_MARKER {
         std::process::exit(child::keeper_main());
     }
-    if name == self_copy::IDMAP_MARKER {
+    if name == sealed_self::IDMAP_MARKER {
         std::process::exit(bootstrap::helper_main());
     }
-    if name == self_copy::NETWORK_MARKER {
+    if name == sealed_self::NETWORK_MARKER {
         std::process::exit(network::holder_main());
     }
-    if name == self_copy::EMULATION_MARKER {
+    if name == sealed_self::EMULATION_MARKER {
         std::process::exit(emulation::registrar_main());
     }
-    if name == self_copy::PROBE_MARKER {
+    if name == sealed_self::PROBE_MARKER {
         std::process::exit(probe::probe_main());
     }
 }
@@ -85,6 +85,11 @@ pub fn dispatch() {
 pub fn share_two_heaps() {
     #[cfg(target_env = "gnu")]
     sys::share_two_heaps();
+}
+
+/// A file system in memory as a detached mount, for [`MountSource::Tree`]: what a step leaves in it stays as long as the descriptor.
+pub fn tmpfs(size_bytes: Option<u64>) -> std::io::Result<std::os::fd::OwnedFd> {
+    Ok(mount::new_tmpfs(size_bytes)?)
 }
 
 /// Whether this process lives in a user namespace other than the host's first one.

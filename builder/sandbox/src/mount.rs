@@ -35,6 +35,15 @@ pub(crate) fn new_fs(
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// A file system in memory, as steps get them.
+pub(crate) fn new_tmpfs(size_bytes: Option<u64>) -> Result<OwnedFd, Errno> {
+    let size = size_bytes.map(|size| size.to_string());
+    let options = [("mode", Some("1777")), ("size", size.as_deref())];
+    let count = if size.is_some() { 2 } else { 1 };
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    new_fs("tmpfs", &options[..count], attributes)
+}
+
 /// Attaches a detached mount to the directory or file `target` is open on.
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

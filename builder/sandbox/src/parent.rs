@@ -67,18 +67,7 @@ pub fn run_step_to_exit(
         return Err(StepError::NoSeccompTable { arch: std::env::consts::ARCH });
     }
     let mut child_spec = resolve(spec, root)?;
-    let (namespace, network) = match &spec.network {
-        Network::Host => (NetworkNamespace::Builder, None),
-        Network::None => (NetworkNamespace::New, None),
-        Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
-    };
-    let flavour = Flavour {
-        network: namespace,
-        shm_size_bytes: spec.shm_size_bytes,
-        insecure: spec.insecure,
-        emulated: spec.emulator.is_some(),
-    };
-    let kind = spawner::Kind { flavour, network, emulator: spec.emulator.clone() };
+    let kind = kind(spec);
     let (mounts, trees) = step_mounts::order(&spec.mounts, (child_spec.uid, child_spec.gid))?;
     child_spec.mounts = mounts;
     let mut targets: Vec<(&str, Kind)> =
@@ -98,6 +87,33 @@ pub fn run_step_to_exit(
     let (end, teardown, given) = outcome?;
     let ownership = Ownership { user: (child_spec.uid, child_spec.gid), given };
     Ok(Ended { exit: end.into_result(spec)?, teardown, ownership })
+}
+
+/// Starts the process that steps come from, while nobody waits for it. Never fails: what is not ready is made by the step.
+pub fn prepare_steps() {
+    spawner::prepare();
+}
+
+/// Starts the init of a step like this one, as [`prepare_steps`] does. For the first step of a process; those after it have
+/// one ready.
+pub fn prepare_step(spec: &StepSpec) {
+    spawner::stock_first(&kind(spec));
+}
+
+/// What kind of init the step wants.
+fn kind(spec: &StepSpec) -> spawner::Kind {
+    let (namespace, network) = match &spec.network {
+        Network::Host => (NetworkNamespace::Builder, None),
+        Network::None => (NetworkNamespace::New, None),
+        Network::User(network) => (NetworkNamespace::Joined, Some(Arc::clone(network))),
+    };
+    let flavour = Flavour {
+        network: namespace,
+        shm_size_bytes: spec.shm_size_bytes,
+        insecure: spec.insecure,
+        emulated: spec.emulator.is_some(),
+    };
+    spawner::Kind { flavour, network, emulator: spec.emulator.clone() }
 }
 
 /// Owners given to what cannot carry them.

@@ -6,7 +6,7 @@
 use crate::error::{SetupStep, StepError};
 use crate::ladder::{self, Isolation, Rung};
 use crate::network::UserNetwork;
-use crate::self_copy::PROBE_MARKER;
+use crate::sealed_self::PROBE_MARKER;
 use crate::spec::{Network, StepSpec};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -9,7 +9,7 @@ use crate::channel;
 use crate::emulation::Emulator;
 use crate::error::StepError;
 use crate::network::UserNetwork;
-use crate::self_copy::{SPAWNER_MARKER, SelfCopy};
+use crate::sealed_self::{SPAWNER_MARKER, SealedSelf};
 use crate::watched;
 use crate::wire::Flavour;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -79,14 +79,23 @@ pub(crate) fn take(kind: &Kind) -> Result<OwnedFd, StepError> {
 pub(crate) fn stock(kind: &Kind) {
     let mut spawner = spawner();
     if spawner.steps_total > 1 && spawner.spare.is_none() {
-        let network = kind.network.as_ref().map(Arc::downgrade);
-        let emulator = kind.emulator.as_ref().map(Arc::downgrade);
-        spawner.spare = spawner.request(kind).ok().map(|socket| Spare {
-            flavour: kind.flavour,
-            network,
-            emulator,
-            socket,
-        });
+        spawner.spare = spawner.request_spare(kind);
+    }
+}
+
+/// Starts the spawner. Best effort, as [`stock`] is.
+pub(crate) fn prepare() {
+    let mut spawner = spawner();
+    if spawner.control.is_none() {
+        spawner.control = start().ok();
+    }
+}
+
+/// Puts an init in stock for the first step.
+pub(crate) fn stock_first(kind: &Kind) {
+    let mut spawner = spawner();
+    if spawner.steps_total == 0 && spawner.spare.is_none() {
+        spawner.spare = spawner.request_spare(kind);
     }
 }
 
@@ -106,6 +115,13 @@ fn parent(action: &'static str) -> impl Fn(Errno) -> StepError {
 }
 
 impl Spawner {
+    fn request_spare(&mut self, kind: &Kind) -> Option<Spare> {
+        let socket = self.request(kind).ok()?;
+        let network = kind.network.as_ref().map(Arc::downgrade);
+        let emulator = kind.emulator.as_ref().map(Arc::downgrade);
+        Some(Spare { flavour: kind.flavour, network, emulator, socket })
+    }
+
     fn request(&mut self, kind: &Kind) -> Result<OwnedFd, StepError> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -133,19 +149,20 @@ impl Spawner {
 
 /// Starts a spawner; our end of its control socket. It ends when that is closed, and dies with this process.
 fn start() -> io::Result<OwnedFd> {
-    let program = SelfCopy::get()?;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let mut command = Command::new(program.path());
-    command
-        .arg0(SPAWNER_MARKER)
-        .arg(std::process::id().to_string())
-        .env_clear()
-        // Ctrl-C at a terminal goes to the builder's process group; what happens to steps is the builder's to decide.
-        .process_group(0)
-        .stdin(Stdio::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    watched::spawn("sandbox-spawner", command)?;
-    Ok(ours)
+    SealedSelf::run(|program| {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut command = Command::new(program);
+        command
+            .arg0(SPAWNER_MARKER)
+            .arg(std::process::id().to_string())
+            .env_clear()
+            // Ctrl-C at a terminal goes to the builder's process group; what happens to steps is the builder's to decide.
+            .process_group(0)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        watched::spawn("sandbox-spawner", command)?;
+        Ok(ours)
+    })
 }

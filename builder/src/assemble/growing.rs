@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use rbuild_cache::layer::Compression;
 use rbuild_cache::store::{Lease, Store, StoreError, UnhashedBlob};
 use rbuild_oci::Digest;
 use rbuild_registry::{BlobBody, GrowingBlob};
+use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
 use crate::assemble::passing::{PASSING_BYTES_MIN, Passing};
@@ -170,8 +170,16 @@ impl GrowingBlob for Growing {
 pub(crate) async fn read_at(file: &Arc<File>, at: u64, length: u64) -> io::Result<Bytes> {
     let file = Arc::clone(file);
     let read = tokio::task::spawn_blocking(move || {
-        let mut buffer = vec![0; length as usize];
-        file.read_exact_at(&mut buffer, at).map(|()| Bytes::from(buffer))
+        let mut buffer = Vec::with_capacity(length as usize);
+        while buffer.len() < length as usize {
+            let at = at + buffer.len() as u64;
+            match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut buffer), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(Bytes::from(buffer))
     });
     read.await.map_err(io::Error::other)?
 }

@@ -95,7 +95,11 @@ fn build(
     let request = placed.as_ref().or(dated.as_ref()).unwrap_or(request);
     let host = Host::open(settings, root)?;
     for flag in &request.flags_without_effect {
-        events.remark(format!("{flag} has no effect in rbuild"));
+        // As in BuildKit, which left docker's limits for steps behind; rbuild has them under one name.
+        let resource =
+            flag.strip_prefix("--").filter(|name| name.starts_with("memory") || name.starts_with("cpu"));
+        let instead = resource.map(|name| format!(": --resource {name}=VALUE limits what a step uses"));
+        events.remark(format!("{flag} has no effect in rbuild{}", instead.unwrap_or_default()));
     }
     let result = with_signals(async |cancel| build::build(request, &host, events, &cancel, source).await);
     if result.as_ref().map_or(true, |outcome| outcome.cached < outcome.steps) {

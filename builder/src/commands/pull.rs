@@ -20,6 +20,7 @@ use crate::mounts::Materialised;
 use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
+use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, image};
 use crate::progress::{Events, Outcome};
@@ -145,10 +146,11 @@ pub(super) fn plain_env(
         emissions: Emissions::default(),
         passing: Passing::default(),
         emulators: Default::default(),
-        network: StepNetwork::new(Network::None),
+        network: Arc::new(StepNetwork::new(Network::None)),
         epoch: OnceLock::new(),
         wanted_compression: None,
         mount_points: OnceLock::new(),
+        leaving: Leaving::default(),
         failed_step: None,
     })
 }

@@ -290,6 +290,25 @@ mod tests {
         assert_eq!(entry.container_edits.refused(), None);
     }
 
+    /// The shape of what `nvidia-ctk cdi generate --disable-hook=all` writes.
+    #[test]
+    fn a_description_of_nvidia_devices_without_hooks_is_taken() {
+        let text = "---\ncdiVersion: 0.5.0\ncontainerEdits:\n  deviceNodes:\n  - path: /dev/nvidia-modeset\n  \
+            - hostPath: /dev/nvidiactl\n    path: /dev/nvidiactl\n  env:\n  - NVIDIA_VISIBLE_DEVICES=void\n  mounts:\n  \
+            - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.575.57.08\n    \
+              hostPath: /usr/lib/x86_64-linux-gnu/libcuda.so.575.57.08\n    options:\n    - ro\n    - nosuid\n    \
+              - nodev\n    - rbind\n    - rprivate\ndevices:\n- containerEdits:\n    deviceNodes:\n    \
+              - fileMode: 438\n      path: /dev/nvidia0\n      permissions: rw\n    \
+              - gid: 105\n      path: /dev/dri/renderD128\n    additionalGids:\n    - 105\n  name: \"0\"\n\
+            - containerEdits:\n    deviceNodes:\n    - path: /dev/nvidia0\n  name: all\nkind: nvidia.com/gpu\n";
+        let document = Document::read(text.as_bytes(), false).unwrap();
+        assert_eq!(document.devices.iter().map(Entry::name).collect::<Vec<_>>(), ["0", "all"]);
+        let edits = document.devices.iter().map(|entry| &entry.container_edits);
+        for edits in edits.chain([&document.container_edits]) {
+            assert_eq!(edits.refused(), None);
+        }
+    }
+
     #[test]
     fn what_a_document_must_not_say_is_named() {
         for (from, to, says) in [

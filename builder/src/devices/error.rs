@@ -106,7 +106,7 @@ impl DeviceError {
             Self::Ambiguous { .. } => vec!["remove all but one of them".to_owned()],
             Self::Refused { what: "hooks", .. } => vec![
                 "hooks are programs run on the host: write the description without them and do in the step what they do \
-                 (nvidia-ctk cdi generate leaves its own out with --disable-hook; `ldconfig` replaces them)"
+                 (nvidia-ctk cdi generate --disable-hook=all leaves its own out; `ldconfig` in the step replaces them)"
                     .to_owned(),
             ],
             Self::Refused { .. } => vec!["write the description without them".to_owned()],

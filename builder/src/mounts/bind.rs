@@ -66,7 +66,7 @@ pub(super) fn tree(
         crate::ops::run::like_root(&open(upper)?, &solved.tree.root, env.overlay.owners())?;
     }
     let upper = upper.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-    let root = rbuild_sandbox::mount_overlay(&dirs, upper, env.overlay.is_userxattr())?;
+    let root = env.mount(&dirs, upper)?;
     Ok(MountSource::Tree { root: Arc::new(root), path })
 }
 

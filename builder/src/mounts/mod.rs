@@ -126,11 +126,23 @@ pub fn prepare(
                     read_only: !bind.writable,
                 });
             }
-            Mount::Tmpfs(tmpfs) => prepared.mounts.push(StepMount {
-                target: tmpfs.target.clone(),
-                source: MountSource::Tmpfs { size_bytes: tmpfs.size_bytes },
-                read_only: false,
-            }),
+            Mount::Tmpfs(tmpfs) => {
+                let size_bytes = tmpfs.size_bytes;
+                let source = match env.failed_step {
+                    None => MountSource::Tmpfs { size_bytes },
+                    // It goes with the step otherwise, and a shell in the step is to find what was left there.
+                    Some(_) => {
+                        let failed = |source| StepFailure::Io {
+                            what: "set up the mount of",
+                            path: tmpfs.target.clone(),
+                            source,
+                        };
+                        let root = Arc::new(rbuild_sandbox::tmpfs(size_bytes).map_err(failed)?);
+                        MountSource::Tree { root, path: String::new() }
+                    }
+                };
+                prepared.mounts.push(StepMount { target: tmpfs.target.clone(), source, read_only: false });
+            }
             Mount::Secret(secret) => prepared.add_secret(env, secret)?,
             Mount::Cache(mount) => {
                 let cache = caches.get(&index).expect("the step's caches were taken");

@@ -12,6 +12,7 @@ use rbuild_cache::layer::{
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
+use rbuild_oci::DiffId;
 
 use crate::assemble::growing::Grower;
 use crate::error::StepFailure;
@@ -85,6 +86,22 @@ impl ExecEnv {
         };
         encoded.map_err(|error: EncodeError<_>| error.into())
     }
+}
+
+/// Layers of at most so many entries and bytes are identified as they are made.
+const SMALL_ENTRIES_MAX: usize = 64;
+const SMALL_BYTES_MAX: u64 = 256 << 10;
+
+/// Digest and length of a small layer's archive: it takes a few hundredths of a millisecond while the bytes are at hand,
+/// and to come back to fifty such layers when the build is done takes as long as several steps. `None` for a large one,
+/// or when it cannot be made, which is for whoever wants it to say.
+pub fn identify_small(dir: BorrowedFd<'_>, diff: &LayerDiff, size_bytes: u64) -> Option<(DiffId, u64)> {
+    if diff.entries.len() > SMALL_ENTRIES_MAX || size_bytes > SMALL_BYTES_MAX {
+        return None;
+    }
+    let archive = |out: &mut dyn Write| emit_tar(dir, diff, None, out);
+    let encoded = encode(archive, Compression::None, &mut std::io::sink(), 1).ok()?;
+    Some((encoded.diff_id, encoded.uncompressed))
 }
 
 /// The recorded diff of a layer.

@@ -13,6 +13,7 @@ pub mod git;
 pub mod http;
 pub mod image;
 pub mod layers;
+pub mod leaving;
 pub mod network;
 pub mod owner;
 pub mod run;
@@ -43,6 +44,7 @@ use crate::mounts::secret::Secrets;
 use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
 use crate::ops::emulation::Emulators;
+use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
@@ -50,6 +52,8 @@ pub use layers::layer_diff;
 
 /// What every op needs from its build.
 pub struct ExecEnv {
+    /// Steps that are going away. Before the lease, whose directories they have.
+    pub leaving: Leaving,
     /// The store.
     pub store: Store,
     /// Protects everything unfinished.
@@ -89,7 +93,7 @@ pub struct ExecEnv {
     /// Blobs that do not stay.
     pub passing: Passing,
     /// Networks of RUN steps.
-    pub network: StepNetwork,
+    pub network: Arc<StepNetwork>,
     /// Who runs steps for other processors.
     pub emulators: Emulators,
     /// `SOURCE_DATE_EPOCH`, in seconds, as soon as it is known: the Dockerfile may have a default for it.

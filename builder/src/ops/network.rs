@@ -1,9 +1,9 @@
-//! The network that RUN steps get: decided once for a build, when the first step wants it.
+//! The network that RUN steps get: decided once for a build, ahead of the first step that wants it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 use rbuild_frontend::graph::Network;
-use rbuild_sandbox::UserNetwork;
+use rbuild_sandbox::{NetworkError, UserNetwork};
 
 use crate::progress::Events;
 
@@ -12,14 +12,16 @@ use crate::progress::Events;
 pub struct StepNetwork {
     /// What `--network` says of steps that ask for the default.
     default: Network,
-    /// The network apart from the host's; `None` where this machine cannot give one.
-    user: OnceLock<Option<Arc<UserNetwork>>>,
+    /// The network apart from the host's, or why this machine cannot give one.
+    user: OnceLock<Result<Arc<UserNetwork>, NetworkError>>,
+    /// Somebody was told of that.
+    was_said: Once,
 }
 
 impl StepNetwork {
     /// Decides nothing yet.
     pub fn new(default: Network) -> Self {
-        Self { default, user: OnceLock::new() }
+        Self { default, user: OnceLock::new(), was_said: Once::new() }
     }
 
     /// What `asked` comes to, given what the build asked for.
@@ -27,15 +29,32 @@ impl StepNetwork {
         if asked == Network::Default { self.default } else { asked }
     }
 
-    /// The network for a step that asks for `asked`. The first step on the default network waits until it is there (some 50
-    /// ms), or is told, with everybody who watches, that it shares the host's.
+    /// The network for a step that asks for `asked`. On the default network it waits until that is there (some 50 ms from
+    /// its start), or is told, with everybody who watches, that it shares the host's.
     pub fn of(&self, asked: Network, events: &Events) -> rbuild_sandbox::Network {
+        let network = self.prepare(asked);
+        if network == rbuild_sandbox::Network::Host
+            && let Some(Err(error)) = self.user.get()
+            && self.resolve(asked) == Network::Default
+        {
+            self.was_said.call_once(|| {
+                events.remark(format!(
+                    "RUN steps share the host's network: {error}; {} (--network=none cuts it off)",
+                    error.remedy()
+                ));
+            });
+        }
+        network
+    }
+
+    /// As [`of`](Self::of), and tells nobody: for who only makes it ready.
+    pub fn prepare(&self, asked: Network) -> rbuild_sandbox::Network {
         match self.resolve(asked) {
             Network::None => rbuild_sandbox::Network::None,
             Network::Host => rbuild_sandbox::Network::Host,
-            Network::Default => match self.user.get_or_init(|| start(events)) {
-                Some(network) => rbuild_sandbox::Network::User(Arc::clone(network)),
-                None => rbuild_sandbox::Network::Host,
+            Network::Default => match self.user.get_or_init(start) {
+                Ok(network) => rbuild_sandbox::Network::User(Arc::clone(network)),
+                Err(_) => rbuild_sandbox::Network::Host,
             },
         }
     }
@@ -54,18 +73,9 @@ impl StepNetwork {
     }
 }
 
-fn start(events: &Events) -> Option<Arc<UserNetwork>> {
+fn start() -> Result<Arc<UserNetwork>, NetworkError> {
     let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-    match UserNetwork::start(is_loopback_only(&host)) {
-        Ok(network) => Some(Arc::new(network)),
-        Err(error) => {
-            events.remark(format!(
-                "RUN steps share the host's network: {error}; {} (--network=none cuts it off)",
-                error.remedy()
-            ));
-            None
-        }
-    }
+    UserNetwork::start(is_loopback_only(&host)).map(Arc::new)
 }
 
 /// Addresses of the file's name servers (resolv.conf(5)); a scope (`fe80::1%eth0`) is left out.

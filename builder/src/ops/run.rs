@@ -12,7 +12,7 @@ use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, Ste
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
-use rbuild_frontend::graph::{Mount, RunOp, Step};
+use rbuild_frontend::graph::{Mount, Op, RunOp, Step};
 use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::cancel::Reason;
@@ -24,6 +24,7 @@ use crate::mounts::redact::Redactor;
 use crate::mounts::{self, MountInput, Prepared};
 use crate::ops::cgroup::StepGroups;
 use crate::ops::emulation::Emulation;
+use crate::ops::layers::identify_small;
 use crate::ops::network::StepNetwork;
 use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
@@ -56,6 +57,28 @@ pub async fn execute(
         _ => layer(&env, &step, &op, &root, &mounts, &caches, vertex),
     })
     .await
+}
+
+/// Gets ready what the first of these steps starts from, on a thread of its own: the process that steps come from, and the
+/// network. No step waits for it that has something else to wait for.
+pub fn prepare<'a>(env: &ExecEnv, mut ops: impl Iterator<Item = &'a Op>) {
+    let Some(Op::Run(first)) = ops.find(|op| matches!(op, Op::Run(_))) else { return };
+    if matches!(env.rung, Rung::Chroot | Rung::NoRun) {
+        return;
+    }
+    let (networks, asked) = (Arc::clone(&env.network), first.network);
+    let spec = StepSpec {
+        insecure: first.insecure,
+        shm_size_bytes: env.steps.shm_size_bytes.unwrap_or(StepSpec::DEFAULT_SHM_SIZE_BYTES),
+        ..StepSpec::new(Vec::new())
+    };
+    let body = move || {
+        rbuild_sandbox::prepare_steps();
+        let network = networks.prepare(asked);
+        rbuild_sandbox::prepare_step(&StepSpec { network, ..spec });
+    };
+    // Without it the first step does the same.
+    let _detached = std::thread::Builder::new().name("prepare-steps".to_owned()).spawn(body);
 }
 
 /// Mounts the step and keeps it so for a shell, without running it. The build ends here: the result is
@@ -156,8 +179,7 @@ impl Ready {
         let mut dirs = vec![mount_points(env)?];
         dirs.extend(layers.iter().map(PathBuf::as_path));
         let upper = (draft.diff_path(), draft.work_path());
-        let merged =
-            rbuild_sandbox::mount_overlay(&dirs, Some((&upper.0, &upper.1)), env.overlay.is_userxattr())?;
+        let merged = env.mount(&dirs, Some((&upper.0, &upper.1)))?;
         if op.insecure && env.rung == Rung::Single {
             // It answers changes of owner, so it cannot be left out.
             env.events.note(vertex, "--security=insecure: isolation `single` keeps its system call filter");
@@ -236,10 +258,15 @@ fn layer(
     };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
-    // Reading the upper did not have to wait for this; moving it to its place and mounting it as a lower has to.
-    teardown.wait();
+    if op.mounts.is_empty() {
+        env.leaving.add(teardown, draft.work_dir());
+    } else {
+        // What the step was lent is somebody else's only when the step has let go of it.
+        teardown.wait();
+    }
     drop(prepared);
-    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
+    let tar = identify_small(draft.diff_fd().as_fd(), &diff, size_bytes);
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar, recent: None })
 }
 
 /// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::layer::encode_diff;
-use rbuild_cache::store::{Key, KeyLock, LockHolder, ResultRecord};
+use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
 use tokio::sync::{Semaphore, watch};
@@ -572,33 +572,41 @@ impl Solver {
             _ => (root.tree.digest(), child),
         };
         let older = if use_cache { store.result_by_trees(&parent, &made)? } else { None };
+        let stack_of = |layer| root.stack.iter().copied().chain([layer]).collect::<Vec<_>>();
+        let results = |layer| {
+            let record = ResultRecord {
+                tree: new.tree.encode(),
+                tree_digest: child,
+                own_layer: Some(layer),
+                stack: None,
+                created_unix_ns: timestamp::unix_ns(),
+                exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+                description: self.graph.dag[node].step.name.clone(),
+            };
+            let of_def = ResultRecord { stack: Some(stack_of(layer)), ..record.clone() };
+            let of_def = root.below.is_none().then_some((*def_key, of_def));
+            [(*key, record)].into_iter().chain(of_def).collect::<Vec<_>>()
+        };
         let layer = match older {
-            Some(layer) => layer,
+            Some(layer) => {
+                let results = results(layer);
+                store.put_results(&results.iter().map(|(key, record)| (*key, record)).collect::<Vec<_>>())?;
+                layer
+            }
             None => {
-                let layer = store.commit(new.draft, &encode_diff(&new.diff), new.size_bytes)?;
-                if let Some((diff_id, bytes)) = new.tar {
-                    store.set_diff_id(layer, &diff_id, bytes)?;
-                }
-                let canonical = store.put_result_by_trees(&parent, &made, layer)?;
+                let made = Made {
+                    draft: new.draft,
+                    entries: &encode_diff(&new.diff),
+                    size_bytes: new.size_bytes,
+                    tar: new.tar,
+                    from: parent,
+                    to: made,
+                };
                 // `--no-cache` asks for what this execution made, new times included.
-                if use_cache { canonical } else { layer }
+                store.commit_step(made, !use_cache, results)?
             }
         };
-        let mut stack = root.stack.clone();
-        stack.push(layer);
-        let record = ResultRecord {
-            tree: new.tree.encode(),
-            tree_digest: child,
-            own_layer: Some(layer),
-            stack: None,
-            created_unix_ns: timestamp::unix_ns(),
-            exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            description: self.graph.dag[node].step.name.clone(),
-        };
-        store.put_result(key, &record)?;
-        if root.below.is_none() {
-            store.put_result(def_key, &ResultRecord { stack: Some(stack.clone()), ..record })?;
-        }
+        let stack = stack_of(layer);
         Ok(Arc::new(Solved { tree: new.tree, stack, below: root.below.clone() }))
     }
 }

@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for LayerId {
 /// empty `work` directory beside it on the same file system.
 #[derive(Debug)]
 pub struct LayerDraft {
-    _lease: Lease,
+    lease: Lease,
     /// Becomes the layer: holds `diff`. Overlay's own directory is beside it, named `<dir>.work`: it must not move
     /// along.
     dir: String,
@@ -88,7 +88,12 @@ impl LayerDraft {
         self.root.join(format!("{}/diff", self.dir))
     }
 
-    /// The same below the root.
+    /// Name of the directory that becomes the layer, below the root.
+    pub(super) fn dir_name(&self) -> &str {
+        &self.dir
+    }
+
+    /// Name of its `diff`.
     pub(super) fn diff_name(&self) -> String {
         format!("{}/diff", self.dir)
     }
@@ -106,6 +111,25 @@ impl LayerDraft {
     /// The same, open.
     pub fn work_fd(&self) -> &OwnedFd {
         &self.work
+    }
+
+    /// The same, to be removed when nothing is mounted on it any more: before the lease ends, which would do it then.
+    pub fn work_dir(&self) -> WorkDir {
+        WorkDir { lease: self.lease.clone(), name: format!("{}.work", self.dir) }
+    }
+}
+
+/// The directory for overlay's own use of a draft that may be committed meanwhile.
+#[derive(Debug)]
+pub struct WorkDir {
+    lease: Lease,
+    name: String,
+}
+
+impl WorkDir {
+    /// Removes it. What cannot be removed goes with the lease.
+    pub fn remove(self) {
+        let _left = self.lease.layout().remove_tree(&self.name);
     }
 }
 
@@ -136,7 +160,7 @@ impl Store {
         // The merged root shows this mode to everybody in the image.
         let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
         rustix::fs::fchmod(&diff, mode).doing("change the mode of", &layout.path(&dir))?;
-        Ok(LayerDraft { _lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
+        Ok(LayerDraft { lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
     }
 
     /// Publishes a finished draft, which nothing may write to any more. `entries` is its encoded
@@ -149,40 +173,42 @@ impl Store {
         size_bytes: u64,
     ) -> Result<LayerId, StoreError> {
         self.wrote(size_bytes);
-        self.publish_layer(&draft.dir, entries, size_bytes, None)
+        let id = self.place_layer(&draft.dir, entries, size_bytes)?;
+        let row = LayerRow { id, size_bytes, disk_bytes: None, tar: None };
+        let boot = self.boot()?;
+        let recorded = self.inner.index.write("record a layer", |transaction| row.insert(transaction, boot));
+        self.recorded(&draft.dir, id, recorded)?;
+        Ok(id)
     }
 
-    /// Completes a layer's directory below `work/` with its sidecar, publishes and records it. `disk_bytes` is what it
-    /// takes on the disk, when that is not `size_bytes`.
-    pub(super) fn publish_layer(
+    /// Completes a layer's directory and moves it to its place, without a row.
+    pub(super) fn place_layer(
         &self,
         from: &str,
         entries: &[u8],
         size_bytes: u64,
-        disk_bytes: Option<u64>,
     ) -> Result<LayerId, StoreError> {
-        let boot = self.boot()?;
         let layout = &self.inner.layout;
         layout.write_new(&format!("{from}/entries"), &sidecar(entries, size_bytes))?;
-        let id = loop {
+        loop {
             let id = LayerId(layout::random_id()?);
             if layout.publish(from, &layout::layer(id))? {
-                break id;
+                return Ok(id);
             }
-        };
-        let recorded = self.inner.index.write("record a layer", |transaction| {
-            let sql = "INSERT INTO layers (id, size, disk, created, used, boot, epoch, durable)
-                VALUES (?1, ?2, ?3, ?4, ?4, ?5, (SELECT current FROM epoch), 0)";
-            let size = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-            let (size, disk) = (size(size_bytes), disk_bytes.map(size));
-            transaction.prepare_cached(sql)?.execute((id.to_sql(), size, disk, now_unix_ns(), boot.0))?;
-            Ok(())
-        });
-        if recorded.is_err() {
-            // Without a row it is garbage: back to where the lease cleans up.
-            let _ = layout.publish(&layout::layer(id), from);
         }
-        recorded.map(|()| id)
+    }
+
+    /// What came of recording a layer that was placed. Without a row it is garbage: back to where the lease cleans up.
+    pub(super) fn recorded<T>(
+        &self,
+        from: &str,
+        id: LayerId,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if result.is_err() {
+            let _ = self.inner.layout.publish(&layout::layer(id), from);
+        }
+        result
     }
 
     /// What is known of a layer; `None` when it is not there or its directory vanished.
@@ -270,6 +296,40 @@ impl Store {
     fn is_there(&self, id: LayerId) -> bool {
         let layout = &self.inner.layout;
         layout.exists(&layout::layer_diff(id)) || layout.exists(&layout::layer_packs(id))
+    }
+}
+
+/// A new layer's row.
+pub(super) struct LayerRow {
+    pub(super) id: LayerId,
+    pub(super) size_bytes: u64,
+    /// What it takes on the disk, when that is not `size_bytes`.
+    pub(super) disk_bytes: Option<u64>,
+    /// Digest and length of its tar, when they are known already.
+    pub(super) tar: Option<(DiffId, u64)>,
+}
+
+impl LayerRow {
+    pub(super) fn insert(&self, transaction: &Transaction<'_>, boot: BootId) -> Result<(), DbError> {
+        let sql =
+            "INSERT INTO layers (id, size, disk, diff_id, tar_size, created, used, boot, epoch, durable)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, (SELECT current FROM epoch), 0)";
+        let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let (size, disk) = (bytes(self.size_bytes), self.disk_bytes.map(bytes));
+        let (diff_id, tar_size) = match &self.tar {
+            Some((diff_id, size)) => (Some(diff_id.0.as_bytes()), Some(bytes(*size))),
+            None => (None, None),
+        };
+        transaction.prepare_cached(sql)?.execute((
+            self.id.to_sql(),
+            size,
+            disk,
+            diff_id,
+            tar_size,
+            now_unix_ns(),
+            boot.0,
+        ))?;
+        Ok(())
     }
 }
 

@@ -112,8 +112,8 @@ impl Layout {
 
     /// Removes a directory and all below it; absent is fine. Nothing else may be changing it.
     ///
-    /// Depth costs nothing: a directory found two levels down is first moved up beside its parent, so neither fds
-    /// nor stack grow with what a RUN step managed to nest.
+    /// Depth costs nothing: a directory found below [`LEVELS_IN_PLACE`] is first moved up, so neither fds nor stack
+    /// grow with what a RUN step managed to nest.
     pub(super) fn remove_tree(&self, relative: &str) -> Result<(), StoreError> {
         let path = self.path(relative);
         let top = match open_dir(&self.fd, OsStr::new(relative)) {
@@ -213,7 +213,37 @@ fn open_dir(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Levels that are emptied where they are: moving a directory costs more than removing it.
+const LEVELS_IN_PLACE: usize = 8;
+
 fn remove_contents(top: &OwnedFd) -> Result<(), Errno> {
+    empty(top, LEVELS_IN_PLACE)
+}
+
+fn empty(dir: &OwnedFd, levels: usize) -> Result<(), Errno> {
+    let Some(levels_below) = levels.checked_sub(1) else { return flatten(dir) };
+    for name in names(dir)? {
+        let name = OsStr::from_bytes(&name);
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            // A directory without write permission for us, its owner.
+            Err(Errno::ACCESS) => {
+                rustix::fs::fchmod(dir, Mode::RWXU)?;
+                if rustix::fs::unlinkat(dir, name, AtFlags::empty()).is_ok() {
+                    continue;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        empty(&open_dir(dir, name)?, levels_below)?;
+        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// Empties a directory below which there may be any number of levels.
+fn flatten(top: &OwnedFd) -> Result<(), Errno> {
     let mut moved: u64 = 0;
     loop {
         let mut is_empty = true;

@@ -51,6 +51,10 @@ impl Lease {
         Ok(self.inner.layout.path(&dir))
     }
 
+    pub(super) fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
     /// `work/<id>`, relative to the root.
     pub(super) fn work(&self) -> String {
         format!("work/{}", self.inner.id)

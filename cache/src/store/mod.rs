@@ -85,14 +85,14 @@ pub use fetch::FetchRecord;
 pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::{AbsentLayers, ImageRecord};
-pub use layer::{LayerDraft, LayerId, LayerInfo};
+pub use layer::{LayerDraft, LayerId, LayerInfo, WorkDir};
 pub use lease::Lease;
 pub use lock::{KeyLock, LockHolder};
 pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
 pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
-pub use result::{Key, KeyKind, ResultRecord};
+pub use result::{Key, KeyKind, Made, ResultRecord};
 pub use stat_index::{
     Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, RecordDamaged, STAT_BYTES,
     ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, StatIndex,

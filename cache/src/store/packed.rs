@@ -62,6 +62,17 @@ pub struct ReadyPacks {
     own_bytes: u64,
 }
 
+impl ReadyPacks {
+    /// Name of the directory that becomes the layer, below the root.
+    pub(super) fn dir_name(&self) -> &str {
+        &self.dir
+    }
+
+    pub(super) fn own_bytes(&self) -> u64 {
+        self.own_bytes
+    }
+}
+
 /// Why a layer has no directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerDirError {
@@ -111,16 +122,6 @@ impl Store {
                 .doing("link", &layout.path(&to))?;
         }
         Ok(ReadyPacks { _lease: lease, dir, own_bytes })
-    }
-
-    /// Publishes a finished layer of packs; see [`Store::commit_layer`].
-    pub fn commit_packs(
-        &self,
-        ready: ReadyPacks,
-        entries: &[u8],
-        size_bytes: u64,
-    ) -> Result<LayerId, StoreError> {
-        self.publish_layer(&ready.dir, entries, size_bytes, Some(ready.own_bytes))
     }
 
     /// The packs of a layer, to read or to share; `None` for one that is a directory.
@@ -219,14 +220,6 @@ impl Store {
             transaction.prepare_cached(sql)?.execute([id.to_sql()])?;
             Ok(())
         })
-    }
-
-    /// Commits a layer of either form.
-    pub fn commit(&self, draft: Draft, entries: &[u8], size_bytes: u64) -> Result<LayerId, StoreError> {
-        match draft {
-            Draft::Dir(draft) => self.commit_layer(draft, entries, size_bytes),
-            Draft::Packed(ready) => self.commit_packs(ready, entries, size_bytes),
-        }
     }
 }
 

@@ -129,17 +129,20 @@ fn number(file: &File) -> Option<i64> {
 
 /// Part of writing a record that names layers: saves them, and the blobs of pulled ones, from being condemned or freed.
 pub(super) fn touch_layers(transaction: &Transaction<'_>, layers: &[LayerId]) -> Result<(), DbError> {
-    let sql = "UPDATE layers SET used = max(used + 1, ?2), until = ?3 WHERE id = ?1";
-    let mut statement = transaction.prepare_cached(sql)?;
+    if layers.is_empty() {
+        return Ok(());
+    }
+    // All at once: a record names a whole stack, and each step of a build writes one.
+    let ids = layers.iter().map(|layer| layer.to_sql().to_string()).collect::<Vec<_>>().join(",");
+    let (ids, now) = (format!("[{ids}]"), now_unix_ns());
+    let sql = "UPDATE layers SET used = max(used + 1, ?2), until = ?3
+        WHERE id IN (SELECT value FROM json_each(?1))";
+    transaction.prepare_cached(sql)?.execute((&ids, now, NONE))?;
     // A pulled layer is no good without its blob.
     let sql = "UPDATE blobs SET used = max(used + 1, ?2), until = ?3 WHERE digest IN
         (SELECT blob FROM encodings JOIN layers ON encodings.diff_id = layers.diff_id
-            WHERE layers.id = ?1 AND params = ?4)";
-    let mut blobs = transaction.prepare_cached(sql)?;
-    for layer in layers {
-        statement.execute((layer.to_sql(), now_unix_ns(), NONE))?;
-        blobs.execute((layer.to_sql(), now_unix_ns(), NONE, PULLED))?;
-    }
+            WHERE layers.id IN (SELECT value FROM json_each(?1)) AND params = ?4)";
+    transaction.prepare_cached(sql)?.execute((&ids, now, NONE, PULLED))?;
     Ok(())
 }
 

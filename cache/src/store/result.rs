@@ -1,12 +1,16 @@
 //! Results of steps by cache key.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use rusqlite::OptionalExtension;
+use rbuild_oci::DiffId;
+use rusqlite::{OptionalExtension, Transaction};
 
-use super::db::{now_unix_ns, seal};
+use super::db::mark::BootId;
+use super::db::{DbError, now_unix_ns, seal};
 use super::error::StoreError;
-use super::{LayerId, Store, readers};
+use super::layer::LayerRow;
+use super::{Draft, LayerId, Store, readers};
 use crate::tree::TreeDigest;
 
 /// First byte of an encoded record.
@@ -103,6 +107,22 @@ pub struct ResultRecord {
     pub description: String,
 }
 
+/// What a step made, about to be committed.
+pub struct Made<'a> {
+    /// The layer's files.
+    pub draft: Draft,
+    /// Its encoded [`LayerDiff`](crate::layer::LayerDiff).
+    pub entries: &'a [u8],
+    /// Bytes of its regular files.
+    pub size_bytes: u64,
+    /// Digest and length of its tar, when they are known already.
+    pub tar: Option<(DiffId, u64)>,
+    /// The tree that the layer leads from.
+    pub from: TreeDigest,
+    /// And to.
+    pub to: TreeDigest,
+}
+
 impl Store {
     /// Looks a result up. `None` also when a layer it relies on is gone or the record is damaged: the step then runs
     /// again. Nodes of the tree are not looked at.
@@ -132,21 +152,45 @@ impl Store {
 
     /// Records a result; an earlier record of the key is replaced. Its layers must be committed, its nodes stored.
     pub fn put_result(&self, key: &Key, record: &ResultRecord) -> Result<(), StoreError> {
+        self.put_results(&[(*key, record)])
+    }
+
+    /// [`Store::put_result`] for several keys, all or none.
+    pub fn put_results(&self, results: &[(Key, &ResultRecord)]) -> Result<(), StoreError> {
         let boot = self.boot()?;
-        let key = key.to_bytes();
-        let bytes = encode(record);
-        let sealed = seal("result", &key, &bytes);
-        self.inner.index.write("record a result", |transaction| {
-            // An equal valid row keeps its mark: it may be durable already.
-            let sql = "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)
-                ON CONFLICT (key) DO UPDATE SET record = excluded.record, seal = excluded.seal,
-                    used = excluded.used, boot = excluded.boot, epoch = excluded.epoch, durable = 0
-                WHERE record <> excluded.record OR seal <> excluded.seal
-                    OR (durable = 0 AND boot <> excluded.boot)";
-            transaction.prepare_cached(sql)?.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
-            readers::touch_layers(transaction, record.own_layer.as_slice())?;
-            readers::touch_layers(transaction, record.stack.as_deref().unwrap_or_default())
-        })
+        self.inner.index.write("record a result", |transaction| insert_results(transaction, results, boot))
+    }
+
+    /// Commits the layer that a step made and records all that is known of it, in one transaction: the layer, that it leads
+    /// from one tree to another, and `results`, which are made for the layer to use. That is an older one that led there
+    /// if there is one, unless `keeps_own`.
+    pub fn commit_step(
+        &self,
+        made: Made<'_>,
+        keeps_own: bool,
+        results: impl FnOnce(LayerId) -> Vec<(Key, ResultRecord)>,
+    ) -> Result<LayerId, StoreError> {
+        let boot = self.boot()?;
+        let Made { draft, entries, size_bytes, tar, from, to } = made;
+        let (dir, disk_bytes) = match &draft {
+            Draft::Dir(draft) => {
+                self.wrote(size_bytes);
+                (draft.dir_name(), None)
+            }
+            Draft::Packed(ready) => (ready.dir_name(), Some(ready.own_bytes())),
+        };
+        let id = self.place_layer(dir, entries, size_bytes)?;
+        let row = LayerRow { id, size_bytes, disk_bytes, tar };
+        let recorded = self.inner.index.write("record a step", |transaction| {
+            row.insert(transaction, boot)?;
+            let first = self.insert_transition(transaction, &from, &to, id, boot)?;
+            let layer = if keeps_own { id } else { first };
+            let results = results(layer);
+            let results: Vec<_> = results.iter().map(|(key, record)| (*key, record)).collect();
+            insert_results(transaction, &results, boot)?;
+            Ok(layer)
+        });
+        self.recorded(dir, id, recorded)
     }
 
     /// The first layer that led from one tree to another, if it is still there. A step that ran again and arrived at
@@ -172,31 +216,53 @@ impl Store {
 
     /// Records that a layer leads from one tree to another and returns the layer to use: an older usable one if
     /// there is, else this one.
-    pub fn put_result_by_trees(
+    fn insert_transition(
         &self,
+        transaction: &Transaction<'_>,
         parent: &TreeDigest,
         child: &TreeDigest,
         layer: LayerId,
-    ) -> Result<LayerId, StoreError> {
-        let boot = self.boot()?;
-        self.inner.index.write("record a layer by trees", |transaction| {
-            let sql = "SELECT layer FROM transitions
-                WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
-            let mut statement = transaction.prepare_cached(sql)?;
-            let found =
-                statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
-            if let Some(older) = found.optional()?
-                && self.are_usable(transaction, &[older], boot)?
-            {
-                readers::touch_layers(transaction, &[older])?;
-                return Ok(older);
-            }
-            let sql = "INSERT OR REPLACE INTO transitions
-                VALUES (?1, ?2, ?3, ?4, (SELECT current FROM epoch), 0)";
-            transaction.prepare_cached(sql)?.execute((parent.0, child.0, layer.to_sql(), boot.0))?;
-            Ok(layer)
-        })
+        boot: BootId,
+    ) -> Result<LayerId, DbError> {
+        let sql = "SELECT layer FROM transitions
+            WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
+        let mut statement = transaction.prepare_cached(sql)?;
+        let found = statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
+        if let Some(older) = found.optional()?
+            && self.are_usable(transaction, &[older], boot)?
+        {
+            readers::touch_layers(transaction, &[older])?;
+            return Ok(older);
+        }
+        let sql = "INSERT OR REPLACE INTO transitions
+            VALUES (?1, ?2, ?3, ?4, (SELECT current FROM epoch), 0)";
+        transaction.prepare_cached(sql)?.execute((parent.0, child.0, layer.to_sql(), boot.0))?;
+        Ok(layer)
     }
+}
+
+fn insert_results(
+    transaction: &Transaction<'_>,
+    results: &[(Key, &ResultRecord)],
+    boot: BootId,
+) -> Result<(), DbError> {
+    // An equal valid row keeps its mark: it may be durable already.
+    let sql = "INSERT INTO results VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)
+        ON CONFLICT (key) DO UPDATE SET record = excluded.record, seal = excluded.seal,
+            used = excluded.used, boot = excluded.boot, epoch = excluded.epoch, durable = 0
+        WHERE record <> excluded.record OR seal <> excluded.seal
+            OR (durable = 0 AND boot <> excluded.boot)";
+    let mut statement = transaction.prepare_cached(sql)?;
+    let mut named = BTreeSet::new();
+    for (key, record) in results {
+        let key = key.to_bytes();
+        let bytes = encode(record);
+        let sealed = seal("result", &key, &bytes);
+        statement.execute((key, bytes, sealed, now_unix_ns(), boot.0))?;
+        named.extend(record.own_layer);
+        named.extend(record.stack.iter().flatten().copied());
+    }
+    readers::touch_layers(transaction, &named.into_iter().collect::<Vec<_>>())
 }
 
 fn encode(record: &ResultRecord) -> Vec<u8> {

@@ -38,6 +38,15 @@ fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     store.commit_layer(draft, content.as_bytes(), content.len() as u64).unwrap()
 }
 
+/// As a step: the layer leads from one tree to another. Which layer does.
+fn commit_step(store: &Store, lease: &Lease, content: &str, from: TreeDigest, to: TreeDigest) -> LayerId {
+    let draft = store.draft(lease).unwrap();
+    std::fs::write(draft.diff_path().join("file"), content).unwrap();
+    let (draft, entries) = (Draft::Dir(draft), content.as_bytes());
+    let made = Made { draft, entries, size_bytes: content.len() as u64, tar: None, from, to };
+    store.commit_step(made, false, |_| Vec::new()).unwrap()
+}
+
 fn commit_blob(store: &Store, lease: &Lease, content: &[u8]) -> Digest {
     let mut writer = store.ingest(lease).unwrap();
     writer.write_all(content).unwrap();

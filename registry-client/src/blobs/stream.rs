@@ -11,16 +11,18 @@
 //!
 //! A `PATCH` without a length is what Docker sends, so whoever takes Docker's pushes takes ours. What was made stays
 //! where it is made ([`GrowingBlob::open`]), so nothing is kept here, and a slow registry slows nobody who makes blobs.
+//! Nothing is hashed here either: who makes the blob does, and the registry must before it answers the `PUT`
+//! (distribution-spec, «Pushing blobs»).
 
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream, StreamExt};
-use rbuild_oci::{Digest, Sha256};
+use rbuild_oci::Digest;
 
 use super::body::{SourceFailure, Watch};
 use super::push::{Progress, PushOutcome};
@@ -45,14 +47,8 @@ struct Upload<'a> {
     sender: Sender,
     blob: &'a dyn GrowingBlob,
     progress: Progress,
-    read: Arc<Mutex<Read>>,
-}
-
-/// Hash of the first bytes, each taken once however often it is sent.
-#[derive(Default)]
-struct Read {
-    hash: Sha256,
-    bytes: u64,
+    /// How far the blob was read by any attempt.
+    read: Arc<AtomicU64>,
 }
 
 /// Sends a blob while it is being made. Dropping the future leaves at most an abandoned session behind.
@@ -101,7 +97,7 @@ impl Upload<'_> {
                 return Err(error);
             }
             recovery.wait(error).await?;
-            let read = lock(&self.read).bytes;
+            let read = self.read.load(Ordering::Relaxed);
             session = match self.sender.status(&session).await.filter(|now| now.offset <= read) {
                 Some(session) => session,
                 None => self.sender.open().await?,
@@ -130,11 +126,6 @@ impl Upload<'_> {
         if session.offset < size {
             return Err(self.sender.no_progress());
         }
-        let actual = lock(&self.read).hash.clone().finish();
-        if actual != digest {
-            let target = Box::new(self.sender.target.clone());
-            return Err(RegistryError::DigestMismatch { target, expected: digest, actual });
-        }
         // Who pushes the same to another repository here waits, and mounts.
         let place = self.sender.host.place_of(digest);
         let mut place = place.lock().await;
@@ -156,7 +147,7 @@ impl Upload<'_> {
         std::future::pending().await
     }
 
-    /// The blob from `offset` on, hashed where that was not done yet.
+    /// The blob from `offset` on.
     fn body(&self, offset: u64, watch: Arc<Watch>) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         let (read, progress) = (self.read.clone(), self.progress.clone());
         futures_util::stream::try_unfold((self.blob.open(offset), offset), move |(mut body, begin)| {
@@ -176,12 +167,7 @@ impl Upload<'_> {
                     io::Error::other("the blob to upload ended early")
                 })?;
                 let end = begin + piece.len() as u64;
-                {
-                    let mut read = lock(&read);
-                    let known = read.bytes.saturating_sub(begin).min(piece.len() as u64);
-                    read.hash.update(&piece[known as usize..]);
-                    read.bytes = read.bytes.max(end);
-                }
+                read.fetch_max(end, Ordering::Relaxed);
                 watch.sent.store(end - offset, Ordering::Relaxed);
                 progress(end);
                 Ok(Some((piece, (body, end))))

@@ -3,8 +3,8 @@
 use std::io::{self, BufReader};
 use std::net::TcpStream;
 
-use super::wire::{End, Reply, Request, read_body, read_head, write};
 use super::{Shared, State, digest};
+use crate::wire::{End, Reply, Request, read_body, read_head, write};
 
 /// Serves one connection to its end.
 pub(super) fn connection(stream: TcpStream, shared: &Shared) {

@@ -26,16 +26,17 @@ fn mtime(unpacked: &judge::Unpacked, path: &str) -> Result<i64> {
 /// A file server with validators; `/changing` is another file on every request.
 fn files() -> Result<Web> {
     Web::serve(|request| {
-        let path = request.target.split('?').next().unwrap_or_default();
+        let path = request.path.split('?').next().unwrap_or_default();
         match path {
-            "/dir/app.bin" if request.header("if-none-match") == "\"one\"" => Reply::status(304),
-            "/dir/app.bin" => {
-                Reply::ok("content").with("ETag", "\"one\"").with("Last-Modified", MODIFIED_TEXT)
-            }
-            "/plain" => Reply::ok("plain"),
-            "/" => Reply::ok("root"),
-            "/moved" => Reply::status(302).with("Location", "/dir/app.bin"),
-            _ => Reply::status(404),
+            "/dir/app.bin" if request.header("if-none-match") == "\"one\"" => Reply::new(304),
+            "/dir/app.bin" => Reply::new(200)
+                .body("content")
+                .header("ETag", "\"one\"")
+                .header("Last-Modified", MODIFIED_TEXT),
+            "/plain" => Reply::new(200).body("plain"),
+            "/" => Reply::new(200).body("root"),
+            "/moved" => Reply::new(302).header("Location", "/dir/app.bin"),
+            _ => Reply::new(404),
         }
     })
 }
@@ -106,12 +107,12 @@ fn what_did_not_change_is_not_fetched_again_and_serves_without_a_network() -> Re
 fn a_changed_file_is_fetched_and_an_equal_one_is_the_same_step() -> Result<()> {
     need!(Root);
     let count = std::sync::atomic::AtomicUsize::new(0);
-    let web = Web::serve(move |request| match request.target.as_str() {
+    let web = Web::serve(move |request| match request.path.as_str() {
         "/changing" => {
             let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            Reply::ok(format!("version {}", number / 2)).with("ETag", &format!("\"{number}\""))
+            Reply::new(200).body(format!("version {}", number / 2)).header("ETag", format!("\"{number}\""))
         }
-        _ => Reply::status(404),
+        _ => Reply::new(404),
     })?;
     let env = TestEnv::new()?;
     let context =
@@ -170,7 +171,7 @@ fn a_fetched_archive_is_unpacked_only_when_that_is_asked_for() -> Result<()> {
         fs::read(dir.join("x.tar.xz"))?
     };
     let length = archive.len();
-    let web = Web::serve(move |_| Reply::ok(archive.clone()))?;
+    let web = Web::serve(move |_| Reply::new(200).body(archive.clone()))?;
     let url = web.url("/x.tar.xz");
     let text = format!("FROM scratch\nADD {url} /as/\nADD --unpack=true {url} /out/\n");
     let (_, unpacked) = built(&env, &env.context("archive", &text, &[])?, &[])?;
@@ -184,15 +185,15 @@ fn a_fetched_archive_is_unpacked_only_when_that_is_asked_for() -> Result<()> {
 fn a_server_cannot_send_the_build_elsewhere_or_fill_the_disk() -> Result<()> {
     need!(Root);
     let env = TestEnv::new()?;
-    let web = Web::serve(|request| match request.target.as_str() {
-        "/file" => Reply::status(302).with("Location", "file:///etc/passwd"),
-        "/ftp" => Reply::status(301).with("Location", "ftp://127.0.0.1/x"),
-        "/metadata" => Reply::status(307).with("Location", "http://169.254.169.254/latest"),
-        "/loop" => Reply::status(302).with("Location", "/loop"),
-        "/user" => Reply::status(302).with("Location", "http://me:secret@127.0.0.1/x"),
-        "/huge" => Reply::ok("x").promising(10 << 30),
-        "/cut" => Reply::ok("half").promising(8),
-        _ => Reply::status(500),
+    let web = Web::serve(|request| match request.path.as_str() {
+        "/file" => Reply::new(302).header("Location", "file:///etc/passwd"),
+        "/ftp" => Reply::new(301).header("Location", "ftp://127.0.0.1/x"),
+        "/metadata" => Reply::new(307).header("Location", "http://169.254.169.254/latest"),
+        "/loop" => Reply::new(302).header("Location", "/loop"),
+        "/user" => Reply::new(302).header("Location", "http://me:secret@127.0.0.1/x"),
+        "/huge" => Reply::new(200).body("x").length(10 << 30),
+        "/cut" => Reply::new(200).body("half").length(8),
+        _ => Reply::new(500),
     })?;
     for (path, words) in [
         ("/file", "refusing the redirect to `file:///etc/passwd`"),
@@ -228,9 +229,9 @@ fn a_broken_download_goes_on_where_it_broke_if_the_file_is_still_the_same() -> R
             Some(from) if request.header("if-range") == etag => {
                 let rest: String = whole.chars().skip(from).collect();
                 let range = format!("bytes {from}-{}/{}", whole.len() - 1, whole.len());
-                Reply { status: 206, ..Reply::ok(rest) }.with("Content-Range", &range).with("ETag", etag)
+                Reply::new(206).body(rest).header("Content-Range", &range).header("ETag", etag)
             }
-            _ => Reply::ok(&whole[..4000]).promising(whole.len() as u64).with("ETag", etag),
+            _ => Reply::new(200).body(&whole[..4000]).length(whole.len()).header("ETag", etag),
         }
     })?;
     let context = env.context("cut", &format!("FROM scratch\nADD {} /f\n", web.url("/f")), &[])?;

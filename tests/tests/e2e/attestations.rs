@@ -299,7 +299,7 @@ fn secrets_are_in_no_attestation_and_fetched_things_are_with_their_digests() -> 
     const CANARY: &str = "canary-3d1f9c";
     const FETCHED_SHA256: &str = "f6e379b0639054c51806fd5d67948cbcaebd354b0e91a7683932b043c5c3ba32";
     let (_registry, env) = world()?;
-    let web = Web::serve(|_| Reply::ok("fetched\n"))?;
+    let web = Web::serve(|_| Reply::new(200).body("fetched\n"))?;
     let url = web.url("/dir/file.txt").replace("http://", &format!("http://me:{CANARY}@"));
     let dockerfile = format!(
         "FROM busybox\nARG NPM_TOKEN\nRUN --mount=type=secret,id=key,required wc -c /run/secrets/key > /size\n\

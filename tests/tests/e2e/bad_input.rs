@@ -127,6 +127,11 @@ fn run_command_not_found() -> Result<()> {
         "FROM scratch\nRUN echo x\n",
         &[],
         &["/bin/sh", "Dockerfile:2", "hint: the image has no shell"],
+    )?;
+    check_dockerfile(
+        "FROM busybox\nRUN echo true > /script && chmod +x /script\nRUN [\"/script\"]\n",
+        &[],
+        &["/script", "Dockerfile:3", "hint: it is no program of this machine", "#!/bin/sh"],
     )
 }
 
@@ -143,6 +148,9 @@ fn wrong_options_are_usage_errors() -> Result<()> {
     let context = env.context("usage", "FROM busybox\nRUN true\n", &[])?;
     env.build(&context, &["--no-such-flag"])?.exits(125).says(&["--no-such-flag"]);
     env.run(["build"])?.exits(125);
+    env.build(&context, &["--memory", "64m"])?
+        .ok()
+        .says(&["--memory has no effect", "--resource memory=VALUE"]);
     env.build(&context, &["-t", "Upper/Case"])?.exits(1).says(&["Upper/Case", "must be lowercase"]);
     env.build(&context, &["-o", "dest=x,name=y"])?.exits(125).says(&["type is required for output"]);
     check_next_build_works(&env)

@@ -165,13 +165,13 @@ fn a_context_on_a_web_server_is_an_archive_or_a_dockerfile() -> Result<()> {
         (".dockerignore", "*\n"),
     ];
     let archived = packed(&env.context("archived", "FROM scratch\nCOPY f /\n", &files)?, "-cJf")?;
-    let web = Web::serve(move |request| match request.target.as_str() {
-        "/context.tar.xz?sig=canary" if request.header("if-none-match") == "\"1\"" => Reply::status(304),
-        "/context.tar.xz?sig=canary" => Reply::ok(archived.clone()).with("ETag", "\"1\""),
-        "/Dockerfile" => Reply::ok("FROM scratch\nCOPY context /itself\n"),
-        "/other" => Reply::ok("FROM scratch\nCOPY f /from-other\n"),
-        "/bad" => Reply::ok("FROM scratch\nNONSENSE\n"),
-        _ => Reply::status(404),
+    let web = Web::serve(move |request| match request.path.as_str() {
+        "/context.tar.xz?sig=canary" if request.header("if-none-match") == "\"1\"" => Reply::new(304),
+        "/context.tar.xz?sig=canary" => Reply::new(200).body(archived.clone()).header("ETag", "\"1\""),
+        "/Dockerfile" => Reply::new(200).body("FROM scratch\nCOPY context /itself\n"),
+        "/other" => Reply::new(200).body("FROM scratch\nCOPY f /from-other\n"),
+        "/bad" => Reply::new(200).body("FROM scratch\nNONSENSE\n"),
+        _ => Reply::new(404),
     })?;
     let file = env.work().join("out.tar");
     let output = format!("type=oci,dest={}", file.display());

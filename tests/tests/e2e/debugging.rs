@@ -21,11 +21,11 @@ fn a_shell_in_a_failed_step_has_its_files_user_directory_and_environment() -> Re
     need!(Root, Registry, Bases);
     let (_registry, env) = world()?;
     let text = "FROM busybox\nENV GREETING=hello\nARG WHO=you\nWORKDIR /srv\nRUN chown 1000 .\nUSER 1000\n\
-                RUN echo half > made && false\n";
-    let commands = "cat made\necho $GREETING $WHO\npwd\nid -u\ntouch more && exit 3\n";
+                RUN --mount=type=tmpfs,target=/scratch echo half > made && echo kept > /scratch/file && false\n";
+    let commands = "cat made /scratch/file\necho $GREETING $WHO\npwd\nid -u\ntouch more && exit 3\n";
     let run = build_with_shell(&env, "state", text, commands)?.exits(1);
-    let run = run.says(&["exit code: 1", "shell in the failed step", "RUN echo half", "user 1000, /srv"]);
-    for line in ["half", "hello you", "/srv", "1000"] {
+    let run = run.says(&["exit code: 1", "shell in the failed step", "echo half", "user 1000, /srv"]);
+    for line in ["half", "kept", "hello you", "/srv", "1000"] {
         assert!(
             run.stdout.lines().any(|l| l.trim_start_matches(['$', '#', '/', ' ']).ends_with(line)),
             "{line}: {run}"

@@ -44,10 +44,10 @@ fn the_time_of_sources_dates_the_image() -> Result<()> {
         .status()?;
     assert!(status.success());
     let bytes = fs::read(&archive)?;
-    let web = Web::serve(move |request| match request.target.as_str() {
-        "/file" => Reply::ok("content").with("Last-Modified", MODIFIED),
-        "/context.tar" => Reply::ok(bytes.clone()),
-        _ => Reply::status(404),
+    let web = Web::serve(move |request| match request.path.as_str() {
+        "/file" => Reply::new(200).body("content").header("Last-Modified", MODIFIED),
+        "/context.tar" => Reply::new(200).body(bytes.clone()),
+        _ => Reply::new(404),
     })?;
 
     // The main context, in each of its kinds that have a time.

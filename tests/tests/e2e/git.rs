@@ -55,7 +55,7 @@ fn add_brings_the_files_of_a_commit_and_fetches_them_once() -> Result<()> {
     assert_eq!(fs::metadata(unpacked.root().join("src/hidden"))?.mtime(), COMMIT_TIME);
     let asked = server.web().seen().len();
     env.build(Path::new(&context), &[])?.ok().assert_all_cached();
-    let again: Vec<_> = server.web().seen().split_off(asked).into_iter().map(|seen| seen.target).collect();
+    let again: Vec<_> = server.web().seen().split_off(asked).into_iter().map(|seen| seen.path).collect();
     // Two references are asked for, nothing is fetched.
     assert!(again.len() <= 6 && again.iter().all(|target| !target.contains("git-receive")), "{again:?}");
     // A commit is what it is: it needs no network, not even once another build had it.
@@ -268,8 +268,8 @@ fn a_server_may_not_send_git_elsewhere() -> Result<()> {
     server.repository("app")?.commit(&[("f", "content")])?;
     let to = server.url("app");
     let web = rbuild_tests::web::Web::serve(move |request| {
-        let query = request.target.split_once(".git").map_or("", |(_, rest)| rest);
-        rbuild_tests::web::Reply::status(301).with("Location", &format!("{to}{query}"))
+        let query = request.path.split_once(".git").map_or("", |(_, rest)| rest);
+        rbuild_tests::web::Reply::new(301).header("Location", format!("{to}{query}"))
     })?;
     let context = env.context("moved", &format!("FROM scratch\nADD {} /\n", web.url("/x.git")), &[])?;
     env.build(&context, &[])?.exits(1).says(&["use the address that it redirects to"]);

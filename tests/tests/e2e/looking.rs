@@ -50,10 +50,10 @@ fn what_a_web_server_has_is_looked_at_without_building() -> Result<()> {
     let env = TestEnv::new()?.with_hub_at("127.0.0.1:1")?;
     let dir = env.context("packed", "FROM x\n", &[("sub/Dockerfile", TEXT)])?;
     let archive = fs::read(packed(&dir)?)?;
-    let web = Web::serve(move |request| match request.target.as_str() {
-        "/context.tar.gz" => Reply::ok(archive.clone()),
-        "/Dockerfile" => Reply::ok(TEXT),
-        _ => Reply::status(404),
+    let web = Web::serve(move |request| match request.path.as_str() {
+        "/context.tar.gz" => Reply::new(200).body(archive.clone()),
+        "/Dockerfile" => Reply::new(200).body(TEXT),
+        _ => Reply::new(404),
     })?;
     asked_about(&web.url("/context.tar.gz"), &["-f", "sub/Dockerfile"], |args| env.run(args))?;
     asked_about(&web.url("/Dockerfile"), &[], |args| env.run(args))?;

@@ -109,9 +109,9 @@ fn fetched_contexts_are_mounted_like_any_other() -> Result<()> {
         .status()?;
     assert!(status.success());
     let archive = fs::read(archive)?;
-    let web = Web::serve(move |request| match request.target.as_str() {
-        "/context.tar" => Reply::ok(archive.clone()),
-        _ => Reply::status(404),
+    let web = Web::serve(move |request| match request.path.as_str() {
+        "/context.tar" => Reply::new(200).body(archive.clone()),
+        _ => Reply::new(404),
     })?;
     let text = "FROM busybox\n\
         RUN --mount=from=repository,target=/r --mount=from=archive,source=f,target=/a \\\n\

@@ -151,9 +151,11 @@ fn secrets_in_addresses_are_in_nothing_that_a_build_leaves() -> Result<()> {
     header.set_mode(0o644);
     archive.append_data(&mut header, "Dockerfile", text.as_bytes())?;
     let archive = archive.into_inner()?;
-    let web = Web::serve(move |request| match request.target.split('?').next() {
-        Some("/context.tar") => Reply::ok(archive.clone()).with("Content-Type", "application/x-tar"),
-        _ => Reply::ok("added\n"),
+    let web = Web::serve(move |request| match request.path.split('?').next() {
+        Some("/context.tar") => {
+            Reply::new(200).body(archive.clone()).header("Content-Type", "application/x-tar")
+        }
+        _ => Reply::new(200).body("added\n"),
     })?;
     let env = Place::Root.env()?;
     let at = |path: &str| web.url(path).replace("http://", &format!("http://me:{password}@"));

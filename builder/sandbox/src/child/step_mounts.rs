@@ -50,12 +50,7 @@ fn make(
     trees: &mut impl Iterator<Item = OwnedFd>,
 ) -> Result<OwnedFd, Errno> {
     match &wanted.source {
-        WireSource::Tmpfs { size_bytes } => {
-            let size = size_bytes.to_string();
-            let options = [("mode", Some("1777")), ("size", Some(size.as_str()))];
-            let count = if *size_bytes == 0 { 1 } else { 2 };
-            mount::new_fs("tmpfs", &options[..count], NOSUID_NODEV)
-        }
+        WireSource::Tmpfs { size_bytes } => mount::new_tmpfs((*size_bytes > 0).then_some(*size_bytes)),
         WireSource::File { mode, uid, gid, content } => {
             let file = scratch.file(&format!("mount-{index}"), *mode, content)?;
             rustix::fs::fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;

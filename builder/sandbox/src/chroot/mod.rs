@@ -20,7 +20,7 @@ pub(crate) use landlock::Confinement;
 use crate::bootstrap::{self, BootstrapError, FILE_CAPABILITIES, Privilege};
 use crate::error::StepError;
 use crate::parent::{self, Running};
-use crate::self_copy::{CHROOT_MARKER, SelfCopy};
+use crate::sealed_self::{CHROOT_MARKER, SealedSelf};
 use crate::spec::{Exit, MountSource, Network, StepMount, StepSpec, Stream};
 use place::Placed;
 use rustix::fs::FileType;
@@ -103,11 +103,10 @@ fn sockets(mounts: &[StepMount]) -> Result<Vec<(&str, BorrowedFd<'_>)>, StepErro
 
 /// Starts a keeper; our end of its socket. It ends, and ends the step, when that is closed.
 fn start(forced: bool) -> Result<OwnedFd, StepError> {
-    let started = || -> io::Result<OwnedFd> {
-        let program = SelfCopy::get()?;
+    let started = SealedSelf::run(|program| {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        let mut keeper = Command::new(program.path())
+        let mut keeper = Command::new(program)
             .arg0(CHROOT_MARKER)
             .arg(if forced { "forced" } else { "confined" })
             .env_clear()
@@ -120,8 +119,8 @@ fn start(forced: bool) -> Result<OwnedFd, StepError> {
         // Somebody has to hear of its end; it may be long after its step's.
         std::thread::Builder::new().name("chroot-keeper".to_owned()).spawn(move || keeper.wait())?;
         Ok(ours)
-    };
-    started().map_err(|source| StepError::Parent { action: "start the step's keeper", source })
+    });
+    started.map_err(|source| StepError::Parent { action: "start the step's keeper", source })
 }
 
 /// What a step of this rung did not get, in the words of a system call.

@@ -2,7 +2,7 @@
 
 use super::machine::{self, Machine};
 use crate::idmap::{self, IdRange};
-use crate::self_copy::EMULATION_MARKER;
+use crate::sealed_self::EMULATION_MARKER;
 use crate::{channel, mount, sys, watched};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};

@@ -18,7 +18,7 @@ pub(crate) use holder::holder_main;
 
 use self::stack::UserStack;
 use crate::channel;
-use crate::self_copy::NETWORK_MARKER;
+use crate::sealed_self::NETWORK_MARKER;
 use crate::watched;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;

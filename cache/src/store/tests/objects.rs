@@ -128,15 +128,42 @@ fn a_result_is_found_under_its_own_kind_of_key_only() {
 fn an_equal_rerun_keeps_the_older_layer_while_it_is_there() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
-    let (older, newer) = (commit_layer(&store, &lease, "x"), commit_layer(&store, &lease, "x"));
     let (parent, child) = (TreeDigest([1; 32]), TreeDigest([2; 32]));
     assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
-    assert_eq!(store.put_result_by_trees(&parent, &child, older).unwrap(), older);
-    assert_eq!(store.put_result_by_trees(&parent, &child, newer).unwrap(), older);
+    let commit = || commit_step(&store, &lease, "x", parent, child);
+    let older = commit();
+    assert_eq!(commit(), older);
     assert_eq!(store.result_by_trees(&parent, &child).unwrap(), Some(older));
     std::fs::remove_dir_all(store.layer_path(older)).unwrap();
     assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
-    assert_eq!(store.put_result_by_trees(&parent, &child, newer).unwrap(), newer);
+    assert_ne!(commit(), older);
+}
+
+/// What is known of a step becomes known at once.
+#[test]
+fn a_step_is_recorded_with_its_layer_its_tar_and_its_results() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let tar = (DiffId(Digest::of(b"tar")), 512);
+    let key = Key::content([5; 32]);
+    let made = |from: u8| Made {
+        draft: Draft::Dir(store.draft(&lease).unwrap()),
+        entries: b"entries",
+        size_bytes: 7,
+        tar: Some(tar),
+        from: TreeDigest([from; 32]),
+        to: TreeDigest([2; 32]),
+    };
+    let results = |layer| vec![(key, record(Some(layer), None))];
+    let first = store.commit_step(made(1), false, results).unwrap();
+    assert_eq!(store.layer(first).unwrap().unwrap().tar, Some(tar));
+    assert_eq!(store.layer_entries(first).unwrap(), b"entries");
+    assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(first));
+    // Who wants its own gets it, though another led there.
+    let own = store.commit_step(made(1), true, results).unwrap();
+    assert_ne!(own, first);
+    assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(own));
+    assert_eq!(store.result_by_trees(&TreeDigest([1; 32]), &TreeDigest([2; 32])).unwrap(), Some(first));
 }
 
 #[test]

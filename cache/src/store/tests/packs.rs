@@ -38,7 +38,15 @@ pub(in crate::store) fn packed(
     }
     let ready = store.finish_packs(draft, &shared).unwrap();
     let size = files.iter().map(|(_, text)| text.len() as u64).sum();
-    store.commit_packs(ready, &encode_diff(&diff), size).unwrap()
+    let made = Made {
+        draft: Draft::Packed(ready),
+        entries: &encode_diff(&diff),
+        size_bytes: size,
+        tar: None,
+        from: TreeDigest([0; 32]),
+        to: TreeDigest([1; 32]),
+    };
+    store.commit_step(made, true, |_| Vec::new()).unwrap()
 }
 
 const TWO: [(&str, &str); 2] = [("a", "first"), ("b", "second")];

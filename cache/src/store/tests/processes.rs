@@ -79,9 +79,9 @@ fn commit(root: &Path) {
     for n in 0..COMMITS {
         let digest = commit_blob(&store, &lease, format!("blob {n}").as_bytes());
         assert!(store.blob(&digest).unwrap().is_some());
-        let layer = commit_layer(&store, &lease, &n.to_string());
         let byte = u8::try_from(n).unwrap();
-        let layer = store.put_result_by_trees(&TreeDigest([byte; 32]), &TreeDigest([0; 32]), layer).unwrap();
+        let (from, to) = (TreeDigest([byte; 32]), TreeDigest([0; 32]));
+        let layer = commit_step(&store, &lease, &n.to_string(), from, to);
         let key = Key::content([byte; 32]);
         store.put_result(&key, &record(Some(layer), None)).unwrap();
         assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(layer));

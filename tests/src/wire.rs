@@ -1,4 +1,4 @@
-//! HTTP/1.1 as a broken server speaks it.
+//! HTTP/1.1 as servers of tests speak it: right, or broken in a way that a test wants.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
@@ -118,7 +118,7 @@ impl Reply {
 }
 
 /// Reads the head of the next request; `None` at the end of the connection.
-pub(super) fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+pub(crate) fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -144,11 +144,14 @@ pub(super) fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Option<
 }
 
 /// Reads at most `limit` bytes of the body that a head promised.
-pub(super) fn read_body(
+pub(crate) fn read_body(
     reader: &mut BufReader<TcpStream>,
     request: &Request,
     limit: usize,
 ) -> io::Result<Vec<u8>> {
+    if request.header("expect") == "100-continue" {
+        reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
     let mut body = Vec::new();
     if request.header("transfer-encoding").contains("chunked") {
         let mut line = String::new();
@@ -170,7 +173,7 @@ pub(super) fn read_body(
 }
 
 /// Writes an answer; true when the connection can go on.
-pub(super) fn write(stream: &mut TcpStream, request: &Request, reply: &Reply) -> io::Result<bool> {
+pub(crate) fn write(stream: &mut TcpStream, request: &Request, reply: &Reply) -> io::Result<bool> {
     let body: &[u8] = if request.method == "HEAD" { &[] } else { &reply.body };
     let mut head = format!("HTTP/1.1 {} X\r\n", reply.status);
     for (name, value) in &reply.headers {
@@ -184,7 +187,7 @@ pub(super) fn write(stream: &mut TcpStream, request: &Request, reply: &Reply) ->
         }
         return Ok(false);
     }
-    if !matches!(reply.end, End::Unframed(_)) && reply.status != 204 {
+    if !matches!(reply.end, End::Unframed(_)) && ![204, 304].contains(&reply.status) {
         let length = reply.stated_length.unwrap_or(reply.body.len());
         head.push_str(&format!("Content-Length: {length}\r\n"));
     }
