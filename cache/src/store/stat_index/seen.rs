@@ -116,6 +116,9 @@ pub struct SeenContext {
     by_digest: OnceLock<HashMap<NodeDigest, usize>>,
 }
 
+/// What is in a directory but for other directories, as a node has it.
+type Entries = BTreeMap<Vec<u8>, Entry>;
+
 #[derive(Debug)]
 struct Dir {
     path: Vec<u8>,
@@ -183,7 +186,7 @@ impl SeenContext {
     }
 
     /// Settles the node of a directory, once those in it are settled.
-    fn close(&mut self, at: usize, entries: Option<BTreeMap<Vec<u8>, Entry>>) -> Result<(), NodeStoreError> {
+    fn close(&mut self, at: usize, entries: Option<Entries>) -> Result<(), NodeStoreError> {
         let dir = &self.dirs[at];
         if entries.is_none() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
             return Ok(());
@@ -212,12 +215,12 @@ impl SeenContext {
     }
 
     /// What is in a directory but for other directories.
-    fn own_entries(&self, at: usize) -> Option<BTreeMap<Vec<u8>, Entry>> {
+    fn own_entries(&self, at: usize) -> Option<Entries> {
         let entries = Record(&self.held(at)?.bytes).entries();
         entries.map(|known| known.ok().map(|known| (known.name.to_bytes().to_vec(), known.entry()))).collect()
     }
 
-    fn with_dirs(&self, at: usize, mut entries: BTreeMap<Vec<u8>, Entry>) -> DirNode {
+    fn with_dirs(&self, at: usize, mut entries: Entries) -> DirNode {
         for inner in self.dirs[at].dirs.iter().map(|inner| &self.dirs[*inner]) {
             // Entered for what would be brought back in it, and nothing was.
             if inner.row.is_excluded && inner.row.node == *EMPTY_NODE {
@@ -327,11 +330,7 @@ impl NodeStore for SeenContext {
 
 impl Dir {
     /// A directory, and its own entries unless it was kept. `None` when the last index has nothing at the place.
-    fn new(
-        seen: SeenDir,
-        last: &StatIndex,
-        scanned: ScanMoment,
-    ) -> Option<(Self, Option<BTreeMap<Vec<u8>, Entry>>)> {
+    fn new(seen: SeenDir, last: &StatIndex, scanned: ScanMoment) -> Option<(Self, Option<Entries>)> {
         let SeenDir { path, is_excluded, contained } = seen;
         // The root's own are the host's affair.
         let mode_of = |mode: u32| if path.is_empty() { 0o755 } else { mode & 0o7777 };
