@@ -194,7 +194,10 @@ fn commands_print_what_docker_s_print() -> Result<()> {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let theirs = docker.command(&args).output()?.into();
         let ours = env.command(&args).output()?.into();
-        all.extend(compare(&theirs, &ours).iter().map(|found| (line.to_owned(), hide(found))));
+        let mut found = compare(&theirs, &ours);
+        // Docker's client goes through a map of repositories there, in another order each time.
+        found.retain(|found| !(found.starts_with("order: ") && args.contains(&"--digests")));
+        all.extend(found.iter().map(|found| (line.to_owned(), hide(found))));
     }
     differences::check("cli/differences", all.iter().map(|(line, found)| (line.as_str(), found.as_str())))?;
     env.assert_nothing_left();
