@@ -72,6 +72,11 @@ impl Reply {
         Self { stall: true, ..self.cut(after) }
     }
 
+    /// Reads the request and never answers, not even with a head.
+    pub(super) fn silent() -> Self {
+        Self { stall: true, ..reply(0) }
+    }
+
     /// Closes the connection without an answer after so many bytes of the request's body.
     pub(super) fn hang_up_after(bytes: usize) -> Self {
         Self { body_read_max: Some(bytes), ..reply(0) }
@@ -139,6 +144,11 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>, seen: Arc<Mutex<Vec<R
         // Scripts that want the body are asked again with it.
         if has_body {
             answer = script(&request);
+        }
+        let is_silent = answer.stall && answer.cut.is_none();
+        if is_silent {
+            // Ends with the server.
+            std::future::pending::<()>().await;
         }
         let mut head = format!("HTTP/1.1 {} X\r\n", answer.status);
         for (name, value) in &answer.headers {
