@@ -117,7 +117,7 @@ pub async fn build(
         Some(ShellAt::Before(which)) => Some(choose::retarget(&mut graph, which)?),
         Some(ShellAt::FirstFailure) | None => None,
     };
-    let (contexts, pinned) = scan_contexts(request, &graph, &main, &env).await?;
+    let (contexts, pinned, mut indexing) = scan_contexts(request, &graph, &main, &env).await?;
     let fetched = pin::pin(&mut graph, &env, !request.control.no_cache).await?;
     let graph = Arc::new(graph);
     let plan = plan::plan(&graph, &contexts, &fetched, &host.store, &request.control, entered)
@@ -165,6 +165,7 @@ pub async fn build(
             return Err(isolation::explained(error, host));
         }
     };
+    indexing.end()?;
     let executed = solver.executed();
     let invocation = explain::build_id(env.lease.id());
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use rbuild_cache::store::{SeenContext, StoreError};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{BuildGraph, Op};
 use rbuild_frontend::lint::ContextFacts;
@@ -125,15 +127,44 @@ async fn local_context(
     Ok(result)
 }
 
+/// Stat indexes on their way to the disk, while the build goes on. However it ends, they are waited for.
+#[derive(Default)]
+pub(super) struct Indexing(Vec<JoinHandle<Result<(), StoreError>>>);
+
+impl Indexing {
+    /// Nothing is written when nothing moved.
+    fn add(&mut self, env: &Arc<ExecEnv>, identity: [u8; 32], seen: &Arc<SeenContext>) {
+        if seen.differs() {
+            let (store, lease, seen) = (env.store.clone(), env.lease.clone(), Arc::clone(seen));
+            self.0.push(std::thread::spawn(move || store.put_stat_index(&lease, &identity, &seen)));
+        }
+    }
+
+    /// Waits until all are written.
+    pub(super) fn end(&mut self) -> Result<(), StoreError> {
+        let join =
+            |thread: JoinHandle<_>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.0.drain(..).map(join).collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+impl Drop for Indexing {
+    fn drop(&mut self) {
+        // Another error is being told.
+        self.0.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
 /// Scans or fetches every context that the graph reads. Gives what was fetched by name, too.
 pub(super) async fn scan_contexts(
     request: &BuildRequest,
     graph: &BuildGraph,
     main: &MainContext,
     env: &Arc<ExecEnv>,
-) -> Result<(Contexts, BTreeMap<String, Pinned>), BuildError> {
+) -> Result<(Contexts, BTreeMap<String, Pinned>, Indexing), BuildError> {
     let events = &env.events;
     let (mut contexts, mut pinned) = (Contexts::new(), BTreeMap::new());
+    let mut indexing = Indexing::default();
     for node in graph.dag.node_weights() {
         let Op::Context(context) = &node.op else { continue };
         let (dir, ignore): (&Path, Option<FoundIgnore>) = match &context.name {
@@ -180,8 +211,10 @@ pub(super) async fn scan_contexts(
             let everything = Ignore::default();
             let rules = ignore.as_ref().map_or(&everything, |found| &found.ignore);
             let mut scanned = scan(dir, rules, &wanted, &index)?;
-            if let Some(seen) = scanned.seen.as_ref().filter(|seen| seen.differs()) {
-                env.store.put_stat_index(&env.lease, &identity, seen)?;
+            if let Some(seen) = &scanned.seen {
+                indexing.add(env, identity, seen);
+                // Freed with the process: hundred thousand pieces, one by one, would take longer.
+                std::mem::forget(Arc::clone(seen));
             }
             scanned.identity = Some(identity);
             scanned.ignore = ignore;
@@ -195,7 +228,7 @@ pub(super) async fn scan_contexts(
         }
         contexts.insert(context.name.clone(), Arc::new(scanned));
     }
-    Ok((contexts, pinned))
+    Ok((contexts, pinned, indexing))
 }
 
 /// Warns about contexts that came whole. Those that were scanned had their say then.

@@ -2,13 +2,13 @@
 //!
 //! Archives that ADD meets are unpacked first: what is in them is part of the plan.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, Compression};
-use rbuild_cache::store::{Draft, ReadyPacks};
+use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, encode_diff};
+use rbuild_cache::store::{Draft, LayerId, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 use rbuild_oci::DiffId;
@@ -110,27 +110,32 @@ fn layer(
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
-    let (draft, tar, recent, tree) = match keep {
+    let (draft, tar, recent, tree, listing) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?)
+            let listing = encode_diff(&plan.diff);
+            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?, listing)
         }
         Keep::Packs { recent, is_of_image } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            let (packed, tree) = both(
+            let (packed, (tree, listing)) = both(
                 plan.diff.entries.len() >= PARALLEL_ENTRIES_MIN,
                 || pack(env, &plan, &sources, &recent, is_of_image),
-                || root.tree.apply(&env.store, &plan.diff),
+                || (root.tree.apply(&env.store, &plan.diff), encode_diff(&plan.diff)),
             );
             let (packs, tar) = packed?;
-            (Draft::Packed(packs), Some(tar), Some(recent), tree?)
+            (Draft::Packed(packs), Some(tar), Some(recent), tree?, listing)
         }
     };
-    let diff = plan.diff;
+    let CopyPlan { diff, files } = plan;
+    if files.len() >= PARALLEL_ENTRIES_MIN {
+        // To free them takes a while, which nobody need wait for.
+        tokio::task::spawn_blocking(move || drop(files));
+    }
     let size_bytes = size_bytes(&diff);
-    Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
+    Ok(NewLayer { draft, diff, listing, tree, size_bytes, tar, recent })
 }
 
 /// Does two things that need nothing of one another, the second on a thread of its own where that is worth it.
@@ -161,16 +166,29 @@ fn pack(
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let writer = &mut draft.writer;
-    let mut encode = |compression, sink: &mut dyn Write| {
-        let emit = |out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, out);
-        Ok(layer::encode(emit, compression, sink, threads)?)
+    let mut emit =
+        |start: &Start, out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, start, out);
+    let compression = env.wanted_compression().filter(|_| is_of_image);
+    let (tar, marks) = if let Some(compression) = compression {
+        let archive = |out: &mut dyn Write| emit(&Start::default(), out).map(drop);
+        let encode = |sink: &mut dyn Write| Ok(layer::encode(archive, compression, sink, threads)?);
+        let encoded = env.identify(compression, encode)?;
+        ((encoded.diff_id, encoded.uncompressed), Marks::default())
+    } else {
+        let marks =
+            recent.and_then(|recent| marks_of(env, recent, &plan.diff, &shared.packs)).unwrap_or_default();
+        let hashed = layer::hash_from(marks, emit, threads)?;
+        ((hashed.diff_id, hashed.size), hashed.marks)
     };
-    let encoded = match is_of_image {
-        true => env.identify(encode),
-        false => encode(Compression::None, &mut io::sink()),
-    }?;
-    let ready = env.store.finish_packs(draft, &shared)?;
-    Ok((ready, (encoded.diff_id, encoded.uncompressed)))
+    let ready = env.store.finish_packs(draft, &shared, marks)?;
+    Ok((ready, tar))
+}
+
+/// The marks of the step's last layer that hold for this one. Without them all of the archive is made.
+fn marks_of(env: &ExecEnv, recent: LayerId, diff: &LayerDiff, shared: &[Pack]) -> Option<Marks> {
+    let earlier = env.store.layer_entries(recent).ok()?;
+    let marks = env.store.layer_marks(recent, &earlier).ok()?;
+    copy::marks_that_hold(marks, &earlier, diff, shared).ok()
 }
 
 /// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.

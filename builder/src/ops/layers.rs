@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
 use rbuild_cache::layer::{
-    Compression, EncodeError, Encoded, LayerDiff, OverlayForm, PackBodies, decode_diff, emit_tar,
-    emit_tar_from, encode,
+    Compression, DirBodies, EncodeError, Encoded, LayerDiff, Marks, OverlayForm, PackBodies, Start,
+    decode_diff, emit_from, emit_tar, emit_tar_from, encode, hash_from,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
@@ -49,16 +49,19 @@ impl ExecEnv {
         stack.iter().map(dir).collect()
     }
 
-    /// Digest and length of a layer's archive, for which all of it is read. When this build's outputs want it compressed,
-    /// that is done in the same pass, and pushes read along.
+    /// How this build's outputs want the layers that it makes; `None` when none wants them, or not as they are.
+    pub fn wanted_compression(&self) -> Option<Compression> {
+        self.wanted_compression.filter(|_| self.source_date_epoch().is_none())
+    }
+
+    /// A layer's archive as its blob. Pushes read along.
     pub fn identify(
         &self,
-        encode: impl FnOnce(Compression, &mut dyn Write) -> Result<Encoded, StepFailure>,
+        compression: Compression,
+        encode: impl FnOnce(&mut dyn Write) -> Result<Encoded, StepFailure>,
     ) -> Result<Encoded, StepFailure> {
-        let wanted = self.wanted_compression.filter(|_| self.source_date_epoch().is_none());
-        let Some(compression) = wanted else { return encode(Compression::None, &mut std::io::sink()) };
         let mut blob = Grower::new(self, compression, None, Some(self.passing.listener()))?;
-        let encoded = encode(compression, &mut blob)?;
+        let encoded = encode(&mut blob)?;
         blob.commit_as(&self.passing, encoded.digest)?;
         self.store.put_encoding(&encoded.diff_id, &compression.params(), &encoded.digest, encoded.size)?;
         Ok(encoded)
@@ -99,9 +102,10 @@ pub fn identify_small(dir: BorrowedFd<'_>, diff: &LayerDiff, size_bytes: u64) ->
     if diff.entries.len() > SMALL_ENTRIES_MAX || size_bytes > SMALL_BYTES_MAX {
         return None;
     }
-    let archive = |out: &mut dyn Write| emit_tar(dir, diff, None, out);
-    let encoded = encode(archive, Compression::None, &mut std::io::sink(), 1).ok()?;
-    Some((encoded.diff_id, encoded.uncompressed))
+    let archive =
+        |start: &Start, out: &mut dyn Write| emit_from(&mut DirBodies::new(dir), diff, None, start, out);
+    let hashed = hash_from(Marks::default(), archive, 1).ok()?;
+    Some((hashed.diff_id, hashed.size))
 }
 
 /// The recorded diff of a layer.

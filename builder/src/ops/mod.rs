@@ -112,6 +112,8 @@ pub struct NewLayer {
     pub draft: Draft,
     /// What it changes.
     pub diff: LayerDiff,
+    /// The same, encoded.
+    pub listing: Vec<u8>,
     /// State after it.
     pub tree: Tree,
     /// Bytes of regular files in it.

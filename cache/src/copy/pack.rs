@@ -8,8 +8,8 @@ use rustix::fs::fstat;
 
 use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
 use crate::layer::{
-    Bodies, Change, Each, EmitError, LayerDiff, OverlayForm, Pack, PackBodies, PackReader, PackWriter,
-    PassError, checked, emit_tar_from, read_all,
+    Bodies, Change, CodecError, DiffEntry, Each, EmitError, LayerDiff, Marks, OverlayForm, Pack, PackBodies,
+    PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all, shared_entries,
 };
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
@@ -49,15 +49,36 @@ pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
     (0..packs.len()).map(|at| order.contains(&at)).collect()
 }
 
-/// Writes the archive of a planned layer to `out`, and into `pack` every content that none of `shared` has. Each
-/// source is read once; bytes that are not what was planned are an error.
+/// Which marks of an earlier archive hold for that of `diff`: its listing, encoded as `earlier`, begins with the same
+/// entries, and nothing of them is to be packed, as `shared` have their contents.
+pub fn marks_that_hold(
+    mut marks: Marks,
+    earlier: &[u8],
+    diff: &LayerDiff,
+    shared: &[Pack],
+) -> Result<Marks, CodecError> {
+    let same = shared_entries(earlier, diff, marks.entries())?;
+    let reader = PackReader::new(shared);
+    let is_there = |entry: &DiffEntry| match &entry.change {
+        Change::File { size, content, .. } => {
+            *size == 0 || reader.find(content).is_some_and(|(_, place)| place.length == *size)
+        }
+        _ => true,
+    };
+    marks.truncate(diff.entries[..same].iter().take_while(|entry| is_there(entry)).count());
+    Ok(marks)
+}
+
+/// Writes what follows `start` of a planned layer's archive to `out`, and into `pack` every content there that none of
+/// `shared` has. Each source is read once; bytes that are not what was planned are an error. Gives what [`emit_from`] does.
 pub fn pack(
     plan: &CopyPlan,
     sources: &Sources<'_>,
     shared: &[Pack],
     pack: &mut PackWriter,
+    start: &Start,
     out: &mut dyn Write,
-) -> Result<(), PackLayerError> {
+) -> Result<Vec<TarPlace>, PackLayerError> {
     let mut packing = Packing {
         sources,
         files: &plan.files,
@@ -66,11 +87,10 @@ pub fn pack(
         buffer: Vec::new(),
         failure: None,
     };
-    let emitted = emit_tar_from(&mut packing, &plan.diff, None, out);
+    let emitted = emit_from(&mut packing, &plan.diff, None, start, out);
     match (packing.failure, emitted) {
         (Some(failure), _) => Err(failure),
-        (None, Err(error)) => Err(PackLayerError::Emit(error)),
-        (None, Ok(())) => Ok(()),
+        (None, emitted) => emitted.map_err(PackLayerError::Emit),
     }
 }
 

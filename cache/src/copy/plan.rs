@@ -147,7 +147,7 @@ impl Planner<'_> {
             let mut planned = self.sourced(entry, below(&item.path, &rel), files)?;
             planned.link = links.get(&rel).copied();
             if is_bare {
-                all.push((dest, planned));
+                all.push((dest, Box::new(planned)));
                 continue;
             }
             match self.view.entry_at(&dest)? {

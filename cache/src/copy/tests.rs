@@ -1,11 +1,13 @@
 //! COPY's rules case by case (dockerfile reference, golden cases 81 to 101 and 144 to 145), then real directories.
 
 mod archives;
+mod marks;
 mod on_disk;
 mod packs;
 mod random;
 mod rules;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use super::*;

@@ -37,7 +37,8 @@ pub(super) struct Planned {
 pub(super) struct View<'a> {
     nodes: &'a dyn NodeStore,
     parent: &'a Tree,
-    pending: BTreeMap<RelPath, Planned>,
+    /// Boxed: the map is made anew more than once while there may be a hundred thousand.
+    pending: BTreeMap<RelPath, Box<Planned>>,
     links_total: u64,
     /// Directories of the parent tree that something else took the place of, if only for a while.
     replaced: BTreeSet<RelPath>,
@@ -110,12 +111,12 @@ impl<'a> View<'a> {
     /// Plans one path. What is there must not be a directory unless the new entry is one too.
     pub(super) fn put(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
         check(&path, &planned)?;
-        self.pending.insert(path, planned);
+        self.pending.insert(path, Box::new(planned));
         Ok(())
     }
 
     /// [`Self::put`] for many paths in their order: they go in together, not each by a search.
-    pub(super) fn put_sorted(&mut self, all: Vec<(RelPath, Planned)>) -> Result<(), CopyError> {
+    pub(super) fn put_sorted(&mut self, all: Vec<(RelPath, Box<Planned>)>) -> Result<(), CopyError> {
         all.iter().try_for_each(|(path, planned)| check(path, planned))?;
         self.pending.append(&mut all.into_iter().collect());
         Ok(())
@@ -154,7 +155,10 @@ impl<'a> View<'a> {
         let mut first: HashMap<u64, RelPath> = HashMap::new();
         let mut plan = CopyPlan { diff: LayerDiff::default(), files: Vec::new() };
         let pending = std::mem::take(&mut self.pending);
-        for (path, Planned { entry, mtime, origin, link }) in pending {
+        plan.diff.entries.reserve_exact(pending.len());
+        plan.files.reserve(pending.len());
+        for (path, planned) in pending {
+            let Planned { entry, mtime, origin, link } = *planned;
             let mtime = match mtime {
                 Some(mtime) => mtime,
                 None => match times.mtime(&path) {
@@ -206,7 +210,8 @@ impl<'a> View<'a> {
             }
         }
         for (path, entry) in parents {
-            self.pending.entry(path).or_insert(Planned { entry, mtime: None, origin: None, link: None });
+            let kept = Planned { entry, mtime: None, origin: None, link: None };
+            self.pending.entry(path).or_insert_with(|| Box::new(kept));
         }
         Ok(())
     }

@@ -124,6 +124,18 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Decodes what [`encode_diff`] wrote, and nothing else. Memory is bounded by a small multiple of the input.
 pub fn decode_diff(bytes: &[u8]) -> Result<LayerDiff, CodecError> {
+    decoded(bytes, |decoder| decoder.diff())
+}
+
+/// How many entries the diff that was encoded as `bytes` and this one have in common from the first on, of `most`.
+pub fn shared_entries(bytes: &[u8], diff: &LayerDiff, most: usize) -> Result<usize, CodecError> {
+    decoded(bytes, |decoder| decoder.shared(&diff.entries[..most.min(diff.entries.len())]))
+}
+
+fn decoded<T>(
+    bytes: &[u8],
+    decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, &'static str>,
+) -> Result<T, CodecError> {
     if bytes.len() < MAGIC.len() + 1 || !bytes.starts_with(MAGIC) || bytes[MAGIC.len()] != VERSION {
         return Err(CodecError::Version);
     }
@@ -132,7 +144,7 @@ pub fn decode_diff(bytes: &[u8]) -> Result<LayerDiff, CodecError> {
         return Err(CodecError::Damaged);
     }
     let mut decoder = Decoder { bytes: body, at: MAGIC.len() + 1 };
-    decoder.diff().map_err(|what| CodecError::Malformed { at: decoder.at, what })
+    decode(&mut decoder).map_err(|what| CodecError::Malformed { at: decoder.at, what })
 }
 
 struct Decoder<'a> {
@@ -164,6 +176,19 @@ impl<'a> Decoder<'a> {
         } else {
             Err("bytes after the last entry")
         }
+    }
+
+    /// Stops at the first difference.
+    fn shared(&mut self, entries: &[DiffEntry]) -> Result<usize, &'static str> {
+        let count = self.number()?;
+        let mut previous = None;
+        for (at, entry) in entries.iter().enumerate() {
+            if at as u64 == count || self.entry(previous)? != *entry {
+                return Ok(at);
+            }
+            previous = Some(&entry.path);
+        }
+        Ok(entries.len())
     }
 
     fn entry(&mut self, previous: Option<&RelPath>) -> Result<DiffEntry, &'static str> {

@@ -11,6 +11,7 @@ pub use bodies::{Bodies, DirBodies, Each, PackBodies};
 pub(crate) use bodies::{PassError, checked, read_all};
 
 use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::marks::{MARK_BYTES, Start, TarPlace};
 use super::tar::{Member, MemberKind, TarWriter};
 use crate::path::RelPath;
 use crate::tree::Meta;
@@ -87,16 +88,64 @@ pub fn emit_tar_from(
     clamp: Option<i64>,
     out: &mut dyn Write,
 ) -> Result<(), EmitError> {
+    emit_from(bodies, diff, clamp, &Start::default(), out).map(drop)
+}
+
+/// The part of [`emit_tar_from`]'s archive that follows `start`, and the places of the multiples of a mark's distance in it
+/// (see [`Marks`](super::Marks)).
+pub fn emit_from(
+    bodies: &mut dyn Bodies,
+    diff: &LayerDiff,
+    clamp: Option<i64>,
+    start: &Start,
+    out: &mut dyn Write,
+) -> Result<Vec<TarPlace>, EmitError> {
+    let mut places = Vec::new();
+    let mut next = start.at + MARK_BYTES;
+    let out = Counted { out, at: start.at - start.place.into, from: start.at };
     let mut emitter = Emitter { bodies, tar: TarWriter::new(out), clamp };
-    for entry in &diff.entries {
+    for (index, entry) in diff.entries.iter().enumerate().skip(start.place.entry) {
+        let begin = emitter.tar.out().at;
         emitter.entry(diff, entry)?;
+        emitter.tar.close_member().map_err(EmitError::Write)?;
+        while next < emitter.tar.out().at {
+            places.push(TarPlace { entry: index, into: next - begin });
+            next += MARK_BYTES;
+        }
     }
-    emitter.tar.finish().map_err(EmitError::Write)
+    emitter.tar.finish().map_err(EmitError::Write)?;
+    Ok(places)
+}
+
+/// Passes on what comes after some place.
+struct Counted<'out> {
+    out: &'out mut dyn Write,
+    /// Bytes of the archive so far.
+    at: u64,
+    /// Those before are known.
+    from: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let known = usize::try_from(self.from.saturating_sub(self.at)).unwrap_or(usize::MAX).min(bytes.len());
+        self.at += bytes.len() as u64;
+        self.out.write_all(&bytes[known..])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 struct Emitter<'a> {
     bodies: &'a mut dyn Bodies,
-    tar: TarWriter<'a>,
+    tar: TarWriter<Counted<'a>>,
     clamp: Option<i64>,
 }
 

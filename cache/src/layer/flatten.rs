@@ -77,7 +77,7 @@ pub fn listing(
 
 /// An archive of files being written: members of one state or, below directories, of several.
 pub struct FilesArchive<'a> {
-    tar: TarWriter<'a>,
+    tar: TarWriter<&'a mut dyn Write>,
     buffer: Vec<u8>,
 }
 

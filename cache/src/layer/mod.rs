@@ -23,6 +23,7 @@ mod dirs;
 mod emit;
 mod flatten;
 mod limits;
+mod marks;
 mod members;
 mod overlay;
 mod pack;
@@ -34,14 +35,17 @@ mod unpack;
 mod xattrs;
 
 pub use checkout::{Checkout, CheckoutError};
-pub use codec::{CodecError, decode_diff, encode_diff};
-pub use compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, encode};
+pub use codec::{CodecError, decode_diff, encode_diff, shared_entries};
+pub use compress::{
+    Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, Hashed, encode, hash_from,
+};
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, LayerDiff, Mtime};
-pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_tar, emit_tar_from};
+pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_from, emit_tar, emit_tar_from};
 pub(crate) use emit::{PassError, checked, read_all};
 pub use flatten::{FilesArchive, FlattenError, listing};
 pub use limits::Limits;
+pub use marks::{Marks, Start, TarPlace};
 pub use members::{ArchiveMember, read_members};
 pub use overlay::{OverlayForm, Owners};
 pub use pack::{Pack, PackError, PackReader, PackWriter, Place};

@@ -171,6 +171,11 @@ pub(super) fn layer_entries(id: LayerId) -> String {
     format!("layers/{id}/entries")
 }
 
+/// `layers/<id>/marks`.
+pub(super) fn layer_marks(id: LayerId) -> String {
+    format!("layers/{id}/marks")
+}
+
 /// Names in a directory, without `.` and `..`, in no order.
 pub(crate) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names = Vec::new();

@@ -7,7 +7,7 @@
 //!   index.sqlite              results, layers, blobs, images, resolutions      (see `db`)
 //!   trees.sqlite              directory nodes by digest
 //!   blobs/sha256/ab/<hex>     immutable OCI blobs
-//!   layers/<id>/{entries,diff,packs}  the list of what is in a layer, and that: a directory, packs or both (`packed`)
+//!   layers/<id>/{entries,diff,packs,marks}  the list of what is in a layer, and that: a directory, packs or both (`packed`)
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layers/<id>/entries     the listing, as in every layer
+//! layers/<id>/marks       where the hash of its archive stood on its way, when it was made; nothing needs them
 //! layers/<id>/packs/<n>   contents; packs of other layers are hard links, so the kernel counts who needs them
 //! layers/<id>/diff        made later; counts only with its row in `layer_dirs`
 //! ```
@@ -20,14 +21,18 @@ use rustix::io::Errno;
 use super::db::DbError;
 use super::db::mark::BootId;
 use super::error::{IoContext, StoreError};
+use super::layout::Layout;
 use super::lease::Lease;
 use super::writeback::Growing;
 use super::{LayerDraft, LayerId, Store, layout};
 use crate::copy::{MaterialiseError, materialise_packed};
-use crate::layer::{OverlayForm, Pack, PackError, PackWriter, decode_diff};
+use crate::layer::{Marks, OverlayForm, Pack, PackError, PackWriter, decode_diff};
 
 /// A pack with more names than this is not shared further: file systems have a limit (ext4 65 000).
 const LINKS_MAX: u64 = 60_000;
+
+/// The marks of a terabyte.
+const MARKS_FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// A layer being packed.
 pub struct PackedDraft {
@@ -60,6 +65,7 @@ pub struct ReadyPacks {
     dir: String,
     /// Bytes that the layer takes on the disk beyond what it shares.
     own_bytes: u64,
+    marks: Marks,
 }
 
 impl ReadyPacks {
@@ -70,6 +76,14 @@ impl ReadyPacks {
 
     pub(super) fn own_bytes(&self) -> u64 {
         self.own_bytes
+    }
+
+    /// Writes the marks of its archive, if there are any.
+    pub(super) fn write_marks(&self, layout: &Layout, entries: &[u8]) -> Result<(), StoreError> {
+        if self.marks.is_empty() {
+            return Ok(());
+        }
+        layout.write_new(&format!("{}/marks", self.dir), &self.marks.encode(entries))
     }
 }
 
@@ -104,8 +118,13 @@ impl Store {
         Ok(PackedDraft { writer, lease: lease.clone(), dir })
     }
 
-    /// Completes the packs of a draft: what was written, and links to `shared`.
-    pub fn finish_packs(&self, draft: PackedDraft, shared: &LayerPacks) -> Result<ReadyPacks, StoreError> {
+    /// Completes the packs of a draft: what was written, and links to `shared`. `marks` are those of the layer's archive.
+    pub fn finish_packs(
+        &self,
+        draft: PackedDraft,
+        shared: &LayerPacks,
+        marks: Marks,
+    ) -> Result<ReadyPacks, StoreError> {
         let layout = &self.inner.layout;
         let PackedDraft { writer, lease, dir } = draft;
         let own_bytes = writer.bytes();
@@ -121,7 +140,7 @@ impl Store {
             rustix::fs::linkat(layout.fd(), name, layout.fd(), &to, AtFlags::empty())
                 .doing("link", &layout.path(&to))?;
         }
-        Ok(ReadyPacks { _lease: lease, dir, own_bytes })
+        Ok(ReadyPacks { _lease: lease, dir, own_bytes, marks })
     }
 
     /// The packs of a layer, to read or to share; `None` for one that is a directory.
@@ -146,6 +165,12 @@ impl Store {
             found.names.push(name);
         }
         Ok(Some(found))
+    }
+
+    /// The marks of a layer's archive; none when there are none, or they were damaged. `entries` is its encoded listing.
+    pub fn layer_marks(&self, id: LayerId, entries: &[u8]) -> Result<Marks, StoreError> {
+        let bytes = self.inner.layout.read(&layout::layer_marks(id), MARKS_FILE_BYTES_MAX)?;
+        Ok(bytes.and_then(|bytes| Marks::decode(&bytes, entries)).unwrap_or_default())
     }
 
     /// The layer that a step like this one made last, when it is there: a hint where equal contents may be.

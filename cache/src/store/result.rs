@@ -177,7 +177,10 @@ impl Store {
                 self.wrote(size_bytes);
                 (draft.dir_name(), None)
             }
-            Draft::Packed(ready) => (ready.dir_name(), Some(ready.own_bytes())),
+            Draft::Packed(ready) => {
+                ready.write_marks(&self.inner.layout, entries)?;
+                (ready.dir_name(), Some(ready.own_bytes()))
+            }
         };
         let id = self.place_layer(dir, entries, size_bytes)?;
         let row = LayerRow { id, size_bytes, disk_bytes, tar };

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::SerializableState as _;
 
 /// SHA-256 digest of a blob exactly as it is stored or transferred.
 ///
@@ -106,6 +107,18 @@ impl Sha256 {
         self.0.update(bytes);
     }
 
+    /// Where the hash stands, to go on from another time: some hundred bytes, of this library's own making.
+    pub fn state(&self) -> Vec<u8> {
+        self.0.serialize().to_vec()
+    }
+
+    /// The hash that [`Self::state`] was asked of; `None` for bytes that are no such thing. What else they are is believed:
+    /// keep them where nobody changes them unnoticed.
+    pub fn resume(state: &[u8]) -> Option<Self> {
+        let state = state.try_into().ok()?;
+        sha2::Sha256::deserialize(state).ok().map(Self)
+    }
+
     /// Ends the hash.
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
@@ -131,6 +144,31 @@ mod tests {
         assert_eq!(Digest::of(b"").to_string(), EMPTY);
         assert_eq!(Digest::of(b"").short(), "e3b0c44298fc");
         assert_eq!(EMPTY.parse(), Ok(Digest::of(b"")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_hash_goes_on_from_where_it_stood(bytes: Vec<u8>, at: proptest::sample::Index) {
+            let (first, second) = bytes.split_at(at.index(bytes.len() + 1));
+            let mut hash = Sha256::new();
+            hash.update(first);
+            let mut resumed = Sha256::resume(&hash.state()).unwrap();
+            resumed.update(second);
+            prop_assert_eq!(resumed.finish(), Digest::of(&bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_is_refused() {
+        let state = Sha256::new().state();
+        assert!(Sha256::resume(&state[1..]).is_none() && Sha256::resume(b"").is_none());
+        // The place in the block that is being filled: there are 64.
+        let none = (0..state.len()).filter(|at| {
+            let mut bytes = state.clone();
+            bytes[*at] = 255;
+            Sha256::resume(&bytes).is_none()
+        });
+        assert!(none.count() >= 1);
     }
 
     #[test]

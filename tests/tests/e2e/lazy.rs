@@ -1,7 +1,7 @@
 //! What is not done until somebody needs it.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -61,6 +61,44 @@ fn a_copy_that_nothing_mounts_is_one_file_and_the_next_one_holds_what_changed() 
     let unpacked = judge::unpack(&format!("oci-archive:{}", out.display()))?;
     assert_eq!(unpacked.text("/src/d3/f3")?, "changed\n");
     assert_eq!(unpacked.text("/src/d9/f999")?, "999\n".repeat(200));
+    env.run(["cache", "fsck"])?.ok();
+    Ok(())
+}
+
+/// The hash of the next archive goes on from that of the last one: the layer is the one that a store without a past makes.
+#[test]
+fn a_layer_does_not_tell_what_was_built_before_it() -> Result<()> {
+    need!(Root);
+    let (env, fresh) = (TestEnv::new()?, TestEnv::new()?);
+    let context = env.context("edited", "FROM scratch\nCOPY src /src\n", &[])?;
+    for at in 0..12 {
+        env.write(format!("work/edited/src/f{at:02}"), &format!("{at:05}\n").repeat(100_000))?;
+    }
+    env.build(&context, &[])?.ok();
+    let [layer] = &layers_with(&env, "packs")?[..] else { panic!("one layer") };
+    anyhow::ensure!(layer.join("marks").exists(), "seven megabytes have marks");
+    let layers = |env: &TestEnv| -> Result<String> {
+        env.build(&context, &["-t", "edited"])?.ok();
+        Ok(env.run(["inspect", "-f", "{{json .RootFS.Layers}}", "edited"])?.ok().stdout)
+    };
+    // In the middle, in front of all, a mode, a new file at the end, one removed from the middle.
+    fs::write(context.join("src/f07"), "changed\n")?;
+    assert_eq!(layers(&env)?, layers(&fresh)?);
+    // Nothing needs the marks: damaged ones are as none.
+    for layer in layers_with(&env, "marks")? {
+        let mut bytes = fs::read(layer.join("marks"))?;
+        bytes[40] ^= 1;
+        fs::write(layer.join("marks"), bytes)?;
+    }
+    fs::write(context.join("src/a"), "first\n")?;
+    assert_eq!(layers(&env)?, layers(&fresh)?);
+    fs::set_permissions(context.join("src/f10"), fs::Permissions::from_mode(0o755))?;
+    assert_eq!(layers(&env)?, layers(&fresh)?);
+    fs::write(context.join("src/z"), "last\n")?;
+    assert_eq!(layers(&env)?, layers(&fresh)?);
+    fs::remove_file(context.join("src/f05"))?;
+    let fresh = TestEnv::new()?;
+    assert_eq!(layers(&env)?, layers(&fresh)?);
     env.run(["cache", "fsck"])?.ok();
     Ok(())
 }

@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 
 use super::on_disk::{check_on_disk, context, dir_fd, ourselves, plan_all};
 use super::*;
-use crate::layer::{LayerDiff, OverlayForm, Owners, Pack, PackBodies, PackWriter, emit_tar, emit_tar_from};
+use crate::layer::{
+    LayerDiff, OverlayForm, Owners, Pack, PackBodies, PackWriter, Start, emit_tar, emit_tar_from,
+};
 use crate::tree::ContentDigest;
 use crate::tree::testing::file;
 
@@ -21,7 +23,7 @@ fn packed(
     let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
     let mut tar = Vec::new();
     let sources = Sources { main: Some(source), ..Sources::default() };
-    pack(plan, &sources, shared, &mut writer, &mut tar)?;
+    pack(plan, &sources, shared, &mut writer, &Start::default(), &mut tar)?;
     writer.finish().unwrap();
     file.rewind().unwrap();
     Ok((Pack::open(file).unwrap(), tar))

@@ -15,6 +15,8 @@ use std::io::{self, Write};
 
 use rbuild_oci::{DiffId, Digest, Sha256};
 
+use super::marks::{Marks, Start, TarPlace};
+
 /// How a layer blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
@@ -113,7 +115,7 @@ pub enum EncodeError<E: std::error::Error + 'static> {
 /// Compresses what `source` writes into `sink`.
 ///
 /// `source` and `sink` run on the calling thread; `threads` (at least 1) are added for compression when above 1, one
-/// for hashing where nothing is compressed. For the DiffId alone, take [`Compression::None`] and [`io::sink`]. Memory stays below 4 MiB per thread.
+/// for hashing where nothing is compressed. For the DiffId alone there is [`hash_from`]. Memory stays below 4 MiB per thread.
 pub fn encode<E: std::error::Error + 'static>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     compression: Compression,
@@ -122,24 +124,63 @@ pub fn encode<E: std::error::Error + 'static>(
 ) -> Result<Encoded, EncodeError<E>> {
     let mut sink = Sink { out: sink, digest: Sha256::new(), size: 0, error: None };
     let (diff_id, uncompressed) = match compression.in_range() {
-        Compression::None => plain::encode(source, &mut sink, threads.max(1))
-            .map(|()| (DiffId(sink.digest.clone().finish()), sink.size)),
+        Compression::None => {
+            plain::encode(source, &mut sink, plain::TarHash::new(Start::default()), threads.max(1)).map(
+                |((), tar)| {
+                    sink.digest = tar.hash.clone();
+                    (DiffId(tar.hash.finish()), tar.at)
+                },
+            )
+        }
         Compression::Gzip(engine) => gzip::encode(source, engine, &mut sink, threads.max(1)),
         Compression::Zstd { level } => encode_zstd(source, level, &mut sink, threads.max(1)),
     }
-    .map_err(|failure| match (sink.error.take(), failure) {
-        // The source only saw its writer fail; the cause is here.
-        (Some(error), _) => EncodeError::Sink(error),
-        (None, Failure::Source(error)) => EncodeError::Source(error),
-        (None, Failure::Compressor(error)) => EncodeError::Compressor(error),
-    })?;
+    .map_err(|failure| failure.at(&mut sink))?;
     Ok(Encoded { diff_id, digest: sink.digest.finish(), size: sink.size, uncompressed })
+}
+
+/// What came out of [`hash_from`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hashed {
+    /// SHA-256 of the whole tar.
+    pub diff_id: DiffId,
+    /// Bytes of it.
+    pub size: u64,
+    /// Marks of it.
+    pub marks: Marks,
+}
+
+/// The DiffId of an archive of which `source` writes what comes after `marks`, and the marks of all of it. `source` tells
+/// the places of the new ones, as [`emit_from`](crate::layer::emit_from) does. Threads as for [`encode`].
+pub fn hash_from<E: std::error::Error + 'static>(
+    mut marks: Marks,
+    source: impl FnOnce(&Start, &mut dyn Write) -> Result<Vec<TarPlace>, E>,
+    threads: usize,
+) -> Result<Hashed, EncodeError<E>> {
+    let start = marks.start();
+    let mut sink = Sink { out: &mut io::sink(), digest: Sha256::new(), size: 0, error: None };
+    let hash = plain::TarHash::new(start.clone());
+    let (places, tar) = plain::encode(|out| source(&start, out), &mut sink, hash, threads.max(1))
+        .map_err(|failure| failure.at(&mut sink))?;
+    marks.extend(places, tar.states);
+    Ok(Hashed { diff_id: DiffId(tar.hash.finish()), size: tar.at, marks })
 }
 
 /// Who failed, as seen where it happened; a failing sink is remembered in [`Sink`] besides.
 enum Failure<E> {
     Source(E),
     Compressor(io::Error),
+}
+
+impl<E: std::error::Error + 'static> Failure<E> {
+    fn at(self, sink: &mut Sink<'_>) -> EncodeError<E> {
+        match (sink.error.take(), self) {
+            // The source only saw its writer fail; the cause is here.
+            (Some(error), _) => EncodeError::Sink(error),
+            (None, Self::Source(error)) => EncodeError::Source(error),
+            (None, Self::Compressor(error)) => EncodeError::Compressor(error),
+        }
+    }
 }
 
 /// Hashes and counts the blob on its way out.

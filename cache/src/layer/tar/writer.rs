@@ -15,14 +15,19 @@ use super::{BLOCK_BYTES, Member, MemberKind};
 const PAX_NAME: &[u8] = b"PaxHeaders.0/entry";
 
 /// Writes headers and padding; the caller writes bodies between them.
-pub(in super::super) struct TarWriter<'out> {
-    out: &'out mut dyn Write,
+pub(in super::super) struct TarWriter<W> {
+    out: W,
     padding: usize,
 }
 
-impl<'out> TarWriter<'out> {
-    pub(in super::super) fn new(out: &'out mut dyn Write) -> Self {
+impl<W: Write> TarWriter<W> {
+    pub(in super::super) fn new(out: W) -> Self {
         Self { out, padding: 0 }
+    }
+
+    /// Where it writes to.
+    pub(in super::super) fn out(&self) -> &W {
+        &self.out
     }
 
     /// Closes the previous member and writes the header of the next one. Nanoseconds of its mtime are dropped.
@@ -63,7 +68,8 @@ impl<'out> TarWriter<'out> {
         self.out.write_all(&[0; 2 * BLOCK_BYTES])
     }
 
-    fn close_member(&mut self) -> io::Result<()> {
+    /// Pads the member to whole blocks, unless that was done.
+    pub(in super::super) fn close_member(&mut self) -> io::Result<()> {
         let padding = std::mem::take(&mut self.padding);
         self.out.write_all(&[0; BLOCK_BYTES][..padding])
     }

@@ -5,7 +5,7 @@ use std::fs;
 use super::durability::{image, pretend_reboot};
 use super::*;
 use crate::gc::{Collector, Policy};
-use crate::layer::{Change, DiffEntry, LayerDiff, Mtime, OverlayForm, encode_diff};
+use crate::layer::{Change, DiffEntry, LayerDiff, Marks, Mtime, OverlayForm, encode_diff};
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
 
@@ -36,7 +36,7 @@ pub(in crate::store) fn packed(
         let path = RelPath::new(name.as_bytes()).unwrap();
         diff.entries.push(DiffEntry { path, change, mtime: Mtime { secs: 7, nanos: 0 } });
     }
-    let ready = store.finish_packs(draft, &shared).unwrap();
+    let ready = store.finish_packs(draft, &shared, Marks::default()).unwrap();
     let size = files.iter().map(|(_, text)| text.len() as u64).sum();
     let made = Made {
         draft: Draft::Packed(ready),
