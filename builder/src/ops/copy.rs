@@ -54,6 +54,8 @@ pub enum Keep {
         recent: [u8; 32],
         /// It is a layer of the image, not of a stage that the image takes files from.
         is_of_image: bool,
+        /// Directories that the step makes have the time that its last layer gave them.
+        keeps_times: bool,
     },
 }
 
@@ -118,11 +120,15 @@ fn layer(
             let listing = encode_diff(&plan.diff);
             (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?, listing)
         }
-        Keep::Packs { recent, is_of_image } => {
+        Keep::Packs { recent, is_of_image, keeps_times } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
+            let last = Last::find(env, &recent)?;
+            if let Some(last) = last.as_ref().filter(|_| keeps_times) {
+                copy::keep_times(&mut plan.diff, options.now, &last.listing)?;
+            }
             let (packed, (tree, listing)) = both(
                 plan.diff.entries.len() >= PARALLEL_ENTRIES_MIN,
-                || pack(env, &plan, &sources, &recent, is_of_image),
+                || pack(env, &plan, &sources, last, is_of_image),
                 || (root.tree.apply(&env.store, &plan.diff), encode_diff(&plan.diff)),
             );
             let (packs, tar) = packed?;
@@ -155,12 +161,12 @@ fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
     sources: &Sources<'_>,
-    step: &[u8; 32],
+    last: Option<Last>,
     is_of_image: bool,
 ) -> Result<(ReadyPacks, (DiffId, u64)), StepFailure> {
-    let recent = env.store.recent_layer(step)?;
     // Damaged packs are no reason to fail here: the contents are read from where they came.
-    let known = recent.and_then(|layer| env.store.layer_packs(layer).ok().flatten()).unwrap_or_default();
+    let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
+    let known = last.as_ref().and_then(packs).unwrap_or_default();
     let worth = copy::worth_sharing(&plan.diff, &known.packs);
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
@@ -175,8 +181,7 @@ fn pack(
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
-        let marks =
-            recent.and_then(|recent| marks_of(env, recent, &plan.diff, &shared.packs)).unwrap_or_default();
+        let marks = last.and_then(|last| last.marks(env, &plan.diff, &shared.packs)).unwrap_or_default();
         let hashed = layer::hash_from(marks, emit, threads)?;
         ((hashed.diff_id, hashed.size), hashed.marks)
     };
@@ -184,11 +189,25 @@ fn pack(
     Ok((ready, tar))
 }
 
-/// The marks of the step's last layer that hold for this one. Without them all of the archive is made.
-fn marks_of(env: &ExecEnv, recent: LayerId, diff: &LayerDiff, shared: &[Pack]) -> Option<Marks> {
-    let earlier = env.store.layer_entries(recent).ok()?;
-    let marks = env.store.layer_marks(recent, &earlier).ok()?;
-    copy::marks_that_hold(marks, &earlier, diff, shared).ok()
+/// The layer that the step made last.
+struct Last {
+    layer: LayerId,
+    /// Its encoded diff.
+    listing: Vec<u8>,
+}
+
+impl Last {
+    /// One with a damaged listing is as none.
+    fn find(env: &ExecEnv, step: &[u8; 32]) -> Result<Option<Self>, StepFailure> {
+        let Some(layer) = env.store.recent_layer(step)? else { return Ok(None) };
+        Ok(env.store.layer_entries(layer).ok().map(|listing| Self { layer, listing }))
+    }
+
+    /// Its marks that hold for this layer. Without them all of the archive is made.
+    fn marks(&self, env: &ExecEnv, diff: &LayerDiff, shared: &[Pack]) -> Option<Marks> {
+        let marks = env.store.layer_marks(self.layer, &self.listing).ok()?;
+        copy::marks_that_hold(marks, &self.listing, diff, shared).ok()
+    }
 }
 
 /// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.

@@ -492,7 +492,9 @@ impl Solver {
             ops::copy::Origin::Stage(_) | ops::copy::Origin::Inline => None,
         };
         let is_of_image = self.graph.targets.iter().any(|target| target.layers.contains(&node));
-        ops::copy::Keep::Packs { recent: keys::recent_key(op, context), is_of_image }
+        // `--no-cache` asks for new times, too.
+        let keeps_times = self.takes_fetched(node);
+        ops::copy::Keep::Packs { recent: keys::recent_key(op, context), is_of_image, keeps_times }
     }
 
     fn by_content(

@@ -34,7 +34,7 @@ mod workdir;
 mod tests;
 
 pub use materialise::{MaterialiseError, Sources, materialise};
-pub use pack::{PackLayerError, marks_that_hold, materialise_packed, pack, worth_sharing};
+pub use pack::{PackLayerError, keep_times, marks_that_hold, materialise_packed, pack, worth_sharing};
 pub use plan::{Archive, CopyItem, CopyOptions, plan};
 pub use source::{DirSource, FileSource, SourceError};
 pub use stack::{ListedLayer, StackLayer, StackSource};

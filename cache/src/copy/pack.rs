@@ -8,8 +8,9 @@ use rustix::fs::fstat;
 
 use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
 use crate::layer::{
-    Bodies, Change, CodecError, DiffEntry, Each, EmitError, LayerDiff, Marks, OverlayForm, Pack, PackBodies,
-    PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all, shared_entries,
+    Bodies, Change, CodecError, DiffEntry, Each, EmitError, LayerDiff, Marks, Mtime, OverlayForm, Pack,
+    PackBodies, PackReader, PackWriter, PassError, Start, TarPlace, checked, each_entry, emit_from, read_all,
+    shared_entries,
 };
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
@@ -47,6 +48,20 @@ pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
     order.sort_by_key(|at| std::cmp::Reverse(used[*at]));
     order.truncate(SHARED_MAX);
     (0..packs.len()).map(|at| order.contains(&at)).collect()
+}
+
+/// Gives directories that are being made `now` the time that they have in `earlier`, an encoded listing of the layer that
+/// the same step made last: layers that differ in little then begin alike.
+pub fn keep_times(diff: &mut LayerDiff, now: Mtime, earlier: &[u8]) -> Result<(), CodecError> {
+    let is_made = |entry: &DiffEntry| entry.mtime == now && matches!(entry.change, Change::Dir { .. });
+    let mut made = diff.entries.iter_mut().filter(|entry| is_made(entry)).peekable();
+    each_entry(earlier, &mut |known| {
+        while made.next_if(|entry| entry.path < known.path).is_some() {}
+        if let Some(entry) = made.next_if(|entry| entry.path == known.path && entry.change == known.change) {
+            entry.mtime = known.mtime;
+        }
+        made.peek().is_some()
+    })
 }
 
 /// Which marks of an earlier archive hold for that of `diff`: its listing, encoded as `earlier`, begins with the same

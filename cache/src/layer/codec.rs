@@ -129,7 +129,28 @@ pub fn decode_diff(bytes: &[u8]) -> Result<LayerDiff, CodecError> {
 
 /// How many entries the diff that was encoded as `bytes` and this one have in common from the first on, of `most`.
 pub fn shared_entries(bytes: &[u8], diff: &LayerDiff, most: usize) -> Result<usize, CodecError> {
-    decoded(bytes, |decoder| decoder.shared(&diff.entries[..most.min(diff.entries.len())]))
+    let mut shared = 0;
+    each_entry(bytes, &mut |entry| {
+        let is_same = shared < most && diff.entries.get(shared) == Some(entry);
+        shared += usize::from(is_same);
+        is_same
+    })?;
+    Ok(shared)
+}
+
+/// Shows the entries of the diff that was encoded as `bytes`, in their order, until `next` wants no more.
+pub fn each_entry(bytes: &[u8], next: &mut dyn FnMut(&DiffEntry) -> bool) -> Result<(), CodecError> {
+    decoded(bytes, |decoder| {
+        let mut last: Option<DiffEntry> = None;
+        for _ in 0..decoder.number()? {
+            let entry = decoder.entry(last.as_ref().map(|entry| &entry.path))?;
+            if !next(&entry) {
+                break;
+            }
+            last = Some(entry);
+        }
+        Ok(())
+    })
 }
 
 fn decoded<T>(
@@ -176,19 +197,6 @@ impl<'a> Decoder<'a> {
         } else {
             Err("bytes after the last entry")
         }
-    }
-
-    /// Stops at the first difference.
-    fn shared(&mut self, entries: &[DiffEntry]) -> Result<usize, &'static str> {
-        let count = self.number()?;
-        let mut previous = None;
-        for (at, entry) in entries.iter().enumerate() {
-            if at as u64 == count || self.entry(previous)? != *entry {
-                return Ok(at);
-            }
-            previous = Some(&entry.path);
-        }
-        Ok(entries.len())
     }
 
     fn entry(&mut self, previous: Option<&RelPath>) -> Result<DiffEntry, &'static str> {

@@ -35,7 +35,7 @@ mod unpack;
 mod xattrs;
 
 pub use checkout::{Checkout, CheckoutError};
-pub use codec::{CodecError, decode_diff, encode_diff, shared_entries};
+pub use codec::{CodecError, decode_diff, each_entry, encode_diff, shared_entries};
 pub use compress::{
     Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, Hashed, encode, hash_from,
 };

@@ -124,3 +124,33 @@ fn marks_count_for_their_listing_and_undamaged_only() {
         assert_eq!(Marks::decode(&bytes[..at], &listing), None, "cut at {at}");
     }
 }
+
+#[test]
+fn made_directories_keep_the_time_of_the_last_layer_and_nothing_else_does() {
+    let dir = |path: &str, mode: u32, secs: i64| DiffEntry {
+        path: RelPath::new(path).unwrap(),
+        change: Change::Dir { meta: Meta { mode, ..Meta::default() }, opaque: false },
+        mtime: Mtime { secs, nanos: 5 },
+    };
+    let file = |path: &str, secs| {
+        let content = ContentDigest::of(b"x");
+        let change = Change::File { meta: Meta::default(), size: 1, content };
+        DiffEntry { path: RelPath::new(path).unwrap(), change, mtime: Mtime { secs, nanos: 5 } }
+    };
+    let earlier =
+        vec![dir("", 0o755, 1), dir("a", 0o755, 1), dir("a/b", 0o700, 1), file("a/f", 1), dir("c", 0o755, 1)];
+    let entries = vec![
+        dir("", 0o755, 9),
+        dir("a", 0o755, 9),
+        dir("a/b", 0o755, 9),
+        dir("a/new", 0o755, 9),
+        file("a/f", 9),
+        dir("c", 0o755, 3),
+        dir("d", 0o755, 9),
+    ];
+    let mut diff = LayerDiff { entries };
+    keep_times(&mut diff, Mtime { secs: 9, nanos: 5 }, &encode_diff(&LayerDiff { entries: earlier }))
+        .unwrap();
+    let times: Vec<i64> = diff.entries.iter().map(|entry| entry.mtime.secs).collect();
+    assert_eq!(times, [1, 1, 9, 9, 9, 3, 9]);
+}
