@@ -266,6 +266,13 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             "or run the step on this machine and have it make files for the other: FROM --platform=$BUILDPLATFORM"
                 .to_owned(),
         ],
+        StepFailure::MountsInChroot
+        | StepFailure::InsecureInChroot
+        | StepFailure::ShellInChroot
+        | StepFailure::DevicesInChroot
+        | StepFailure::Sandbox { source: StepError::NotInChroot { .. }, .. } => {
+            vec!["other isolations have it: rbuild doctor says what each needs here".to_owned()]
+        }
         StepFailure::Sandbox { source, .. } => not_executed(source).into_iter().collect(),
         StepFailure::Absent { hint: Some(hint), .. } => vec![hint.clone()],
         StepFailure::Absent { hint: None, .. } | StepFailure::Select(_) => {

@@ -1,6 +1,7 @@
 //! Measures what a step costs: runs `/bin/true` of a root directory, given as argument, a number of times.
 //!
-//! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. With the variable
+//! Usage: `true_step ROOT [COUNT [ARG…]]`; ROOT holds a static `/bin/busybox`, ARG… replace `true`. An ordinary user runs them
+//! on rung `rootless`; `true_step --enter PROGRAM [ARG…]` runs a program where steps are run from, without one. With the variable
 //! `NETWORK=host` the steps share the host's network, with `NETWORK=user` they have one of their own that reaches the outside;
 //! with `LOWERS=N` there are so many empty layers above ROOT; with `PLAIN=0` nothing is run without a step; with
 //! `KEEP` what the steps wrote stays in `ROOT.scratch`. `tests/bench/steps` compares the result with other ways to run a command.
@@ -8,6 +9,7 @@
 use rbuild_sandbox::{Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +23,13 @@ fn summary(what: &str, times: &mut [std::time::Duration]) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     rbuild_sandbox::dispatch();
+    rbuild_sandbox::bootstrap()?;
     let mut args = std::env::args().skip(1);
     let root = args.next().ok_or("usage: true_step ROOT [COUNT [ARG…]]")?;
+    if root == "--enter" {
+        let program = args.next().ok_or("usage: true_step --enter PROGRAM [ARG…]")?;
+        return Err(std::process::Command::new(program).args(args).exec().into());
+    }
     let count: u32 = args.next().map_or(Ok(100), |count| count.parse())?;
     let rest: Vec<String> = args.collect();
     let words = if rest.is_empty() { vec!["true".to_owned()] } else { rest };

@@ -23,8 +23,9 @@ mod step_mounts;
 
 /// Owners kept of one step's links and pipes: as many as it may have files.
 const OWNERS_MAX: usize = 1 << 20;
-/// Bytes read from an output pipe at once: what a pipe holds.
-const CHUNK_SIZE_BYTES: usize = 64 << 10;
+/// Bytes read from an output pipe at once: few at first, as most steps say little, at most what a pipe holds.
+const CHUNK_SIZE_BYTES_MIN: usize = 2 << 10;
+const CHUNK_SIZE_BYTES_MAX: usize = 64 << 10;
 
 /// Runs one step to its end in the root file system `root`, a detached mount (or a plain directory).
 ///
@@ -456,7 +457,7 @@ impl Running {
     ) -> Result<(End, Teardown, Given), StepError> {
         let mut was_cancelled = false;
         let mut is_talking = true;
-        let mut buffer = vec![0; CHUNK_SIZE_BYTES];
+        let mut buffer = vec![0; CHUNK_SIZE_BYTES_MIN];
         while is_talking {
             let ready = self.wait_for_input((!was_cancelled).then_some(cancel))?;
             if ready.cancel {
@@ -544,17 +545,22 @@ fn is_readable(pipe: Option<&OwnedFd>) -> Result<bool, StepError> {
         .map_err(parent("wait for the step"))
 }
 
-/// Reads one chunk; closes the pipe at its end.
+/// Reads one chunk; closes the pipe at its end. A buffer that was filled is a larger one for the next.
 fn drain(
     pipe: &mut Option<OwnedFd>,
     stream: Stream,
-    buffer: &mut [u8],
+    buffer: &mut Vec<u8>,
     on_output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<(), StepError> {
     let Some(fd) = &*pipe else { return Ok(()) };
-    match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer)) {
+    match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut buffer[..])) {
         Ok(0) => *pipe = None,
-        Ok(count) => on_output(stream, &buffer[..count]),
+        Ok(count) => {
+            on_output(stream, &buffer[..count]);
+            if count == buffer.len() && count < CHUNK_SIZE_BYTES_MAX {
+                buffer.resize(CHUNK_SIZE_BYTES_MAX, 0);
+            }
+        }
         Err(errno) => return Err(parent("read the step's output")(errno)),
     }
     Ok(())

@@ -118,8 +118,12 @@ fn copy() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::{SealedSelf, copy, view};
-    use std::io::Write as _;
-    use std::sync::Arc;
+    use crate::chroot::Confinement;
+    use std::io::{ErrorKind, Write as _};
+    use std::os::fd::AsFd as _;
+    use std::path::Path;
+    use std::process::{Command, Stdio};
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn nobody_can_write_to_what_children_run_from() {
@@ -135,5 +139,41 @@ mod tests {
             assert!(std::fs::File::create(&path).and_then(|mut file| file.write_all(b"x")).is_err());
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
+    }
+
+    /// Landlock as the policy: it knows files by what they are below of, and a view is below nothing.
+    #[test]
+    fn where_a_policy_forbids_the_view_children_run_from_the_copy() {
+        let is_confined = || -> Result<bool, rustix::io::Errno> {
+            let root = std::fs::File::open("/").unwrap();
+            rustix::thread::set_no_new_privs(true)?;
+            let confinement = Confinement::to(root.as_fd())?;
+            confinement.map(Confinement::enforce).transpose().map(|done| done.is_some())
+        };
+        if view().is_err() || !matches!(crate::sys::landlock_abi(), Ok(1..)) {
+            println!("skipped: the view takes rights, or this kernel has no Landlock");
+            return;
+        }
+        // Of this thread only, and of what it starts.
+        let confined = std::thread::spawn(move || {
+            assert_eq!(is_confined(), Ok(true));
+            let tries = Mutex::new(Vec::new());
+            let start = |program: &Path| {
+                let mut command = Command::new(program);
+                let status = command.args(["--exact", "no such test"]).stdout(Stdio::null()).status();
+                let target = std::fs::read_link(program).unwrap().to_string_lossy().into_owned();
+                tries.lock().unwrap().push((target, status.as_ref().err().map(std::io::Error::kind)));
+                status
+            };
+            let first = SealedSelf::run(start).unwrap();
+            let second = SealedSelf::run(start).unwrap();
+            (first.success() && second.success(), tries.into_inner().unwrap())
+        });
+        let (worked, tries) = confined.join().unwrap();
+        assert!(worked, "{tries:?}");
+        let is_copy: Vec<bool> = tries.iter().map(|(target, _)| target.starts_with("/memfd:")).collect();
+        let refused: Vec<Option<ErrorKind>> = tries.iter().map(|(_, refused)| *refused).collect();
+        assert_eq!(is_copy, [false, true, true], "{tries:?}");
+        assert_eq!(refused, [Some(ErrorKind::PermissionDenied), None, None]);
     }
 }

@@ -76,6 +76,16 @@ pub(crate) fn execve(path: &CStr, argv: &[&CStr], env: &[&CStr]) -> Errno {
     check(result.into()).err().unwrap_or(Errno::IO)
 }
 
+/// Ends the process at once.
+///
+/// For processes that were forked and never exec: what the libraries would do at the end was registered by another process,
+/// and touches memory that this one only shares so far.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // rustix keeps this in its experimental runtime module, std only has the exit that runs handlers.
+    // SAFETY: the call takes an integer and does not return; nothing of ours is left to do, as output is never buffered here.
+    unsafe { libc::_exit(status) }
+}
+
 /// Sets attributes of a mount (`mount_setattr(2)`), of the whole tree below it when `recursive`.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
     #[repr(C)]

@@ -30,6 +30,10 @@ fn main() -> ExitCode {
             println!("{error}; {}", error.remedy());
             ExitCode::SUCCESS
         }
+        Some("--homeless") => {
+            steps::lifecycle::homeless(Path::new(&args[1]), &args[2]);
+            ExitCode::SUCCESS
+        }
         Some("--victim") => {
             steps::lifecycle::victim(Path::new(&args[1]));
             ExitCode::SUCCESS

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
 
 use crate::assemble::growing::{Grower, Listener};
 use crate::assemble::manifest::{LayerBlob, Packing, layer_blob, layer_type};
+use crate::assemble::passing::Again;
 use crate::assemble::{ImageLayer, Place};
 use crate::cancel::Cancel;
 use crate::error::{BuildError, StepFailure};
@@ -151,7 +152,7 @@ async fn one_pass(
         note(&worker, id, clamp, (encoded.diff_id, encoded.uncompressed))?;
         let (diff_id, size) = (encoded.diff_id, encoded.size);
         let media_type = layer_type(compression).to_owned();
-        let again = None;
+        let again = Some(Again { layer: id, clamp, compression });
         Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again })
     });
     Ok(emitted.await?)

@@ -1,7 +1,7 @@
-//! A layer's exported form while it is being written: a file of the store that grows, and those who read along.
+//! A layer's exported form while it is being written, and those who read along.
 //!
-//! The file is the buffer between compressing and sending. Each reader has its own place in it and can go back, so none
-//! slows another or the writer, and nothing is kept in memory.
+//! A file of the store that grows, or a window of what passes through, is the buffer between compressing and sending. Each
+//! reader has its own place in it and can go back, so none slows another or the writer, and little is kept in memory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
 use crate::assemble::passing::{PASSING_BYTES_MIN, Passing};
+use crate::assemble::window::{Found, Place, Whole, Window, WindowWriter};
 use crate::ops::ExecEnv;
 
 /// Blobs are read along from this length on: a smaller one is whole before a registry has answered the first question,
@@ -42,8 +43,22 @@ pub(crate) fn listener() -> (Listener, oneshot::Receiver<Growing>) {
 /// A blob that is being written. It stays readable when the store has removed it.
 #[derive(Clone)]
 pub struct Growing {
-    file: Arc<File>,
+    source: Source,
     growth: watch::Receiver<Growth>,
+}
+
+/// Where they are.
+#[derive(Clone)]
+enum Source {
+    File(Arc<File>),
+    Window(Arc<Window>),
+}
+
+/// One reader of it, who can go back some way.
+pub struct Along {
+    growing: Growing,
+    /// In a window.
+    place: Option<Arc<Place>>,
 }
 
 /// How far a blob has got.
@@ -56,11 +71,16 @@ struct Growth {
 
 /// Writes a blob of the store, or one that passes through.
 pub(crate) struct Grower {
-    blob: UnhashedBlob,
-    passes: bool,
+    to: To,
     listener: Option<Listener>,
     growth: Option<watch::Sender<Growth>>,
     told: u64,
+    bytes: u64,
+}
+
+enum To {
+    Store(UnhashedBlob),
+    Passing { writer: WindowWriter, store: Store, lease: Lease },
 }
 
 impl Grower {
@@ -71,32 +91,49 @@ impl Grower {
         clamp: Option<i64>,
         listener: Option<Listener>,
     ) -> Result<Self, StoreError> {
-        Self::into_store(&env.store, &env.lease, env.passing.takes(compression, clamp), listener)
+        let passes = env.passing.takes(compression, clamp).then_some(&env.passing);
+        Self::into_store(&env.store, &env.lease, passes, listener)
     }
 
     /// For a blob that was made before.
     pub(super) fn made_again(env: &ExecEnv, passes: bool) -> Result<Self, StoreError> {
-        Self::into_store(&env.store, &env.lease, passes, None)
+        Self::into_store(&env.store, &env.lease, passes.then_some(&env.passing), None)
     }
 
     fn into_store(
         store: &Store,
         lease: &Lease,
-        passes: bool,
+        passes: Option<&Passing>,
         listener: Option<Listener>,
     ) -> Result<Self, StoreError> {
-        let blob = if passes { store.ingest_passing(lease)? } else { store.ingest_unhashed(lease)? };
-        Ok(Self { blob, passes, listener, growth: None, told: READ_ALONG_BYTES_MIN - TOLD_BYTES })
+        let to = match passes {
+            Some(passing) => {
+                let writer = WindowWriter::new(store, lease, passing.share());
+                To::Passing { writer, store: store.clone(), lease: lease.clone() }
+            }
+            None => To::Store(store.ingest_unhashed(lease)?),
+        };
+        Ok(Self { to, listener, growth: None, told: READ_ALONG_BYTES_MIN - TOLD_BYTES, bytes: 0 })
     }
 
-    /// See [`UnhashedBlob::commit_as`]; a blob that passes goes there. Readers know the digest before anybody can ask for
-    /// the blob.
+    /// See [`UnhashedBlob::commit_as`]; a blob that passes goes there, unless its readers alone have got it all. Readers
+    /// know the digest before anybody can ask for the blob.
     pub(crate) fn commit_as(self, passing: &Passing, digest: Digest) -> Result<(), StoreError> {
-        let bytes = self.blob.size();
-        if self.passes && bytes >= PASSING_BYTES_MIN {
-            passing.put(digest, self.blob.into_passing()?);
-        } else {
-            self.blob.commit_as(digest)?;
+        let bytes = self.bytes;
+        match self.to {
+            To::Store(blob) => blob.commit_as(digest)?,
+            To::Passing { writer, store, lease } => {
+                let failed = |source| StoreError::io("write", &lease.work_dir(), source);
+                match writer.finish(PASSING_BYTES_MIN).map_err(failed)? {
+                    Whole::Small(pieces) => {
+                        let mut blob = store.ingest_unhashed(&lease)?;
+                        pieces.iter().try_for_each(|piece| blob.write_all(piece)).map_err(failed)?;
+                        blob.commit_as(digest)?;
+                    }
+                    Whole::File(file) => passing.put(digest, file),
+                    Whole::Gone => {}
+                }
+            }
         }
         if let Some(growth) = self.growth {
             growth.send_replace(Growth { bytes, digest: Some(digest) });
@@ -109,12 +146,16 @@ impl Grower {
         let now = Growth { bytes, digest: None };
         if let Some(growth) = &self.growth {
             growth.send_replace(now);
-        } else if let Some(listener) = self.listener.take()
-            && let Ok(file) = self.blob.reader()
-        {
-            // Whoever cannot read along reads the blob when it is whole.
+            return;
+        }
+        let source = match &self.to {
+            To::Store(blob) => blob.reader().ok().map(|file| Source::File(Arc::new(file))),
+            To::Passing { writer, .. } => Some(Source::Window(Arc::clone(writer.window()))),
+        };
+        // Whoever cannot read along reads the blob when it is whole.
+        if let (Some(listener), Some(source)) = (self.listener.take(), source) {
             let (sender, growth) = watch::channel(now);
-            listener(Growing { file: Arc::new(file), growth });
+            listener(Growing { source, growth });
             self.growth = Some(sender);
         }
     }
@@ -122,16 +163,22 @@ impl Grower {
 
 impl Write for Grower {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.blob.write(bytes)?;
-        let in_file = self.blob.bytes_in_file();
-        if in_file >= self.told + TOLD_BYTES {
-            self.tell(in_file);
+        let (written, readable) = match &mut self.to {
+            To::Store(blob) => (blob.write(bytes)?, blob.bytes_in_file()),
+            To::Passing { writer, .. } => (writer.write(bytes)?, writer.readable()),
+        };
+        self.bytes += written as u64;
+        if readable >= self.told + TOLD_BYTES {
+            self.tell(readable);
         }
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.blob.flush()
+        match &mut self.to {
+            To::Store(blob) => blob.flush(),
+            To::Passing { writer, .. } => writer.flush(),
+        }
     }
 }
 
@@ -140,25 +187,59 @@ impl Growing {
     pub fn digest(&self) -> Option<Digest> {
         self.growth.borrow().digest
     }
+
+    /// One more reader, who is waited for from now on.
+    pub fn along(&self) -> Along {
+        let place = match &self.source {
+            Source::File(_) => None,
+            Source::Window(window) => Some(Arc::new(Place::new(window))),
+        };
+        Along { growing: self.clone(), place }
+    }
+
+    /// At most so many bytes from a place that has been reached.
+    async fn piece(&self, at: u64, length: u64) -> io::Result<Bytes> {
+        let (file, length) = match &self.source {
+            Source::File(file) => (Arc::clone(file), length),
+            Source::Window(window) => match window.at(at) {
+                Found::Memory(mut piece) => {
+                    piece.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+                    return Ok(piece);
+                }
+                Found::File(file, there) => (file, length.min(there)),
+                // Who wants it all the same has it made again when it is whole.
+                Found::Gone => return Err(io::Error::other("this part of the layer is not kept any more")),
+            },
+        };
+        read_at(&file, at, length).await
+    }
 }
 
-impl GrowingBlob for Growing {
+impl GrowingBlob for Along {
     fn open(&self, offset: u64) -> BlobBody {
-        stream::try_unfold((self.clone(), offset), |(mut growing, at)| async move {
+        let reader = (self.growing.clone(), self.place.clone());
+        if let Some(place) = &self.place {
+            place.move_to(offset);
+        }
+        stream::try_unfold((reader, offset), |((mut growing, place), at)| async move {
             let grown = growing.growth.wait_for(|now| now.bytes > at || now.digest.is_some());
             let bytes = grown.await.map_err(|_| unfinished())?.bytes;
             let length = bytes.saturating_sub(at).min(READ_BYTES);
             if length == 0 {
                 return Ok(None);
             }
-            let piece = read_at(&growing.file, at, length).await?;
-            Ok(Some((piece, (growing, at + length))))
+            let piece = growing.piece(at, length).await?;
+            let end = at + piece.len() as u64;
+            if let Some(place) = &place {
+                place.move_to(end);
+            }
+            Ok(Some((piece, ((growing, place), end))))
         })
         .boxed()
     }
 
     fn name(&self) -> BoxFuture<'_, io::Result<(Digest, u64)>> {
-        let mut growth = self.growth.clone();
+        let mut growth = self.growing.growth.clone();
         Box::pin(async move {
             let whole = *growth.wait_for(|now| now.digest.is_some()).await.map_err(|_| unfinished())?;
             Ok((whole.digest.ok_or_else(unfinished)?, whole.bytes))
@@ -211,7 +292,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), StoreOptions { id_map: "test".into(), durable: false }).unwrap();
         let (listener, mut heard) = listener();
-        let mut grower = Grower::into_store(&store, &store.lease().unwrap(), passes, Some(listener)).unwrap();
+        let passing = Passing::default();
+        let lease = store.lease().unwrap();
+        let mut grower =
+            Grower::into_store(&store, &lease, passes.then_some(&passing), Some(listener)).unwrap();
         let mut all = Vec::new();
         while (all.len() as u64) < READ_ALONG_BYTES_MIN {
             assert!(heard.try_recv().is_err(), "small blobs are nobody's business");
@@ -220,26 +304,26 @@ mod tests {
             all.extend(piece);
         }
         let growing = heard.try_recv().unwrap();
-        let mut body = growing.open(7);
+        let along = growing.along();
+        let mut body = along.open(7);
         let mut read = Vec::new();
         while read.len() + 7 < all.len() {
             read.extend(body.try_next().await.unwrap().unwrap());
         }
         assert!(read == all[7..]);
         assert!(body.next().now_or_never().is_none(), "more may come");
-        assert_eq!((growing.digest(), growing.name().now_or_never().is_none()), (None, true));
+        assert_eq!((growing.digest(), along.name().now_or_never().is_none()), (None, true));
 
         let rest = piece(all.len() as u64);
         grower.write_all(&rest).unwrap();
         all.extend(rest);
         let digest = Digest::of(&all);
-        let passing = Passing::default();
         grower.commit_as(&passing, digest).unwrap();
         assert_eq!(growing.digest(), Some(digest));
         assert_eq!(store.blob(&digest).unwrap().is_some(), !passes);
         assert_eq!(passing.file(&digest).is_some(), passes);
-        assert_eq!(growing.name().await.unwrap(), (digest, all.len() as u64));
-        let pieces: Vec<Bytes> = growing.open(0).try_collect().await.unwrap();
+        assert_eq!(along.name().await.unwrap(), (digest, all.len() as u64));
+        let pieces: Vec<Bytes> = along.open(0).try_collect().await.unwrap();
         assert!(pieces.concat() == all);
     }
 
@@ -248,11 +332,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), StoreOptions { id_map: "test".into(), durable: false }).unwrap();
         let (listener, heard) = listener();
-        let mut grower = Grower::into_store(&store, &store.lease().unwrap(), false, Some(listener)).unwrap();
+        let mut grower = Grower::into_store(&store, &store.lease().unwrap(), None, Some(listener)).unwrap();
         grower.write_all(&vec![1; READ_ALONG_BYTES_MIN as usize]).unwrap();
         let growing = heard.await.unwrap();
         drop(grower);
-        assert!(growing.open(0).try_collect::<Vec<_>>().await.is_err());
-        assert!(growing.name().await.is_err());
+        assert!(growing.along().open(0).try_collect::<Vec<_>>().await.is_err());
+        assert!(growing.along().name().await.is_err());
     }
 }

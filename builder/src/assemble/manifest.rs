@@ -264,7 +264,8 @@ pub(crate) async fn layer_blob(
         let digest = encoded.digest;
         worker.store.put_encoding(&layer.diff_id, &params, &digest, encoded.size)?;
         let (size, media_type) = (encoded.size, own.to_owned());
-        let (diff_id, again) = (layer.diff_id, None);
+        let again = id.map(|layer| Again { layer, clamp, compression });
+        let diff_id = layer.diff_id;
         Ok(LayerBlob { diff_id, digest, size, media_type, from: None, again })
     };
     Ok(pace.run(env, encode).await?)

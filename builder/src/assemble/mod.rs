@@ -13,6 +13,7 @@ pub mod provenance;
 pub mod purl;
 pub mod said;
 pub mod sbom;
+mod window;
 
 use std::sync::Arc;
 

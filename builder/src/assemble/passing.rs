@@ -2,8 +2,8 @@
 //!
 //! What goes to a registry need not stay here as well: digest, length and DiffId of a layer's blob are remembered, and its
 //! bytes can be made again, the same ones, as long as the layer is here. So where a build does nothing but push, a large
-//! blob never becomes one of the store: its file has no name and lives as long as the build, which spares the disk all of
-//! its bytes.
+//! blob never becomes one of the store: uploads read it out of memory while it is made, what they are too slow for waits
+//! in a file without a name, and who comes later than that has it made again.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::assemble::emit::{Pace, Stoppable};
 use crate::assemble::growing::{Grower, Growing, Listener};
 use crate::assemble::manifest::LayerBlob;
+use crate::assemble::window::Share;
 use crate::assemble::{ImageLayer, Place};
 use crate::error::{BuildError, StepFailure};
 use crate::ops::ExecEnv;
@@ -29,7 +30,9 @@ pub(super) const PASSING_BYTES_MIN: u64 = 8 << 20;
 pub struct Passing {
     /// Whether there may be any.
     is_allowed: bool,
+    /// Those that are whole.
     files: Mutex<HashMap<Digest, Arc<File>>>,
+    share: Share,
     /// Who wants to read along blobs that steps make.
     listeners: Arc<Mutex<Vec<UnboundedSender<Growing>>>>,
 }
@@ -37,9 +40,9 @@ pub struct Passing {
 /// How a blob is made that was made before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Again {
-    layer: LayerId,
-    clamp: Option<i64>,
-    compression: Compression,
+    pub(super) layer: LayerId,
+    pub(super) clamp: Option<i64>,
+    pub(super) compression: Compression,
 }
 
 impl Passing {
@@ -54,8 +57,13 @@ impl Passing {
         self.is_allowed && clamp.is_none() && [DEFAULT_GZIP, DEFAULT_ZSTD].contains(&compression)
     }
 
-    pub(super) fn put(&self, digest: Digest, file: File) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::new(file));
+    /// The memory for them while they are made.
+    pub(super) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    pub(super) fn put(&self, digest: Digest, file: Arc<File>) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, file);
     }
 
     /// The bytes of a blob that passes. The file has no position of its own: read it at offsets.
@@ -154,7 +162,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"passing").unwrap();
         let (passing, digest) = (Passing::default(), Digest::of(b"passing"));
-        passing.put(digest, file);
+        passing.put(digest, Arc::new(file));
         let held = passing.file(&digest).unwrap();
         passing.end();
         assert!(passing.file(&digest).is_none());

@@ -138,7 +138,11 @@ impl Explainer {
         let (scope, text) = (self.scope(&at.step.stage), text_digest(&at.step));
         let past = match &inputs.forced {
             Some(_) => Vec::new(),
-            None => self.store.executions_like(&scope, inputs.key, CANDIDATES_MAX).unwrap_or_default(),
+            // What this build has executed so far explains none of its misses, and would leave no room in a long stage.
+            None => {
+                let key = inputs.key;
+                self.store.executions_before(self.build, &scope, key, CANDIDATES_MAX).unwrap_or_default()
+            }
         };
         record.causes = match &inputs.forced {
             Some(cause) => vec![cause.clone()],

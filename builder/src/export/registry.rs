@@ -13,7 +13,7 @@ use rbuild_oci::{Digest, Reference, media_type};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, PushOutcome, RegistryError};
 use tokio::sync::OnceCell;
 
-use crate::assemble::growing::{Growing, read_at};
+use crate::assemble::growing::{Along, Growing, read_at};
 use crate::assemble::index::ImageSet;
 use crate::assemble::manifest::LayerBlob;
 use crate::assemble::passing;
@@ -122,15 +122,17 @@ impl Push {
             }
             let mut registries = HashSet::new();
             let first = |name: &&Reference| registries.insert(name.domain().to_owned());
-            let begun: Vec<_> =
-                self.names.iter().filter(first).map(|name| (name, Arrival::default())).collect();
-            let growing =
-                begun.iter().map(|(name, arrival)| ((*name).clone(), growing.clone(), Arc::clone(arrival)));
-            arrivals.growing.extend(growing);
+            let begin = |name| (name, Arrival::default(), growing.along());
+            let begun: Vec<_> = self.names.iter().filter(first).map(begin).collect();
+            let known = |(name, arrival, _): &(&Reference, Arrival, Along)| {
+                ((*name).clone(), growing.clone(), Arc::clone(arrival))
+            };
+            arrivals.growing.extend(begun.iter().map(known));
             begun
         };
-        let sent =
-            begun.iter().map(|(name, arrival)| arrival.get_or_try_init(|| self.send_growing(name, growing)));
+        let sent = begun.into_iter().map(async |(name, arrival, along)| {
+            arrival.get_or_try_init(|| self.send_growing(name, growing, along)).await.copied()
+        });
         join_all(sent).await;
     }
 
@@ -246,12 +248,17 @@ impl Push {
         layer.from.iter().chain(having).find(is_elsewhere).map(|from| from.repository().to_owned())
     }
 
-    async fn send_growing(&self, name: &Reference, growing: &Growing) -> Result<(), RegistryError> {
+    async fn send_growing(
+        &self,
+        name: &Reference,
+        growing: &Growing,
+        along: Along,
+    ) -> Result<(), RegistryError> {
         let vertex = self.vertex();
         let number = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
         let begun = Arc::new(self.env.events.transfer(vertex, format!("layer {number}"), None));
         let report = Arc::clone(&begun);
-        let outcome = self.client.push_growing_blob(name, growing, move |bytes| report.set(bytes)).await;
+        let outcome = self.client.push_growing_blob(name, &along, move |bytes| report.set(bytes)).await;
         if let Some(begun) = Arc::into_inner(begun) {
             begun.finish();
         }

@@ -73,21 +73,27 @@ impl ExecEnv {
     /// Merges layers, lowest first, with an upper and its work directory or read-only.
     pub fn mount(&self, lowers: &[&Path], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, MountError> {
         self.leaving.wait();
-        let is_busy = |error: &MountError| {
-            matches!(error, MountError::Create { source, .. }
-                if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()))
-        };
-        let mut tries = 0;
-        loop {
-            match rbuild_sandbox::mount_overlay(lowers, upper, self.overlay.is_userxattr()) {
-                // Some kernels (overlayfs's `index`) refuse a layer that is still an upper. Another build may have
-                // recorded it a moment before its step was gone.
-                Err(error) if is_busy(&error) && tries < BUSY_TRIES => {
-                    tries += 1;
-                    std::thread::sleep(BUSY_INTERVAL);
-                }
-                other => return other,
+        when_free(|| rbuild_sandbox::mount_overlay(lowers, upper, self.overlay.is_userxattr()))
+    }
+}
+
+/// Tries to mount until no layer is in use as an upper any more, for half a second at most.
+///
+/// Some kernels (overlayfs's `index`) refuse a layer that is still an upper. Another build may have recorded it a moment
+/// before its step was gone.
+fn when_free(mut mount: impl FnMut() -> Result<OwnedFd, MountError>) -> Result<OwnedFd, MountError> {
+    let is_busy = |error: &MountError| {
+        matches!(error, MountError::Create { source, .. }
+            if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()))
+    };
+    let mut tries = 0;
+    loop {
+        match mount() {
+            Err(error) if is_busy(&error) && tries < BUSY_TRIES => {
+                tries += 1;
+                std::thread::sleep(BUSY_INTERVAL);
             }
+            other => return other,
         }
     }
 }
@@ -124,5 +130,81 @@ impl Helper {
         let body = move || leaving.into_iter().for_each(|(teardown, work)| mounted.see_off(teardown, work));
         let thread = std::thread::Builder::new().name("leaving".to_owned()).spawn(body).ok()?;
         Some(Helper { steps, thread })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    };
+    use std::os::fd::AsFd as _;
+    use std::path::PathBuf;
+
+    /// An overlay with these options.
+    fn overlay(options: &[(&str, &str)]) -> Result<OwnedFd, MountError> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|errno| MountError::Open { source: errno.into() })?;
+        for (name, value) in options {
+            fsconfig_set_string(context.as_fd(), *name, *value).unwrap();
+        }
+        fsconfig_create(context.as_fd())
+            .map_err(|errno| MountError::Create { log: String::new(), source: errno.into() })?;
+        Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap())
+    }
+
+    #[test]
+    fn a_layer_that_is_an_upper_still_is_mounted_when_it_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| -> String {
+            let path: PathBuf = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path.into_os_string().into_string().unwrap()
+        };
+        let [base, layer, work, next, next_work] = ["base", "layer", "work", "next", "next-work"].map(place);
+        let step = [("lowerdir", base.as_str()), ("upperdir", &layer), ("workdir", &work)];
+        let mut leaving = match overlay(&step) {
+            Ok(mounted) => Some(mounted),
+            Err(error) => {
+                let is_required =
+                    std::env::var("RBUILD_TEST_REQUIRE").is_ok_and(|all| all.contains("overlay"));
+                assert!(!is_required, "overlay is required: {error:?}");
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let lowers = format!("{layer}:{base}");
+        let next =
+            [("index", "on"), ("lowerdir", lowers.as_str()), ("upperdir", &next), ("workdir", &next_work)];
+        let mut refused = 0;
+        let mounted = when_free(|| {
+            let mounted = overlay(&next);
+            if mounted.is_err() {
+                refused += 1;
+                // The step is gone before the second try is over.
+                if refused == 2 {
+                    leaving = None;
+                }
+            }
+            mounted
+        });
+        assert!(mounted.is_ok(), "{mounted:?}");
+        assert_eq!((refused, leaving.is_none()), (2, true), "the kernel refuses a layer in use");
+    }
+
+    #[test]
+    fn only_a_busy_layer_is_waited_for_and_not_for_ever() {
+        let tries_until = |errno: Errno| {
+            let mut tries = 0;
+            let failed = when_free(|| {
+                tries += 1;
+                Err(MountError::Create { log: String::new(), source: errno.into() })
+            });
+            assert!(failed.is_err());
+            tries
+        };
+        assert_eq!(tries_until(Errno::INVAL), 1);
+        assert_eq!(tries_until(Errno::BUSY), BUSY_TRIES + 1);
     }
 }

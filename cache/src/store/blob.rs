@@ -78,16 +78,6 @@ impl UnhashedBlob {
         Ok(File::from(self.store.inner.layout.open(&self.temp, OFlags::RDONLY)?))
     }
 
-    /// Takes what was received out of the store: it lives as long as the file, which may be read and cut, and what was not
-    /// written back by then never is.
-    pub fn into_passing(self) -> Result<File, StoreError> {
-        let layout = &self.store.inner.layout;
-        let path = layout.path(&self.temp);
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error).doing("write", &path)?;
-        rustix::fs::unlinkat(layout.fd(), &self.temp, AtFlags::empty()).doing("remove", &path)?;
-        Ok(file.into_file())
-    }
-
     /// Publishes the blob. `digest` is that of all bytes that were written, computed by the caller: the store takes its
     /// word for it. A blob that is there already is kept.
     pub fn commit_as(self, digest: Digest) -> Result<(), StoreError> {
@@ -141,23 +131,21 @@ impl Store {
 
     /// The same for bytes that the caller hashes.
     pub fn ingest_unhashed(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
-        self.receive(lease, |file| Growing::new(file, self.clone()))
-    }
-
-    /// The same for a blob that is unlikely to stay ([`UnhashedBlob::into_passing`]): nothing of it is written back early.
-    pub fn ingest_passing(&self, lease: &Lease) -> Result<UnhashedBlob, StoreError> {
-        self.receive(lease, Growing::untold)
-    }
-
-    fn receive(
-        &self,
-        lease: &Lease,
-        growing: impl FnOnce(File) -> Growing,
-    ) -> Result<UnhashedBlob, StoreError> {
         let temp = lease.next_path();
         let fd = self.inner.layout.open(&temp, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        let file = BufWriter::with_capacity(WRITE_BUFFER_BYTES, growing(fd.into()));
+        let growing = Growing::new(fd.into(), self.clone());
+        let file = BufWriter::with_capacity(WRITE_BUFFER_BYTES, growing);
         Ok(UnhashedBlob { store: self.clone(), _lease: lease.clone(), temp, file, size: 0 })
+    }
+
+    /// An empty file on the store's disk for what is gone before the build ends: it has no name, lives as long as somebody
+    /// has it open, and nothing of it is written back early.
+    pub fn nameless_file(&self, lease: &Lease) -> Result<File, StoreError> {
+        let layout = &self.inner.layout;
+        let temp = lease.next_path();
+        let fd = layout.open(&temp, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        rustix::fs::unlinkat(layout.fd(), &temp, AtFlags::empty()).doing("remove", &layout.path(&temp))?;
+        Ok(fd.into())
     }
 
     /// Opens a blob. `None` when it was never stored, is gone, or does not hold its bytes any more: storing it

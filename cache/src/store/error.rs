@@ -177,14 +177,17 @@ pub(super) trait IoContext<T> {
 
 impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|source| {
-            let (source, path) = (source.into(), path.to_owned());
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    StoreError::NoSpace { doing, path }
-                }
-                _ => StoreError::Io { doing, path, source },
-            }
-        })
+        self.map_err(|source| StoreError::io(doing, path, source.into()))
+    }
+}
+
+impl StoreError {
+    /// What failed while something was done to a file below the root.
+    pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { doing, path },
+            _ => Self::Io { doing, path, source },
+        }
     }
 }

@@ -150,18 +150,21 @@ impl Store {
         })
     }
 
-    /// Executions of one scope, and those with this key wherever they were; at most `limit` of each, latest first.
-    pub fn executions_like(
+    /// Executions of one scope, and those with this key wherever they were, of other builds than `build`; at most `limit`
+    /// of each, latest first.
+    pub fn executions_before(
         &self,
+        build: u64,
         scope: &[u8; 32],
         key: &Key,
         limit: u32,
     ) -> Result<Vec<PastExecution>, StoreError> {
-        let key = key.to_bytes();
+        let (build, key) = (build.cast_signed(), key.to_bytes());
         self.inner.index.read("look for earlier executions", |connection| {
-            let mut found = list(connection, "WHERE scope = ?1 ORDER BY id DESC LIMIT ?2", (scope, limit))?;
-            let elsewhere = "WHERE key = ?1 AND scope <> ?2 ORDER BY id DESC LIMIT ?3";
-            found.extend(list(connection, elsewhere, (key, scope, limit))?);
+            let here = "WHERE scope = ?1 AND build <> ?2 ORDER BY id DESC LIMIT ?3";
+            let mut found = list(connection, here, (scope, build, limit))?;
+            let elsewhere = "WHERE key = ?1 AND scope <> ?2 AND build <> ?3 ORDER BY id DESC LIMIT ?4";
+            found.extend(list(connection, elsewhere, (key, scope, build, limit))?);
             found.sort_by_key(|past| std::cmp::Reverse(past.id));
             Ok(found)
         })
@@ -316,11 +319,26 @@ mod tests {
         for n in 0..10 {
             store.put_execution(&execution(n, n % 2)).unwrap();
         }
-        let found = store.executions_like(&[1; 32], &Key::content([0; 32]), 100).unwrap();
+        let found = store.executions_before(0, &[1; 32], &Key::content([0; 32]), 100).unwrap();
         let kept: Vec<_> = found.iter().map(|past| past.execution.clone()).collect();
         assert_eq!(kept, (2..10).rev().map(|n| execution(n, n % 2)).collect::<Vec<_>>());
-        let elsewhere = store.executions_like(&[2; 32], &Key::content([7; 32]), 2).unwrap();
+        let elsewhere = store.executions_before(0, &[2; 32], &Key::content([7; 32]), 2).unwrap();
         assert_eq!(elsewhere.iter().map(|past| past.execution.at_unix_ns).collect::<Vec<_>>(), [7]);
+    }
+
+    #[test]
+    fn a_long_build_does_not_stand_before_those_before_it() {
+        let (_dir, store) = store();
+        store.put_execution(&execution(0, 0)).unwrap();
+        let running = execution(1, 1).build;
+        for n in 1..20 {
+            store.put_execution(&Execution { build: running, ..execution(n, n) }).unwrap();
+        }
+        let before = |key| store.executions_before(running, &[1; 32], &Key::content([key; 32]), 4).unwrap();
+        let of =
+            |found: Vec<PastExecution>| -> Vec<_> { found.into_iter().map(|past| past.execution).collect() };
+        assert_eq!(of(before(100)), [execution(0, 0)]);
+        assert_eq!(of(before(5)), [execution(0, 0)]);
     }
 
     #[test]

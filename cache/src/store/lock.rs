@@ -183,7 +183,12 @@ pub(super) fn write_holder(file: &mut File, description: &str) {
     // One line; a character cut in half is mended by the reader.
     let line = description.lines().next().unwrap_or_default().as_bytes();
     text.extend_from_slice(&line[..line.len().min(DESCRIPTION_BYTES_MAX)]);
-    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text));
+    // Empty but where the last holder died; looking is cheaper than setting.
+    let emptied = match file.metadata() {
+        Ok(metadata) if metadata.len() == 0 => Ok(()),
+        _ => file.set_len(0),
+    };
+    let _ = emptied.and_then(|()| file.rewind()).and_then(|()| file.write_all(&text));
 }
 
 pub(super) fn read_holder(file: &mut File) -> LockHolder {

@@ -4,7 +4,7 @@
 //! sync comes, and the build with it. Whoever adds much to the store says so here; past [`BEHIND_BYTES`] a thread
 //! flushes the file that grows, or after a step the file system, while the build goes on compressing and pushing. That
 //! promises nothing: what makes rows durable is [`Store::sync`](super::Store::sync) alone, which then finds little left to
-//! do. Blobs on their way through ([`Growing::untold`]) are left alone: they are gone before the sync.
+//! do. What has no name ([`Store::nameless_file`]) is left alone: it is gone before the sync.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -89,19 +89,13 @@ enum Behind {
 #[derive(Debug)]
 pub(super) struct Growing {
     file: File,
-    /// `None` for one that tells nobody.
-    store: Option<Store>,
+    store: Store,
     untold: u64,
 }
 
 impl Growing {
     pub(super) fn new(file: File, store: Store) -> Self {
-        Self { file, store: Some(store), untold: 0 }
-    }
-
-    /// One that will hardly be there when the sync comes.
-    pub(super) fn untold(file: File) -> Self {
-        Self { file, store: None, untold: 0 }
+        Self { file, store, untold: 0 }
     }
 
     pub(super) fn into_file(self) -> File {
@@ -113,11 +107,9 @@ impl Write for Growing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
         self.untold += count as u64;
-        if let Some(store) = &self.store
-            && self.untold >= TELL_BYTES
-        {
+        if self.untold >= TELL_BYTES {
             let file = || self.file.try_clone().ok().map(Behind::File);
-            store.wrote_to(std::mem::take(&mut self.untold), file);
+            self.store.wrote_to(std::mem::take(&mut self.untold), file);
         }
         Ok(count)
     }
@@ -145,14 +137,10 @@ mod tests {
         assert!(writeback.add(1, file).is_none(), "it begins anew");
         writeback.add(BEHIND_BYTES, file).unwrap().join().unwrap();
 
-        let two_pieces = |mut growing: Growing| {
-            for _ in 0..2 {
-                growing.write_all(&vec![0; TELL_BYTES as usize - 1]).unwrap();
-            }
-        };
-        two_pieces(Growing::untold(tempfile::tempfile().unwrap()));
-        assert_eq!(writeback.behind.load(Ordering::Relaxed), 0);
-        two_pieces(Growing::new(tempfile::tempfile().unwrap(), store.clone()));
+        let mut growing = Growing::new(tempfile::tempfile().unwrap(), store.clone());
+        for _ in 0..2 {
+            growing.write_all(&vec![0; TELL_BYTES as usize - 1]).unwrap();
+        }
         assert_eq!(writeback.behind.load(Ordering::Relaxed), 2 * TELL_BYTES - 2);
     }
 

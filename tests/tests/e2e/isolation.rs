@@ -123,7 +123,9 @@ fn a_chroot_keeps_its_step_from_the_container_around_it() -> Result<()> {
     run?.ok();
     assert!(still_runs, "a step killed a process outside");
     let context = env.context("network", "FROM busybox\nRUN --network=none true\n", &[])?;
-    env.build(&context, &[])?.exits(1).says(&["RUN without network", "`chroot`", ">>> RUN --network=none"]);
+    let says =
+        ["RUN without network", "`chroot`", ">>> RUN --network=none", "hint: other isolations have it"];
+    env.build(&context, &[])?.exits(1).says(&says);
     // Background processes are gone with their step, and nothing that was put into the copy is in the layers.
     env.assert_nothing_left();
     let history = env.run(["cache", "fsck"])?.ok();

@@ -119,6 +119,38 @@ fn a_stream_that_breaks_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// R12 for what only passes through: what is not held any more when it is asked for again is made again.
+#[test]
+fn a_passing_stream_that_breaks_goes_on_or_is_made_again() -> Result<()> {
+    // Bytes that do not compress.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32).to_le_bytes()
+    })
+    .take(40 << 17)
+    .flatten()
+    .collect();
+    for forgets in [false, true] {
+        let breaks = AtomicBool::new(true);
+        let registry = FaultRegistry::new(move |request, _| match request.method.as_str() {
+            "PATCH" | "PUT" if is_large(request) && breaks.swap(false, Ordering::Relaxed) => {
+                Some(Reply::hang_up(12 << 20))
+            }
+            "GET" if forgets && request.path.contains("/uploads/") => Some(Reply::new(404)),
+            _ => None,
+        })?;
+        let env = TestEnv::new()?;
+        let context = env.context("passing", "FROM scratch\nCOPY file /file\n", &[])?;
+        std::fs::write(context.join("file"), &noise)?;
+        let place = format!("{}/app:1", registry.host());
+        env.build(&context, &["--push", "-t", &place])?.ok();
+        assert_arrived(&registry, "app:1")?;
+        env.run(["cache", "fsck"])?.ok();
+    }
+    Ok(())
+}
+
 /// R13: who takes no blob of unknown length gets it whole.
 #[test]
 fn a_registry_that_refuses_streams_gets_whole_layers() -> Result<()> {

@@ -108,7 +108,7 @@ impl Waiting {
                 if let Some(failure) = exec::command_main(&theirs, flavour, user.as_ref(), filter) {
                     super::report(reports.as_fd(), &failure.into());
                 }
-                std::process::exit(EXIT_BROKEN)
+                sys::exit_now(EXIT_BROKEN)
             }
             Fork::Parent(pid) => Ok(Waiting { pid, socket: ours }),
         }

@@ -142,7 +142,7 @@ fn serve(control: OwnedFd, template: &Result<Template, SetupFailure>) -> i32 {
         match sys::fork_into(namespaces(flavour)).at(SetupStep::Unshare) {
             Ok(Fork::Child) => {
                 drop(control);
-                std::process::exit(init::init_main(&socket, flavour, joined, template))
+                sys::exit_now(init::init_main(&socket, flavour, joined, template))
             }
             Ok(Fork::Parent(_)) => {}
             Err(failure) => drop(report(socket.as_fd(), &failure.into())),

@@ -12,10 +12,12 @@
 //! rather than `seccompiler`: its filters have one mismatch action, and one architecture.
 
 mod aarch64;
+mod assemble;
 mod i386;
 mod profile;
 mod x86_64;
 
+use assemble::{Place, Program};
 use std::collections::BTreeMap;
 
 /// An instruction set whose system calls the filter knows.
@@ -211,66 +213,64 @@ fn ranges(abi: &Abi, policy: Policy) -> Vec<(u32, Verdict)> {
     ranges
 }
 
-fn leaf(verdict: Verdict) -> Vec<Insn> {
+/// Where the verdict is carried out. The accumulator holds the number, which nobody looks at afterwards.
+fn leaf(program: &mut Program, verdict: Verdict) -> Place {
     match verdict {
-        Verdict::Allow => vec![stmt(RET, RET_ALLOW)],
-        Verdict::Eperm => vec![stmt(RET, RET_EPERM)],
-        Verdict::Enosys => vec![stmt(RET, RET_ENOSYS)],
-        Verdict::Clone => vec![
-            stmt(LD_ABS, OFFSET_ARG0),
-            jump(JSET, NAMESPACE_FLAGS, 1, 0),
-            stmt(RET, RET_ALLOW),
-            stmt(RET, RET_EPERM),
-        ],
-        Verdict::Personality => any_of(&PERSONALITIES, RET_ALLOW, RET_EPERM),
-        Verdict::Socket => any_of(&FAMILIES_DENIED, RET_EPERM, RET_ALLOW),
-        Verdict::Nothing => vec![stmt(RET, RET_ERRNO)],
-        Verdict::Notify => vec![stmt(RET, RET_USER_NOTIF)],
-        Verdict::MakeNode { mode } => vec![
-            stmt(LD_ABS, OFFSET_ARG0 + 8 * mode),
-            stmt(AND, libc::S_IFMT),
-            jump(JEQ, libc::S_IFCHR, 1, 0),
-            jump(JEQ, libc::S_IFBLK, 0, 1),
-            stmt(RET, RET_ERRNO),
-            stmt(RET, RET_ALLOW),
-        ],
+        Verdict::Allow => program.returning(RET_ALLOW),
+        Verdict::Eperm => program.returning(RET_EPERM),
+        Verdict::Enosys => program.returning(RET_ENOSYS),
+        Verdict::Clone => {
+            let (denied, allowed) = (program.returning(RET_EPERM), program.returning(RET_ALLOW));
+            let looked = program.branch(JSET, NAMESPACE_FLAGS, denied, allowed);
+            first_argument(program, looked)
+        }
+        Verdict::Personality => any_of(program, &PERSONALITIES, RET_ALLOW, RET_EPERM),
+        Verdict::Socket => any_of(program, &FAMILIES_DENIED, RET_EPERM, RET_ALLOW),
+        Verdict::Nothing => program.returning(RET_ERRNO),
+        Verdict::Notify => program.returning(RET_USER_NOTIF),
+        Verdict::MakeNode { mode } => {
+            let (done, allowed) = (program.returning(RET_ERRNO), program.returning(RET_ALLOW));
+            let block = program.branch(JEQ, libc::S_IFBLK, done, allowed);
+            let looked = program.branch(JEQ, libc::S_IFCHR, done, block);
+            program.follow(looked);
+            program.put(stmt(AND, libc::S_IFMT));
+            program.put(stmt(LD_ABS, OFFSET_ARG0 + 8 * mode))
+        }
     }
+}
+
+/// Loads the first argument and goes on at `then`.
+fn first_argument(program: &mut Program, then: Place) -> Place {
+    program.follow(then);
+    program.put(stmt(LD_ABS, OFFSET_ARG0))
 }
 
 /// Compares the first argument with each value. Only its low half: the kernel reads an `int` from it.
-fn any_of(values: &[u32], hit: u32, miss: u32) -> Vec<Insn> {
-    let mut code = vec![stmt(LD_ABS, OFFSET_ARG0)];
-    for value in values {
-        code.extend([jump(JEQ, *value, 0, 1), stmt(RET, hit)]);
-    }
-    code.push(stmt(RET, miss));
-    code
+fn any_of(program: &mut Program, values: &[u32], hit: u32, miss: u32) -> Place {
+    let (hit, miss) = (program.returning(hit), program.returning(miss));
+    let compared = values.iter().rev().fold(miss, |next, value| program.branch(JEQ, *value, hit, next));
+    first_argument(program, compared)
 }
 
-/// Code that ends in the verdict of the number in the accumulator, by binary search.
-fn search(ranges: &[(u32, Verdict)]) -> Vec<Insn> {
+/// Where the verdict of the number in the accumulator is found, by binary search.
+fn search(program: &mut Program, ranges: &[(u32, Verdict)]) -> Place {
     let [(_, only)] = ranges else {
         let (low, high) = ranges.split_at(ranges.len() / 2);
-        let low = search(low);
-        let mut code = match u8::try_from(low.len()) {
-            Ok(distance) => vec![jump(JGE, high[0].0, distance, 0)],
-            // Conditional jumps reach 255 instructions, the unconditional one any distance.
-            Err(_) => vec![jump(JGE, high[0].0, 0, 1), stmt(JMP_ALWAYS, low.len() as u32)],
-        };
-        code.extend(low);
-        code.extend(search(high));
-        return code;
+        let start = high[0].0;
+        let (high, low) = (search(program, high), search(program, low));
+        return program.branch(JGE, start, high, low);
     };
-    leaf(*only)
+    leaf(program, *only)
 }
 
-fn abi_code(abi: &Abi, policy: Policy) -> Vec<Insn> {
-    let mut code = vec![stmt(LD_ABS, OFFSET_NUMBER)];
+fn abi_code(program: &mut Program, abi: &Abi, policy: Policy) -> Place {
+    let mut found = search(program, &ranges(abi, policy));
     if abi.has_x32 {
-        code.extend([jump(JGE, X32_BIT, 0, 1), stmt(RET, RET_EPERM)]);
+        let denied = program.returning(RET_EPERM);
+        found = program.branch(JGE, X32_BIT, denied, found);
     }
-    code.extend(search(&ranges(abi, policy)));
-    code
+    program.follow(found);
+    program.put(stmt(LD_ABS, OFFSET_NUMBER))
 }
 
 /// The whole program for an architecture, with the 32-bit ABI it can also run.
@@ -279,14 +279,15 @@ pub(crate) fn compile(arch: Arch, policy: Policy) -> Vec<Insn> {
         Arch::X86_64 => &[&X86_64, &I386],
         Arch::Aarch64 => &[&AARCH64],
     };
-    let mut code = vec![stmt(LD_ABS, OFFSET_ARCH)];
-    for abi in abis {
-        let body = abi_code(abi, policy);
-        code.extend([jump(JEQ, abi.audit_arch, 1, 0), stmt(JMP_ALWAYS, body.len() as u32)]);
-        code.extend(body);
-    }
-    code.push(stmt(RET, RET_KILL_PROCESS));
-    code
+    let mut program = Program::default();
+    let unknown = program.returning(RET_KILL_PROCESS);
+    let chosen = abis.iter().rev().fold(unknown, |next, abi| {
+        let code = abi_code(&mut program, abi, policy);
+        program.branch(JEQ, abi.audit_arch, code, next)
+    });
+    program.follow(chosen);
+    program.put(stmt(LD_ABS, OFFSET_ARCH));
+    program.finish()
 }
 
 /// The name of a call that a filter of this program reported, by its number and architecture.

@@ -166,9 +166,12 @@ fn every_number_of_the_tables_gets_the_verdict_of_its_name() {
 }
 
 #[test]
-fn programs_fit_the_kernel_limit() {
-    assert!(compile(Arch::X86_64, Policy::Namespaced).len() < 4096);
-    assert!(compile(Arch::Aarch64, Policy::Namespaced).len() < 4096);
+fn programs_are_short() {
+    // The kernel takes 4,096 instructions, but compiles them for each step, and goes through them for each number.
+    for (arch, most) in [(Arch::X86_64, 240), (Arch::Aarch64, 100)] {
+        let length = compile(arch, Policy::Namespaced).len();
+        assert!(length < most, "{length} on {arch:?}");
+    }
 }
 
 fn run_with(program: &[Insn], arch: u32, name: &str, args: [u32; 3]) -> u32 {

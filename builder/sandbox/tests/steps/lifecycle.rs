@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     ("cancelling_kills_everything", cancelling_kills_everything),
     ("a_killed_builder_takes_the_step_with_it", a_killed_builder_takes_the_step_with_it),
     ("signals_of_the_terminal_do_not_reach_the_step", signals_of_the_terminal_do_not_reach_the_step),
+    ("a_builder_whose_program_went_runs_steps", a_builder_whose_program_went_runs_steps),
     ("a_killed_init_is_reported", a_killed_init_is_reported),
     ("a_killed_spawner_is_reported_and_replaced", a_killed_spawner_is_reported_and_replaced),
     ("what_was_written_last_arrives", what_was_written_last_arrives),
@@ -115,6 +116,42 @@ fn a_killed_builder_takes_the_step_with_it(host: &Host) {
     // The mount points of a killed builder are garbage its store removes with the layer; this root is shared by the cases.
     for name in ["etc/hosts", "etc/resolv.conf"] {
         std::fs::remove_file(host.lower.join(name)).unwrap();
+    }
+}
+
+/// A builder whose program is removed or replaced, as `fate` says, before its first step; prints what the step says, and
+/// what its children run from.
+pub(crate) fn homeless(dir: &Path, fate: &str) {
+    let program = std::env::current_exe().unwrap();
+    std::fs::remove_file(&program).unwrap();
+    if fate == "replaced" {
+        std::fs::copy("/bin/true", &program).unwrap();
+    }
+    let root = std::fs::File::open(dir).unwrap();
+    let (cancel, _never) = rustix::pipe::pipe().unwrap();
+    let exit = run_step(&shell("echo it runs"), root.as_fd(), cancel.as_fd(), &mut |_, bytes| {
+        std::io::stdout().write_all(bytes).unwrap();
+    });
+    assert_eq!(exit.unwrap(), Exit::Code(0));
+    let own = std::process::id().to_string();
+    for process in std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()) {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        if stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)) == Some(&own) {
+            println!("{}", std::fs::read_link(process.join("exe")).unwrap().display());
+        }
+    }
+}
+
+/// There is nothing to make a view of, so children run from the copy.
+fn a_builder_whose_program_went_runs_steps(host: &Host) {
+    for fate in ["removed", "replaced"] {
+        let dir =
+            tempfile::Builder::new().prefix("program").tempdir_in(host.lower.parent().unwrap()).unwrap();
+        let program = dir.path().join("steps");
+        std::fs::copy("/proc/self/exe", &program).unwrap();
+        let output = Command::new(&program).arg("--homeless").arg(&host.lower).arg(fate).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, "it runs\n/memfd:rbuild-sandbox (deleted)\n", "{fate}: {output:?}");
     }
 }
 
