@@ -96,18 +96,23 @@ fn a_kept_image_goes_up_while_it_is_being_compressed() -> Result<()> {
     bail!("no upload began before the layer was whole");
 }
 
+/// Breaks the first large upload after so many bytes; `forgets` its session, too.
+fn breaking_once(after: usize, forgets: bool) -> Result<FaultRegistry> {
+    let breaks = AtomicBool::new(true);
+    FaultRegistry::new(move |request, _| match request.method.as_str() {
+        "PATCH" | "PUT" if is_large(request) && breaks.swap(false, Ordering::Relaxed) => {
+            Some(Reply::hang_up(after))
+        }
+        "GET" if forgets && request.path.contains("/uploads/") => Some(Reply::new(404)),
+        _ => None,
+    })
+}
+
 /// R12: what was sent before a connection broke is not sent again, as long as the registry has it.
 #[test]
 fn a_stream_that_breaks_goes_on() -> Result<()> {
     for forgets in [false, true] {
-        let breaks = AtomicBool::new(true);
-        let registry = FaultRegistry::new(move |request, _| match request.method.as_str() {
-            "PATCH" | "PUT" if is_large(request) && breaks.swap(false, Ordering::Relaxed) => {
-                Some(Reply::hang_up(10 << 20))
-            }
-            "GET" if forgets && request.path.contains("/uploads/") => Some(Reply::new(404)),
-            _ => None,
-        })?;
+        let registry = breaking_once(10 << 20, forgets)?;
         let (env, context, arguments) = large(&[format!("{}/app:1", registry.host())])?;
         build(&env, &context, &arguments)?.ok();
         assert_arrived(&registry, "app:1")?;
@@ -132,14 +137,7 @@ fn a_passing_stream_that_breaks_goes_on_or_is_made_again() -> Result<()> {
     .flatten()
     .collect();
     for forgets in [false, true] {
-        let breaks = AtomicBool::new(true);
-        let registry = FaultRegistry::new(move |request, _| match request.method.as_str() {
-            "PATCH" | "PUT" if is_large(request) && breaks.swap(false, Ordering::Relaxed) => {
-                Some(Reply::hang_up(12 << 20))
-            }
-            "GET" if forgets && request.path.contains("/uploads/") => Some(Reply::new(404)),
-            _ => None,
-        })?;
+        let registry = breaking_once(12 << 20, forgets)?;
         let env = TestEnv::new()?;
         let context = env.context("passing", "FROM scratch\nCOPY file /file\n", &[])?;
         std::fs::write(context.join("file"), &noise)?;
