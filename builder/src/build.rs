@@ -166,6 +166,7 @@ pub async fn build(
         }
     };
     indexing.end()?;
+    ahead.emitted().await;
     let executed = solver.executed();
     let invocation = explain::build_id(env.lease.id());
 

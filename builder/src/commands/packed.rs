@@ -131,7 +131,7 @@ pub(super) async fn image(
     let packing = DEFAULT_GZIP.into();
     if let Some(push) = push {
         let sent = image.layers.iter().filter_map(|layer| match layer.place {
-            Place::Here(id) => Some(send_layer(env, push, (id, layer.is_base, layer.clamp), &packing)),
+            Place::Here(id) => Some(send_layer(env, push, (id, layer.is_base, layer.clamp), &packing, None)),
             Place::There(_) => None,
         });
         futures_util::future::join_all(sent).await;

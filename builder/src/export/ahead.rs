@@ -14,6 +14,7 @@ use rbuild_cache::store::LayerId;
 use rbuild_frontend::graph::{BuildGraph, Op};
 use rbuild_registry::Client;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::assemble::emit::{Pace, emit_ahead};
@@ -34,7 +35,12 @@ pub struct Ahead {
     tasks: JoinSet<()>,
     /// By the number of the output.
     pushes: BTreeMap<usize, Arc<Push>>,
+    /// Closed when all layers are emitted.
+    emitting: watch::Receiver<()>,
 }
+
+/// Held by who has layers to emit, and dropped when they are.
+pub type Emitting = watch::Sender<()>;
 
 impl Ahead {
     /// Begins with every output that pushes. `begins` is false for a build in which nothing is executed: there the push
@@ -47,12 +53,15 @@ impl Ahead {
         solver: &Arc<Solver>,
         begins: bool,
     ) -> Self {
-        let mut ahead = Self { env: Arc::clone(env), tasks: JoinSet::new(), pushes: BTreeMap::new() };
+        let (emits, emitting) = watch::channel(());
+        let env = Arc::clone(env);
+        let mut ahead = Self { env, tasks: JoinSet::new(), pushes: BTreeMap::new(), emitting };
         for (number, output) in results.outputs.iter().enumerate() {
             let OutputArg::Image(image) = output else { continue };
             if !image.push || !begins {
                 continue;
             }
+            let env = &ahead.env;
             let push = Arc::new(Push::new(registry, env, image.names.clone()));
             ahead.pushes.insert(number, Arc::clone(&push));
             if env.wanted_compression == Some(packing(image).compression) {
@@ -69,7 +78,8 @@ impl Ahead {
                     packing: packing(image),
                     rewrites: rewrites(results, &image.packing),
                 };
-                ahead.tasks.spawn(async move { follower.follow(target).await });
+                let emits = emits.clone();
+                ahead.tasks.spawn(async move { follower.follow(target, emits).await });
             }
         }
         ahead
@@ -78,6 +88,13 @@ impl Ahead {
     /// The push of an output, when it has begun.
     pub fn push(&self, output: usize) -> Option<Arc<Push>> {
         self.pushes.get(&output).cloned()
+    }
+
+    /// Waits until the layers of steps that have ended are emitted, though perhaps not sent. Who asks for one of them sooner
+    /// has it hashed for itself, once more than needed, and nobody can read along.
+    pub async fn emitted(&self) {
+        let mut emitting = self.emitting.clone();
+        while emitting.changed().await.is_ok() {}
     }
 
     /// Gives up, and returns when nothing of it runs any more.
@@ -107,7 +124,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn follow(self, target: usize) {
+    async fn follow(self, target: usize, emits: Emitting) {
         let follower = Arc::new(self);
         let target = &follower.graph.targets[target];
         let mut sending = JoinSet::new();
@@ -120,10 +137,12 @@ impl Follower {
             let Some(solved) = follower.solver.result(node).await else { continue };
             if let Some(below) = solved.below.as_deref().filter(|_| made == 0) {
                 for layer in left_layers(below) {
-                    let follower = Arc::clone(&follower);
+                    let (follower, emits) = (Arc::clone(&follower), emits.clone());
                     sending.spawn(async move {
                         let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead, None);
-                        if let Ok(blob) = blob.await {
+                        let blob = blob.await;
+                        drop(emits);
+                        if let Ok(blob) = blob {
                             send(&follower.env, &follower.push, &blob).await;
                         }
                     });
@@ -133,13 +152,14 @@ impl Follower {
             for (at, id) in solved.stack.iter().copied().enumerate().filter(|(_, id)| seen.insert(*id)) {
                 let own = at.checked_sub(base_count).map(|at| target.layers[at]);
                 let clamp = follower.clamp(own);
-                let follower = Arc::clone(&follower);
+                let (follower, emits) = (Arc::clone(&follower), emits.clone());
                 sending.spawn(async move {
                     let (env, push, packing) = (&follower.env, &follower.push, &follower.packing);
-                    send_layer(env, push, (id, own.is_none(), clamp), packing).await;
+                    send_layer(env, push, (id, own.is_none(), clamp), packing, Some(emits)).await;
                 });
             }
         }
+        drop(emits);
         while sending.join_next().await.is_some() {}
     }
 
@@ -152,16 +172,20 @@ impl Follower {
 }
 
 /// Emits a layer (its id, whether it is the base's, its newest time) and brings it to all destinations, a large one while
-/// it is being emitted. What goes wrong is tried again by who finishes the push, and reported then.
+/// it is being emitted. `emits` is dropped when it is. What goes wrong is tried again by who finishes the push, and reported
+/// then.
 pub async fn send_layer(
     env: &Arc<ExecEnv>,
     push: &Push,
     (id, is_base, clamp): (LayerId, bool, Option<i64>),
     packing: &Packing,
+    emits: Option<Emitting>,
 ) {
     let (listener, heard) = listener();
     let whole = async {
-        if let Ok(blob) = emit_ahead(env, id, is_base, clamp, packing, listener).await {
+        let blob = emit_ahead(env, id, is_base, clamp, packing, listener).await;
+        drop(emits);
+        if let Ok(blob) = blob {
             send(env, push, &blob).await;
         }
     };
