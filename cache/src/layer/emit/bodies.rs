@@ -160,10 +160,14 @@ pub(crate) fn read_all<E: From<Errno>>(
     buffer: &mut Vec<u8>,
     mut each: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    buffer.resize(BODY_BYTES, 0);
+    let most = |left: u64| usize::try_from(left).unwrap_or(BODY_BYTES).min(BODY_BYTES);
+    // Most layers of a RUN are a few small files: to clear a whole buffer takes longer than to read them.
+    if buffer.len() < most(size) {
+        buffer.resize(most(size), 0);
+    }
     let mut at = 0;
     while at < size {
-        let length = usize::try_from(size - at).unwrap_or(BODY_BYTES).min(BODY_BYTES);
+        let length = most(size - at);
         match pread(file, &mut buffer[..length], at) {
             Ok(0) => break,
             Ok(count) => {

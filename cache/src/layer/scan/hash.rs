@@ -94,7 +94,8 @@ fn work(
     batch: usize,
 ) -> Result<Vec<(usize, ContentDigest, Attributes)>, ScanError> {
     let mut dirs = Dirs::new(dir);
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let largest = jobs.iter().map(|job| job.size).max().unwrap_or(0);
+    let mut buffer = vec![0; usize::try_from(largest).unwrap_or(BUFFER_BYTES).clamp(1, BUFFER_BYTES)];
     let mut results = Vec::new();
     loop {
         let start = next.fetch_add(batch, Ordering::Relaxed).min(jobs.len());
