@@ -15,6 +15,7 @@ use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, list};
 use super::lease::Lease;
+use super::readers::CONDEMNED;
 use super::{
     GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
 };
@@ -305,9 +306,11 @@ impl Store {
     pub(crate) fn retire(&self, has_more: bool) -> Result<i64, StoreError> {
         let layout = &self.inner.layout;
         let in_index: Option<i64> = self.inner.index.read("look for condemned objects", |connection| {
-            let sql = "SELECT max(until) FROM
-                (SELECT until FROM layers WHERE until < ?1 UNION ALL SELECT until FROM blobs WHERE until < ?1)";
-            Ok(connection.query_row(sql, [readers::NONE], |row| row.get(0))?)
+            let sql = format!(
+                "SELECT max(until) FROM
+                    (SELECT until FROM layers WHERE {CONDEMNED} UNION ALL SELECT until FROM blobs WHERE {CONDEMNED})"
+            );
+            Ok(connection.query_row(&sql, [], |row| row.get(0))?)
         })?;
         let in_trees: Option<i64> = self.inner.trees.read("look for condemned nodes", |connection| {
             Ok(connection.query_row("SELECT max(until) FROM condemned", [], |row| row.get(0))?)
@@ -328,10 +331,12 @@ impl Store {
     /// Bytes of what is condemned and not freed.
     pub(crate) fn condemned_bytes(&self) -> Result<u64, StoreError> {
         self.inner.index.read("add up condemned objects", |connection| {
-            let sql = "SELECT coalesce(sum(size), 0) FROM
-                (SELECT coalesce(disk, size) AS size FROM layers WHERE until < ?1
-                    UNION ALL SELECT size FROM blobs WHERE until < ?1)";
-            let bytes: i64 = connection.query_row(sql, [readers::NONE], |row| row.get(0))?;
+            let sql = format!(
+                "SELECT coalesce(sum(size), 0) FROM
+                    (SELECT coalesce(disk, size) AS size FROM layers WHERE {CONDEMNED}
+                        UNION ALL SELECT size FROM blobs WHERE {CONDEMNED})"
+            );
+            let bytes: i64 = connection.query_row(&sql, [], |row| row.get(0))?;
             Ok(u64::try_from(bytes).unwrap_or(0))
         })
     }
@@ -349,10 +354,13 @@ impl Store {
         let mut freed = Freed::default();
         loop {
             let layers = self.inner.index.write_durably("remove layers", |transaction| {
-                let sql = "DELETE FROM layers WHERE id IN
-                    (SELECT id FROM layers WHERE until < ?1 LIMIT ?2) RETURNING id, coalesce(disk, size)";
+                let sql = format!(
+                    "DELETE FROM layers WHERE id IN
+                        (SELECT id FROM layers WHERE {CONDEMNED} AND until < ?1 LIMIT ?2)
+                        RETURNING id, coalesce(disk, size)"
+                );
                 let rows: Vec<(i64, i64)> = transaction
-                    .prepare_cached(sql)?
+                    .prepare_cached(&sql)?
                     .query_map((oldest, BATCH as i64), |row| Ok((row.get(0)?, row.get(1)?)))?
                     .collect::<Result<_, _>>()?;
                 Ok(rows)
@@ -403,8 +411,8 @@ impl Store {
 
     fn condemned_blobs(&self, oldest: i64) -> Result<Vec<(Digest, u64)>, StoreError> {
         self.inner.index.read("list condemned blobs", |connection| {
-            let sql = "SELECT digest, size FROM blobs WHERE until < ?1 LIMIT ?2";
-            let mut statement = connection.prepare_cached(sql)?;
+            let sql = format!("SELECT digest, size FROM blobs WHERE {CONDEMNED} AND until < ?1 LIMIT ?2");
+            let mut statement = connection.prepare_cached(&sql)?;
             let rows = statement.query_map((oldest, BATCH as i64), |row| {
                 let size: i64 = row.get(1)?;
                 Ok((Digest::from_bytes(row.get(0)?), u64::try_from(size).unwrap_or(0)))

@@ -36,6 +36,8 @@ use super::{LayerId, PULLED, lock};
 const CURRENT: &str = "readers/current";
 /// A generation that sees only what nobody condemned: the collector's own.
 pub(super) const NONE: i64 = i64::MAX;
+/// Of rows that are not: written out, so that SQLite sees that the index of those rows is all it needs.
+pub(super) const CONDEMNED: &str = "until < 9223372036854775807";
 
 /// Membership in a generation, until dropped.
 #[derive(Debug)]

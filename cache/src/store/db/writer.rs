@@ -198,6 +198,9 @@ impl Db {
             connection.set_prepared_statement_cache_capacity(STATEMENTS);
             // The last one to leave would otherwise pay a checkpoint, even after reading only.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            // SQLite otherwise looks at the values bound to a `LIMIT` or a comparison, and compiles the statement anew
+            // whenever one of them is bound: three times in each step of a build.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((connection, version))
         };

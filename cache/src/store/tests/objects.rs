@@ -285,3 +285,27 @@ fn a_lease_takes_its_leftovers_along_however_deep_they_are() {
     assert!(!work.exists());
     assert_eq!(std::fs::read_dir(store.root().join("leases")).unwrap().count(), 0);
 }
+
+#[test]
+fn what_is_condemned_is_found_by_its_index_and_no_statement_is_compiled_twice() {
+    let (_dir, store) = fresh();
+    store
+        .inner
+        .index
+        .read("look at a plan", |connection| {
+            for table in ["layers", "blobs"] {
+                let condemned = readers::CONDEMNED;
+                let sql =
+                    format!("EXPLAIN QUERY PLAN SELECT until FROM {table} WHERE {condemned} AND until < ?1");
+                let plan: String = connection.query_row(&sql, [1], |row| row.get(3))?;
+                assert!(plan.contains(&format!("{table}_condemned")), "{plan}");
+            }
+            let mut statement = connection.prepare("SELECT id FROM layers WHERE until >= ?1 LIMIT ?2")?;
+            for limit in 1..9 {
+                assert!(statement.query((5, limit))?.next()?.is_none());
+            }
+            assert_eq!(statement.get_status(rusqlite::StatementStatus::RePrepare), 0);
+            Ok(())
+        })
+        .unwrap();
+}
