@@ -20,10 +20,10 @@ use bytes::Bytes;
 use rbuild_cache::store::{Lease, Store};
 
 /// Most bytes in memory, of all windows of a build.
-const HELD_BYTES_MAX: u64 = 14 << 20;
+const HELD_BYTES_MAX: u64 = 11 << 20;
 /// What a reader got is held until this much more has gone out: it is not at the registry before it has left the
 /// buffers between, and is asked for again when the connection breaks.
-const BEHIND_BYTES: u64 = 4 << 20;
+const BEHIND_BYTES: u64 = 3 << 20;
 /// Bytes of a piece. All but the last one are full.
 const PIECE_BYTES: u64 = 1 << 20;
 
