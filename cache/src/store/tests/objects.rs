@@ -287,8 +287,9 @@ fn a_lease_takes_its_leftovers_along_however_deep_they_are() {
 }
 
 #[test]
-fn what_is_condemned_is_found_by_its_index_and_no_statement_is_compiled_twice() {
+fn what_is_condemned_is_found_by_its_index_and_a_limit_compiles_nothing_anew() {
     let (_dir, store) = fresh();
+    assert_eq!(readers::CONDEMNED, format!("until < {}", readers::NONE));
     store
         .inner
         .index
