@@ -260,6 +260,32 @@ fn packs(diff: &LayerDiff, dir: &Path) {
     rate("SHA-256 alone", sha, all.len());
 }
 
+/// What a layer's contents have to do with the speed of gzip, hashes included.
+fn contents() {
+    const LEN: usize = 32 << 20;
+    let mut state = 1_u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let noise: Vec<u8> = (0..LEN).map(|_| random()).collect();
+    let digits = b"0123456789abcdef";
+    let uneven = noise.iter().map(|byte| digits[usize::from(byte % 16)]).collect();
+    let text = (0..LEN / FILE_BYTES).flat_map(content).collect();
+    for (what, bytes) in [("text", text), ("hexadecimal digits", uneven), ("noise", noise)] {
+        let mut size = 0;
+        let time = best(
+            || (),
+            |()| {
+                let source =
+                    |out: &mut dyn Write| bytes.chunks(256 << 10).try_for_each(|piece| out.write_all(piece));
+                size = encode(source, DEFAULT_GZIP, &mut io::sink(), 1).expect("encodes").size;
+            },
+        );
+        rate(&format!("gzip of {what}, {:.3} x smaller", LEN as f64 / size as f64), time, LEN);
+    }
+}
+
 /// The commit of a RUN layer beside reading and hashing its bytes once.
 fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
     let upper = dir.join(format!("upper-{files}"));
@@ -307,6 +333,7 @@ fn main() {
     trees(&diff);
     stat_index(&temp.path().join("store"));
     packs(&diff, temp.path());
+    contents();
     commit(temp.path(), "RUN layer, 64 files of 1 MiB", 64, 1 << 20);
     commit(temp.path(), "RUN layer, 5,000 files of 8 KiB", 5_000, 8 << 10);
 }

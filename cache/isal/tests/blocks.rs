@@ -28,8 +28,9 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 fn deflated(deflater: &mut Deflater, dictionary: &[u8], bytes: &[u8]) -> Vec<u8> {
-    let mut out = b"left over".to_vec();
-    deflater.deflate(dictionary, bytes, &mut out).expect("no block of these is too long");
+    let mut out = Vec::new();
+    deflater.start(dictionary).expect("no dictionary of these is too long");
+    deflater.push(bytes, &mut out).expect("no block of these is too long");
     out
 }
 

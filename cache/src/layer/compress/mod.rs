@@ -8,7 +8,11 @@
 //! engine and the block size, so [`Compression::params`] names everything that matters, with a version.
 
 mod deflate;
+#[cfg(feature = "isal")]
+mod fast;
 mod gzip;
+#[cfg(feature = "isal")]
+mod literals;
 mod plain;
 
 use std::io::{self, Write};
@@ -34,7 +38,8 @@ pub enum Compression {
 /// The engine of gzip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Gzip {
-    /// ISA-L: four times as fast as the other, for a twelfth more bytes.
+    /// ISA-L, and codes for single bytes where matches do not pay: four times as fast as the other, for a twelfth more
+    /// bytes.
     #[cfg(feature = "isal")]
     Fast,
     /// zlib-rs, which every build of rbuild has: 1 (fast) to 9 (small); others are brought into that range.
@@ -52,7 +57,10 @@ pub const DEFAULT_GZIP: Compression = Compression::Gzip(Gzip::Level(4));
 /// The default when zstd is asked for.
 pub const DEFAULT_ZSTD: Compression = Compression::Zstd { level: 3 };
 
-/// Raised whenever the same parameters give other bytes: another engine or release of it, another block size.
+/// Raised whenever the same parameters give other bytes: another engine or release of it, another block size, or another
+/// rule for what is tried (2: codes for single bytes).
+#[cfg(feature = "isal")]
+const FAST_VERSION: u32 = 2;
 const GZIP_VERSION: u32 = 1;
 const ZSTD_VERSION: u32 = 1;
 
@@ -65,10 +73,12 @@ impl Compression {
                 let engine = match engine {
                     // Other architectures have other code in it, of which nobody has shown that it gives the same.
                     #[cfg(feature = "isal")]
-                    Gzip::Fast => format!("{}/{}", rbuild_isal::VERSION, std::env::consts::ARCH),
-                    Gzip::Level(level) => format!("zlib-rs/level={level}"),
+                    Gzip::Fast => {
+                        format!("{FAST_VERSION}/{}/{}", rbuild_isal::VERSION, std::env::consts::ARCH)
+                    }
+                    Gzip::Level(level) => format!("{GZIP_VERSION}/zlib-rs/level={level}"),
                 };
-                format!("gzip/{GZIP_VERSION}/{engine}/block={}", gzip::BLOCK_BYTES)
+                format!("gzip/{engine}/block={}", gzip::BLOCK_BYTES)
             }
             Self::Zstd { level } => format!("zstd/{ZSTD_VERSION}/level={level}/mt"),
         }

@@ -127,7 +127,7 @@ fn parameters_name_the_level_in_effect() {
     assert_ne!(Compression::Gzip(Gzip::Level(4)).params(), Compression::Gzip(Gzip::Level(6)).params());
     assert_eq!(Compression::Gzip(Gzip::Level(4)).params(), "gzip/1/zlib-rs/level=4/block=524288");
     #[cfg(all(feature = "isal", target_arch = "x86_64"))]
-    assert_eq!(DEFAULT_GZIP.params(), "gzip/1/isa-l-2.31/level=2/x86_64/block=524288");
+    assert_eq!(DEFAULT_GZIP.params(), "gzip/2/isa-l-2.31/level=2/x86_64/block=524288");
     #[cfg(not(feature = "isal"))]
     assert_eq!(DEFAULT_GZIP, Compression::Gzip(Gzip::Level(4)));
     assert_eq!(DEFAULT_ZSTD.params(), "zstd/1/level=3/mt");
@@ -144,14 +144,101 @@ fn the_judge_of_gzip_itself_accepts_both_engines() {
     }
 }
 
-/// Runs of noise, of one byte, and of text, long and short.
+fn noise(len: usize, kind: u8) -> Vec<u8> {
+    (0..len).map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[usize::from(kind % 32)]).collect()
+}
+
+/// Bytes whose frequencies say all there is to say.
+fn digits(len: usize, kind: u8) -> Vec<u8> {
+    noise(len, kind).iter().map(|byte| b"0123456789abcdef"[usize::from(byte % 16)]).collect()
+}
+
+/// Runs of noise, of one byte, of digits, and of text, long and short.
 fn pieces() -> impl Strategy<Value = Vec<u8>> {
-    let piece = (0..3_u8, any::<u8>(), 1..200_000_usize).prop_map(|(kind, byte, len)| match kind {
+    let piece = (0..4_u8, any::<u8>(), 1..200_000_usize).prop_map(|(kind, byte, len)| match kind {
         0 => vec![byte; len],
-        1 => (0..len).map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[usize::from(byte % 32)]).collect(),
+        1 => noise(len, byte),
+        2 => digits(len, byte),
         _ => sample(len),
     });
     proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+#[cfg(feature = "isal")]
+mod without_matches {
+    use super::super::literals::Literals;
+    use super::*;
+
+    fn inflated(bytes: &[u8]) -> Vec<u8> {
+        let literals = Literals::of(bytes);
+        let mut out = b"before".to_vec();
+        literals.encode(bytes, &mut out);
+        assert_eq!(out.len(), "before".len() + literals.size());
+        out.extend([3, 0]);
+        let mut inflated = Vec::new();
+        flate2::read::DeflateDecoder::new(&out["before".len()..]).read_to_end(&mut inflated).unwrap();
+        inflated
+    }
+
+    #[test]
+    fn codes_that_would_be_too_long_are_cut() {
+        // Each byte as often as the two rarer ones together: the rarest would have a code of 23 bits.
+        let mut counts = vec![1_usize, 1];
+        while counts.len() < 23 {
+            counts.push(counts[counts.len() - 1] + counts[counts.len() - 2]);
+        }
+        let bytes: Vec<u8> = counts
+            .iter()
+            .enumerate()
+            .flat_map(|(byte, count)| std::iter::repeat_n(byte as u8, *count))
+            .collect();
+        assert!(inflated(&bytes) == bytes);
+    }
+
+    #[test]
+    fn one_kind_of_byte_none_and_all_of_them() {
+        for bytes in [vec![0; 100_000], vec![255], Vec::new(), (0..=255).collect(), vec![7; 3]] {
+            assert!(inflated(&bytes) == bytes);
+        }
+    }
+
+    #[test]
+    fn digits_are_smaller_and_text_is_as_small_as_with_matches() {
+        let size = |bytes: &[u8]| encoded(bytes, DEFAULT_GZIP, 1).0.size;
+        let with_matches = |bytes: &[u8]| {
+            let mut all = Vec::new();
+            let mut deflater = rbuild_isal::Deflater::default();
+            for block in bytes.chunks(gzip::BLOCK_BYTES) {
+                deflater.start(&bytes[..0]).unwrap();
+                deflater.push(block, &mut all).unwrap();
+            }
+            all.len() as u64
+        };
+        let (digits, text) = (digits(4 << 20, 0), sample(4 << 20));
+        assert!(
+            size(&digits) * 104 < with_matches(&digits) * 100,
+            "{} {}",
+            size(&digits),
+            with_matches(&digits)
+        );
+        assert!(size(&text) * 1000 < with_matches(&text) * 1005, "{} {}", size(&text), with_matches(&text));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_goes_in_comes_out(
+            weights in proptest::collection::vec(0..4000_u32, 1..256),
+            len in 0..50_000_usize,
+        ) {
+            let total: u32 = weights.iter().sum::<u32>().max(1);
+            let one = |n: usize| {
+                let mut at = u32::from_le_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes().first_chunk().unwrap()) % total;
+                weights.iter().position(|weight| at.checked_sub(*weight).map(|left| at = left).is_none()).unwrap_or(0) as u8
+            };
+            let bytes: Vec<u8> = (0..len).map(one).collect();
+            prop_assert!(inflated(&bytes) == bytes);
+        }
+    }
 }
 
 proptest! {
