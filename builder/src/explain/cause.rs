@@ -75,6 +75,15 @@ pub enum Cause {
         /// How many in all; 0 when it cannot be told which.
         count: usize,
     },
+    /// What is at an address is another file or commit.
+    Fetched {
+        /// The address.
+        address: String,
+        /// Digest or commit before.
+        old: String,
+        /// Now.
+        new: String,
+    },
     /// A step above is to blame.
     Above {
         /// Its name.
@@ -215,6 +224,10 @@ impl fmt::Display for Cause {
                     0 => Ok(()),
                     more => write!(f, " and {more} more"),
                 }
+            }
+            Self::Fetched { address, old, new } => {
+                let (old, new) = (short_digest(old), short_digest(new));
+                write!(f, "{} changed {old}.. -> {new}..", shorten(address))
             }
             Self::Above { step, how } => match how {
                 Above::Changed => write!(f, "`{}` above changed", shorten(step)),

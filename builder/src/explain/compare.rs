@@ -85,11 +85,16 @@ fn changed(old: Option<&Field>, new: Option<&Field>) -> Cause {
 }
 
 fn files(old: &InputRecord, new: &InputRecord, nodes: &dyn NodeStore) -> Cause {
-    let from = match &new.producer {
-        Producer::Context { name: None } | Producer::Scratch => None,
-        Producer::Context { name } => name.clone(),
-        Producer::Image { reference, .. } => Some(reference.clone()),
-        Producer::Step { stage, .. } => Some(format!("stage {stage}")),
+    let from = match (&old.producer, &new.producer) {
+        // What it is says more than which of its files are others, and a single one has no name.
+        (Producer::Fetched { version: old, .. }, Producer::Fetched { address, version: new }) => {
+            return Cause::Fetched { address: address.clone(), old: old.clone(), new: new.clone() };
+        }
+        (_, Producer::Context { name: None } | Producer::Scratch) => None,
+        (_, Producer::Context { name }) => name.clone(),
+        (_, Producer::Image { reference, .. }) => Some(reference.clone()),
+        (_, Producer::Fetched { address, .. }) => Some(address.clone()),
+        (_, Producer::Step { stage, .. }) => Some(format!("stage {stage}")),
     };
     let (Some(before), Some(after)) = (tree(old), tree(new)) else {
         return Cause::Files { from, files: Vec::new(), count: 0 };

@@ -246,7 +246,15 @@ impl Explainer {
                 Producer::Image { reference: image.reference.clone(), manifest: image.manifest.to_string() }
             }
             Op::Context(context) => Producer::Context { name: context.name.clone() },
-            Op::Http(_) | Op::Git(_) | Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => {
+            Op::Http(http) => Producer::Fetched {
+                address: without_user(&http.url),
+                version: http.content.or(http.checksum).map(|digest| digest.to_string()).unwrap_or_default(),
+            },
+            Op::Git(git) => Producer::Fetched {
+                address: git.source.to_string(),
+                version: git.commit.clone().unwrap_or_default(),
+            },
+            Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => {
                 Producer::Step { name: at.step.name.clone(), stage: at.step.stage.clone() }
             }
         }
@@ -308,6 +316,7 @@ impl Explainer {
             Producer::Step { name, .. } => name.clone(),
             Producer::Image { reference, .. } => format!("FROM {reference}"),
             Producer::Scratch => "FROM scratch".to_owned(),
+            Producer::Fetched { address, .. } => address.clone(),
             Producer::Context { .. } => String::new(),
         };
         let (old_name, step) = (name(&old.producer), name(&new.producer));

@@ -87,6 +87,13 @@ pub enum Producer {
         /// Its name; `None` for the main one.
         name: Option<String>,
     },
+    /// A file on a web server, a commit of a repository.
+    Fetched {
+        /// Its address, without what may be secret.
+        address: String,
+        /// Digest of the file, or the commit.
+        version: String,
+    },
     /// A step.
     Step {
         /// Its name.

@@ -121,7 +121,9 @@ fn a_changed_file_is_fetched_and_an_equal_one_is_the_same_step() -> Result<()> {
     let (run, same) = env.build_id(&context, &[])?;
     run.assert_all_cached();
     assert_eq!(first, same);
-    assert_ne!(env.build_id(&context, &[])?.1, first);
+    let (run, other) = env.build_id(&context, &[])?;
+    assert_ne!(other, first);
+    run.says(&[&format!("not cached: {} changed sha256:", web.url("/changing"))]);
     Ok(())
 }
 

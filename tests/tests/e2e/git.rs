@@ -59,8 +59,10 @@ fn add_brings_the_files_of_a_commit_and_fetches_them_once() -> Result<()> {
     // Two references are asked for, nothing is fetched.
     assert!(again.len() <= 6 && again.iter().all(|target| !target.contains("git-receive")), "{again:?}");
     // A commit is what it is: it needs no network, not even once another build had it.
-    repository.commit(&[("sub/f", "changed")])?;
-    env.build(Path::new(&context), &[])?.ok();
+    let second = repository.commit(&[("sub/f", "changed")])?;
+    let moved = format!("changed {}.. -> {}..", &first[..19], &second[..19]);
+    let because = [format!("not cached: {url} {moved}"), format!("not cached: {url}#main:sub {moved}")];
+    env.build(Path::new(&context), &[])?.ok().says(&because.each_ref().map(String::as_str));
     let pinned = env.context("pinned", &format!("FROM scratch\nADD {url}#{first} /\n"), &[])?;
     env.build(&pinned, &[])?.ok();
     drop(server);
