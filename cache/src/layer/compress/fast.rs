@@ -17,6 +17,9 @@ const PIECE: usize = 240 << 10;
 /// Of each such piece.
 const TRIED: usize = 8 << 10;
 
+/// What the engine wants to have left in a buffer each time it is called, all times together.
+const ROOM: usize = 16 << 10;
+
 #[derive(Default)]
 pub(super) struct Fast {
     matches: rbuild_isal::Deflater,
@@ -25,6 +28,8 @@ pub(super) struct Fast {
 impl Fast {
     /// Puts `bytes` after what is in `out`: no final block, ended by a flush.
     pub(super) fn deflate(&mut self, bytes: &[u8], dictionary: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        // At once, and for all that follows even if nothing compresses: a buffer that grows bit by bit ends up twice as large.
+        out.reserve_exact(bytes.len() + bytes.len() / 64 + ROOM);
         self.matches.start(dictionary).map_err(io::Error::other)?;
         let (tried, rest) = bytes.split_at(bytes.len().min(FIRST_TRIED));
         if self.matches_pay(tried, out)? {
