@@ -87,7 +87,9 @@ fn changed(old: Option<&Field>, new: Option<&Field>) -> Cause {
 fn files(old: &InputRecord, new: &InputRecord, nodes: &dyn NodeStore) -> Cause {
     let from = match (&old.producer, &new.producer) {
         // What it is says more than which of its files are others, and a single one has no name.
-        (Producer::Fetched { version: old, .. }, Producer::Fetched { address, version: new }) => {
+        (Producer::Fetched { version: old, .. }, Producer::Fetched { address, version: new })
+            if old != new =>
+        {
             return Cause::Fetched { address: address.clone(), old: old.clone(), new: new.clone() };
         }
         (_, Producer::Context { name: None } | Producer::Scratch) => None,

@@ -63,6 +63,10 @@ fn add_brings_the_files_of_a_commit_and_fetches_them_once() -> Result<()> {
     let moved = format!("changed {}.. -> {}..", &first[..19], &second[..19]);
     let because = [format!("not cached: {url} {moved}"), format!("not cached: {url}#main:sub {moved}")];
     env.build(Path::new(&context), &[])?.ok().says(&because.each_ref().map(String::as_str));
+    // The same commit, other files of it.
+    let kept = format!("FROM scratch\nADD --keep-git-dir=true {url} /src\nADD {url}#main:sub /sub/\n");
+    fs::write(Path::new(&context).join("Dockerfile"), kept)?;
+    env.build(Path::new(&context), &[])?.ok().says(&[&format!("not cached: files in {url} changed")]);
     let pinned = env.context("pinned", &format!("FROM scratch\nADD {url}#{first} /\n"), &[])?;
     env.build(&pinned, &[])?.ok();
     drop(server);
