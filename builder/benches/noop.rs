@@ -1,12 +1,14 @@
-//! A build with nothing to do against what it cannot do without: looking at every file of its context.
+//! A build with nothing to do against what it cannot do without: starting a process, and looking at every file of its context.
 //!
-//! `cargo bench -p rbuild --profile bench-fast --bench noop`, or with another binary in `RBUILD_BIN`.
+//! `cargo bench -p rbuild --profile bench-fast --bench noop`, or with another binary in `RBUILD_BIN`. Wants `cc`.
 //!
-//! The context is that of workload w2 (`tests/bench/gen.py`): 20,000 files, and 2,000 that its ignore file leaves out. The
-//! floor is a walk and a stat of the 20,000 on two threads of a process that runs already. Whole processes of rbuild
-//! and floors take turns; medians of wall time, warm caches. The limit is 1.5 times the floor.
+//! Two contexts. The large one is that of workload w2 (`tests/bench/gen.py`): 20,000 files, and 2,000 that its ignore file
+//! leaves out; the floor is a walk and a stat of the 20,000 on two threads of a process that runs already, the limit 1.5 times
+//! that. The small one has 20 files; the floor is a static program that does nothing, from its start to its end, and the
+//! walk, the limit 6 times that. Whole processes of rbuild and floors take turns; medians of wall time, warm caches.
 
 mod floor;
+mod w2;
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,23 +17,21 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 41;
+const ROUNDS_SMALL: usize = 301;
 /// The reference's, for ratios of wall time.
 const LIMIT: f64 = 1.5;
+const LIMIT_SMALL: f64 = 6.0;
 
 fn main() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (context, root) = (dir.path().join("context"), dir.path().join("root"));
-    generate(&context);
-    let binary =
-        std::env::var_os("RBUILD_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_rbuild")));
-    let build = || {
-        let mut command = Command::new(&binary);
-        command.arg("--root").arg(&root).args(["build", "-q", "-t", "app:1"]).arg(&context);
-        let began = Instant::now();
-        let status = command.env("HOME", dir.path()).stdout(Stdio::null()).status().expect("a process");
-        assert!(status.success(), "the build failed");
-        began.elapsed()
-    };
+    large(dir.path());
+    small(dir.path());
+}
+
+fn large(dir: &Path) {
+    let (context, root) = (dir.join("context"), dir.join("root"));
+    w2::generate(&context);
+    let build = || build(&context, &root);
     let walk = |threads| {
         let began = Instant::now();
         let count = floor::walk(&context, threads, |name| name == b"tmp" || name.ends_with(b".log"));
@@ -49,29 +49,59 @@ fn main() {
         singles.push(walk(1));
     }
     let (build, floor, single) = (median(builds), median(floors), median(singles));
-    println!("walk and stat, one thread   {single:?}");
-    println!("walk and stat, two threads  {floor:?}");
+    println!("20,000 files: walk and stat, one thread   {single:?}");
+    println!("20,000 files: walk and stat, two threads  {floor:?}");
     let ratio = build.as_secs_f64() / floor.as_secs_f64();
-    println!("rbuild with nothing to do   {build:?}  {ratio:.2} x the latter (limit {LIMIT})");
+    println!("20,000 files: rbuild with nothing to do   {build:?}  {ratio:.2} x the latter (limit {LIMIT})");
+}
+
+fn small(dir: &Path) {
+    let (context, root, program) = (dir.join("small"), dir.join("small-root"), dir.join("empty"));
+    fs::create_dir(&context).expect("a directory");
+    for at in 0..19 {
+        fs::write(context.join(format!("{at}.js")), format!("{at}\n")).expect("a file");
+    }
+    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /app\n").expect("a file");
+    fs::write(dir.join("empty.c"), "int main(void) { return 0; }\n").expect("a file");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-static", "-o"]).arg(&program).arg(dir.join("empty.c"));
+    assert!(compiler.status().expect("cc").success(), "no static program was made");
+    let floor = || {
+        let began = Instant::now();
+        assert!(Command::new(&program).status().expect("a process").success());
+        assert_eq!(floor::walk(&context, 1, |_| false), 20);
+        began.elapsed()
+    };
+    // Files younger than a stat index are looked at again: until its clock has moved on, and once more.
+    build(&context, &root);
+    std::thread::sleep(Duration::from_millis(50));
+    build(&context, &root);
+    let (mut builds, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS_SMALL {
+        floors.push(floor());
+        builds.push(build(&context, &root));
+    }
+    let (build, floor) = (median(builds), median(floors));
+    println!("20 files: an empty static program, and walk  {floor:?}");
+    let ratio = build.as_secs_f64() / floor.as_secs_f64();
+    println!(
+        "20 files: rbuild with nothing to do          {build:?}  {ratio:.2} x the former (limit {LIMIT_SMALL})"
+    );
+}
+
+/// A whole process of rbuild.
+fn build(context: &Path, root: &Path) -> Duration {
+    let binary =
+        std::env::var_os("RBUILD_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_rbuild")));
+    let mut command = Command::new(&binary);
+    command.arg("--root").arg(root).args(["build", "-q", "-t", "app:1"]).arg(context);
+    let began = Instant::now();
+    let status = command.env("HOME", root).stdout(Stdio::null()).status().expect("a process");
+    assert!(status.success(), "the build failed");
+    began.elapsed()
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
-}
-
-/// As `gen.py` does, with other contents.
-fn generate(context: &Path) {
-    for at in 0..22_000_usize {
-        let name = match at {
-            0..20_000 => format!("pkg{:02}/d{}/file{at}.txt", at / 1000, at / 100 % 10),
-            20_000..21_000 => format!("tmp/{at}.bin"),
-            _ => format!("pkg{:02}/log/{at}.log", at % 20),
-        };
-        let path = context.join(name);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
-        fs::write(path, format!("{at}\n").repeat(at % 1400)).expect("a file");
-    }
-    fs::write(context.join(".dockerignore"), "tmp\n**/*.log\n!pkg00/keep.log\n.git\n").expect("a file");
-    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /app\n").expect("a file");
 }

@@ -27,7 +27,7 @@ pub(crate) fn go_bool(text: &str) -> Result<bool, String> {
 /// Without a command, `build` is meant: `rbuild -t user/app:1.0 .`
 #[derive(Debug, Parser)]
 #[command(name = "rbuild", disable_help_subcommand = true, subcommand_required = true, max_term_width = 100)]
-pub(crate) struct Cli {
+pub(crate) struct Cli<C: Subcommand> {
     /// Keep images and cache in this directory [env: RBUILD_ROOT]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
@@ -41,7 +41,14 @@ pub(crate) struct Cli {
     pub(crate) debug: bool,
 
     #[command(subcommand)]
-    pub(crate) command: CommandArgs,
+    pub(crate) command: C,
+}
+
+/// `build` as in [`CommandArgs`], without the others.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BuildCommandArgs {
+    #[command(visible_alias = "b")]
+    Build(Box<BuildArgs>),
 }
 
 /// The commands.

@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Subcommand};
 use rbuild_oci::{Platform, Reference};
 use rbuild_sandbox::Isolation;
 
@@ -63,7 +63,7 @@ pub use steps::{
     StepOptions,
 };
 
-use args::{Cli, CommandArgs};
+use args::{BuildCommandArgs, Cli, CommandArgs};
 use commands::{command_name, first_own_argument, with_default_command};
 use image::{ImageCommandArgs, ImageGroupArgs};
 
@@ -182,30 +182,33 @@ where
     let word = typed.get(first_own_argument(&typed)).and_then(|word| word.to_str()).map(str::to_owned);
     let count = typed.len();
     let arguments = with_default_command(typed);
-    let command = parser(env);
-    let named = command_name(&arguments, &command);
     // A word in the place of a command was taken for the context, and the line makes no sense so: it was to be a command.
     let meant = word.filter(|_| arguments.len() > count).filter(|word| no_command(word).is_some());
     let usage = |problem| match &meant {
         Some(word) => UsageError { command: "rbuild".to_owned(), problem: Problem::NoCommand(word.clone()) },
-        None => UsageError { command: named.clone(), problem },
+        None => UsageError { command: command_name(&arguments, &parser::<CommandArgs>(env)), problem },
     };
-    let matches = match command.try_get_matches_from(&arguments) {
-        Ok(matches) => matches,
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp
-                    | ErrorKind::DisplayVersion
-                    | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-            ) =>
-        {
-            let command = Command::Help(error.render().to_string());
-            return Ok(Invocation { root: None, isolation: Isolation::Auto, debug: false, command });
+    // To declare the flags of all commands takes half a millisecond: what is no build, or wrong, pays for it.
+    let (cli, matches) = match typed_as::<BuildCommandArgs>(&arguments, env) {
+        Ok((Cli { root, isolation, debug, command: BuildCommandArgs::Build(args) }, matches)) => {
+            (Cli { root, isolation, debug, command: CommandArgs::Build(args) }, matches)
         }
-        Err(error) => return Err(usage(Problem::Syntax(syntax_text(&error)))),
+        Err(_) => match typed_as::<CommandArgs>(&arguments, env) {
+            Ok(typed) => typed,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::DisplayHelp
+                        | ErrorKind::DisplayVersion
+                        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                ) =>
+            {
+                let command = Command::Help(error.render().to_string());
+                return Ok(Invocation { root: None, isolation: Isolation::Auto, debug: false, command });
+            }
+            Err(error) => return Err(usage(Problem::Syntax(syntax_text(&error)))),
+        },
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|error| usage(Problem::Syntax(syntax_text(&error))))?;
     let sub = matches.subcommand().map(|(_, sub)| sub);
     let command = meaning(cli.command, sub, env).map_err(usage)?;
     let root = cli.root.or_else(|| env.var_os("RBUILD_ROOT").map(PathBuf::from));
@@ -230,7 +233,7 @@ fn parse_isolation(typed: Option<String>, env: &Env) -> Result<Isolation, Proble
     })
 }
 
-fn meaning(args: CommandArgs, matches: Option<&clap::ArgMatches>, env: &Env) -> Result<Command, Problem> {
+fn meaning(args: CommandArgs, matches: Option<&ArgMatches>, env: &Env) -> Result<Command, Problem> {
     Ok(match args {
         CommandArgs::Build(args) => {
             let mut ignored = Vec::new();
@@ -342,8 +345,13 @@ fn lacks_tag(name: &Reference) -> bool {
     name.tag().is_none() && name.digest().is_none()
 }
 
-fn parser(env: &Env) -> clap::Command {
-    let command = Cli::command().mut_subcommand("build", known_flags::declare);
+fn typed_as<C: Subcommand>(arguments: &[OsString], env: &Env) -> Result<(Cli<C>, ArgMatches), clap::Error> {
+    let matches = parser::<C>(env).try_get_matches_from(arguments)?;
+    Ok((Cli::from_arg_matches(&matches)?, matches))
+}
+
+fn parser<C: Subcommand>(env: &Env) -> clap::Command {
+    let command = Cli::<C>::command().mut_subcommand("build", known_flags::declare);
     // Help wraps at the terminal's width unless the environment says one.
     match env.var("COLUMNS").and_then(|columns| columns.parse().ok()) {
         Some(columns) => command.term_width(columns),

@@ -2,7 +2,8 @@
 
 use rusqlite::Transaction;
 
-use super::db::{DbError, mark};
+use super::db::DbError;
+use super::db::mark::{self, Unsynced};
 use super::error::StoreError;
 use super::{ImageRecord, Store, image};
 
@@ -22,13 +23,7 @@ impl Store {
     pub(super) fn sync_with(&self, images: &[(&str, &ImageRecord)]) -> Result<(), StoreError> {
         let boot = self.boot()?;
         let is_waiting = self.inner.index.read("look for unsynced rows", |connection| {
-            for table in mark::MARKED {
-                let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE durable = 0 AND boot = ?1)");
-                if connection.prepare_cached(&sql)?.query_row([boot.0], |row| row.get(0))? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
+            mark::has_unsynced(connection, boot, Unsynced::Waiting)
         })?;
         if !self.inner.options.durable {
             if images.is_empty() {
@@ -105,15 +100,10 @@ impl Store {
     /// Costs one indexed look-up per table when there are none.
     pub(super) fn sweep_void(&self, into: &str) -> Result<(), StoreError> {
         let boot = self.boot()?;
-        let has_void = self.inner.index.read("look for void rows", |connection| {
-            for table in mark::MARKED {
-                let sql = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE durable = 0 AND boot <> ?1)");
-                if connection.prepare_cached(&sql)?.query_row([boot.0], |row| row.get(0))? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })?;
+        let has_void = self
+            .inner
+            .index
+            .read("look for void rows", |connection| mark::has_unsynced(connection, boot, Unsynced::Void))?;
         if !has_void {
             return Ok(());
         }

@@ -43,6 +43,23 @@ struct Writer {
     flush: Flush,
 }
 
+/// A read transaction. rusqlite's own compiles its two statements for every one of them.
+struct Snapshot<'c>(&'c Connection);
+
+impl<'c> Snapshot<'c> {
+    fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN DEFERRED")?.execute([])?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        // An error that ended the transaction leaves nothing to end; any other shows at the connection's next use.
+        let _ = self.0.prepare_cached("ROLLBACK").and_then(|mut end| end.execute([]));
+    }
+}
+
 /// When a transaction counts as committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flush {
@@ -94,10 +111,8 @@ impl Db {
             Some(connection) => connection,
             None => self.connect()?,
         };
-        let result = (|| {
-            let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
-            look_up(&transaction)
-        })();
+        let result =
+            Snapshot::new(&connection).map_err(DbError::from).and_then(|_snapshot| look_up(&connection));
         let mut readers = lock(&self.readers);
         if readers.len() < READERS_KEPT {
             readers.push(connection);

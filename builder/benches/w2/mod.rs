@@ -1,0 +1,20 @@
+//! The context of workload w2 (`tests/bench/gen.py`).
+
+use std::fs;
+use std::path::Path;
+
+/// 20,000 files of 0 to 9 KB and 2,000 that the ignore file leaves out, as `gen.py` makes them, with other contents.
+pub(crate) fn generate(context: &Path) {
+    for at in 0..22_000_usize {
+        let name = match at {
+            0..20_000 => format!("pkg{:02}/d{}/file{at}.txt", at / 1000, at / 100 % 10),
+            20_000..21_000 => format!("tmp/{at}.bin"),
+            _ => format!("pkg{:02}/log/{at}.log", at % 20),
+        };
+        let path = context.join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(path, format!("{at}\n").repeat(at % 1400)).expect("a file");
+    }
+    fs::write(context.join(".dockerignore"), "tmp\n**/*.log\n!pkg00/keep.log\n.git\n").expect("a file");
+    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY . /app\n").expect("a file");
+}
