@@ -210,7 +210,11 @@ pub(super) async fn scan_contexts(
             let wanted = Wanted::by(patterns.iter().map(AsRef::as_ref));
             let everything = Ignore::default();
             let rules = ignore.as_ref().map_or(&everything, |found| &found.ignore);
-            let mut scanned = scan(dir, rules, &wanted, &index)?;
+            // Without an index this is the first scan, so a copy of what it finds is hardly known: it is packed while it is
+            // hashed, where a single step takes it, whole.
+            let is_packed = index.is_empty() && plan::is_packed_by_one(graph, &context.name);
+            let spool = is_packed.then(|| env.store.spool(&env.lease)).transpose()?;
+            let mut scanned = scan(dir, rules, &wanted, &index, spool.as_ref())?;
             if let Some(seen) = &scanned.seen {
                 indexing.add(env, identity, seen);
                 // Freed with the process: hundred thousand pieces, one by one, would take longer.

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rbuild_cache::copy::FileSource;
@@ -192,6 +192,7 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         suspects: Vec::new(),
         seen: None,
         ignore: None,
+        packs: Mutex::default(),
     })
 }
 

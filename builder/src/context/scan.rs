@@ -17,13 +17,15 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{Contained, LayerId, ScanMoment, SeenContext, SeenDir, StatIndex};
+use rbuild_cache::store::{
+    Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, Spool, StatIndex,
+};
 use rbuild_cache::tree::{LinkGroups, Meta, NodeStore, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
 use rustix::fs::{Mode, OFlags};
@@ -65,6 +67,8 @@ pub struct ScannedContext {
     pub seen: Option<Arc<SeenContext>>,
     /// The ignore file that left entries out, for those who miss one.
     pub ignore: Option<FoundIgnore>,
+    /// Contents that were packed while they were hashed, for the step that takes them first.
+    pub packs: Mutex<Option<LayerPacks>>,
 }
 
 impl ScannedContext {
@@ -77,6 +81,11 @@ impl ScannedContext {
         })?;
         let dir = if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) };
         Ok(ContextFiles { dir, seen: self.seen.clone(), hint: AtomicUsize::new(0) })
+    }
+
+    /// The packs that the scan made, for whoever asks first.
+    pub fn take_packs(&self) -> Option<LayerPacks> {
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -141,17 +150,18 @@ pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Err
 ///
 /// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
 /// by the builder elsewhere. A source that is, or leads through, a symlink may end anywhere in the context, so then all
-/// of it is looked at. `index` is the stat index of the last scan, or empty.
+/// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` what is read is packed.
 pub fn scan(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
     index: &Arc<StatIndex>,
+    spool: Option<&Spool>,
 ) -> Result<ScannedContext, ScanError> {
-    if let Some(scanned) = look_through(root, ignore, wanted, index)? {
+    if let Some(scanned) = look_through(root, ignore, wanted, index, spool)? {
         return Ok(scanned);
     }
-    let all = look_through(root, ignore, &Wanted::everything(), index)?;
+    let all = look_through(root, ignore, &Wanted::everything(), index, None)?;
     Ok(all.unwrap_or_else(|| unreachable!("a walk of everything has no symlink to stop at")))
 }
 
@@ -161,6 +171,7 @@ fn look_through(
     ignore: &Ignore,
     wanted: &Wanted,
     index: &Arc<StatIndex>,
+    spool: Option<&Spool>,
 ) -> Result<Option<ScannedContext>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();
@@ -176,7 +187,7 @@ fn look_through(
         trusted_dev: trusted_dev(dir.as_fd()),
     };
     let Some(mut looked) = walk::walk(&lister)? else { return Ok(None) };
-    read::read_all(dir.as_fd(), &mut looked)?;
+    let packs = read::read_all(dir.as_fd(), &mut looked, spool)?;
     let (mut skipped, mut suspects) = (Vec::new(), Vec::new());
     // Paths of files with several names, by device and inode.
     let mut links: BTreeMap<(u64, u64), Vec<RelPath>> = BTreeMap::new();
@@ -209,6 +220,7 @@ fn look_through(
         suspects,
         seen: Some(seen),
         ignore: None,
+        packs: Mutex::new(packs),
     }))
 }
 

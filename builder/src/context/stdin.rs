@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::{
@@ -159,6 +159,7 @@ fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> 
         suspects: Vec::new(),
         seen: None,
         ignore: None,
+        packs: Mutex::default(),
     })
 }
 

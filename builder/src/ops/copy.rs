@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
 use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, encode_diff};
-use rbuild_cache::store::{Draft, LayerId, ReadyPacks};
+use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 use rbuild_oci::DiffId;
@@ -123,12 +123,18 @@ fn layer(
         Keep::Packs { recent, is_of_image, keeps_times } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
             let last = Last::find(env, &recent)?;
+            let spooled = match origin {
+                Origin::Context(context) | Origin::Added { context: Some(context), .. } => {
+                    context.take_packs()
+                }
+                Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
+            };
             if let Some(last) = last.as_ref().filter(|_| keeps_times) {
                 copy::keep_times(&mut plan.diff, options.now, &last.listing)?;
             }
             let (packed, (tree, listing)) = both(
                 plan.diff.entries.len() >= PARALLEL_ENTRIES_MIN,
-                || pack(env, &plan, &sources, last, is_of_image),
+                || pack(env, &plan, &sources, last, spooled, is_of_image),
                 || (root.tree.apply(&env.store, &plan.diff), encode_diff(&plan.diff)),
             );
             let (packs, tar) = packed?;
@@ -155,18 +161,19 @@ fn both<A, B: Send>(is_much: bool, first: impl FnOnce() -> A, second: impl FnOnc
     })
 }
 
-/// Packs the layer: contents that the step's last layer has are shared with it, the others are read from their sources,
-/// and digest and length of the layer's tar come out of the same pass, with its blob when that will be wanted.
+/// Packs the layer: contents that the step's last layer has are shared with it, what the scan of the context has `spooled` is
+/// taken as it is, the others are read from their sources, and digest and length of the layer's tar come out of the same pass, with its blob when that will be wanted.
 fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
     sources: &Sources<'_>,
     last: Option<Last>,
+    spooled: Option<LayerPacks>,
     is_of_image: bool,
 ) -> Result<(ReadyPacks, (DiffId, u64)), StepFailure> {
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
-    let known = last.as_ref().and_then(packs).unwrap_or_default();
+    let known = spooled.or_else(|| last.as_ref().and_then(packs)).unwrap_or_default();
     let worth = copy::worth_sharing(&plan.diff, &known.packs);
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;

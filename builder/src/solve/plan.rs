@@ -16,6 +16,7 @@ use crate::mounts::Mounted;
 use crate::ops::select::{Selection, select_sources};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
+use crate::solve::mounted::mounted;
 use crate::solve::pin::Fetched;
 use crate::solve::reuse::ReuseRules;
 
@@ -199,6 +200,19 @@ pub fn context_patterns<'a>(graph: &'a BuildGraph, name: &Option<String>) -> Vec
         }
     }
     patterns
+}
+
+/// True when a single COPY is all that reads context `name`, and nothing will mount its layer or read its files: it will be
+/// kept as packs.
+pub fn is_packed_by_one(graph: &BuildGraph, name: &Option<String>) -> bool {
+    let is_it =
+        |node: NodeIndex| matches!(&graph.dag[node].op, Op::Context(context) if context.name == *name);
+    let nodes: Vec<NodeIndex> = graph.dag.node_indices().collect();
+    let reads = |node: &NodeIndex| graph.inputs(*node).into_iter().any(|(_, producer)| is_it(producer));
+    let mut readers = nodes.iter().copied().filter(reads);
+    let (Some(reader), None) = (readers.next(), readers.next()) else { return false };
+    let is_scanned = graph.targets.iter().flat_map(|target| &target.scans).any(|scan| is_it(scan.node));
+    matches!(graph.dag[reader].op, Op::Copy(_)) && !is_scanned && !mounted(graph, &nodes).contains(&reader)
 }
 
 /// The wildcard that matches just this path.

@@ -22,6 +22,8 @@ const ENTRY_BYTES: usize = 32 + 8 + 8;
 const TAIL_BYTES: u64 = 8 + 32;
 /// Ten million files.
 const INDEX_BYTES_MAX: u64 = 480_000_000;
+/// Steps of a search that go by how digests are spread.
+const GUESSES_MAX: usize = 6;
 /// Written to the file at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -107,6 +109,7 @@ pub struct Pack {
     file: File,
     index: Vec<u8>,
     bytes: u64,
+    is_just_written: bool,
 }
 
 impl Pack {
@@ -136,12 +139,22 @@ impl Pack {
             return damaged("its index changed");
         }
         index.truncate(index.len() - 8);
-        let pack = Self { file, index, bytes: end - MAGIC.len() as u64 };
+        let pack = Self { file, index, bytes: end - MAGIC.len() as u64, is_just_written: false };
         let is_inside = |place: Place| place.offset.checked_add(place.length).is_some_and(|at| at <= end);
         if !(0..pack.len()).all(|at| is_inside(pack.place(at))) {
             return damaged("its index leads out of it");
         }
         Ok(pack)
+    }
+
+    /// Says that this process has just written it, hashing what it wrote: whoever reads a content need not hash it.
+    pub(crate) fn just_written(self) -> Self {
+        Self { is_just_written: true, ..self }
+    }
+
+    /// See [`Self::just_written`].
+    pub(crate) fn is_just_written(&self) -> bool {
+        self.is_just_written
     }
 
     /// Number of contents.
@@ -162,11 +175,24 @@ impl Pack {
     /// Where a content is.
     pub fn find(&self, content: &ContentDigest) -> Option<Place> {
         let (mut low, mut high) = (0, self.len());
+        // Beginnings of what lies before and after; digests are spread evenly, so a few guesses are enough. Whoever chose
+        // contents for theirs gets halves after that.
+        let (mut least, mut most) = (0, u64::MAX);
+        let wanted = beginning(&content.0);
+        let mut guesses = 0..GUESSES_MAX;
         while low < high {
-            let middle = low + (high - low) / 2;
-            match self.content(middle).cmp(&content.0[..]) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
+            let middle = match guesses.next() {
+                Some(_) if least < most => {
+                    let share = u128::from(wanted.clamp(least, most) - least) * (high - low) as u128;
+                    let at = share / (u128::from(most - least) + 1);
+                    low + usize::try_from(at).unwrap_or(0).min(high - low - 1)
+                }
+                _ => low + (high - low) / 2,
+            };
+            let found = self.content(middle);
+            match found.cmp(&content.0[..]) {
+                std::cmp::Ordering::Less => (low, least) = (middle + 1, beginning(found)),
+                std::cmp::Ordering::Greater => (high, most) = (middle, beginning(found)),
                 std::cmp::Ordering::Equal => return Some(self.place(middle)),
             }
         }
@@ -216,19 +242,32 @@ impl Pack {
     }
 }
 
-/// Reads contents of several packs, most of them lying one after the other: small ones come out of one larger read.
+/// The first eight bytes of a digest as a number, in the digests' order.
+fn beginning(digest: &[u8]) -> u64 {
+    u64::from_be_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
+}
+
+/// Reads contents of several packs, in each most of them lying one after the other: small ones come out of one larger
+/// read.
 #[derive(Debug)]
 pub struct PackReader<'a> {
     packs: &'a [Pack],
-    window: Vec<u8>,
-    /// Pack and offset of the window's first byte.
-    start: (usize, u64),
+    /// One for each.
+    windows: Vec<Window>,
+}
+
+/// What was read of a pack last.
+#[derive(Debug, Clone, Default)]
+struct Window {
+    bytes: Vec<u8>,
+    /// Offset of the first byte.
+    start: u64,
 }
 
 impl<'a> PackReader<'a> {
     /// Reads from these.
     pub fn new(packs: &'a [Pack]) -> Self {
-        Self { packs, window: Vec::new(), start: (0, 0) }
+        Self { packs, windows: vec![Window::default(); packs.len()] }
     }
 
     /// The pack that has a content, and where in it.
@@ -244,32 +283,38 @@ impl<'a> PackReader<'a> {
     ) -> Result<(), E> {
         let (mut at, end) = (place.offset, place.offset + place.length);
         while at < end {
-            let (in_pack, from) = self.start;
-            let is_here = in_pack == pack && from <= at && at < from + self.window.len() as u64;
-            if !is_here {
-                self.fill(pack, at)?;
+            let window = &mut self.windows[pack];
+            if !(window.start..window.start + window.bytes.len() as u64).contains(&at) {
+                window.fill(&self.packs[pack], at)?;
             }
-            let skip = usize::try_from(at - self.start.1).unwrap_or(usize::MAX);
+            let skip = usize::try_from(at - window.start).unwrap_or(usize::MAX);
             let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-            let piece = &self.window[skip..self.window.len().min(skip.saturating_add(left))];
+            let piece = &window.bytes[skip..window.bytes.len().min(skip.saturating_add(left))];
             each(piece)?;
             at += piece.len() as u64;
         }
         Ok(())
     }
 
-    fn fill(&mut self, pack: usize, at: u64) -> io::Result<()> {
+    /// True when what is read there need not be hashed.
+    pub(crate) fn is_just_written(&self, pack: usize) -> bool {
+        self.packs[pack].is_just_written()
+    }
+}
+
+impl Window {
+    fn fill(&mut self, pack: &Pack, at: u64) -> io::Result<()> {
         // Contents end before the index, which is inside the file: the last window is cut there.
-        let end = MAGIC.len() as u64 + self.packs[pack].bytes();
+        let end = MAGIC.len() as u64 + pack.bytes();
         let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(BUFFER_BYTES);
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.window.resize(length, 0);
-        self.start = (pack, at);
-        let read = self.packs[pack].read_at(&mut self.window, at);
+        self.bytes.resize(length, 0);
+        self.start = at;
+        let read = pack.read_at(&mut self.bytes, at);
         if read.is_err() {
-            self.window.clear();
+            self.bytes.clear();
         }
         read
     }

@@ -66,6 +66,7 @@ mod readers;
 mod rebuild;
 mod resolution;
 mod result;
+mod spool;
 mod stat_index;
 mod sync;
 mod usage;
@@ -93,6 +94,7 @@ pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, Made, ResultRecord};
+pub use spool::Spool;
 pub use stat_index::{
     Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, RecordDamaged, STAT_BYTES,
     ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, StatIndex,

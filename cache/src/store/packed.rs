@@ -118,7 +118,8 @@ impl Store {
         Ok(PackedDraft { writer, lease: lease.clone(), dir })
     }
 
-    /// Completes the packs of a draft: what was written, and links to `shared`. `marks` are those of the layer's archive.
+    /// Completes the packs of a draft: what was written, and links to `shared`, which are the layer's own where they come
+    /// from a [`super::Spool`] and no other layer has them. `marks` are those of the layer's archive.
     pub fn finish_packs(
         &self,
         draft: PackedDraft,
@@ -127,9 +128,11 @@ impl Store {
     ) -> Result<ReadyPacks, StoreError> {
         let layout = &self.inner.layout;
         let PackedDraft { writer, lease, dir } = draft;
-        let own_bytes = writer.bytes();
         let new = format!("{dir}/packs/new");
-        if own_bytes == 0 {
+        let is_own =
+            |pack: &&Pack| pack.is_just_written() && fstat(pack.file()).is_ok_and(|stat| stat.st_nlink == 1);
+        let own_bytes = writer.bytes() + shared.packs.iter().filter(is_own).map(Pack::bytes).sum::<u64>();
+        if writer.bytes() == 0 {
             drop(writer);
             rustix::fs::unlinkat(layout.fd(), &new, AtFlags::empty()).doing("remove", &layout.path(&new))?;
         } else {
@@ -161,8 +164,7 @@ impl Store {
                 PackError::Io(source) => StoreError::Io { doing: "read", path, source },
                 PackError::Damaged(why) => StoreError::Damaged { path, why },
             })?;
-            found.packs.push(pack);
-            found.names.push(name);
+            found.add(pack, name);
         }
         Ok(Some(found))
     }
@@ -249,6 +251,11 @@ impl Store {
 }
 
 impl LayerPacks {
+    pub(super) fn add(&mut self, pack: Pack, name: String) {
+        self.packs.push(pack);
+        self.names.push(name);
+    }
+
     /// Keeps the packs that are marked and have not as many names as they may.
     pub fn keep(mut self, marked: &[bool]) -> Self {
         let is_free = |pack: &Pack| fstat(pack.file()).is_ok_and(|stat| stat.st_nlink < LINKS_MAX);

@@ -1,4 +1,4 @@
-//! A build with nothing to do, by its system calls: what it does not do is what makes it fast.
+//! What a build does not do, by its system calls: that is what makes it fast.
 
 use std::fs;
 use std::path::Path;
@@ -148,5 +148,47 @@ fn a_build_with_nothing_to_do_looks_at_each_file_once_and_does_nothing_else() ->
     let files = DIRS * FILES_EACH;
     let most = files + files / 15;
     assert!(calls.len() <= most, "{} system calls for {files} files", calls.len());
+    Ok(())
+}
+
+#[test]
+fn a_first_build_reads_each_small_file_of_its_context_once() -> Result<()> {
+    need!(Root, Strace);
+    let env = TestEnv::new()?;
+    let context = env.context("first", "FROM scratch\nCOPY . /app\n", &[(".dockerignore", "**/*.log\n")])?;
+    let large = "0123456789".repeat(50_000);
+    let mut expected = Vec::new();
+    for dir in ["b", "a"] {
+        fs::create_dir(context.join(dir))?;
+        for file in 0..100 {
+            // Some are equal, and one is read twice, as it is large.
+            let name = format!("{dir}/file{file}.txt");
+            let text = if name == "a/file7.txt" { large.clone() } else { format!("{}\n", file % 60) };
+            fs::write(context.join(&name), &text)?;
+            expected.push((name, text));
+        }
+        fs::write(context.join(format!("{dir}/x.log")), "")?;
+    }
+    let log = env.work().join("trace");
+    let mut build = env.command(["build", "-q", "-t", "first", "."]);
+    build.current_dir(&context);
+    env.start(traced(&build, &log))?.finish()?.ok();
+    let trace = fs::read_to_string(&log).context("read the trace")?;
+    let opens: Vec<&str> = trace
+        .lines()
+        .filter_map(call)
+        .filter(|(_, name, rest)| name.starts_with("openat") && rest.contains(".txt\""))
+        .map(|(_, _, rest)| rest)
+        .collect();
+    assert_eq!(opens.len(), expected.len() + 1, "{opens:#?}");
+    // What was packed then is what the image has.
+    let out = env.work().join("out");
+    let output = format!("type=local,dest={}", out.display());
+    env.build(&context, &["-o", &output])?.ok();
+    for (name, text) in expected {
+        assert_eq!(fs::read_to_string(out.join("app").join(&name))?, text, "{name}");
+    }
+    assert!(!out.join("app/a/x.log").exists());
+    env.run(["cache", "fsck"])?.ok();
     Ok(())
 }

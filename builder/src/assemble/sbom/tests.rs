@@ -12,7 +12,7 @@ use crate::context::wanted::Wanted;
 #[track_caller]
 fn found_in(root: &Path) -> Found {
     let (ignore, index) = (Ignore::default(), Arc::new(StatIndex::empty()));
-    let context = scan::scan(root, &ignore, &Wanted::everything(), &index).unwrap();
+    let context = scan::scan(root, &ignore, &Wanted::everything(), &index, None).unwrap();
     scan(&context.tree, &*context.nodes, &context.files().unwrap()).unwrap()
 }
 

@@ -74,6 +74,8 @@ pub(super) struct Listed {
 /// A file whose content is not known yet.
 pub(super) struct Unread {
     pub(super) name: Vec<u8>,
+    /// When the directory was listed.
+    pub(super) size: u64,
     pub(super) is_linked: bool,
     pub(super) is_suspect: bool,
 }
@@ -274,7 +276,10 @@ impl<'a> Visit<'a> {
                     Some(content) => {
                         self.add(name, stat, is_linked, is_suspect, SeenKind::File(content));
                     }
-                    None => self.listed.unread.push(Unread { name: name.to_vec(), is_linked, is_suspect }),
+                    None => {
+                        let size = stat.size;
+                        self.listed.unread.push(Unread { name: name.to_vec(), size, is_linked, is_suspect });
+                    }
                 }
                 if is_suspect {
                     self.notes.suspects.push(text.escape_debug().to_string());

@@ -6,8 +6,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use proptest::prelude::*;
+use rbuild_cache::layer::Pack;
 use rbuild_cache::store::{Store, StoreOptions};
-use rbuild_cache::tree::Entry;
+use rbuild_cache::tree::{ContentDigest, Entry};
 
 use super::*;
 
@@ -33,7 +34,7 @@ impl Case {
     /// A scan as a build makes it. Gives it, and whether it wrote the next index.
     fn scan(&self, ignore: &Ignore, wanted: &Wanted) -> (ScannedContext, bool) {
         let index = Arc::new(self.store.stat_index(&[1; 32]).unwrap());
-        let scanned = scan(&self.root(), ignore, wanted, &index).unwrap();
+        let scanned = scan(&self.root(), ignore, wanted, &index, None).unwrap();
         let seen = scanned.seen.as_ref().unwrap();
         let differs = seen.differs();
         if differs {
@@ -44,7 +45,7 @@ impl Case {
 
     /// The same by somebody who knows nothing.
     fn scan_anew(&self, ignore: &Ignore, wanted: &Wanted) -> ScannedContext {
-        scan(&self.root(), ignore, wanted, &Arc::default()).unwrap()
+        scan(&self.root(), ignore, wanted, &Arc::default(), None).unwrap()
     }
 
     /// Until what was changed so far is older than any doubt.
@@ -265,4 +266,61 @@ fn a_directory_that_became_something_else_is_none_any_more() {
     fs::write(case.root().join("d4"), "a file").unwrap();
     let (found, _) = case.scan(&ignore, &wanted);
     assert_same(&found, &case.scan_anew(&ignore, &wanted));
+}
+
+#[test]
+fn what_is_read_is_packed_once_however_often_it_is_there() {
+    let case = Case::new();
+    let mut contents = Vec::new();
+    let large = b"0123456789".repeat(60_000);
+    fs::write(case.root().join("large"), &large).unwrap();
+    fs::write(case.root().join("empty"), "").unwrap();
+    for at in 0..100 {
+        let content = format!("{}\n", at % 40).into_bytes();
+        fs::write(case.root().join(format!("f{at}")), &content).unwrap();
+        contents.push(content);
+    }
+    contents.sort();
+    contents.dedup();
+    let spool = case.store.spool(&case.store.lease().unwrap()).unwrap();
+    let (none, all) = (Ignore::default(), Wanted::everything());
+    let scanned = scan(&case.root(), &none, &all, &Arc::default(), Some(&spool)).unwrap();
+    let plain = case.scan_anew(&none, &all);
+    assert_same(&scanned, &plain);
+    assert!(plain.take_packs().is_none());
+    let packs = scanned.take_packs().unwrap().packs;
+    assert!(scanned.take_packs().is_none());
+    assert_eq!(packs.iter().map(Pack::len).sum::<usize>(), contents.len());
+    assert_eq!(
+        packs.iter().map(Pack::bytes).sum::<u64>(),
+        contents.iter().map(|c| c.len() as u64).sum::<u64>()
+    );
+    assert!(packs.iter().all(|pack| pack.verify().unwrap()));
+    for content in contents {
+        let digest = ContentDigest::of(&content);
+        let found = packs.iter().find_map(|pack| Some(pack.find(&digest)?.length));
+        assert_eq!(found, Some(content.len() as u64));
+    }
+    assert!(packs.iter().all(|pack| pack.find(&ContentDigest::of(&large)).is_none()), "it is too large");
+    // A few small files are not worth it.
+    let (few, spool) = (case.root().join("few"), case.store.spool(&case.store.lease().unwrap()).unwrap());
+    fs::create_dir(&few).unwrap();
+    fs::write(few.join("one"), "1").unwrap();
+    assert!(scan(&few, &none, &all, &Arc::default(), Some(&spool)).unwrap().take_packs().is_none());
+}
+
+#[test]
+fn a_spool_that_cannot_be_written_is_as_none() {
+    let case = Case::new();
+    for at in 0..100 {
+        fs::write(case.root().join(format!("f{at}")), format!("{at}")).unwrap();
+    }
+    let (none, all) = (Ignore::default(), Wanted::everything());
+    let spool = case.store.spool(&case.store.lease().unwrap()).unwrap();
+    // All numbers are taken.
+    let taken: Vec<_> = (0..8).map(|at| spool.pack(at).unwrap()).collect();
+    let scanned = scan(&case.root(), &none, &all, &Arc::default(), Some(&spool)).unwrap();
+    assert_same(&scanned, &case.scan_anew(&none, &all));
+    assert!(scanned.take_packs().is_none_or(|packs| packs.packs.is_empty()));
+    drop(taken);
 }

@@ -104,7 +104,12 @@ impl<'a> PackBodies<'a> {
         if found.1.length != size {
             return Err(changed());
         }
-        match checked(content, each, |take| self.reader.read(found, take)) {
+        let reader = &mut self.reader;
+        let read = match reader.is_just_written(found.0) {
+            true => reader.read(found, |bytes| each(bytes).map_err(PassError::Take)).map(|()| true),
+            false => checked(content, each, |take| reader.read(found, take)),
+        };
+        match read {
             Ok(true) => Ok(true),
             Ok(false) => Err(changed()),
             Err(error) => Err(error.of("read the content of", path)),
