@@ -20,7 +20,7 @@ use bytes::Bytes;
 use rbuild_cache::store::{Lease, Store};
 
 /// Most bytes in memory, of all windows of a build.
-const HELD_BYTES_MAX: u64 = 11 << 20;
+const HELD_BYTES_MAX: u64 = 10 << 20;
 /// What a reader got is held until this much more has gone out: it is not at the registry before it has left the
 /// buffers between, and is asked for again when the connection breaks.
 const BEHIND_BYTES: u64 = 3 << 20;

@@ -67,7 +67,7 @@ pub struct ScannedContext {
     pub seen: Option<Arc<SeenContext>>,
     /// The ignore file that left entries out, for those who miss one.
     pub ignore: Option<FoundIgnore>,
-    /// Contents that were packed while they were hashed, for the step that takes them first.
+    /// A pack of contents, made while they were hashed, for the step that takes them first.
     pub packs: Mutex<Option<LayerPacks>>,
 }
 
@@ -83,7 +83,7 @@ impl ScannedContext {
         Ok(ContextFiles { dir, seen: self.seen.clone(), hint: AtomicUsize::new(0) })
     }
 
-    /// The packs that the scan made, for whoever asks first.
+    /// The pack that the scan made, for whoever asks first.
     pub fn take_packs(&self) -> Option<LayerPacks> {
         self.packs.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -150,13 +150,13 @@ pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Err
 ///
 /// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
 /// by the builder elsewhere. A source that is, or leads through, a symlink may end anywhere in the context, so then all
-/// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` what is read is packed.
+/// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` what is read is packed on the way.
 pub fn scan(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
     index: &Arc<StatIndex>,
-    spool: Option<&Spool>,
+    spool: Option<Spool>,
 ) -> Result<ScannedContext, ScanError> {
     if let Some(scanned) = look_through(root, ignore, wanted, index, spool)? {
         return Ok(scanned);
@@ -171,7 +171,7 @@ fn look_through(
     ignore: &Ignore,
     wanted: &Wanted,
     index: &Arc<StatIndex>,
-    spool: Option<&Spool>,
+    spool: Option<Spool>,
 ) -> Result<Option<ScannedContext>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();

@@ -247,27 +247,19 @@ fn beginning(digest: &[u8]) -> u64 {
     u64::from_be_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
 }
 
-/// Reads contents of several packs, in each most of them lying one after the other: small ones come out of one larger
-/// read.
+/// Reads contents of several packs, most of them lying one after the other: small ones come out of one larger read.
 #[derive(Debug)]
 pub struct PackReader<'a> {
     packs: &'a [Pack],
-    /// One for each.
-    windows: Vec<Window>,
-}
-
-/// What was read of a pack last.
-#[derive(Debug, Clone, Default)]
-struct Window {
-    bytes: Vec<u8>,
-    /// Offset of the first byte.
-    start: u64,
+    window: Vec<u8>,
+    /// Pack and offset of the window's first byte.
+    start: (usize, u64),
 }
 
 impl<'a> PackReader<'a> {
     /// Reads from these.
     pub fn new(packs: &'a [Pack]) -> Self {
-        Self { packs, windows: vec![Window::default(); packs.len()] }
+        Self { packs, window: Vec::new(), start: (0, 0) }
     }
 
     /// The pack that has a content, and where in it.
@@ -283,13 +275,14 @@ impl<'a> PackReader<'a> {
     ) -> Result<(), E> {
         let (mut at, end) = (place.offset, place.offset + place.length);
         while at < end {
-            let window = &mut self.windows[pack];
-            if !(window.start..window.start + window.bytes.len() as u64).contains(&at) {
-                window.fill(&self.packs[pack], at)?;
+            let (in_pack, from) = self.start;
+            let is_here = in_pack == pack && from <= at && at < from + self.window.len() as u64;
+            if !is_here {
+                self.fill(pack, at)?;
             }
-            let skip = usize::try_from(at - window.start).unwrap_or(usize::MAX);
+            let skip = usize::try_from(at - self.start.1).unwrap_or(usize::MAX);
             let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-            let piece = &window.bytes[skip..window.bytes.len().min(skip.saturating_add(left))];
+            let piece = &self.window[skip..self.window.len().min(skip.saturating_add(left))];
             each(piece)?;
             at += piece.len() as u64;
         }
@@ -300,21 +293,19 @@ impl<'a> PackReader<'a> {
     pub(crate) fn is_just_written(&self, pack: usize) -> bool {
         self.packs[pack].is_just_written()
     }
-}
 
-impl Window {
-    fn fill(&mut self, pack: &Pack, at: u64) -> io::Result<()> {
+    fn fill(&mut self, pack: usize, at: u64) -> io::Result<()> {
         // Contents end before the index, which is inside the file: the last window is cut there.
-        let end = MAGIC.len() as u64 + pack.bytes();
+        let end = MAGIC.len() as u64 + self.packs[pack].bytes();
         let length = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(BUFFER_BYTES);
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.bytes.resize(length, 0);
-        self.start = at;
-        let read = pack.read_at(&mut self.bytes, at);
+        self.window.resize(length, 0);
+        self.start = (pack, at);
+        let read = self.packs[pack].read_at(&mut self.window, at);
         if read.is_err() {
-            self.bytes.clear();
+            self.window.clear();
         }
         read
     }

@@ -13,6 +13,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use rusqlite::{OptionalExtension, Transaction};
 use rustix::fs::{AtFlags, OFlags, fstat};
@@ -160,10 +161,7 @@ impl Store {
             let name = format!("{dir}/{}", String::from_utf8_lossy(&name));
             let file = layout.open(&name, OFlags::RDONLY)?;
             let path = layout.path(&name);
-            let pack = Pack::open(File::from(file)).map_err(|error| match error {
-                PackError::Io(source) => StoreError::Io { doing: "read", path, source },
-                PackError::Damaged(why) => StoreError::Damaged { path, why },
-            })?;
+            let pack = opened(File::from(file), path)?;
             found.add(pack, name);
         }
         Ok(Some(found))
@@ -268,6 +266,14 @@ impl LayerPacks {
         (self.packs, self.names) = kept.map(|(one, _)| one).unzip();
         self
     }
+}
+
+/// Opens the pack at `path`.
+pub(super) fn opened(file: File, path: PathBuf) -> Result<Pack, StoreError> {
+    Pack::open(file).map_err(|error| match error {
+        PackError::Io(source) => StoreError::Io { doing: "read", path, source },
+        PackError::Damaged(why) => StoreError::Damaged { path, why },
+    })
 }
 
 fn has_dir_row(transaction: &Transaction<'_>, id: LayerId, boot: BootId) -> Result<bool, DbError> {

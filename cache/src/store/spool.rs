@@ -1,58 +1,52 @@
-//! Contents that are packed before it is known which layer they are for: a context's files are then read once, for their
-//! digests and for the layer of the step that takes them.
+//! A pack that is filled before it is known which layer it is for: a context's files are then read once, for their digests
+//! and for the layer of the step that takes them.
 
 use std::fs::File;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags};
 
+use super::Store;
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
-use super::packed::LayerPacks;
+use super::packed::{LayerPacks, opened};
 use super::writeback::Growing;
-use super::{Store, layout};
-use crate::layer::{Pack, PackError, PackWriter};
+use crate::layer::PackWriter;
 
-/// A directory of packs that belong to no layer yet. What no layer took goes with the lease.
-#[derive(Debug)]
+/// A pack that belongs to no layer yet. What no layer took goes with the lease.
 pub struct Spool {
+    /// Contents go here.
+    pub writer: PackWriter,
     store: Store,
-    dir: String,
-    /// Keeps the directory.
+    name: String,
     _lease: Lease,
 }
 
 impl Store {
     /// Starts an empty one.
     pub fn spool(&self, lease: &Lease) -> Result<Spool, StoreError> {
-        let dir = lease.next_path();
-        self.inner.layout.make_dir(&dir)?;
-        Ok(Spool { store: self.clone(), dir, _lease: lease.clone() })
+        let (layout, name) = (&self.inner.layout, lease.next_path());
+        let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let file = Growing::new(file.into(), self.clone());
+        let writer = PackWriter::new(file).doing("write", &layout.path(&name))?;
+        Ok(Spool { writer, store: self.clone(), name, _lease: lease.clone() })
     }
 }
 
 impl Spool {
-    /// Starts its pack number `at`. Two that write at the same time need two numbers.
-    pub fn pack(&self, at: usize) -> Result<PackWriter, StoreError> {
-        let layout = &self.store.inner.layout;
-        let name = format!("{}/{at}", self.dir);
-        let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        PackWriter::new(Growing::new(file.into(), self.store.clone())).doing("write", &layout.path(&name))
+    /// Gives its space back now.
+    pub fn discard(self) {
+        // Otherwise the lease does, later.
+        let _ = rustix::fs::unlinkat(self.store.inner.layout.fd(), &self.name, AtFlags::empty());
     }
 
-    /// Opens the packs of these numbers, which were finished; bytes of theirs are not looked at again.
-    pub fn open(&self, finished: impl IntoIterator<Item = usize>) -> Result<LayerPacks, StoreError> {
-        let layout: &layout::Layout = &self.store.inner.layout;
+    /// Completes the pack, and opens it for a layer to share. Its contents are not looked at again.
+    pub fn finish(self) -> Result<LayerPacks, StoreError> {
+        let layout = &self.store.inner.layout;
+        let path = layout.path(&self.name);
+        self.writer.finish().doing("write", &path)?;
+        let pack = opened(File::from(layout.open(&self.name, OFlags::RDONLY)?), path)?;
         let mut packs = LayerPacks::default();
-        for at in finished {
-            let name = format!("{}/{at}", self.dir);
-            let path = layout.path(&name);
-            let pack =
-                Pack::open(File::from(layout.open(&name, OFlags::RDONLY)?)).map_err(|error| match error {
-                    PackError::Io(source) => StoreError::Io { doing: "read", path, source },
-                    PackError::Damaged(why) => StoreError::Damaged { path, why },
-                })?;
-            packs.add(pack.just_written(), name);
-        }
+        packs.add(pack.just_written(), self.name);
         Ok(packs)
     }
 }

@@ -1,11 +1,11 @@
 //! Reads and hashes the files whose content no index knows, and packs them on the way where that will be wanted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rbuild_cache::layer::{PackWriter, kept_xattrs};
+use rbuild_cache::layer::kept_xattrs;
 use rbuild_cache::path;
 use rbuild_cache::store::{FileStat, LayerPacks, SeenEntry, SeenKind, Spool};
 use rbuild_cache::tree::ContentDigest;
@@ -28,12 +28,12 @@ const PACKED_BYTES_MAX: u64 = BUFFER_BYTES as u64;
 /// Contents packed at most, for the same reason.
 const PACKED_BYTES_SUM_MAX: u64 = 256 << 20;
 
-/// Reads what is left to read, on both cores when there is much, and adds it to its directory. With a `spool` gives packs
-/// of the small files among them, without those that could not be written.
+/// Reads what is left to read, on both cores when there is much, and adds it to its directory. With a `spool`, and when
+/// there is much, gives a pack of the small files among them.
 pub(super) fn read_all(
     root: BorrowedFd<'_>,
     dirs: &mut [Looked],
-    spool: Option<&Spool>,
+    spool: Option<Spool>,
 ) -> Result<Option<LayerPacks>, ScanError> {
     let mut todo = Vec::new();
     for (at, dir) in dirs.iter_mut().enumerate() {
@@ -49,19 +49,17 @@ pub(super) fn read_all(
     let is_much = todo.len() >= PARALLEL_MIN || bytes >= PARALLEL_BYTES_MIN;
     let spool = spool.filter(|_| is_much);
     if spool.is_some() {
-        // The order of archives, in which the packs will be read.
+        // The order of archives, in which the pack will be read.
         todo.sort_unstable_by(|(_, a, _), (_, b, _)| path::compare(a, b));
     }
-    let (next, seen, packed_bytes) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
-    let work = |thread: usize| -> Result<(Vec<(usize, Hashed)>, bool), ScanError> {
+    let (next, packing) = (AtomicUsize::new(0), Packing(Mutex::new(spool)));
+    let work = || -> Result<Vec<(usize, Hashed)>, ScanError> {
         let mut done = Vec::new();
         let mut buffer = vec![0; BUFFER_BYTES];
-        let writer = spool.and_then(|spool| spool.pack(thread).ok());
-        let mut packing = Packing { writer, seen: &seen, bytes: &packed_bytes };
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some((_, path, _)) = todo.get(at) else { return Ok((done, packing.finish())) };
-            done.push((at, hash_file(root, path, &mut buffer, &mut packing)?));
+            let Some((_, path, _)) = todo.get(at) else { return Ok(done) };
+            done.push((at, hash_file(root, path, &mut buffer, &packing)?));
         }
     };
     let threads = match is_much {
@@ -69,17 +67,13 @@ pub(super) fn read_all(
         false => 1,
     };
     let results = std::thread::scope(|scope| {
-        let work = &work;
-        let helpers: Vec<_> = (1..threads).map(|thread| scope.spawn(move || work(thread))).collect();
-        let mut results = vec![work(0)];
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut results = vec![work()];
         results.extend(helpers.into_iter().map(|h| h.join().expect("hashing does not panic")));
         results
     });
-    let mut packed = Vec::new();
-    for (thread, result) in results.into_iter().enumerate() {
-        let (done, is_packed) = result?;
-        packed.extend(is_packed.then_some(thread));
-        for (at, Hashed { content, stat, xattrs }) in done {
+    for result in results {
+        for (at, Hashed { content, stat, xattrs }) in result? {
             let (dir, _, Unread { name, is_linked, is_suspect, .. }) = &mut todo[at];
             let Found::Listed(listed) = &mut dirs[*dir].found else { continue };
             listed.dir.entries.push(SeenEntry {
@@ -92,37 +86,30 @@ pub(super) fn read_all(
             });
         }
     }
-    // Without packs the files are read again, and what is wrong with the store is said then.
-    Ok(spool.and_then(|spool| spool.open(packed).ok()))
+    Ok(packing.finish())
 }
 
-/// What a thread packs of what it reads. Nothing any more once that failed.
-struct Packing<'a> {
-    writer: Option<PackWriter>,
-    /// Contents that some thread has packed, or is about to, and their bytes.
-    seen: &'a Mutex<HashSet<ContentDigest>>,
-    bytes: &'a AtomicU64,
-}
+/// The pack of what is read. None any more once it could not be written: the copy then reads the files again, and says what
+/// is wrong with the store.
+struct Packing(Mutex<Option<Spool>>);
 
-impl Packing<'_> {
+impl Packing {
     /// Packs a content, unless that was done or all are too many.
-    fn add(&mut self, content: ContentDigest, bytes: &[u8]) {
-        let Some(writer) = &mut self.writer else { return };
-        let length = bytes.len() as u64;
-        let is_first = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(content);
-        if length == 0 || self.bytes.load(Ordering::Relaxed) > PACKED_BYTES_SUM_MAX || !is_first() {
+    fn add(&self, content: ContentDigest, bytes: &[u8]) {
+        let mut spool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Spool { writer, .. }) = &mut *spool else { return };
+        if bytes.is_empty() || writer.has(&content) || writer.bytes() > PACKED_BYTES_SUM_MAX {
             return;
         }
-        self.bytes.fetch_add(length, Ordering::Relaxed);
         match writer.write(bytes) {
-            Ok(()) => writer.end(content, length),
-            Err(_) => self.writer = None,
+            Ok(()) => writer.end(content, bytes.len() as u64),
+            Err(_) => spool.take().into_iter().for_each(Spool::discard),
         }
     }
 
-    /// True when there is a whole pack.
-    fn finish(self) -> bool {
-        self.writer.is_some_and(|writer| writer.finish().is_ok())
+    fn finish(self) -> Option<LayerPacks> {
+        let spool = self.0.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        if spool.writer.bytes() == 0 { None } else { spool.finish().ok() }
     }
 }
 
@@ -139,7 +126,7 @@ fn hash_file(
     root: BorrowedFd<'_>,
     path: &[u8],
     buffer: &mut [u8],
-    packing: &mut Packing<'_>,
+    packing: &Packing,
 ) -> Result<Hashed, ScanError> {
     for _ in 0..READS_MAX {
         let fd = open_beneath(root, path, OFlags::empty()).map_err(io("open", path))?;

@@ -22,6 +22,10 @@ pub(in crate::store) fn packed(
     below: Option<LayerId>,
 ) -> LayerId {
     let known = below.map(|id| store.layer_packs(id).unwrap().unwrap()).unwrap_or_default();
+    packed_with(store, lease, files, known)
+}
+
+fn packed_with(store: &Store, lease: &Lease, files: &[(&str, &str)], known: LayerPacks) -> LayerId {
     let all = vec![true; known.packs.len()];
     let shared = known.keep(&all);
     let mut draft = store.packed_draft(lease).unwrap();
@@ -87,6 +91,35 @@ fn a_directory_made_late_does_not_outlive_a_power_cut_unsynced_but_its_layer_doe
     store.sync().unwrap();
     pretend_reboot(&store);
     assert!(open(store.root()).has_dir(id).unwrap(), "synced this time");
+}
+
+#[test]
+fn a_spooled_pack_becomes_the_layer_s_own_and_goes_with_the_lease_when_none_wants_it() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let spooled = |texts: &[&str]| {
+        let mut spool = store.spool(&lease).unwrap();
+        for text in texts {
+            spool.writer.write(text.as_bytes()).unwrap();
+            spool.writer.end(ContentDigest::of(text.as_bytes()), text.len() as u64);
+        }
+        spool
+    };
+    let layer = packed_with(&store, &lease, &TWO, spooled(&["first", "second"]).finish().unwrap());
+    assert_eq!(store.held_bytes().unwrap().0, 11, "its own, and once");
+    let again = packed(&store, &lease, &[("a", "first")], Some(layer));
+    assert_eq!(store.held_bytes().unwrap().0, 11, "shared");
+    spooled(&["discarded"]).discard();
+    drop(spooled(&["left"]));
+    let work = lease.work_dir();
+    assert_eq!(fs::read_dir(&work).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count(), 2);
+    drop(lease);
+    assert!(!work.exists());
+    let lease = store.lease().unwrap();
+    for id in [layer, again] {
+        store.make_dir_of(&lease, id, OverlayForm::User).unwrap();
+        assert_eq!(fs::read_to_string(store.layer_path(id).join("a")).unwrap(), "first");
+    }
 }
 
 #[test]
