@@ -9,10 +9,8 @@
 
 mod w2;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const ROUNDS: usize = 7;
@@ -35,7 +33,7 @@ fn main() {
             builds.push(build);
         }
     }
-    let (build, floor) = (median(builds), median(floors));
+    let (build, floor) = (w2::median(builds), w2::median(floors));
     println!("read, blake3 and create 20,000 files  {floor:?} of CPU");
     let ratio = build.as_secs_f64() / floor.as_secs_f64();
     println!("first build of them                   {build:?} of CPU  {ratio:.2} x (limit {LIMIT})");
@@ -48,16 +46,13 @@ fn list(context: &Path) -> Vec<PathBuf> {
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).expect("a directory") {
             let path = entry.expect("an entry").path();
-            let is_ignored =
-                path.ends_with("tmp") || path.extension().is_some_and(|extension| extension == "log");
             match path.is_dir() {
-                _ if is_ignored => {}
                 true => dirs.push(path),
-                false => files.push(path),
+                false if path.extension().is_some_and(|extension| extension == "txt") => files.push(path),
+                false => {}
             }
         }
     }
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
     files.sort();
     files
 }
@@ -83,13 +78,8 @@ fn own_time() -> Duration {
 }
 
 fn build(context: &Path, root: &Path) -> Duration {
-    let binary =
-        std::env::var_os("RBUILD_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_rbuild")));
     let before = children_time();
-    let mut command = Command::new(&binary);
-    command.arg("--root").arg(root).args(["build", "-q", "-t", "app:1"]).arg(context);
-    let status = command.env("HOME", root).stdout(Stdio::null()).status().expect("a process");
-    assert!(status.success(), "the build failed");
+    w2::build(context, root);
     children_time() - before
 }
 
@@ -101,9 +91,4 @@ fn children_time() -> Duration {
     let ticks = |at: usize| fields.split_whitespace().nth(at - 3).and_then(|field| field.parse::<u64>().ok());
     let sum = ticks(16).expect("cutime") + ticks(17).expect("cstime");
     Duration::from_millis(sum * 10)
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }

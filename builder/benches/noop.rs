@@ -10,10 +10,9 @@
 mod floor;
 mod w2;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 41;
@@ -48,7 +47,7 @@ fn large(dir: &Path) {
         builds.push(build());
         singles.push(walk(1));
     }
-    let (build, floor, single) = (median(builds), median(floors), median(singles));
+    let (build, floor, single) = (w2::median(builds), w2::median(floors), w2::median(singles));
     println!("20,000 files: walk and stat, one thread   {single:?}");
     println!("20,000 files: walk and stat, two threads  {floor:?}");
     let ratio = build.as_secs_f64() / floor.as_secs_f64();
@@ -81,7 +80,7 @@ fn small(dir: &Path) {
         floors.push(floor());
         builds.push(build(&context, &root));
     }
-    let (build, floor) = (median(builds), median(floors));
+    let (build, floor) = (w2::median(builds), w2::median(floors));
     println!("20 files: an empty static program, and walk  {floor:?}");
     let ratio = build.as_secs_f64() / floor.as_secs_f64();
     println!(
@@ -91,17 +90,7 @@ fn small(dir: &Path) {
 
 /// A whole process of rbuild.
 fn build(context: &Path, root: &Path) -> Duration {
-    let binary =
-        std::env::var_os("RBUILD_BIN").unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_rbuild")));
-    let mut command = Command::new(&binary);
-    command.arg("--root").arg(root).args(["build", "-q", "-t", "app:1"]).arg(context);
     let began = Instant::now();
-    let status = command.env("HOME", root).stdout(Stdio::null()).status().expect("a process");
-    assert!(status.success(), "the build failed");
+    w2::build(context, root);
     began.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }

@@ -213,7 +213,7 @@ pub(super) async fn scan_contexts(
             // Without an index this is the first scan, so a copy of what it finds is hardly known: it is packed while it is
             // hashed, where a single step takes it, whole.
             let is_packed = index.is_empty() && plan::is_packed_by_one(graph, &context.name);
-            let spool = is_packed.then(|| env.store.spool(&env.lease)).transpose()?;
+            let spool = if is_packed { env.store.spool(&env.lease).ok() } else { None };
             let mut scanned = scan(dir, rules, &wanted, &index, spool)?;
             if let Some(seen) = &scanned.seen {
                 indexing.add(env, identity, seen);

@@ -189,11 +189,16 @@ where
         None => UsageError { command: command_name(&arguments, &parser::<CommandArgs>(env)), problem },
     };
     // To declare the flags of all commands takes half a millisecond: what is no build, or wrong, pays for it.
-    let (cli, matches) = match typed_as::<BuildCommandArgs>(&arguments, env) {
-        Ok((Cli { root, isolation, debug, command: BuildCommandArgs::Build(args) }, matches)) => {
+    let name = arguments.get(first_own_argument(&arguments));
+    let build = match name.is_some_and(|name| name == "build" || name == "b") {
+        true => typed_as::<BuildCommandArgs>(&arguments, env).ok(),
+        false => None,
+    };
+    let (cli, matches) = match build {
+        Some((Cli { root, isolation, debug, command: BuildCommandArgs::Build(args) }, matches)) => {
             (Cli { root, isolation, debug, command: CommandArgs::Build(args) }, matches)
         }
-        Err(_) => match typed_as::<CommandArgs>(&arguments, env) {
+        None => match typed_as::<CommandArgs>(&arguments, env) {
             Ok(typed) => typed,
             Err(error)
                 if matches!(

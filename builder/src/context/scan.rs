@@ -68,7 +68,7 @@ pub struct ScannedContext {
     /// The ignore file that left entries out, for those who miss one.
     pub ignore: Option<FoundIgnore>,
     /// A pack of contents, made while they were hashed, for the step that takes them first.
-    pub packs: Mutex<Option<LayerPacks>>,
+    pub(super) packs: Mutex<Option<LayerPacks>>,
 }
 
 impl ScannedContext {
@@ -150,7 +150,8 @@ pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Err
 ///
 /// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
 /// by the builder elsewhere. A source that is, or leads through, a symlink may end anywhere in the context, so then all
-/// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` what is read is packed on the way.
+/// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` small
+/// files that are read are packed on the way.
 pub fn scan(
     root: &Path,
     ignore: &Ignore,

@@ -162,7 +162,8 @@ fn both<A, B: Send>(is_much: bool, first: impl FnOnce() -> A, second: impl FnOnc
 }
 
 /// Packs the layer: contents that the step's last layer has are shared with it, what the scan of the context has `spooled` is
-/// taken as it is, the others are read from their sources, and digest and length of the layer's tar come out of the same pass, with its blob when that will be wanted.
+/// taken as it is, the others are read from their sources, and digest and length of the layer's tar come out of the same
+/// pass, with its blob when that will be wanted.
 fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
