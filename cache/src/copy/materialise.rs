@@ -192,7 +192,6 @@ struct Filler<'a> {
 }
 
 fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> MaterialiseError {
-    let path = path.clone();
     move |errno| MaterialiseError::Io { action, path: path.clone(), source: errno.into() }
 }
 

@@ -274,8 +274,7 @@ fn set_times(dir: BorrowedFd<'_>, name: impl rustix::path::Arg, mtime: Mtime) ->
 }
 
 fn failed(action: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> CheckoutError {
-    let path = path.clone();
-    move |errno| CheckoutError::Io { action, path, source: errno.into() }
+    move |errno| CheckoutError::Io { action, path: path.clone(), source: errno.into() }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ const DIR_FLAGS: OFlags =
 pub(super) struct Dirs<'root> {
     root: BorrowedFd<'root>,
     /// Most recently used first.
-    open: Vec<(RelPath, Arc<OwnedFd>)>,
+    open: Vec<(Box<[u8]>, Arc<OwnedFd>)>,
 }
 
 /// An open directory below the root, or the root.
@@ -55,36 +55,41 @@ impl<'root> Dirs<'root> {
 
     /// The directory at `path`.
     pub(super) fn dir(&mut self, path: &RelPath) -> Result<DirFd<'root>, Errno> {
-        if path.is_root() {
+        self.at(path.as_bytes())
+    }
+
+    /// [`Self::dir`] at the bytes of a clean path.
+    fn at(&mut self, path: &[u8]) -> Result<DirFd<'root>, Errno> {
+        if path.is_empty() {
             return Ok(DirFd::Root(self.root));
         }
-        if let Some(at) = self.open.iter().position(|(open, _)| open == path) {
+        if let Some(at) = self.open.iter().position(|(open, _)| **open == *path) {
             self.open[..=at].rotate_right(1);
             return Ok(DirFd::Below(self.open[0].1.clone()));
         }
-        let nearest = self
-            .open
-            .iter()
-            .filter(|(open, _)| is_below(path.as_bytes(), open.as_bytes()))
-            .max_by_key(|(open, _)| open.as_bytes().len());
+        let nearest =
+            self.open.iter().filter(|(open, _)| is_below(path, open)).max_by_key(|(open, _)| open.len());
         let fd = match nearest {
-            Some((open, fd)) => open_below(fd.as_fd(), &path.as_bytes()[open.as_bytes().len() + 1..])?,
-            None => open_below(self.root, path.as_bytes())?,
+            Some((open, fd)) => open_below(fd.as_fd(), &path[open.len() + 1..])?,
+            None => open_below(self.root, path)?,
         };
         let fd = Arc::new(fd);
         self.open.truncate(OPEN_MAX - 1);
-        self.open.insert(0, (path.clone(), fd.clone()));
+        self.open.insert(0, (path.into(), fd.clone()));
         Ok(DirFd::Below(fd))
     }
 
     /// The directory that holds `path`. The root's own is the root: `(root, ".")` names it.
     pub(super) fn parent(&mut self, path: &RelPath) -> Result<DirFd<'root>, Errno> {
-        self.dir(&path.parent().unwrap_or_default())
+        let name = path.name().len();
+        let dir = path.as_bytes().len() - name;
+        self.at(&path.as_bytes()[..dir.saturating_sub(1)])
     }
 
     /// Forgets directories at or below `path`: it was removed.
     pub(super) fn forget(&mut self, path: &RelPath) {
-        self.open.retain(|(open, _)| open != path && !is_below(open.as_bytes(), path.as_bytes()));
+        let path = path.as_bytes();
+        self.open.retain(|(open, _)| **open != *path && !is_below(open, path));
     }
 }
 

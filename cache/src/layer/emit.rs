@@ -228,8 +228,7 @@ fn linked_meta<'a>(diff: &'a LayerDiff, target: &RelPath) -> Option<&'a Meta> {
 }
 
 fn read_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> EmitError {
-    let path = path.clone();
-    move |errno| EmitError::Read { step, path, source: errno.into() }
+    move |errno| EmitError::Read { step, path: path.clone(), source: errno.into() }
 }
 
 #[cfg(test)]

@@ -128,7 +128,9 @@ fn list(found: Vec<Found>, verdicts: &[Verdict]) -> LayerDiff {
                 let change = match first {
                     Some(first) => Change::Hardlink { target: first.clone() },
                     None => {
-                        first_of.insert(inode, path.clone());
+                        if links > 1 {
+                            first_of.insert(inode, path.clone());
+                        }
                         let content = content.expect("every file was read, or the scan failed");
                         Change::File { meta, size, content }
                     }

@@ -1,148 +1,220 @@
 //! Reading the files: contents and xattrs.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
+use std::collections::hash_map::Entry;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
-use super::super::overlay::OverlayForm;
-use super::walk::{Found, What};
-use super::{Attributes, ScanError, io_error, note_owner, read_xattrs};
+use super::super::overlay::{OverlayForm, Owners};
+use super::walk::{self, Found, What};
+use super::{ScanError, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Below both, a second thread costs more than it saves.
-const PARALLEL_BYTES_MIN: u64 = 4 << 20;
+/// With less of both, a second thread costs more than it saves.
+const PARALLEL_BYTES_MIN: u64 = 2 << 20;
 const PARALLEL_FILES_MIN: usize = 256;
 
 /// Files taken by a thread at once: neighbours share their directory.
 const BATCH_FILES: usize = 32;
 
+/// A file to read.
 struct Job<'a> {
     place: usize,
     path: &'a RelPath,
+    /// With the owner that it gets where none is noted on it.
     meta: &'a Meta,
-    size: u64,
 }
 
-/// Fills in content and xattrs of every file; each inode is read once.
+/// What opening a file told.
+struct Opened {
+    place: usize,
+    meta: Meta,
+    mtime: Mtime,
+    size: u64,
+    inode: u64,
+    links: u64,
+    /// None when it was not read.
+    content: Option<ContentDigest>,
+}
+
+/// What becomes of a file that has other names, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Linked {
+    /// It is not read: one of them will do.
+    Skip,
+    Read,
+}
+
+/// Looks at every file and reads it, each inode once: content, xattrs, and what the walk did not ask for.
 pub(super) fn hash_files(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     found: &mut [Found],
 ) -> Result<(), ScanError> {
+    let is_file = |place: &usize| matches!(found[*place].what, What::File { .. });
+    let places = (0..found.len()).filter(is_file).collect();
+    let mut opened = open_all(dir, form, found, places, Linked::Skip)?;
+    let linked = opened.extract_if(.., |one| one.content.is_none());
     let mut first_of: HashMap<u64, usize> = HashMap::new();
-    let mut same: Vec<(usize, usize)> = Vec::new();
-    let mut jobs = Vec::new();
-    for (place, one) in found.iter().enumerate() {
-        let What::File { size, inode, links, .. } = one.what else { continue };
-        if links > 1
-            && let Some(first) = first_of.get(&inode)
-        {
-            same.push((place, *first));
-            continue;
+    let mut same = Vec::new();
+    for one in linked {
+        match first_of.entry(one.inode) {
+            Entry::Occupied(first) => same.push((one.place, *first.get())),
+            Entry::Vacant(free) => {
+                free.insert(one.place);
+            }
         }
-        if links > 1 {
-            first_of.insert(inode, place);
-        }
-        jobs.push(Job { place, path: &one.path, meta: &one.meta, size });
     }
-    let bytes: u64 = jobs.iter().map(|job| job.size).sum();
-    let is_large = bytes >= PARALLEL_BYTES_MIN || jobs.len() >= PARALLEL_FILES_MIN;
-    let next = AtomicUsize::new(0);
-    let mut results = if is_large && jobs.len() > 1 {
-        let batch = if jobs.len() >= PARALLEL_FILES_MIN { BATCH_FILES } else { 1 };
-        let (mine, theirs) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| work(dir, form, &jobs, &next, batch));
-            (work(dir, form, &jobs, &next, batch), other.join())
-        });
-        let mut results = mine?;
-        results.extend(theirs.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        results
-    } else {
-        work(dir, form, &jobs, &next, BATCH_FILES)?
-    };
-    results.sort_unstable_by_key(|(place, ..)| *place);
-    for (place, digest, attributes) in results {
-        let meta = &mut found[place].meta;
-        meta.xattrs = attributes.kept;
-        (meta.uid, meta.gid) = attributes.owner.unwrap_or((meta.uid, meta.gid));
-        if let What::File { content, .. } = &mut found[place].what {
-            *content = Some(digest);
-        }
+    let mut firsts: Vec<_> = first_of.into_values().collect();
+    firsts.sort_unstable();
+    opened.extend(open_all(dir, form, found, firsts, Linked::Read)?);
+    for Opened { place, meta, mtime, size, inode, links, content } in opened {
+        let one = &mut found[place];
+        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
     }
     for (place, first) in same {
-        found[place].meta = found[first].meta.clone();
-        let What::File { content: known, .. } = found[first].what else { continue };
-        if let What::File { content, .. } = &mut found[place].what {
-            *content = known;
-        }
+        let (meta, mtime) = (found[first].meta.clone(), found[first].mtime);
+        let What::File { size, inode, links, content } = found[first].what else { continue };
+        let one = &mut found[place];
+        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
     }
     Ok(())
 }
 
-fn work(
+/// Opens the files at `places`, in their order, on a second thread besides when there is much to do.
+fn open_all(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
-    jobs: &[Job<'_>],
-    next: &AtomicUsize,
+    found: &[Found],
+    places: Vec<usize>,
+    linked: Linked,
+) -> Result<Vec<Opened>, ScanError> {
+    let job = |place| Job { place, path: &found[place].path, meta: &found[place].meta };
+    let jobs: Vec<_> = places.into_iter().map(job).collect();
+    let are_many = jobs.len() >= PARALLEL_FILES_MIN;
+    let batch = if are_many { BATCH_FILES } else { 1 };
+    let queue = Queue { dir, form, jobs: &jobs, next: AtomicUsize::new(0), batch, linked };
+    std::thread::scope(|scope| {
+        let mut other = None;
+        // Only what was opened says how large it is.
+        let mine = queue.work(|bytes| {
+            let is_worth_it = are_many || bytes >= PARALLEL_BYTES_MIN;
+            if other.is_none() && is_worth_it && !queue.is_empty() {
+                other = Some(scope.spawn(|| queue.work(|_| ())));
+            }
+        });
+        let theirs = other.map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let mut opened = mine?;
+        opened.extend(theirs.transpose()?.unwrap_or_default());
+        opened.sort_unstable_by_key(|one| one.place);
+        Ok(opened)
+    })
+}
+
+/// Files that several threads work off.
+struct Queue<'a> {
+    dir: BorrowedFd<'a>,
+    form: OverlayForm,
+    jobs: &'a [Job<'a>],
+    next: AtomicUsize,
     batch: usize,
-) -> Result<Vec<(usize, ContentDigest, Attributes)>, ScanError> {
-    let mut dirs = Dirs::new(dir);
-    let largest = jobs.iter().map(|job| job.size).max().unwrap_or(0);
-    let mut buffer = vec![0; usize::try_from(largest).unwrap_or(BUFFER_BYTES).clamp(1, BUFFER_BYTES)];
-    let mut results = Vec::new();
-    loop {
-        let start = next.fetch_add(batch, Ordering::Relaxed).min(jobs.len());
-        let taken = &jobs[start..(start + batch).min(jobs.len())];
-        if taken.is_empty() {
-            return Ok(results);
+    linked: Linked,
+}
+
+impl Queue<'_> {
+    fn is_empty(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.jobs.len()
+    }
+
+    /// Opens and reads what is left. Before it reads a file it tells `watch` the size of all it took so far.
+    fn work(&self, mut watch: impl FnMut(u64)) -> Result<Vec<Opened>, ScanError> {
+        let mut dirs = Dirs::new(self.dir);
+        let mut buffer = Vec::new();
+        let (mut bytes, mut opened) = (0, Vec::new());
+        loop {
+            let start = self.next.fetch_add(self.batch, Ordering::Relaxed).min(self.jobs.len());
+            let taken = &self.jobs[start..(start + self.batch).min(self.jobs.len())];
+            if taken.is_empty() {
+                return Ok(opened);
+            }
+            for job in taken {
+                let (file, mut one) = self.open(&mut dirs, job)?;
+                if one.links == 1 || self.linked == Linked::Read {
+                    bytes += one.size;
+                    watch(bytes);
+                    self.read_attributes(&file, job.path, &mut one.meta)?;
+                    one.content = Some(read(&file, job.path, one.size, &mut buffer)?);
+                }
+                opened.push(one);
+            }
         }
-        for job in taken {
-            let (digest, attributes) = read_file(&mut dirs, form, job, &mut buffer)?;
-            results.push((job.place, digest, attributes));
+    }
+
+    fn open(&self, dirs: &mut Dirs<'_>, job: &Job<'_>) -> Result<(OwnedFd, Opened), ScanError> {
+        let (place, path) = (job.place, job.path);
+        let holder = dirs.parent(path).map_err(io_error("open the directory of", path))?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&holder, path.name(), flags, Mode::empty()).map_err(io_error("open", path))?;
+        let stat = rustix::fs::fstat(&file).map_err(io_error("look at", path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(ScanError::Changing { path: path.clone() });
         }
+        let mut meta = walk::meta(&stat);
+        if self.form.owners() == Owners::Noted {
+            (meta.uid, meta.gid) = (job.meta.uid, job.meta.gid);
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        let (inode, links) = (stat.st_ino, stat.st_nlink);
+        let mtime = walk::mtime(&stat);
+        Ok((file, Opened { place, meta, mtime, size, inode, links, content: None }))
+    }
+
+    fn read_attributes(&self, file: &OwnedFd, path: &RelPath, meta: &mut Meta) -> Result<(), ScanError> {
+        let attributes = read_xattrs(file, path, self.form)?;
+        meta.xattrs = attributes.kept;
+        match attributes.owner {
+            Some(owner) => (meta.uid, meta.gid) = owner,
+            None => note_owner(file, path, self.form, meta)?,
+        }
+        Ok(())
     }
 }
 
-fn read_file(
-    dirs: &mut Dirs<'_>,
-    form: OverlayForm,
-    job: &Job<'_>,
-    buffer: &mut [u8],
-) -> Result<(ContentDigest, Attributes), ScanError> {
-    let path = job.path;
-    let holder = dirs.parent(path).map_err(io_error("open the directory of", path))?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file =
-        rustix::fs::openat(&holder, path.name(), flags, Mode::empty()).map_err(io_error("open", path))?;
-    let attributes = read_xattrs(&file, path, form)?;
-    if attributes.owner.is_none() {
-        note_owner(&file, path, form, job.meta)?;
+/// The digest of a file that has `size` bytes.
+fn read(file: &OwnedFd, path: &RelPath, size: u64, buffer: &mut Vec<u8>) -> Result<ContentDigest, ScanError> {
+    // A byte more than the file: what has grown is noticed, and a whole read is the last one.
+    let len = usize::try_from(size).unwrap_or(BUFFER_BYTES).saturating_add(1).min(BUFFER_BYTES);
+    if buffer.len() < len {
+        buffer.resize(len, 0);
     }
     let mut hash = blake3::Hasher::new();
-    let mut size = 0u64;
+    let mut seen = 0u64;
     loop {
-        match rustix::io::read(&file, &mut *buffer) {
-            Ok(0) => break,
+        match rustix::io::read(file, &mut buffer[..]) {
             Ok(len) => {
                 hash.update(&buffer[..len]);
-                size += len as u64;
+                seen += len as u64;
+                // The kernel fills the buffer as long as there is something.
+                if len < buffer.len() || seen > size {
+                    break;
+                }
             }
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(io_error("read", path)(errno)),
         }
-        if size > job.size {
-            break;
-        }
     }
-    if size != job.size {
+    if seen != size {
         return Err(ScanError::Changing { path: path.clone() });
     }
-    Ok((ContentDigest(*hash.finalize().as_bytes()), attributes))
+    Ok(ContentDigest(*hash.finalize().as_bytes()))
 }

@@ -1,7 +1,7 @@
 //! From an upper directory that a RUN left behind to a listing.
 //!
 //! ```text
-//!  walk (sorted, one stat each) ─▶ hash files (two threads when large) ─▶ compare with the parent, deepest first
+//!  walk (sorted, files not looked at) ─▶ open, hash files (two threads when large) ─▶ compare with the parent, deepest first
 //! ```
 //!
 //! overlayfs copies a file up when it is opened for writing or its mode is set, changed or not. What equals the
@@ -110,8 +110,7 @@ pub enum ScanError {
 }
 
 fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> ScanError {
-    let path = path.clone();
-    move |errno| ScanError::Io { step, path, source: errno.into() }
+    move |errno| ScanError::Io { step, path: path.clone(), source: errno.into() }
 }
 
 /// What the xattrs of a file or directory say.

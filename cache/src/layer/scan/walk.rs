@@ -28,10 +28,24 @@ pub(super) struct Found {
 }
 
 pub(super) enum What {
-    Dir { opaque: bool },
-    File { size: u64, inode: u64, links: u64, content: Option<ContentDigest> },
-    Symlink { target: Vec<u8> },
-    Device { major: u32, minor: u32, is_block: bool },
+    Dir {
+        opaque: bool,
+    },
+    /// Without `content` until it was opened: the rest, mode and time, and the owner where it is not noted, come with it.
+    File {
+        size: u64,
+        inode: u64,
+        links: u64,
+        content: Option<ContentDigest>,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    Device {
+        major: u32,
+        minor: u32,
+        is_block: bool,
+    },
     Fifo,
     Whiteout,
     Socket,
@@ -42,8 +56,8 @@ struct Frame {
     place: usize,
     /// True when the parent's entries show through.
     is_merged: bool,
-    /// Names left, last one first.
-    names: Vec<Vec<u8>>,
+    /// Names left, last one first, and of what type the directory says that they are.
+    names: Vec<(Vec<u8>, FileType)>,
 }
 
 /// Everything below `dir`, each directory right before what is in it, names in byte order: [`RelPath`]'s order. The
@@ -67,15 +81,15 @@ pub(super) fn walk(
     walker.buffer.resize_with(32 << 10, MaybeUninit::uninit);
     // A stack of our own: the tree may be deeper than ours.
     let mut stack = Vec::new();
-    stack.extend(walker.visit(&RelPath::root(), b".", 0, true)?);
+    stack.extend(walker.visit(RelPath::root(), b".", FileType::Directory, 0, true)?);
     while let Some(frame) = stack.last_mut() {
-        let Some(name) = frame.names.pop() else {
+        let Some((name, listed)) = frame.names.pop() else {
             stack.pop();
             continue;
         };
         let (place, is_merged) = (frame.place, frame.is_merged);
         let path = walker.found[place].path.join(&name);
-        stack.extend(walker.visit(&path, &name, place, is_merged)?);
+        stack.extend(walker.visit(path, &name, listed, place, is_merged)?);
     }
     Ok(walker.found)
 }
@@ -93,78 +107,77 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    /// Takes one name down; for a directory, the frame of what is in it.
+    /// Takes one name down; for a directory, the frame of what is in it. Of what the directory lists as a file nothing
+    /// else is asked: opening it will tell.
     fn visit(
         &mut self,
-        path: &RelPath,
+        path: RelPath,
         name: &[u8],
+        listed: FileType,
         dir: usize,
         is_merged: bool,
     ) -> Result<Option<Frame>, ScanError> {
-        self.account(path)?;
-        let holder = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
-        let stat = rustix::fs::statat(&holder, name, NO_FOLLOW).map_err(io_error("look at", path))?;
+        self.account(&path)?;
         let parent = if is_merged {
-            self.parent.entry(path).map_err(|source| ScanError::Parent { path: path.clone(), source })?
+            self.parent.entry(&path).map_err(|source| ScanError::Parent { path: path.clone(), source })?
         } else {
             None
         };
-        let mut meta =
-            Meta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, xattrs: BTreeMap::new() };
-        let mtime = mtime(&stat);
+        let holder = self.dirs.parent(&path).map_err(io_error("open the directory of", &path))?;
+        let stat = match listed {
+            FileType::RegularFile => None,
+            _ => Some(rustix::fs::statat(&holder, name, NO_FOLLOW).map_err(io_error("look at", &path))?),
+        };
+        let file_type = stat.map_or(listed, |stat| FileType::from_raw_mode(stat.st_mode));
+        let rdev = stat.map_or(0, |stat| stat.st_rdev);
+        let (mut meta, mtime) = stat.map(|stat| (meta(&stat), mtime(&stat))).unwrap_or_default();
         let place = self.found.len();
         let mut frame = None;
-        let file_type = FileType::from_raw_mode(stat.st_mode);
         if self.form.owners() == Owners::Noted {
             let below = parent.as_ref().filter(|parent| is_of_type(&parent.entry.kind, file_type));
             let is_special = !matches!(file_type, FileType::Directory | FileType::RegularFile);
             let holder = self.found.get(dir).map(|dir| &dir.meta);
-            (meta.uid, meta.gid) = self.owners.without_note(path, is_special, below, holder);
+            (meta.uid, meta.gid) = self.owners.without_note(&path, is_special, below, holder);
         }
         let what = match file_type {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(&holder, name, flags, Mode::empty())
-                    .map_err(io_error("open directory", path))?;
-                let attributes = read_xattrs(&fd, path, self.form)?;
+                    .map_err(io_error("open directory", &path))?;
+                let attributes = read_xattrs(&fd, &path, self.form)?;
                 meta.xattrs = attributes.kept;
                 match attributes.owner {
                     Some(owner) => (meta.uid, meta.gid) = owner,
-                    None => note_owner(&fd, path, self.form, &meta)?,
+                    None => note_owner(&fd, &path, self.form, &meta)?,
                 }
                 let lower = matches!(&parent, Some(parent) if matches!(parent.entry.kind, Kind::Dir(_)));
-                let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", path))?;
+                let mut opaque = self.form.is_opaque(&fd).map_err(io_error("read xattrs of", &path))?;
                 if opaque && !lower {
-                    self.form.clear_opaque(&fd).map_err(io_error("clear the opaque mark of", path))?;
+                    self.form.clear_opaque(&fd).map_err(io_error("clear the opaque mark of", &path))?;
                     opaque = false;
                 }
-                let names = self.names(&fd, path)?;
+                let names = self.names(&fd, &path)?;
                 frame = Some(Frame { place, is_merged: lower && !opaque, names });
                 What::Dir { opaque }
             }
-            FileType::RegularFile => What::File {
-                size: u64::try_from(stat.st_size).unwrap_or_default(),
-                inode: stat.st_ino,
-                links: stat.st_nlink,
-                content: None,
-            },
+            FileType::RegularFile => What::File { size: 0, inode: 0, links: 0, content: None },
             FileType::Symlink => {
                 meta.mode = 0o777;
                 let target = rustix::fs::readlinkat(&holder, name, Vec::new())
-                    .map_err(io_error("read the symbolic link", path))?;
+                    .map_err(io_error("read the symbolic link", &path))?;
                 What::Symlink { target: target.into_bytes() }
             }
-            FileType::CharacterDevice if stat.st_rdev == 0 => What::Whiteout,
+            FileType::CharacterDevice if rdev == 0 => What::Whiteout,
             kind @ (FileType::CharacterDevice | FileType::BlockDevice) => What::Device {
-                major: rustix::fs::major(stat.st_rdev),
-                minor: rustix::fs::minor(stat.st_rdev),
+                major: rustix::fs::major(rdev),
+                minor: rustix::fs::minor(rdev),
                 is_block: kind == FileType::BlockDevice,
             },
             FileType::Fifo => What::Fifo,
             // Nothing else exists on Linux.
             _ => What::Socket,
         };
-        self.found.push(Found { path: path.clone(), meta, mtime, what, parent, dir });
+        self.found.push(Found { path, meta, mtime, what, parent, dir });
         Ok(frame)
     }
 
@@ -187,20 +200,20 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Vec<Vec<u8>>, ScanError> {
+    fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Vec<(Vec<u8>, FileType)>, ScanError> {
         let mut names = Vec::new();
         let mut entries = RawDir::new(fd, &mut self.buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(io_error("read directory", path))?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                names.push(name.to_vec());
+                names.push((name.to_vec(), entry.file_type()));
             }
             if names.len() as u64 > self.limits.entries_max {
                 return Err(ScanError::TooManyEntries { max: self.limits.entries_max });
             }
         }
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        names.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
         Ok(names)
     }
 }
@@ -216,6 +229,11 @@ fn is_of_type(kind: &Kind, file_type: FileType) -> bool {
     }
 }
 
-fn mtime(stat: &Stat) -> Mtime {
+/// All but the xattrs.
+pub(super) fn meta(stat: &Stat) -> Meta {
+    Meta { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, xattrs: BTreeMap::new() }
+}
+
+pub(super) fn mtime(stat: &Stat) -> Mtime {
     Mtime { secs: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 }
 }

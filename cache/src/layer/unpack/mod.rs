@@ -130,8 +130,7 @@ pub enum UnpackError {
 
 /// Turns a system call's failure into an [`UnpackError`].
 fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> UnpackError {
-    let path = path.clone();
-    move |errno| UnpackError::Io { step, path, source: errno.into() }
+    move |errno| UnpackError::Io { step, path: path.clone(), source: errno.into() }
 }
 
 /// Bytes read from the archive at once; a file up to this size takes one `write`.
