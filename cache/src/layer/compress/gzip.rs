@@ -63,11 +63,11 @@ pub(super) fn encode<E>(
 ) -> Result<(DiffId, u64), Failure<E>> {
     if threads == 1 {
         let mut deflater = Deflater::new(engine);
-        return run(source, sink, &mut Inline { deflater: &mut deflater, done: None });
+        return run(source, sink, &mut Inline { deflater: &mut deflater, done: None }, 1);
     }
-    let in_flight_max = 2 * threads + 4;
-    let (jobs, jobs_taken) = sync_channel::<Job>(in_flight_max);
-    let (done_sent, done) = sync_channel::<Done>(in_flight_max);
+    let unwritten_max = 2 * threads + 4;
+    let (jobs, jobs_taken) = sync_channel::<Job>(unwritten_max);
+    let (done_sent, done) = sync_channel::<Done>(unwritten_max);
     let jobs_taken = Mutex::new(jobs_taken);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -76,7 +76,7 @@ pub(super) fn encode<E>(
         }
         drop(done_sent);
         // Dropping the pool closes the queue of jobs; the workers then end, also after an error.
-        run(source, sink, &mut Pool { jobs, done, in_flight: 0, in_flight_max })
+        run(source, sink, &mut Pool { jobs, done }, unwritten_max as u64)
     })
 }
 
@@ -94,9 +94,9 @@ fn work(jobs: &Mutex<Receiver<Job>>, done: &SyncSender<Done>, engine: Gzip) {
 
 /// Who deflates blocks.
 trait Workers {
-    /// Takes a block; blocks while too many are under way. Hands back any that are done.
-    fn submit(&mut self, job: Job) -> Option<Done>;
-    /// A block that is done, waiting for one if `wait`; `None` when there is none (left).
+    /// Takes a block.
+    fn submit(&mut self, job: Job);
+    /// A block that is done, waiting for one if `wait`; `None` when there is none.
     fn next(&mut self, wait: bool) -> Option<Done>;
 }
 
@@ -106,8 +106,8 @@ struct Inline<'a> {
 }
 
 impl Workers for Inline<'_> {
-    fn submit(&mut self, job: Job) -> Option<Done> {
-        self.done.replace(job.run(self.deflater))
+    fn submit(&mut self, job: Job) {
+        self.done = Some(job.run(self.deflater));
     }
 
     fn next(&mut self, _wait: bool) -> Option<Done> {
@@ -118,25 +118,15 @@ impl Workers for Inline<'_> {
 struct Pool {
     jobs: SyncSender<Job>,
     done: Receiver<Done>,
-    in_flight: usize,
-    in_flight_max: usize,
 }
 
 impl Workers for Pool {
-    fn submit(&mut self, job: Job) -> Option<Done> {
-        let freed = if self.in_flight == self.in_flight_max { self.next(true) } else { None };
-        self.in_flight += 1;
+    fn submit(&mut self, job: Job) {
         self.jobs.send(job).expect("workers hold the queue's end as long as the pool lives");
-        freed
     }
 
     fn next(&mut self, wait: bool) -> Option<Done> {
-        if self.in_flight == 0 {
-            return None;
-        }
-        let done = if wait { self.done.recv().ok() } else { self.done.try_recv().ok() }?;
-        self.in_flight -= 1;
-        Some(done)
+        if wait { self.done.recv().ok() } else { self.done.try_recv().ok() }
     }
 }
 
@@ -144,9 +134,11 @@ fn run<E>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     sink: &mut Sink<'_>,
     workers: &mut dyn Workers,
+    unwritten_max: u64,
 ) -> Result<(DiffId, u64), Failure<E>> {
     let mut blocks = Blocks {
         workers,
+        unwritten_max,
         sink,
         block: Block::default(),
         dictionary: Vec::new(),
@@ -173,6 +165,8 @@ fn run<E>(
 /// Cuts the tar into blocks and puts what they become in order.
 struct Blocks<'a, 'out> {
     workers: &'a mut dyn Workers,
+    /// Most blocks in memory: those at the workers, and those that wait for an earlier one.
+    unwritten_max: u64,
     sink: &'a mut Sink<'out>,
     block: Block,
     /// Last bytes of the previous block.
@@ -189,6 +183,9 @@ struct Blocks<'a, 'out> {
 
 impl Blocks<'_, '_> {
     fn submit_block(&mut self) -> io::Result<()> {
+        while self.submitted - self.written == self.unwritten_max {
+            self.wait_for_one()?;
+        }
         // The block was just filled: hashing it now finds it in the CPU's cache.
         self.tar.update(&self.block.bytes);
         self.size += self.block.bytes.len() as u64;
@@ -197,11 +194,17 @@ impl Blocks<'_, '_> {
         let dictionary = std::mem::replace(&mut self.dictionary, tail);
         let number = self.submitted;
         self.submitted += 1;
-        let mut done = self.workers.submit(Job { number, block, dictionary });
-        while let Some(one) = done {
+        self.workers.submit(Job { number, block, dictionary });
+        while let Some(one) = self.workers.next(false) {
             self.waiting.insert(one.number, one);
-            done = self.workers.next(false);
         }
+        self.write_waiting()
+    }
+
+    fn wait_for_one(&mut self) -> io::Result<()> {
+        let lost = || io::Error::other("a compression thread ended early");
+        let done = self.workers.next(true).ok_or_else(lost)?;
+        self.waiting.insert(done.number, done);
         self.write_waiting()
     }
 
@@ -226,10 +229,7 @@ impl Blocks<'_, '_> {
             self.submit_block()?;
         }
         while self.written < self.submitted {
-            let lost = || io::Error::other("a compression thread ended early");
-            let done = self.workers.next(true).ok_or_else(lost)?;
-            self.waiting.insert(done.number, done);
-            if let Err(error) = self.write_waiting() {
+            if let Err(error) = self.wait_for_one() {
                 return Err(self.compressor_error.take().unwrap_or(error));
             }
         }
@@ -255,5 +255,51 @@ impl Write for Blocks<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker who keeps the first block as long as there is another one, as on a busy machine.
+    struct Late {
+        deflater: Deflater,
+        done: Vec<Done>,
+        /// Blocks that came before the first was handed back.
+        before_first: usize,
+        is_first_back: bool,
+    }
+
+    impl Workers for Late {
+        fn submit(&mut self, job: Job) {
+            self.done.push(job.run(&mut self.deflater));
+            self.before_first += usize::from(!self.is_first_back);
+        }
+
+        fn next(&mut self, wait: bool) -> Option<Done> {
+            match self.done.len() {
+                0 => None,
+                1 if !wait && !self.is_first_back => None,
+                1 => {
+                    self.is_first_back = true;
+                    self.done.pop()
+                }
+                _ => Some(self.done.remove(1)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_block_does_not_let_others_pile_up() {
+        let deflater = Deflater::new(Gzip::Level(1));
+        let mut workers = Late { deflater, done: Vec::new(), before_first: 0, is_first_back: false };
+        let mut blob = Vec::new();
+        let mut sink = Sink { out: &mut blob, digest: Sha256::new(), size: 0, error: None };
+        let tar = vec![7; 20 * BLOCK_BYTES];
+        let source = |out: &mut dyn Write| out.write_all(&tar);
+        let (diff_id, size) = run(source, &mut sink, &mut workers, 4).unwrap_or_else(|_| panic!("encodes"));
+        assert_eq!((diff_id, size), (DiffId(rbuild_oci::Digest::of(&tar)), tar.len() as u64));
+        assert_eq!(workers.before_first, 4);
     }
 }
