@@ -10,7 +10,7 @@ pub use outcome::{BuildOutcome, Described, Source};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use rbuild_frontend::diagnostic::{Diagnostic, Severity};
@@ -334,6 +334,7 @@ pub(crate) fn exec_env(
         })),
         epoch: OnceLock::new(),
         wanted_compression: outputs::wanted_compression(&request.results),
+        with_dir: Mutex::default(),
         mount_points: OnceLock::new(),
         leaving: Leaving::default(),
         failed_step: request.shell.is_some().then(|| failed_step.clone()),

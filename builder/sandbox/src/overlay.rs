@@ -5,12 +5,13 @@
 
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lower layers one overlay takes (measured: the 501st is refused).
 pub const LOWERS_MAX: usize = 500;
@@ -92,14 +93,13 @@ fn context_log(context: BorrowedFd<'_>) -> String {
     messages.join("; ")
 }
 
-/// Opens a directory and names it so that any length and any character of its path survives `fsconfig`, whose strings
-/// end at 255 bytes.
-fn open_layer(path: &Path) -> Result<(OwnedFd, String), MountError> {
+/// Whether overlayfs takes layers as descriptors, which spares it a look-up for each: Linux 6.13 or newer.
+static TAKES_DESCRIPTORS: AtomicBool = AtomicBool::new(true);
+
+fn open_layer(path: &Path) -> Result<OwnedFd, MountError> {
     use rustix::fs::{Mode, OFlags};
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| MountError::OpenLayer { path: path.to_owned(), source: e.into() })?;
-    let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok((fd, name))
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| MountError::OpenLayer { path: path.to_owned(), source: e.into() })
 }
 
 /// The layers from the top down, each once: two steps that did the same share a layer, and the kernel refuses a directory
@@ -137,8 +137,15 @@ pub fn mount_overlay(
     };
     let set_layer = |option: &'static str, path: &Path| {
         // The kernel holds the directory from here on; our descriptor may go.
-        let (_fd, name) = open_layer(path)?;
-        fsconfig_set_string(context, option, name.as_str()).map_err(refused(option))
+        let fd = open_layer(path)?;
+        if TAKES_DESCRIPTORS.load(Ordering::Relaxed) && fsconfig_set_fd(context, option, fd.as_fd()).is_ok() {
+            return Ok(());
+        }
+        // A name that any length and any character of its path survives: strings end at 255 bytes here.
+        let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        fsconfig_set_string(context, option, name.as_str()).map_err(refused(option))?;
+        TAKES_DESCRIPTORS.store(false, Ordering::Relaxed);
+        Ok(())
     };
     fsconfig_set_string(context, c"source", c"overlay").map_err(refused("source"))?;
     // The first one appended is the topmost.

@@ -1,7 +1,7 @@
 //! `rbuild pull`.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rbuild_frontend::graph::Network;
 use rbuild_oci::{Digest, Platform, Reference};
@@ -149,6 +149,7 @@ pub(super) fn plain_env(
         network: Arc::new(StepNetwork::new(Network::None)),
         epoch: OnceLock::new(),
         wanted_compression: None,
+        with_dir: Mutex::default(),
         mount_points: OnceLock::new(),
         leaving: Leaving::default(),
         failed_step: None,

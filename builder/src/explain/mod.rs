@@ -43,7 +43,7 @@ use crate::timestamp;
 use cause::{Above, Cause, details, sentence};
 use record::{InputRecord, Producer, Record, fields, split_name};
 
-/// Earlier executions looked at for one miss.
+/// Earlier executions of a stage that its misses are compared with.
 const CANDIDATES_MAX: u32 = 64;
 
 /// A build's number as people see and type it.
@@ -66,6 +66,14 @@ pub struct Explainer {
     /// Say all that differs, not only a sentence.
     says_all: bool,
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
+    /// What other builds executed, by scope: the same for all steps of a stage.
+    earlier: Mutex<HashMap<[u8; 32], Arc<[Earlier]>>>,
+}
+
+/// An execution of another build.
+struct Earlier {
+    text: [u8; 32],
+    record: Record,
 }
 
 /// A step that is about to be executed.
@@ -102,8 +110,8 @@ impl Explainer {
         let texts = graph.dag.node_weights().map(|node| text_digest(&node.step)).collect();
         let says_all = request.control.explain == Some(ExplainFormat::Text);
         let build_name = build_name(request);
-        let (lineage, decided) = (lineage(request), Mutex::default());
-        Self { store, graph, build, lineage, texts, build_name, says_all, decided }
+        let (lineage, decided, earlier) = (lineage(request), Mutex::default(), Mutex::default());
+        Self { store, graph, build, lineage, texts, build_name, says_all, decided, earlier }
     }
 
     /// The build as others know it: its names, or its context.
@@ -136,19 +144,11 @@ impl Explainer {
             exec_ms: 0,
         };
         let (scope, text) = (self.scope(&at.step.stage), text_digest(&at.step));
-        let past = match &inputs.forced {
-            Some(_) => Vec::new(),
-            // What this build has executed so far explains none of its misses, and would leave no room in a long stage.
-            None => {
-                let key = inputs.key;
-                self.store.executions_before(self.build, &scope, key, CANDIDATES_MAX).unwrap_or_default()
-            }
-        };
         record.causes = match &inputs.forced {
             Some(cause) => vec![cause.clone()],
             None => {
                 let nodes = Over { above: &made, below: inputs.nodes };
-                self.causes(node, &record, inputs.key, &past, (&scope, &text), &nodes)
+                self.causes(node, &record, inputs.key, (&scope, &text), &nodes)
             }
         };
         self.decided().insert(node, Arc::new(record.clone()));
@@ -202,6 +202,18 @@ impl Explainer {
 
     fn decided(&self) -> MutexGuard<'_, HashMap<NodeIndex, Arc<Record>>> {
         self.decided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What other builds executed in a scope, latest first. What this one has executed so far explains none of its misses.
+    fn earlier(&self, scope: &[u8; 32]) -> Arc<[Earlier]> {
+        let mut known = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || {
+            let found = self.store.executions_in(scope, self.build, CANDIDATES_MAX).unwrap_or_default();
+            let earlier =
+                |past: &PastExecution| Some(Earlier { text: past.execution.text, record: parse(past)? });
+            found.iter().filter_map(earlier).collect()
+        };
+        Arc::clone(known.entry(*scope).or_insert_with(read))
     }
 
     fn scope(&self, stage: &str) -> [u8; 32] {
@@ -265,12 +277,11 @@ impl Explainer {
         node: NodeIndex,
         record: &Record,
         key: &Key,
-        past: &[PastExecution],
         (scope, text): (&[u8; 32], &[u8; 32]),
         nodes: &dyn NodeStore,
     ) -> Vec<Cause> {
-        if let Some(same) = past.iter().find(|past| past.execution.key == *key) {
-            let is_failed = parse(same).is_some_and(|record| record.is_failed);
+        if let Ok(Some(same)) = self.store.execution_of(key, self.build) {
+            let is_failed = parse(&same).is_some_and(|record| record.is_failed);
             return vec![match same.gone {
                 _ if is_failed => Cause::FailedBefore,
                 Some((at_unix_ns, GoneWhy::Evicted)) => Cause::Evicted { at_unix_ns },
@@ -279,18 +290,19 @@ impl Explainer {
             }];
         }
         let number = split_name(&record.name).0;
-        let candidates = past.iter().filter(|past| past.execution.scope == *scope).filter_map(|past| {
-            let old = parse(past).filter(|old| old.kind == record.kind)?;
-            let is_written_the_same = past.execution.text == *text;
+        let earlier = self.earlier(scope);
+        let candidates = earlier.iter().filter(|past| past.record.kind == record.kind).filter_map(|past| {
+            let old = &past.record;
+            let is_written_the_same = past.text == *text;
             let root = |record: &Record| record.inputs.iter().find(|i| i.slot == 0).map(|i| i.digest.clone());
-            let stands_here = split_name(&old.name).0 == number || root(&old) == root(record);
-            let is_same = is_written_the_same || (stands_here && !self.texts.contains(&past.execution.text));
-            is_same.then(|| ((!is_written_the_same, compare::distance(&old, record)), old))
+            let stands_here = split_name(&old.name).0 == number || root(old) == root(record);
+            let is_same = is_written_the_same || (stands_here && !self.texts.contains(&past.text));
+            is_same.then(|| ((!is_written_the_same, compare::distance(old, record)), old))
         });
         // The latest of equals: the first one found.
         let Some((_, old)) = candidates.min_by_key(|(rank, _)| *rank) else { return vec![Cause::First] };
-        let mut causes = compare::own_causes(&old, record, nodes);
-        match self.above(node, &old, record) {
+        let mut causes = compare::own_causes(old, record, nodes);
+        match self.above(node, old, record) {
             // A base brings its environment along: that it moved is the cause of both.
             Some(cause @ Cause::Base { .. }) => causes.insert(0, cause),
             Some(cause) => causes.push(cause),

@@ -1,9 +1,10 @@
 //! Layers of the store as ops and exporters use them, whatever form they are kept in.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{MutexGuard, OnceLock, PoisonError};
 
 use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
 use rbuild_cache::layer::{
@@ -43,10 +44,17 @@ impl ExecEnv {
     /// Directories of layers, to mount; those that are missing are made.
     pub fn layer_dirs(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>, StepFailure> {
         let dir = |id: &LayerId| {
-            self.store.make_dir_of(&self.lease, *id, self.overlay)?;
+            if !self.with_dir().contains(id) {
+                self.store.make_dir_of(&self.lease, *id, self.overlay)?;
+                self.with_dir().insert(*id);
+            }
             Ok(self.store.layer_path(*id))
         };
         stack.iter().map(dir).collect()
+    }
+
+    fn with_dir(&self) -> MutexGuard<'_, HashSet<LayerId>> {
+        self.with_dir.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How this build's outputs want the layers that it makes; `None` when none wants them, or not as they are.

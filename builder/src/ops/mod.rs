@@ -20,11 +20,12 @@ pub mod run;
 pub mod select;
 pub mod workdir;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rbuild_cache::layer::{Change, Compression, LayerDiff, Mtime, OverlayForm};
-use rbuild_cache::store::{Draft, Lease, Store};
+use rbuild_cache::store::{Draft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
 use rbuild_registry::Client;
@@ -100,6 +101,8 @@ pub struct ExecEnv {
     pub epoch: OnceLock<i64>,
     /// What the first output that compresses layers wants of those of the image.
     pub wanted_compression: Option<Compression>,
+    /// Layers that have a directory. They keep it: the lease protects them.
+    pub with_dir: Mutex<HashSet<LayerId>>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.

@@ -150,23 +150,24 @@ impl Store {
         })
     }
 
-    /// Executions of one scope, and those with this key wherever they were, of other builds than `build`; at most `limit`
-    /// of each, latest first.
-    pub fn executions_before(
+    /// Executions of one scope in other builds than `build`; at most `limit`, latest first.
+    pub fn executions_in(
         &self,
-        build: u64,
         scope: &[u8; 32],
-        key: &Key,
+        build: u64,
         limit: u32,
     ) -> Result<Vec<PastExecution>, StoreError> {
-        let (build, key) = (build.cast_signed(), key.to_bytes());
         self.inner.index.read("look for earlier executions", |connection| {
-            let here = "WHERE scope = ?1 AND build <> ?2 ORDER BY id DESC LIMIT ?3";
-            let mut found = list(connection, here, (scope, build, limit))?;
-            let elsewhere = "WHERE key = ?1 AND scope <> ?2 AND build <> ?3 ORDER BY id DESC LIMIT ?4";
-            found.extend(list(connection, elsewhere, (key, scope, build, limit))?);
-            found.sort_by_key(|past| std::cmp::Reverse(past.id));
-            Ok(found)
+            let which = "WHERE scope = ?1 AND build <> ?2 ORDER BY id DESC LIMIT ?3";
+            list(connection, which, (scope, build.cast_signed(), limit))
+        })
+    }
+
+    /// The last execution with this key in another build than `build`, wherever it was.
+    pub fn execution_of(&self, key: &Key, build: u64) -> Result<Option<PastExecution>, StoreError> {
+        self.inner.index.read("look for an earlier execution", |connection| {
+            let which = "WHERE key = ?1 AND build <> ?2 ORDER BY id DESC LIMIT 1";
+            Ok(list(connection, which, (key.to_bytes(), build.cast_signed()))?.pop())
         })
     }
 
@@ -319,11 +320,11 @@ mod tests {
         for n in 0..10 {
             store.put_execution(&execution(n, n % 2)).unwrap();
         }
-        let found = store.executions_before(0, &[1; 32], &Key::content([0; 32]), 100).unwrap();
+        let found = store.executions_in(&[1; 32], 0, 100).unwrap();
         let kept: Vec<_> = found.iter().map(|past| past.execution.clone()).collect();
         assert_eq!(kept, (2..10).rev().map(|n| execution(n, n % 2)).collect::<Vec<_>>());
-        let elsewhere = store.executions_before(0, &[2; 32], &Key::content([7; 32]), 2).unwrap();
-        assert_eq!(elsewhere.iter().map(|past| past.execution.at_unix_ns).collect::<Vec<_>>(), [7]);
+        let of = |n| store.execution_of(&Key::content([n; 32]), 0).unwrap().map(|past| past.execution);
+        assert_eq!((of(0), of(7)), (None, Some(execution(7, 1))));
     }
 
     #[test]
@@ -334,11 +335,9 @@ mod tests {
         for n in 1..20 {
             store.put_execution(&Execution { build: running, ..execution(n, n) }).unwrap();
         }
-        let before = |key| store.executions_before(running, &[1; 32], &Key::content([key; 32]), 4).unwrap();
-        let of =
-            |found: Vec<PastExecution>| -> Vec<_> { found.into_iter().map(|past| past.execution).collect() };
-        assert_eq!(of(before(100)), [execution(0, 0)]);
-        assert_eq!(of(before(5)), [execution(0, 0)]);
+        let found = store.executions_in(&[1; 32], running, 4).unwrap();
+        assert_eq!(found.into_iter().map(|past| past.execution).collect::<Vec<_>>(), [execution(0, 0)]);
+        assert!(store.execution_of(&Key::content([5; 32]), running).unwrap().is_none());
     }
 
     #[test]

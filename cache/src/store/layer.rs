@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rbuild_oci::{DiffId, Digest};
 use rusqlite::{Connection, OptionalExtension, Transaction};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::db::mark::BootId;
@@ -129,9 +129,21 @@ pub struct WorkDir {
 impl WorkDir {
     /// Removes it. What cannot be removed goes with the lease.
     pub fn remove(self) {
-        let _left = self.lease.layout().remove_tree(&self.name);
+        let layout = self.lease.layout();
+        for (left, flags) in LEFT_BY_OVERLAY {
+            let _other = rustix::fs::unlinkat(layout.fd(), format!("{}/{left}", self.name), flags);
+        }
+        let _left = layout.remove_tree(&self.name);
     }
 }
+
+/// What an overlay without syncs leaves in its work directory, deepest first: mostly that is all, and need not be listed.
+const LEFT_BY_OVERLAY: [(&str, AtFlags); 4] = [
+    ("work/incompat/volatile/dirty", AtFlags::empty()),
+    ("work/incompat/volatile", AtFlags::REMOVEDIR),
+    ("work/incompat", AtFlags::REMOVEDIR),
+    ("work", AtFlags::REMOVEDIR),
+];
 
 /// What the index knows of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
