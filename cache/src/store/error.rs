@@ -30,7 +30,11 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file system is mounted read-only or the directory refuses writes.
-    #[error("the store `{}` is read-only; a build needs to write to its store, choose another one", root.display())]
+    #[error(
+        "the store `{}` is read-only; even commands that only look write their locks there: \
+         make it writable, or name another one with --root",
+        root.display()
+    )]
     ReadOnly {
         /// The store.
         root: PathBuf,
