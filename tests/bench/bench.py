@@ -225,6 +225,8 @@ CASES = {
     "w5": ("w5", "busybox", "cache", "gzip", ("cold", "noop")),
     "w6": ("w6", None, "cache", "gzip", ("cold", "noop")),
     "w6-push": ("w6", None, "push", "gzip", ("cold",)),
+    "w7": ("w7", "debian", "cache", "gzip", ("cold",)),
+    "w8": ("w8", "debian", "cache", "gzip", ("cold",)),
 }
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt"}
 
@@ -348,6 +350,7 @@ PROMISED = {
     ("w2-push", "change"): ("times", 15),
     ("w3copy-push", "cold"): ("times", 14), ("w3run-push", "cold"): ("times", 12),
     ("w4", "cold"): ("times", 15), ("w5", "cold"): ("seconds", 2.06), ("w6", "cold"): ("times", 4),
+    ("w7", "cold"): ("times", 5), ("w8", "cold"): ("times", 5),
 }
 # The most memory that any build may take: so much, and so much for each file of its context.
 PEAK_MIB, PEAK_BYTES_A_FILE = 64, 300

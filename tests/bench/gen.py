@@ -10,6 +10,8 @@ w3run   1 GiB of mixed data, made by RUN
 w4      50 RUN steps
 w5      4 independent stages of RUN sleep 2, joined by COPY --from
 w6      FROM node, one trivial RUN
+w7      RUN chown -R over what the base brings
+w8      RUN that writes 2,000 files and waits for the disk after each
 """
 import os, random, sys
 
@@ -107,8 +109,19 @@ def w6():
     write("w6/Dockerfile", f"FROM {REG}/node\nRUN true\n")
 
 
+def w7():
+    write("w7/Dockerfile", f"FROM {REG}/debian\nRUN chown -R 1000:1000 /usr /var\n")
+
+
+def w8():
+    files = "for (1..2000) { open F, '>', $_; print F $_; F->flush; F->sync; close F }"
+    write("w8/Dockerfile", f"""FROM {REG}/debian
+RUN mkdir /data && cd /data && perl -MIO::Handle -e "{files.replace('$', chr(92) + '$')}"
+""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
