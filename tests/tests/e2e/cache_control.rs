@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::{Registry, TestEnv, need};
 use serde_json::Value;
 
-use crate::world;
+use crate::{cases, world};
 
 const COMPILED: &str = "\
 FROM busybox AS build
@@ -193,6 +193,25 @@ fn verify_cache_finds_the_step_that_gives_something_else_each_time() -> Result<(
     ]);
     assert_eq!(run.stderr.matches("verified: the same").count(), 3, "{run}");
     env.build(&context, &[])?.ok().assert_all_cached();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+/// The tool on ourselves: a key that leaves something out would show as a hit that gives something else.
+#[test]
+fn every_hit_in_the_corpus_is_what_its_step_gives_again() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let registry = Registry::shared()?;
+    let env = TestEnv::new()?.using(&registry)?;
+    let found = cases::each("corpus", &env, 4, |case| {
+        if cases::build(case, &env, &[])?.code != Some(0) {
+            return Ok(0);
+        }
+        let again = cases::build(case, &env, &["--verify-cache"])?.ok();
+        Ok(again.stderr.matches("verified: the same as the cached result").count())
+    })?;
+    let verified: usize = found.values().sum();
+    ensure!(verified >= 200, "{verified} results were verified: {found:?}");
     env.assert_nothing_left();
     Ok(())
 }
