@@ -116,7 +116,8 @@ fn set_time(dirs: &mut Dirs<'_>, path: &RelPath, mtime: Mtime) -> Result<(), Sca
 
 fn list(found: Vec<Found>, verdicts: &[Verdict]) -> LayerDiff {
     let mut first_of: HashMap<u64, RelPath> = HashMap::new();
-    let mut entries = Vec::new();
+    let mut entries =
+        Vec::with_capacity(verdicts.iter().filter(|verdict| **verdict != Verdict::Remove).count());
     for (one, verdict) in found.into_iter().zip(verdicts) {
         let Found { path, meta, mtime, what, .. } = one;
         let (change, mtime) = match (verdict, what) {

@@ -26,6 +26,9 @@ const PARALLEL_FILES_MIN: usize = 256;
 /// Files taken by a thread at once: neighbours share their directory.
 const BATCH_FILES: usize = 32;
 
+/// Files opened before what they told is put in its place: it need not be in memory twice.
+const AT_ONCE: usize = 8192;
+
 /// A file to read.
 struct Job<'a> {
     place: usize,
@@ -46,6 +49,14 @@ struct Opened {
     content: Option<ContentDigest>,
 }
 
+impl Opened {
+    fn fill(self, found: &mut [Found]) {
+        let Self { place, meta, mtime, size, inode, links, content } = self;
+        let one = &mut found[place];
+        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
+    }
+}
+
 /// What becomes of a file that has other names, too.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Linked {
@@ -61,31 +72,35 @@ pub(super) fn hash_files(
     found: &mut [Found],
 ) -> Result<(), ScanError> {
     let is_file = |place: &usize| matches!(found[*place].what, What::File { .. });
-    let places = (0..found.len()).filter(is_file).collect();
-    let mut opened = open_all(dir, form, found, places, Linked::Skip)?;
-    let linked = opened.extract_if(.., |one| one.content.is_none());
+    let places: Vec<usize> = (0..found.len()).filter(is_file).collect();
+    let mut linked = Vec::new();
+    for some in places.chunks(AT_ONCE) {
+        for one in open_all(dir, form, found, some, Linked::Skip)? {
+            match one.content {
+                Some(_) => one.fill(found),
+                None => linked.push((one.place, one.inode)),
+            }
+        }
+    }
     let mut first_of: HashMap<u64, usize> = HashMap::new();
     let mut same = Vec::new();
-    for one in linked {
-        match first_of.entry(one.inode) {
-            Entry::Occupied(first) => same.push((one.place, *first.get())),
+    for (place, inode) in linked {
+        match first_of.entry(inode) {
+            Entry::Occupied(first) => same.push((place, *first.get())),
             Entry::Vacant(free) => {
-                free.insert(one.place);
+                free.insert(place);
             }
         }
     }
     let mut firsts: Vec<_> = first_of.into_values().collect();
     firsts.sort_unstable();
-    opened.extend(open_all(dir, form, found, firsts, Linked::Read)?);
-    for Opened { place, meta, mtime, size, inode, links, content } in opened {
-        let one = &mut found[place];
-        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
+    for some in firsts.chunks(AT_ONCE) {
+        open_all(dir, form, found, some, Linked::Read)?.into_iter().for_each(|one| one.fill(found));
     }
     for (place, first) in same {
         let (meta, mtime) = (found[first].meta.clone(), found[first].mtime);
         let What::File { size, inode, links, content } = found[first].what else { continue };
-        let one = &mut found[place];
-        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
+        Opened { place, meta, mtime, size, inode, links, content }.fill(found);
     }
     Ok(())
 }
@@ -95,11 +110,11 @@ fn open_all(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     found: &[Found],
-    places: Vec<usize>,
+    places: &[usize],
     linked: Linked,
 ) -> Result<Vec<Opened>, ScanError> {
-    let job = |place| Job { place, path: &found[place].path, meta: &found[place].meta };
-    let jobs: Vec<_> = places.into_iter().map(job).collect();
+    let job = |place: &usize| Job { place: *place, path: &found[*place].path, meta: &found[*place].meta };
+    let jobs: Vec<_> = places.iter().map(job).collect();
     let are_many = jobs.len() >= PARALLEL_FILES_MIN;
     let batch = if are_many { BATCH_FILES } else { 1 };
     let queue = Queue { dir, form, jobs: &jobs, next: AtomicUsize::new(0), batch, linked };

@@ -22,7 +22,8 @@ pub(super) struct Found {
     pub(super) meta: Meta,
     pub(super) mtime: Mtime,
     pub(super) what: What,
-    pub(super) parent: Option<ParentEntry>,
+    /// In a box: most of what a step makes is new.
+    pub(super) parent: Option<Box<ParentEntry>>,
     /// Place of its directory in the list; the root's is its own.
     pub(super) dir: usize,
 }
@@ -177,7 +178,7 @@ impl Walker<'_> {
             // Nothing else exists on Linux.
             _ => What::Socket,
         };
-        self.found.push(Found { path, meta, mtime, what, parent, dir });
+        self.found.push(Found { path, meta, mtime, what, parent: parent.map(Box::new), dir });
         Ok(frame)
     }
 
