@@ -81,9 +81,8 @@ impl<'root> Dirs<'root> {
 
     /// The directory that holds `path`. The root's own is the root: `(root, ".")` names it.
     pub(super) fn parent(&mut self, path: &RelPath) -> Result<DirFd<'root>, Errno> {
-        let name = path.name().len();
-        let dir = path.as_bytes().len() - name;
-        self.at(&path.as_bytes()[..dir.saturating_sub(1)])
+        let dir_and_slash = path.as_bytes().len() - path.name().len();
+        self.at(&path.as_bytes()[..dir_and_slash.saturating_sub(1)])
     }
 
     /// Forgets directories at or below `path`: it was removed.

@@ -137,7 +137,8 @@ impl WorkDir {
     }
 }
 
-/// What an overlay without syncs leaves in its work directory, deepest first: mostly that is all, and need not be listed.
+/// What an overlay without syncs leaves in its work directory, deepest first: mostly that is all, and need not
+/// be listed. No step can reach it.
 const LEFT_BY_OVERLAY: [(&str, AtFlags); 4] = [
     ("work/incompat/volatile/dirty", AtFlags::empty()),
     ("work/incompat/volatile", AtFlags::REMOVEDIR),

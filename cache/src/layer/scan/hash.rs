@@ -82,6 +82,8 @@ pub(super) fn hash_files(
             }
         }
     }
+    // The first name stands for all, however the threads were scheduled.
+    linked.sort_unstable();
     let mut first_of: HashMap<u64, usize> = HashMap::new();
     let mut same = Vec::new();
     for (place, inode) in linked {
@@ -105,7 +107,7 @@ pub(super) fn hash_files(
     Ok(())
 }
 
-/// Opens the files at `places`, in their order, on a second thread besides when there is much to do.
+/// Opens the files at `places`, on a second thread besides when there is much to do. What they told comes in no order.
 fn open_all(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
@@ -130,7 +132,6 @@ fn open_all(
         let theirs = other.map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         let mut opened = mine?;
         opened.extend(theirs.transpose()?.unwrap_or_default());
-        opened.sort_unstable_by_key(|one| one.place);
         Ok(opened)
     })
 }
