@@ -23,6 +23,14 @@ pub struct LayerDiff {
     pub entries: Vec<DiffEntry>,
 }
 
+impl LayerDiff {
+    /// Adds the entry that comes after all others.
+    pub fn push(&mut self, entry: DiffEntry) {
+        debug_assert!(self.entries.last().is_none_or(|last| last.path < entry.path));
+        self.entries.push(entry);
+    }
+}
+
 /// One path of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiffEntry {
