@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::fs::File::open(dir)?;
     let start = Instant::now();
     let diff = scan_upper(dir.as_fd(), OverlayForm::User, &Nothing)?;
-    println!("scan   {:>7} entries  {:>6.0} ms", diff.entries.len(), start.elapsed().as_secs_f64() * 1e3);
+    println!("scan   {:>7} entries  {:>6.0} ms", diff.len(), start.elapsed().as_secs_f64() * 1e3);
     let mut tar = Vec::new();
     emit_tar(dir.as_fd(), &diff, None, &mut tar)?;
     tar.clear();

@@ -45,7 +45,7 @@ fn main() -> Result<()> {
         fs::remove_dir_all(&dir)?;
     }
     let (floor, ours) = (median(floor_costs), median(our_costs));
-    println!("{} entries", listing.entries.len());
+    println!("{} entries", listing.len());
     for (what, cost) in [("floor", floor), ("unpack", ours)] {
         println!("{what:<7} wall {:>6} ms  cpu {:>6} ms", cost.wall.as_millis(), cost.cpu.as_millis());
     }
@@ -75,7 +75,7 @@ fn floor(blob: &Path, listing: &LayerDiff, dir: &Path) -> Result<(Digest, DiffId
     }
     let digest = decoder.into_inner().into_inner().hash.finish();
     fs::create_dir(dir)?;
-    for entry in &listing.entries {
+    for entry in listing {
         let path = dir.join(entry.path.to_string());
         match &entry.change {
             Change::Dir { .. } => fs::create_dir_all(&path)?,

@@ -21,9 +21,13 @@ impl RelPath {
     /// Checks bytes that must already be clean.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, RelPathError> {
         let bytes = bytes.into();
-        let clean = bytes.is_empty()
-            || bytes.split(|b| *b == b'/').all(|c| !matches!(c, b"" | b"." | b"..") && !c.contains(&0));
-        if clean { Ok(Self(bytes)) } else { Err(RelPathError(bytes)) }
+        if is_clean(&bytes) { Ok(Self(bytes)) } else { Err(RelPathError(bytes)) }
+    }
+
+    /// Takes bytes that were found to be clean before.
+    pub(crate) fn of_clean(bytes: Vec<u8>) -> Self {
+        debug_assert!(is_clean(&bytes));
+        Self(bytes)
     }
 
     /// Cleans a path as a container sees it: leading `/` dropped, `.` and empty components dropped, `..` goes up and
@@ -101,6 +105,12 @@ impl Ord for RelPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         compare(&self.0, &other.0)
     }
+}
+
+/// True for the bytes of a [`RelPath`].
+pub(crate) fn is_clean(bytes: &[u8]) -> bool {
+    bytes.is_empty()
+        || bytes.split(|b| *b == b'/').all(|c| !matches!(c, b"" | b"." | b"..") && !c.contains(&0))
 }
 
 /// [`RelPath`]'s order on the bytes of clean paths.

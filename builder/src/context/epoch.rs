@@ -19,7 +19,7 @@ use crate::solve::pin;
 
 /// When the newest thing in a layer was made, in seconds.
 pub(super) fn newest(diff: &LayerDiff) -> Option<i64> {
-    diff.entries.iter().map(|entry| entry.mtime.secs).max()
+    diff.iter().map(|entry| entry.mtime.secs).max()
 }
 
 /// The time in seconds. `main` is the main context unless that is a directory.

@@ -135,7 +135,7 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
             let refused = |source| StepFailure::FetchedUnpack { what: address.clone(), source };
             let (unpacked, _) = unpacked.map_err(refused)?;
             let diff = fetched::plain_files(unpacked.diff, &address)?;
-            let tree = fetched::store(&env, &key, &address, draft, &diff, started)?;
+            let tree = fetched::store(&env, &key, &address, draft, diff, started)?;
             let context = of_layer(&env, &tree)?;
             Ok(Fetched { context, pinned, has_owners: true, address, only_file: None })
         })

@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rbuild_cache::copy::FileSource;
-use rbuild_cache::layer::{Change, Checkout, CheckoutError, FilesArchive, FlattenError, LayerDiff, listing};
+use rbuild_cache::layer::{
+    Change, Checkout, CheckoutError, DiffEntry, FilesArchive, FlattenError, LayerDiff, listing,
+};
 use rbuild_cache::path::RelPath;
 use rbuild_oci::{Digest, Platform, Sha256};
 use serde_json::Value;
@@ -134,10 +136,10 @@ impl Files {
 
     /// Every file with the digest of its bytes, as attestations name what they are about.
     fn subjects(&self) -> Result<Vec<Value>, StepFailure> {
-        let mut digests: HashMap<&RelPath, Digest> = HashMap::new();
+        let mut digests: HashMap<RelPath, Digest> = HashMap::new();
         let mut subjects = Vec::new();
         let mut buffer = vec![0; READ_BYTES];
-        for entry in &self.listing.entries {
+        for entry in &self.listing {
             let digest = match &entry.change {
                 Change::File { .. } => {
                     let failed =
@@ -151,7 +153,7 @@ impl Files {
                         }
                     }
                     let digest = hash.finish();
-                    digests.insert(&entry.path, digest);
+                    digests.insert(entry.path.clone(), digest);
                     digest
                 }
                 Change::Hardlink { target } => match digests.get(target) {
@@ -176,8 +178,7 @@ impl Files {
                 name = format!("{base}.{}{dot}{extension}", platform_suffix(&self.platform));
             }
             let path = RelPath::clamp(name.as_bytes());
-            let is_taken = named.iter().any(|(other, _)| *other == name)
-                || self.listing.entries.binary_search_by(|entry| entry.path.cmp(&path)).is_ok();
+            let is_taken = named.iter().any(|(other, _)| *other == name) || self.listing.get(&path).is_some();
             if is_taken {
                 return Err(FilesError::Attestation { name });
             }
@@ -207,11 +208,10 @@ fn directories(images: &[Files], split: bool) -> Result<Vec<String>, FilesError>
 /// owners' archives would hold them twice.
 fn overlap(first: &LayerDiff, second: &LayerDiff) -> Option<RelPath> {
     let is_dir = |change: &Change| matches!(change, Change::Dir { .. });
-    let clashes = |entry: &&rbuild_cache::layer::DiffEntry| {
-        let other = first.entries.binary_search_by(|other| other.path.cmp(&entry.path));
-        other.is_ok_and(|at| !(is_dir(&first.entries[at].change) && is_dir(&entry.change)))
+    let clashes = |entry: &DiffEntry| {
+        first.get(&entry.path).is_some_and(|other| !(is_dir(&other.change) && is_dir(&entry.change)))
     };
-    second.entries.iter().find(clashes).map(|entry| entry.path.clone())
+    second.iter().find(clashes).map(|entry| entry.path)
 }
 
 /// Writes a tar archive: the file is there when it is whole.

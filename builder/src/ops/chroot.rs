@@ -10,7 +10,7 @@
 use std::os::fd::AsFd;
 
 use rbuild_cache::copy::{self, Sources};
-use rbuild_cache::layer::{self, Untouched, encode_diff};
+use rbuild_cache::layer::{self, Untouched};
 use rbuild_cache::store::Draft;
 use rbuild_frontend::graph::{Network, RunOp};
 
@@ -64,6 +64,5 @@ pub(super) fn layer(
     let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root))?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff);
-    let listing = encode_diff(&diff);
-    Ok(NewLayer { draft: Draft::Dir(draft), diff, listing, tree, size_bytes, tar: None, recent: None })
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }

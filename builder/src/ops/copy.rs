@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, encode_diff};
+use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, decode_diff};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -112,13 +112,12 @@ fn layer(
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
-    let (draft, tar, recent, tree, listing) = match keep {
+    let (draft, tar, recent, tree) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
             plan.diff = without_same_root(plan.diff, &below.tree.root);
-            let listing = encode_diff(&plan.diff);
-            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?, listing)
+            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?)
         }
         Keep::Packs { recent, is_of_image, keeps_times } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root);
@@ -130,15 +129,15 @@ fn layer(
                 Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
             };
             if let Some(last) = last.as_ref().filter(|_| keeps_times) {
-                copy::keep_times(&mut plan.diff, options.now, &last.listing)?;
+                plan.diff = copy::keep_times(plan.diff, options.now, &last.listing);
             }
-            let (packed, (tree, listing)) = both(
-                plan.diff.entries.len() >= PARALLEL_ENTRIES_MIN,
+            let (packed, tree) = both(
+                plan.diff.len() >= PARALLEL_ENTRIES_MIN,
                 || pack(env, &plan, &sources, last, spooled, is_of_image),
-                || (root.tree.apply(&env.store, &plan.diff), encode_diff(&plan.diff)),
+                || root.tree.apply(&env.store, &plan.diff),
             );
             let (packs, tar) = packed?;
-            (Draft::Packed(packs), Some(tar), Some(recent), tree?, listing)
+            (Draft::Packed(packs), Some(tar), Some(recent), tree?)
         }
     };
     let CopyPlan { diff, files } = plan;
@@ -147,7 +146,7 @@ fn layer(
         tokio::task::spawn_blocking(move || drop(files));
     }
     let size_bytes = size_bytes(&diff);
-    Ok(NewLayer { draft, diff, listing, tree, size_bytes, tar, recent })
+    Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
 }
 
 /// Does two things that need nothing of one another, the second on a thread of its own where that is worth it.
@@ -189,7 +188,7 @@ fn pack(
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
-        let marks = last.and_then(|last| last.marks(env, &plan.diff, &shared.packs)).unwrap_or_default();
+        let marks = last.map(|last| last.marks_for(&plan.diff, &shared.packs)).unwrap_or_default();
         let hashed = layer::hash_from(marks, emit, threads)?;
         ((hashed.diff_id, hashed.size), hashed.marks)
     };
@@ -200,21 +199,22 @@ fn pack(
 /// The layer that the step made last.
 struct Last {
     layer: LayerId,
-    /// Its encoded diff.
-    listing: Vec<u8>,
+    listing: LayerDiff,
+    marks: Marks,
 }
 
 impl Last {
     /// One with a damaged listing is as none.
     fn find(env: &ExecEnv, step: &[u8; 32]) -> Result<Option<Self>, StepFailure> {
         let Some(layer) = env.store.recent_layer(step)? else { return Ok(None) };
-        Ok(env.store.layer_entries(layer).ok().map(|listing| Self { layer, listing }))
+        let Ok(entries) = env.store.layer_entries(layer) else { return Ok(None) };
+        let marks = env.store.layer_marks(layer, &entries).unwrap_or_default();
+        Ok(decode_diff(entries).ok().map(|listing| Self { layer, listing, marks }))
     }
 
     /// Its marks that hold for this layer. Without them all of the archive is made.
-    fn marks(&self, env: &ExecEnv, diff: &LayerDiff, shared: &[Pack]) -> Option<Marks> {
-        let marks = env.store.layer_marks(self.layer, &self.listing).ok()?;
-        copy::marks_that_hold(marks, &self.listing, diff, shared).ok()
+    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Marks {
+        copy::marks_that_hold(self.marks, &self.listing, diff, shared)
     }
 }
 

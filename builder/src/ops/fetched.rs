@@ -30,7 +30,7 @@ pub fn stored(env: &ExecEnv, key: &Key) -> Result<Option<Arc<Solved>>, StepFailu
 /// Refuses what a layer can hold only as the mark of a deletion.
 pub fn plain_files(diff: LayerDiff, what: &str) -> Result<LayerDiff, StepFailure> {
     let is_mark = |change: &Change| matches!(change, Change::Whiteout | Change::Dir { opaque: true, .. });
-    match diff.entries.iter().find(|entry| is_mark(&entry.change)) {
+    match diff.iter().find(|entry| is_mark(&entry.change)) {
         Some(entry) => {
             let (what, path) = (what.to_owned(), entry.path.to_string());
             Err(StepFailure::FetchedWhiteout { what, path })
@@ -45,11 +45,12 @@ pub fn store(
     key: &Key,
     description: &str,
     draft: LayerDraft,
-    diff: &LayerDiff,
+    diff: LayerDiff,
     started: Instant,
 ) -> Result<Arc<Solved>, StepFailure> {
-    let tree = Tree::empty().apply(&env.store, diff)?;
-    let layer = env.store.commit_layer(draft, &encode_diff(diff), size_bytes(diff))?;
+    let tree = Tree::empty().apply(&env.store, &diff)?;
+    let size = size_bytes(&diff);
+    let layer = env.store.commit_layer(draft, &encode_diff(diff), size)?;
     let record = ResultRecord {
         tree: tree.encode(),
         tree_digest: tree.digest(),

@@ -47,7 +47,7 @@ pub async fn files(
     env.events.note(vertex, format!("fetching {commit}"));
     let started = Instant::now();
     let (draft, diff) = fetch(env, &op.source, commit, keep).await?;
-    let solved = fetched::store(env, &key, &op.source.to_string(), draft, &diff, started)?;
+    let solved = fetched::store(env, &key, &op.source.to_string(), draft, diff, started)?;
     env.events.finished(vertex, Outcome::Done);
     Ok(solved)
 }
@@ -90,9 +90,9 @@ async fn fetch(
             path: ".git".to_owned(),
             source,
         })?;
-        let diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing)?;
-        let entries = diff.entries.into_iter().filter(|entry| !entry.path.is_root()).collect();
-        Ok((draft, LayerDiff { entries }))
+        let mut diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing)?;
+        diff.remove_root();
+        Ok((draft, diff))
     })
     .await
 }

@@ -193,8 +193,8 @@ fn write(
         content: ContentDigest(*blake3.finalize().as_bytes()),
     };
     let path = RelPath::root().join(op.name.as_bytes());
-    let diff =
-        LayerDiff { entries: vec![DiffEntry { path, change, mtime: Mtime { secs: mtime, nanos: 0 } }] };
+    let entry = DiffEntry { path, change, mtime: Mtime { secs: mtime, nanos: 0 } };
+    let diff = LayerDiff::from_iter([entry]);
     Ok(Written { draft, diff, content: sha256.finish(), started })
 }
 
@@ -204,7 +204,7 @@ impl Written {
         let solved = match fetched::stored(env, &key)? {
             // The same bytes were there, from another address or under another tag.
             Some(solved) => solved,
-            None => fetched::store(env, &key, shown, self.draft, &self.diff, self.started)?,
+            None => fetched::store(env, &key, shown, self.draft, self.diff, self.started)?,
         };
         Ok(File { content: self.content, solved })
     }

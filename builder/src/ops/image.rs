@@ -117,7 +117,7 @@ impl Pending {
             });
         fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
         let size = size_bytes(&self.unpacked.diff);
-        let id = env.store.commit_layer(self.draft, &encode_diff(&self.unpacked.diff), size)?;
+        let id = env.store.commit_layer(self.draft, &encode_diff(self.unpacked.diff), size)?;
         env.store.set_diff_id(id, &self.layer.diff_id, self.tar_bytes)?;
         env.store.put_encoding(&self.layer.diff_id, PULLED, &self.blob.digest, self.blob.size)?;
         Ok(id)

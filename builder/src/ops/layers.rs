@@ -107,7 +107,7 @@ const SMALL_BYTES_MAX: u64 = 256 << 10;
 /// and to come back to fifty such layers when the build is done takes as long as several steps. `None` for a large one,
 /// or when it cannot be made, which is for whoever wants it to say.
 pub fn identify_small(dir: BorrowedFd<'_>, diff: &LayerDiff, size_bytes: u64) -> Option<(DiffId, u64)> {
-    if diff.entries.len() > SMALL_ENTRIES_MAX || size_bytes > SMALL_BYTES_MAX {
+    if diff.len() > SMALL_ENTRIES_MAX || size_bytes > SMALL_BYTES_MAX {
         return None;
     }
     let archive =
@@ -118,7 +118,7 @@ pub fn identify_small(dir: BorrowedFd<'_>, diff: &LayerDiff, size_bytes: u64) ->
 
 /// The recorded diff of a layer.
 pub fn layer_diff(env: &ExecEnv, layer: LayerId) -> Result<LayerDiff, StepFailure> {
-    Ok(decode_diff(&env.store.layer_entries(layer)?)?)
+    Ok(decode_diff(env.store.layer_entries(layer)?)?)
 }
 
 /// A layer that is read by its listing as long as that is enough.
@@ -142,7 +142,7 @@ impl ListedLayer for Listed {
         }
         let failed = unreadable("read the listing of a layer at");
         let entries = self.store.layer_entries(self.id).map_err(|error| failed(error.into()))?;
-        let listing = decode_diff(&entries).map_err(|error| failed(error.into()))?;
+        let listing = decode_diff(entries).map_err(|error| failed(error.into()))?;
         Ok(self.listing.get_or_init(|| listing))
     }
 

@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rbuild_cache::layer::{Change, Compression, LayerDiff, Mtime, OverlayForm};
+use rbuild_cache::layer::{Change, Compression, DiffEntry, LayerDiff, Mtime, OverlayForm};
 use rbuild_cache::store::{Draft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
@@ -115,8 +115,6 @@ pub struct NewLayer {
     pub draft: Draft,
     /// What it changes.
     pub diff: LayerDiff,
-    /// The same, encoded.
-    pub listing: Vec<u8>,
     /// State after it.
     pub tree: Tree,
     /// Bytes of regular files in it.
@@ -161,21 +159,20 @@ where
 
 /// Takes the root out of a diff that leaves it as it was: archives of layers do not list it then.
 pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
-    let is_same = diff.entries.first().is_some_and(|entry| {
-        entry.path.is_root() && matches!(&entry.change, Change::Dir { meta, opaque: false } if meta == root)
-    });
-    if is_same {
-        diff.entries.remove(0);
+    let is_same =
+        |entry: DiffEntry| matches!(entry.change, Change::Dir { meta, opaque: false } if meta == *root);
+    if diff.root().is_some_and(is_same) {
+        diff.remove_root();
     }
     diff
 }
 
 /// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
 pub fn size_bytes(diff: &LayerDiff) -> u64 {
-    let size = |entry: &rbuild_cache::layer::DiffEntry| match &entry.change {
-        Change::File { size, .. } => *size,
+    let size = |entry: DiffEntry| match entry.change {
+        Change::File { size, .. } => size,
         Change::Symlink { target, .. } => target.len() as u64,
         _ => 0,
     };
-    diff.entries.iter().map(size).sum()
+    diff.iter().map(size).sum()
 }

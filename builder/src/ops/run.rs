@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
-use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners, encode_diff};
+use rbuild_cache::layer::{self, Mtime, Owners, ParentEntry, ParentViewError, StepOwners};
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
@@ -266,8 +266,7 @@ fn layer(
     }
     drop(prepared);
     let tar = identify_small(draft.diff_fd().as_fd(), &diff, size_bytes);
-    let listing = encode_diff(&diff);
-    Ok(NewLayer { draft: Draft::Dir(draft), diff, listing, tree, size_bytes, tar, recent: None })
+    Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar, recent: None })
 }
 
 /// A lowest layer with the files that every step gets something mounted on. Where an image does not have them they

@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, Sources};
-use rbuild_cache::layer::encode_diff;
 use rbuild_cache::store::Draft;
 use rbuild_frontend::graph::WorkdirOp;
 
@@ -37,8 +36,7 @@ pub async fn execute(
         )?;
         let diff = without_same_root(plan.diff, &root.tree.root);
         let tree = root.tree.apply(&env.store, &diff)?;
-        let listing = encode_diff(&diff);
-        Ok(NewLayer { draft: Draft::Dir(draft), diff, listing, tree, size_bytes: 0, tar: None, recent: None })
+        Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes: 0, tar: None, recent: None })
     })
     .await
 }

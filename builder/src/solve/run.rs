@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
+use rbuild_cache::layer::encode_diff;
 use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
@@ -597,7 +598,7 @@ impl Solver {
             None => {
                 let made = Made {
                     draft: new.draft,
-                    entries: &new.listing,
+                    entries: &encode_diff(new.diff),
                     size_bytes: new.size_bytes,
                     tar: new.tar,
                     from: parent,

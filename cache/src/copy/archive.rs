@@ -28,16 +28,16 @@ impl Planner<'_> {
         let mut dirs: HashMap<RelPath, RelPath> = HashMap::from([(RelPath::root(), top)]);
         // Numbers of the archive's hardlink groups, by their first path.
         let mut links: HashMap<RelPath, u64> = HashMap::new();
-        for entry in &archive.diff.entries {
-            if let Change::Hardlink { target } = &entry.change
-                && !links.contains_key(target)
+        for entry in archive.diff {
+            if let Change::Hardlink { target } = entry.change
+                && !links.contains_key(&target)
             {
                 let link = self.view.new_link();
-                links.insert(target.clone(), link);
+                links.insert(target, link);
             }
         }
-        let mut linked: HashMap<&RelPath, Entry> = HashMap::new();
-        for item in &archive.diff.entries {
+        let mut linked: HashMap<RelPath, Entry> = HashMap::new();
+        for item in archive.diff {
             let Some(parent) = item.path.parent() else { continue };
             let not_directory = || CopyError::NotDirectory { path: item.path.clone() };
             let dest = dirs.get(&parent).ok_or_else(not_directory)?.join(item.path.name());
@@ -55,7 +55,7 @@ impl Planner<'_> {
                 Change::File { meta, size, content } => {
                     let kind = Kind::File { size: *size, content: *content };
                     let entry = Entry { meta: meta.clone(), kind };
-                    linked.insert(&item.path, entry.clone());
+                    linked.insert(item.path.clone(), entry.clone());
                     (entry, Some(item.path.clone()))
                 }
                 Change::Hardlink { target } => {

@@ -113,7 +113,8 @@ pub fn materialise(
     let origins: HashMap<&RelPath, &FileOrigin> =
         plan.files.iter().map(|(path, origin)| (path, origin)).collect();
     let (mut dirs, mut links, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for entry in &plan.diff.entries {
+    let entries: Vec<DiffEntry> = plan.diff.iter().collect();
+    for entry in &entries {
         let kind = match &entry.change {
             Change::Dir { .. } => &mut dirs,
             Change::Hardlink { .. } => &mut links,

@@ -1,5 +1,6 @@
 //! Packing a planned layer: its contents into packs and its archive out of them, in one pass over the sources.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,9 +9,8 @@ use rustix::fs::fstat;
 
 use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
 use crate::layer::{
-    Bodies, Change, CodecError, DiffEntry, Each, EmitError, LayerDiff, Marks, Mtime, OverlayForm, Pack,
-    PackBodies, PackReader, PackWriter, PassError, Start, TarPlace, checked, each_entry, emit_from, read_all,
-    shared_entries,
+    Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, Marks, Mtime, OverlayForm, Pack, PackBodies,
+    PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
 };
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
@@ -37,9 +37,9 @@ pub enum PackLayerError {
 pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
     let mut used = vec![0_u64; packs.len()];
     let reader = PackReader::new(packs);
-    for entry in &diff.entries {
-        if let Change::File { content, .. } = &entry.change
-            && let Some((pack, place)) = reader.find(content)
+    for entry in diff {
+        if let Change::File { content, .. } = entry.change
+            && let Some((pack, place)) = reader.find(&content)
         {
             used[pack] += place.length;
         }
@@ -50,29 +50,33 @@ pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
     (0..packs.len()).map(|at| order.contains(&at)).collect()
 }
 
-/// Gives directories that are being made `now` the time that they have in `earlier`, an encoded listing of the layer that
-/// the same step made last: layers that differ in little then begin alike.
-pub fn keep_times(diff: &mut LayerDiff, now: Mtime, earlier: &[u8]) -> Result<(), CodecError> {
+/// Gives directories that are being made `now` the time that they have in `earlier`, the layer that the same step made
+/// last: layers that differ in little then begin alike.
+pub fn keep_times(diff: LayerDiff, now: Mtime, earlier: &LayerDiff) -> LayerDiff {
     let is_made = |entry: &DiffEntry| entry.mtime == now && matches!(entry.change, Change::Dir { .. });
-    let mut made = diff.entries.iter_mut().filter(|entry| is_made(entry)).peekable();
-    each_entry(earlier, &mut |known| {
-        while made.next_if(|entry| entry.path < known.path).is_some() {}
-        if let Some(entry) = made.next_if(|entry| entry.path == known.path && entry.change == known.change) {
-            entry.mtime = known.mtime;
+    let mut known = HashMap::new();
+    for entry in diff.iter().filter(is_made) {
+        if let Some(before) = earlier.get(&entry.path).filter(|before| before.change == entry.change) {
+            known.insert(entry.path, before.mtime);
         }
-        made.peek().is_some()
-    })
+    }
+    if known.is_empty() {
+        return diff;
+    }
+    let timed = |mut entry: DiffEntry| {
+        if is_made(&entry)
+            && let Some(mtime) = known.get(&entry.path)
+        {
+            entry.mtime = *mtime;
+        }
+        entry
+    };
+    diff.iter().map(timed).collect()
 }
 
-/// Which marks of an earlier archive hold for that of `diff`: its listing, encoded as `earlier`, begins with the same
-/// entries, and nothing of them is to be packed, as `shared` have their contents.
-pub fn marks_that_hold(
-    mut marks: Marks,
-    earlier: &[u8],
-    diff: &LayerDiff,
-    shared: &[Pack],
-) -> Result<Marks, CodecError> {
-    let same = shared_entries(earlier, diff, marks.entries())?;
+/// Which marks of the archive of `earlier` hold for that of `diff`: it begins with the same entries, and nothing of them is
+/// to be packed, as `shared` have their contents.
+pub fn marks_that_hold(mut marks: Marks, earlier: &LayerDiff, diff: &LayerDiff, shared: &[Pack]) -> Marks {
     let reader = PackReader::new(shared);
     let is_there = |entry: &DiffEntry| match &entry.change {
         Change::File { size, content, .. } => {
@@ -80,8 +84,9 @@ pub fn marks_that_hold(
         }
         _ => true,
     };
-    marks.truncate(diff.entries[..same].iter().take_while(|entry| is_there(entry)).count());
-    Ok(marks)
+    let both = diff.iter().zip(earlier).take(marks.entries());
+    marks.truncate(both.take_while(|(entry, before)| entry == before && is_there(entry)).count());
+    marks
 }
 
 /// Writes what follows `start` of a planned layer's archive to `out`, and into `pack` every content there that none of
@@ -236,7 +241,7 @@ pub fn materialise_packed(
 ) -> Result<(), MaterialiseError> {
     let reader = PackReader::new(packs);
     let mut files = Vec::new();
-    for entry in &diff.entries {
+    for entry in &diff {
         let Change::File { size, content, .. } = &entry.change else { continue };
         let found = reader.find(content).filter(|(_, place)| place.length == *size);
         let origin = match found {

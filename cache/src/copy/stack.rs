@@ -63,7 +63,7 @@ impl StackSource {
                     },
                     // Listings have the directories that lead to what is in them; the root may be left out.
                     StackLayer::Listed(layer) => {
-                        let entry = entry_of(layer.listing()?, dir);
+                        let entry = layer.listing()?.get(dir);
                         let is_dir = entry.is_some_and(|entry| matches!(entry.change, Change::Dir { .. }));
                         if is_dir || dir.is_root() {
                             found.push(DirOf::Listed(at));
@@ -80,16 +80,11 @@ impl StackSource {
         &self,
         at: usize,
         path: &RelPath,
-    ) -> Result<Option<(&dyn ListedLayer, &DiffEntry)>, SourceError> {
+    ) -> Result<Option<(&dyn ListedLayer, DiffEntry)>, SourceError> {
         let (StackLayer::Listed(layer) | StackLayer::Dir(_, layer)) = &self.layers[at];
-        let entry = entry_of(layer.listing()?, path).filter(|entry| entry.change != Change::Whiteout);
+        let entry = layer.listing()?.get(path).filter(|entry| entry.change != Change::Whiteout);
         Ok(entry.map(|entry| (&**layer, entry)))
     }
-}
-
-fn entry_of<'a>(listing: &'a LayerDiff, path: &RelPath) -> Option<&'a DiffEntry> {
-    let at = listing.entries.binary_search_by(|entry| entry.path.cmp(path)).ok()?;
-    listing.entries.get(at)
 }
 
 impl FileSource for StackSource {
@@ -122,7 +117,7 @@ impl FileSource for StackSource {
                 match layer {
                     StackLayer::Dir(fd, _) => return fstat(fd).map(|stat| mtime_of(&stat)).map_err(failed),
                     StackLayer::Listed(layer) => {
-                        if let Some(entry) = entry_of(layer.listing()?, path) {
+                        if let Some(entry) = layer.listing()?.get(path) {
                             return Ok(entry.mtime);
                         }
                     }

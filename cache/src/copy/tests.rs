@@ -85,7 +85,7 @@ impl Image {
     }
 
     pub(super) fn mtime(&self, at: &str) -> Mtime {
-        self.last.diff.entries.iter().find(|entry| entry.path == path(at)).unwrap().mtime
+        self.last.diff.iter().find(|entry| entry.path == path(at)).unwrap().mtime
     }
 }
 

@@ -155,7 +155,6 @@ impl<'a> View<'a> {
         let mut first: HashMap<u64, RelPath> = HashMap::new();
         let mut plan = CopyPlan { diff: LayerDiff::default(), files: Vec::new() };
         let pending = std::mem::take(&mut self.pending);
-        plan.diff.entries.reserve_exact(pending.len());
         plan.files.reserve(pending.len());
         for (path, planned) in pending {
             let Planned { entry, mtime, origin, link } = *planned;
@@ -184,7 +183,7 @@ impl<'a> View<'a> {
                 Kind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
                 Kind::Fifo => Change::Fifo { meta },
             };
-            plan.diff.entries.push(DiffEntry { path, change, mtime });
+            plan.diff.push(DiffEntry { path, change, mtime });
         }
         Ok(plan)
     }

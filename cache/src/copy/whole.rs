@@ -27,7 +27,7 @@ pub fn plan_whole(nodes: &dyn NodeStore, tree: &Tree, files: &dyn FileSource) ->
         // The root's layer is not known, and nothing looks at its time.
         let mtime = if path.is_root() { Ok(Default::default()) } else { files.mtime(&path) };
         let mtime = mtime.map_err(|source| CopyError::Time { path: path.clone(), source })?;
-        plan.diff.entries.push(DiffEntry { path, change, mtime });
+        plan.diff.push(DiffEntry { path, change, mtime });
     }
     Ok(plan)
 }

@@ -71,7 +71,7 @@ impl<'a> Checkout<'a> {
         listing: &LayerDiff,
         files: &dyn FileSource,
     ) -> Result<(), CheckoutError> {
-        for entry in &listing.entries {
+        for entry in listing {
             let path = entry.path.components().fold(prefix.clone(), |path, name| path.join(name));
             if path.is_root() {
                 continue;

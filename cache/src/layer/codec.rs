@@ -12,12 +12,15 @@
 use std::collections::BTreeMap;
 
 use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
-use crate::path::RelPath;
+use crate::path::{RelPath, compare, is_clean};
 use crate::tree::{ContentDigest, Meta};
 
 const MAGIC: &[u8; 4] = b"rbld";
 const VERSION: u8 = 1;
 const CHECK_BYTES: usize = 16;
+
+/// Magic, version, and a count.
+pub(super) const HEAD_BYTES_MAX: usize = 4 + 1 + 10;
 
 /// Why bytes are not a diff.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,27 +41,26 @@ pub enum CodecError {
     },
 }
 
-/// Encodes a diff, which must keep [`LayerDiff`]'s rules to be decodable.
-pub fn encode_diff(diff: &LayerDiff) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 + diff.entries.len() * 64);
-    out.extend_from_slice(MAGIC);
-    out.push(VERSION);
-    put_number(&mut out, diff.entries.len() as u64);
-    let mut previous: &[u8] = b"";
-    for entry in &diff.entries {
-        let path = entry.path.as_bytes();
-        let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
-        put_number(&mut out, shared as u64);
-        put_bytes(&mut out, &path[shared..]);
-        put_entry(&mut out, entry);
-        previous = path;
-    }
+/// The listing of a diff, which takes its memory.
+pub fn encode_diff(diff: LayerDiff) -> Vec<u8> {
+    let mut head = [MAGIC, &[VERSION][..]].concat();
+    put_number(&mut head, diff.len() as u64);
+    let LayerDiff { bytes: mut out, start, .. } = diff;
+    // Room was left before the first entry: what is copied is what nobody needs any more.
+    let begin = start.saturating_sub(head.len());
+    out.splice(begin..start, head);
+    out.drain(..begin);
     let check = blake3::hash(&out);
     out.extend_from_slice(&check.as_bytes()[..CHECK_BYTES]);
     out
 }
 
-fn put_entry(out: &mut Vec<u8>, entry: &DiffEntry) {
+/// Appends an entry that comes after the one at `previous`.
+pub(super) fn put_entry(out: &mut Vec<u8>, previous: &[u8], entry: &DiffEntry) {
+    let path = entry.path.as_bytes();
+    let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
+    put_number(out, shared as u64);
+    put_bytes(out, &path[shared..]);
     out.push(kind(&entry.change));
     let secs = entry.mtime.secs;
     put_number(out, ((secs << 1) ^ (secs >> 63)).cast_unsigned());
@@ -122,41 +124,8 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Decodes what [`encode_diff`] wrote, and nothing else. Memory is bounded by a small multiple of the input.
-pub fn decode_diff(bytes: &[u8]) -> Result<LayerDiff, CodecError> {
-    decoded(bytes, |decoder| decoder.diff())
-}
-
-/// How many entries the diff that was encoded as `bytes` and this one have in common from the first on, of `most`.
-pub fn shared_entries(bytes: &[u8], diff: &LayerDiff, most: usize) -> Result<usize, CodecError> {
-    let mut shared = 0;
-    each_entry(bytes, &mut |entry| {
-        let is_same = shared < most && diff.entries.get(shared) == Some(entry);
-        shared += usize::from(is_same);
-        is_same
-    })?;
-    Ok(shared)
-}
-
-/// Shows the entries of the diff that was encoded as `bytes`, in their order, until `next` wants no more.
-pub fn each_entry(bytes: &[u8], next: &mut dyn FnMut(&DiffEntry) -> bool) -> Result<(), CodecError> {
-    decoded(bytes, |decoder| {
-        let mut last: Option<DiffEntry> = None;
-        for _ in 0..decoder.number()? {
-            let entry = decoder.entry(last.as_ref().map(|entry| &entry.path))?;
-            if !next(&entry) {
-                break;
-            }
-            last = Some(entry);
-        }
-        Ok(())
-    })
-}
-
-fn decoded<T>(
-    bytes: &[u8],
-    decode: impl FnOnce(&mut Decoder<'_>) -> Result<T, &'static str>,
-) -> Result<T, CodecError> {
+/// Decodes what [`encode_diff`] wrote, and nothing else, in the memory of `bytes`.
+pub fn decode_diff(mut bytes: Vec<u8>) -> Result<LayerDiff, CodecError> {
     if bytes.len() < MAGIC.len() + 1 || !bytes.starts_with(MAGIC) || bytes[MAGIC.len()] != VERSION {
         return Err(CodecError::Version);
     }
@@ -164,67 +133,95 @@ fn decoded<T>(
     if check[..] != blake3::hash(body).as_bytes()[..CHECK_BYTES] {
         return Err(CodecError::Damaged);
     }
-    let mut decoder = Decoder { bytes: body, at: MAGIC.len() + 1 };
-    decode(&mut decoder).map_err(|what| CodecError::Malformed { at: decoder.at, what })
+    bytes.truncate(bytes.len() - CHECK_BYTES);
+    let mut diff = LayerDiff::default();
+    let mut reader = Reader::new(&bytes, MAGIC.len() + 1);
+    let start = read_all(&mut reader, &mut diff);
+    let at = reader.at;
+    let malformed = |what| CodecError::Malformed { at, what };
+    (diff.start, diff.bytes) = (start.map_err(malformed)?, bytes);
+    let is_link = |entry: &DiffEntry| matches!(entry.change, Change::Hardlink { .. });
+    for DiffEntry { path, change, .. } in diff.iter().filter(is_link) {
+        let Change::Hardlink { target } = change else { continue };
+        let is_file = |entry: &DiffEntry| matches!(entry.change, Change::File { .. });
+        if target >= path || !diff.get(&target).as_ref().is_some_and(is_file) {
+            return Err(malformed("a hard link without its file before it"));
+        }
+    }
+    Ok(diff)
 }
 
-struct Decoder<'a> {
+/// Checks every entry, tells `diff` where it is, and gives the place of the first.
+fn read_all(reader: &mut Reader<'_>, diff: &mut LayerDiff) -> Result<usize, &'static str> {
+    let count = reader.number()?;
+    let start = reader.at;
+    let (mut before, mut path) = (Vec::new(), Vec::new());
+    for index in 0..count {
+        let at = reader.at;
+        let shared = reader.path(&mut path)?;
+        if shared < before.len() && path.get(shared) == before.get(shared) {
+            return Err("a prefix is shorter than it could be");
+        }
+        if !is_clean(&path) {
+            return Err("a path is not clean");
+        }
+        if index > 0 && compare(&before, &path).is_ge() {
+            return Err("paths are not in order");
+        }
+        let (change, mtime) = reader.rest()?;
+        if path.is_empty() && !matches!(change, Change::Dir { .. }) {
+            return Err("the root is not a directory");
+        }
+        if mtime.nanos >= 1_000_000_000 {
+            return Err("nanoseconds out of range");
+        }
+        if change.meta().is_some_and(|meta| meta.mode > 0o7777) {
+            return Err("a mode is out of range");
+        }
+        diff.note(at, &path);
+        before.clone_from(&path);
+    }
+    if reader.at == reader.bytes.len() { Ok(start) } else { Err("bytes after the last entry") }
+}
+
+/// Reads numbers and entries; whether they keep the rules of a diff is for whoever does not know it.
+#[derive(Clone)]
+pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Decoder<'a> {
-    fn diff(&mut self) -> Result<LayerDiff, &'static str> {
-        let count = self.number()?;
-        // Every entry takes at least five bytes: a made-up count reserves nothing.
-        let most = (self.bytes.len() - self.at) / 5;
-        let count =
-            usize::try_from(count).ok().filter(|count| *count <= most).ok_or("more entries than bytes")?;
-        let mut entries: Vec<DiffEntry> = Vec::with_capacity(count);
-        for _ in 0..count {
-            let previous = entries.last().map(|entry| &entry.path);
-            let entry = self.entry(previous)?;
-            if let Change::Hardlink { target } = &entry.change {
-                let found = entries.binary_search_by(|entry| entry.path.cmp(target));
-                if !found.is_ok_and(|at| matches!(entries[at].change, Change::File { .. })) {
-                    return Err("a hard link without its file before it");
-                }
-            }
-            entries.push(entry);
-        }
-        if self.at == self.bytes.len() {
-            Ok(LayerDiff { entries })
-        } else {
-            Err("bytes after the last entry")
-        }
+impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at }
     }
 
-    fn entry(&mut self, previous: Option<&RelPath>) -> Result<DiffEntry, &'static str> {
-        let before = previous.map_or(&b""[..], RelPath::as_bytes);
+    /// The next byte's place.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Turns the path of the entry before into that of the next, and says how many bytes stayed.
+    pub(super) fn path(&mut self, path: &mut Vec<u8>) -> Result<usize, &'static str> {
         let shared = usize::try_from(self.number()?).map_err(|_| "a prefix is too long")?;
-        let suffix = self.string()?;
-        let prefix = before.get(..shared).ok_or("a prefix is longer than the path before")?;
-        if shared < before.len() && suffix.first() == before.get(shared) {
-            return Err("a prefix is shorter than it could be");
+        if shared > path.len() {
+            return Err("a prefix is longer than the path before");
         }
-        let path = RelPath::new([prefix, suffix].concat()).map_err(|_| "a path is not clean")?;
-        if previous.is_some_and(|previous| *previous >= path) {
-            return Err("paths are not in order");
-        }
+        path.truncate(shared);
+        path.extend_from_slice(self.string()?);
+        Ok(shared)
+    }
+
+    /// What comes after an entry's path.
+    pub(super) fn rest(&mut self) -> Result<(Change, Mtime), &'static str> {
         let kind = self.take(1)?[0];
         let secs = self.number()?;
         let secs = (secs >> 1).cast_signed() ^ -(secs & 1).cast_signed();
-        let nanos = self.number()?;
-        let nanos =
-            u32::try_from(nanos).ok().filter(|n| *n < 1_000_000_000).ok_or("nanoseconds out of range")?;
-        let change = self.change(kind, &path)?;
-        Ok(DiffEntry { path, change, mtime: Mtime { secs, nanos } })
+        let nanos = self.small()?;
+        Ok((self.change(kind)?, Mtime { secs, nanos }))
     }
 
-    fn change(&mut self, kind: u8, path: &RelPath) -> Result<Change, &'static str> {
-        if path.is_root() && !matches!(kind, 1 | 2) {
-            return Err("the root is not a directory");
-        }
+    fn change(&mut self, kind: u8) -> Result<Change, &'static str> {
         Ok(match kind {
             0 => Change::Whiteout,
             1 | 2 => Change::Dir { meta: self.meta()?, opaque: kind == 2 },
@@ -245,11 +242,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn meta(&mut self) -> Result<Meta, &'static str> {
-        let mode = self.small()?;
-        if mode > 0o7777 {
-            return Err("a mode is out of range");
-        }
-        let (uid, gid) = (self.small()?, self.small()?);
+        let (mode, uid, gid) = (self.small()?, self.small()?, self.small()?);
         let mut xattrs = BTreeMap::new();
         for _ in 0..self.number()? {
             let (name, value) = (self.string()?, self.string()?);

@@ -104,9 +104,9 @@ pub fn emit_from(
     let mut next = start.at + MARK_BYTES;
     let out = Counted { out, at: start.at - start.place.into, from: start.at };
     let mut emitter = Emitter { bodies, tar: TarWriter::new(out), clamp };
-    for (index, entry) in diff.entries.iter().enumerate().skip(start.place.entry) {
+    for (index, entry) in (start.place.entry..).zip(diff.iter_from(start.place.entry)) {
         let begin = emitter.tar.out().at;
-        emitter.entry(diff, entry)?;
+        emitter.entry(diff, &entry)?;
         emitter.tar.close_member().map_err(EmitError::Write)?;
         while next < emitter.tar.out().at {
             places.push(TarPlace { entry: index, into: next - begin });
@@ -172,8 +172,9 @@ impl Emitter<'_> {
                 self.bodies.body(path, *size, content, &mut |bytes| tar.body(bytes))
             }
             Change::Hardlink { target } => {
-                let meta = linked_meta(diff, target)
-                    .ok_or_else(|| EmitError::LinkTarget { path: path.clone(), target: target.clone() })?;
+                let Some(Change::File { meta, .. }) = diff.get(target).map(|first| first.change) else {
+                    return Err(EmitError::LinkTarget { path: path.clone(), target: target.clone() });
+                };
                 let kind = MemberKind::Hardlink { target: target.as_bytes().to_vec() };
                 // Xattrs belong to the inode: once, with its first name.
                 let meta = Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, ..Meta::default() };
@@ -216,14 +217,6 @@ impl Emitter<'_> {
         let (mode, uid, gid, xattrs) = (meta.mode, meta.uid, meta.gid, meta.xattrs.clone());
         let member = Member { path: name, kind, mode, uid, gid, mtime: Mtime { secs, nanos: 0 }, xattrs };
         self.tar.header(&member).map_err(EmitError::Write)
-    }
-}
-
-fn linked_meta<'a>(diff: &'a LayerDiff, target: &RelPath) -> Option<&'a Meta> {
-    let at = diff.entries.binary_search_by(|entry| entry.path.cmp(target)).ok()?;
-    match &diff.entries[at].change {
-        Change::File { meta, .. } => Some(meta),
-        _ => None,
     }
 }
 

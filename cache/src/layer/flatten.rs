@@ -50,7 +50,7 @@ pub fn listing(
             first_name.extend(others.iter().map(|other| (other, first)));
         }
     }
-    let mut entries = Vec::new();
+    let mut listing = LayerDiff::default();
     let walk = tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)?;
     for found in walk {
         let (path, entry) = found?;
@@ -70,9 +70,9 @@ pub fn listing(
             (_, Kind::BlockDevice { major, minor }) => Change::BlockDevice { meta, major, minor },
             (_, Kind::Fifo) => Change::Fifo { meta },
         };
-        entries.push(DiffEntry { path, change, mtime });
+        listing.push(DiffEntry { path, change, mtime });
     }
-    Ok(LayerDiff { entries })
+    Ok(listing)
 }
 
 /// An archive of files being written: members of one state or, below directories, of several.
@@ -97,37 +97,32 @@ impl<'a> FilesArchive<'a> {
         clamp: Option<i64>,
     ) -> Result<(), FlattenError> {
         let named = |path: &RelPath| [prefix.as_bytes(), path.as_bytes()].concat();
-        let mut linked: HashMap<&RelPath, &Meta> = HashMap::new();
-        for DiffEntry { path, change, mtime } in &listing.entries {
+        for DiffEntry { path, change, mtime } in listing {
             if path.is_root() {
                 continue;
             }
             let secs = clamp.map_or(mtime.secs, |clamp| mtime.secs.min(clamp));
             let (kind, meta) = match change {
                 Change::Whiteout => continue,
-                Change::Dir { meta, .. } => (MemberKind::Dir, meta.clone()),
-                Change::File { meta, size, .. } => {
-                    linked.insert(path, meta);
-                    (MemberKind::File { size: *size }, meta.clone())
-                }
+                Change::Dir { meta, .. } => (MemberKind::Dir, meta),
+                Change::File { meta, size, .. } => (MemberKind::File { size }, meta),
                 Change::Hardlink { target } => {
-                    let Some(meta) = linked.get(target) else { continue };
+                    let Some(Change::File { meta, .. }) = listing.get(&target).map(|first| first.change)
+                    else {
+                        continue;
+                    };
                     // Xattrs belong to the inode: once, with its first name.
                     let meta = Meta { mode: meta.mode, uid: meta.uid, gid: meta.gid, ..Meta::default() };
-                    (MemberKind::Hardlink { target: named(target) }, meta)
+                    (MemberKind::Hardlink { target: named(&target) }, meta)
                 }
-                Change::Symlink { meta, target } => {
-                    (MemberKind::Symlink { target: target.clone() }, meta.clone())
-                }
-                Change::CharDevice { meta, major, minor } => {
-                    (MemberKind::CharDevice { major: *major, minor: *minor }, meta.clone())
-                }
+                Change::Symlink { meta, target } => (MemberKind::Symlink { target }, meta),
+                Change::CharDevice { meta, major, minor } => (MemberKind::CharDevice { major, minor }, meta),
                 Change::BlockDevice { meta, major, minor } => {
-                    (MemberKind::BlockDevice { major: *major, minor: *minor }, meta.clone())
+                    (MemberKind::BlockDevice { major, minor }, meta)
                 }
-                Change::Fifo { meta } => (MemberKind::Fifo, meta.clone()),
+                Change::Fifo { meta } => (MemberKind::Fifo, meta),
             };
-            let mut name = named(path);
+            let mut name = named(&path);
             if kind == MemberKind::Dir {
                 name.push(b'/');
             }
@@ -135,13 +130,13 @@ impl<'a> FilesArchive<'a> {
             let mtime = Mtime { secs, nanos: 0 };
             // Opened first: a header is not taken back.
             let file = match &kind {
-                MemberKind::File { size } => Some((files.open(path)?, *size)),
+                MemberKind::File { size } => Some((files.open(&path)?, *size)),
                 _ => None,
             };
             let member = Member { path: name, kind, mode, uid, gid, mtime, xattrs };
             self.tar.header(&member).map_err(FlattenError::Write)?;
             if let Some((file, size)) = file {
-                self.body(path, &file, size)?;
+                self.body(&path, &file, size)?;
             }
         }
         Ok(())

@@ -165,7 +165,7 @@ mod tests {
         for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD] {
             let blob = blob(compression);
             let (layer, sums) = unpacked(&blob, &Limits::default()).unwrap();
-            assert_eq!(layer.diff.entries.len(), 2);
+            assert_eq!(layer.diff.len(), 2);
             assert_eq!((sums.diff_id.0, sums.digest), (Digest::of(&archive()), Digest::of(&blob)));
         }
     }

@@ -136,14 +136,14 @@ impl SoundPacks {
     /// Files of a listing whose contents are in no sound pack.
     fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> Vec<RelPath> {
         let sound: Vec<&Pack> = packs.iter().filter(|pack| self.is_sound(pack)).collect();
-        let is_lost = |entry: &&DiffEntry| match &entry.change {
+        let is_lost = |entry: &DiffEntry| match &entry.change {
             Change::File { size, content, .. } => {
                 *size > 0
                     && !sound.iter().any(|pack| pack.find(content).is_some_and(|place| place.length == *size))
             }
             _ => false,
         };
-        listing.entries.iter().filter(is_lost).map(|entry| entry.path.clone()).collect()
+        listing.iter().filter(is_lost).map(|entry| entry.path).collect()
     }
 
     fn is_sound(&mut self, pack: &Pack) -> bool {
@@ -327,7 +327,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        let Ok(listing) = decode_diff(&entries) else { return Ok(Some(Finding::LayerListing(id))) };
+        let Ok(listing) = decode_diff(entries) else { return Ok(Some(Finding::LayerListing(id))) };
         let unreadable = |why: String| Ok(Some(Finding::LayerUnreadable { layer: id, why }));
         let mut wrong = Vec::new();
         if is_packed {

@@ -379,7 +379,7 @@ pub(super) fn void(transaction: &Transaction<'_>, boot: BootId) -> Result<Vec<La
 /// Bytes of the regular files in a listing.
 pub(super) fn listed_bytes(listing: &LayerDiff) -> u64 {
     let size = |change: &Change| if let Change::File { size, .. } = change { *size } else { 0 };
-    listing.entries.iter().map(|entry| size(&entry.change)).sum()
+    listing.iter().map(|entry| size(&entry.change)).sum()
 }
 
 fn sidecar(entries: &[u8], size_bytes: u64) -> Vec<u8> {

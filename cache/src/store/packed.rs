@@ -221,7 +221,7 @@ impl Store {
             return Err(StoreError::UnknownLayer(id).into());
         };
         let path = self.inner.layout.path(&layout::layer_entries(id));
-        let listing = decode_diff(&self.layer_entries(id)?)
+        let listing = decode_diff(self.layer_entries(id)?)
             .map_err(|_| StoreError::Damaged { path, why: "it is not a layer's list of entries" })?;
         let draft = self.draft(lease)?;
         materialise_packed(listing, &packs.packs, draft.diff_fd().as_fd(), form)

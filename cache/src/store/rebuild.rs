@@ -164,7 +164,7 @@ impl Store {
         if self.check_layer(id, form, packs).ok()?.is_some() {
             return None;
         }
-        let listing = decode_diff(&self.layer_entries(id).ok()?).ok()?;
+        let listing = decode_diff(self.layer_entries(id).ok()?).ok()?;
         Some(layer::listed_bytes(&listing))
     }
 

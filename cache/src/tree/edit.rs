@@ -1,40 +1,38 @@
 //! A tree and a layer's diff give the next tree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
     CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, Entry, Kind, LinkGroups, Meta, NodeDigest,
     NodeStore, Tree, TreeError, check_name, load_node,
 };
-use crate::layer::{Change, LayerDiff};
+use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;
 
 impl Tree {
-    /// Applies a layer's changes. Loads only directories that something changes in, and keeps the new nodes with one
-    /// [`NodeStore::put_nodes`] at the end; on an error nothing was kept.
+    /// Applies a layer's changes. Loads only directories that something changes in, and keeps the new nodes as there are
+    /// some; on an error there may be nodes in the store that no tree names.
     ///
     /// A changed or removed path leaves its hardlink group. A whiteout of what is not there changes nothing. A path
     /// whose directories are not listed in `diff` must have them in this tree.
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
-        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new() };
-        let mut last: Option<&RelPath> = None;
-        for entry in &diff.entries {
-            if last.is_some_and(|last| *last >= entry.path) {
-                return Err(TreeError::Unsorted { path: entry.path.clone() });
+        let mut edit =
+            Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new(), made_entries: 0 };
+        let mut last: Option<RelPath> = None;
+        for DiffEntry { path, change, .. } in diff {
+            if last.is_some_and(|last| last >= path) {
+                return Err(TreeError::Unsorted { path });
             }
-            last = Some(&entry.path);
-            edit.change(&entry.path, &entry.change, diff)?;
+            edit.change(&path, change, diff)?;
+            last = Some(path);
         }
         while edit.open.len() > 1 {
             edit.close()?;
         }
         let root = edit.open.pop().expect("the root is opened first and never closed");
         let node = edit.keep(root.base, root.node, &RelPath::root())?;
-        let made: Vec<_> = edit.made.into_iter().collect();
-        if !made.is_empty() {
-            nodes.put_nodes(&made)?;
-        }
+        edit.put_made()?;
         Ok(Self { root: root.meta, node, links: relink(&self.links, diff) })
     }
 }
@@ -64,18 +62,23 @@ struct Edit<'a> {
     nodes: &'a dyn NodeStore,
     /// From the root to the directory of the last change.
     open: Vec<OpenDir>,
+    /// New nodes that the store does not have yet.
     made: BTreeMap<NodeDigest, Arc<DirNode>>,
+    made_entries: usize,
 }
 
+/// Entries of new nodes held before the store gets them: some 250 bytes each.
+const MADE_ENTRIES_MAX: usize = 8 << 10;
+
 impl Edit<'_> {
-    fn change(&mut self, path: &RelPath, change: &Change, diff: &LayerDiff) -> Result<(), TreeError> {
+    fn change(&mut self, path: &RelPath, change: Change, diff: &LayerDiff) -> Result<(), TreeError> {
         let unfit = |source| TreeError::Unfit { path: path.clone(), source };
         let Some(parent) = path.parent() else {
             let Change::Dir { meta, opaque } = change else { return Err(TreeError::RootReplaced) };
-            super::codec::check_meta(meta).map_err(unfit)?;
+            super::codec::check_meta(&meta).map_err(unfit)?;
             let root = &mut self.open[0];
-            root.meta = meta.clone();
-            if *opaque {
+            root.meta = meta;
+            if opaque {
                 (root.base, root.node) = (*EMPTY_NODE, None);
             }
             return Ok(());
@@ -94,24 +97,15 @@ impl Edit<'_> {
                     Some(Entry { kind: Kind::Dir(node), .. }) if !opaque => *node,
                     _ => *EMPTY_NODE,
                 };
-                (meta.clone(), Kind::Dir(node))
+                (meta, Kind::Dir(node))
             }
-            Change::Hardlink { target } => {
-                let (meta, kind) = link_target(diff, path, target)
-                    .ok_or_else(|| TreeError::LinkTarget { path: path.clone(), target: target.clone() })?;
-                (meta.clone(), kind)
-            }
-            Change::File { meta, size, content } => {
-                (meta.clone(), Kind::File { size: *size, content: *content })
-            }
-            Change::Symlink { meta, target } => (meta.clone(), Kind::Symlink(target.clone())),
-            Change::CharDevice { meta, major, minor } => {
-                (meta.clone(), Kind::CharDevice { major: *major, minor: *minor })
-            }
-            Change::BlockDevice { meta, major, minor } => {
-                (meta.clone(), Kind::BlockDevice { major: *major, minor: *minor })
-            }
-            Change::Fifo { meta } => (meta.clone(), Kind::Fifo),
+            Change::Hardlink { target } => link_target(diff, path, &target)
+                .ok_or_else(|| TreeError::LinkTarget { path: path.clone(), target })?,
+            Change::File { meta, size, content } => (meta, Kind::File { size, content }),
+            Change::Symlink { meta, target } => (meta, Kind::Symlink(target)),
+            Change::CharDevice { meta, major, minor } => (meta, Kind::CharDevice { major, minor }),
+            Change::BlockDevice { meta, major, minor } => (meta, Kind::BlockDevice { major, minor }),
+            Change::Fifo { meta } => (meta, Kind::Fifo),
         };
         let entry = Entry { meta, kind };
         entry.check().map_err(unfit)?;
@@ -166,19 +160,31 @@ impl Edit<'_> {
         }
         let digest = NodeDigest::of(&bytes);
         if digest != base && digest != *EMPTY_NODE {
+            self.made_entries += node.entries.len();
             self.made.insert(digest, Arc::new(node));
+        }
+        if self.made_entries > MADE_ENTRIES_MAX {
+            self.put_made()?;
         }
         Ok(digest)
     }
+
+    fn put_made(&mut self) -> Result<(), TreeError> {
+        self.made_entries = 0;
+        let made: Vec<_> = std::mem::take(&mut self.made).into_iter().collect();
+        if !made.is_empty() {
+            self.nodes.put_nodes(&made)?;
+        }
+        Ok(())
+    }
 }
 
-fn link_target<'a>(diff: &'a LayerDiff, path: &RelPath, target: &RelPath) -> Option<(&'a Meta, Kind)> {
+fn link_target(diff: &LayerDiff, path: &RelPath, target: &RelPath) -> Option<(Meta, Kind)> {
     if target >= path {
         return None;
     }
-    let at = diff.entries.binary_search_by(|entry| entry.path.cmp(target)).ok()?;
-    match &diff.entries[at].change {
-        Change::File { meta, size, content } => Some((meta, Kind::File { size: *size, content: *content })),
+    match diff.get(target)?.change {
+        Change::File { meta, size, content } => Some((meta, Kind::File { size, content })),
         _ => None,
     }
 }
@@ -186,21 +192,16 @@ fn link_target<'a>(diff: &'a LayerDiff, path: &RelPath, target: &RelPath) -> Opt
 /// Link groups after a diff: every path it touches leaves its group, everything below what it replaces too, and its
 /// own hardlinks form new groups.
 fn relink(links: &LinkGroups, diff: &LayerDiff) -> LinkGroups {
-    let touched: BTreeSet<&RelPath> = diff.entries.iter().map(|entry| &entry.path).collect();
-    let replaced: BTreeSet<&RelPath> = diff
-        .entries
-        .iter()
-        .filter(|entry| !matches!(entry.change, Change::Dir { opaque: false, .. }))
-        .map(|entry| &entry.path)
-        .collect();
-    let gone = |path: &RelPath| {
-        touched.contains(path)
-            || std::iter::successors(path.parent(), RelPath::parent).any(|dir| replaced.contains(&dir))
+    let replaces = |dir: RelPath| {
+        diff.get(&dir).is_some_and(|entry| !matches!(entry.change, Change::Dir { opaque: false, .. }))
     };
-    let mut made: BTreeMap<&RelPath, Vec<RelPath>> = BTreeMap::new();
-    for entry in &diff.entries {
-        if let Change::Hardlink { target } = &entry.change {
-            made.entry(target).or_insert_with(|| vec![target.clone()]).push(entry.path.clone());
+    let gone = |path: &RelPath| {
+        diff.get(path).is_some() || std::iter::successors(path.parent(), RelPath::parent).any(replaces)
+    };
+    let mut made: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
+    for DiffEntry { path, change, .. } in diff {
+        if let Change::Hardlink { target } = change {
+            made.entry(target).or_insert_with_key(|target| vec![target.clone()]).push(path);
         }
     }
     LinkGroups::new(links.without(gone).chain(made.into_values()))

@@ -39,11 +39,7 @@ pub(crate) fn path(text: &str) -> RelPath {
 /// A sorted diff; of two changes of one path the later counts.
 pub(crate) fn diff_of(changes: impl IntoIterator<Item = (RelPath, Change)>) -> LayerDiff {
     let sorted: BTreeMap<RelPath, Change> = changes.into_iter().collect();
-    let entries = sorted
-        .into_iter()
-        .map(|(path, change)| DiffEntry { path, change, mtime: Mtime::default() })
-        .collect();
-    LayerDiff { entries }
+    sorted.into_iter().map(|(path, change)| DiffEntry { path, change, mtime: Mtime::default() }).collect()
 }
 
 pub(crate) fn diff(entries: &[(&str, Change)]) -> LayerDiff {

@@ -6,9 +6,7 @@ use proptest::prelude::*;
 use rbuild_oci::Digest;
 
 use super::*;
-use crate::layer::{
-    DiffEntry, Hashed, LayerDiff, Marks, Pack, PackWriter, Start, encode_diff, hash_from, shared_entries,
-};
+use crate::layer::{DiffEntry, Hashed, LayerDiff, Marks, Pack, PackWriter, Start, encode_diff, hash_from};
 use crate::tree::{ContentDigest, Meta};
 
 /// Name, size, what it is filled with, mode, time.
@@ -33,11 +31,7 @@ fn plan_of(files: &BTreeMap<u8, File>) -> CopyPlan {
         let meta = Meta { mode: *mode, ..Meta::default() };
         let change = Change::File { meta, size: *size as u64, content: ContentDigest::of(&bytes) };
         let path = RelPath::new(format!("f{name:03}")).unwrap();
-        plan.diff.entries.push(DiffEntry {
-            path: path.clone(),
-            change,
-            mtime: Mtime { secs: *secs, nanos: 7 },
-        });
+        plan.diff.push(DiffEntry { path: path.clone(), change, mtime: Mtime { secs: *secs, nanos: 7 } });
         plan.files.push((path, FileOrigin::Inline(bytes)));
     }
     plan
@@ -78,7 +72,7 @@ proptest! {
         let earlier = plan_of(&files);
         let (first_pack, _, hashed) = packed(&earlier, &[], Marks::default(), threads);
         prop_assert_eq!(hashed.diff_id.0, Digest::of(&whole_archive(&earlier)));
-        let listing = encode_diff(&earlier.diff);
+        let listing = encode_diff(earlier.diff.clone());
         let marks = Marks::decode(&hashed.marks.encode(&listing), &listing).unwrap();
         prop_assert_eq!(&marks, &hashed.marks);
 
@@ -89,12 +83,10 @@ proptest! {
             true => vec![first_pack],
             false => Vec::new(),
         };
-        let is_equal = |at: &usize| plan.diff.entries.get(*at) == earlier.diff.entries.get(*at);
-        let same = (0..plan.diff.entries.len()).take_while(is_equal).count();
-        prop_assert_eq!(shared_entries(&listing, &plan.diff, usize::MAX).unwrap(), same);
+        let same = plan.diff.iter().zip(&earlier.diff).take_while(|(entry, before)| entry == before).count();
 
         let tar = whole_archive(&plan);
-        let held = marks_that_hold(marks, &listing, &plan.diff, &shared).unwrap();
+        let held = marks_that_hold(marks, &earlier.diff, &plan.diff, &shared);
         let (_, written, went_on) = packed(&plan, &shared, held, threads);
         prop_assert_eq!((went_on.diff_id.0, went_on.size), (Digest::of(&tar), tar.len() as u64));
         let (_, _, whole) = packed(&plan, &[], Marks::default(), threads);
@@ -112,11 +104,11 @@ fn marks_count_for_their_listing_and_undamaged_only() {
     let files = (0..4).map(|name| (name, (name, 900_000, name, 0o644, 1))).collect();
     let plan = plan_of(&files);
     let (_, _, hashed) = packed(&plan, &[], Marks::default(), 1);
-    let listing = encode_diff(&plan.diff);
+    let listing = encode_diff(plan.diff);
     let bytes = hashed.marks.encode(&listing);
     assert_eq!(hashed.marks.entries(), 4);
     assert_eq!(Marks::decode(&bytes, &listing), Some(hashed.marks));
-    assert_eq!(Marks::decode(&bytes, &encode_diff(&LayerDiff::default())), None);
+    assert_eq!(Marks::decode(&bytes, &encode_diff(LayerDiff::default())), None);
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
@@ -148,9 +140,11 @@ fn made_directories_keep_the_time_of_the_last_layer_and_nothing_else_does() {
         dir("c", 0o755, 3),
         dir("d", 0o755, 9),
     ];
-    let mut diff = LayerDiff { entries };
-    keep_times(&mut diff, Mtime { secs: 9, nanos: 5 }, &encode_diff(&LayerDiff { entries: earlier }))
-        .unwrap();
-    let times: Vec<i64> = diff.entries.iter().map(|entry| entry.mtime.secs).collect();
+    let diff = keep_times(
+        entries.into_iter().collect(),
+        Mtime { secs: 9, nanos: 5 },
+        &LayerDiff::from_iter(earlier),
+    );
+    let times: Vec<i64> = diff.iter().map(|entry| entry.mtime.secs).collect();
     assert_eq!(times, [1, 1, 9, 9, 9, 3, 9]);
 }

@@ -60,7 +60,7 @@ pub(super) fn plan_all(
 #[track_caller]
 pub(super) fn check_on_disk(root: &Path, plan: &CopyPlan) {
     let mut seen = 0;
-    for DiffEntry { path, change, mtime } in &plan.diff.entries {
+    for DiffEntry { path, change, mtime } in &plan.diff {
         let at = root.join(path.to_string());
         let stat = at.symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
         seen += 1;
@@ -70,7 +70,7 @@ pub(super) fn check_on_disk(root: &Path, plan: &CopyPlan) {
             Change::Dir { meta, .. } => assert!(stat.is_dir() && mode == meta.mode, "{path}"),
             Change::File { meta, content, .. } => {
                 assert_eq!(mode, meta.mode, "{path}");
-                assert_eq!(ContentDigest::of(&fs::read(&at).unwrap()), *content, "{path}");
+                assert_eq!(ContentDigest::of(&fs::read(&at).unwrap()), content, "{path}");
                 assert_eq!((stat.uid(), stat.gid()), (meta.uid, meta.gid), "{path}");
             }
             Change::Hardlink { target } => {
@@ -107,7 +107,7 @@ fn a_plan_becomes_a_directory() {
         let owners = if is_root { Owners::Set } else { Owners::Keep };
         materialise(&plan, dir_fd(&into).as_fd(), &sources, owners, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
-        let when = plan.diff.entries.iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
+        let when = plan.diff.iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
         assert_eq!(when, Mtime { secs: 1_234_567, nanos: 89 });
     }
 }
@@ -272,7 +272,7 @@ fn the_topmost_layer_with_an_entry_shows() {
     // A device that could not be made.
     let device = Change::CharDevice { meta: meta(0o666), major: 1, minor: 3 };
     let listed = vec![DiffEntry { path: path("d/null"), change: device, mtime: NOW }];
-    let listings = [LayerDiff::default(), LayerDiff { entries: listed }, LayerDiff::default()];
+    let listings = [LayerDiff::default(), LayerDiff::from_iter(listed), LayerDiff::default()];
     let stack = layers.iter().zip(listings);
     let stack = StackSource::new(
         stack
@@ -303,7 +303,7 @@ fn an_owner_we_may_not_give_is_named() {
     let change = Change::Symlink { meta: owner, target: b"x".to_vec() };
     let root = DiffEntry { path: path(""), change: dir(0o755), mtime: NOW };
     let entries = vec![root, DiffEntry { path: path("l"), change, mtime: NOW }];
-    let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
+    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), files: Vec::new() };
     let sources = Sources::default();
     let result = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Set, OverlayForm::User);
     // Full privileges may give a file to anyone.
@@ -319,7 +319,7 @@ fn opaque_directories_are_marked_in_the_form_of_the_store() {
     let opaque = Change::Dir { meta: meta(0o755), opaque: true };
     let root = DiffEntry { path: path(""), change: dir(0o700), mtime: NOW };
     let entries = vec![root, DiffEntry { path: path("o"), change: opaque, mtime: NOW }];
-    let plan = CopyPlan { diff: LayerDiff { entries }, files: Vec::new() };
+    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), files: Vec::new() };
     let marks =
         [(OverlayForm::User, "user.overlay.opaque"), (OverlayForm::Trusted, "trusted.overlay.opaque")];
     // Only full privileges may write the other one.

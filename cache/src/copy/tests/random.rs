@@ -36,7 +36,7 @@ proptest! {
         };
         let next = parent.apply(&nodes, &plan.diff).unwrap();
         let mut files = 0;
-        for entry in &plan.diff.entries {
+        for entry in &plan.diff {
             let resolved = next.resolve(&nodes, entry.path.as_bytes(), LastLink::Keep).unwrap();
             prop_assert_eq!(&resolved.path, &entry.path, "layer paths are real paths");
             match &entry.change {

@@ -113,7 +113,7 @@ fn destinations_are_clamped_at_the_root() {
 fn case_91_no_match_copies_nothing_and_makes_nothing() {
     let image = Image::scratch().copy(&two_files(), &["nope*"], "/a/");
     image.check(&[]);
-    assert_eq!(image.last.diff.entries.len(), 1, "only the root");
+    assert_eq!(image.last.diff.len(), 1, "only the root");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn cases_144_and_145_workdir_makes_what_is_missing_for_the_user() {
     let mut image = Image::with(&[("tmp", dir(0o1777))]);
     workdir(&mut image, "/tmp", (1, 1)).unwrap();
     image.check(&["d 1777 0:0 tmp"]);
-    assert_eq!(image.last.diff.entries.len(), 1);
+    assert_eq!(image.last.diff.len(), 1);
     workdir(&mut image, "/b/c", (0, 0)).unwrap();
     workdir(&mut image, "/q r", (0, 0)).unwrap();
     workdir(&mut image, "/x/y", (1, 1)).unwrap();

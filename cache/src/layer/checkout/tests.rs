@@ -31,7 +31,7 @@ fn listing(entries: &[(&str, Change)]) -> LayerDiff {
     };
     let mut entries: Vec<_> = entries.iter().map(entry).collect();
     entries.sort_by(|a, b| a.path.cmp(&b.path));
-    LayerDiff { entries }
+    entries.into_iter().collect()
 }
 
 /// A directory with the files that the listings here name, and a place to write to.
@@ -79,8 +79,9 @@ fn files_are_the_callers_and_lend_nobody_any_rights() {
         ("plain", file(0o644, "text")),
     ]);
     // A hard link comes after its target in a real listing.
-    let mut state = state;
-    state.entries.sort_by_key(|entry| matches!(entry.change, Change::Hardlink { .. }));
+    let is_link = |entry: &DiffEntry| matches!(entry.change, Change::Hardlink { .. });
+    let (links, others): (Vec<_>, Vec<_>) = state.iter().partition(is_link);
+    let state: LayerDiff = others.into_iter().chain(links).collect();
     let before = mode(&temp.path().join("to"));
     assert_eq!(write(&to, &source, &state, false), 1);
     let at = |name: &str| temp.path().join("to").join(name);

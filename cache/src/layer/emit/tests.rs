@@ -123,8 +123,8 @@ proptest! {
         prop_assert_eq!(&second.diff, &first.diff);
         prop_assert_eq!(second.implied_dirs.len(), 0);
         prop_assert_eq!(emitted(&temp, &second.diff, None).unwrap(), again);
-        let bytes = super::super::encode_diff(&first.diff);
-        prop_assert_eq!(&super::super::decode_diff(&bytes).unwrap(), &first.diff);
+        let bytes = super::super::encode_diff(first.diff.clone());
+        prop_assert_eq!(&super::super::decode_diff(bytes).unwrap(), &first.diff);
     }
 }
 
@@ -176,12 +176,9 @@ fn changed_files_are_noticed() {
 #[test]
 fn what_an_archive_cannot_say_is_refused() {
     let temp = tempfile::tempdir().unwrap();
-    let entry = |path: &str, meta: Meta| LayerDiff {
-        entries: vec![DiffEntry {
-            path: RelPath::new(path).unwrap(),
-            change: Change::Fifo { meta },
-            mtime: Mtime::default(),
-        }],
+    let entry = |path: &str, meta: Meta| {
+        let (path, change) = (RelPath::new(path).unwrap(), Change::Fifo { meta });
+        LayerDiff::from_iter([DiffEntry { path, change, mtime: Mtime::default() }])
     };
     let reserved = emitted(&temp, &entry("a/.wh.b", Meta::default()), None);
     assert!(matches!(reserved, Err(EmitError::ReservedName { .. })));
@@ -206,7 +203,7 @@ fn newer_times_are_clamped_and_nanoseconds_dropped() {
     }
     let (temp, layer) = unpacked(&archive);
     let (_temp, clamped) = unpacked(&emitted(&temp, &layer.diff, Some(1000)).unwrap());
-    let times: Vec<Mtime> = clamped.diff.entries.iter().map(|entry| entry.mtime).collect();
+    let times: Vec<Mtime> = clamped.diff.iter().map(|entry| entry.mtime).collect();
     assert_eq!(times, [Mtime { secs: 1000, nanos: 0 }, Mtime { secs: 500, nanos: 0 }]);
 }
 

@@ -116,8 +116,7 @@ fn set_time(dirs: &mut Dirs<'_>, path: &RelPath, mtime: Mtime) -> Result<(), Sca
 
 fn list(found: Vec<Found>, verdicts: &[Verdict]) -> LayerDiff {
     let mut first_of: HashMap<u64, RelPath> = HashMap::new();
-    let mut entries =
-        Vec::with_capacity(verdicts.iter().filter(|verdict| **verdict != Verdict::Remove).count());
+    let mut diff = LayerDiff::default();
     for (one, verdict) in found.into_iter().zip(verdicts) {
         let Found { path, meta, mtime, what, .. } = one;
         let (change, mtime) = match (verdict, what) {
@@ -147,7 +146,7 @@ fn list(found: Vec<Found>, verdicts: &[Verdict]) -> LayerDiff {
             }
             (_, What::Fifo) => (Change::Fifo { meta }, mtime),
         };
-        entries.push(DiffEntry { path, change, mtime });
+        diff.push(DiffEntry { path, change, mtime });
     }
-    LayerDiff { entries }
+    diff
 }

@@ -81,7 +81,7 @@ impl Upper {
 }
 
 fn paths(diff: &LayerDiff) -> Vec<String> {
-    diff.entries.iter().map(|entry| entry.path.to_string()).collect()
+    diff.iter().map(|entry| entry.path.to_string()).collect()
 }
 
 fn mtime_of(path: &Path) -> (i64, i64) {
@@ -161,7 +161,7 @@ fn whiteouts_count_only_over_something() {
     upper.whiteout("d/never-was");
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["d", "d/gone"]);
-    assert_eq!(diff.entries[1].change, Change::Whiteout);
+    assert_eq!(diff.iter().nth(1).unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("d/never-was")));
 }
 
@@ -182,8 +182,8 @@ fn opaque_marks_count_only_over_a_directory() {
     let diff = upper.scan();
     // `replaced/f` equals what the parent had there, but nothing of that shows through any more.
     assert_eq!(paths(&diff), ["new", "new/f", "replaced", "replaced/f"]);
-    assert!(matches!(diff.entries[0].change, Change::Dir { opaque: false, .. }));
-    assert!(matches!(diff.entries[2].change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.iter().next().unwrap().change, Change::Dir { opaque: false, .. }));
+    assert!(matches!(diff.iter().nth(2).unwrap().change, Change::Dir { opaque: true, .. }));
     assert!(!form().is_opaque(File::open(upper.path("new")).unwrap()).unwrap());
 }
 
@@ -199,7 +199,7 @@ fn sockets_go_and_what_they_hid_stays_hidden() {
         .collect();
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["hidden"]);
-    assert_eq!(diff.entries[0].change, Change::Whiteout);
+    assert_eq!(diff.iter().next().unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("new")));
     assert_eq!(upper.path("hidden").symlink_metadata().unwrap().rdev(), 0);
 }
@@ -211,8 +211,10 @@ fn hard_links_form_a_group_even_with_a_copied_up_name() {
     upper.parent_has_as_is("a");
     fs::hard_link(upper.path("a"), upper.path("b")).unwrap();
     let diff = upper.scan();
-    assert!(matches!(&diff.entries[0].change, Change::File { size: 4, .. }));
-    assert!(matches!(&diff.entries[1].change, Change::Hardlink { target } if target.as_bytes() == b"a"));
+    assert!(matches!(&diff.iter().next().unwrap().change, Change::File { size: 4, .. }));
+    assert!(
+        matches!(&diff.iter().nth(1).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"a")
+    );
 }
 
 #[test]
@@ -234,9 +236,9 @@ fn many_files_give_the_same_listing_on_two_threads() {
         }
     }
     let diff = upper.scan();
-    assert_eq!(diff.entries.len(), 20 * 31);
-    assert!(diff.entries.is_sorted_by(|a, b| a.path < b.path));
-    for entry in &diff.entries {
+    assert_eq!(diff.len(), 20 * 31);
+    assert!(diff.iter().is_sorted_by(|a, b| a.path < b.path));
+    for entry in &diff {
         let Change::File { content, .. } = &entry.change else { continue };
         let body = fs::read(upper.path(&entry.path.to_string())).unwrap();
         assert_eq!(content.0, *blake3::hash(&body).as_bytes());
@@ -255,13 +257,13 @@ fn two_thousand_levels_are_walked_and_taken_out() {
         path = path.join(b"d");
     }
     let diff = upper.scan();
-    assert_eq!(diff.entries.len(), 2000);
-    let meta = match &diff.entries[0].change {
+    assert_eq!(diff.len(), 2000);
+    let meta = match &diff.iter().next().unwrap().change {
         Change::Dir { meta, .. } => meta.clone(),
         other => panic!("{other:?}"),
     };
     let kind = Kind::Dir(NodeDigest([0; 32]));
-    for entry in diff.entries {
+    for entry in &diff {
         let same = Entry { meta: meta.clone(), kind: kind.clone() };
         upper.parent.insert(entry.path, ParentEntry { entry: same, mtime: entry.mtime });
     }
@@ -342,12 +344,12 @@ fn a_real_overlay_gives_its_changes_and_nothing_else() {
         paths(&diff),
         ["etc", "etc/edited", "etc/gone", "new", "new/deep", "new/deep/f", "new/link", "old"]
     );
-    assert_eq!(diff.entries[2].change, Change::Whiteout);
-    assert!(matches!(diff.entries[3].change, Change::Dir { opaque: false, .. }));
+    assert_eq!(diff.iter().nth(2).unwrap().change, Change::Whiteout);
+    assert!(matches!(diff.iter().nth(3).unwrap().change, Change::Dir { opaque: false, .. }));
     assert!(
-        matches!(&diff.entries[6].change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
+        matches!(&diff.iter().nth(6).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
     );
-    assert!(matches!(diff.entries[7].change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.iter().nth(7).unwrap().change, Change::Dir { opaque: true, .. }));
     assert_eq!(scan(), diff, "what was taken out does not come back");
 }
 

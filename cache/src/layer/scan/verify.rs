@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-use super::super::diff::{Change, DiffEntry, LayerDiff};
+use super::super::diff::{Change, LayerDiff};
 use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
 use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, hash, walk};
@@ -29,8 +29,6 @@ pub fn verify_layer(
 ) -> Result<Vec<RelPath>, ScanError> {
     let mut found = walk::walk(dir, form, &Directories, &ROOTS_OWN)?;
     hash::hash_files(dir, form, &mut found)?;
-    let listed: BTreeMap<&RelPath, &DiffEntry> =
-        listing.entries.iter().map(|entry| (&entry.path, entry)).collect();
     let inodes: BTreeMap<&RelPath, u64> = found
         .iter()
         .filter_map(|one| match one.what {
@@ -40,7 +38,7 @@ pub fn verify_layer(
         .collect();
     let mut wrong = Vec::new();
     for one in &found {
-        let is_right = match listed.get(&one.path) {
+        let is_right = match listing.get(&one.path) {
             Some(entry) => is_as_listed(one, &entry.change, &inodes, form),
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
@@ -50,7 +48,7 @@ pub fn verify_layer(
         }
     }
     let present: std::collections::BTreeSet<&RelPath> = found.iter().map(|one| &one.path).collect();
-    wrong.extend(listed.keys().filter(|path| !present.contains(**path)).map(|path| (*path).clone()));
+    wrong.extend(listing.iter().map(|entry| entry.path).filter(|path| !present.contains(path)));
     Ok(wrong)
 }
 

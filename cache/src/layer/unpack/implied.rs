@@ -1,8 +1,9 @@
 //! Giving directories an archive left out the metadata they have in the merged view.
 
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
-use super::super::diff::{Change, LayerDiff, Mtime};
+use super::super::diff::{Change, DiffEntry, LayerDiff, Mtime};
 use super::super::overlay::OverlayForm;
 use super::create::Creator;
 use super::listing::DirNode;
@@ -24,6 +25,7 @@ pub fn fix_implied(
     mut lookup: impl FnMut(&RelPath) -> Result<Option<(Meta, Mtime)>, Box<dyn std::error::Error + Send + Sync>>,
 ) -> Result<(), UnpackError> {
     let mut creator = Creator::new(dir, form)?;
+    let mut found_dirs = HashMap::new();
     // Deepest first: setting a directory's own metadata does not touch its parent's times, but a mode may lock us out.
     for path in std::mem::take(&mut unpacked.implied_dirs).into_iter().rev() {
         if !shows_lower(&unpacked.diff, &path) {
@@ -31,11 +33,18 @@ pub fn fix_implied(
         }
         let found = lookup(&path).map_err(|source| UnpackError::Lookup { path: path.clone(), source })?;
         let Some((meta, mtime)) = found else { continue };
-        let Ok(at) = unpacked.diff.entries.binary_search_by(|entry| entry.path.cmp(&path)) else { continue };
         let node = DirNode { meta, mtime, opaque: false, is_implied: false };
         creator.finish_dir(&path, &node)?;
-        unpacked.diff.entries[at].change = Change::Dir { meta: node.meta, opaque: false };
-        unpacked.diff.entries[at].mtime = mtime;
+        found_dirs.insert(path, node);
+    }
+    if !found_dirs.is_empty() {
+        let known = |mut entry: DiffEntry| {
+            if let Some(DirNode { meta, mtime, .. }) = found_dirs.remove(&entry.path) {
+                (entry.change, entry.mtime) = (Change::Dir { meta, opaque: false }, mtime);
+            }
+            entry
+        };
+        unpacked.diff = unpacked.diff.iter().map(known).collect();
     }
     Ok(())
 }
@@ -44,8 +53,8 @@ pub fn fix_implied(
 fn shows_lower(diff: &LayerDiff, path: &RelPath) -> bool {
     let mut at = Some(path.clone());
     while let Some(path) = at {
-        let entry = diff.entries.binary_search_by(|entry| entry.path.cmp(&path));
-        if entry.is_ok_and(|at| matches!(diff.entries[at].change, Change::Dir { opaque: true, .. })) {
+        let is_opaque = |entry: DiffEntry| matches!(entry.change, Change::Dir { opaque: true, .. });
+        if diff.get(&path).is_some_and(is_opaque) {
             return false;
         }
         at = path.parent();

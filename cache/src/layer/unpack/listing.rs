@@ -127,7 +127,7 @@ impl Listing {
     /// The diff, implied directories that may show a lower one, and devices that are not in the directory.
     pub(super) fn into_diff(self) -> (LayerDiff, Vec<RelPath>, Vec<RelPath>) {
         let (mut implied, mut absent) = (Vec::new(), Vec::new());
-        let mut entries = Vec::with_capacity(self.nodes.len());
+        let mut diff = LayerDiff::default();
         let mut files: Vec<Result<FileNode, (RelPath, Mtime)>> = self.files.into_iter().map(Ok).collect();
         for (key, node) in self.nodes {
             let path = path(&key);
@@ -155,9 +155,9 @@ impl Listing {
                 }
                 Node::Fifo { meta, mtime } => (Change::Fifo { meta }, mtime),
             };
-            entries.push(DiffEntry { path, change, mtime });
+            diff.push(DiffEntry { path, change, mtime });
         }
-        (LayerDiff { entries }, implied, absent)
+        (diff, implied, absent)
     }
 }
 

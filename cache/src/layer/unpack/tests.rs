@@ -2,7 +2,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use super::super::diff::{Change, DiffEntry};
+use super::super::diff::Change;
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
 
@@ -51,13 +51,13 @@ impl Case {
     }
 
     #[track_caller]
-    fn change(&self, path: &str) -> &Change {
-        let at = |entry: &&DiffEntry| entry.path.as_bytes() == path.as_bytes();
-        &self.unpacked().diff.entries.iter().find(at).unwrap_or_else(|| panic!("no {path}")).change
+    fn change(&self, path: &str) -> Change {
+        let found = self.unpacked().diff.get(&RelPath::new(path).unwrap());
+        found.unwrap_or_else(|| panic!("no {path}")).change
     }
 
     fn paths(&self) -> Vec<String> {
-        self.unpacked().diff.entries.iter().map(|entry| entry.path.to_string()).collect()
+        self.unpacked().diff.iter().map(|entry| entry.path.to_string()).collect()
     }
 
     /// Nothing but the layer directory was made beside it.
@@ -183,8 +183,8 @@ fn whiteouts_and_opaque_marks_become_overlays() {
         pax_of(&[(b"path", &long)]),
         file(b"x", b""),
     ]);
-    assert_eq!(*case.change("gone"), Change::Whiteout);
-    assert_eq!(*case.change(&"n".repeat(255)), Change::Whiteout);
+    assert_eq!(case.change("gone"), Change::Whiteout);
+    assert_eq!(case.change(&"n".repeat(255)), Change::Whiteout);
     let gone = case.path("gone").symlink_metadata().unwrap();
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
     assert!(matches!(case.change("d"), Change::Dir { opaque: true, .. }));
@@ -201,7 +201,7 @@ fn a_directory_after_its_whiteout_is_opaque() {
     assert!(matches!(case.change("d"), Change::Dir { opaque: true, .. }));
     let case = unpack_parts(&[entry(b"d/", b'5'), file(b"d/f", b""), file(b".wh.d", b"")]);
     assert_eq!(case.paths(), ["d"]);
-    assert_eq!(*case.change("d"), Change::Whiteout);
+    assert_eq!(case.change("d"), Change::Whiteout);
 }
 
 /// L9: one name several times.
@@ -242,7 +242,7 @@ fn devices_keep_their_numbers_and_0_0_is_the_whiteout_it_would_be() {
     ]);
     assert!(matches!(case.change("null"), Change::CharDevice { major: 1, minor: 3, .. }));
     assert!(matches!(case.change("sda"), Change::BlockDevice { major: 8, minor: 0, .. }));
-    assert_eq!(*case.change("zero"), Change::Whiteout);
+    assert_eq!(case.change("zero"), Change::Whiteout);
     assert!(matches!(case.change("pipe"), Change::Fifo { .. }));
     if case.unpacked().absent_devices.is_empty() {
         let null = case.path("null").symlink_metadata().unwrap();
@@ -356,7 +356,7 @@ fn implied_directories_take_the_metadata_of_the_layers_below() {
     })
     .unwrap();
     assert_eq!(asked, ["var", "usr/bin", "usr"]);
-    assert_eq!(*case.change("usr/bin"), Change::Dir { meta: meta.clone(), opaque: false });
+    assert_eq!(case.change("usr/bin"), Change::Dir { meta: meta.clone(), opaque: false });
     assert!(matches!(case.change("var"), Change::Dir { meta, .. } if meta.mode == 0o755));
     let stat = case.path("usr/bin").metadata().unwrap();
     assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid(), stat.mtime()), (0o2775, 5, 6, 1234));
@@ -386,7 +386,7 @@ fn times_keep_their_nanoseconds_and_directories_their_own() {
     };
     assert_eq!(at("d"), (1000, 250_000_000));
     assert_eq!(at("d/f"), (-4, 500_000_000));
-    assert_eq!(case.unpacked().diff.entries[1].mtime, Mtime { secs: -4, nanos: 500_000_000 });
+    assert_eq!(case.unpacked().diff.iter().nth(1).unwrap().mtime, Mtime { secs: -4, nanos: 500_000_000 });
 }
 
 fn add(parts: &[Vec<u8>]) -> Case {

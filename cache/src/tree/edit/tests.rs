@@ -80,7 +80,7 @@ fn a_touched_path_leaves_its_link_group() {
 fn malformed_diffs_are_refused() {
     let nodes = MemoryNodeStore::default();
     let entry = |at: &str, change| DiffEntry { path: path(at), change, mtime: Mtime::default() };
-    let apply = |entries| Tree::empty().apply(&nodes, &LayerDiff { entries });
+    let apply = |entries: Vec<DiffEntry>| Tree::empty().apply(&nodes, &LayerDiff::from_iter(entries));
     let error = apply(vec![entry("b", file("")), entry("a", file(""))]).unwrap_err();
     assert!(matches!(error, TreeError::Unsorted { path } if path.to_string() == "a"));
     assert!(matches!(
