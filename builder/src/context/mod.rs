@@ -13,7 +13,7 @@ pub mod wanted;
 
 use std::sync::Arc;
 
-use rbuild_cache::tree::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+use rbuild_cache::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
 use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
@@ -47,7 +47,7 @@ impl NodeStore for Layered<'_> {
         found.map_or_else(|| self.env.store.node(digest), Ok)
     }
 
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
         self.env.store.put_nodes(nodes)
     }
 }

@@ -29,7 +29,7 @@ use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, GoneWhy, Key, PastExecution, Sighting, Store};
 use rbuild_cache::tree::select::{Selected, listing};
 use rbuild_cache::tree::{
-    DirNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    DirNode, EncodedNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
 };
 use rbuild_frontend::graph::{BuildGraph, Op, Role, Step};
 use rbuild_frontend::remote::without_user;
@@ -398,7 +398,7 @@ fn text_digest(step: &Step) -> [u8; 32] {
 
 /// Puts the nodes of a listing into the store. What the store has is there with all below it.
 fn keep(store: &Store, nodes: &dyn NodeStore, root: &NodeDigest) -> Result<(), NodeStoreError> {
-    let mut new: Vec<(NodeDigest, Arc<DirNode>)> = Vec::new();
+    let mut new = Vec::new();
     let mut work = vec![*root];
     let mut seen = HashSet::new();
     while let Some(digest) = work.pop() {
@@ -410,7 +410,7 @@ fn keep(store: &Store, nodes: &dyn NodeStore, root: &NodeDigest) -> Result<(), N
             Kind::Dir(child) => Some(child),
             _ => None,
         }));
-        new.push((digest, node));
+        new.push(EncodedNode::of(&node));
     }
     store.put_nodes(&new)
 }
@@ -426,7 +426,7 @@ impl NodeStore for Over<'_> {
         self.above.node(digest).or_else(|_| self.below.node(digest))
     }
 
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
         self.above.put_nodes(nodes)
     }
 }

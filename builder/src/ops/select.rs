@@ -7,7 +7,7 @@ use rbuild_cache::tree::select::{
     Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
 use rbuild_cache::tree::{
-    DirNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    DirNode, EncodedNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
 };
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
@@ -91,7 +91,7 @@ impl NodeStore for Pruned<'_> {
         self.pruned.node(digest).or_else(|_| self.nodes.node(digest))
     }
 
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
         self.pruned.put_nodes(nodes)
     }
 }

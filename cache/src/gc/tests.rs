@@ -5,14 +5,13 @@ mod model;
 mod processes;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rbuild_oci::Digest;
 
 use super::*;
 use crate::store::{ImageRecord, Key, LayerId, Lease, ResultRecord, Store, StoreOptions};
-use crate::tree::{DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, Tree};
+use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, Tree};
 
 pub(super) fn options() -> StoreOptions {
     // What a machine's stop loses is the store's own tests' business.
@@ -62,7 +61,7 @@ pub(super) fn tree(store: &Store, seed: u32) -> Tree {
     let mut node = DirNode::default();
     node.entries.insert(b"dir".to_vec(), Entry { meta: Meta::default(), kind: Kind::Dir(inner_digest) });
     let node_digest = node.digest();
-    store.put_nodes(&[(inner_digest, Arc::new(inner)), (node_digest, Arc::new(node))]).unwrap();
+    store.put_nodes(&[EncodedNode::of(&inner), EncodedNode::of(&node)]).unwrap();
     Tree { node: node_digest, ..Tree::empty() }
 }
 

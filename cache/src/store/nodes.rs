@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::OptionalExtension;
 
 use super::Store;
-use crate::tree::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+use crate::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
 /// Entries of decoded nodes kept per generation, about 150 bytes each: 10 MB at worst for both generations.
 const GENERATION_ENTRIES_MAX: usize = 32 * 1024;
@@ -73,20 +73,12 @@ impl NodeStore for Store {
         Ok(node)
     }
 
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
-        // What is in memory was stored or loaded by this process.
-        let new: Vec<_> = nodes.iter().filter(|(digest, _)| self.inner.nodes.get(digest).is_none()).collect();
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
+        // What is in memory was loaded by this process.
+        let new: Vec<_> =
+            nodes.iter().filter(|node| self.inner.nodes.get(&node.digest()).is_none()).collect();
         if new.is_empty() {
             return Ok(());
-        }
-        let mut rows = Vec::with_capacity(new.len());
-        for (digest, node) in &new {
-            let bytes = node.encode();
-            // A wrong name must not get in: it would look like damage to everybody later.
-            if NodeDigest::of(&bytes) != *digest {
-                return Err(NodeStoreError::Damaged(*digest));
-            }
-            rows.push((digest.0, bytes));
         }
         self.inner
             .trees
@@ -95,8 +87,8 @@ impl NodeStore for Store {
                 let sql = "INSERT INTO nodes VALUES (?1, ?2)
                     ON CONFLICT (digest) DO UPDATE SET bytes = excluded.bytes WHERE bytes <> excluded.bytes";
                 let mut statement = transaction.prepare_cached(sql)?;
-                for (digest, bytes) in &rows {
-                    statement.execute((digest, bytes))?;
+                for node in &new {
+                    statement.execute((node.digest().0, node.bytes()))?;
                 }
                 let is_waiting: bool = transaction
                     .prepare_cached("SELECT EXISTS (SELECT 1 FROM condemned)")?
@@ -104,17 +96,13 @@ impl NodeStore for Store {
                 if is_waiting {
                     let mut statement =
                         transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1")?;
-                    for (digest, _) in &rows {
-                        statement.execute([digest])?;
+                    for node in &new {
+                        statement.execute([node.digest().0])?;
                     }
                 }
                 Ok(())
             })
-            .map_err(|error| NodeStoreError::Storage(Box::new(error)))?;
-        for (digest, node) in new {
-            self.inner.nodes.put(*digest, node.clone());
-        }
-        Ok(())
+            .map_err(|error| NodeStoreError::Storage(Box::new(error)))
     }
 }
 

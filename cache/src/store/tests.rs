@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 
 use super::*;
-use crate::tree::{DirNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
+use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
 
 fn options() -> StoreOptions {
     StoreOptions { id_map: "test".to_owned(), durable: true }
@@ -66,13 +66,13 @@ fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
 }
 
 /// A node whose content depends on `seed`.
-fn node(seed: u32) -> (NodeDigest, Arc<DirNode>) {
+fn node(seed: u32) -> EncodedNode {
     let mut node = DirNode::default();
     let meta = Meta { mode: 0o644, uid: seed, gid: 0, xattrs: [(b"user.a".to_vec(), b"b".to_vec())].into() };
     let target = seed.to_string().into_bytes();
     node.entries.insert(b"link".to_vec(), Entry { meta, kind: Kind::Symlink(target) });
     node.entries.insert(b"pipe".to_vec(), Entry { meta: Meta::default(), kind: Kind::Fifo });
-    (node.digest(), Arc::new(node))
+    EncodedNode::of(&node)
 }
 
 /// Runs SQL on the index behind the store's back.

@@ -75,14 +75,9 @@ pub enum CodecError {
 impl DirNode {
     /// Canonical bytes, what [`NodeDigest`] is over.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer(Vec::with_capacity(8 + self.entries.len() * 80));
-        out.0.extend_from_slice(DIR_MAGIC);
-        out.count(self.entries.len());
-        for (name, entry) in &self.entries {
-            out.bytes(name);
-            out.entry(entry);
-        }
-        out.0
+        let mut out = NodeWriter::new(self.entries.len());
+        self.entries.iter().for_each(|(name, entry)| out.entry(name, entry));
+        out.finish()
     }
 
     /// Reads canonical bytes; takes nothing but what [`DirNode::encode`] gives for a valid node.
@@ -189,6 +184,37 @@ fn check_target(target: &[u8]) -> Result<(), CodecError> {
         return Err(CodecError::Target(target.len()));
     }
     Ok(())
+}
+
+/// Writes the canonical bytes of a node, entry by entry.
+pub(super) struct NodeWriter {
+    out: Writer,
+    count: usize,
+}
+
+impl NodeWriter {
+    /// Begins a node of about so many entries.
+    pub(super) fn new(entries: usize) -> Self {
+        let mut out = Writer(Vec::with_capacity(8 + entries * 80));
+        out.0.extend_from_slice(DIR_MAGIC);
+        out.count(0);
+        Self { out, count: 0 }
+    }
+
+    /// Adds the entry whose name comes after all others.
+    pub(super) fn entry(&mut self, name: &[u8], entry: &Entry) {
+        self.out.bytes(name);
+        self.out.entry(entry);
+        self.count += 1;
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
+        let mut count = Writer(Vec::new());
+        count.count(self.count);
+        let mut bytes = self.out.0;
+        bytes[DIR_MAGIC.len()..][..count.0.len()].copy_from_slice(&count.0);
+        bytes
+    }
 }
 
 struct Writer(Vec<u8>);

@@ -1,24 +1,25 @@
 //! A tree and a layer's diff give the next tree.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
+use super::codec::NodeWriter;
 use super::{
-    CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, Entry, Kind, LinkGroups, Meta, NodeDigest,
-    NodeStore, Tree, TreeError, check_name, load_node,
+    CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, EncodedNode, Entry, Kind, LinkGroups,
+    Meta, NodeDigest, NodeStore, Tree, TreeError, check_name, load_node,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;
 
 impl Tree {
-    /// Applies a layer's changes. Loads only directories that something changes in, and keeps the new nodes as there are
-    /// some; on an error there may be nodes in the store that no tree names.
+    /// Applies a layer's changes. Loads only directories that something changes in, and gives the store the new nodes as
+    /// soon as there are some; on an error there may be some in it that no tree names.
     ///
     /// A changed or removed path leaves its hardlink group. A whiteout of what is not there changes nothing. A path
     /// whose directories are not listed in `diff` must have them in this tree.
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
-        let mut edit =
-            Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new(), made_entries: 0 };
+        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Vec::new(), made_bytes: 0 };
         let mut last: Option<RelPath> = None;
         for DiffEntry { path, change, .. } in diff {
             if last.is_some_and(|last| last >= path) {
@@ -31,30 +32,72 @@ impl Tree {
             edit.close()?;
         }
         let root = edit.open.pop().expect("the root is opened first and never closed");
-        let node = edit.keep(root.base, root.node, &RelPath::root())?;
+        let meta = root.meta.clone();
+        let node = edit.keep(root)?;
         edit.put_made()?;
-        Ok(Self { root: root.meta, node, links: relink(&self.links, diff) })
+        Ok(Self { root: meta, node, links: relink(&self.links, diff) })
     }
 }
 
-/// A directory being edited. Its node is loaded when the first change in it comes.
+/// A directory being edited.
 struct OpenDir {
     path: RelPath,
     meta: Meta,
     base: NodeDigest,
-    node: Option<DirNode>,
+    /// What it becomes; begun when the first change in it comes.
+    next: Option<Next>,
+}
+
+/// The node that a directory becomes: changes come in the order of names, so it is written as they come.
+struct Next {
+    before: Arc<DirNode>,
+    /// Up to this name what was there before has been dealt with.
+    done: Option<Vec<u8>>,
+    /// The entry that is next to be written: a directory changes yet when something in it does.
+    last: Option<(Vec<u8>, Entry)>,
+    out: NodeWriter,
 }
 
 impl OpenDir {
     fn root(tree: &Tree) -> Self {
-        Self { path: RelPath::root(), meta: tree.root.clone(), base: tree.node, node: None }
+        Self { path: RelPath::root(), meta: tree.root.clone(), base: tree.node, next: None }
     }
 
-    fn node(&mut self, nodes: &dyn NodeStore) -> Result<&mut DirNode, TreeError> {
-        if self.node.is_none() {
-            self.node = Some(DirNode::clone(&*load_node(nodes, &self.base)?));
+    fn next(&mut self, nodes: &dyn NodeStore) -> Result<&mut Next, TreeError> {
+        if self.next.is_none() {
+            let before = load_node(nodes, &self.base)?;
+            let out = NodeWriter::new(before.entries.len());
+            self.next = Some(Next { before, done: None, last: None, out });
         }
-        Ok(self.node.as_mut().expect("filled just above"))
+        Ok(self.next.as_mut().expect("filled just above"))
+    }
+}
+
+impl Next {
+    /// Goes on to a name, and gives what was there before; nothing once that has been dealt with.
+    fn go_to(&mut self, name: &[u8]) -> Option<&Entry> {
+        if self.done.as_deref() == Some(name) {
+            return None;
+        }
+        self.write_before(Bound::Excluded(name));
+        self.done = Some(name.to_vec());
+        self.before.entries.get(name)
+    }
+
+    /// Writes what is waiting, and what was there before up to some name.
+    fn write_before(&mut self, end: Bound<&[u8]>) {
+        if let Some((name, entry)) = self.last.take() {
+            self.out.entry(&name, &entry);
+        }
+        let start = self.done.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        for (name, entry) in self.before.entries.range::<[u8], _>((start, end)) {
+            self.out.entry(name, entry);
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.write_before(Bound::Unbounded);
+        self.out.finish()
     }
 }
 
@@ -63,12 +106,12 @@ struct Edit<'a> {
     /// From the root to the directory of the last change.
     open: Vec<OpenDir>,
     /// New nodes that the store does not have yet.
-    made: BTreeMap<NodeDigest, Arc<DirNode>>,
-    made_entries: usize,
+    made: Vec<EncodedNode>,
+    made_bytes: usize,
 }
 
-/// Entries of new nodes held before the store gets them: some 250 bytes each.
-const MADE_ENTRIES_MAX: usize = 8 << 10;
+/// Bytes of new nodes that are given to the store at once.
+const MADE_BYTES: usize = 1 << 20;
 
 impl Edit<'_> {
     fn change(&mut self, path: &RelPath, change: Change, diff: &LayerDiff) -> Result<(), TreeError> {
@@ -79,7 +122,7 @@ impl Edit<'_> {
             let root = &mut self.open[0];
             root.meta = meta;
             if opaque {
-                (root.base, root.node) = (*EMPTY_NODE, None);
+                (root.base, root.next) = (*EMPTY_NODE, None);
             }
             return Ok(());
         };
@@ -87,13 +130,12 @@ impl Edit<'_> {
         self.enter(&parent, path)?;
         let nodes = self.nodes;
         let dir = self.open.last_mut().expect("the root is never closed by `enter`");
+        let next = dir.next(nodes)?;
+        let before = next.go_to(path.name());
         let (meta, kind) = match change {
-            Change::Whiteout => {
-                dir.node(nodes)?.entries.remove(path.name());
-                return Ok(());
-            }
+            Change::Whiteout => return Ok(()),
             Change::Dir { meta, opaque } => {
-                let node = match dir.node(nodes)?.entries.get(path.name()) {
+                let node = match before {
                     Some(Entry { kind: Kind::Dir(node), .. }) if !opaque => *node,
                     _ => *EMPTY_NODE,
                 };
@@ -109,7 +151,7 @@ impl Edit<'_> {
         };
         let entry = Entry { meta, kind };
         entry.check().map_err(unfit)?;
-        dir.node(nodes)?.entries.insert(path.name().to_vec(), entry);
+        next.last = Some((path.name().to_vec(), entry));
         Ok(())
     }
 
@@ -123,14 +165,19 @@ impl Edit<'_> {
             let nodes = self.nodes;
             let dir = self.open.last_mut().expect("the root stays open");
             let at = dir.path.join(name);
-            let Some(Entry { meta, kind: Kind::Dir(base) }) = dir.node(nodes)?.entries.get(name) else {
+            let next = dir.next(nodes)?;
+            if next.last.as_ref().is_none_or(|(last, _)| last != name) {
+                // It is not listed itself.
+                next.last = next.go_to(name).cloned().map(|entry| (name.to_vec(), entry));
+            }
+            let Some((_, Entry { meta, kind: Kind::Dir(base) })) = &next.last else {
                 return Err(TreeError::ParentNotDirectory { path: path.clone(), parent: at });
             };
-            let next = OpenDir { path: at, meta: meta.clone(), base: *base, node: None };
+            let inner = OpenDir { path: at, meta: meta.clone(), base: *base, next: None };
             if self.open.len() > DEPTH_MAX {
                 return Err(TreeError::TooDeep { path: path.clone() });
             }
-            self.open.push(next);
+            self.open.push(inner);
         }
         Ok(())
     }
@@ -138,43 +185,38 @@ impl Edit<'_> {
     /// Finishes the innermost directory and puts its new digest into the one around it.
     fn close(&mut self) -> Result<(), TreeError> {
         let dir = self.open.pop().expect("only called with a directory below the root open");
-        let node = self.keep(dir.base, dir.node, &dir.path)?;
-        let nodes = self.nodes;
-        let parent = self.open.last_mut().expect("the root stays open");
-        let entry = Entry { meta: dir.meta, kind: Kind::Dir(node) };
-        parent.node(nodes)?.entries.insert(dir.path.name().to_vec(), entry);
+        let node = self.keep(dir)?;
+        let around = self.open.last_mut().and_then(|around| around.next.as_mut());
+        if let Some((_, entry)) = around.and_then(|next| next.last.as_mut()) {
+            entry.kind = Kind::Dir(node);
+        }
         Ok(())
     }
 
-    fn keep(
-        &mut self,
-        base: NodeDigest,
-        node: Option<DirNode>,
-        path: &RelPath,
-    ) -> Result<NodeDigest, TreeError> {
-        let Some(node) = node else { return Ok(base) };
-        let bytes = node.encode();
+    fn keep(&mut self, dir: OpenDir) -> Result<NodeDigest, TreeError> {
+        let Some(next) = dir.next else { return Ok(dir.base) };
+        let bytes = next.finish();
         if bytes.len() > ENCODED_BYTES_MAX {
-            let source = CodecError::TooLong(bytes.len());
-            return Err(TreeError::Unfit { path: path.clone(), source });
+            return Err(TreeError::Unfit { path: dir.path, source: CodecError::TooLong(bytes.len()) });
         }
-        let digest = NodeDigest::of(&bytes);
-        if digest != base && digest != *EMPTY_NODE {
-            self.made_entries += node.entries.len();
-            self.made.insert(digest, Arc::new(node));
+        let node = EncodedNode::new(bytes);
+        let digest = node.digest();
+        if digest != dir.base && digest != *EMPTY_NODE {
+            self.made_bytes += node.bytes().len();
+            self.made.push(node);
         }
-        if self.made_entries > MADE_ENTRIES_MAX {
+        if self.made_bytes > MADE_BYTES {
             self.put_made()?;
         }
         Ok(digest)
     }
 
     fn put_made(&mut self) -> Result<(), TreeError> {
-        self.made_entries = 0;
-        let made: Vec<_> = std::mem::take(&mut self.made).into_iter().collect();
-        if !made.is_empty() {
-            self.nodes.put_nodes(&made)?;
+        if !self.made.is_empty() {
+            self.nodes.put_nodes(&self.made)?;
         }
+        self.made.clear();
+        self.made_bytes = 0;
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! Directory nodes in memory.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::digest::EMPTY_NODE;
-use super::{DirNode, NodeDigest, NodeStore, NodeStoreError};
+use super::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
 /// Keeps nodes for as long as it lives: for tests, and for trees that no one needs later.
 #[derive(Debug, Default)]
@@ -30,10 +31,14 @@ impl NodeStore for MemoryNodeStore {
         nodes.get(digest).cloned().ok_or(NodeStoreError::Missing(*digest))
     }
 
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
         let mut kept = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        for (digest, node) in nodes {
-            kept.entry(*digest).or_insert_with(|| Arc::clone(node));
+        for node in nodes {
+            let digest = node.digest();
+            if let Entry::Vacant(place) = kept.entry(digest) {
+                let node = DirNode::decode(node.bytes()).map_err(|_| NodeStoreError::Damaged(digest))?;
+                place.insert(Arc::new(node));
+            }
         }
         Ok(())
     }

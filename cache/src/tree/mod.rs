@@ -32,7 +32,7 @@ pub use diff::{TreeChange, difference};
 pub use links::LinkGroups;
 pub use memory::{MemoryNodeStore, load_node};
 pub use node::{
-    ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
+    ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
 };
 pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
 pub(crate) use resolve::{Lookup, resolve_in};

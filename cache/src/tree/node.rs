@@ -103,6 +103,35 @@ pub struct DirNode {
     pub entries: BTreeMap<Vec<u8>, Entry>,
 }
 
+/// A node as its canonical bytes, named by their digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedNode {
+    digest: NodeDigest,
+    bytes: Vec<u8>,
+}
+
+impl EncodedNode {
+    /// Encodes a node.
+    pub fn of(node: &DirNode) -> Self {
+        Self::new(node.encode())
+    }
+
+    /// Names what a node's encoder gave.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { digest: NodeDigest::of(&bytes), bytes }
+    }
+
+    /// Its name.
+    pub fn digest(&self) -> NodeDigest {
+        self.digest
+    }
+
+    /// Canonical bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// A failing [`NodeStore`].
 #[derive(Debug, thiserror::Error)]
 pub enum NodeStoreError {
@@ -122,5 +151,5 @@ pub trait NodeStore: Send + Sync {
     /// Loads a node.
     fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError>;
     /// Keeps nodes; storing one that is there already does nothing.
-    fn put_nodes(&self, nodes: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError>;
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError>;
 }

@@ -10,7 +10,7 @@ use super::stat::{FileStat, ScanMoment};
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
 use crate::tree::{
-    ContentDigest, DirNode, EMPTY_NODE, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
+    ContentDigest, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
 };
 
 /// A directory that a scan went through.
@@ -323,7 +323,7 @@ impl NodeStore for SeenContext {
         Ok(Arc::clone(node))
     }
 
-    fn put_nodes(&self, _: &[(NodeDigest, Arc<DirNode>)]) -> Result<(), NodeStoreError> {
+    fn put_nodes(&self, _: &[EncodedNode]) -> Result<(), NodeStoreError> {
         Err(NodeStoreError::Storage("a scanned context has the nodes that it has".into()))
     }
 }

@@ -113,7 +113,7 @@ fn processes_that_create_a_store_and_commit_the_same_things_all_succeed() {
         let layer = store.result_by_trees(&TreeDigest([byte; 32]), &TreeDigest([0; 32])).unwrap();
         let result = store.result(&Key::content([byte; 32])).unwrap().unwrap();
         assert_eq!(result.own_layer, layer, "one layer won for all processes");
-        store.node(&node(n).0).unwrap();
+        store.node(&node(n).digest()).unwrap();
     }
     assert_eq!(std::fs::read_dir(root.join("work")).unwrap().count(), 0);
 }

@@ -51,11 +51,11 @@ fn three_thousand_nodes_are_stored_in_one_transaction() {
     let wal = std::fs::metadata(root.join("trees.sqlite-wal")).unwrap().len();
     let other = open(&root);
     let begun = Instant::now();
-    other.node(&nodes[0].0).unwrap();
+    other.node(&nodes[0].digest()).unwrap();
     println!("first node with {wal} bytes of WAL to read: {:?}", begun.elapsed());
     let begun = Instant::now();
-    for (digest, _) in &nodes {
-        other.node(digest).unwrap();
+    for node in &nodes {
+        other.node(&node.digest()).unwrap();
     }
     let cold = begun.elapsed();
     println!("3,000 nodes: stored in {put:?}, loaded one by one in {cold:?}");

@@ -8,7 +8,7 @@ use super::super::stat_index::settled;
 use super::*;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
-use crate::tree::{ContentDigest, DirNode, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree};
+use crate::tree::{ContentDigest, DirNode, EncodedNode, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree};
 
 const SCANNED: ScanMoment = ScanMoment::at(1000, 0);
 const RULES: [u8; 32] = [9; 32];
@@ -265,7 +265,7 @@ fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
             node.entries.insert(name.clone().into_bytes(), entry);
         }
         let digest = node.digest();
-        nodes.put_nodes(&[(digest, Arc::new(node))]).unwrap();
+        nodes.put_nodes(&[EncodedNode::of(&node)]).unwrap();
         match path.parent() {
             Some(holder) => {
                 let meta = Meta { mode: 0o755, ..Meta::default() };

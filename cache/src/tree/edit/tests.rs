@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use proptest::prelude::*;
 
@@ -7,7 +8,7 @@ use crate::layer::{DiffEntry, Mtime};
 use crate::tree::testing::{
     apply_model, diff, diff_of, dir, file, link, listing, meta, model_diff, path, steps, tree, tree_linked,
 };
-use crate::tree::{MemoryNodeStore, difference};
+use crate::tree::{MemoryNodeStore, NodeStoreError, difference};
 
 #[test]
 fn an_edit_changes_only_what_it_names() {
@@ -164,7 +165,32 @@ proptest! {
 fn fresh_into(from: &MemoryNodeStore, to: &MemoryNodeStore, tree: &Tree) {
     for step in tree.walk(from, &RelPath::root()).unwrap() {
         if let Kind::Dir(node) = step.unwrap().1.kind {
-            to.put_nodes(&[(node, load_node(from, &node).unwrap())]).unwrap();
+            to.put_nodes(&[EncodedNode::of(&load_node(from, &node).unwrap())]).unwrap();
         }
     }
+}
+
+#[test]
+fn new_nodes_go_to_the_store_in_portions() {
+    struct Portions {
+        nodes: MemoryNodeStore,
+        puts: Mutex<Vec<usize>>,
+    }
+    impl NodeStore for Portions {
+        fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+            self.nodes.node(digest)
+        }
+
+        fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
+            self.puts.lock().unwrap().push(nodes.iter().map(|node| node.bytes().len()).sum());
+            self.nodes.put_nodes(nodes)
+        }
+    }
+    let nodes = Portions { nodes: MemoryNodeStore::default(), puts: Mutex::default() };
+    let dirs = (0..300).map(|at| (path(&format!("d{at:03}")), dir(0o755)));
+    let files = (0..30_000).map(|at| (path(&format!("d{:03}/file-{at}", at / 100)), file("x")));
+    let made = Tree::empty().apply(&nodes, &diff_of(dirs.chain(files))).unwrap();
+    let puts = nodes.puts.into_inner().unwrap();
+    assert!(puts.len() > 2 && puts.iter().all(|bytes| *bytes < 2 * MADE_BYTES), "{puts:?}");
+    assert_eq!(made.walk(&nodes.nodes, &RelPath::root()).unwrap().count(), 1 + 300 + 30_000);
 }

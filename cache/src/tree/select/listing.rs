@@ -1,10 +1,9 @@
 //! A selection as one tree, so that two of them can be compared path by path.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::Selected;
-use crate::tree::{DirNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError};
+use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError};
 
 /// What stands at a path of the listing.
 enum Place {
@@ -49,7 +48,7 @@ pub fn listing(selected: &[Selected], made: &dyn NodeStore) -> Result<NodeDigest
 }
 
 /// Paths of a tree are far shorter than what the stack takes.
-fn close(names: BTreeMap<Vec<u8>, Place>, nodes: &mut Vec<(NodeDigest, Arc<DirNode>)>) -> NodeDigest {
+fn close(names: BTreeMap<Vec<u8>, Place>, nodes: &mut Vec<EncodedNode>) -> NodeDigest {
     let mut node = DirNode::default();
     for (name, place) in names {
         let entry = match place {
@@ -61,8 +60,9 @@ fn close(names: BTreeMap<Vec<u8>, Place>, nodes: &mut Vec<(NodeDigest, Arc<DirNo
         };
         node.entries.insert(name, entry);
     }
+    let node = EncodedNode::of(&node);
     let digest = node.digest();
-    nodes.push((digest, Arc::new(node)));
+    nodes.push(node);
     digest
 }
 

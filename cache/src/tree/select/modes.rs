@@ -1,11 +1,10 @@
 //! Selections whose modes do not matter.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::{PruneError, Selected};
 use crate::path::RelPath;
-use crate::tree::{DEPTH_MAX, Kind, NodeDigest, NodeStore, load_node};
+use crate::tree::{DEPTH_MAX, EncodedNode, Kind, NodeDigest, NodeStore, load_node};
 
 /// Gives every file and directory of a selection this mode, which `--chmod` will give it anyway: what is selected is
 /// then the same whatever modes its source has. New directory nodes are put into `made`.
@@ -49,8 +48,9 @@ impl Uniform<'_> {
             }
             entry.meta.mode = self.mode;
         }
+        let node = EncodedNode::of(&node);
         let made = node.digest();
-        self.made.put_nodes(&[(made, Arc::new(node))])?;
+        self.made.put_nodes(&[node])?;
         self.known.insert(digest, made);
         Ok(made)
     }

@@ -1,11 +1,10 @@
 //! Selections without some of what is in them.
 
-use std::sync::Arc;
-
 use super::Selected;
 use crate::path::RelPath;
 use crate::tree::{
-    DEPTH_MAX, DirNode, Entry, Kind, LinkGroups, NodeDigest, NodeStore, NodeStoreError, load_node,
+    DEPTH_MAX, DirNode, EncodedNode, Entry, Kind, LinkGroups, NodeDigest, NodeStore, NodeStoreError,
+    load_node,
 };
 
 /// What becomes of one entry.
@@ -57,16 +56,16 @@ pub fn prune(
         let left = node.entries.iter().rev().map(|(name, entry)| (name.clone(), entry.clone())).collect();
         Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, node: DirNode::default() })
     };
-    let mut batch: Vec<(NodeDigest, Arc<DirNode>)> = Vec::new();
+    let mut batch: Vec<EncodedNode> = Vec::new();
     let mut kept: std::collections::HashSet<RelPath> = std::collections::HashSet::new();
     let has_links = !selected.links.groups().is_empty();
     let mut stack = vec![open(RelPath::root(), selected.entry.clone(), true, &digest)?];
     while let Some(dir) = stack.last_mut() {
         let Some((name, entry)) = dir.left.pop() else {
             let done = stack.pop().expect("just looked at");
-            let digest = done.node.digest();
             let is_empty = done.node.entries.is_empty();
-            batch.push((digest, Arc::new(done.node)));
+            batch.push(EncodedNode::of(&done.node));
+            let digest = batch[batch.len() - 1].digest();
             match stack.last_mut() {
                 None => selected.entry.kind = Kind::Dir(digest),
                 Some(parent) if done.keep_empty || !is_empty => {
