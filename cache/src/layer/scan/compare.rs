@@ -1,6 +1,5 @@
 //! Deciding what is a change, and taking the rest out.
 
-use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::AtFlags;
@@ -12,7 +11,7 @@ use super::super::unpack::times;
 use super::walk::{Found, What};
 use super::{ScanError, io_error};
 use crate::path::RelPath;
-use crate::tree::Kind;
+use crate::tree::{Kind, Meta};
 
 /// What becomes of one thing that was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,42 +22,121 @@ enum Verdict {
     Hide,
 }
 
-/// Compares deepest first, so that a directory knows whether anything stayed below it.
-pub(super) fn settle(dir: BorrowedFd<'_>, found: Vec<Found>) -> Result<LayerDiff, ScanError> {
-    let mut dirs = Dirs::new(dir);
-    let mut has_kept = vec![false; found.len()];
-    // Taking things out of a directory changes its time.
-    let mut was_touched = vec![false; found.len()];
-    let mut verdicts = vec![Verdict::Keep; found.len()];
-    for place in (0..found.len()).rev() {
-        let one = &found[place];
-        let verdict = judge(one, has_kept[place]);
-        verdicts[place] = verdict;
-        if place == 0 {
-            if was_touched[0] {
-                set_time(&mut dirs, &one.path, one.mtime)?;
-            }
-            continue;
+/// Takes what was found in order: lists changes, takes the rest out of the directory.
+///
+/// A directory comes before what is in it, but may stay for its sake alone: it is listed when the first change in it is,
+/// and if none was, it goes at its end.
+pub(super) struct Settler<'a> {
+    dirs: Dirs<'a>,
+    /// The directory at hand, last, and those that it is in.
+    open: Vec<OpenDir>,
+    /// How many of them were listed or, the root, need not be. They are the outer ones: what is in a directory lists it.
+    listed: usize,
+    diff: LayerDiff,
+}
+
+struct OpenDir {
+    path: RelPath,
+    meta: Meta,
+    mtime: Mtime,
+    opaque: bool,
+    /// Taking things out of a directory changes its time.
+    was_touched: bool,
+}
+
+impl<'a> Settler<'a> {
+    pub(super) fn new(dir: BorrowedFd<'a>) -> Self {
+        Self { dirs: Dirs::new(dir), open: Vec::new(), listed: 0, diff: LayerDiff::default() }
+    }
+
+    /// Takes what comes next.
+    pub(super) fn take(&mut self, one: Found) -> Result<(), ScanError> {
+        self.close_to(one.depth)?;
+        let verdict = judge(&one);
+        if let What::Dir { opaque } = one.what {
+            self.open(one, opaque, verdict);
+            return Ok(());
         }
-        match verdict {
-            Verdict::Keep if was_touched[place] => set_time(&mut dirs, &one.path, one.mtime)?,
-            Verdict::Keep => {}
-            Verdict::Remove | Verdict::Hide => {
-                remove(&mut dirs, one)?;
-                was_touched[one.dir] = true;
-            }
+        if verdict != Verdict::Keep {
+            self.remove(&one.path, AtFlags::empty())?;
         }
         if verdict == Verdict::Hide {
-            let holder = dirs.parent(&one.path).map_err(io_error("open the directory of", &one.path))?;
+            let holder = self.dirs.parent(&one.path).map_err(io_error("open the directory of", &one.path))?;
             overlay::create_whiteout(&holder, one.path.name())
                 .map_err(io_error("create whiteout", &one.path))?;
         }
-        has_kept[one.dir] |= verdict != Verdict::Remove;
+        if verdict != Verdict::Remove {
+            self.list_open();
+            self.diff.push(entry(one));
+        }
+        Ok(())
     }
-    Ok(list(found, &verdicts))
+
+    /// The changes, once everything was taken.
+    pub(super) fn finish(mut self) -> Result<LayerDiff, ScanError> {
+        self.close_to(0)?;
+        Ok(self.diff)
+    }
+
+    fn open(&mut self, one: Found, opaque: bool, verdict: Verdict) {
+        let Found { path, meta, mtime, .. } = one;
+        let is_root = path.is_root();
+        self.open.push(OpenDir { path, meta, mtime, opaque, was_touched: false });
+        if verdict == Verdict::Keep {
+            self.list_open();
+        } else if is_root {
+            // It always exists and leads to every change: it is listed for its own sake only.
+            self.listed = 1;
+        }
+    }
+
+    /// Lists the directories at hand that are not yet.
+    fn list_open(&mut self) {
+        for dir in &mut self.open[self.listed..] {
+            let change = Change::Dir { meta: std::mem::take(&mut dir.meta), opaque: dir.opaque };
+            self.diff.push(DiffEntry { path: dir.path.clone(), change, mtime: dir.mtime });
+        }
+        self.listed = self.open.len();
+    }
+
+    /// Leaves directories until `depth` are at hand. Deepest first: they are empty when they go.
+    fn close_to(&mut self, depth: usize) -> Result<(), ScanError> {
+        while self.open.len() > depth {
+            let Some(OpenDir { path, mtime, was_touched, .. }) = self.open.pop() else { break };
+            if self.listed <= self.open.len() {
+                self.dirs.forget(&path);
+                self.remove(&path, AtFlags::REMOVEDIR)?;
+                continue;
+            }
+            self.listed = self.open.len();
+            if was_touched {
+                self.set_time(&path, mtime)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes something out of the directory at hand.
+    fn remove(&mut self, path: &RelPath, flags: AtFlags) -> Result<(), ScanError> {
+        let holder = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
+        rustix::fs::unlinkat(&holder, path.name(), flags)
+            .map_err(io_error("take out the unchanged", path))?;
+        if let Some(dir) = self.open.last_mut() {
+            dir.was_touched = true;
+        }
+        Ok(())
+    }
+
+    fn set_time(&mut self, path: &RelPath, mtime: Mtime) -> Result<(), ScanError> {
+        let holder = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
+        let name = if path.is_root() { b"." } else { path.name() };
+        rustix::fs::utimensat(&holder, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(io_error("set the time of", path))
+    }
 }
 
-fn judge(one: &Found, has_kept_below: bool) -> Verdict {
+/// Of a directory: whether it is a change itself.
+fn judge(one: &Found) -> Verdict {
     let remove_if = |condition| if condition { Verdict::Remove } else { Verdict::Keep };
     match &one.what {
         What::Whiteout => remove_if(one.parent.is_none()),
@@ -67,8 +145,7 @@ fn judge(one: &Found, has_kept_below: bool) -> Verdict {
         What::Dir { opaque } => {
             let equals = matches!(&one.parent, Some(parent)
                 if matches!(parent.entry.kind, Kind::Dir(_)) && parent.entry.meta == one.meta);
-            // The root always exists and leads to every change: it is listed for its own sake only.
-            remove_if(equals && !opaque && (one.path.is_root() || !has_kept_below))
+            remove_if(equals && !opaque)
         }
         _ => remove_if(equals_parent(one)),
     }
@@ -94,59 +171,23 @@ fn equals_parent(one: &Found) -> bool {
     }
 }
 
-fn remove(dirs: &mut Dirs<'_>, one: &Found) -> Result<(), ScanError> {
-    let flags = match one.what {
-        What::Dir { .. } => {
-            dirs.forget(&one.path);
-            AtFlags::REMOVEDIR
+/// How something that stays is listed.
+fn entry(one: Found) -> DiffEntry {
+    let Found { path, meta, mtime, what, .. } = one;
+    let change = match what {
+        What::Whiteout | What::Socket => {
+            return DiffEntry { path, change: Change::Whiteout, mtime: Mtime::default() };
         }
-        _ => AtFlags::empty(),
+        What::Dir { opaque } => Change::Dir { meta, opaque },
+        What::File { first: Some(target), .. } => Change::Hardlink { target },
+        What::File { size, content, .. } => {
+            let content = content.expect("every file was read, or the scan failed");
+            Change::File { meta, size, content }
+        }
+        What::Symlink { target } => Change::Symlink { meta, target },
+        What::Device { major, minor, is_block: false } => Change::CharDevice { meta, major, minor },
+        What::Device { major, minor, is_block: true } => Change::BlockDevice { meta, major, minor },
+        What::Fifo => Change::Fifo { meta },
     };
-    let holder = dirs.parent(&one.path).map_err(io_error("open the directory of", &one.path))?;
-    rustix::fs::unlinkat(&holder, one.path.name(), flags)
-        .map_err(io_error("take out the unchanged", &one.path))
-}
-
-fn set_time(dirs: &mut Dirs<'_>, path: &RelPath, mtime: Mtime) -> Result<(), ScanError> {
-    let holder = dirs.parent(path).map_err(io_error("open the directory of", path))?;
-    let name = if path.is_root() { b"." } else { path.name() };
-    rustix::fs::utimensat(&holder, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(io_error("set the time of", path))
-}
-
-fn list(found: Vec<Found>, verdicts: &[Verdict]) -> LayerDiff {
-    let mut first_of: HashMap<u64, RelPath> = HashMap::new();
-    let mut diff = LayerDiff::default();
-    for (one, verdict) in found.into_iter().zip(verdicts) {
-        let Found { path, meta, mtime, what, .. } = one;
-        let (change, mtime) = match (verdict, what) {
-            (Verdict::Remove, _) => continue,
-            (Verdict::Hide, _) | (_, What::Whiteout | What::Socket) => (Change::Whiteout, Mtime::default()),
-            (_, What::Dir { opaque }) => (Change::Dir { meta, opaque }, mtime),
-            (_, What::File { size, inode, links, content }) => {
-                let first = (links > 1).then(|| first_of.get(&inode)).flatten();
-                let change = match first {
-                    Some(first) => Change::Hardlink { target: first.clone() },
-                    None => {
-                        if links > 1 {
-                            first_of.insert(inode, path.clone());
-                        }
-                        let content = content.expect("every file was read, or the scan failed");
-                        Change::File { meta, size, content }
-                    }
-                };
-                (change, mtime)
-            }
-            (_, What::Symlink { target }) => (Change::Symlink { meta, target }, mtime),
-            (_, What::Device { major, minor, is_block: false }) => {
-                (Change::CharDevice { meta, major, minor }, mtime)
-            }
-            (_, What::Device { major, minor, is_block: true }) => {
-                (Change::BlockDevice { meta, major, minor }, mtime)
-            }
-            (_, What::Fifo) => (Change::Fifo { meta }, mtime),
-        };
-        diff.push(DiffEntry { path, change, mtime });
-    }
-    diff
+    DiffEntry { path, change, mtime }
 }

@@ -1,7 +1,6 @@
 //! Reading the files: contents and xattrs.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,17 +25,6 @@ const PARALLEL_FILES_MIN: usize = 256;
 /// Files taken by a thread at once: neighbours share their directory.
 const BATCH_FILES: usize = 32;
 
-/// Files opened before what they told is put in its place: it need not be in memory twice.
-const AT_ONCE: usize = 8192;
-
-/// A file to read.
-struct Job<'a> {
-    place: usize,
-    path: &'a RelPath,
-    /// With the owner that it gets where none is noted on it.
-    meta: &'a Meta,
-}
-
 /// What opening a file told.
 struct Opened {
     place: usize,
@@ -50,10 +38,10 @@ struct Opened {
 }
 
 impl Opened {
-    fn fill(self, found: &mut [Found]) {
+    fn fill(self, first: Option<RelPath>, found: &mut [Found]) {
         let Self { place, meta, mtime, size, inode, links, content } = self;
         let one = &mut found[place];
-        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content });
+        (one.meta, one.mtime, one.what) = (meta, mtime, What::File { size, inode, links, content, first });
     }
 }
 
@@ -65,82 +53,101 @@ enum Linked {
     Read,
 }
 
-/// Looks at every file and reads it, each inode once: content, xattrs, and what the walk did not ask for.
-pub(super) fn hash_files(
-    dir: BorrowedFd<'_>,
-    form: OverlayForm,
-    found: &mut [Found],
-) -> Result<(), ScanError> {
-    let is_file = |place: &usize| matches!(found[*place].what, What::File { .. });
-    let places: Vec<usize> = (0..found.len()).filter(is_file).collect();
-    let mut linked = Vec::new();
-    for some in places.chunks(AT_ONCE) {
-        for one in open_all(dir, form, found, some, Linked::Skip)? {
-            match one.content {
-                Some(_) => one.fill(found),
-                None => linked.push((one.place, one.inode)),
-            }
-        }
-    }
-    // The first name stands for all, however the threads were scheduled.
-    linked.sort_unstable();
-    let mut first_of: HashMap<u64, usize> = HashMap::new();
-    let mut same = Vec::new();
-    for (place, inode) in linked {
-        match first_of.entry(inode) {
-            Entry::Occupied(first) => same.push((place, *first.get())),
-            Entry::Vacant(free) => {
-                free.insert(place);
-            }
-        }
-    }
-    let mut firsts: Vec<_> = first_of.into_values().collect();
-    firsts.sort_unstable();
-    for some in firsts.chunks(AT_ONCE) {
-        open_all(dir, form, found, some, Linked::Read)?.into_iter().for_each(|one| one.fill(found));
-    }
-    for (place, first) in same {
-        let (meta, mtime) = (found[first].meta.clone(), found[first].mtime);
-        let What::File { size, inode, links, content } = found[first].what else { continue };
-        Opened { place, meta, mtime, size, inode, links, content }.fill(found);
-    }
-    Ok(())
+/// A file with several names that was read under the first.
+struct First {
+    path: RelPath,
+    meta: Meta,
+    content: ContentDigest,
+    /// Names that may still come.
+    left: u64,
 }
 
-/// Opens the files at `places`, on a second thread besides when there is much to do. What they told comes in no order.
-fn open_all(
-    dir: BorrowedFd<'_>,
+/// Looks at every file and reads it, each inode once: content, xattrs, and what the walk did not ask for.
+pub(super) struct Reader<'a> {
+    dir: BorrowedFd<'a>,
     form: OverlayForm,
-    found: &[Found],
-    places: &[usize],
-    linked: Linked,
-) -> Result<Vec<Opened>, ScanError> {
-    let job = |place: &usize| Job { place: *place, path: &found[*place].path, meta: &found[*place].meta };
-    let jobs: Vec<_> = places.iter().map(job).collect();
-    let are_many = jobs.len() >= PARALLEL_FILES_MIN;
-    let batch = if are_many { BATCH_FILES } else { 1 };
-    let queue = Queue { dir, form, jobs: &jobs, next: AtomicUsize::new(0), batch, linked };
-    std::thread::scope(|scope| {
-        let mut other = None;
-        // Only what was opened says how large it is.
-        let mine = queue.work(|bytes| {
-            let is_worth_it = are_many || bytes >= PARALLEL_BYTES_MIN;
-            if other.is_none() && is_worth_it && !queue.is_empty() {
-                other = Some(scope.spawn(|| queue.work(|_| ())));
+    first_of: HashMap<u64, First>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(dir: BorrowedFd<'a>, form: OverlayForm) -> Self {
+        Self { dir, form, first_of: HashMap::new() }
+    }
+
+    /// Reads the files of what comes next.
+    pub(super) fn read(&mut self, found: &mut [Found]) -> Result<(), ScanError> {
+        let is_file = |place: &usize| matches!(found[*place].what, What::File { .. });
+        let places: Vec<usize> = (0..found.len()).filter(is_file).collect();
+        let mut linked = Vec::new();
+        for one in self.open_all(found, &places, Linked::Skip)? {
+            match one.content {
+                Some(_) => one.fill(None, found),
+                None => linked.push(one),
             }
-        });
-        let theirs = other.map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        let mut opened = mine?;
-        opened.extend(theirs.transpose()?.unwrap_or_default());
-        Ok(opened)
-    })
+        }
+        // The first name stands for all, however the threads were scheduled.
+        linked.sort_unstable_by_key(|one| one.place);
+        let mut new = HashSet::new();
+        let is_first = |one: &&Opened| !self.first_of.contains_key(&one.inode) && new.insert(one.inode);
+        let firsts: Vec<usize> = linked.iter().filter(is_first).map(|one| one.place).collect();
+        for one in self.open_all(found, &firsts, Linked::Read)? {
+            one.fill(None, found);
+        }
+        linked.into_iter().try_for_each(|one| self.link(one, found))
+    }
+
+    /// Notes what was read of a file's first name; tells it of another.
+    fn link(&mut self, one: Opened, found: &mut [Found]) -> Result<(), ScanError> {
+        let Found { path, meta, what, .. } = &found[one.place];
+        if let What::File { inode, links, content: Some(content), .. } = *what {
+            let first =
+                First { path: path.clone(), meta: meta.clone(), content, left: links.saturating_sub(1) };
+            self.first_of.insert(inode, first);
+            return Ok(());
+        }
+        let Some(first) = self.first_of.get_mut(&one.inode) else {
+            return Err(ScanError::Changing { path: path.clone() });
+        };
+        first.left = first.left.saturating_sub(1);
+        let (path, is_last) = (first.path.clone(), first.left == 0);
+        Opened { meta: first.meta.clone(), content: Some(first.content), ..one }.fill(Some(path), found);
+        if is_last {
+            self.first_of.remove(&one.inode);
+        }
+        Ok(())
+    }
+
+    /// Opens the files at `places`, on a second thread besides when there is much to do. What they told comes in no
+    /// order.
+    fn open_all(&self, found: &[Found], places: &[usize], linked: Linked) -> Result<Vec<Opened>, ScanError> {
+        let are_many = places.len() >= PARALLEL_FILES_MIN;
+        let batch = if are_many { BATCH_FILES } else { 1 };
+        let (dir, form) = (self.dir, self.form);
+        let queue = Queue { dir, form, found, places, next: AtomicUsize::new(0), batch, linked };
+        std::thread::scope(|scope| {
+            let mut other = None;
+            // Only what was opened says how large it is.
+            let mine = queue.work(|bytes| {
+                let is_worth_it = are_many || bytes >= PARALLEL_BYTES_MIN;
+                if other.is_none() && is_worth_it && !queue.is_empty() {
+                    other = Some(scope.spawn(|| queue.work(|_| ())));
+                }
+            });
+            let theirs = other.map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            let mut opened = mine?;
+            opened.extend(theirs.transpose()?.unwrap_or_default());
+            Ok(opened)
+        })
+    }
 }
 
 /// Files that several threads work off.
 struct Queue<'a> {
     dir: BorrowedFd<'a>,
     form: OverlayForm,
-    jobs: &'a [Job<'a>],
+    found: &'a [Found],
+    /// Of the files among them.
+    places: &'a [usize],
     next: AtomicUsize,
     batch: usize,
     linked: Linked,
@@ -148,7 +155,7 @@ struct Queue<'a> {
 
 impl Queue<'_> {
     fn is_empty(&self) -> bool {
-        self.next.load(Ordering::Relaxed) >= self.jobs.len()
+        self.next.load(Ordering::Relaxed) >= self.places.len()
     }
 
     /// Opens and reads what is left. Before it reads a file it tells `watch` the size of all it took so far.
@@ -157,26 +164,27 @@ impl Queue<'_> {
         let mut buffer = Vec::new();
         let (mut bytes, mut opened) = (0, Vec::new());
         loop {
-            let start = self.next.fetch_add(self.batch, Ordering::Relaxed).min(self.jobs.len());
-            let taken = &self.jobs[start..(start + self.batch).min(self.jobs.len())];
+            let start = self.next.fetch_add(self.batch, Ordering::Relaxed).min(self.places.len());
+            let taken = &self.places[start..(start + self.batch).min(self.places.len())];
             if taken.is_empty() {
                 return Ok(opened);
             }
-            for job in taken {
-                let (file, mut one) = self.open(&mut dirs, job)?;
+            for &place in taken {
+                let (file, mut one) = self.open(&mut dirs, place)?;
+                let path = &self.found[place].path;
                 if one.links == 1 || self.linked == Linked::Read {
                     bytes += one.size;
                     watch(bytes);
-                    self.read_attributes(&file, job.path, &mut one.meta)?;
-                    one.content = Some(read(&file, job.path, one.size, &mut buffer)?);
+                    self.read_attributes(&file, path, &mut one.meta)?;
+                    one.content = Some(read(&file, path, one.size, &mut buffer)?);
                 }
                 opened.push(one);
             }
         }
     }
 
-    fn open(&self, dirs: &mut Dirs<'_>, job: &Job<'_>) -> Result<(OwnedFd, Opened), ScanError> {
-        let (place, path) = (job.place, job.path);
+    fn open(&self, dirs: &mut Dirs<'_>, place: usize) -> Result<(OwnedFd, Opened), ScanError> {
+        let Found { path, meta: known, .. } = &self.found[place];
         let holder = dirs.parent(path).map_err(io_error("open the directory of", path))?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file =
@@ -187,7 +195,8 @@ impl Queue<'_> {
         }
         let mut meta = walk::meta(&stat);
         if self.form.owners() == Owners::Noted {
-            (meta.uid, meta.gid) = (job.meta.uid, job.meta.gid);
+            // Unless another is noted on it.
+            (meta.uid, meta.gid) = (known.uid, known.gid);
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         let (inode, links) = (stat.st_ino, stat.st_nlink);

@@ -1,8 +1,10 @@
 //! From an upper directory that a RUN left behind to a listing.
 //!
 //! ```text
-//!  walk (sorted, files not looked at) ─▶ open, hash files (two threads when large) ─▶ compare with the parent, deepest first
+//!  walk (sorted, files not looked at) ─▶ open, hash files (two threads when large) ─▶ compare with the parent
 //! ```
+//!
+//! All in batches: of a large layer only the listing is in memory, and the way to what is looked at.
 //!
 //! overlayfs copies a file up when it is opened for writing or its mode is set, changed or not. What equals the
 //! parent is taken out of the directory again, so that a layer holds changes only and a step that changed nothing
@@ -10,6 +12,7 @@
 
 mod compare;
 mod hash;
+mod names;
 mod verify;
 mod walk;
 mod whole;
@@ -23,6 +26,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
+use self::compare::Settler;
+use self::hash::Reader;
+use self::walk::{Found, Walker};
 use super::diff::{LayerDiff, Mtime};
 use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
@@ -143,27 +149,28 @@ pub struct StepOwners<'a> {
 }
 
 impl StepOwners<'_> {
-    /// The owner of something without a note, which is in the directory `dir`. What the layers below have in its place, of
-    /// the same type, was copied up from there, unless root made it anew: then theirs would have come with a note.
+    /// The owner of something without a note, whose directory gives `group` to what is made in it. What the layers below
+    /// have in its place, of the same type, was copied up from there, unless root made it anew: then theirs would have
+    /// come with a note.
     fn without_note(
         &self,
         path: &RelPath,
         is_special: bool,
         below: Option<&ParentEntry>,
-        dir: Option<&Meta>,
+        group: Option<u32>,
     ) -> (u32, u32) {
         let recorded = if is_special { (self.special)(path) } else { None };
         let below = below.map(|below| (below.entry.meta.uid, below.entry.meta.gid));
         recorded.unwrap_or(match below {
             Some(owner) if is_special || self.user != (0, 0) || owner == (0, 0) => owner,
-            _ => (self.user.0, inherited_group(dir).unwrap_or(self.user.1)),
+            _ => (self.user.0, group.unwrap_or(self.user.1)),
         })
     }
 }
 
 /// The group that a set-group-id directory gives to what is made in it.
-fn inherited_group(dir: Option<&Meta>) -> Option<u32> {
-    dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid)
+fn inherited_group(dir: &Meta) -> Option<u32> {
+    (dir.mode & 0o2000 != 0).then_some(dir.gid)
 }
 
 /// Notes an owner that was only known from whom the step ran as, so that the next copy-up takes it along.
@@ -200,9 +207,42 @@ pub fn scan_upper_of(
     parent: &dyn ParentView,
     owners: &StepOwners<'_>,
 ) -> Result<LayerDiff, ScanError> {
-    let mut found = walk::walk(dir, form, parent, owners)?;
-    hash::hash_files(dir, form, &mut found)?;
-    compare::settle(dir, found)
+    settle_in_batches(dir, form, parent, owners, walk::AT_ONCE)
+}
+
+fn settle_in_batches(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    parent: &dyn ParentView,
+    owners: &StepOwners<'_>,
+    at_once: usize,
+) -> Result<LayerDiff, ScanError> {
+    let mut settler = Settler::new(dir);
+    for_each(dir, form, parent, owners, at_once, |one| settler.take(one))?;
+    settler.finish()
+}
+
+/// Shows `take` everything below `dir` in [`RelPath`]'s order, the root first, files read. No more than `at_once` are in
+/// memory before it takes them.
+fn for_each(
+    dir: BorrowedFd<'_>,
+    form: OverlayForm,
+    parent: &dyn ParentView,
+    owners: &StepOwners<'_>,
+    at_once: usize,
+    mut take: impl FnMut(Found) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    let mut walker = Walker::new(dir, form, parent, owners);
+    let mut reader = Reader::new(dir, form);
+    let mut batch = vec![walker.root()?];
+    loop {
+        walker.fill(&mut batch, at_once)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        reader.read(&mut batch)?;
+        batch.drain(..).try_for_each(&mut take)?;
+    }
 }
 
 #[cfg(test)]

@@ -245,6 +245,150 @@ fn many_files_give_the_same_listing_on_two_threads() {
     }
 }
 
+/// Something of all that the scan decides, most of it next to something that goes another way.
+fn mixed() -> (Upper, Vec<std::os::unix::net::UnixListener>) {
+    let mut upper = Upper::new();
+    for path in ["a", "a/b", "a/b/c", "a/z", "gone", "gone/deep", "mode", "new", "new/empty", "x"] {
+        upper.mkdir(path);
+    }
+    let same = ["a/b/c/same", "a/b/same", "a/z/same", "gone/deep/same", "gone/same", "mode/same", "x/hidden"];
+    for path in same {
+        upper.write(path, path);
+    }
+    upper.write("x/out", "");
+    for path in same.iter().chain(&["a", "a/b", "a/b/c", "a/z", "gone", "gone/deep", "mode", "x", "x/out"]) {
+        upper.parent_has_as_is(path);
+    }
+    upper.parent.get_mut(&RelPath::new("mode").unwrap()).unwrap().entry.meta.mode ^= 0o1;
+    for path in ["a/b.c", "a/b/c/new", "new/first", "x/last"] {
+        upper.write(path, path);
+    }
+    for (first, link) in [("a/b.c", "a/b/d"), ("a/b/d", "x/link"), ("new/first", "new/link")] {
+        fs::hard_link(upper.path(first), upper.path(link)).unwrap();
+    }
+    for path in ["x/hidden", "x/out"] {
+        fs::remove_file(upper.path(path)).unwrap();
+    }
+    for path in ["x/out", "gone/never-was"] {
+        upper.whiteout(path);
+    }
+    let listening = ["x/hidden", "gone/socket"].map(|path| upper.path(path)).map(|path| {
+        // The name of a socket must be short.
+        let at = upper.path("s");
+        let socket = std::os::unix::net::UnixListener::bind(&at).unwrap();
+        fs::rename(at, path).unwrap();
+        socket
+    });
+    (upper, listening.into())
+}
+
+#[test]
+fn batches_of_any_size_give_the_same_changes() {
+    let expected = [
+        "a",
+        "a/b",
+        "a/b/c",
+        "a/b/c/new",
+        "a/b/d",
+        "a/b.c",
+        "mode",
+        "new",
+        "new/empty",
+        "new/first",
+        "new/link",
+        "x",
+        "x/hidden",
+        "x/last",
+        "x/link",
+        "x/out",
+    ];
+    let mut whole = None;
+    for at_once in [walk::AT_ONCE, 1, 2, 3, 5, 7, 11, 20] {
+        let (upper, _listening) = mixed();
+        let time = Timespec { tv_sec: 7, tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        for touched in ["", "a/b", "a/b/c", "mode", "x"] {
+            rustix::fs::futimens(File::open(upper.path(touched)).unwrap(), &times).unwrap();
+        }
+        let dir = File::open(upper.temp.path()).unwrap();
+        let diff = settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, at_once).unwrap();
+        assert_eq!(paths(&diff), expected, "{at_once}");
+        for path in expected {
+            assert!(is_there(&upper.path(path)), "{path}");
+        }
+        for path in ["a/z", "gone", "mode/same", "a/b/same", "a/b/c/same"] {
+            assert!(!is_there(&upper.path(path)), "{path}");
+        }
+        for touched in ["", "a/b", "a/b/c", "mode", "x"] {
+            assert_eq!(mtime_of(&upper.path(touched)), (7, 0), "{touched} in batches of {at_once}");
+        }
+        assert_eq!(verify_layer(dir.as_fd(), form(), &diff).unwrap(), [], "{at_once}");
+        let changes: Vec<_> = diff.iter().map(|entry| entry.change).collect();
+        let of = |path| changes[expected.iter().position(|listed| *listed == path).unwrap()].clone();
+        for path in ["a/b.c", "x/link"] {
+            assert!(
+                matches!(of(path), Change::Hardlink { target } if target.as_bytes() == b"a/b/d"),
+                "{path}"
+            );
+        }
+        assert_eq!(*whole.get_or_insert_with(|| changes.clone()), changes, "{at_once}");
+    }
+}
+
+/// Has a directory everywhere, and counts how often it was asked: once for each thing that is walked.
+#[derive(Default)]
+struct Asked(std::cell::Cell<usize>);
+
+impl ParentView for Asked {
+    fn entry(&self, _: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        self.0.set(self.0.get() + 1);
+        let entry = Entry { meta: Meta::default(), kind: Kind::Dir(NodeDigest([0; 32])) };
+        Ok(Some(ParentEntry { entry, mtime: Mtime::default() }))
+    }
+}
+
+/// How many things were walked in all, and how many at once that were not yet taken.
+fn walked(upper: &Upper, at_once: usize) -> (usize, usize) {
+    let (asked, mut taken, mut waiting_max) = (Asked::default(), 0, 0);
+    let dir = File::open(upper.temp.path()).unwrap();
+    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, at_once, |_| {
+        waiting_max = waiting_max.max(asked.0.get() - taken);
+        taken += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(taken, asked.0.get());
+    (taken, waiting_max)
+}
+
+#[test]
+fn one_batch_is_in_memory_at_once() {
+    let upper = Upper::new();
+    for dir in 0..20 {
+        upper.mkdir(&format!("d{dir}"));
+        for file in 0..dir {
+            upper.write(&format!("d{dir}/f{file}"), "");
+        }
+    }
+    assert_eq!(walked(&upper, 8), (1 + 20 + 190, 8));
+}
+
+#[test]
+fn long_paths_make_a_batch_smaller() {
+    let upper = Upper::new();
+    let mut deep = String::new();
+    for _ in 0..14 {
+        deep = format!("{deep}{}/", "d".repeat(250));
+        upper.mkdir(&deep);
+    }
+    for file in 0..1500 {
+        upper.write(&format!("{deep}{file}"), "");
+    }
+    let (all, waiting_max) = walked(&upper, walk::AT_ONCE);
+    assert_eq!(all, 1 + 14 + 1500);
+    assert!(waiting_max * deep.len() < 5 << 20, "{waiting_max}");
+}
+
 #[test]
 fn two_thousand_levels_are_walked_and_taken_out() {
     // As deep as a tree may be, and deeper than a recursion should go.

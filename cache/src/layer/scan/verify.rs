@@ -1,12 +1,12 @@
 //! Comparing a committed layer directory with its listing. Changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
 use super::super::diff::{Change, LayerDiff};
 use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
-use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, hash, walk};
+use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, walk};
 use crate::path::RelPath;
 use crate::tree::{Entry, Kind, Meta, NodeDigest};
 
@@ -20,39 +20,41 @@ impl ParentView for Directories {
     }
 }
 
-/// Paths at which a layer directory is not what its listing says: missing, unlisted, or another type, owner, mode,
-/// content, link target, device, xattr (of files and directories) or hardlink group, as far as the form has them on disk. Times are not compared.
+/// Paths, in order, at which a layer directory is not what its listing says: missing, unlisted, or another type, owner,
+/// mode, content, link target, device, xattr (of files and directories) or hardlink group, as far as the form has them on
+/// disk. Times are not compared.
 pub fn verify_layer(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     listing: &LayerDiff,
 ) -> Result<Vec<RelPath>, ScanError> {
-    let mut found = walk::walk(dir, form, &Directories, &ROOTS_OWN)?;
-    hash::hash_files(dir, form, &mut found)?;
-    let inodes: BTreeMap<&RelPath, u64> = found
-        .iter()
-        .filter_map(|one| match one.what {
-            What::File { inode, .. } => Some((&one.path, inode)),
-            _ => None,
-        })
-        .collect();
+    let mut listed = listing.iter().peekable();
     let mut wrong = Vec::new();
-    for one in &found {
-        let is_right = match listing.get(&one.path) {
-            Some(entry) => is_as_listed(one, &entry.change, &inodes, form),
+    // Of files with several names.
+    let mut inodes = HashMap::new();
+    for_each(dir, form, &Directories, &ROOTS_OWN, walk::AT_ONCE, |one| {
+        if let What::File { inode, links: 2.., .. } = one.what {
+            inodes.insert(one.path.clone(), inode);
+        }
+        // Both are in order.
+        while let Some(missing) = listed.next_if(|entry| entry.path < one.path) {
+            wrong.push(missing.path);
+        }
+        let is_right = match listed.next_if(|entry| entry.path == one.path) {
+            Some(entry) => is_as_listed(&one, &entry.change, &inodes, form),
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
         };
         if !is_right {
-            wrong.push(one.path.clone());
+            wrong.push(one.path);
         }
-    }
-    let present: std::collections::BTreeSet<&RelPath> = found.iter().map(|one| &one.path).collect();
-    wrong.extend(listing.iter().map(|entry| entry.path).filter(|path| !present.contains(path)));
+        Ok(())
+    })?;
+    wrong.extend(listed.map(|entry| entry.path));
     Ok(wrong)
 }
 
-fn is_as_listed(one: &Found, change: &Change, inodes: &BTreeMap<&RelPath, u64>, form: OverlayForm) -> bool {
+fn is_as_listed(one: &Found, change: &Change, inodes: &HashMap<RelPath, u64>, form: OverlayForm) -> bool {
     // What the form has in the listing alone cannot differ.
     let same_meta = |meta: &Meta| !form.has_modes() || *meta == one.meta;
     let same_owner = |meta: &Meta| {

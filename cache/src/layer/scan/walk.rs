@@ -10,22 +10,31 @@ use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::limits::Limits;
 use super::super::overlay::{OverlayForm, Owners};
-use super::{ParentEntry, ParentView, ScanError, StepOwners, io_error, note_owner, read_xattrs};
+use super::names::Names;
+use super::{
+    ParentEntry, ParentView, ScanError, StepOwners, inherited_group, io_error, note_owner, read_xattrs,
+};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Kind, Meta};
 
 const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
+/// Things gathered before their files are read: enough for two threads, little enough to be in memory.
+pub(super) const AT_ONCE: usize = 8192;
+
+/// Bytes of their paths.
+const PATH_BYTES_AT_ONCE: u64 = 4 << 20;
+
 /// One thing in the upper directory, and what the parent has there.
 pub(super) struct Found {
     pub(super) path: RelPath,
+    /// How many directories it is in: none for the root.
+    pub(super) depth: usize,
     pub(super) meta: Meta,
     pub(super) mtime: Mtime,
     pub(super) what: What,
     /// In a box: most of what a step makes is new.
     pub(super) parent: Option<Box<ParentEntry>>,
-    /// Place of its directory in the list; the root's is its own.
-    pub(super) dir: usize,
 }
 
 pub(super) enum What {
@@ -38,6 +47,8 @@ pub(super) enum What {
         inode: u64,
         links: u64,
         content: Option<ContentDigest>,
+        /// Its first name in [`RelPath`]'s order, when this is another.
+        first: Option<RelPath>,
     },
     Symlink {
         target: Vec<u8>,
@@ -54,70 +65,87 @@ pub(super) enum What {
 
 /// A directory whose names are being worked off.
 struct Frame {
-    place: usize,
+    path: RelPath,
     /// True when the parent's entries show through.
     is_merged: bool,
-    /// Names left, last one first, and of what type the directory says that they are.
-    names: Vec<(Vec<u8>, FileType)>,
+    /// That it gives to what is made in it.
+    group: Option<u32>,
+    names: Names,
 }
 
-/// Everything below `dir`, each directory right before what is in it, names in byte order: [`RelPath`]'s order. The
-/// root is first.
-pub(super) fn walk(
-    dir: BorrowedFd<'_>,
-    form: OverlayForm,
-    parent: &dyn ParentView,
-    owners: &StepOwners<'_>,
-) -> Result<Vec<Found>, ScanError> {
-    let mut walker = Walker {
-        dirs: Dirs::new(dir),
-        form,
-        parent,
-        owners,
-        found: Vec::new(),
-        buffer: Vec::new(),
-        limits: Limits::default(),
-        listing_bytes: 0,
-    };
-    walker.buffer.resize_with(32 << 10, MaybeUninit::uninit);
-    // A stack of our own: the tree may be deeper than ours.
-    let mut stack = Vec::new();
-    stack.extend(walker.visit(RelPath::root(), b".", FileType::Directory, 0, true)?);
-    while let Some(frame) = stack.last_mut() {
-        let Some((name, listed)) = frame.names.pop() else {
-            stack.pop();
-            continue;
-        };
-        let (place, is_merged) = (frame.place, frame.is_merged);
-        let path = walker.found[place].path.join(&name);
-        stack.extend(walker.visit(path, &name, listed, place, is_merged)?);
-    }
-    Ok(walker.found)
-}
-
-struct Walker<'a> {
+/// Goes through everything below a directory, each directory right before what is in it, names in byte order:
+/// [`RelPath`]'s order.
+///
+/// The names of a directory are read when it is come to: what was come to may be taken out while the rest is walked.
+pub(super) struct Walker<'a> {
     dirs: Dirs<'a>,
     form: OverlayForm,
     parent: &'a dyn ParentView,
     owners: &'a StepOwners<'a>,
-    found: Vec<Found>,
+    /// The way to the next name. A stack of our own: the tree may be deeper than ours.
+    stack: Vec<Frame>,
     buffer: Vec<MaybeUninit<u8>>,
     /// As for archives: what is listed must unpack again.
     limits: Limits,
+    /// Names read so far, and the root.
+    entries: u64,
     listing_bytes: u64,
 }
 
-impl Walker<'_> {
-    /// Takes one name down; for a directory, the frame of what is in it. Of what the directory lists as a file nothing
-    /// else is asked: opening it will tell.
+impl<'a> Walker<'a> {
+    pub(super) fn new(
+        dir: BorrowedFd<'a>,
+        form: OverlayForm,
+        parent: &'a dyn ParentView,
+        owners: &'a StepOwners<'a>,
+    ) -> Self {
+        let mut buffer = Vec::new();
+        buffer.resize_with(32 << 10, MaybeUninit::uninit);
+        Self {
+            dirs: Dirs::new(dir),
+            form,
+            parent,
+            owners,
+            stack: Vec::new(),
+            buffer,
+            limits: Limits::default(),
+            entries: 1,
+            listing_bytes: 0,
+        }
+    }
+
+    /// The root, which comes first.
+    pub(super) fn root(&mut self) -> Result<Found, ScanError> {
+        self.visit(RelPath::root(), FileType::Directory, true, None)
+    }
+
+    /// Adds what comes next until there are `at_once`, or all their paths are long: none when nothing is left.
+    pub(super) fn fill(&mut self, batch: &mut Vec<Found>, at_once: usize) -> Result<(), ScanError> {
+        let listing_bytes_max = self.listing_bytes + PATH_BYTES_AT_ONCE;
+        while batch.len() < at_once && self.listing_bytes < listing_bytes_max {
+            let Some(frame) = self.stack.last_mut() else { break };
+            let Some((name, listed)) = frame.names.pop() else {
+                self.stack.pop();
+                continue;
+            };
+            let path = frame.path.join(name);
+            let (is_merged, group) = (frame.is_merged, frame.group);
+            batch.push(self.visit(path, listed, is_merged, group)?);
+        }
+        Ok(())
+    }
+
+    /// Takes one name down, and if it is a directory, what is in it. Of what its directory lists as a file nothing else
+    /// is asked: opening it will tell.
     fn visit(
         &mut self,
         path: RelPath,
-        name: &[u8],
         listed: FileType,
-        dir: usize,
         is_merged: bool,
-    ) -> Result<Option<Frame>, ScanError> {
+        group: Option<u32>,
+    ) -> Result<Found, ScanError> {
+        let depth = self.stack.len();
+        let name = if path.is_root() { b"." } else { path.name() };
         self.account(&path)?;
         let parent = if is_merged {
             self.parent.entry(&path).map_err(|source| ScanError::Parent { path: path.clone(), source })?
@@ -132,13 +160,10 @@ impl Walker<'_> {
         let file_type = stat.map_or(listed, |stat| FileType::from_raw_mode(stat.st_mode));
         let rdev = stat.map_or(0, |stat| stat.st_rdev);
         let (mut meta, mtime) = stat.map(|stat| (meta(&stat), mtime(&stat))).unwrap_or_default();
-        let place = self.found.len();
-        let mut frame = None;
         if self.form.owners() == Owners::Noted {
             let below = parent.as_ref().filter(|parent| is_of_type(&parent.entry.kind, file_type));
             let is_special = !matches!(file_type, FileType::Directory | FileType::RegularFile);
-            let holder = self.found.get(dir).map(|dir| &dir.meta);
-            (meta.uid, meta.gid) = self.owners.without_note(&path, is_special, below, holder);
+            (meta.uid, meta.gid) = self.owners.without_note(&path, is_special, below, group);
         }
         let what = match file_type {
             FileType::Directory => {
@@ -158,10 +183,11 @@ impl Walker<'_> {
                     opaque = false;
                 }
                 let names = self.names(&fd, &path)?;
-                frame = Some(Frame { place, is_merged: lower && !opaque, names });
+                let group = inherited_group(&meta);
+                self.stack.push(Frame { path: path.clone(), is_merged: lower && !opaque, group, names });
                 What::Dir { opaque }
             }
-            FileType::RegularFile => What::File { size: 0, inode: 0, links: 0, content: None },
+            FileType::RegularFile => What::File { size: 0, inode: 0, links: 0, content: None, first: None },
             FileType::Symlink => {
                 meta.mode = 0o777;
                 let target = rustix::fs::readlinkat(&holder, name, Vec::new())
@@ -178,15 +204,11 @@ impl Walker<'_> {
             // Nothing else exists on Linux.
             _ => What::Socket,
         };
-        self.found.push(Found { path, meta, mtime, what, parent: parent.map(Box::new), dir });
-        Ok(frame)
+        Ok(Found { path, depth, meta, mtime, what, parent: parent.map(Box::new) })
     }
 
     fn account(&mut self, path: &RelPath) -> Result<(), ScanError> {
-        let Limits { entries_max, path_bytes_max, depth_max, listing_bytes_max, .. } = self.limits;
-        if self.found.len() as u64 >= entries_max {
-            return Err(ScanError::TooManyEntries { max: entries_max });
-        }
+        let Limits { path_bytes_max, depth_max, listing_bytes_max, .. } = self.limits;
         let bytes = path.as_bytes();
         // Counting components is for long paths only: each takes two bytes.
         if bytes.len() > path_bytes_max || (bytes.len() > depth_max && path.components().count() > depth_max)
@@ -201,20 +223,26 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Vec<(Vec<u8>, FileType)>, ScanError> {
-        let mut names = Vec::new();
+    fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Names, ScanError> {
+        let Limits { entries_max, listing_bytes_max, .. } = self.limits;
+        let mut names = Names::default();
         let mut entries = RawDir::new(fd, &mut self.buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(io_error("read directory", path))?;
             let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push((name.to_vec(), entry.file_type()));
+            if name == b"." || name == b".." {
+                continue;
             }
-            if names.len() as u64 > self.limits.entries_max {
-                return Err(ScanError::TooManyEntries { max: self.limits.entries_max });
+            // Counted before they are come to: the names that wait are bounded, too.
+            self.entries += 1;
+            if self.entries > entries_max {
+                return Err(ScanError::TooManyEntries { max: entries_max });
+            }
+            if !names.add(name, entry.file_type()) {
+                return Err(ScanError::ListingTooLarge { max: listing_bytes_max });
             }
         }
-        names.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        names.sort();
         Ok(names)
     }
 }

@@ -9,7 +9,7 @@ use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::overlay::{self, OverlayForm, Owners};
 use super::super::xattrs;
-use super::listing::{DirNode, Node};
+use super::listing::{DirNode, Node, Special, SpecialKind};
 use super::{UnpackError, io_error};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
@@ -123,47 +123,40 @@ impl<'root> Creator<'root> {
         overlay::create_whiteout(&parent, path.name()).map_err(io_error("create whiteout", path))
     }
 
-    /// Makes a symlink, device or fifo. A device the kernel refuses comes back marked absent.
-    pub(super) fn special(&mut self, path: &RelPath, mut node: Node) -> Result<Node, UnpackError> {
+    /// Makes a symlink, device or fifo. A device the kernel refuses is marked absent.
+    pub(super) fn special(&mut self, path: &RelPath, special: &mut Special) -> Result<(), UnpackError> {
         if self.is_bare {
-            return Ok(node);
+            return Ok(());
         }
+        let Special { meta, mtime, kind } = special;
         let parent = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
         let name = path.name();
         let make = |kind, device| rustix::fs::mknodat(&parent, name, kind, Mode::RUSR | Mode::WUSR, device);
-        let made = match &node {
-            Node::Symlink { target, .. } => rustix::fs::symlinkat(target.as_slice(), &parent, name),
-            Node::Device { major, minor, is_block, .. } => {
+        let made = match kind {
+            SpecialKind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), &parent, name),
+            SpecialKind::Device { major, minor, is_block, .. } => {
                 let kind = if *is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 make(kind, rustix::fs::makedev(*major, *minor))
             }
-            Node::Fifo { .. } => make(FileType::Fifo, 0),
-            Node::Whiteout | Node::Dir(_) | Node::File { .. } => unreachable!("each has its own method"),
+            SpecialKind::Fifo => make(FileType::Fifo, 0),
         };
-        if let (Node::Device { is_absent, .. }, Err(Errno::PERM)) = (&mut node, made) {
+        if let (SpecialKind::Device { is_absent, .. }, Err(Errno::PERM)) = (&mut *kind, made) {
             *is_absent = true;
-            return Ok(node);
+            return Ok(());
         }
         made.map_err(io_error("create", path))?;
-        let (Node::Symlink { meta, mtime, .. }
-        | Node::Device { meta, mtime, .. }
-        | Node::Fifo { meta, mtime }) = &node
-        else {
-            return Ok(node);
-        };
         if self.form.owners() == Owners::Set && self.own != Some((meta.uid, meta.gid)) {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| owner_error(path, meta, errno))?;
         }
-        if !matches!(node, Node::Symlink { .. }) {
+        if !matches!(kind, SpecialKind::Symlink { .. }) {
             // Made just above with O_EXCL semantics, so the name is not a link.
             rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(meta.mode), AtFlags::empty())
                 .map_err(io_error("set the mode of", path))?;
         }
         rustix::fs::utimensat(&parent, name, &times(*mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(io_error("set the time of", path))?;
-        Ok(node)
+            .map_err(io_error("set the time of", path))
     }
 
     fn give(&self, fd: impl AsFd, path: &RelPath, meta: &Meta) -> Result<(), UnpackError> {
@@ -183,13 +176,17 @@ impl<'root> Creator<'root> {
     }
 
     pub(super) fn remove(&mut self, path: &RelPath, node: &Node) -> Result<(), UnpackError> {
-        let flags = match node {
-            Node::Whiteout | Node::Symlink { .. } | Node::Device { .. } | Node::Fifo { .. }
-                if self.is_bare =>
-            {
-                return Ok(());
+        let is_absent = match node {
+            Node::Whiteout => self.is_bare,
+            Node::Special(special) => {
+                self.is_bare || matches!(special.kind, SpecialKind::Device { is_absent: true, .. })
             }
-            Node::Device { is_absent: true, .. } => return Ok(()),
+            Node::Dir(_) | Node::File { .. } => false,
+        };
+        if is_absent {
+            return Ok(());
+        }
+        let flags = match node {
             Node::Dir(_) => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };

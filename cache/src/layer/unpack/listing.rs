@@ -1,36 +1,35 @@
 //! What was unpacked so far.
 
-use std::collections::BTreeMap;
-
 use super::super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::paths::{Paths, Place};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
+/// What is at a path. Most are files: the rest is in boxes, so that they stay small.
 #[derive(Debug)]
 pub(super) enum Node {
     Whiteout,
-    Dir(DirNode),
+    Dir(Box<DirNode>),
     /// A name of the regular file `group` of the listing: all names of one inode are equal until the end.
     File {
-        group: usize,
+        group: u32,
     },
-    Symlink {
-        meta: Meta,
-        mtime: Mtime,
-        target: Vec<u8>,
-    },
-    Device {
-        meta: Meta,
-        mtime: Mtime,
-        major: u32,
-        minor: u32,
-        is_block: bool,
-        is_absent: bool,
-    },
-    Fifo {
-        meta: Meta,
-        mtime: Mtime,
-    },
+    Special(Box<Special>),
+}
+
+/// A symbolic link, device or pipe.
+#[derive(Debug)]
+pub(super) struct Special {
+    pub(super) meta: Meta,
+    pub(super) mtime: Mtime,
+    pub(super) kind: SpecialKind,
+}
+
+#[derive(Debug)]
+pub(super) enum SpecialKind {
+    Symlink { target: Vec<u8> },
+    Device { major: u32, minor: u32, is_block: bool, is_absent: bool },
+    Fifo,
 }
 
 #[derive(Debug)]
@@ -53,125 +52,141 @@ impl DirNode {
     }
 }
 
-#[derive(Debug)]
-pub(super) struct FileNode {
-    pub(super) meta: Meta,
-    pub(super) mtime: Mtime,
-    pub(super) size: u64,
-    pub(super) content: ContentDigest,
+/// A regular file, small: there may be millions.
+#[derive(Debug, Clone, Copy)]
+struct FileNode {
+    content: ContentDigest,
+    size: u64,
+    secs: i64,
+    nanos: u32,
+    /// Place of its metadata in the listing.
+    meta: u32,
 }
 
-/// Nodes by path. Keys have NUL for `/`: plain byte order is then the order of [`RelPath`], and what is below a
-/// directory is one range.
+/// Metadata of files, which most share with one shortly before them.
 #[derive(Debug, Default)]
+struct Metas(Vec<Meta>);
+
+impl Metas {
+    /// How far back an equal one is looked for.
+    const NEAR: usize = 8;
+
+    fn place_of(&mut self, meta: Meta) -> u32 {
+        let from = self.0.len().saturating_sub(Self::NEAR);
+        let place = self.0[from..].iter().position(|known| *known == meta).map(|near| from + near);
+        let place = place.unwrap_or_else(|| {
+            self.0.push(meta);
+            self.0.len() - 1
+        });
+        place.try_into().expect("there are no more than files")
+    }
+}
+
+/// Nodes by path.
+#[derive(Default)]
 pub(super) struct Listing {
-    nodes: BTreeMap<Vec<u8>, Node>,
+    nodes: Paths<Node>,
     files: Vec<FileNode>,
-}
-
-fn key(path: &RelPath) -> Vec<u8> {
-    path.as_bytes().iter().map(|b| if *b == b'/' { 0 } else { *b }).collect()
-}
-
-fn path(key: &[u8]) -> RelPath {
-    let bytes: Vec<u8> = key.iter().map(|b| if *b == 0 { b'/' } else { *b }).collect();
-    RelPath::new(bytes).expect("keys are made from clean paths only")
+    metas: Metas,
 }
 
 impl Listing {
     pub(super) fn get(&self, path: &RelPath) -> Option<&Node> {
-        self.nodes.get(&key(path))
+        self.nodes.get(path)
     }
 
     pub(super) fn insert(&mut self, path: &RelPath, node: Node) {
-        self.nodes.insert(key(path), node);
+        self.nodes.insert(path, node);
     }
 
     /// The directory at `path`, which `ensure_dir` made.
     pub(super) fn dir_mut(&mut self, path: &RelPath) -> &mut DirNode {
-        match self.nodes.get_mut(&key(path)) {
+        match self.nodes.get_mut(path) {
             Some(Node::Dir(dir)) => dir,
             _ => unreachable!("callers make the directory first"),
         }
     }
 
-    pub(super) fn add_file(&mut self, file: FileNode) -> usize {
-        self.files.push(file);
-        self.files.len() - 1
+    pub(super) fn insert_file(
+        &mut self,
+        path: &RelPath,
+        meta: Meta,
+        mtime: Mtime,
+        size: u64,
+        content: ContentDigest,
+    ) {
+        let group = self.files.len().try_into().expect("the limits of an archive are far lower");
+        let (Mtime { secs, nanos }, meta) = (mtime, self.metas.place_of(meta));
+        self.files.push(FileNode { content, size, secs, nanos, meta });
+        self.insert(path, Node::File { group });
     }
 
     /// Takes out `path` and all below it, in order.
-    pub(super) fn remove_all(&mut self, path_: &RelPath) -> Vec<(RelPath, Node)> {
-        let key = key(path_);
-        let Some(node) = self.nodes.remove(&key) else { return Vec::new() };
-        let mut removed = vec![(path_.clone(), node)];
-        let mut prefix = key;
-        prefix.push(0);
-        while let Some((below, _)) = self.nodes.range(prefix.clone()..).next() {
-            if !below.starts_with(&prefix) {
-                break;
-            }
-            let below = below.clone();
-            removed.extend(self.nodes.remove(&below).map(|node| (path(&below), node)));
-        }
-        removed
+    pub(super) fn remove_all(&mut self, path: &RelPath) -> Vec<(RelPath, Node)> {
+        self.nodes.remove_all(path)
     }
 
     pub(super) fn dirs_deepest_first(&self) -> impl Iterator<Item = (RelPath, &DirNode)> {
-        self.nodes.iter().rev().filter_map(|(key, node)| match node {
-            Node::Dir(dir) => Some((path(key), dir)),
+        self.nodes.in_order().into_iter().rev().filter_map(|place| match self.nodes.at(place) {
+            Some(Node::Dir(dir)) => Some((self.nodes.path(place), &**dir)),
             _ => None,
         })
     }
 
     /// The diff, implied directories that may show a lower one, and devices that are not in the directory.
-    pub(super) fn into_diff(self) -> (LayerDiff, Vec<RelPath>, Vec<RelPath>) {
+    pub(super) fn into_diff(mut self) -> (LayerDiff, Vec<RelPath>, Vec<RelPath>) {
         let (mut implied, mut absent) = (Vec::new(), Vec::new());
         let mut diff = LayerDiff::default();
-        let mut files: Vec<Result<FileNode, (RelPath, Mtime)>> = self.files.into_iter().map(Ok).collect();
-        for (key, node) in self.nodes {
-            let path = path(&key);
+        self.nodes.forget_index();
+        let mut first_of: Vec<Option<Place>> = vec![None; self.files.len()];
+        for place in self.nodes.in_order() {
+            let Some(node) = self.nodes.take(place) else { continue };
+            let path = self.nodes.path(place);
             let (change, mtime) = match node {
                 Node::Whiteout => (Change::Whiteout, Mtime::default()),
-                Node::Dir(DirNode { is_implied: true, opaque: false, .. }) if path.is_root() => continue,
                 Node::Dir(dir) => {
-                    if dir.is_implied {
+                    let DirNode { meta, mtime, opaque, is_implied } = *dir;
+                    if is_implied && !opaque && path.is_root() {
+                        continue;
+                    }
+                    if is_implied {
                         implied.push(path.clone());
                     }
-                    (Change::Dir { meta: dir.meta, opaque: dir.opaque }, dir.mtime)
+                    (Change::Dir { meta, opaque }, mtime)
                 }
-                Node::File { group } => first_or_link(&mut files[group], &path),
-                Node::Symlink { meta, mtime, target } => (Change::Symlink { meta, target }, mtime),
-                Node::Device { meta, mtime, major, minor, is_block, is_absent } => {
-                    if is_absent {
-                        absent.push(path.clone());
-                    }
-                    let change = if is_block {
-                        Change::BlockDevice { meta, major, minor }
-                    } else {
-                        Change::CharDevice { meta, major, minor }
+                Node::File { group } => {
+                    let FileNode { content, size, secs, nanos, meta } = self.files[group as usize];
+                    // The first name of a group, in order of paths, is the file; the others are links to it.
+                    let change = match first_of[group as usize] {
+                        Some(first) => Change::Hardlink { target: self.nodes.path(first) },
+                        None => {
+                            first_of[group as usize] = Some(place);
+                            Change::File { meta: self.metas.0[meta as usize].clone(), size, content }
+                        }
+                    };
+                    (change, Mtime { secs, nanos })
+                }
+                Node::Special(special) => {
+                    let Special { meta, mtime, kind } = *special;
+                    let change = match kind {
+                        SpecialKind::Symlink { target } => Change::Symlink { meta, target },
+                        SpecialKind::Device { major, minor, is_block, is_absent } => {
+                            if is_absent {
+                                absent.push(path.clone());
+                            }
+                            if is_block {
+                                Change::BlockDevice { meta, major, minor }
+                            } else {
+                                Change::CharDevice { meta, major, minor }
+                            }
+                        }
+                        SpecialKind::Fifo => Change::Fifo { meta },
                     };
                     (change, mtime)
                 }
-                Node::Fifo { meta, mtime } => (Change::Fifo { meta }, mtime),
             };
             diff.push(DiffEntry { path, change, mtime });
         }
         (diff, implied, absent)
-    }
-}
-
-/// The first name of a group, in order of paths, is the file; the others are links to it.
-fn first_or_link(file: &mut Result<FileNode, (RelPath, Mtime)>, path: &RelPath) -> (Change, Mtime) {
-    let mtime = match file {
-        Ok(file) => file.mtime,
-        Err((_, mtime)) => *mtime,
-    };
-    match std::mem::replace(file, Err((path.clone(), mtime))) {
-        Ok(FileNode { meta, size, content, .. }) => (Change::File { meta, size, content }, mtime),
-        Err((target, _)) => {
-            *file = Err((target.clone(), mtime));
-            (Change::Hardlink { target }, mtime)
-        }
     }
 }

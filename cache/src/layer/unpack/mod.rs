@@ -4,6 +4,7 @@ mod create;
 mod implied;
 mod listing;
 mod names;
+mod paths;
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -11,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use self::create::Creator;
-use self::listing::{DirNode, FileNode, Listing, Node};
+use self::listing::{DirNode, Listing, Node, Special, SpecialKind};
 use self::names::Name;
 use super::diff::{LayerDiff, Mtime};
 use super::limits::Limits;
@@ -289,7 +290,7 @@ impl Unpacker<'_> {
         self.account(
             path.as_bytes().len() + meta.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>(),
         )?;
-        let node = match kind {
+        let kind = match kind {
             MemberKind::Dir => return self.dir(&path, meta, mtime),
             MemberKind::Hardlink { target } => return self.hardlink(&path, &target),
             MemberKind::CharDevice { major: 0, minor: 0 } => return self.whiteout(path),
@@ -309,8 +310,7 @@ impl Unpacker<'_> {
                     }
                 };
                 let content = self.creator.file(&path, &meta, mtime, &mut body)?;
-                let group = self.listing.add_file(FileNode { meta, mtime, size, content });
-                self.listing.insert(&path, Node::File { group });
+                self.listing.insert_file(&path, meta, mtime, size, content);
                 return Ok(());
             }
             MemberKind::Symlink { target } => {
@@ -320,19 +320,20 @@ impl Unpacker<'_> {
                 }
                 self.account(target.len())?;
                 meta.mode = 0o777;
-                Node::Symlink { meta, mtime, target }
+                SpecialKind::Symlink { target }
             }
             MemberKind::CharDevice { major, minor } => {
-                Node::Device { meta, mtime, major, minor, is_block: false, is_absent: false }
+                SpecialKind::Device { major, minor, is_block: false, is_absent: false }
             }
             MemberKind::BlockDevice { major, minor } => {
-                Node::Device { meta, mtime, major, minor, is_block: true, is_absent: false }
+                SpecialKind::Device { major, minor, is_block: true, is_absent: false }
             }
-            MemberKind::Fifo => Node::Fifo { meta, mtime },
+            MemberKind::Fifo => SpecialKind::Fifo,
         };
         self.prepare(&path)?;
-        let node = self.creator.special(&path, node)?;
-        self.listing.insert(&path, node);
+        let mut special = Box::new(Special { meta, mtime, kind });
+        self.creator.special(&path, &mut special)?;
+        self.listing.insert(&path, Node::Special(special));
         Ok(())
     }
 
@@ -381,7 +382,7 @@ impl Unpacker<'_> {
             Some(Node::Dir(_)) => return Ok(()),
             None if path.is_root() => {
                 // It is there already, and the merged root's metadata is the lower layers' unless listed.
-                self.listing.insert(path, Node::Dir(DirNode::implied()));
+                self.listing.insert(path, Node::Dir(Box::new(DirNode::implied())));
                 return Ok(());
             }
             _ => {}
@@ -396,7 +397,7 @@ impl Unpacker<'_> {
         }
         for path in missing.into_iter().rev() {
             if path.is_root() {
-                self.listing.insert(&path, Node::Dir(DirNode::implied()));
+                self.listing.insert(&path, Node::Dir(Box::new(DirNode::implied())));
                 continue;
             }
             self.account(path.as_bytes().len())?;
@@ -404,7 +405,8 @@ impl Unpacker<'_> {
             let replaces = self.listing.get(&path).is_some();
             self.remove(&path)?;
             self.creator.dir(&path)?;
-            self.listing.insert(&path, Node::Dir(DirNode { opaque: replaces, ..DirNode::implied() }));
+            let dir = DirNode { opaque: replaces, ..DirNode::implied() };
+            self.listing.insert(&path, Node::Dir(Box::new(dir)));
         }
         Ok(())
     }
