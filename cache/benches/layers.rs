@@ -3,10 +3,10 @@
 //! `cargo bench -p rbuild-cache --profile bench-fast --features isal`. Prints the best of several runs in CPU time of all
 //! threads, which others on the machine disturb little; nothing is asserted: a machine has its moods.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use rbuild_cache::layer::{
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{
-    Contained, FileStat, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, Store,
+    Contained, FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, Store,
     StoreOptions,
 };
 use rbuild_cache::tree::select::{select, selection_digest};
@@ -207,25 +207,21 @@ fn stat_index(dir: &Path) {
         uid: 0,
         gid: 0,
     };
-    let entry = |at: usize| SeenEntry {
-        name: format!("file{at}.txt").into_bytes(),
-        stat: stat(at),
-        xattrs: BTreeMap::new(),
-        is_linked: false,
-        is_suspect: false,
-        kind: SeenKind::File(ContentDigest([7; 32])),
-    };
-    let dir = |path: String, entries| {
-        let listed = ListedDir { stat: stat(0), xattrs: BTreeMap::new(), entries, may_be_trusted: true };
+    let dir = |path: String, files: Range<usize>| {
+        let mut listed = ListedDir::new(stat(0), ScanMoment::now());
+        listed.may_be_trusted = true;
+        for at in files {
+            let (name, kind) = (format!("file{at:06}.txt"), KnownKind::File(&[7; 32]));
+            let (stat, is_linked, is_suspect) = (stat(at), false, false);
+            let entry = SeenEntry { name: name.as_bytes(), stat, is_linked, is_suspect, kind };
+            listed.push(&entry).expect("a record has room");
+        }
         SeenDir { path: path.into_bytes(), is_excluded: false, contained: Contained::Listed(listed) }
     };
     const EACH: usize = 100;
-    let mut dirs = vec![dir(String::new(), Vec::new())];
-    dirs.extend(
-        (0..FILES / EACH).map(|at| dir(format!("d{at}"), (at * EACH..(at + 1) * EACH).map(entry).collect())),
-    );
-    let seen =
-        SeenContext::new(Arc::default(), [0; 32], ScanMoment::now(), dirs).expect("no node is missing");
+    let mut dirs = vec![dir(String::new(), 0..0)];
+    dirs.extend((0..FILES / EACH).map(|at| dir(format!("d{at}"), at * EACH..(at + 1) * EACH)));
+    let seen = SeenContext::new(Arc::default(), [0; 32], dirs).expect("no node is missing");
     store.put_stat_index(&lease, &[1; 32], &seen).expect("writes");
     let loading = best(|| (), |()| drop(black_box(store.stat_index(&[1; 32]).expect("reads"))));
     row("stat index, its table loaded", loading, FILES);

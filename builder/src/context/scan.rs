@@ -186,6 +186,7 @@ fn look_through(
         index,
         is_current: index.is_by(&rules),
         trusted_dev: trusted_dev(dir.as_fd()),
+        moment,
     };
     let Some(mut looked) = walk::walk(&lister)? else { return Ok(None) };
     let packs = read::read_all(dir.as_fd(), &mut looked, spool)?;
@@ -206,7 +207,7 @@ fn look_through(
         dirs.push(SeenDir { path: dir.path, is_excluded: dir.is_excluded, contained });
     }
     suspects.sort();
-    let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, moment, dirs)?);
+    let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, dirs)?);
     let root = Meta { mode: 0o755, ..Meta::default() };
     let links = LinkGroups::new(links.into_values());
     Ok(Some(ScannedContext {

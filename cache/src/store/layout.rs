@@ -82,10 +82,14 @@ impl Layout {
         rustix::fs::renameat(&self.fd, from, &self.fd, to).doing("replace", &self.path(to))
     }
 
+    /// Creates a new 0600 file.
+    pub(super) fn new_file(&self, relative: &str) -> Result<File, StoreError> {
+        self.open(relative, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL).map(File::from)
+    }
+
     /// Creates a new 0600 file with these bytes.
     pub(super) fn write_new(&self, relative: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let fd = self.open(relative, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-        File::from(fd).write_all(bytes).doing("write", &self.path(relative))
+        self.new_file(relative)?.write_all(bytes).doing("write", &self.path(relative))
     }
 
     /// Opens a file for reading; `None` when it is not there.

@@ -96,8 +96,8 @@ pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, Made, ResultRecord};
 pub use spool::Spool;
 pub use stat_index::{
-    Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, RecordDamaged, STAT_BYTES,
-    ScanMoment, SeenContext, SeenDir, SeenEntry, SeenKind, StatIndex,
+    Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, RecordDamaged,
+    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, StatIndex,
 };
 pub use usage::Usage;
 

@@ -8,26 +8,26 @@ use rusqlite::OptionalExtension;
 use super::Store;
 use crate::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
-/// Entries of decoded nodes kept per generation, about 150 bytes each: 10 MB at worst for both generations.
+/// Entries of the store's decoded nodes kept per generation, about 150 bytes each: 10 MB at worst for both generations.
 const GENERATION_ENTRIES_MAX: usize = 32 * 1024;
 
 /// Two generations of decoded nodes: what is used moves to the young one; when that is full it becomes the old one
 /// and the former old one is forgotten. Cheaper than an LRU list and good enough for walks.
 #[derive(Debug, Default)]
-pub(super) struct NodeCache {
-    generations: Mutex<Generations>,
+pub(super) struct NodeCache<const ENTRIES_MAX: usize = GENERATION_ENTRIES_MAX> {
+    generations: Mutex<Generations<ENTRIES_MAX>>,
 }
 
 #[derive(Debug, Default)]
-struct Generations {
+struct Generations<const ENTRIES_MAX: usize> {
     young: HashMap<NodeDigest, Arc<DirNode>>,
     old: HashMap<NodeDigest, Arc<DirNode>>,
     /// Entries of the nodes in `young`, counting each node as one more.
     young_entries: usize,
 }
 
-impl NodeCache {
-    fn get(&self, digest: &NodeDigest) -> Option<Arc<DirNode>> {
+impl<const ENTRIES_MAX: usize> NodeCache<ENTRIES_MAX> {
+    pub(super) fn get(&self, digest: &NodeDigest) -> Option<Arc<DirNode>> {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = generations.young.get(digest) {
             return Some(node.clone());
@@ -37,16 +37,16 @@ impl NodeCache {
         Some(node)
     }
 
-    fn put(&self, digest: NodeDigest, node: Arc<DirNode>) {
+    pub(super) fn put(&self, digest: NodeDigest, node: Arc<DirNode>) {
         self.generations.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, node);
     }
 }
 
-impl Generations {
+impl<const ENTRIES_MAX: usize> Generations<ENTRIES_MAX> {
     fn insert(&mut self, digest: NodeDigest, node: Arc<DirNode>) {
         self.young_entries += node.entries.len() + 1;
         self.young.insert(digest, node);
-        if self.young_entries > GENERATION_ENTRIES_MAX {
+        if self.young_entries > ENTRIES_MAX {
             self.old = std::mem::take(&mut self.young);
             self.young_entries = 0;
         }

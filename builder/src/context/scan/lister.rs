@@ -4,7 +4,6 @@
 //! compared with its stat there. From the first that differs on, and everywhere else, names are matched one by one
 //! against the rules, and the record only tells contents.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,9 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use rbuild_cache::layer::kept_xattrs;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{
-    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Record, SeenEntry, SeenKind, StatIndex,
+    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, ScanMoment, SeenEntry, StatIndex,
 };
-use rbuild_cache::tree::{ContentDigest, PATH_BYTES_MAX};
+use rbuild_cache::tree::PATH_BYTES_MAX;
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir};
 
@@ -32,6 +31,8 @@ pub(super) struct Lister<'a> {
     pub(super) is_current: bool,
     /// The file system on which times of directories tell of changes.
     pub(super) trusted_dev: Option<u64>,
+    /// When the scan began.
+    pub(super) moment: ScanMoment,
 }
 
 /// A directory to look at.
@@ -56,28 +57,19 @@ pub(super) struct Looked {
 pub(super) enum Found {
     /// All as it is at this place of the index.
     Kept(usize),
-    Listed(Listed),
+    Listed(Box<Listed>),
 }
 
 /// What is in one directory.
 pub(super) struct Listed {
-    /// All but directories and files of unknown content.
+    /// All but directories.
     pub(super) dir: ListedDir,
     /// Names of directories, sorted.
     pub(super) dirs: Vec<(Vec<u8>, Verdict)>,
-    /// Files of unknown content.
-    pub(super) unread: Vec<Unread>,
+    /// Files whose content is not known yet, by name.
+    pub(super) unread: Vec<Place>,
     /// A symlink was met that a source names or goes through.
     pub(super) leads_out: bool,
-}
-
-/// A file whose content is not known yet.
-pub(super) struct Unread {
-    pub(super) name: Vec<u8>,
-    /// When the directory was listed.
-    pub(super) size: u64,
-    pub(super) is_linked: bool,
-    pub(super) is_suspect: bool,
 }
 
 /// What else is to say about a directory.
@@ -141,10 +133,10 @@ struct Visit<'a> {
 
 impl<'a> Visit<'a> {
     fn new(lister: &'a Lister<'a>, dir: BorrowedFd<'a>, path: &'a [u8], stat: FileStat) -> Self {
-        let may_be_trusted = lister.trusted_dev == Some(stat.dev)
+        let mut dir_listed = ListedDir::new(stat, lister.moment);
+        dir_listed.may_be_trusted = lister.trusted_dev == Some(stat.dev)
             // As some file systems say it that keep none.
             && (stat.mtime.secs, stat.ctime.secs) != (0, 0);
-        let dir_listed = ListedDir { stat, xattrs: BTreeMap::new(), entries: Vec::new(), may_be_trusted };
         let listed = Listed { dir: dir_listed, dirs: Vec::new(), unread: Vec::new(), leads_out: false };
         Self { lister, dir, path, verdict: Verdict::default(), known: None, listed, notes: Notes::default() }
     }
@@ -173,12 +165,13 @@ impl<'a> Visit<'a> {
             return Ok(Looked { path, is_excluded, found: Found::Kept(at), notes: self.notes });
         };
         self.verdict = self.lister.ignore.verdict(&String::from_utf8_lossy(self.path));
-        let sames = record.entries().take(same).flatten();
-        self.listed.dir.entries.extend(sames.map(|entry| SeenEntry::from(&entry)));
+        for entry in record.entries().take(same).flatten() {
+            self.add(&SeenEntry::from(&entry))?;
+        }
         for entry in rest {
             let Ok(entry) = entry else {
                 // Not even what was the same can be believed.
-                let again = Self::new(self.lister, self.dir, self.path, self.listed.dir.stat);
+                let again = Self::new(self.lister, self.dir, self.path, *self.listed.dir.stat());
                 return again.anew(self.verdict, None);
             };
             self.look_at(entry.name.to_bytes(), FileType::Unknown)?;
@@ -205,9 +198,10 @@ impl<'a> Visit<'a> {
         Ok(self.done(is_excluded))
     }
 
-    fn done(self, is_excluded: bool) -> Looked {
+    fn done(mut self, is_excluded: bool) -> Looked {
+        self.listed.dir.trim();
         let path = self.path.to_vec();
-        Looked { path, is_excluded, found: Found::Listed(self.listed), notes: self.notes }
+        Looked { path, is_excluded, found: Found::Listed(Box::new(self.listed)), notes: self.notes }
     }
 
     fn is_unmoved(&self, entry: &Known<'_>) -> bool {
@@ -265,21 +259,16 @@ impl<'a> Visit<'a> {
         }
         let is_linked = kind == FileType::RegularFile && stat.st_nlink > 1;
         let stat = FileStat::from(&stat);
-        let kind = match kind {
-            FileType::Directory => {
-                self.listed.dirs.push((name.to_vec(), verdict));
-                return Ok(());
-            }
+        let entry = |kind| SeenEntry { name, stat, is_linked, is_suspect: false, kind };
+        match kind {
+            FileType::Directory => self.listed.dirs.push((name.to_vec(), verdict)),
             FileType::RegularFile => {
                 let is_suspect = self.is_secret(name, &path);
-                match self.content(name, &stat) {
-                    Some(content) => {
-                        self.add(name, stat, is_linked, is_suspect, SeenKind::File(content));
-                    }
-                    None => {
-                        let size = stat.size;
-                        self.listed.unread.push(Unread { name: name.to_vec(), size, is_linked, is_suspect });
-                    }
+                let content = self.content(name, &stat);
+                let kind = KnownKind::File(content.unwrap_or(&[0; 32]));
+                let place = self.add(&SeenEntry { is_suspect, ..entry(kind) })?;
+                if content.is_none() {
+                    self.listed.unread.push(place);
                 }
                 if is_suspect {
                     self.notes.suspects.push(text.escape_debug().to_string());
@@ -287,31 +276,27 @@ impl<'a> Visit<'a> {
                 if is_linked {
                     self.notes.links.push(((stat.dev, stat.ino), RelPath::clamp(&path)));
                 }
-                return Ok(());
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(self.dir, OsStr::from_bytes(name), Vec::new())
                     .map_err(io("read the link", &path))?;
-                SeenKind::Symlink(target.into_bytes())
+                self.add(&entry(KnownKind::Symlink(target.as_bytes())))?;
             }
-            FileType::Fifo => SeenKind::Fifo,
-            FileType::Socket => SeenKind::Socket,
+            FileType::Fifo => drop(self.add(&entry(KnownKind::Fifo))?),
+            FileType::Socket => drop(self.add(&entry(KnownKind::Socket))?),
             _ => {
                 let skipped = format!("`{text}` is a device and was left out of the build context");
                 self.notes.skipped.push(skipped);
                 // Which is to be said each time.
                 self.listed.dir.may_be_trusted = false;
-                return Ok(());
             }
-        };
-        self.add(name, stat, false, false, kind);
+        }
         Ok(())
     }
 
-    fn add(&mut self, name: &[u8], stat: FileStat, is_linked: bool, is_suspect: bool, kind: SeenKind) {
-        let xattrs = BTreeMap::new();
-        let entry = SeenEntry { name: name.to_vec(), stat, xattrs, is_linked, is_suspect, kind };
-        self.listed.dir.entries.push(entry);
+    fn add(&mut self, entry: &SeenEntry<'_>) -> Result<Place, ScanError> {
+        let too_large = || io("record", &join(self.path, entry.name))(rustix::io::Errno::FBIG);
+        self.listed.dir.push(entry).ok_or_else(too_large)
     }
 
     fn is_secret(&self, name: &[u8], path: &[u8]) -> bool {
@@ -326,7 +311,7 @@ impl<'a> Visit<'a> {
     }
 
     /// The content that a file with this stat is known to have. Names come in order.
-    fn content(&mut self, name: &[u8], stat: &FileStat) -> Option<ContentDigest> {
+    fn content(&mut self, name: &[u8], stat: &FileStat) -> Option<&'a [u8; 32]> {
         let known = self.known.as_mut()?;
         loop {
             let mut after = known.clone();
@@ -338,7 +323,7 @@ impl<'a> Visit<'a> {
                     *known = after;
                     let KnownKind::File(content) = entry.kind else { return None };
                     let is_same = !entry.is_young && *entry.stat == stat.to_bytes();
-                    return is_same.then_some(ContentDigest(*content));
+                    return is_same.then_some(content);
                 }
             }
         }

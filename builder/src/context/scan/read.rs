@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rbuild_cache::layer::kept_xattrs;
-use rbuild_cache::path;
-use rbuild_cache::store::{FileStat, LayerPacks, SeenEntry, SeenKind, Spool};
+use rbuild_cache::store::{FileStat, LayerPacks, ListedDir, Place, Spool};
 use rbuild_cache::tree::ContentDigest;
 use rustix::fs::{OFlags, Stat};
 
-use super::lister::{Found, Looked, Unread, join};
+use super::lister::{Found, Looked};
 use super::{ScanError, io, open_beneath};
 
 /// Looks at a file that shrinks while it is being read before that is an error.
@@ -28,65 +27,100 @@ const PACKED_BYTES_MAX: u64 = BUFFER_BYTES as u64;
 /// Contents packed at most, for the same reason.
 const PACKED_BYTES_SUM_MAX: u64 = 256 << 20;
 
-/// Reads what is left to read, on both cores when there is much, and adds it to its directory. With a `spool`, and when
-/// there is much, gives a pack of the small files among them.
+/// A directory with files to read.
+struct Dir<'a> {
+    path: &'a [u8],
+    unread: Vec<Place>,
+    listed: Mutex<&'a mut ListedDir>,
+}
+
+impl<'a> Dir<'a> {
+    fn listed(&self) -> MutexGuard<'_, &'a mut ListedDir> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads what is left to read, on both cores when there is much, and tells its directory. With a `spool`, and when
+/// there is much, gives a pack of the small files among them. `dirs` are in order.
 pub(super) fn read_all(
     root: BorrowedFd<'_>,
     dirs: &mut [Looked],
     spool: Option<Spool>,
 ) -> Result<Option<LayerPacks>, ScanError> {
-    let mut todo = Vec::new();
-    for (at, dir) in dirs.iter_mut().enumerate() {
-        if let Found::Listed(listed) = &mut dir.found {
-            let unread = std::mem::take(&mut listed.unread).into_iter();
-            todo.extend(unread.map(|file| (at, join(&dir.path, &file.name), file)));
+    let dirs = dirs.iter_mut().filter_map(|looked| match &mut looked.found {
+        Found::Listed(listed) if !listed.unread.is_empty() => {
+            let unread = std::mem::take(&mut listed.unread);
+            Some(Dir { path: &looked.path, unread, listed: Mutex::new(&mut listed.dir) })
         }
-    }
-    let bytes = todo.iter().fold(0_u64, |bytes, (_, _, file)| bytes.saturating_add(file.size));
-    if todo.is_empty() {
+        Found::Listed(_) | Found::Kept(_) => None,
+    });
+    let dirs: Vec<Dir<'_>> = dirs.collect();
+    if dirs.is_empty() {
         return Ok(None);
     }
-    let is_much = todo.len() >= PARALLEL_MIN || bytes >= PARALLEL_BYTES_MIN;
-    let spool = spool.filter(|_| is_much);
-    if spool.is_some() {
-        // The order of archives, in which the pack will be read.
-        todo.sort_unstable_by(|(_, a, _), (_, b, _)| path::compare(a, b));
-    }
-    let (next, packing) = (AtomicUsize::new(0), Packing(Mutex::new(spool)));
-    let work = || -> Result<Vec<(usize, Hashed)>, ScanError> {
-        let mut done = Vec::new();
-        let mut buffer = vec![0; BUFFER_BYTES];
+    let todo = in_order(&dirs);
+    let size_of = |(dir, place): &(&Dir<'_>, Place)| dir.listed().get(*place).stat.size;
+    let is_much = todo.len() >= PARALLEL_MIN
+        || todo.iter().map(size_of).fold(0, u64::saturating_add) >= PARALLEL_BYTES_MIN;
+    let (next, packing) = (AtomicUsize::new(0), Packing(Mutex::new(spool.filter(|_| is_much))));
+    let work = || -> Result<(), ScanError> {
+        let (mut path, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some((_, path, _)) = todo.get(at) else { return Ok(done) };
-            done.push((at, hash_file(root, path, &mut buffer, &packing)?));
+            let Some((dir, place)) = todo.get(at) else { return Ok(()) };
+            path.clear();
+            path.extend_from_slice(dir.path);
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(dir.listed().get(*place).name);
+            let Hashed { content, stat, xattrs } = hash_file(root, &path, &mut buffer, &packing)?;
+            dir.listed().fill(*place, &FileStat::from(&stat), &content, xattrs);
         }
     };
     let threads = match is_much {
         true => std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(todo.len()),
         false => 1,
     };
-    let results = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut results = vec![work()];
-        results.extend(helpers.into_iter().map(|h| h.join().expect("hashing does not panic")));
-        results
-    });
-    for result in results {
-        for (at, Hashed { content, stat, xattrs }) in result? {
-            let (dir, _, Unread { name, is_linked, is_suspect, .. }) = &mut todo[at];
-            let Found::Listed(listed) = &mut dirs[*dir].found else { continue };
-            listed.dir.entries.push(SeenEntry {
-                name: std::mem::take(name),
-                stat: FileStat::from(&stat),
-                xattrs,
-                is_linked: *is_linked,
-                is_suspect: *is_suspect,
-                kind: SeenKind::File(content),
-            });
-        }
-    }
+        let own = work();
+        helpers.into_iter().map(|h| h.join().expect("hashing does not panic")).fold(own, Result::and)
+    })?;
     Ok(packing.finish())
+}
+
+/// All files to read in the order of archives, in which a pack of them will be read. `dirs` are in it already.
+fn in_order<'d, 'l>(dirs: &'d [Dir<'l>]) -> Vec<(&'d Dir<'l>, Place)> {
+    let mut todo = Vec::with_capacity(dirs.iter().map(|dir| dir.unread.len()).sum());
+    // From the top down to the last one, with what is left of each.
+    let mut open: Vec<(&Dir<'_>, &[Place])> = Vec::new();
+    for dir in dirs {
+        while let Some((above, left)) = open.last_mut() {
+            let name = name_below(above.path, dir.path);
+            let count = name.map_or(left.len(), |name| {
+                let listed = above.listed();
+                left.partition_point(|place| listed.get(*place).name < name)
+            });
+            let (before, after) = left.split_at(count);
+            todo.extend(before.iter().map(|place| (*above, *place)));
+            *left = after;
+            if name.is_some() {
+                break;
+            }
+            open.pop();
+        }
+        open.push((dir, &dir.unread));
+    }
+    let last = open.into_iter().rev();
+    todo.extend(last.flat_map(|(dir, left)| left.iter().map(move |place| (dir, *place))));
+    todo
+}
+
+/// The name of what is in `dir` and is or holds `path`; `None` when that is elsewhere.
+fn name_below<'p>(dir: &[u8], path: &'p [u8]) -> Option<&'p [u8]> {
+    let below = if dir.is_empty() { path } else { path.strip_prefix(dir)?.strip_prefix(b"/")? };
+    below.split(|byte| *byte == b'/').next()
 }
 
 /// The pack of what is read. None any more once it could not be written: the copy then reads the files again, and says what
@@ -156,4 +190,41 @@ fn hash_file(
         }
     }
     Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rbuild_cache::layer::Mtime;
+    use rbuild_cache::path::compare;
+    use rbuild_cache::store::{KnownKind, ScanMoment, SeenEntry};
+
+    use super::super::lister::join;
+    use super::*;
+
+    #[test]
+    fn files_are_read_in_the_order_of_archives() {
+        let time = Mtime { secs: 1, nanos: 0 };
+        let stat = FileStat { size: 1, mtime: time, ctime: time, ino: 1, dev: 1, mode: 0, uid: 0, gid: 0 };
+        let names = [&b"!"[..], b"a.b", b"ab", b"b!", b"d", b"z"];
+        let paths = [&b""[..], b"a", b"a/b", b"a/b/c/d", b"a!", b"b", b"b.x", b"b.x/e", b"x/y/q"];
+        let mut listed: Vec<_> = paths.map(|_| (ListedDir::new(stat, ScanMoment::now()), Vec::new())).into();
+        for (dir, unread) in &mut listed {
+            for name in names {
+                let kind = KnownKind::File(&[0; 32]);
+                let entry = SeenEntry { name, stat, is_linked: false, is_suspect: false, kind };
+                unread.push(dir.push(&entry).unwrap());
+            }
+        }
+        let dirs = paths.iter().zip(&mut listed);
+        let dirs = dirs.map(|(path, (dir, unread))| Dir {
+            path,
+            unread: std::mem::take(unread),
+            listed: Mutex::new(dir),
+        });
+        let dirs: Vec<_> = dirs.collect();
+        let path_of = |(dir, place): &(&Dir<'_>, Place)| join(dir.path, dir.listed().get(*place).name);
+        let found: Vec<_> = in_order(&dirs).iter().map(path_of).collect();
+        assert_eq!(found.len(), paths.len() * names.len());
+        assert!(found.is_sorted_by(|a, b| compare(a, b).is_lt()), "{found:?}");
+    }
 }

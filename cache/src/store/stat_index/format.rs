@@ -6,7 +6,7 @@
 //! row    = path length u16 · path · stat · flags u8 · node 32 bytes · files u32 · bytes u64
 //!        · record length u32 · crc32 of the record
 //! record = entry…                                                         sorted by name, no directories
-//! entry  = kind and flags u8 · name length u8 · name · 0 · stat · payload
+//! entry  = kind and flags u8 · name length u16 · name · 0 · stat · payload
 //! payload: of a file its content's digest, of a symlink u16 · target, of anything else nothing
 //! ```
 //!
@@ -15,12 +15,13 @@
 use std::ffi::CStr;
 use std::ops::Range;
 
+use super::listed::SeenEntry;
 use super::stat::{FileStat, STAT_BYTES};
 use crate::path::compare;
 use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeDigest};
 
 /// Starts every index; the digit is its version.
-pub(super) const MAGIC: &[u8; 8] = b"rbstats3";
+pub(super) const MAGIC: &[u8; 8] = b"rbstats4";
 /// Before the table.
 pub(super) const HEAD_BYTES: usize = 8 + 4;
 pub(super) const RULES_BYTES: usize = 32;
@@ -174,6 +175,7 @@ impl<'a> Record<'a> {
             starts.push(u32::try_from(self.0.len() - rest.len()).ok()?);
             Known::take(&mut rest)?;
         }
+        starts.shrink_to_fit();
         Some(starts)
     }
 
@@ -186,6 +188,12 @@ impl<'a> Record<'a> {
 /// What is left of a record. Nothing follows an error.
 #[derive(Debug, Clone)]
 pub struct Entries<'a>(&'a [u8]);
+
+impl<'a> Entries<'a> {
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.0
+    }
+}
 
 impl<'a> Iterator for Entries<'a> {
     type Item = Result<Known<'a>, RecordDamaged>;
@@ -204,8 +212,9 @@ impl<'a> Iterator for Entries<'a> {
 
 impl<'a> Known<'a> {
     fn take(rest: &mut &'a [u8]) -> Option<Self> {
-        let [head, length] = take(rest)?;
-        let name = CStr::from_bytes_with_nul(rest.split_off(..usize::from(length) + 1)?).ok()?;
+        let [head] = take(rest)?;
+        let length = usize::from(u16::from_le_bytes(take(rest)?));
+        let name = CStr::from_bytes_with_nul(rest.split_off(..length + 1)?).ok()?;
         let stat = take_ref(rest)?;
         let kind = match head & KIND_MASK {
             FILE => KnownKind::File(take_ref(rest)?),
@@ -248,26 +257,32 @@ impl<'a> Known<'a> {
         };
         Entry { meta: Meta { mode, ..Meta::default() }, kind }
     }
+}
 
-    /// Appends it to a record; `None` for what has no place in one.
-    pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
+impl SeenEntry<'_> {
+    /// Appends it to a record; `None`, and nothing is appended, for what has no place in one.
+    pub(super) fn write(&self, is_young: bool, out: &mut Vec<u8>) -> Option<()> {
         let kind = match self.kind {
             KnownKind::File(_) => FILE,
             KnownKind::Symlink(_) => SYMLINK,
             KnownKind::Fifo => FIFO,
             KnownKind::Socket => SOCKET,
         };
-        let flags = [(self.is_young, YOUNG), (self.is_linked, LINKED), (self.is_suspect, SUSPECT)];
+        let flags = [(is_young, YOUNG), (self.is_linked, LINKED), (self.is_suspect, SUSPECT)];
         let flags = flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag));
-        let name = self.name.to_bytes_with_nul();
-        let length = u8::try_from(name.len() - 1).ok()?;
+        let length = u16::try_from(self.name.len()).ok()?;
         let target_bytes = match self.kind {
             KnownKind::Symlink(target) => u16::try_from(target.len()).ok()?,
             _ => 0,
         };
-        out.extend_from_slice(&[flags.fold(kind, |all, flag| all | flag), length]);
-        out.extend_from_slice(name);
-        out.extend_from_slice(self.stat);
+        if self.name.contains(&0) {
+            return None;
+        }
+        out.push(flags.fold(kind, |all, flag| all | flag));
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(self.name);
+        out.push(0);
+        out.extend_from_slice(&self.stat.to_bytes());
         match self.kind {
             KnownKind::File(content) => out.extend_from_slice(content),
             KnownKind::Symlink(target) => {
@@ -278,6 +293,22 @@ impl<'a> Known<'a> {
         }
         Some(())
     }
+}
+
+/// Replaces what a record says of the file whose entry this begins with.
+pub(super) fn rewrite_file(
+    entry: &mut [u8],
+    stat: &[u8; STAT_BYTES],
+    is_young: bool,
+    content: &ContentDigest,
+) -> Option<()> {
+    let [head, low, high, rest @ ..] = entry else { return None };
+    let name_bytes = usize::from(u16::from_le_bytes([*low, *high])) + 1;
+    let (old_stat, rest) = rest.get_mut(name_bytes..)?.split_first_chunk_mut()?;
+    *rest.first_chunk_mut()? = content.0;
+    *old_stat = *stat;
+    *head = *head & !YOUNG | if is_young { YOUNG } else { 0 };
+    Some(())
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {

@@ -16,23 +16,31 @@
 //! | `stat` | [`FileStat`], [`ScanMoment`], the rule above |
 //! | `format` | bytes of a record and of the table |
 //! | `index` | [`StatIndex`]: the last scan's, as it lies on the disk |
+//! | `listed` | [`ListedDir`]: a directory while it is looked at, from which its record is made |
 //! | `seen` | [`SeenContext`]: this scan's, from which the next index is written |
 
 mod format;
 mod index;
+mod listed;
 mod seen;
 mod stat;
 
 pub use format::{Entries, Known, KnownKind, Record, RecordDamaged};
 pub use index::{KnownDir, StatIndex};
-pub use seen::{Contained, ListedDir, SeenContext, SeenDir, SeenEntry, SeenKind};
+pub use listed::{ListedDir, Place, SeenEntry};
+pub use seen::{Contained, SeenContext, SeenDir};
 #[cfg(test)]
 pub(super) use stat::settled;
 pub use stat::{FileStat, STAT_BYTES, ScanMoment};
 
+use std::io::{BufWriter, Write as _};
+
 use super::Store;
-use super::error::StoreError;
+use super::error::{IoContext as _, StoreError};
 use super::lease::Lease;
+
+/// An index is written in pieces of this size: one of a few thousand files at once.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 impl Store {
     /// The stat index of a context; empty when there is none or its table is damaged.
@@ -49,11 +57,14 @@ impl Store {
         context: &[u8; 32],
         seen: &SeenContext,
     ) -> Result<(), StoreError> {
-        // The last index can be read no more: the next build writes another.
-        let Some(bytes) = seen.encode() else { return Ok(()) };
-        let temp = lease.next_path();
-        self.inner.layout.write_new(&temp, &bytes)?;
-        self.inner.layout.replace(&temp, &file_name(context))
+        let (layout, temp) = (&self.inner.layout, lease.next_path());
+        let mut out = BufWriter::with_capacity(WRITE_BUFFER_BYTES, layout.new_file(&temp)?);
+        let written = seen.write(&mut out).and_then(|is_whole| out.flush().map(|()| is_whole));
+        match written.doing("write", &layout.path(&temp))? {
+            true => layout.replace(&temp, &file_name(context)),
+            // The last index can be read no more: the next build writes another. What there is goes with the lease.
+            false => Ok(()),
+        }
     }
 }
 

@@ -1,16 +1,18 @@
 //! What a scan found: its nodes, and the next index.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::CString;
+use std::collections::HashMap;
+use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 
-use super::format::{HEAD_BYTES, Known, KnownKind, MAGIC, RULES_BYTES, Record, RecordDamaged, Row};
+use super::super::nodes::NodeCache;
+use super::format::{Known, KnownKind, MAGIC, RULES_BYTES, Record, RecordDamaged, Row};
 use super::index::StatIndex;
-use super::stat::{FileStat, ScanMoment};
+use super::listed::{ListedDir, NodeEntries};
+use super::stat::FileStat;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
 use crate::tree::{
-    ContentDigest, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
+    DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
 };
 
 /// A directory that a scan went through.
@@ -33,91 +35,19 @@ pub enum Contained {
     Listed(ListedDir),
 }
 
-/// A directory that was listed.
+/// Entries of the last nodes that are kept, for paths that begin alike. Whoever walks comes by once.
+const KEPT_ENTRIES: usize = 8 * 1024;
+
+/// A scanned context: its directories' nodes, made from their records when somebody asks, and its files' times.
 #[derive(Debug)]
-pub struct ListedDir {
-    /// Its stat, taken before it was listed.
-    pub stat: FileStat,
-    /// Kept xattrs; the root has none that count.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// What the rules leave of it, in any order.
-    pub entries: Vec<SeenEntry>,
-    /// True when its times tell of every change of what is in it, and nothing in it must be told of each time.
-    pub may_be_trusted: bool,
-}
-
-/// Something in a listed directory.
-#[derive(Debug)]
-pub struct SeenEntry {
-    /// Its name.
-    pub name: Vec<u8>,
-    /// Its stat, of a file that was read when it was opened.
-    pub stat: FileStat,
-    /// Kept xattrs. Who has some is read each time: they are in no index.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// True for a file with other names.
-    pub is_linked: bool,
-    /// True for a file that looks like a secret.
-    pub is_suspect: bool,
-    /// What it is.
-    pub kind: SeenKind,
-}
-
-impl From<&Known<'_>> for SeenEntry {
-    fn from(known: &Known<'_>) -> Self {
-        let kind = match known.kind {
-            KnownKind::File(content) => SeenKind::File(ContentDigest(*content)),
-            KnownKind::Symlink(target) => SeenKind::Symlink(target.to_vec()),
-            KnownKind::Fifo => SeenKind::Fifo,
-            KnownKind::Socket => SeenKind::Socket,
-        };
-        Self {
-            name: known.name.to_bytes().to_vec(),
-            stat: known.stat(),
-            xattrs: BTreeMap::new(),
-            is_linked: known.is_linked,
-            is_suspect: known.is_suspect,
-            kind,
-        }
-    }
-}
-
-/// What something in a directory is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SeenKind {
-    /// A file with this content.
-    File(ContentDigest),
-    /// A symlink and its target.
-    Symlink(Vec<u8>),
-    /// A named pipe.
-    Fifo,
-    /// A socket, which an image has as an empty file.
-    Socket,
-}
-
-impl SeenKind {
-    fn known(&self) -> KnownKind<'_> {
-        match self {
-            Self::File(content) => KnownKind::File(&content.0),
-            Self::Symlink(target) => KnownKind::Symlink(target),
-            Self::Fifo => KnownKind::Fifo,
-            Self::Socket => KnownKind::Socket,
-        }
-    }
-}
-
-/// A scanned context: its directories' nodes, made when somebody asks where the last scan knew them, and its files' times.
-#[derive(Debug, Default)]
 pub struct SeenContext {
     last: Arc<StatIndex>,
     rules: [u8; RULES_BYTES],
     /// Sorted by path, the root first.
     dirs: Vec<Dir>,
     by_digest: OnceLock<HashMap<NodeDigest, usize>>,
+    nodes: NodeCache<KEPT_ENTRIES>,
 }
-
-/// What is in a directory but for other directories, as a node has it.
-type Entries = BTreeMap<Vec<u8>, Entry>;
 
 #[derive(Debug)]
 struct Dir {
@@ -129,7 +59,8 @@ struct Dir {
     /// Places of the directories in it.
     dirs: Vec<usize>,
     held: OnceLock<Option<Held>>,
-    node: OnceLock<Arc<DirNode>>,
+    /// What no record has.
+    beside: NodeEntries,
 }
 
 /// A record in memory.
@@ -153,17 +84,17 @@ impl Held {
 }
 
 impl SeenContext {
-    /// What a scan that began at `scanned` found, having chosen by `rules`. `dirs` are in any order, with the root and
-    /// the directory of each one among them; a directory that was kept comes with all those that it had.
+    /// What a scan found, having chosen by `rules`. `dirs` are in any order, with the root and the directory of each
+    /// one among them; a directory that was kept comes with all those that it had.
     pub fn new(
         last: Arc<StatIndex>,
         rules: [u8; RULES_BYTES],
-        scanned: ScanMoment,
         mut dirs: Vec<SeenDir>,
     ) -> Result<Self, NodeStoreError> {
         dirs.sort_unstable_by(|a, b| compare(&a.path, &b.path));
-        let mut entries = Vec::with_capacity(dirs.len());
-        let mut seen = Self { last, rules, dirs: Vec::with_capacity(dirs.len()), by_digest: OnceLock::new() };
+        let all = Vec::with_capacity(dirs.len());
+        let mut seen =
+            Self { last, rules, dirs: all, by_digest: OnceLock::new(), nodes: NodeCache::default() };
         // From the root to the last one.
         let mut above: Vec<usize> = Vec::new();
         for dir in dirs {
@@ -175,30 +106,25 @@ impl SeenContext {
                 seen.dirs[*holder].dirs.push(at);
             }
             above.push(at);
-            let (dir, listed) = Dir::new(dir, &seen.last, scanned).ok_or_else(damaged)?;
+            let dir = Dir::new(dir, &seen.last).ok_or_else(damaged)?;
             seen.dirs.push(dir);
-            entries.push(listed);
         }
         for at in (0..seen.dirs.len()).rev() {
-            seen.close(at, std::mem::take(&mut entries[at]))?;
+            seen.close(at)?;
         }
         Ok(seen)
     }
 
     /// Settles the node of a directory, once those in it are settled.
-    fn close(&mut self, at: usize, entries: Option<Entries>) -> Result<(), NodeStoreError> {
+    fn close(&mut self, at: usize) -> Result<(), NodeStoreError> {
         let dir = &self.dirs[at];
-        if entries.is_none() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
+        if dir.kept.is_some() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
             return Ok(());
         }
-        let own = match entries {
-            Some(entries) => entries,
-            None => self.own_entries(at).ok_or_else(damaged)?,
-        };
-        let node = self.with_dirs(at, own);
-        let dir = &mut self.dirs[at];
-        dir.row.node = node.digest();
-        dir.node = OnceLock::from(Arc::new(node));
+        let node = self.made(at).ok_or_else(damaged)?;
+        let digest = node.digest();
+        self.keep(digest, &Arc::new(node));
+        self.dirs[at].row.node = digest;
         Ok(())
     }
 
@@ -214,22 +140,32 @@ impl SeenContext {
         })
     }
 
-    /// What is in a directory but for other directories.
-    fn own_entries(&self, at: usize) -> Option<Entries> {
-        let entries = Record(&self.held(at)?.bytes).entries();
-        entries.map(|known| known.ok().map(|known| (known.name.to_bytes().to_vec(), known.entry()))).collect()
-    }
-
-    fn with_dirs(&self, at: usize, mut entries: Entries) -> DirNode {
-        for inner in self.dirs[at].dirs.iter().map(|inner| &self.dirs[*inner]) {
+    /// The node of a directory, those in it being settled.
+    fn made(&self, at: usize) -> Option<DirNode> {
+        let (dir, held) = (&self.dirs[at], self.held(at)?);
+        let count = held.starts.len() + dir.beside.len() + dir.dirs.len();
+        let mut entries = Vec::with_capacity(count);
+        for known in Record(&held.bytes).entries() {
+            let known = known.ok()?;
+            entries.push((known.name.to_bytes().to_vec(), known.entry()));
+        }
+        entries.extend(dir.beside.iter().map(|(name, entry)| (name.clone(), entry.clone())));
+        for inner in dir.dirs.iter().map(|inner| &self.dirs[*inner]) {
             // Entered for what would be brought back in it, and nothing was.
             if inner.row.is_excluded && inner.row.node == *EMPTY_NODE {
                 continue;
             }
             let entry = Entry { meta: inner.meta.clone(), kind: Kind::Dir(inner.row.node) };
-            entries.insert(name_of(&inner.path).1.to_vec(), entry);
+            entries.push((name_of(&inner.path).1.to_vec(), entry));
         }
-        DirNode { entries }
+        Some(DirNode { entries: entries.into_iter().collect() })
+    }
+
+    /// Keeps a node for a while, unless it is larger than all that may be kept.
+    fn keep(&self, digest: NodeDigest, node: &Arc<DirNode>) {
+        if node.entries.len() < KEPT_ENTRIES {
+            self.nodes.put(digest, Arc::clone(node));
+        }
     }
 
     fn held(&self, at: usize) -> Option<&Held> {
@@ -290,37 +226,39 @@ impl SeenContext {
         Some(table)
     }
 
-    /// The next index; `None` when what was kept cannot be read from the last one.
-    pub(super) fn encode(&self) -> Option<Vec<u8>> {
-        let table = self.table()?;
-        let records: usize = self.dirs.iter().map(|dir| dir.row.record_bytes as usize).sum();
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + table.len() + 4 + records);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&u32::try_from(table.len()).ok()?.to_le_bytes());
-        bytes.extend_from_slice(&table);
-        let crc = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(&crc.to_le_bytes());
+    /// Writes the next index; false when what was kept cannot be read from the last one, and then `out` has a part.
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<bool> {
+        let Some(table) = self.table() else { return Ok(false) };
+        let Ok(length) = u32::try_from(table.len()) else { return Ok(false) };
+        let mut crc = crc32fast::Hasher::new();
+        for part in [&MAGIC[..], &length.to_le_bytes(), &table] {
+            crc.update(part);
+            out.write_all(part)?;
+        }
+        out.write_all(&crc.finalize().to_le_bytes())?;
         let mut buffer = Vec::new();
         for dir in &self.dirs {
-            match (dir.held.get(), dir.kept) {
-                (Some(held), _) => bytes.extend_from_slice(&held.as_ref()?.bytes),
-                (None, kept) => bytes.extend_from_slice(self.last.record(kept?, &mut buffer)?.0),
-            }
+            let record = match (dir.held.get(), dir.kept) {
+                (Some(held), _) => held.as_ref().map(|held| Record(&held.bytes)),
+                (None, kept) => kept.and_then(|kept| self.last.record(kept, &mut buffer)),
+            };
+            let Some(record) = record else { return Ok(false) };
+            out.write_all(record.0)?;
         }
-        Some(bytes)
+        Ok(true)
     }
 }
 
 impl NodeStore for SeenContext {
     fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        if let Some(node) = self.nodes.get(digest) {
+            return Ok(node);
+        }
         let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
         let at = *self.by_digest.get_or_init(all).get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        if let Some(node) = self.dirs[at].node.get() {
-            return Ok(Arc::clone(node));
-        }
-        let own = self.own_entries(at).ok_or(NodeStoreError::Damaged(*digest))?;
-        let node = self.dirs[at].node.get_or_init(|| Arc::new(self.with_dirs(at, own)));
-        Ok(Arc::clone(node))
+        let node = Arc::new(self.made(at).ok_or(NodeStoreError::Damaged(*digest))?);
+        self.keep(*digest, &node);
+        Ok(node)
     }
 
     fn put_nodes(&self, _: &[EncodedNode]) -> Result<(), NodeStoreError> {
@@ -329,82 +267,62 @@ impl NodeStore for SeenContext {
 }
 
 impl Dir {
-    /// A directory, and its own entries unless it was kept. `None` when the last index has nothing at the place.
-    fn new(seen: SeenDir, last: &StatIndex, scanned: ScanMoment) -> Option<(Self, Option<Entries>)> {
+    /// A directory. `None` when the last index has nothing at the place.
+    fn new(seen: SeenDir, last: &StatIndex) -> Option<Self> {
         let SeenDir { path, is_excluded, contained } = seen;
         // The root's own are the host's affair.
         let mode_of = |mode: u32| if path.is_empty() { 0o755 } else { mode & 0o7777 };
-        let (meta, kept, row, held, entries) = match contained {
+        let dirs = Vec::new();
+        Some(match contained {
             Contained::Kept(at) => {
                 let known = last.dir(at)?;
                 let meta = Meta { mode: mode_of(known.mode()), ..Meta::default() };
-                (meta, Some(at), known.row().clone(), OnceLock::new(), None)
+                let (row, held, beside) = (known.row().clone(), OnceLock::new(), NodeEntries::new());
+                Self { path, meta, kept: Some(at), row, dirs, held, beside }
             }
             Contained::Listed(mut listed) => {
-                listed.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-                let (row, record) = record_of(&listed, is_excluded, scanned)?;
-                let mode = mode_of(listed.stat.mode);
-                let meta = Meta { mode, xattrs: listed.xattrs, ..Meta::default() };
-                let entries = listed.entries.into_iter().map(tree_entry).collect();
-                (meta, None, row, OnceLock::from(Held::new(record)), Some(entries))
+                let (stat, is_trusted) = (*listed.stat(), listed.is_trusted());
+                let xattrs = std::mem::take(&mut listed.xattrs);
+                let meta = Meta { mode: mode_of(stat.mode), xattrs, ..Meta::default() };
+                let (record, beside) = listed.into_record();
+                let row = Row { is_trusted, is_excluded, ..Row::of(&stat, &record, &beside)? };
+                let held = OnceLock::from(Held::new(record));
+                Self { path, meta, kept: None, row, dirs, held, beside }
             }
-        };
-        let dir = Self { path, meta, kept, row, dirs: Vec::new(), held, node: OnceLock::new() };
-        Some((dir, entries))
+        })
     }
 }
 
-/// A listed directory's record, and its row as far as it is known before the node is.
-fn record_of(listed: &ListedDir, is_excluded: bool, scanned: ScanMoment) -> Option<(Row, Vec<u8>)> {
-    let mut is_trusted = listed.may_be_trusted && listed.xattrs.is_empty() && listed.stat.is_settled(scanned);
-    let (mut record, mut files, mut bytes) = (Vec::new(), 0, 0_u64);
-    for entry in &listed.entries {
-        if let SeenKind::File(_) = entry.kind {
+impl Row {
+    /// The row of a listed directory, as far as it is known before its node is.
+    fn of(stat: &FileStat, record: &[u8], beside: &NodeEntries) -> Option<Self> {
+        let recorded = Record(record).entries().flatten().filter_map(|known| match known.kind {
+            KnownKind::File(_) => Some(known.stat().size),
+            KnownKind::Symlink(_) | KnownKind::Fifo | KnownKind::Socket => None,
+        });
+        let others = beside.values().filter_map(|entry| match entry.kind {
+            Kind::File { size, .. } => Some(size),
+            _ => None,
+        });
+        let (mut files, mut bytes) = (0, 0_u64);
+        for size in recorded.chain(others) {
             files += 1;
-            bytes = bytes.saturating_add(entry.stat.size);
+            bytes = bytes.saturating_add(size);
         }
-        let name = CString::new(entry.name.clone()).ok()?;
-        let known = Known {
-            name: &name,
-            stat: &entry.stat.to_bytes(),
-            is_young: !entry.stat.is_settled(scanned),
-            is_linked: entry.is_linked,
-            is_suspect: entry.is_suspect,
-            kind: entry.kind.known(),
-        };
-        let is_recorded = entry.xattrs.is_empty() && known.write(&mut record).is_some();
-        is_trusted &= is_recorded;
+        Some(Self {
+            path: 0..0,
+            stat: stat.to_bytes(),
+            is_trusted: false,
+            is_excluded: false,
+            node: *EMPTY_NODE,
+            files,
+            bytes,
+            record_bytes: u32::try_from(record.len()).ok()?,
+            crc: crc32fast::hash(record),
+            record_at: 0,
+            parent: 0,
+        })
     }
-    let row = Row {
-        path: 0..0,
-        stat: listed.stat.to_bytes(),
-        is_trusted,
-        is_excluded,
-        node: *EMPTY_NODE,
-        files,
-        bytes,
-        record_bytes: u32::try_from(record.len()).ok()?,
-        crc: crc32fast::hash(&record),
-        record_at: 0,
-        parent: 0,
-    };
-    Some((row, record))
-}
-
-fn tree_entry(seen: SeenEntry) -> (Vec<u8>, Entry) {
-    let SeenEntry { name, stat, xattrs, kind, .. } = seen;
-    let stat = stat.to_bytes();
-    let known = Known {
-        name: c"",
-        stat: &stat,
-        is_young: false,
-        is_linked: false,
-        is_suspect: false,
-        kind: kind.known(),
-    };
-    let mut entry = known.entry();
-    entry.meta.xattrs = xattrs;
-    (name, entry)
 }
 
 fn is_below(path: &[u8], dir: &[u8]) -> bool {
@@ -421,4 +339,28 @@ fn name_of(path: &[u8]) -> (&[u8], &[u8]) {
 
 fn damaged() -> NodeStoreError {
     NodeStoreError::Storage(Box::new(RecordDamaged))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ScanMoment, SeenEntry};
+    use super::*;
+
+    #[test]
+    fn a_file_takes_its_record_and_where_that_begins_and_no_more() {
+        const FILES: usize = 1000;
+        let time = Mtime { secs: 1, nanos: 0 };
+        let stat = FileStat { size: 1, mtime: time, ctime: time, ino: 1, dev: 1, mode: 0, uid: 0, gid: 0 };
+        let mut listed = ListedDir::new(stat, ScanMoment::at(2, 0));
+        for at in 0..FILES {
+            let (name, kind) = (format!("{at:04}"), KnownKind::File(&[1; 32]));
+            let entry = SeenEntry { name: name.as_bytes(), stat, is_linked: false, is_suspect: false, kind };
+            listed.push(&entry).unwrap();
+        }
+        let root = SeenDir { path: Vec::new(), is_excluded: false, contained: Contained::Listed(listed) };
+        let seen = SeenContext::new(Arc::default(), [0; RULES_BYTES], vec![root]).unwrap();
+        let held = seen.held(0).unwrap();
+        assert_eq!((held.starts.len(), held.bytes.len()), (FILES, FILES * (3 + 5 + 60 + 32)));
+        assert_eq!((held.starts.capacity(), held.bytes.capacity()), (held.starts.len(), held.bytes.len()));
+    }
 }

@@ -1,12 +1,11 @@
 //! Prints what a process pays for the store; the bounds are many times the measured values, so that only a change
 //! of kind (a sync, a scan, a statement per row prepared anew) fails them.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::layer::Mtime;
-use crate::tree::{ContentDigest, NodeStore};
+use crate::tree::NodeStore;
 
 #[test]
 fn opening_and_fifty_look_ups_cost_about_a_millisecond() {
@@ -85,21 +84,19 @@ fn a_stat_index_of_twenty_thousand_files_is_read_at_once() {
     let lease = store.lease().unwrap();
     let mtime = Mtime { secs: 10, nanos: 1 };
     let stat = FileStat { size: 3, mtime, ctime: mtime, ino: 4, dev: 5, mode: 0o644, uid: 6, gid: 7 };
-    let entry = |n: usize| SeenEntry {
-        name: format!("file-{n}.js").into_bytes(),
-        stat,
-        xattrs: BTreeMap::new(),
-        is_linked: false,
-        is_suspect: false,
-        kind: SeenKind::File(ContentDigest([1; 32])),
-    };
-    let dir = |path: String, entries| {
-        let listed = ListedDir { stat, xattrs: BTreeMap::new(), entries, may_be_trusted: true };
+    let dir = |path: String, files| {
+        let mut listed = ListedDir::new(stat, ScanMoment::now());
+        listed.may_be_trusted = true;
+        for n in 0..files {
+            let (name, kind) = (format!("file-{n:03}.js"), KnownKind::File(&[1; 32]));
+            let (is_linked, is_suspect) = (false, false);
+            listed.push(&SeenEntry { name: name.as_bytes(), stat, is_linked, is_suspect, kind }).unwrap();
+        }
         SeenDir { path: path.into_bytes(), is_excluded: false, contained: Contained::Listed(listed) }
     };
-    let mut dirs = vec![dir(String::new(), Vec::new())];
-    dirs.extend((0..100).map(|n| dir(format!("module-{n}"), (0..200).map(entry).collect())));
-    let seen = SeenContext::new(Arc::default(), [0; 32], ScanMoment::now(), dirs).unwrap();
+    let mut dirs = vec![dir(String::new(), 0)];
+    dirs.extend((0..100).map(|n| dir(format!("module-{n}"), 200)));
+    let seen = SeenContext::new(Arc::default(), [0; 32], dirs).unwrap();
     let begun = Instant::now();
     store.put_stat_index(&lease, &[0; 32], &seen).unwrap();
     let saved = begun.elapsed();

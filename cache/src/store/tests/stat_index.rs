@@ -19,20 +19,46 @@ fn stat(ctime: Mtime) -> FileStat {
     FileStat { size: 3, mtime, ctime, ino: 4, dev: 5, mode: 0o100_644, uid: 6, gid: 7 }
 }
 
-fn file(name: &str, stat: FileStat) -> SeenEntry {
-    let kind = SeenKind::File(ContentDigest::of(name.as_bytes()));
-    let xattrs = BTreeMap::new();
-    SeenEntry { name: name.into(), stat, xattrs, is_linked: false, is_suspect: false, kind }
+/// A file, with its name as content, or a symlink.
+#[derive(Clone)]
+struct Thing {
+    name: String,
+    stat: FileStat,
+    content: ContentDigest,
+    target: Option<&'static str>,
+    is_marked: bool,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-fn dir(path: &str, entries: Vec<SeenEntry>) -> SeenDir {
+fn file(name: &str, stat: FileStat) -> Thing {
+    let (content, xattrs) = (ContentDigest::of(name.as_bytes()), BTreeMap::new());
+    Thing { name: name.to_owned(), stat, content, target: None, is_marked: false, xattrs }
+}
+
+fn listed(stat: FileStat, things: &[Thing]) -> ListedDir {
+    let mut listed = ListedDir::new(stat, SCANNED);
+    listed.may_be_trusted = true;
+    for Thing { name, stat, content, target, is_marked, xattrs } in things {
+        let kind = target.map_or(KnownKind::File(&[0; 32]), |target| KnownKind::Symlink(target.as_bytes()));
+        // Not as it is when it is opened.
+        let before = if target.is_some() { *stat } else { FileStat { size: 99, ino: 99, ..*stat } };
+        let (is_linked, is_suspect) = (*is_marked, *is_marked);
+        let entry = SeenEntry { name: name.as_bytes(), stat: before, is_linked, is_suspect, kind };
+        let place = listed.push(&entry).unwrap();
+        if target.is_none() {
+            listed.fill(place, stat, content, xattrs.clone());
+        }
+    }
+    listed
+}
+
+fn dir(path: &str, things: Vec<Thing>) -> SeenDir {
     let stat = FileStat { mode: 0o40_755, ..stat(OLD) };
-    let listed = ListedDir { stat, xattrs: BTreeMap::new(), entries, may_be_trusted: true };
-    SeenDir { path: path.into(), is_excluded: false, contained: Contained::Listed(listed) }
+    SeenDir { path: path.into(), is_excluded: false, contained: Contained::Listed(listed(stat, &things)) }
 }
 
 fn seen(last: &Arc<StatIndex>, dirs: Vec<SeenDir>) -> SeenContext {
-    SeenContext::new(Arc::clone(last), RULES, SCANNED, dirs).unwrap()
+    SeenContext::new(Arc::clone(last), RULES, dirs).unwrap()
 }
 
 fn save(store: &Store, seen: &SeenContext) -> Arc<StatIndex> {
@@ -55,9 +81,9 @@ fn recorded(index: &StatIndex, at: usize) -> Option<Vec<(String, FileStat, bool)
 #[test]
 fn what_was_listed_is_recorded() {
     let (_dir, store) = fresh();
-    let link = SeenEntry { kind: SeenKind::Symlink(b"to".to_vec()), ..file("s", stat(OLD)) };
-    let marked = SeenEntry { is_linked: true, is_suspect: true, ..file("m", stat(OLD)) };
-    let index = save_new(&store, vec![dir("", vec![link, marked]), dir("a", vec![file("b", stat(OLD))])]);
+    let link = Thing { target: Some("to"), ..file("s", stat(OLD)) };
+    let marked = Thing { is_marked: true, ..file("m", stat(OLD)) };
+    let index = save_new(&store, vec![dir("", vec![marked, link]), dir("a", vec![file("b", stat(OLD))])]);
     assert_eq!((index.len(), index.files(), index.find(b"a"), index.find(b"b")), (2, 2, Some(1), None));
     assert!(index.is_by(&RULES) && !index.is_by(&[0; 32]));
     assert_eq!(index.dirs_in(0).collect::<Vec<_>>(), [1]);
@@ -94,11 +120,8 @@ fn what_changed_around_the_scan_is_not_trusted() {
     let (_dir, store) = fresh();
     let is_trusted = |stat: FileStat| {
         let of_file = save_new(&store, vec![dir("", vec![file("f", stat)])]);
-        let mut listed = dir("", Vec::new());
-        if let Contained::Listed(dir) = &mut listed.contained {
-            dir.stat = stat;
-        }
-        let of_dir = save_new(&store, vec![listed]).dir(0).unwrap().is_trusted();
+        let empty = SeenDir { contained: Contained::Listed(listed(stat, &[])), ..dir("", Vec::new()) };
+        let of_dir = save_new(&store, vec![empty]).dir(0).unwrap().is_trusted();
         // A directory is trusted or not by its own times.
         assert!(of_file.dir(0).unwrap().is_trusted());
         assert_eq!(recorded(&of_file, 0).unwrap()[0].2, of_dir);
@@ -119,18 +142,55 @@ fn what_changed_around_the_scan_is_not_trusted() {
 #[test]
 fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
     let (_store_dir, store) = fresh();
-    let with = |change: fn(&mut ListedDir)| {
-        let mut changed = dir("", vec![file("f", stat(OLD)), file("g", stat(OLD))]);
+    let xattrs = || BTreeMap::from([(b"user.x".to_vec(), b"1".to_vec())]);
+    let with = |things: Vec<Thing>, change: fn(&mut ListedDir)| {
+        let mut changed = dir("", things);
         if let Contained::Listed(listed) = &mut changed.contained {
             change(listed);
         }
-        let index = save_new(&store, vec![changed]);
+        let seen = seen(&Arc::default(), vec![changed]);
+        assert_eq!((NodeStore::node(&seen, &seen.node()).unwrap().entries.len(), seen.bytes()), (3, 9));
+        let index = save(&store, &seen);
+        assert_eq!(index.files(), 3);
         (index.dir(0).unwrap().is_trusted(), recorded(&index, 0).unwrap().len())
     };
-    assert_eq!(with(|_| {}), (true, 2));
-    assert_eq!(with(|dir| dir.may_be_trusted = false), (false, 2));
-    assert_eq!(with(|dir| drop(dir.xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 2));
-    assert_eq!(with(|dir| drop(dir.entries[0].xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 1));
+    let plain = || ["f", "g", "h"].map(|name| file(name, stat(OLD))).to_vec();
+    assert_eq!(with(plain(), |_| {}), (true, 3));
+    assert_eq!(with(plain(), |dir| dir.may_be_trusted = false), (false, 3));
+    assert_eq!(with(plain(), |dir| drop(dir.xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 3));
+    for at in 0..3 {
+        let mut things = plain();
+        things[at].xattrs = xattrs();
+        assert_eq!(with(things, |_| {}), (false, 2));
+    }
+}
+
+#[test]
+fn a_node_that_is_too_large_to_be_kept_is_made_again_when_asked_for() {
+    const MANY: usize = 10_000;
+    let (_dir, store) = fresh();
+    let many = |is_marked| {
+        let mut things: Vec<_> = (0..MANY).map(|at| file(&format!("{at:05}"), stat(OLD))).collect();
+        if is_marked {
+            things[7].xattrs.insert(b"user.x".to_vec(), b"1".to_vec());
+        }
+        things
+    };
+    let listed = [dir("", Vec::new()), dir("a", many(true)), dir("b", many(false))];
+    let listed = seen(&Arc::default(), listed.into());
+    let index = save(&store, &listed);
+    let kept = SeenDir { contained: Contained::Kept(2), ..dir("b", Vec::new()) };
+    let known = seen(&index, vec![dir("", Vec::new()), dir("a", many(true)), kept]);
+    assert_eq!(known.node(), listed.node());
+    for seen in [&listed, &known] {
+        let root = NodeStore::node(seen, &seen.node()).unwrap();
+        assert!(Arc::strong_count(&root) > 1);
+        for entry in root.entries.values() {
+            let Kind::Dir(digest) = entry.kind else { unreachable!() };
+            let node = NodeStore::node(seen, &digest).unwrap();
+            assert_eq!((node.digest(), node.entries.len(), Arc::strong_count(&node)), (digest, MANY, 1));
+        }
+    }
 }
 
 #[test]
@@ -221,10 +281,10 @@ fn model() -> impl Strategy<Value = Model> {
     })
 }
 
-fn versioned(name: &str, version: u32) -> SeenEntry {
-    let content = SeenKind::File(ContentDigest::of(format!("{name} {version}").as_bytes()));
+fn versioned(name: &str, version: u32) -> Thing {
+    let content = ContentDigest::of(format!("{name} {version}").as_bytes());
     let times = FileStat { mtime: Mtime { secs: 11 + i64::from(version), nanos: 1 }, ..stat(OLD) };
-    SeenEntry { kind: content, ..file(name, times) }
+    Thing { content, ..file(name, times) }
 }
 
 /// What a scan sees that finds `last` unmoved where the model is: a directory is kept when it held the same before.
@@ -259,7 +319,7 @@ fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
         let path = RelPath::new(path.as_bytes()).unwrap();
         let mut node = open.remove(&path).unwrap_or_default();
         for (name, version) in &model[&path.to_string()] {
-            let SeenKind::File(content) = versioned(name, *version).kind else { unreachable!() };
+            let content = versioned(name, *version).content;
             let meta = Meta { mode: 0o644, ..Meta::default() };
             let entry = Entry { meta, kind: Kind::File { size: 3, content } };
             node.entries.insert(name.clone().into_bytes(), entry);
