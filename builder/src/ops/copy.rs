@@ -140,11 +140,7 @@ fn layer(
             (Draft::Packed(packs), Some(tar), Some(recent), tree?)
         }
     };
-    let CopyPlan { diff, files } = plan;
-    if files.len() >= PARALLEL_ENTRIES_MIN {
-        // To free them takes a while, which nobody need wait for.
-        tokio::task::spawn_blocking(move || drop(files));
-    }
+    let diff = plan.diff;
     let size_bytes = size_bytes(&diff);
     Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
 }

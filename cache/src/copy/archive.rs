@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::origins::Rule;
 use super::plan::{Archive, Planner};
-use super::view::{NewDirs, Planned};
-use super::{CopyError, FileOrigin};
+use super::view::{Link, NewDirs, Planned};
+use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, Mtime};
 use crate::path::RelPath;
 use crate::tree::{EMPTY_NODE, Entry, Kind, Meta};
@@ -24,10 +25,12 @@ impl Planner<'_> {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
-        // Where each directory of the archive really is: elsewhere behind a symlink of the image.
-        let mut dirs: HashMap<RelPath, RelPath> = HashMap::from([(RelPath::root(), top)]);
+        // Where each directory of the archive really is, elsewhere behind a symlink of the image, and the rule for what
+        // is in it.
+        let rule = self.unpacked(index, RelPath::root(), top.clone());
+        let mut dirs: HashMap<RelPath, (RelPath, Rule)> = HashMap::from([(RelPath::root(), (top, rule))]);
         // Numbers of the archive's hardlink groups, by their first path.
-        let mut links: HashMap<RelPath, u64> = HashMap::new();
+        let mut links: HashMap<RelPath, Link> = HashMap::new();
         for entry in archive.diff {
             if let Change::Hardlink { target } = entry.change
                 && !links.contains_key(&target)
@@ -40,50 +43,60 @@ impl Planner<'_> {
         for item in archive.diff {
             let Some(parent) = item.path.parent() else { continue };
             let not_directory = || CopyError::NotDirectory { path: item.path.clone() };
-            let dest = dirs.get(&parent).ok_or_else(not_directory)?.join(item.path.name());
-            let (mut entry, origin) = match &item.change {
+            let (dir, rule) = dirs.get(&parent).ok_or_else(not_directory)?;
+            let (dest, rule) = (dir.join(item.path.name()), *rule);
+            let mut entry = match &item.change {
                 Change::Whiteout => return Err(CopyError::Whiteout { path: item.path.clone() }),
                 Change::Dir { meta, opaque } => {
-                    let real = if archive.implied.binary_search(&item.path).is_ok() {
-                        self.implied_dir(&dest)?
+                    let (real, rule) = if archive.implied.binary_search(&item.path).is_ok() {
+                        let real = self.implied_dir(&dest)?;
+                        let rule = match real == dest {
+                            true => rule,
+                            false => self.unpacked(index, item.path.clone(), real.clone()),
+                        };
+                        (real, rule)
                     } else {
-                        self.archive_dir(dest, meta, *opaque, item.mtime)?
+                        (self.archive_dir(dest, meta, *opaque, item.mtime)?, rule)
                     };
-                    dirs.insert(item.path.clone(), real);
+                    dirs.insert(item.path.clone(), (real, rule));
                     continue;
                 }
                 Change::File { meta, size, content } => {
                     let kind = Kind::File { size: *size, content: *content };
                     let entry = Entry { meta: meta.clone(), kind };
                     linked.insert(item.path.clone(), entry.clone());
-                    (entry, Some(item.path.clone()))
+                    entry
                 }
                 Change::Hardlink { target } => {
-                    let entry = linked.get(target).cloned().ok_or_else(|| CopyError::LinkTarget {
+                    // Should the first name be overwritten, this one has the bytes: it was unpacked too.
+                    linked.get(target).cloned().ok_or_else(|| CopyError::LinkTarget {
                         path: item.path.clone(),
                         target: target.clone(),
-                    })?;
-                    // Should the first name be overwritten, this one still needs its bytes.
-                    (entry, Some(target.clone()))
+                    })?
                 }
-                Change::Symlink { meta, target } => (entry(meta, Kind::Symlink(target.clone())), None),
+                Change::Symlink { meta, target } => entry(meta, Kind::Symlink(target.clone())),
                 Change::CharDevice { meta, major, minor } => {
-                    (entry(meta, Kind::CharDevice { major: *major, minor: *minor }), None)
+                    entry(meta, Kind::CharDevice { major: *major, minor: *minor })
                 }
                 Change::BlockDevice { meta, major, minor } => {
-                    (entry(meta, Kind::BlockDevice { major: *major, minor: *minor }), None)
+                    entry(meta, Kind::BlockDevice { major: *major, minor: *minor })
                 }
-                Change::Fifo { meta } => (entry(meta, Kind::Fifo), None),
+                Change::Fifo { meta } => entry(meta, Kind::Fifo),
             };
             self.chown(&mut entry.meta);
             let link = match &item.change {
                 Change::Hardlink { target } => links.get(target).copied(),
                 _ => links.get(&item.path).copied(),
             };
-            let origin = origin.map(|path| FileOrigin::Archive { index, path });
-            self.view.replace(dest, Planned { entry, mtime: Some(item.mtime), origin, link })?;
+            let planned = Planned { entry, mtime: Some(item.mtime), origin: Some(rule), link };
+            self.view.replace(dest, planned)?;
         }
         Ok(())
+    }
+
+    /// The rule for what is in a directory of an archive.
+    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Rule {
+        self.view.origins.rule(Origin::Archive { index, moved: Moved::new(from, to) })
     }
 
     /// Finds or makes a directory that the archive does not list, and gives its real path.

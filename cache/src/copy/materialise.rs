@@ -1,10 +1,8 @@
 //! Filling the layer directory.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
@@ -16,10 +14,11 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::bytes::{copy_in_kernel, copy_rest, write_all};
+use super::origins::{Found, Origins};
 use super::pack::open_planned;
 use super::source::open_dir;
-use super::{CopyPlan, FileOrigin, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners, read_all};
+use super::{CopyPlan, FileSource, SourceError};
+use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners, Pack, PackReader, Place, read_all};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
@@ -31,12 +30,12 @@ const THREADS_MAX: usize = 8;
 /// Where the files of a plan are read from.
 #[derive(Clone, Copy, Default)]
 pub struct Sources<'a> {
-    /// What [`FileOrigin::Source`] means.
+    /// What [`super::Origin::Source`] means.
     pub main: Option<&'a dyn FileSource>,
-    /// What [`FileOrigin::Archive`] indexes.
+    /// What [`super::Origin::Archive`] indexes.
     pub archives: &'a [&'a dyn FileSource],
-    /// What [`FileOrigin::Packed`] indexes.
-    pub packs: &'a [&'a File],
+    /// What [`super::Origin::Packed`] means.
+    pub packs: &'a [Pack],
 }
 
 /// Why a layer directory could not be filled. What was written so far is left behind.
@@ -110,25 +109,18 @@ pub fn materialise(
     owners: Owners,
     form: OverlayForm,
 ) -> Result<(), MaterialiseError> {
-    let origins: HashMap<&RelPath, &FileOrigin> =
-        plan.files.iter().map(|(path, origin)| (path, origin)).collect();
-    let (mut dirs, mut links, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    let entries: Vec<DiffEntry> = plan.diff.iter().collect();
-    for entry in &entries {
-        let kind = match &entry.change {
-            Change::Dir { .. } => &mut dirs,
-            Change::Hardlink { .. } => &mut links,
-            _ => &mut others,
-        };
-        kind.push((entry, origins.get(&entry.path).copied()));
-    }
-    let new_filler = || Filler::new(dir, sources, owners, form.has_modes());
+    let entries = || plan.diff.iter();
+    let dirs: Vec<DiffEntry> = entries().filter(|entry| matches!(entry.change, Change::Dir { .. })).collect();
+    let mut links = entries().filter(|entry| matches!(entry.change, Change::Hardlink { .. }));
+    let others =
+        entries().filter(|entry| !matches!(entry.change, Change::Dir { .. } | Change::Hardlink { .. }));
+    let new_filler = || Filler::new(dir, sources, &plan.origins, owners, form.has_modes());
     let mut filler = new_filler();
-    filler.entries(&dirs)?;
-    fill_all(&others, new_filler)?;
-    filler.entries(&links)?;
+    dirs.iter().try_for_each(|entry| filler.entry(entry))?;
+    fill_all(others, plan.diff.len() - dirs.len(), new_filler)?;
+    links.try_for_each(|entry| filler.entry(&entry))?;
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
-    for (entry, _) in dirs.iter().rev() {
+    for entry in dirs.iter().rev() {
         if let Change::Dir { meta, opaque } = &entry.change {
             filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;
         }
@@ -136,27 +128,38 @@ pub fn materialise(
     Ok(())
 }
 
-type Work<'a> = (&'a DiffEntry, Option<&'a FileOrigin>);
-
 /// Makes entries whose directories exist, on several threads when there are many: making a file is a dozen system
-/// calls that mostly wait for the filesystem. Gives the first error in the order of `work` among those met.
-fn fill_all<'a>(work: &[Work<'_>], filler: impl Fn() -> Filler<'a> + Sync) -> Result<(), MaterialiseError> {
-    let batches: Vec<&[Work<'_>]> = work.chunks(BATCH_ENTRIES).collect();
-    let threads =
-        std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(batches.len());
-    if threads <= 1 {
-        return filler().entries(work);
-    }
-    let next = AtomicUsize::new(0);
+/// calls that mostly wait for the filesystem. Gives the first error in the order of `work`, which has up to `most`, among
+/// those met.
+fn fill_all<'a>(
+    work: impl Iterator<Item = DiffEntry> + Send,
+    most: usize,
+    filler: impl Fn() -> Filler<'a> + Sync,
+) -> Result<(), MaterialiseError> {
+    let batches = most.div_ceil(BATCH_ENTRIES);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(batches);
+    // The entries that no thread has taken, and how many batches were.
+    let left = Mutex::new((work, 0));
     let first_error: Mutex<Option<(usize, MaterialiseError)>> = Mutex::new(None);
+    let has_failed = AtomicBool::new(false);
     let run = || {
-        let mut filler = filler();
+        let (mut filler, mut batch) = (filler(), Vec::with_capacity(BATCH_ENTRIES));
         loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(batch) = batches.get(at) else { return };
-            if let Err(error) = filler.entries(batch) {
-                // No new batches for anyone; those before this one were taken already and run to their end.
-                next.store(batches.len(), Ordering::Relaxed);
+            let at = {
+                let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+                batch.clear();
+                // No new batches for anyone after an error; those before it were taken already and run to their end.
+                if !has_failed.load(Ordering::Relaxed) {
+                    batch.extend(left.0.by_ref().take(BATCH_ENTRIES));
+                }
+                left.1 += 1;
+                left.1
+            };
+            if batch.is_empty() {
+                return;
+            }
+            if let Err(error) = batch.iter().try_for_each(|entry| filler.entry(entry)) {
+                has_failed.store(true, Ordering::Relaxed);
                 let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(earlier, _)| at < *earlier) {
                     *first = Some((at, error));
@@ -183,6 +186,7 @@ fn fill_all<'a>(work: &[Work<'_>], filler: impl Fn() -> Filler<'a> + Sync) -> Re
 struct Filler<'a> {
     root: BorrowedFd<'a>,
     sources: &'a Sources<'a>,
+    origins: &'a Origins,
     owners: Owners,
     has_modes: bool,
     /// Directory of the last entry.
@@ -197,15 +201,18 @@ fn failed(action: &'static str, path: &RelPath) -> impl Fn(Errno) -> Materialise
 }
 
 impl<'a> Filler<'a> {
-    fn new(root: BorrowedFd<'a>, sources: &'a Sources<'a>, owners: Owners, has_modes: bool) -> Self {
-        Self { root, sources, owners, has_modes, last: None, buffer: Vec::new(), is_clone_refused: false }
+    fn new(
+        root: BorrowedFd<'a>,
+        sources: &'a Sources<'a>,
+        origins: &'a Origins,
+        owners: Owners,
+        has_modes: bool,
+    ) -> Self {
+        let (last, buffer) = (None, Vec::new());
+        Self { root, sources, origins, owners, has_modes, last, buffer, is_clone_refused: false }
     }
 
-    fn entries(&mut self, work: &[Work<'_>]) -> Result<(), MaterialiseError> {
-        work.iter().try_for_each(|(entry, origin)| self.entry(entry, *origin))
-    }
-
-    fn entry(&mut self, entry: &DiffEntry, origin: Option<&FileOrigin>) -> Result<(), MaterialiseError> {
+    fn entry(&mut self, entry: &DiffEntry) -> Result<(), MaterialiseError> {
         let path = &entry.path;
         let Some(parent) = path.parent() else { return Ok(()) };
         if self.last.as_ref().is_none_or(|(at, _)| *at != parent) {
@@ -213,17 +220,12 @@ impl<'a> Filler<'a> {
             self.last = Some((parent, fd));
         }
         let Some((_, fd)) = self.last.take() else { return Ok(()) };
-        let made = self.make(entry, fd.as_fd(), origin);
+        let made = self.make(entry, fd.as_fd());
         self.last = path.parent().map(|parent| (parent, fd));
         made
     }
 
-    fn make(
-        &mut self,
-        entry: &DiffEntry,
-        dir: BorrowedFd<'_>,
-        origin: Option<&FileOrigin>,
-    ) -> Result<(), MaterialiseError> {
+    fn make(&mut self, entry: &DiffEntry, dir: BorrowedFd<'_>) -> Result<(), MaterialiseError> {
         let (path, name) = (&entry.path, entry.path.name());
         let private = Mode::from_raw_mode(0o600);
         match &entry.change {
@@ -232,13 +234,15 @@ impl<'a> Filler<'a> {
             }
             Change::File { meta, size, content } => {
                 let common = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = if self.take_given(path, dir, origin)? {
+                let no_source = || MaterialiseError::NoSource { path: path.clone() };
+                let found = self.sources.find(self.origins, path).ok_or_else(no_source)?;
+                let file = if take_given(path, dir, &found)? {
                     let file = openat(dir, name, OFlags::RDONLY | common, Mode::empty());
                     file.map_err(failed("open file", path))?
                 } else {
                     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | common;
                     let file = openat(dir, name, flags, private).map_err(failed("make file", path))?;
-                    self.fill(path, &file, origin, *size, content)?;
+                    self.fill(path, &file, found, *size, content)?;
                     file
                 };
                 self.finish_fd(path, file.as_fd(), meta, entry.mtime)
@@ -284,41 +288,20 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// Has the file of an archive itself, where a copy would write all its bytes a second time.
-    fn take_given(
-        &self,
-        path: &RelPath,
-        dir: BorrowedFd<'_>,
-        origin: Option<&FileOrigin>,
-    ) -> Result<bool, MaterialiseError> {
-        let Some(FileOrigin::Archive { index, path: from }) = origin else { return Ok(false) };
-        let Some(source) = self.sources.archives.get(*index) else { return Ok(false) };
-        let given = source.give(from, dir, path.name());
-        given.map_err(|source| MaterialiseError::Source { path: path.clone(), source })
-    }
-
     fn fill(
         &mut self,
         path: &RelPath,
         file: &OwnedFd,
-        origin: Option<&FileOrigin>,
+        found: Found<'_>,
         size: u64,
         content: &ContentDigest,
     ) -> Result<(), MaterialiseError> {
-        let no_source = || MaterialiseError::NoSource { path: path.clone() };
-        let (source, from) = match origin.ok_or_else(no_source)? {
-            FileOrigin::Inline(bytes) => return write_all(file, bytes).map_err(failed("write", path)),
-            FileOrigin::Source(from) => (self.sources.main.ok_or_else(no_source)?, from),
-            FileOrigin::Archive { index, path: from } => {
-                (*self.sources.archives.get(*index).ok_or_else(no_source)?, from)
-            }
-            FileOrigin::Packed { index, at } => {
-                let pack = *self.sources.packs.get(*index).ok_or_else(no_source)?;
-                return self.unpack(path, file, (pack, *at), size, content);
-            }
+        let (source, from) = match found {
+            Found::Bytes(bytes) => return write_all(file, bytes).map_err(failed("write", path)),
+            Found::Packed => return self.unpack(path, file, size, content),
+            Found::File(source, from) => (source, from),
         };
-        let Some(opened) = open_planned(source, path, from, size)? else { return Ok(()) };
-        let changed = || MaterialiseError::Changed { source_path: from.clone() };
+        let Some(opened) = open_planned(source, path, &from, size)? else { return Ok(()) };
         let is_size = |fd: &OwnedFd| Ok(u64::try_from(fstat(fd)?.st_size) == Ok(size));
         let is_cloned = self.clone_file(file, &opened);
         let is_right = if source.is_immutable() {
@@ -347,23 +330,29 @@ impl<'a> Filler<'a> {
             }
             hasher.finalize().as_bytes() == &content.0
         };
-        if is_right { Ok(()) } else { Err(changed()) }
+        if is_right { Ok(()) } else { Err(MaterialiseError::Changed { source_path: from }) }
     }
 
-    /// Copies a content out of a pack.
+    /// Copies a content out of the pack that has it.
     fn unpack(
         &mut self,
         path: &RelPath,
         file: &OwnedFd,
-        from: (&File, u64),
         size: u64,
         content: &ContentDigest,
     ) -> Result<(), MaterialiseError> {
+        let packs = self.sources.packs;
+        let (pack, offset) = match PackReader::new(packs).find(content) {
+            Some((pack, Place { offset, length })) if length == size => (&packs[pack], offset),
+            _ if size == 0 => return Ok(()),
+            _ => return Err(MaterialiseError::NoSource { path: path.clone() }),
+        };
         let mut hasher = blake3::Hasher::new();
         let hash = |bytes: &[u8]| {
             hasher.update(bytes);
         };
-        copy_rest(from, file, 0, size, &mut self.buffer, hash).map_err(failed("write", path))?;
+        copy_rest((pack.file(), offset), file, 0, size, &mut self.buffer, hash)
+            .map_err(failed("write", path))?;
         if hasher.finalize().as_bytes() != &content.0 {
             return Err(MaterialiseError::Damaged { path: path.clone() });
         }
@@ -454,6 +443,13 @@ impl<'a> Filler<'a> {
         }
         self.finish_fd(path, fd.as_fd(), meta, mtime)
     }
+}
+
+/// Has the file of an archive itself, where a copy would write all its bytes a second time.
+fn take_given(path: &RelPath, dir: BorrowedFd<'_>, found: &Found<'_>) -> Result<bool, MaterialiseError> {
+    let Found::File(source, from) = found else { return Ok(false) };
+    let given = source.give(from, dir, path.name());
+    given.map_err(|source| MaterialiseError::Source { path: path.clone(), source })
 }
 
 fn chown_error(path: &RelPath, meta: &Meta, errno: Errno) -> MaterialiseError {

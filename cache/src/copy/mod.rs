@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source tree ──select──▶ items ─┐
-//! parent tree ───────────────────┴─plan──▶ CopyPlan { diff, files } ──materialise──▶ layer directory
+//! parent tree ───────────────────┴─plan──▶ CopyPlan { diff, origins } ──materialise──▶ layer directory
 //! ```
 //!
 //! [`plan()`] is pure but for modification times: it resolves the destination in the parent tree, checks every rule of
@@ -11,17 +11,20 @@
 //!
 //! | module | for |
 //! |---|---|
-//! | `plan` | COPY and ADD |
+//! | `plan`, `contents` | COPY and ADD, what they take out of a directory |
 //! | `archive` | unpacked archives merged into the image |
 //! | `workdir` | WORKDIR |
 //! | `view` | the parent tree with what is planned so far |
+//! | `origins` | where the bytes of planned files are |
 //! | `materialise`, `bytes` | filling the layer directory |
 //! | `pack` | keeping a layer without a directory, and making that later |
 //! | `source`, `stack` | reading a context directory, a stack of layers |
 
 mod archive;
 mod bytes;
+mod contents;
 mod materialise;
+mod origins;
 mod pack;
 mod plan;
 mod source;
@@ -34,6 +37,7 @@ mod workdir;
 mod tests;
 
 pub use materialise::{MaterialiseError, Sources, materialise};
+pub use origins::{Moved, Origin, Origins};
 pub use pack::{PackLayerError, keep_times, marks_that_hold, materialise_packed, pack, worth_sharing};
 pub use plan::{Archive, CopyItem, CopyOptions, plan};
 pub use source::{DirSource, FileSource, SourceError};
@@ -51,31 +55,8 @@ pub struct CopyPlan {
     /// All of the layer, with the directories that lead to changes (as an overlay upper directory needs them) and
     /// always the root, which an emitter of archives leaves out when the parent has the same.
     pub diff: LayerDiff,
-    /// Where the bytes of each [`crate::layer::Change::File`] come from, in the diff's order.
-    pub files: Vec<(RelPath, FileOrigin)>,
-}
-
-/// Where a file's bytes are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FileOrigin {
-    /// In the source of the instruction.
-    Source(RelPath),
-    /// In the plan: a heredoc.
-    Inline(Vec<u8>),
-    /// In an unpacked archive.
-    Archive {
-        /// Which one, counted over the instruction's archives.
-        index: usize,
-        /// Where in it.
-        path: RelPath,
-    },
-    /// In a pack of the store.
-    Packed {
-        /// Which one.
-        index: usize,
-        /// Where in it.
-        at: u64,
-    },
+    /// Where the bytes of each [`crate::layer::Change::File`] are.
+    pub origins: Origins,
 }
 
 /// Why something cannot be copied. Paths are those of the image.

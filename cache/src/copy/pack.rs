@@ -1,13 +1,13 @@
 //! Packing a planned layer: its contents into packs and its archive out of them, in one pass over the sources.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::fstat;
 
-use super::{CopyPlan, FileOrigin, FileSource, MaterialiseError, SourceError, Sources, materialise};
+use super::origins::Found;
+use super::{CopyPlan, FileSource, MaterialiseError, Origin, Origins, SourceError, Sources, materialise};
 use crate::layer::{
     Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, Marks, Mtime, OverlayForm, Pack, PackBodies,
     PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
@@ -101,7 +101,7 @@ pub fn pack(
 ) -> Result<Vec<TarPlace>, PackLayerError> {
     let mut packing = Packing {
         sources,
-        files: &plan.files,
+        origins: &plan.origins,
         shared: PackBodies::new(shared),
         pack,
         buffer: Vec::new(),
@@ -116,8 +116,7 @@ pub fn pack(
 
 struct Packing<'a> {
     sources: &'a Sources<'a>,
-    /// Origins of the files that are still to come, in the listing's order.
-    files: &'a [(RelPath, FileOrigin)],
+    origins: &'a Origins,
     shared: PackBodies<'a>,
     pack: &'a mut PackWriter,
     buffer: Vec<u8>,
@@ -133,13 +132,10 @@ impl Bodies for Packing<'_> {
         content: &ContentDigest,
         each: Each<'_>,
     ) -> Result<(), EmitError> {
-        while self.files.first().is_some_and(|(at, _)| at < path) {
-            self.files = &self.files[1..];
-        }
         if size > 0 && self.shared.try_body(path, size, content, each)? {
             return Ok(());
         }
-        let origin = self.files.first().filter(|(at, _)| at == path).map(|(_, origin)| origin);
+        let found = self.sources.find(self.origins, path);
         let is_new = size > 0 && !self.pack.has(content);
         let (pack, mut is_packed) = (&mut *self.pack, true);
         let mut take = |bytes: &[u8]| {
@@ -148,7 +144,7 @@ impl Bodies for Packing<'_> {
             }
             each(bytes)
         };
-        let failure = match stream(self.sources, path, origin, size, content, &mut self.buffer, &mut take) {
+        let failure = match stream(found, path, size, content, &mut self.buffer, &mut take) {
             Ok(()) => {
                 if is_new {
                     self.pack.end(*content, size);
@@ -166,27 +162,24 @@ impl Bodies for Packing<'_> {
 
 /// Hands the bytes of a planned file to `take` and checks that they are the planned ones.
 fn stream(
-    sources: &Sources<'_>,
+    found: Option<Found<'_>>,
     path: &RelPath,
-    origin: Option<&FileOrigin>,
     size: u64,
     content: &ContentDigest,
     buffer: &mut Vec<u8>,
     take: Each<'_>,
 ) -> Result<(), Unread> {
-    let no_source = || MaterialiseError::NoSource { path: path.clone() };
-    let (source, from): (&dyn FileSource, _) = match origin.ok_or_else(no_source)? {
-        FileOrigin::Inline(bytes) => return take(bytes).map_err(Unread::Take),
-        FileOrigin::Source(from) => (sources.main.ok_or_else(no_source)?, from),
-        FileOrigin::Archive { index, path: from } => {
-            (*sources.archives.get(*index).ok_or_else(no_source)?, from)
+    let (source, from) = match found {
+        Some(Found::Bytes(bytes)) => return take(bytes).map_err(Unread::Take),
+        Some(Found::File(source, from)) => (source, from),
+        Some(Found::Packed) | None => {
+            return Err(MaterialiseError::NoSource { path: path.clone() }.into());
         }
-        FileOrigin::Packed { .. } => return Err(no_source().into()),
     };
-    let Some(opened) = open_planned(source, path, from, size)? else { return Ok(()) };
+    let Some(opened) = open_planned(source, path, &from, size)? else { return Ok(()) };
     match checked(content, take, |take| read_all(&opened, size, buffer, take)) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(MaterialiseError::Changed { source_path: from.clone() }.into()),
+        Ok(false) => Err(MaterialiseError::Changed { source_path: from }.into()),
         Err(PassError::Take(error)) => Err(Unread::Take(error)),
         Err(PassError::Read(source)) => {
             Err(MaterialiseError::Io { action: "read", path: path.clone(), source }.into())
@@ -239,19 +232,7 @@ pub fn materialise_packed(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
 ) -> Result<(), MaterialiseError> {
-    let reader = PackReader::new(packs);
-    let mut files = Vec::new();
-    for entry in &diff {
-        let Change::File { size, content, .. } = &entry.change else { continue };
-        let found = reader.find(content).filter(|(_, place)| place.length == *size);
-        let origin = match found {
-            Some((index, place)) => FileOrigin::Packed { index, at: place.offset },
-            None if *size == 0 => FileOrigin::Inline(Vec::new()),
-            None => return Err(MaterialiseError::NoSource { path: entry.path.clone() }),
-        };
-        files.push((entry.path.clone(), origin));
-    }
-    let files_of_packs: Vec<&File> = packs.iter().map(Pack::file).collect();
-    let sources = Sources { packs: &files_of_packs, ..Sources::default() };
-    materialise(&CopyPlan { diff, files }, dir.as_fd(), &sources, form.owners(), form)
+    let sources = Sources { packs, ..Sources::default() };
+    let plan = CopyPlan { diff, origins: Origins::all(Origin::Packed) };
+    materialise(&plan, dir.as_fd(), &sources, form.owners(), form)
 }

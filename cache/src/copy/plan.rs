@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use rbuild_oci::FileMode;
 
-use super::view::{NewDirs, Planned, View};
-use super::{CopyError, CopyPlan, FileOrigin, FileSource};
+use super::contents::{Contents, sourced};
+use super::view::{Link, NewDirs, Planned, View};
+use super::{CopyError, CopyPlan, FileSource, Moved, Origin};
 use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::tree::select::Selected;
-use crate::tree::{ContentDigest, EMPTY_NODE, Entry, Kind, LinkGroups, Meta, NodeStore, Tree, Walk, below};
+use crate::tree::{ContentDigest, Entry, Kind, LinkGroups, Meta, NodeStore, Tree, Walk};
 
 /// How one COPY or ADD copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,9 +68,14 @@ pub fn plan(
 ) -> Result<CopyPlan, CopyError> {
     let mut planner = Planner { nodes, view: View::new(nodes, parent), source, options };
     let mut archives_total = 0;
+    let mut contents = None;
     for item in items {
+        // Only what comes last need not be at hand for what comes later.
+        if let Some(contents) = contents.take() {
+            planner.view.put_all(contents)?;
+        }
         match item {
-            CopyItem::Selected(selected) => planner.selected(selected)?,
+            CopyItem::Selected(selected) => contents = planner.selected(selected)?,
             CopyItem::Inline { name, content } => planner.inline(name, content)?,
             CopyItem::Archive(archive) => {
                 planner.archive(archives_total, archive)?;
@@ -77,7 +83,7 @@ pub fn plan(
             }
         }
     }
-    planner.view.finish(parent_times, options.now)
+    planner.view.finish(contents, parent_times, options.now)
 }
 
 pub(super) struct Planner<'a> {
@@ -87,15 +93,23 @@ pub(super) struct Planner<'a> {
     pub(super) options: &'a CopyOptions,
 }
 
-impl Planner<'_> {
-    fn selected(&mut self, item: &Selected) -> Result<(), CopyError> {
+impl<'a> Planner<'a> {
+    /// Plans a file, or gives what is in a directory where that can be planned when it is wanted: nothing that is
+    /// planned so far may be in its way.
+    fn selected(&mut self, item: &Selected) -> Result<Option<Contents<'a>>, CopyError> {
         let no_source = || CopyError::NoSource { path: item.path.clone() };
         let files = self.source.ok_or_else(no_source)?;
         if matches!(item.entry.kind, Kind::Dir(_)) {
-            return self.contents(item, files);
+            let contents = self.contents(item, files)?;
+            if contents.is_bare || self.view.is_untouched() {
+                return Ok(Some(contents));
+            }
+            self.view.put_all(contents)?;
+        } else {
+            let planned = sourced(item.entry.clone(), &item.path, files, self.options)?;
+            self.file(&item.name, planned, |dest| Origin::Source(Moved::new(item.path.clone(), dest)))?;
         }
-        let planned = self.sourced(item.entry.clone(), item.path.clone(), files)?;
-        self.file(&item.name, planned)
+        Ok(None)
     }
 
     fn inline(&mut self, name: &[u8], content: &[u8]) -> Result<(), CopyError> {
@@ -103,12 +117,17 @@ impl Planner<'_> {
         let (uid, gid) = self.options.owner.unwrap_or((0, 0));
         let mode = self.mode(0o644, false);
         let entry = Entry { meta: Meta { mode, uid, gid, ..Meta::default() }, kind };
-        let origin = Some(FileOrigin::Inline(content.to_vec()));
-        self.file(name, Planned { entry, mtime: Some(self.options.now), origin, link: None })
+        let planned = Planned { entry, mtime: Some(self.options.now), origin: None, link: None };
+        self.file(name, planned, |_| Origin::Inline(content.to_vec()))
     }
 
     /// Puts something that is not a directory to the destination, or into it.
-    fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
+    fn file(
+        &mut self,
+        name: &[u8],
+        mut planned: Planned,
+        origin: impl FnOnce(RelPath) -> Origin,
+    ) -> Result<(), CopyError> {
         let dest = if self.dest_is_dir() {
             self.dest_dir(|path| CopyError::NotDirectory { path })?.join(name)
         } else {
@@ -125,77 +144,39 @@ impl Planner<'_> {
         if let Some(Entry { kind: Kind::Dir(_), .. }) = self.view.entry_at(&dest)? {
             return Err(CopyError::ReplaceDirectory { path: dest });
         }
+        planned.origin = Some(self.view.origins.rule(origin(dest.clone())));
         self.view.put(dest, planned)
     }
 
-    /// Copies what is in a directory into the destination. The destination itself keeps its metadata; directories
+    /// What is in a directory, for the destination. The destination itself keeps its metadata; directories
     /// below it take the source's, whether they exist or not.
-    fn contents(&mut self, item: &Selected, files: &dyn FileSource) -> Result<(), CopyError> {
+    fn contents(&mut self, item: &Selected, files: &'a dyn FileSource) -> Result<Contents<'a>, CopyError> {
         let must_be_dir = self.dest_is_dir();
         let top = self.dest_dir(|path| match must_be_dir {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
-        let links: HashMap<RelPath, u64> = self.number_links(&item.links);
-        // Nothing of this item meets anything there: what it puts, it puts once.
-        let is_bare = self.view.is_bare(&top)?;
-        let mut all = Vec::new();
-        for step in Walk::of(self.nodes, item.entry.clone()).skip(1) {
-            let (rel, entry) = step?;
-            let dest = below(&top, &rel);
-            let is_dir = matches!(entry.kind, Kind::Dir(_));
-            let mut planned = self.sourced(entry, below(&item.path, &rel), files)?;
-            planned.link = links.get(&rel).copied();
-            if is_bare {
-                all.push((dest, Box::new(planned)));
-                continue;
-            }
-            match self.view.entry_at(&dest)? {
-                Some(Entry { meta, kind: Kind::Dir(node) }) if is_dir => {
-                    let mut xattrs = meta.xattrs;
-                    xattrs.append(&mut planned.entry.meta.xattrs);
-                    planned.entry.meta.xattrs = xattrs;
-                    planned.entry.kind = Kind::Dir(node);
-                }
-                Some(Entry { kind: Kind::Dir(_), .. }) => {
-                    return Err(CopyError::ReplaceDirectory { path: dest });
-                }
-                Some(_) if is_dir => return Err(CopyError::ToNonDirectory { path: dest }),
-                _ => {}
-            }
-            self.view.put(dest, planned)?;
-        }
-        self.view.put_sorted(all)
+        Ok(Contents {
+            walk: Walk::of(self.nodes, item.entry.clone()).skip(1),
+            files,
+            options: self.options,
+            rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
+            links: self.number_links(&item.links),
+            is_bare: self.view.is_bare(&top)?,
+            last: None,
+            from: item.path.clone(),
+            top,
+        })
     }
 
     /// Numbers for the hardlink groups inside a directory, by path relative to it.
-    fn number_links(&mut self, groups: &LinkGroups) -> HashMap<RelPath, u64> {
+    fn number_links(&mut self, groups: &LinkGroups) -> HashMap<RelPath, Link> {
         let mut links = HashMap::new();
         for group in groups.groups() {
             let link = self.view.new_link();
             links.extend(group.iter().map(|path| (path.clone(), link)));
         }
         links
-    }
-
-    /// One entry as it will be copied. A directory gets the empty node: its contents are planned one by one.
-    fn sourced(&self, mut entry: Entry, path: RelPath, files: &dyn FileSource) -> Result<Planned, CopyError> {
-        let mtime = files.mtime(&path).map_err(|source| CopyError::Time { path: path.clone(), source })?;
-        let own = if self.options.from_context { Some((0, 0)) } else { None };
-        if let Some(owner) = self.options.owner.or(own) {
-            (entry.meta.uid, entry.meta.gid) = owner;
-        }
-        match (&entry.kind, &self.options.chmod) {
-            (Kind::Symlink(_), _) | (_, None) => {}
-            (kind, Some(mode)) => {
-                entry.meta.mode = mode.apply(entry.meta.mode, matches!(kind, Kind::Dir(_)));
-            }
-        }
-        if let Kind::Dir(node) = &mut entry.kind {
-            *node = *EMPTY_NODE;
-        }
-        let origin = matches!(entry.kind, Kind::File { .. }).then_some(FileOrigin::Source(path));
-        Ok(Planned { entry, mtime: Some(mtime), origin, link: None })
     }
 
     fn mode(&self, mode: u32, is_dir: bool) -> u32 {

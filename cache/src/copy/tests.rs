@@ -10,6 +10,7 @@ mod rules;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use super::origins::Found;
 use super::*;
 use crate::layer::{Change, Mtime};
 use crate::tree::select::select;
@@ -79,6 +80,11 @@ impl Image {
         self.last = plan;
     }
 
+    /// Every file of the last layer, and where its source has it.
+    pub(super) fn files(&self) -> Vec<(RelPath, RelPath)> {
+        files(&self.last)
+    }
+
     #[track_caller]
     pub(super) fn check(&self, expected: &[&str]) {
         assert_eq!(listing(&self.nodes, &self.tree), expected);
@@ -87,6 +93,19 @@ impl Image {
     pub(super) fn mtime(&self, at: &str) -> Mtime {
         self.last.diff.iter().find(|entry| entry.path == path(at)).unwrap().mtime
     }
+}
+
+/// Every file of a plan, and where the source of the instruction or its archive has it.
+pub(super) fn files(plan: &CopyPlan) -> Vec<(RelPath, RelPath)> {
+    let source = &FakeTimes(0) as &dyn FileSource;
+    let sources = Sources { main: Some(source), archives: &[source], packs: &[] };
+    let files = plan.diff.iter().filter(|entry| matches!(entry.change, Change::File { .. }));
+    files
+        .map(|entry| match sources.find(&plan.origins, &entry.path) {
+            Some(Found::File(_, from)) => (entry.path.clone(), from),
+            _ => panic!("/{} has no source", entry.path),
+        })
+        .collect()
 }
 
 #[derive(Default)]

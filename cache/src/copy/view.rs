@@ -2,16 +2,22 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroU32;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{CopyError, CopyPlan, FileOrigin, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
+use super::contents::Contents;
+use super::origins::{Origins, Rule};
+use super::{CopyError, CopyPlan, FileSource, SourceError};
+use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
 use crate::tree::{
     CodecError, DirNode, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Meta, NodeDigest, NodeStore,
     NodeStoreError, PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, load_node, resolve_in, strip,
 };
+
+/// Nodes kept at hand. A directory is done with when the next one comes, and those above it are few.
+const LOADED_MAX: usize = 256;
 
 /// What directories made on the way to a destination get.
 #[derive(Debug, Clone, Copy)]
@@ -28,10 +34,13 @@ pub(super) struct Planned {
     /// `None`: an existing directory keeps its own.
     pub(super) mtime: Option<Mtime>,
     /// Where a file's bytes are.
-    pub(super) origin: Option<FileOrigin>,
+    pub(super) origin: Option<Rule>,
     /// Files with one number are names of one file.
-    pub(super) link: Option<u64>,
+    pub(super) link: Option<Link>,
 }
+
+/// Number of a group of hardlinks.
+pub(super) type Link = NonZeroU32;
 
 /// The parent tree, and changes that already shadow it.
 pub(super) struct View<'a> {
@@ -39,23 +48,31 @@ pub(super) struct View<'a> {
     parent: &'a Tree,
     /// Boxed: the map is made anew more than once while there may be a hundred thousand.
     pending: BTreeMap<RelPath, Box<Planned>>,
-    links_total: u64,
+    pub(super) origins: Origins,
+    last_link: Option<Link>,
     /// Directories of the parent tree that something else took the place of, if only for a while.
     replaced: BTreeSet<RelPath>,
-    /// Nodes loaded so far: siblings ask for the same ones over and over.
+    /// Nodes loaded lately: siblings ask for the same ones over and over.
     loaded: RefCell<HashMap<NodeDigest, Arc<DirNode>>>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree) -> Self {
-        let (pending, replaced, loaded) = (BTreeMap::new(), BTreeSet::new(), RefCell::default());
-        Self { nodes, parent, pending, links_total: 0, replaced, loaded }
+        Self {
+            nodes,
+            parent,
+            pending: BTreeMap::new(),
+            origins: Origins::default(),
+            last_link: None,
+            replaced: BTreeSet::new(),
+            loaded: RefCell::default(),
+        }
     }
 
     /// A number for one more group of hardlinks.
-    pub(super) fn new_link(&mut self) -> u64 {
-        self.links_total += 1;
-        self.links_total
+    pub(super) fn new_link(&mut self) -> Link {
+        let next = self.last_link.map_or(Some(Link::MIN), |last| last.checked_add(1));
+        *self.last_link.insert(next.expect("so many groups of paths would fill hundreds of gigabytes"))
     }
 
     /// Follows a destination.
@@ -84,6 +101,11 @@ impl<'a> View<'a> {
             }
         }
         Ok(Some(entry))
+    }
+
+    /// True when nothing is planned so far.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// True when a directory has nothing in it now.
@@ -115,10 +137,18 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// [`Self::put`] for many paths in their order: they go in together, not each by a search.
-    pub(super) fn put_sorted(&mut self, all: Vec<(RelPath, Box<Planned>)>) -> Result<(), CopyError> {
-        all.iter().try_for_each(|(path, planned)| check(path, planned))?;
-        self.pending.append(&mut all.into_iter().collect());
+    /// [`Self::put`] for all that is in a directory.
+    pub(super) fn put_all(&mut self, mut contents: Contents<'_>) -> Result<(), CopyError> {
+        // What meets nothing goes in together, not each by a search.
+        let mut bare = Vec::new();
+        while let Some((path, planned)) = contents.next(self)? {
+            if contents.is_bare {
+                bare.push((path, Box::new(planned)));
+            } else {
+                self.pending.insert(path, Box::new(planned));
+            }
+        }
+        self.pending.append(&mut bare.into_iter().collect());
         Ok(())
     }
 
@@ -148,51 +178,38 @@ impl<'a> View<'a> {
         Ok(dir)
     }
 
-    /// Turns what is planned into a layer. `times` has the parent state's modification times; `now` stands in for the
-    /// root's when there is no parent state at all.
-    pub(super) fn finish(mut self, times: &dyn FileSource, now: Mtime) -> Result<CopyPlan, CopyError> {
-        self.add_parents()?;
-        let mut first: HashMap<u64, RelPath> = HashMap::new();
-        let mut plan = CopyPlan { diff: LayerDiff::default(), files: Vec::new() };
-        let pending = std::mem::take(&mut self.pending);
-        plan.files.reserve(pending.len());
-        for (path, planned) in pending {
-            let Planned { entry, mtime, origin, link } = *planned;
-            let mtime = match mtime {
-                Some(mtime) => mtime,
-                None => match times.mtime(&path) {
-                    Err(SourceError::Missing { .. }) if path.is_root() => now,
-                    other => other.map_err(|source| CopyError::Time { path: path.clone(), source })?,
-                },
-            };
-            let meta = entry.meta;
-            let change = match entry.kind {
-                Kind::Dir(node) => {
-                    Change::Dir { meta, opaque: node == *EMPTY_NODE && self.replaced.contains(&path) }
-                }
-                Kind::File { size, content } => match link.and_then(|link| first.get(&link)) {
-                    Some(target) => Change::Hardlink { target: target.clone() },
-                    None => {
-                        first.extend(link.map(|link| (link, path.clone())));
-                        plan.files.extend(origin.map(|origin| (path.clone(), origin)));
-                        Change::File { meta, size, content }
-                    }
-                },
-                Kind::Symlink(target) => Change::Symlink { meta, target },
-                Kind::CharDevice { major, minor } => Change::CharDevice { meta, major, minor },
-                Kind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
-                Kind::Fifo => Change::Fifo { meta },
-            };
-            plan.diff.push(DiffEntry { path, change, mtime });
+    /// Turns what is planned into a layer, and `contents` with it: nothing planned is below their top. `times` has the
+    /// parent state's modification times; `now` stands in for the root's when there is no parent state at all.
+    pub(super) fn finish(
+        mut self,
+        mut contents: Option<Contents<'_>>,
+        times: &dyn FileSource,
+        now: Mtime,
+    ) -> Result<CopyPlan, CopyError> {
+        let mut next = |view: &Self| contents.as_mut().map_or(Ok(None), |contents| contents.next(view));
+        let mut content = next(&self)?;
+        self.add_parents(content.as_ref().map(|(path, _)| path))?;
+        let mut before = std::mem::take(&mut self.pending);
+        let after = match &content {
+            Some((first, _)) => before.split_off(first),
+            None => BTreeMap::new(),
+        };
+        let plan = CopyPlan { origins: std::mem::take(&mut self.origins), ..CopyPlan::default() };
+        let mut layer = Layer { plan, first: HashMap::new(), replaced: &self.replaced, times, now };
+        before.into_iter().try_for_each(|(path, planned)| layer.add(path, *planned))?;
+        while let Some((path, planned)) = content {
+            layer.add(path, planned)?;
+            content = next(&self)?;
         }
-        Ok(plan)
+        after.into_iter().try_for_each(|(path, planned)| layer.add(path, *planned))?;
+        Ok(layer.plan)
     }
 
-    /// Adds the existing directories that lead to what is planned, and the root.
-    fn add_parents(&mut self) -> Result<(), CopyError> {
+    /// Adds the existing directories that lead to what is planned and to `content`, and the root.
+    fn add_parents(&mut self, content: Option<&RelPath>) -> Result<(), CopyError> {
         let mut parents = BTreeMap::from([(RelPath::root(), self.root())]);
         let mut last: Option<RelPath> = None;
-        for path in self.pending.keys() {
+        for path in self.pending.keys().chain(content) {
             // Siblings come one after the other.
             if last.as_ref().is_some_and(|last| path.is_in(last)) {
                 continue;
@@ -216,8 +233,53 @@ impl<'a> View<'a> {
     }
 }
 
+/// A layer that takes what was planned, in the order of paths.
+struct Layer<'a> {
+    plan: CopyPlan,
+    /// First names of the hardlink groups.
+    first: HashMap<Link, RelPath>,
+    replaced: &'a BTreeSet<RelPath>,
+    times: &'a dyn FileSource,
+    now: Mtime,
+}
+
+impl Layer<'_> {
+    fn add(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
+        let Planned { entry, mtime, origin, link } = planned;
+        let mtime = match mtime {
+            Some(mtime) => mtime,
+            None => match self.times.mtime(&path) {
+                Err(SourceError::Missing { .. }) if path.is_root() => self.now,
+                other => other.map_err(|source| CopyError::Time { path: path.clone(), source })?,
+            },
+        };
+        let meta = entry.meta;
+        let change = match entry.kind {
+            Kind::Dir(node) => {
+                Change::Dir { meta, opaque: node == *EMPTY_NODE && self.replaced.contains(&path) }
+            }
+            Kind::File { size, content } => match link.and_then(|link| self.first.get(&link)) {
+                Some(target) => Change::Hardlink { target: target.clone() },
+                None => {
+                    self.first.extend(link.map(|link| (link, path.clone())));
+                    if let Some(rule) = origin {
+                        self.plan.origins.push(&path, rule);
+                    }
+                    Change::File { meta, size, content }
+                }
+            },
+            Kind::Symlink(target) => Change::Symlink { meta, target },
+            Kind::CharDevice { major, minor } => Change::CharDevice { meta, major, minor },
+            Kind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
+            Kind::Fifo => Change::Fifo { meta },
+        };
+        self.plan.diff.push(DiffEntry { path, change, mtime });
+        Ok(())
+    }
+}
+
 /// What no tree can hold is refused before it is planned.
-fn check(path: &RelPath, planned: &Planned) -> Result<(), CopyError> {
+pub(super) fn check(path: &RelPath, planned: &Planned) -> Result<(), CopyError> {
     let unfit = |source| CopyError::Unfit { path: path.clone(), source };
     if path.as_bytes().len() > PATH_BYTES_MAX {
         return Err(unfit(CodecError::TooLong(path.as_bytes().len())));
@@ -247,10 +309,24 @@ impl Lookup for View<'_> {
             Some(node) => Arc::clone(node),
             None => {
                 let node = load_node(self.nodes, digest)?;
+                if loaded.len() == LOADED_MAX {
+                    loaded.clear();
+                }
                 loaded.insert(*digest, Arc::clone(&node));
                 node
             }
         };
         Ok(node.entries.get(name).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_planned_is_small() {
+        // 128 bytes with what an allocator adds: an instruction with several sources holds one for each path.
+        assert!(size_of::<Planned>() <= 120, "{}", size_of::<Planned>());
     }
 }

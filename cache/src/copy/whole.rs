@@ -1,7 +1,7 @@
 //! A private copy of a whole state, for where it cannot be mounted.
 
-use super::{CopyError, CopyPlan, FileOrigin, FileSource};
-use crate::layer::{Change, DiffEntry};
+use super::{CopyError, CopyPlan, FileSource, Moved, Origin, Origins};
+use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;
 use crate::tree::{Kind, NodeStore, Tree};
 
@@ -10,16 +10,14 @@ use crate::tree::{Kind, NodeStore, Tree};
 /// Names of one file become files of their own: written to under one name the others stay as they are, which is what
 /// overlayfs does with them. Devices are left out: a copy is not mounted `nodev`.
 pub fn plan_whole(nodes: &dyn NodeStore, tree: &Tree, files: &dyn FileSource) -> Result<CopyPlan, CopyError> {
-    let mut plan = CopyPlan::default();
+    let in_place = Moved::new(RelPath::root(), RelPath::root());
+    let mut plan = CopyPlan { diff: LayerDiff::default(), origins: Origins::all(Origin::Source(in_place)) };
     for item in tree.walk(nodes, &RelPath::root())? {
         let (path, entry) = item?;
         let meta = entry.meta;
         let change = match entry.kind {
             Kind::Dir(_) => Change::Dir { meta, opaque: false },
-            Kind::File { size, content } => {
-                plan.files.push((path.clone(), FileOrigin::Source(path.clone())));
-                Change::File { meta, size, content }
-            }
+            Kind::File { size, content } => Change::File { meta, size, content },
             Kind::Symlink(target) => Change::Symlink { meta, target },
             Kind::Fifo => Change::Fifo { meta },
             Kind::CharDevice { .. } | Kind::BlockDevice { .. } => continue,

@@ -22,5 +22,5 @@ pub fn plan_workdir(
         return Err(CopyError::NotDirectory { path: found.path });
     }
     view.make_dirs(&found, found.missing.len(), NewDirs { mode: 0o755, owner, now })?;
-    view.finish(parent_times, now)
+    view.finish(None, parent_times, now)
 }

@@ -9,10 +9,11 @@
 //! and the next layer that has most of the same files shares the pack instead of holding them again. Contents are
 //! known by their digest; whoever reads one hashes it.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
+
+use hashbrown::HashTable;
 
 use crate::tree::ContentDigest;
 
@@ -26,6 +27,8 @@ const INDEX_BYTES_MAX: u64 = 480_000_000;
 const GUESSES_MAX: usize = 6;
 /// Written to the file at once.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Entries of the index that are hashed and written at once, 48 KiB.
+const ENTRIES_AT_ONCE: usize = 1024;
 
 /// A file that is no pack.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +54,9 @@ pub struct Place {
 pub struct PackWriter {
     out: BufWriter<Box<dyn Write + Send>>,
     at: u64,
-    seen: HashSet<ContentDigest>,
     index: Vec<(ContentDigest, Place)>,
+    /// Positions in `index`, by the digests there.
+    positions: HashTable<u32>,
 }
 
 impl PackWriter {
@@ -60,12 +64,13 @@ impl PackWriter {
     pub fn new(file: impl Write + Send + 'static) -> io::Result<Self> {
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, Box::new(file) as Box<dyn Write + Send>);
         out.write_all(MAGIC)?;
-        Ok(Self { out, at: MAGIC.len() as u64, seen: HashSet::new(), index: Vec::new() })
+        Ok(Self { out, at: MAGIC.len() as u64, index: Vec::new(), positions: HashTable::new() })
     }
 
     /// True when the pack has this content.
     pub fn has(&self, content: &ContentDigest) -> bool {
-        self.seen.contains(content)
+        let is_it = |at: &u32| self.index[*at as usize].0 == *content;
+        self.positions.find(beginning(&content.0), is_it).is_some()
     }
 
     /// Adds bytes of the content that [`Self::end`] will name.
@@ -77,9 +82,13 @@ impl PackWriter {
 
     /// Ends a content of `length` bytes, all written since the last one ended.
     pub fn end(&mut self, content: ContentDigest, length: u64) {
-        if self.seen.insert(content) {
-            self.index.push((content, Place { offset: self.at - length, length }));
+        if self.has(&content) {
+            return;
         }
+        let at = u32::try_from(self.index.len()).expect("so many contents would fill hundreds of gigabytes");
+        self.index.push((content, Place { offset: self.at - length, length }));
+        let hash = |at: &u32| beginning(&self.index[*at as usize].0.0);
+        self.positions.insert_unique(beginning(&content.0), at, hash);
     }
 
     /// Bytes of contents so far.
@@ -89,16 +98,24 @@ impl PackWriter {
 
     /// Completes the file.
     pub fn finish(mut self) -> io::Result<()> {
+        drop(self.positions);
         self.index.sort_unstable_by_key(|(content, _)| *content);
-        let mut index = Vec::with_capacity(self.index.len() * ENTRY_BYTES + 8);
-        for (content, place) in &self.index {
-            index.extend_from_slice(&content.0);
-            index.extend_from_slice(&place.offset.to_le_bytes());
-            index.extend_from_slice(&place.length.to_le_bytes());
+        let mut seal = blake3::Hasher::new();
+        let mut bytes = Vec::with_capacity(ENTRIES_AT_ONCE * ENTRY_BYTES);
+        for entries in self.index.chunks(ENTRIES_AT_ONCE) {
+            bytes.clear();
+            for (content, place) in entries {
+                bytes.extend_from_slice(&content.0);
+                bytes.extend_from_slice(&place.offset.to_le_bytes());
+                bytes.extend_from_slice(&place.length.to_le_bytes());
+            }
+            seal.update(&bytes);
+            self.out.write_all(&bytes)?;
         }
-        index.extend_from_slice(&(self.index.len() as u64).to_le_bytes());
-        self.out.write_all(&index)?;
-        self.out.write_all(blake3::hash(&index).as_bytes())?;
+        let count = (self.index.len() as u64).to_le_bytes();
+        seal.update(&count);
+        self.out.write_all(&count)?;
+        self.out.write_all(seal.finalize().as_bytes())?;
         self.out.flush()
     }
 }
@@ -360,6 +377,17 @@ mod tests {
         }
         assert_eq!(reader.find(&ContentDigest::of(b"not there")), None);
         assert_eq!(Pack::open(pack_of(&[])).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn an_index_of_several_pieces_is_whole_and_each_content_is_kept_once() {
+        let contents: Vec<[u8; 4]> = (0..2 * ENTRIES_AT_ONCE as u32 + 7).map(u32::to_le_bytes).collect();
+        let twice: Vec<&[u8]> = contents.iter().chain(&contents).map(|content| &content[..]).collect();
+        let packs = [Pack::open(pack_of(&twice)).unwrap()];
+        assert_eq!((packs[0].len(), packs[0].bytes()), (contents.len(), 4 * contents.len() as u64));
+        assert!(packs[0].verify().unwrap());
+        let mut reader = PackReader::new(&packs);
+        assert!(contents.iter().all(|content| read(&mut reader, content) == content));
     }
 
     #[test]

@@ -33,8 +33,9 @@ fn archives_keep_owners_and_modes() {
         "f 4755 5:6 dest/bin/b 1",
     ]);
     assert_eq!(image.tree.links.groups(), [[path("dest/bin/a"), path("dest/bin/b")]]);
-    let origin = FileOrigin::Archive { index: 0, path: path("bin/a") };
-    assert_eq!(image.last.files, [(path("dest/bin/a"), origin)]);
+    assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
+    let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
+    assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(&origin));
     let mut image = Image::scratch();
     let with_owner = CopyOptions { owner: Some((1, 2)), ..options("/") };
     add(&mut image, &entries[..3], &[], &with_owner).unwrap();
@@ -74,6 +75,7 @@ fn implied_directories_go_through_links_and_change_nothing() {
     let mut image = Image::with(&base);
     add(&mut image, &entries, &["lib"], &options("/")).unwrap();
     image.check(&["l 777 0:0 lib -> usr/lib", "d 711 0:0 usr", "d 711 0:0 usr/lib", "f 644 0:0 usr/lib/x 1"]);
+    assert_eq!(image.files(), [(path("usr/lib/x"), path("lib/x"))]);
     let mut image = Image::with(&base);
     add(&mut image, &entries, &[], &options("/")).unwrap();
     image.check(&["d 755 0:0 lib", "f 644 0:0 lib/x 1", "d 711 0:0 usr", "d 711 0:0 usr/lib"]);

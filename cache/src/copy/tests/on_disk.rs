@@ -160,6 +160,10 @@ fn many_files_are_made_at_once_and_the_first_error_counts() {
     let nodes = MemoryNodeStore::default();
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/");
+    let mut origins = Origins::default();
+    let rule = origins.rule(Origin::Source(Moved::new(path("d"), RelPath::root())));
+    origins.push(&path("00/f000"), rule);
+    assert_eq!(plan.origins, origins, "one for all");
     let sources = Sources { main: Some(&source), ..Sources::default() };
     let into = |name: &str| {
         let into = to.path().join(name);
@@ -247,6 +251,29 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     }
 }
 
+#[test]
+fn a_link_of_an_archive_has_its_bytes_when_its_first_name_is_overwritten() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("one"), "1").unwrap();
+    fs::hard_link(from.path().join("one"), from.path().join("two")).unwrap();
+    let one = file_with(meta(0o644), "1");
+    let archive =
+        crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
+    let items = [
+        CopyItem::Archive(Archive { diff: &archive, implied: &[] }),
+        CopyItem::Inline { name: b"one".to_vec(), content: b"inline".to_vec() },
+    ];
+    let options = CopyOptions { owner: Some(ourselves()), ..options("/d/") };
+    let stack = StackSource::new(Vec::new());
+    let plan = plan(&MemoryNodeStore::default(), &Tree::empty(), &stack, None, &items, &options).unwrap();
+    let source = DirSource::disposable(dir_fd(from.path()));
+    let sources = Sources { archives: &[&source], ..Sources::default() };
+    materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
+    check_on_disk(to.path(), &plan);
+    assert_eq!(fs::read(to.path().join("d/one")).unwrap(), b"inline");
+    assert_eq!(fs::read(to.path().join("d/two")).unwrap(), b"1");
+}
+
 /// A layer of which only the listing is asked for.
 struct Listing(LayerDiff);
 
@@ -303,7 +330,7 @@ fn an_owner_we_may_not_give_is_named() {
     let change = Change::Symlink { meta: owner, target: b"x".to_vec() };
     let root = DiffEntry { path: path(""), change: dir(0o755), mtime: NOW };
     let entries = vec![root, DiffEntry { path: path("l"), change, mtime: NOW }];
-    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), files: Vec::new() };
+    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), origins: Origins::default() };
     let sources = Sources::default();
     let result = materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Set, OverlayForm::User);
     // Full privileges may give a file to anyone.
@@ -319,7 +346,7 @@ fn opaque_directories_are_marked_in_the_form_of_the_store() {
     let opaque = Change::Dir { meta: meta(0o755), opaque: true };
     let root = DiffEntry { path: path(""), change: dir(0o700), mtime: NOW };
     let entries = vec![root, DiffEntry { path: path("o"), change: opaque, mtime: NOW }];
-    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), files: Vec::new() };
+    let plan = CopyPlan { diff: LayerDiff::from_iter(entries), origins: Origins::default() };
     let marks =
         [(OverlayForm::User, "user.overlay.opaque"), (OverlayForm::Trusted, "trusted.overlay.opaque")];
     // Only full privileges may write the other one.

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tree::select::Selected;
 use crate::tree::testing::{apply_model, model_diff, steps};
-use crate::tree::{Kind, LastLink};
+use crate::tree::{EMPTY_NODE, Entry, Kind, LastLink, LinkGroups};
 
 proptest! {
     /// Whatever is copied where: it is refused with a reason, or the layer fits the parent and means what it says.
@@ -35,21 +36,31 @@ proptest! {
             return Ok(());
         };
         let next = parent.apply(&nodes, &plan.diff).unwrap();
-        let mut files = 0;
+        let mut files = files(&plan).into_iter();
         for entry in &plan.diff {
             let resolved = next.resolve(&nodes, entry.path.as_bytes(), LastLink::Keep).unwrap();
             prop_assert_eq!(&resolved.path, &entry.path, "layer paths are real paths");
             match &entry.change {
-                Change::File { .. } => {
-                    prop_assert_eq!(&plan.files[files].0, &entry.path);
-                    files += 1;
+                Change::File { content, .. } => {
+                    let (at, from) = files.next().unwrap();
+                    prop_assert_eq!(&at, &entry.path);
+                    let there = source.get(&nodes, &from).unwrap().unwrap();
+                    let found = matches!(&there.kind, Kind::File { content: found, .. } if found == content);
+                    prop_assert!(found, "{at} has other bytes at {from}");
                 }
                 Change::Dir { opaque, .. } => prop_assert!(!opaque),
                 Change::Whiteout => prop_assert!(false, "COPY removes nothing"),
                 _ => {}
             }
         }
-        prop_assert_eq!(files, plan.files.len());
+        // What comes last is planned without being held: an empty directory after it changes nothing but that.
+        if let Some(last) = selected.last() && matches!(last.entry.kind, Kind::Dir(_)) {
+            let entry = Entry { kind: Kind::Dir(*EMPTY_NODE), ..last.entry.clone() };
+            let empty = CopyItem::Selected(Selected { entry, links: LinkGroups::default(), ..last.clone() });
+            let items = items.iter().cloned().chain([empty]).collect::<Vec<_>>();
+            let held = super::super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest));
+            prop_assert_eq!(&held.unwrap(), &plan);
+        }
         // The last item is there in full: its files with their bytes.
         if let Some(last) = selected.last()
             && matches!(last.entry.kind, Kind::Dir(_))

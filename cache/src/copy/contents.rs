@@ -1,0 +1,103 @@
+//! What is in a directory, on its way to the destination.
+
+use std::collections::HashMap;
+use std::iter::Skip;
+
+use super::origins::Rule;
+use super::view::{Link, Planned, View, check};
+use super::{CopyError, CopyOptions, FileSource};
+use crate::path::RelPath;
+use crate::tree::{EMPTY_NODE, Entry, Kind, Lookup, Walk, below};
+
+/// The entries of a copied directory, made one after the other in the order of their paths.
+pub(super) struct Contents<'a> {
+    pub(super) walk: Skip<Walk<'a>>,
+    pub(super) files: &'a dyn FileSource,
+    pub(super) options: &'a CopyOptions,
+    /// The directory in the source, and where it goes.
+    pub(super) from: RelPath,
+    pub(super) top: RelPath,
+    pub(super) rule: Rule,
+    /// Hardlink groups, by path relative to both.
+    pub(super) links: HashMap<RelPath, Link>,
+    /// Nothing is at the destination.
+    pub(super) is_bare: bool,
+    /// Directory of the last entry, and what is there in the image.
+    pub(super) last: Option<(RelPath, Option<Entry>)>,
+}
+
+impl Contents<'_> {
+    /// The next one. In `view` may be what was there before, and what came from here.
+    pub(super) fn next(&mut self, view: &View<'_>) -> Result<Option<(RelPath, Planned)>, CopyError> {
+        let Some(step) = self.walk.next() else { return Ok(None) };
+        let (rel, entry) = step?;
+        let path = below(&self.top, &rel);
+        let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
+        planned.origin = Some(self.rule);
+        planned.link = self.links.get(&rel).copied();
+        if !self.is_bare {
+            self.meet(view, &path, &mut planned.entry)?;
+        }
+        check(&path, &planned)?;
+        Ok(Some((path, planned)))
+    }
+
+    /// Merges a directory with one that is there; anything else neither replaces a directory nor is replaced by one.
+    fn meet(&mut self, view: &View<'_>, path: &RelPath, entry: &mut Entry) -> Result<(), CopyError> {
+        let is_dir = matches!(entry.kind, Kind::Dir(_));
+        match self.there(view, path)? {
+            Some(Entry { mut meta, kind: Kind::Dir(node) }) if is_dir => {
+                meta.xattrs.append(&mut entry.meta.xattrs);
+                entry.meta.xattrs = meta.xattrs;
+                entry.kind = Kind::Dir(node);
+                Ok(())
+            }
+            Some(Entry { kind: Kind::Dir(_), .. }) => Err(CopyError::ReplaceDirectory { path: path.clone() }),
+            Some(_) if is_dir => Err(CopyError::ToNonDirectory { path: path.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is at `path` before this entry: siblings come one after the other and ask for their directory once.
+    fn there(&mut self, view: &View<'_>, path: &RelPath) -> Result<Option<Entry>, CopyError> {
+        let (dir, entry) = match self.last.take().filter(|(dir, _)| path.is_in(dir)) {
+            Some(last) => last,
+            None => {
+                let dir = path.parent().unwrap_or_default();
+                let entry = view.entry_at(&dir)?;
+                (dir, entry)
+            }
+        };
+        let there = match &entry {
+            Some(entry) => view.child(&dir, entry, path.name())?,
+            None => None,
+        };
+        self.last = Some((dir, entry));
+        Ok(there)
+    }
+}
+
+/// One entry as it will be copied from `path`, without its origin. A directory gets the empty node: what is in it is
+/// planned one by one.
+pub(super) fn sourced(
+    mut entry: Entry,
+    path: &RelPath,
+    files: &dyn FileSource,
+    options: &CopyOptions,
+) -> Result<Planned, CopyError> {
+    let mtime = files.mtime(path).map_err(|source| CopyError::Time { path: path.clone(), source })?;
+    let own = if options.from_context { Some((0, 0)) } else { None };
+    if let Some(owner) = options.owner.or(own) {
+        (entry.meta.uid, entry.meta.gid) = owner;
+    }
+    match (&entry.kind, &options.chmod) {
+        (Kind::Symlink(_), _) | (_, None) => {}
+        (kind, Some(mode)) => {
+            entry.meta.mode = mode.apply(entry.meta.mode, matches!(kind, Kind::Dir(_)));
+        }
+    }
+    if let Kind::Dir(node) = &mut entry.kind {
+        *node = *EMPTY_NODE;
+    }
+    Ok(Planned { entry, mtime: Some(mtime), origin: None, link: None })
+}
