@@ -59,7 +59,7 @@ pub(super) fn read_all(
         return Ok(None);
     }
     let todo = in_order(&dirs);
-    let size_of = |(dir, place): &(&Dir<'_>, Place)| dir.listed().get(*place).stat.size;
+    let size_of = |(dir, place): &(&Dir<'_>, Place)| dir.listed().size(*place);
     let is_much = todo.len() >= PARALLEL_MIN
         || todo.iter().map(size_of).fold(0, u64::saturating_add) >= PARALLEL_BYTES_MIN;
     let (next, packing) = (AtomicUsize::new(0), Packing(Mutex::new(spool.filter(|_| is_much))));
@@ -73,7 +73,7 @@ pub(super) fn read_all(
             if !path.is_empty() {
                 path.push(b'/');
             }
-            path.extend_from_slice(dir.listed().get(*place).name);
+            path.extend_from_slice(dir.listed().name(*place));
             let Hashed { content, stat, xattrs } = hash_file(root, &path, &mut buffer, &packing)?;
             dir.listed().fill(*place, &FileStat::from(&stat), &content, xattrs);
         }
@@ -100,7 +100,7 @@ fn in_order<'d, 'l>(dirs: &'d [Dir<'l>]) -> Vec<(&'d Dir<'l>, Place)> {
             let name = name_below(above.path, dir.path);
             let count = name.map_or(left.len(), |name| {
                 let listed = above.listed();
-                left.partition_point(|place| listed.get(*place).name < name)
+                left.partition_point(|place| listed.name(*place) < name)
             });
             let (before, after) = left.split_at(count);
             todo.extend(before.iter().map(|place| (*above, *place)));
@@ -222,7 +222,7 @@ mod tests {
             listed: Mutex::new(dir),
         });
         let dirs: Vec<_> = dirs.collect();
-        let path_of = |(dir, place): &(&Dir<'_>, Place)| join(dir.path, dir.listed().get(*place).name);
+        let path_of = |(dir, place): &(&Dir<'_>, Place)| join(dir.path, dir.listed().name(*place));
         let found: Vec<_> = in_order(&dirs).iter().map(path_of).collect();
         assert_eq!(found.len(), paths.len() * names.len());
         assert!(found.is_sorted_by(|a, b| compare(a, b).is_lt()), "{found:?}");

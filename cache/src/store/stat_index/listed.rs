@@ -84,9 +84,14 @@ impl ListedDir {
         self.record.shrink_to_fit();
     }
 
-    /// What is at a place that [`Self::push`] gave.
-    pub fn get(&self, at: Place) -> SeenEntry<'_> {
-        SeenEntry::from(&self.known(at))
+    /// The name of what is at a place that [`Self::push`] gave.
+    pub fn name(&self, at: Place) -> &[u8] {
+        self.known(at).name.to_bytes()
+    }
+
+    /// Its length in bytes.
+    pub fn size(&self, at: Place) -> u64 {
+        self.known(at).stat().size
     }
 
     /// Fills in what reading a file gave: its stat when it was opened, its content, and its kept xattrs. Who has some is

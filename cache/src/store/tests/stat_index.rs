@@ -222,6 +222,23 @@ fn a_damaged_index_knows_nothing_wrong() {
 }
 
 #[test]
+fn no_part_of_an_index_is_published() {
+    let (_dir, store) = fresh();
+    let things = |name| vec![file(name, stat(OLD))];
+    let last = save_new(&store, vec![dir("", things("a")), dir("d", things("b"))]);
+    let path = store.root().join(format!("contexts/{}", "01".repeat(32)));
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In the last record, of what will be kept.
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let kept = SeenDir { contained: Contained::Kept(1), ..dir("d", Vec::new()) };
+    let next = seen(&last, vec![dir("", things("c")), kept]);
+    assert!(next.differs());
+    store.put_stat_index(&store.lease().unwrap(), &[1; 32], &next).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
 fn a_real_file_is_known_until_it_is_written_again() {
     let (dir, _store) = fresh();
     let path = dir.path().join("file");
