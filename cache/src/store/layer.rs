@@ -5,6 +5,8 @@
 //! becomes visible by one rename; its row follows.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -202,7 +204,8 @@ impl Store {
         size_bytes: u64,
     ) -> Result<LayerId, StoreError> {
         let layout = &self.inner.layout;
-        layout.write_new(&format!("{from}/entries"), &sidecar(entries, size_bytes))?;
+        let name = format!("{from}/entries");
+        write_sidecar(layout.new_file(&name)?, entries, size_bytes).doing("write", &layout.path(&name))?;
         loop {
             let id = LayerId(layout::random_id()?);
             if layout.publish(from, &layout::layer(id))? {
@@ -382,15 +385,17 @@ pub(super) fn listed_bytes(listing: &LayerDiff) -> u64 {
     listing.iter().map(|entry| size(&entry.change)).sum()
 }
 
-fn sidecar(entries: &[u8], size_bytes: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(SIDECAR_HEAD_BYTES + entries.len() + SIDECAR_SEAL_BYTES);
-    bytes.extend_from_slice(SIDECAR_MAGIC);
-    bytes.extend_from_slice(&size_bytes.to_le_bytes());
-    bytes.extend_from_slice(&(entries.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(entries);
-    let seal = blake3::hash(&bytes);
-    bytes.extend_from_slice(seal.as_bytes());
-    bytes
+fn write_sidecar(file: File, entries: &[u8], size_bytes: u64) -> io::Result<()> {
+    let mut out = BufWriter::new(file);
+    let mut seal = blake3::Hasher::new();
+    for part in
+        [&SIDECAR_MAGIC[..], &size_bytes.to_le_bytes(), &(entries.len() as u64).to_le_bytes(), entries]
+    {
+        seal.update(part);
+        out.write_all(part)?;
+    }
+    out.write_all(seal.finalize().as_bytes())?;
+    out.flush()
 }
 
 /// Checks a sidecar and strips it to the entries.
