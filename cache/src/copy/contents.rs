@@ -22,12 +22,12 @@ pub(super) struct Contents<'a> {
     pub(super) links: HashMap<RelPath, Link>,
     /// Nothing is at the destination.
     pub(super) is_bare: bool,
-    /// Directory of the last entry, and what is there in the image.
-    pub(super) last: Option<(RelPath, Option<Entry>)>,
+    /// Directories from the destination to the last entry, each with what was there before.
+    pub(super) above: Vec<(RelPath, Option<Entry>)>,
 }
 
 impl Contents<'_> {
-    /// The next one. In `view` may be what was there before, and what came from here.
+    /// The next one. `view` may have got what came before, and lost what it had planned there.
     pub(super) fn next(&mut self, view: &View<'_>) -> Result<Option<(RelPath, Planned)>, CopyError> {
         let Some(step) = self.walk.next() else { return Ok(None) };
         let (rel, entry) = step?;
@@ -45,7 +45,11 @@ impl Contents<'_> {
     /// Merges a directory with one that is there; anything else neither replaces a directory nor is replaced by one.
     fn meet(&mut self, view: &View<'_>, path: &RelPath, entry: &mut Entry) -> Result<(), CopyError> {
         let is_dir = matches!(entry.kind, Kind::Dir(_));
-        match self.there(view, path)? {
+        let there = self.there(view, path)?;
+        if is_dir {
+            self.above.push((path.clone(), there.clone()));
+        }
+        match there {
             Some(Entry { mut meta, kind: Kind::Dir(node) }) if is_dir => {
                 meta.xattrs.append(&mut entry.meta.xattrs);
                 entry.meta.xattrs = meta.xattrs;
@@ -58,22 +62,15 @@ impl Contents<'_> {
         }
     }
 
-    /// What is at `path` before this entry: siblings come one after the other and ask for their directory once.
+    /// What is at `path` before this entry.
     fn there(&mut self, view: &View<'_>, path: &RelPath) -> Result<Option<Entry>, CopyError> {
-        let (dir, entry) = match self.last.take().filter(|(dir, _)| path.is_in(dir)) {
-            Some(last) => last,
-            None => {
-                let dir = path.parent().unwrap_or_default();
-                let entry = view.entry_at(&dir)?;
-                (dir, entry)
-            }
-        };
-        let there = match &entry {
-            Some(entry) => view.child(&dir, entry, path.name())?,
-            None => None,
-        };
-        self.last = Some((dir, entry));
-        Ok(there)
+        while self.above.last().is_some_and(|(dir, _)| !path.is_in(dir)) {
+            self.above.pop();
+        }
+        match self.above.last() {
+            Some((dir, Some(entry))) => Ok(view.child(dir, entry, path.name())?),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub fn plan(
     let mut archives_total = 0;
     let mut contents = None;
     for item in items {
-        // Only what comes last need not be at hand for what comes later.
+        // What comes last need not be held: nothing comes later that might meet it.
         if let Some(contents) = contents.take() {
             planner.view.put_all(contents)?;
         }
@@ -94,21 +94,15 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// Plans a file, or gives what is in a directory where that can be planned when it is wanted: nothing that is
-    /// planned so far may be in its way.
+    /// Plans a file, or gives what is in a directory.
     fn selected(&mut self, item: &Selected) -> Result<Option<Contents<'a>>, CopyError> {
         let no_source = || CopyError::NoSource { path: item.path.clone() };
         let files = self.source.ok_or_else(no_source)?;
         if matches!(item.entry.kind, Kind::Dir(_)) {
-            let contents = self.contents(item, files)?;
-            if contents.is_bare || self.view.is_untouched() {
-                return Ok(Some(contents));
-            }
-            self.view.put_all(contents)?;
-        } else {
-            let planned = sourced(item.entry.clone(), &item.path, files, self.options)?;
-            self.file(&item.name, planned, |dest| Origin::Source(Moved::new(item.path.clone(), dest)))?;
+            return self.contents(item, files).map(Some);
         }
+        let planned = sourced(item.entry.clone(), &item.path, files, self.options)?;
+        self.file(&item.name, planned, |dest| Origin::Source(Moved::new(item.path.clone(), dest)))?;
         Ok(None)
     }
 
@@ -163,7 +157,7 @@ impl<'a> Planner<'a> {
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
             links: self.number_links(&item.links),
             is_bare: self.view.is_bare(&top)?,
-            last: None,
+            above: vec![(top.clone(), self.view.entry_at(&top)?)],
             from: item.path.clone(),
             top,
         })

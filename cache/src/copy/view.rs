@@ -103,11 +103,6 @@ impl<'a> View<'a> {
         Ok(Some(entry))
     }
 
-    /// True when nothing is planned so far.
-    pub(super) fn is_untouched(&self) -> bool {
-        self.pending.is_empty()
-    }
-
     /// True when a directory has nothing in it now.
     pub(super) fn is_bare(&self, dir: &RelPath) -> Result<bool, NodeStoreError> {
         let is_empty = match self.entry_at(dir)? {
@@ -178,8 +173,8 @@ impl<'a> View<'a> {
         Ok(dir)
     }
 
-    /// Turns what is planned into a layer, and `contents` with it: nothing planned is below their top. `times` has the
-    /// parent state's modification times; `now` stands in for the root's when there is no parent state at all.
+    /// Turns what is planned into a layer, and `contents` with it, which are not held. `times` has the parent state's
+    /// modification times; `now` stands in for the root's when there is no parent state at all.
     pub(super) fn finish(
         mut self,
         mut contents: Option<Contents<'_>>,
@@ -189,19 +184,20 @@ impl<'a> View<'a> {
         let mut next = |view: &Self| contents.as_mut().map_or(Ok(None), |contents| contents.next(view));
         let mut content = next(&self)?;
         self.add_parents(content.as_ref().map(|(path, _)| path))?;
-        let mut before = std::mem::take(&mut self.pending);
-        let after = match &content {
-            Some((first, _)) => before.split_off(first),
-            None => BTreeMap::new(),
-        };
         let plan = CopyPlan { origins: std::mem::take(&mut self.origins), ..CopyPlan::default() };
-        let mut layer = Layer { plan, first: HashMap::new(), replaced: &self.replaced, times, now };
-        before.into_iter().try_for_each(|(path, planned)| layer.add(path, *planned))?;
+        let replaced = std::mem::take(&mut self.replaced);
+        let mut layer = Layer { plan, first: HashMap::new(), replaced, times, now };
         while let Some((path, planned)) = content {
+            while let Some(entry) = self.pending.first_entry().filter(|entry| *entry.key() <= path) {
+                let (at, earlier) = entry.remove_entry();
+                if at < path {
+                    layer.add(at, *earlier)?;
+                }
+            }
             layer.add(path, planned)?;
             content = next(&self)?;
         }
-        after.into_iter().try_for_each(|(path, planned)| layer.add(path, *planned))?;
+        self.pending.into_iter().try_for_each(|(path, planned)| layer.add(path, *planned))?;
         Ok(layer.plan)
     }
 
@@ -238,7 +234,7 @@ struct Layer<'a> {
     plan: CopyPlan,
     /// First names of the hardlink groups.
     first: HashMap<Link, RelPath>,
-    replaced: &'a BTreeSet<RelPath>,
+    replaced: BTreeSet<RelPath>,
     times: &'a dyn FileSource,
     now: Mtime,
 }
