@@ -25,6 +25,11 @@ pub enum Cause {
     },
     /// Nothing like it is remembered.
     First,
+    /// Nothing of its stage is remembered, and what was before is forgotten: the index was made anew.
+    FirstSinceRebuild {
+        /// When, nanoseconds since the epoch.
+        at_unix_ns: i64,
+    },
     /// The same step with the same inputs failed before.
     FailedBefore,
     /// The result was there and was given up.
@@ -185,6 +190,10 @@ impl fmt::Display for Cause {
             Self::NoCache => f.write_str("--no-cache"),
             Self::NoCacheFilter { stage } => write!(f, "--no-cache-filter={stage}"),
             Self::First => f.write_str("first build of this step"),
+            Self::FirstSinceRebuild { at_unix_ns } => {
+                let when = moment(*at_unix_ns);
+                write!(f, "first build of this step since the store's index was made anew on {when}")
+            }
             Self::FailedBefore => f.write_str("it failed last time"),
             Self::Evicted { at_unix_ns } => write!(f, "evicted on {}", moment(*at_unix_ns)),
             Self::Damaged { at_unix_ns } => {

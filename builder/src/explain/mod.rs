@@ -300,7 +300,13 @@ impl Explainer {
             is_same.then(|| ((!is_written_the_same, compare::distance(old, record)), old))
         });
         // The latest of equals: the first one found.
-        let Some((_, old)) = candidates.min_by_key(|(rank, _)| *rank) else { return vec![Cause::First] };
+        let Some((_, old)) = candidates.min_by_key(|(rank, _)| *rank) else {
+            let rebuilt = if earlier.is_empty() { self.store.rebuilt_unix_ns() } else { Ok(None) };
+            return vec![match rebuilt {
+                Ok(Some(at_unix_ns)) => Cause::FirstSinceRebuild { at_unix_ns },
+                _ => Cause::First,
+            }];
+        };
         let mut causes = compare::own_causes(old, record, nodes);
         match self.above(node, old, record) {
             // A base brings its environment along: that it moved is the cause of both.
@@ -335,7 +341,7 @@ impl Explainer {
         let parent = self.graph.inputs(node).into_iter().find(|(input, _)| input.slot == 0)?.1;
         let how = match self.decided().get(&parent).map(|record| record.causes.first().cloned()) {
             Some(Some(cause @ (Cause::Above { .. } | Cause::Base { .. }))) => return Some(cause),
-            Some(Some(Cause::First)) => Above::New,
+            Some(Some(Cause::First | Cause::FirstSinceRebuild { .. })) => Above::New,
             Some(Some(Cause::NoCache | Cause::NoCacheFilter { .. } | Cause::Lost)) => Above::OtherResult,
             Some(Some(Cause::Evicted { .. } | Cause::Damaged { .. } | Cause::FailedBefore)) => {
                 Above::OtherResult

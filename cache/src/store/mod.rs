@@ -13,6 +13,7 @@
 //!   locks/<key>               per-key single flight
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
 //!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
+//!   rebuilt                   empty: its time says when the index was last made anew (see `rebuild`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
 //!   mounts/<id>/…             directories of `RUN --mount=type=cache` (see `mount`)

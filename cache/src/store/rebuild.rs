@@ -5,7 +5,7 @@
 //! | blobs | their files, named by digest | every byte is hashed |
 //! | layers | their directories or packs, and sidecars | every byte is compared with the list |
 //! | images, with diff ids of their layers | `images/` | one small sealed file for each name |
-//! | cached results, resolutions, trees | nowhere | they are made again by the builds that want them |
+//! | cached results, resolutions, trees, what was executed | nowhere | they are made again by the builds that want them |
 //!
 //! Nobody else may have the store open meanwhile. The old databases go to `quarantine/`, as do files that are not
 //! what they should be.
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rbuild_oci::Digest;
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FlockOperation, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::collect::MANIFEST_BYTES_MAX;
@@ -38,6 +38,11 @@ const DATABASES: [&str; 6] = [
     "trees.sqlite-wal",
     "trees.sqlite-shm",
 ];
+
+/// The file whose time says when.
+const REBUILT: &str = "rebuilt";
+
+const UTIME_NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -123,6 +128,10 @@ impl Store {
         for (_, record) in &images {
             record.each().try_for_each(|image| self.match_blobs(image))?;
         }
+        let now = Timestamps { last_access: UTIME_NOW, last_modification: UTIME_NOW };
+        let path = layout.path(REBUILT);
+        let file = layout.open(REBUILT, OFlags::WRONLY | OFlags::CREATE)?;
+        rustix::fs::futimens(&file, &now).doing("set the time of", &path)?;
         // What the rows stand for may be in the page cache only, whoever wrote it.
         rustix::fs::syncfs(layout.fd())
             .map_err(|source| StoreError::Sync { root: layout.root().to_owned(), source: source.into() })?;
@@ -131,6 +140,13 @@ impl Store {
         rebuilt.images = images.into_iter().map(|(name, _)| name).collect();
         rebuilt.lost_images = lost;
         Ok(rebuilt)
+    }
+
+    /// When the index was last made anew, in nanoseconds since the epoch: of what was executed before, nobody knows.
+    pub fn rebuilt_unix_ns(&self) -> Result<Option<i64>, StoreError> {
+        let Some(file) = self.inner.layout.open_file(REBUILT)? else { return Ok(None) };
+        let stat = rustix::fs::fstat(&file).doing("stat", &self.inner.layout.path(REBUILT))?;
+        Ok(Some(stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec as i64))
     }
 
     /// Finds out again which blob is which layer of an image, by unpacking it in memory.

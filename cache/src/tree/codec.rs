@@ -187,14 +187,14 @@ fn check_target(target: &[u8]) -> Result<(), CodecError> {
 }
 
 /// Writes the canonical bytes of a node, entry by entry.
-pub(super) struct NodeWriter {
+pub(crate) struct NodeWriter {
     out: Writer,
     count: usize,
 }
 
 impl NodeWriter {
     /// Begins a node of about so many entries.
-    pub(super) fn new(entries: usize) -> Self {
+    pub(crate) fn new(entries: usize) -> Self {
         let mut out = Writer(Vec::with_capacity(8 + entries * 80));
         out.0.extend_from_slice(DIR_MAGIC);
         out.count(0);
@@ -202,13 +202,14 @@ impl NodeWriter {
     }
 
     /// Adds the entry whose name comes after all others.
-    pub(super) fn entry(&mut self, name: &[u8], entry: &Entry) {
+    pub(crate) fn entry(&mut self, name: &[u8], entry: &Entry) {
         self.out.bytes(name);
         self.out.entry(entry);
         self.count += 1;
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    /// The bytes.
+    pub(crate) fn finish(self) -> Vec<u8> {
         let mut count = Writer(Vec::new());
         count.count(self.count);
         let mut bytes = self.out.0;

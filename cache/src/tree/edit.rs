@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::codec::NodeWriter;
 use super::{
     CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, EncodedNode, Entry, Kind, LinkGroups,
-    Meta, NodeDigest, NodeStore, Tree, TreeError, check_name, load_node,
+    Meta, NodeDigest, NodeStore, NodeWriter, Tree, TreeError, check_name, load_node,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;

@@ -38,7 +38,7 @@ pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
 pub(crate) use resolve::{Lookup, resolve_in};
 pub use walk::{DEPTH_MAX, Walk};
 
-pub(crate) use codec::check_name;
+pub(crate) use codec::{NodeWriter, check_name};
 pub(crate) use digest::EMPTY_NODE;
 pub(crate) use links::{below, strip};
 

@@ -33,7 +33,7 @@ fn install(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// `NAME\tSENTENCE` of every executed step.
-fn misses(run: &Run) -> Vec<String> {
+pub(crate) fn misses(run: &Run) -> Vec<String> {
     let lines: Vec<(&str, &str)> =
         run.stderr.lines().filter_map(|line| line.strip_prefix('#')?.split_once(' ')).collect();
     let name = |number: &str| lines.iter().find(|(other, _)| *other == number).map_or("", |(_, name)| *name);

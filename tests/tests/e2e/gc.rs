@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::Result;
 use rbuild_tests::{Run, need};
 
+use crate::explain::misses;
 use crate::world;
 
 const STEPS: &str =
@@ -235,7 +236,10 @@ fn a_store_that_lost_a_database_says_so_and_needs_at_most_one_command() -> Resul
     env.build(&context, &[])?.exits(1).says(&["index.sqlite` is gone", "rbuild cache fsck --rebuild"]);
     prints(env.run(["cache", "fsck", "--rebuild"])?.ok(), &["The index is made anew", "1 image."]);
     assert_eq!(id()?, second);
-    env.build(&context, &["-t", "me/lost"])?.ok();
+    let run = env.build(&context, &["-t", "me/lost"])?.ok();
+    let since = "first build of this step since the store's index was made anew on 20";
+    assert!(misses(&run).iter().all(|miss| miss.contains(since)), "{run}");
+    env.build(&context, &["-t", "me/lost"])?.ok().assert_all_cached();
     prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
     Ok(())
 }

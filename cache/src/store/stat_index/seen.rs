@@ -12,7 +12,7 @@ use super::stat::FileStat;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
 use crate::tree::{
-    DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
+    DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, NodeWriter,
 };
 
 /// A directory that a scan went through.
@@ -121,10 +121,9 @@ impl SeenContext {
         if dir.kept.is_some() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
             return Ok(());
         }
-        let node = self.made(at).ok_or_else(damaged)?;
-        let digest = node.digest();
-        self.keep(digest, &Arc::new(node));
-        self.dirs[at].row.node = digest;
+        let mut node = NodeWriter::new(self.count(at).ok_or_else(damaged)?);
+        self.each_entry(at, |name, entry| node.entry(name, &entry)).ok_or_else(damaged)?;
+        self.dirs[at].row.node = NodeDigest::of(&node.finish());
         Ok(())
     }
 
@@ -140,25 +139,46 @@ impl SeenContext {
         })
     }
 
-    /// The node of a directory, those in it being settled.
-    fn made(&self, at: usize) -> Option<DirNode> {
-        let (dir, held) = (&self.dirs[at], self.held(at)?);
-        let count = held.starts.len() + dir.beside.len() + dir.dirs.len();
-        let mut entries = Vec::with_capacity(count);
-        for known in Record(&held.bytes).entries() {
-            let known = known.ok()?;
-            entries.push((known.name.to_bytes().to_vec(), known.entry()));
-        }
-        entries.extend(dir.beside.iter().map(|(name, entry)| (name.clone(), entry.clone())));
-        for inner in dir.dirs.iter().map(|inner| &self.dirs[*inner]) {
-            // Entered for what would be brought back in it, and nothing was.
-            if inner.row.is_excluded && inner.row.node == *EMPTY_NODE {
-                continue;
+    /// About how many entries the node of a directory has.
+    fn count(&self, at: usize) -> Option<usize> {
+        let dir = &self.dirs[at];
+        Some(self.held(at)?.starts.len() + dir.beside.len() + dir.dirs.len())
+    }
+
+    /// Shows the entries of a directory's node by name, the directories in it being settled. `None` when its record is
+    /// damaged.
+    fn each_entry(&self, at: usize, mut each: impl FnMut(&[u8], Entry)) -> Option<()> {
+        let dir = &self.dirs[at];
+        // Entered for what would be brought back in it, and nothing was.
+        let is_there = |inner: &&Dir| !inner.row.is_excluded || inner.row.node != *EMPTY_NODE;
+        let mut dirs = dir.dirs.iter().map(|inner| &self.dirs[*inner]).filter(is_there).peekable();
+        let mut beside = dir.beside.iter().peekable();
+        let mut upto = |end: Option<&[u8]>, each: &mut dyn FnMut(&[u8], Entry)| {
+            let is_before = |name: &[u8]| end.is_none_or(|end| name < end);
+            loop {
+                let inner = dirs.peek().map(|inner| name_of(&inner.path).1).filter(|name| is_before(name));
+                let other = beside.peek().map(|(name, _)| name.as_slice()).filter(|name| is_before(name));
+                match (inner, other) {
+                    (None, None) => return,
+                    (Some(inner), other) if other.is_none_or(|other| inner < other) => {
+                        let Some(dir) = dirs.next() else { return };
+                        each(inner, Entry { meta: dir.meta.clone(), kind: Kind::Dir(dir.row.node) });
+                    }
+                    _ => {
+                        let Some((name, entry)) = beside.next() else { return };
+                        each(name, entry.clone());
+                    }
+                }
             }
-            let entry = Entry { meta: inner.meta.clone(), kind: Kind::Dir(inner.row.node) };
-            entries.push((name_of(&inner.path).1.to_vec(), entry));
+        };
+        for known in Record(&self.held(at)?.bytes).entries() {
+            let known = known.ok()?;
+            let name = known.name.to_bytes();
+            upto(Some(name), &mut each);
+            each(name, known.entry());
         }
-        Some(DirNode { entries: entries.into_iter().collect() })
+        upto(None, &mut each);
+        Some(())
     }
 
     /// Keeps a node for a while, unless it is larger than all that may be kept.
@@ -256,7 +276,10 @@ impl NodeStore for SeenContext {
         }
         let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
         let at = *self.by_digest.get_or_init(all).get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        let node = Arc::new(self.made(at).ok_or(NodeStoreError::Damaged(*digest))?);
+        let mut entries = Vec::with_capacity(self.count(at).unwrap_or(0));
+        self.each_entry(at, |name, entry| entries.push((name.to_vec(), entry)))
+            .ok_or(NodeStoreError::Damaged(*digest))?;
+        let node = Arc::new(DirNode { entries: entries.into_iter().collect() });
         self.keep(*digest, &node);
         Ok(node)
     }
