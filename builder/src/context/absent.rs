@@ -88,7 +88,8 @@ fn on_disk(context: &ScannedContext, path: &RelPath) -> Vec<String> {
 fn in_tree(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Vec<String> {
     let found = tree.resolve(nodes, path.as_bytes(), LastLink::Follow).ok().filter(|found| found.exists());
     let Some(Kind::Dir(node)) = found.map(|found| found.entry.kind) else { return Vec::new() };
-    let names = load_node(nodes, &node).map(|node| node.entries.keys().cloned().collect::<Vec<_>>());
+    let names =
+        load_node(nodes, &node).map(|node| node.entries.names().map(<[u8]>::to_vec).collect::<Vec<_>>());
     names.unwrap_or_default().into_iter().filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect()
 }
 

@@ -74,7 +74,7 @@ fn only_file(solved: &Solved, store: &Store) -> Result<Selected, SelectionError>
         SelectError::NotFound { path: RelPath::root() }
     })?;
     let path = RelPath::root().join(name);
-    Ok(Selected { name: name.clone(), path, entry: entry.clone(), links: LinkGroups::default() })
+    Ok(Selected { name: name.to_vec(), path, entry: entry.clone(), links: LinkGroups::default() })
 }
 
 fn behind(place: &str, item: Selected) -> Selected {

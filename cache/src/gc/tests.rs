@@ -67,7 +67,7 @@ pub(super) fn tree(store: &Store, seed: u32) -> Tree {
 
 pub(super) fn nodes_of(store: &Store, tree: &Tree) -> Vec<NodeDigest> {
     let root = store.node(&tree.node).unwrap();
-    let Kind::Dir(inner) = root.entries[b"dir".as_slice()].kind else { panic!("made by `tree`") };
+    let Kind::Dir(inner) = root.entries.get(b"dir").unwrap().kind else { panic!("made by `tree`") };
     store.node(&inner).unwrap();
     vec![tree.node, inner]
 }

@@ -8,8 +8,9 @@ use rusqlite::OptionalExtension;
 use super::Store;
 use crate::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
-/// Entries of the store's decoded nodes kept per generation, about 150 bytes each: 10 MB at worst for both generations.
-const GENERATION_ENTRIES_MAX: usize = 32 * 1024;
+/// Entries of the store's decoded nodes kept per generation, about 170 bytes each: 6 MB for both generations, unless a
+/// directory alone has more.
+const GENERATION_ENTRIES_MAX: usize = 16 * 1024;
 
 /// Two generations of decoded nodes: what is used moves to the young one; when that is full it becomes the old one
 /// and the former old one is forgotten. Cheaper than an LRU list and good enough for walks.

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use super::links::LinkGroups;
-use super::{ContentDigest, DirNode, Entry, Kind, Meta, NodeDigest, Tree};
+use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, Meta, NodeDigest, Tree};
 use crate::path::RelPath;
 
 /// Longest name of a directory entry in bytes: Linux's `NAME_MAX`.
@@ -84,7 +84,7 @@ impl DirNode {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut input = Reader::new(bytes, DIR_MAGIC, "directory node")?;
         let count = input.u32()?;
-        let mut entries = BTreeMap::new();
+        let mut entries = DirEntries::default();
         let mut last: &[u8] = b"";
         for _ in 0..count {
             let name = input.bytes(NAME_BYTES_MAX)?.ok_or(CodecError::Name(Vec::new()))?;
@@ -93,7 +93,7 @@ impl DirNode {
                 return Err(CodecError::Name(name.to_vec()));
             }
             last = name;
-            entries.insert(name.to_vec(), input.entry()?);
+            entries.insert(name, input.entry()?);
         }
         input.end()?;
         Ok(Self { entries })

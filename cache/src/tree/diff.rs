@@ -39,7 +39,7 @@ pub fn difference(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> Result<Vec<T
                 }
                 if a != b {
                     let (a, b) = (load_node(nodes, a)?, load_node(nodes, b)?);
-                    let names: BTreeSet<&Vec<u8>> = a.entries.keys().chain(b.entries.keys()).collect();
+                    let names: BTreeSet<&[u8]> = a.entries.names().chain(b.entries.names()).collect();
                     for name in names.into_iter().rev() {
                         let (old, new) = (a.entries.get(name).cloned(), b.entries.get(name).cloned());
                         pending.push((path.join(name), old, new, depth + 1));

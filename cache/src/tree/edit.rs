@@ -1,7 +1,6 @@
 //! A tree and a layer's diff give the next tree.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{
@@ -50,8 +49,8 @@ struct OpenDir {
 /// The node that a directory becomes: changes come in the order of names, so it is written as they come.
 struct Next {
     before: Arc<DirNode>,
-    /// Up to this name what was there before has been dealt with.
-    done: Option<Vec<u8>>,
+    /// How many entries of what was there before have been dealt with.
+    done: usize,
     /// The entry that is next to be written: a directory changes yet when something in it does.
     last: Option<(Vec<u8>, Entry)>,
     out: NodeWriter,
@@ -66,7 +65,7 @@ impl OpenDir {
         if self.next.is_none() {
             let before = load_node(nodes, &self.base)?;
             let out = NodeWriter::new(before.entries.len());
-            self.next = Some(Next { before, done: None, last: None, out });
+            self.next = Some(Next { before, done: 0, last: None, out });
         }
         Ok(self.next.as_mut().expect("filled just above"))
     }
@@ -75,27 +74,28 @@ impl OpenDir {
 impl Next {
     /// Goes on to a name, and gives what was there before; nothing once that has been dealt with.
     fn go_to(&mut self, name: &[u8]) -> Option<&Entry> {
-        if self.done.as_deref() == Some(name) {
-            return None;
-        }
-        self.write_before(Bound::Excluded(name));
-        self.done = Some(name.to_vec());
-        self.before.entries.get(name)
+        let place = self.before.entries.place(name);
+        self.write_before(place.unwrap_or_else(|place| place));
+        let found = place.ok().filter(|place| *place == self.done)?;
+        self.done += 1;
+        self.before.entries.at(found).map(|(_, entry)| entry)
     }
 
-    /// Writes what is waiting, and what was there before up to some name.
-    fn write_before(&mut self, end: Bound<&[u8]>) {
+    /// Writes what is waiting, and what was there before up to some place.
+    fn write_before(&mut self, end: usize) {
         if let Some((name, entry)) = self.last.take() {
             self.out.entry(&name, &entry);
         }
-        let start = self.done.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        for (name, entry) in self.before.entries.range::<[u8], _>((start, end)) {
+        while self.done < end
+            && let Some((name, entry)) = self.before.entries.at(self.done)
+        {
             self.out.entry(name, entry);
+            self.done += 1;
         }
     }
 
     fn finish(mut self) -> Vec<u8> {
-        self.write_before(Bound::Unbounded);
+        self.write_before(self.before.entries.len());
         self.out.finish()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | for |
 //! |---|---|
-//! | `node` | what a tree is made of |
+//! | `node`, `entries` | what a tree is made of |
 //! | `codec`, `digest` | canonical bytes and their digests |
 //! | `links` | hardlink groups |
 //! | `edit` | [`Tree::apply`]: a tree and a layer's diff give the next tree |
@@ -18,6 +18,7 @@ mod codec;
 mod diff;
 mod digest;
 mod edit;
+mod entries;
 mod links;
 mod memory;
 mod node;
@@ -29,6 +30,7 @@ mod walk;
 
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{TreeChange, difference};
+pub use entries::DirEntries;
 pub use links::LinkGroups;
 pub use memory::{MemoryNodeStore, load_node};
 pub use node::{

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::DirEntries;
+
 macro_rules! blake3_digest {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -100,7 +102,7 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DirNode {
     /// Sorted by name bytes.
-    pub entries: BTreeMap<Vec<u8>, Entry>,
+    pub entries: DirEntries,
 }
 
 /// A node as its canonical bytes, named by their digest.

@@ -1,6 +1,8 @@
 //! Everything below a path.
 
-use super::{Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError, load_node};
+use std::sync::Arc;
+
+use super::{DirNode, Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError, load_node};
 use crate::path::RelPath;
 
 /// Deepest nesting of directories: a path of `PATH_BYTES_MAX` bytes has no more components.
@@ -9,23 +11,45 @@ pub const DEPTH_MAX: usize = 2048;
 /// Entries of a subtree in [`RelPath`]'s order, parents before what is in them. See [`Tree::walk`].
 pub struct Walk<'a> {
     nodes: &'a dyn NodeStore,
-    /// Still to come, next one last.
-    pending: Vec<(RelPath, Entry, usize)>,
+    /// Where it begins, until it has.
+    start: Option<Entry>,
+    /// The directories on the way to what comes next.
+    open: Vec<OpenDir>,
+}
+
+struct OpenDir {
+    path: RelPath,
+    node: Arc<DirNode>,
+    /// Place of what comes next.
+    next: usize,
 }
 
 impl Tree {
     /// Walks `start` (first, as the empty path) and all below it; paths are relative to `start`. Symlinks are not
     /// followed. A missing `start` gives an empty walk. After an error the walk goes on beside what failed.
     pub fn walk<'a>(&self, nodes: &'a dyn NodeStore, start: &RelPath) -> Result<Walk<'a>, NodeStoreError> {
-        let entry = self.get(nodes, start)?;
-        Ok(Walk { nodes, pending: entry.map(|entry| (RelPath::root(), entry, 0)).into_iter().collect() })
+        Ok(Walk { nodes, start: self.get(nodes, start)?, open: Vec::new() })
     }
 }
 
 impl<'a> Walk<'a> {
     /// Walks one entry, as the empty path, and all below it.
     pub fn of(nodes: &'a dyn NodeStore, entry: Entry) -> Self {
-        Self { nodes, pending: vec![(RelPath::root(), entry, 0)] }
+        Self { nodes, start: Some(entry), open: Vec::new() }
+    }
+
+    fn step(&mut self) -> Option<(RelPath, Entry)> {
+        if let Some(entry) = self.start.take() {
+            return Some((RelPath::root(), entry));
+        }
+        while let Some(dir) = self.open.last_mut() {
+            if let Some((name, entry)) = dir.node.entries.at(dir.next) {
+                dir.next += 1;
+                return Some((dir.path.join(name), entry.clone()));
+            }
+            self.open.pop();
+        }
+        None
     }
 }
 
@@ -33,17 +57,15 @@ impl Iterator for Walk<'_> {
     type Item = Result<(RelPath, Entry), TreeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (path, entry, depth) = self.pending.pop()?;
+        let (path, entry) = self.step()?;
         if let Kind::Dir(node) = &entry.kind {
-            if depth >= DEPTH_MAX {
+            if self.open.len() >= DEPTH_MAX {
                 return Some(Err(TreeError::TooDeep { path }));
             }
-            let node = match load_node(self.nodes, node) {
-                Ok(node) => node,
+            match load_node(self.nodes, node) {
+                Ok(node) => self.open.push(OpenDir { path: path.clone(), node, next: 0 }),
                 Err(error) => return Some(Err(error.into())),
-            };
-            let children = node.entries.iter().rev();
-            self.pending.extend(children.map(|(name, child)| (path.join(name), child.clone(), depth + 1)));
+            }
         }
         Some(Ok((path, entry)))
     }

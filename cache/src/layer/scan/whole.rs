@@ -78,7 +78,7 @@ impl Untouched {
                     _ => {}
                 }
             }
-            for (name, entry) in &below.entries {
+            for (name, entry) in below.entries.iter() {
                 let is_device = matches!(entry.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
                 if !is_device && present.binary_search_by(|known| known.as_slice().cmp(name)).is_err() {
                     edits.push(Edit::Whiteout(path.join(name)));

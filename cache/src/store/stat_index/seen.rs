@@ -12,7 +12,8 @@ use super::stat::FileStat;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
 use crate::tree::{
-    DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, NodeWriter,
+    DirEntries, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
+    NodeWriter,
 };
 
 /// A directory that a scan went through.
@@ -276,10 +277,10 @@ impl NodeStore for SeenContext {
         }
         let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
         let at = *self.by_digest.get_or_init(all).get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        let mut entries = Vec::with_capacity(self.count(at).unwrap_or(0));
-        self.each_entry(at, |name, entry| entries.push((name.to_vec(), entry)))
+        let mut entries = DirEntries::with_capacity(self.count(at).unwrap_or(0));
+        self.each_entry(at, |name, entry| entries.insert(name, entry))
             .ok_or(NodeStoreError::Damaged(*digest))?;
-        let node = Arc::new(DirNode { entries: entries.into_iter().collect() });
+        let node = Arc::new(DirNode { entries });
         self.keep(*digest, &node);
         Ok(node)
     }

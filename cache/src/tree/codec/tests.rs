@@ -12,7 +12,7 @@ fn sample() -> DirNode {
     let owned = Meta { mode: 0o640, uid: 1000, gid: 70_000, ..Meta::default() };
     let content = ContentDigest([7; 32]);
     DirNode {
-        entries: BTreeMap::from([
+        entries: DirEntries::from_iter([
             (b"b".to_vec(), entry(meta(0o600), Kind::BlockDevice { major: 8, minor: 1 })),
             (b"c".to_vec(), entry(meta(0o620), Kind::CharDevice { major: 1, minor: 3 })),
             (b"d".to_vec(), entry(meta(0o1777), Kind::Dir(NodeDigest([9; 32])))),
@@ -28,7 +28,7 @@ fn sample() -> DirNode {
 #[test]
 fn golden_bytes_do_not_move() {
     let one = DirNode {
-        entries: BTreeMap::from([(
+        entries: DirEntries::from_iter([(
             b"f".to_vec(),
             Entry {
                 meta: Meta { mode: 0o644, uid: 1, gid: 2, ..Meta::default() },
@@ -99,7 +99,8 @@ fn every_cut_is_refused() {
 
 #[test]
 fn what_no_tree_may_hold_is_refused() {
-    let node = |name: &[u8], entry: Entry| DirNode { entries: BTreeMap::from([(name.to_vec(), entry)]) };
+    let node =
+        |name: &[u8], entry: Entry| DirNode { entries: DirEntries::from_iter([(name.to_vec(), entry)]) };
     let fifo = Entry { meta: meta(0o644), kind: Kind::Fifo };
     for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
         assert!(matches!(DirNode::decode(&node(name, fifo.clone()).encode()), Err(CodecError::Name(_))));

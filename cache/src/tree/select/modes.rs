@@ -40,7 +40,7 @@ impl Uniform<'_> {
             return Err(PruneError::TooDeep(path.clone()));
         }
         let mut node = (*load_node(self.nodes, &digest)?).clone();
-        for (name, entry) in &mut node.entries {
+        for (name, entry) in node.entries.iter_mut() {
             match &mut entry.kind {
                 Kind::Dir(below) => *below = self.node(*below, &path.join(name), depth + 1)?,
                 Kind::File { .. } => {}

@@ -53,7 +53,7 @@ pub fn prune(
     let Kind::Dir(digest) = selected.entry.kind else { return Ok(()) };
     let open = |path: RelPath, entry: Entry, keep_empty: bool, digest: &NodeDigest| {
         let node = load_node(nodes, digest)?;
-        let left = node.entries.iter().rev().map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        let left = node.entries.iter().rev().map(|(name, entry)| (name.to_vec(), entry.clone())).collect();
         Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, node: DirNode::default() })
     };
     let mut batch: Vec<EncodedNode> = Vec::new();
