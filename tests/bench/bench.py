@@ -227,6 +227,8 @@ CASES = {
     "w6-push": ("w6", None, "push", "gzip", ("cold",)),
     "w7": ("w7", "debian", "cache", "gzip", ("cold",)),
     "w8": ("w8", "debian", "cache", "gzip", ("cold",)),
+    "w9-push": ("w9", "debian", "push", "gzip", ("cold",)),
+    "w10-push": ("w10", "busybox", "push", "gzip", ("cold", "noop")),
 }
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt"}
 
@@ -354,7 +356,7 @@ PROMISED = {
 }
 # The most memory that any build may take: so much, and so much for each file of its context.
 PEAK_MIB, PEAK_BYTES_A_FILE = 64, 300
-FILES = {"w2": 20_000}
+FILES = {"w2": 20_000, "w10": 200_000}
 
 
 def ratio(files):

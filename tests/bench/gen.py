@@ -12,6 +12,8 @@ w5      4 independent stages of RUN sleep 2, joined by COPY --from
 w6      FROM node, one trivial RUN
 w7      RUN chown -R over what the base brings
 w8      RUN that writes 2,000 files and waits for the disk after each
+w9      RUN that makes 200,000 files
+w10     COPY of 200,000 files
 """
 import os, random, sys
 
@@ -120,8 +122,21 @@ RUN mkdir /data && cd /data && perl -MIO::Handle -e "{files.replace('$', chr(92)
 """)
 
 
+def w9():
+    make = "for $d (1..2000) { mkdir $d; for (1..100) { open F, '>', qq($d/file-$_); print F qq($d $_); close F } }"
+    write("w9/Dockerfile", f"""FROM {REG}/debian
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+""")
+
+
+def w10():
+    for i in range(200000):
+        write(f"w10/data/dir{i // 100:04d}/file{i:06d}.txt", f"{i}\n")
+    write("w10/Dockerfile", f"FROM {REG}/busybox\nCOPY data /data\n")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
