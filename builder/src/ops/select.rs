@@ -7,7 +7,7 @@ use rbuild_cache::tree::select::{
     Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
 use rbuild_cache::tree::{
-    DirNode, EncodedNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    DirNode, EncodedNode, Kind, Memo, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
 };
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
@@ -47,11 +47,13 @@ pub fn select_sources(
 ) -> Result<Selection, SelectionError> {
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
     let pruned = MemoryNodeStore::default();
+    // Hundreds of sources may lie in one directory of as many files.
+    let memo = Memo::new(nodes);
     let mut sources = Vec::with_capacity(copy.sources.len());
     for source in &copy.sources {
         let mut selected = match source {
-            CopySource::Path(path) => select(tree, nodes, path.as_bytes())?,
-            CopySource::Below { pivot, .. } => select(tree, nodes, pivot.as_bytes())?,
+            CopySource::Path(path) => select(tree, &memo, path.as_bytes())?,
+            CopySource::Below { pivot, .. } => select(tree, &memo, pivot.as_bytes())?,
             CopySource::Remote { .. } | CopySource::Inline { .. } => Vec::new(),
         };
         let pattern = match source {

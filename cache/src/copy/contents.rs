@@ -1,7 +1,6 @@
 //! What is in a directory, on its way to the destination.
 
 use std::collections::HashMap;
-use std::iter::Skip;
 
 use super::origins::Rule;
 use super::view::{Link, Planned, View, check};
@@ -11,7 +10,7 @@ use crate::tree::{EMPTY_NODE, Entry, Kind, Lookup, Walk, below};
 
 /// The entries of a copied directory, made one after the other in the order of their paths.
 pub(super) struct Contents<'a> {
-    pub(super) walk: Skip<Walk<'a>>,
+    pub(super) walk: Walk<'a>,
     pub(super) files: &'a dyn FileSource,
     pub(super) options: &'a CopyOptions,
     /// The directory in the source, and where it goes.
@@ -29,8 +28,14 @@ pub(super) struct Contents<'a> {
 impl Contents<'_> {
     /// The next one. `view` may have got what came before, and lost what it had planned there.
     pub(super) fn next(&mut self, view: &View<'_>) -> Result<Option<(RelPath, Planned)>, CopyError> {
-        let Some(step) = self.walk.next() else { return Ok(None) };
-        let (rel, entry) = step?;
+        let (rel, entry) = loop {
+            match self.walk.next() {
+                None => return Ok(None),
+                // The directory itself is not copied, but without it there is no telling what is in it.
+                Some(Ok((rel, _))) if rel.is_root() => {}
+                Some(step) => break step?,
+            }
+        };
         let path = below(&self.top, &rel);
         let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
         planned.origin = Some(self.rule);

@@ -151,7 +151,7 @@ impl<'a> Planner<'a> {
             false => CopyError::ToNonDirectory { path },
         })?;
         Ok(Contents {
-            walk: Walk::of(self.nodes, item.entry.clone()).skip(1),
+            walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),

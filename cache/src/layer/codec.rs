@@ -136,12 +136,12 @@ pub fn decode_diff(mut bytes: Vec<u8>) -> Result<LayerDiff, CodecError> {
     bytes.truncate(bytes.len() - CHECK_BYTES);
     let mut diff = LayerDiff::default();
     let mut reader = Reader::new(&bytes, MAGIC.len() + 1);
-    let start = read_all(&mut reader, &mut diff);
+    let read = read_all(&mut reader, &mut diff);
     let at = reader.at;
     let malformed = |what| CodecError::Malformed { at, what };
-    (diff.start, diff.bytes) = (start.map_err(malformed)?, bytes);
-    let is_link = |entry: &DiffEntry| matches!(entry.change, Change::Hardlink { .. });
-    for DiffEntry { path, change, .. } in diff.iter().filter(is_link) {
+    let (start, has_links) = read.map_err(malformed)?;
+    (diff.start, diff.bytes) = (start, bytes);
+    for DiffEntry { path, change, .. } in diff.iter().filter(|_| has_links) {
         let Change::Hardlink { target } = change else { continue };
         let is_file = |entry: &DiffEntry| matches!(entry.change, Change::File { .. });
         if target >= path || !diff.get(&target).as_ref().is_some_and(is_file) {
@@ -151,10 +151,12 @@ pub fn decode_diff(mut bytes: Vec<u8>) -> Result<LayerDiff, CodecError> {
     Ok(diff)
 }
 
-/// Checks every entry, tells `diff` where it is, and gives the place of the first.
-fn read_all(reader: &mut Reader<'_>, diff: &mut LayerDiff) -> Result<usize, &'static str> {
+/// Checks every entry, tells `diff` where it is, and gives the place of the first, and whether there are hard links, which
+/// can be checked then.
+fn read_all(reader: &mut Reader<'_>, diff: &mut LayerDiff) -> Result<(usize, bool), &'static str> {
     let count = reader.number()?;
     let start = reader.at;
+    let mut has_links = false;
     let (mut before, mut path) = (Vec::new(), Vec::new());
     for index in 0..count {
         let at = reader.at;
@@ -178,10 +180,11 @@ fn read_all(reader: &mut Reader<'_>, diff: &mut LayerDiff) -> Result<usize, &'st
         if change.meta().is_some_and(|meta| meta.mode > 0o7777) {
             return Err("a mode is out of range");
         }
+        has_links |= matches!(change, Change::Hardlink { .. });
         diff.note(at, &path);
         before.clone_from(&path);
     }
-    if reader.at == reader.bytes.len() { Ok(start) } else { Err("bytes after the last entry") }
+    if reader.at == reader.bytes.len() { Ok((start, has_links)) } else { Err("bytes after the last entry") }
 }
 
 /// Reads numbers and entries; whether they keep the rules of a diff is for whoever does not know it.
@@ -239,6 +242,41 @@ impl<'a> Reader<'a> {
             8 => Change::Fifo { meta: self.meta()? },
             _ => return Err("an unknown kind"),
         })
+    }
+
+    /// Passes over what comes after an entry's path.
+    pub(super) fn skip_rest(&mut self) -> Result<(), &'static str> {
+        let kind = self.take(1)?[0];
+        // The time.
+        self.skip_numbers(2)?;
+        match kind {
+            0 => {}
+            4 => drop(self.string()?),
+            _ => self.skip_meta()?,
+        }
+        match kind {
+            3 => {
+                self.number()?;
+                self.take(32)?;
+            }
+            5 => drop(self.string()?),
+            6 | 7 => self.skip_numbers(2)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn skip_meta(&mut self) -> Result<(), &'static str> {
+        self.skip_numbers(3)?;
+        for _ in 0..self.number()? {
+            self.string()?;
+            self.string()?;
+        }
+        Ok(())
+    }
+
+    fn skip_numbers(&mut self, count: usize) -> Result<(), &'static str> {
+        (0..count).try_for_each(|_| self.number().map(drop))
     }
 
     fn meta(&mut self) -> Result<Meta, &'static str> {

@@ -44,8 +44,10 @@ struct Stop {
     path: RelPath,
 }
 
-/// Entries from one stop to the next: a look-up reads half as many.
+/// From one stop to the next there are no more entries, so a look-up passes over half as many,
 const STOP_ENTRIES: usize = 32;
+/// nor bytes, but for the last entry: one with many xattrs is passed over once.
+const STOP_BYTES: usize = 4 << 10;
 
 impl LayerDiff {
     /// Adds the entry that comes after all others. What is added out of order is not found by its path, and a listing with
@@ -62,7 +64,8 @@ impl LayerDiff {
 
     /// Takes down that the entry which follows is at `at`.
     pub(super) fn note(&mut self, at: usize, path: &[u8]) {
-        if self.len > 0 && self.len.is_multiple_of(STOP_ENTRIES) {
+        let (index, from) = self.stops.last().map_or((0, self.start), |stop| (stop.index, stop.at));
+        if self.len - index >= STOP_ENTRIES || at.saturating_sub(from) > STOP_BYTES {
             self.stops.push(Stop { index: self.len, at, path: RelPath::of_clean(path.to_vec()) });
         }
         self.last.clear();
@@ -88,8 +91,8 @@ impl LayerDiff {
     /// The entries from the one with this index on.
     pub fn iter_from(&self, index: usize) -> Entries<'_> {
         let mut entries = self.entries_after(self.stop_before(|stop| stop.index <= index));
-        while entries.left > self.len.saturating_sub(index) {
-            entries.next();
+        while entries.left > self.len.saturating_sub(index) && entries.read_path() {
+            entries.pass();
         }
         entries
     }
@@ -97,10 +100,10 @@ impl LayerDiff {
     /// The entry at a path.
     pub fn get(&self, path: &RelPath) -> Option<DiffEntry> {
         let mut entries = self.entries_after(self.stop_before(|stop| stop.path <= *path));
-        while let Some(rest) = entries.read() {
+        while entries.read_path() {
             match compare(&entries.path, path.as_bytes()) {
-                Ordering::Less => {}
-                Ordering::Equal => return Some(entries.entry(rest)),
+                Ordering::Less => entries.pass(),
+                Ordering::Equal => return Some(entries.entry()),
                 Ordering::Greater => break,
             }
         }
@@ -178,6 +181,9 @@ impl fmt::Debug for LayerDiff {
     }
 }
 
+/// Why a diff can be read.
+const IS_KNOWN: &str = "a diff has what was pushed, or what was checked when it was decoded";
+
 /// Entries of a [`LayerDiff`], one after the other.
 #[derive(Clone)]
 pub struct Entries<'a> {
@@ -188,15 +194,25 @@ pub struct Entries<'a> {
 }
 
 impl Entries<'_> {
-    /// Moves on to the next path and gives what is there.
-    fn read(&mut self) -> Option<(Change, Mtime)> {
-        self.left = self.left.checked_sub(1)?;
-        let rest = self.reader.path(&mut self.path).and_then(|_| self.reader.rest());
-        Some(rest.expect("a diff has what was pushed, or what was checked when it was decoded"))
+    /// Moves on to the next path; false when there is none.
+    fn read_path(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        self.reader.path(&mut self.path).expect(IS_KNOWN);
+        true
     }
 
-    fn entry(&self, (change, mtime): (Change, Mtime)) -> DiffEntry {
+    /// What is at that path.
+    fn entry(&mut self) -> DiffEntry {
+        let (change, mtime) = self.reader.rest().expect(IS_KNOWN);
         DiffEntry { path: RelPath::of_clean(self.path.clone()), change, mtime }
+    }
+
+    /// Passes over it.
+    fn pass(&mut self) {
+        self.reader.skip_rest().expect(IS_KNOWN);
     }
 }
 
@@ -204,8 +220,7 @@ impl Iterator for Entries<'_> {
     type Item = DiffEntry;
 
     fn next(&mut self) -> Option<DiffEntry> {
-        let rest = self.read()?;
-        Some(self.entry(rest))
+        self.read_path().then(|| self.entry())
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

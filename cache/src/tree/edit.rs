@@ -1,11 +1,11 @@
 //! A tree and a layer's diff give the next tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::{
     CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, EncodedNode, Entry, Kind, LinkGroups,
-    Meta, NodeDigest, NodeStore, NodeWriter, Tree, TreeError, check_name, load_node,
+    Meta, NodeDigest, NodeStore, NodeWriter, Tree, TreeError, check_name, load_node, strip,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;
@@ -17,7 +17,7 @@ impl Tree {
     /// A changed or removed path leaves its hardlink group. A whiteout of what is not there changes nothing. A path
     /// whose directories are not listed in `diff` must have them in this tree.
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
-        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Vec::new(), made_bytes: 0 };
+        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new(), made_bytes: 0 };
         let mut last: Option<RelPath> = None;
         for DiffEntry { path, change, .. } in diff {
             if last.is_some_and(|last| last >= path) {
@@ -105,7 +105,7 @@ struct Edit<'a> {
     /// From the root to the directory of the last change.
     open: Vec<OpenDir>,
     /// New nodes that the store does not have yet.
-    made: Vec<EncodedNode>,
+    made: BTreeMap<NodeDigest, EncodedNode>,
     made_bytes: usize,
 }
 
@@ -156,7 +156,7 @@ impl Edit<'_> {
 
     /// Makes `parent` the innermost open directory.
     fn enter(&mut self, parent: &RelPath, path: &RelPath) -> Result<(), TreeError> {
-        while super::strip(parent, &self.open.last().expect("the root stays open").path).is_none() {
+        while strip(parent, &self.open.last().expect("the root stays open").path).is_none() {
             self.close()?;
         }
         let open_depth = self.open.len() - 1;
@@ -202,7 +202,7 @@ impl Edit<'_> {
         let digest = node.digest();
         if digest != dir.base && digest != *EMPTY_NODE {
             self.made_bytes += node.bytes().len();
-            self.made.push(node);
+            self.made.insert(digest, node);
         }
         if self.made_bytes > MADE_BYTES {
             self.put_made()?;
@@ -211,12 +211,9 @@ impl Edit<'_> {
     }
 
     fn put_made(&mut self) -> Result<(), TreeError> {
-        if !self.made.is_empty() {
-            self.nodes.put_nodes(&self.made)?;
-        }
-        self.made.clear();
         self.made_bytes = 0;
-        Ok(())
+        let made: Vec<EncodedNode> = std::mem::take(&mut self.made).into_values().collect();
+        if made.is_empty() { Ok(()) } else { Ok(self.nodes.put_nodes(&made)?) }
     }
 }
 
@@ -233,19 +230,29 @@ fn link_target(diff: &LayerDiff, path: &RelPath, target: &RelPath) -> Option<(Me
 /// Link groups after a diff: every path it touches leaves its group, everything below what it replaces too, and its
 /// own hardlinks form new groups.
 fn relink(links: &LinkGroups, diff: &LayerDiff) -> LinkGroups {
-    let replaces = |dir: RelPath| {
-        diff.get(&dir).is_some_and(|entry| !matches!(entry.change, Change::Dir { opaque: false, .. }))
-    };
-    let gone = |path: &RelPath| {
-        diff.get(path).is_some() || std::iter::successors(path.parent(), RelPath::parent).any(replaces)
-    };
+    let mut linked: Vec<&RelPath> = links.groups().iter().flatten().collect();
+    linked.sort_unstable();
+    // Both are in order, and what is below a path comes right after it.
+    let mut linked = linked.into_iter().peekable();
+    let mut gone: HashSet<&RelPath> = HashSet::new();
+    for DiffEntry { path, change, .. } in diff {
+        if linked.peek().is_none() {
+            break;
+        }
+        let replaces = !matches!(change, Change::Dir { opaque: false, .. });
+        while linked.next_if(|linked| **linked < path).is_some() {}
+        let is_touched = |linked: &RelPath| *linked == path || (replaces && strip(linked, &path).is_some());
+        while let Some(linked) = linked.next_if(|linked| is_touched(linked)) {
+            gone.insert(linked);
+        }
+    }
     let mut made: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
     for DiffEntry { path, change, .. } in diff {
         if let Change::Hardlink { target } = change {
             made.entry(target).or_insert_with_key(|target| vec![target.clone()]).push(path);
         }
     }
-    LinkGroups::new(links.without(gone).chain(made.into_values()))
+    LinkGroups::new(links.without(|path| gone.contains(path)).chain(made.into_values()))
 }
 
 #[cfg(test)]

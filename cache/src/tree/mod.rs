@@ -32,7 +32,7 @@ pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, X
 pub use diff::{TreeChange, difference};
 pub use entries::DirEntries;
 pub use links::LinkGroups;
-pub use memory::{MemoryNodeStore, load_node};
+pub use memory::{Memo, MemoryNodeStore, load_node};
 pub use node::{
     ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
 };

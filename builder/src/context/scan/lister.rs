@@ -360,5 +360,7 @@ pub(in crate::context) fn names_in(
         }
     }
     names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    // What was replaced meanwhile may be listed at both places.
+    names.dedup_by(|(a, _), (b, _)| a == b);
     Ok(names)
 }

@@ -1,5 +1,7 @@
 use super::*;
+use crate::tree::select::Selected;
 use crate::tree::testing::{dir, file, file_with, link, meta, owned};
+use crate::tree::{Entry, Kind, LinkGroups, NodeDigest};
 
 fn two_files() -> Context<'static> {
     Context::new(&[("f", file_with(owned(0o644, 1000, 1000), "F")), ("g", file("GG"))])
@@ -335,4 +337,17 @@ fn workdir_follows_links_and_refuses_files() {
     }
     assert_eq!(workdir(&mut image, "/f", (0, 0)).unwrap_err().to_string(), "/f: not a directory");
     assert_eq!(workdir(&mut image, "/f/x", (0, 0)).unwrap_err().to_string(), "/f: not a directory");
+}
+
+#[test]
+fn a_directory_that_cannot_be_loaded_is_not_an_empty_one() {
+    let nodes = MemoryNodeStore::default();
+    let lost = NodeDigest([7; 32]);
+    let entry = Entry { meta: meta(0o755), kind: Kind::Dir(lost) };
+    let selected = Selected { name: b"d".to_vec(), path: path("d"), entry, links: LinkGroups::default() };
+    let (times, parent) = (FakeTimes(1), Tree::empty());
+    let planned =
+        plan(&nodes, &parent, &times, Some(&times), &[CopyItem::Selected(selected)], &options("/to/"));
+    let missing = |error: &CopyError| error.to_string().contains("is missing from the store");
+    assert!(planned.as_ref().is_err_and(missing), "{planned:?}");
 }

@@ -15,11 +15,16 @@ fn paths() -> impl Strategy<Value = RelPath> {
 }
 
 fn entry(path: RelPath, number: u32) -> DiffEntry {
-    let change = match number % 3 {
+    let change = match number % 12 {
         0 => Change::Whiteout,
         1 => Change::Dir { meta: Meta { uid: number, ..Meta::default() }, opaque: false },
+        5 => Change::Symlink { meta: Meta::default(), target: number.to_string().into_bytes() },
+        6 => Change::CharDevice { meta: Meta::default(), major: number, minor: 1 },
+        7 => Change::BlockDevice { meta: Meta::default(), major: number, minor: 1 },
+        8 => Change::Fifo { meta: Meta::default() },
         _ => {
-            let meta = Meta { mode: 0o644, xattrs: [(vec![b'n'], vec![1; 3])].into(), ..Meta::default() };
+            let value = vec![1; number as usize * 5];
+            let meta = Meta { mode: 0o644, xattrs: [(vec![b'n'], value)].into(), ..Meta::default() };
             Change::File { meta, size: number.into(), content: ContentDigest([number as u8; 32]) }
         }
     };
@@ -62,6 +67,18 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_look_up_passes_over_no_more_than_one_large_entry() {
+    let file = |at: usize, xattr: usize| {
+        let meta = Meta { xattrs: [(b"user.x".to_vec(), vec![0; xattr])].into(), ..Meta::default() };
+        let change = Change::File { meta, size: 0, content: ContentDigest([0; 32]) };
+        DiffEntry { path: path(&format!("f{at:02}")), change, mtime: Mtime::default() }
+    };
+    let diff: LayerDiff = (0..31).map(|at| file(at, 64 << 10)).chain([file(31, 0)]).collect();
+    let last = diff.stops.last().unwrap();
+    assert_eq!((last.index, diff.stops.len()), (31, 31));
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Giving directories an archive left out the metadata they have in the merged view.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 
-use super::super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::super::diff::{Change, DiffEntry, Mtime};
 use super::super::overlay::OverlayForm;
 use super::create::Creator;
 use super::listing::DirNode;
@@ -26,9 +26,15 @@ pub fn fix_implied(
 ) -> Result<(), UnpackError> {
     let mut creator = Creator::new(dir, form)?;
     let mut found_dirs = HashMap::new();
+    let is_opaque = |entry: &DiffEntry| matches!(entry.change, Change::Dir { opaque: true, .. });
+    let opaque: HashSet<RelPath> = match unpacked.implied_dirs.is_empty() {
+        true => HashSet::new(),
+        false => unpacked.diff.iter().filter(is_opaque).map(|entry| entry.path).collect(),
+    };
     // Deepest first: setting a directory's own metadata does not touch its parent's times, but a mode may lock us out.
     for path in std::mem::take(&mut unpacked.implied_dirs).into_iter().rev() {
-        if !shows_lower(&unpacked.diff, &path) {
+        // It, or a directory above it, is opaque in this layer.
+        if std::iter::successors(Some(path.clone()), RelPath::parent).any(|dir| opaque.contains(&dir)) {
             continue;
         }
         let found = lookup(&path).map_err(|source| UnpackError::Lookup { path: path.clone(), source })?;
@@ -47,17 +53,4 @@ pub fn fix_implied(
         unpacked.diff = unpacked.diff.iter().map(known).collect();
     }
     Ok(())
-}
-
-/// False when the directory or one above it is opaque in this layer.
-fn shows_lower(diff: &LayerDiff, path: &RelPath) -> bool {
-    let mut at = Some(path.clone());
-    while let Some(path) = at {
-        let is_opaque = |entry: DiffEntry| matches!(entry.change, Change::Dir { opaque: true, .. });
-        if diff.get(&path).is_some_and(is_opaque) {
-            return false;
-        }
-        at = path.parent();
-    }
-    true
 }

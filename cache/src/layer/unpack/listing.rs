@@ -96,7 +96,10 @@ impl Listing {
     }
 
     pub(super) fn insert(&mut self, path: &RelPath, node: Node) {
-        self.nodes.insert(path, node);
+        match node {
+            Node::Dir(_) => self.nodes.insert_dir(path, node),
+            _ => self.nodes.insert(path, node),
+        }
     }
 
     /// The directory at `path`, which `ensure_dir` made.

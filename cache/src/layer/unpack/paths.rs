@@ -71,6 +71,14 @@ impl<T> Paths<T> {
         self.nodes[place as usize].what = Some(what);
     }
 
+    /// [`Self::insert`] for a directory: the next path is mostly in it.
+    pub(super) fn insert_dir(&mut self, path: &RelPath, what: T) {
+        self.insert(path, what);
+        if let Some(place) = self.find(path) {
+            self.last_dir = (path.clone(), place);
+        }
+    }
+
     /// Takes out what is at `path` and below it, in order.
     pub(super) fn remove_all(&mut self, path: &RelPath) -> Vec<(RelPath, T)> {
         let Some(from) = self.find(path) else { return Vec::new() };
@@ -229,7 +237,10 @@ mod tests {
                     known.retain(|at, _| !is_at(at));
                     prop_assert_eq!(paths.remove_all(&path), expected);
                 } else {
-                    paths.insert(&path, edit);
+                    match edit {
+                        1 => paths.insert_dir(&path, edit),
+                        _ => paths.insert(&path, edit),
+                    }
                     known.insert(path.clone(), edit);
                 }
                 prop_assert_eq!(paths.get(&path), known.get(&path));
