@@ -1,6 +1,5 @@
 //! Packing a planned layer: its contents into packs and its archive out of them, in one pass over the sources.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -54,24 +53,12 @@ pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
 /// last: layers that differ in little then begin alike.
 pub fn keep_times(diff: LayerDiff, now: Mtime, earlier: &LayerDiff) -> LayerDiff {
     let is_made = |entry: &DiffEntry| entry.mtime == now && matches!(entry.change, Change::Dir { .. });
-    let mut known = HashMap::new();
-    for entry in diff.iter().filter(is_made) {
-        if let Some(before) = earlier.get(&entry.path).filter(|before| before.change == entry.change) {
-            known.insert(entry.path, before.mtime);
-        }
-    }
-    if known.is_empty() {
+    let known = |entry: DiffEntry| earlier.get(&entry.path).filter(|before| before.change == entry.change);
+    let mut known = diff.iter().filter(is_made).filter_map(known).peekable();
+    if known.peek().is_none() {
         return diff;
     }
-    let timed = |mut entry: DiffEntry| {
-        if is_made(&entry)
-            && let Some(mtime) = known.get(&entry.path)
-        {
-            entry.mtime = *mtime;
-        }
-        entry
-    };
-    diff.iter().map(timed).collect()
+    diff.iter().map(|entry| known.next_if(|known| known.path == entry.path).unwrap_or(entry)).collect()
 }
 
 /// Which marks of the archive of `earlier` hold for that of `diff`: it begins with the same entries, and nothing of them is

@@ -141,7 +141,8 @@ pub fn decode_diff(mut bytes: Vec<u8>) -> Result<LayerDiff, CodecError> {
     let malformed = |what| CodecError::Malformed { at, what };
     let (start, has_links) = read.map_err(malformed)?;
     (diff.start, diff.bytes) = (start, bytes);
-    for DiffEntry { path, change, .. } in diff.iter().filter(|_| has_links) {
+    let entries = has_links.then(|| diff.iter());
+    for DiffEntry { path, change, .. } in entries.into_iter().flatten() {
         let Change::Hardlink { target } = change else { continue };
         let is_file = |entry: &DiffEntry| matches!(entry.change, Change::File { .. });
         if target >= path || !diff.get(&target).as_ref().is_some_and(is_file) {

@@ -19,9 +19,14 @@ impl Tree {
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
         let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new(), made_bytes: 0 };
         let mut last: Option<RelPath> = None;
+        let mut linked: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
         for DiffEntry { path, change, .. } in diff {
             if last.is_some_and(|last| last >= path) {
                 return Err(TreeError::Unsorted { path });
+            }
+            if let Change::Hardlink { target } = &change {
+                let group = linked.entry(target.clone()).or_insert_with(|| vec![target.clone()]);
+                group.push(path.clone());
             }
             edit.change(&path, change, diff)?;
             last = Some(path);
@@ -33,7 +38,11 @@ impl Tree {
         let meta = root.meta.clone();
         let node = edit.keep(root)?;
         edit.put_made()?;
-        Ok(Self { root: meta, node, links: relink(&self.links, diff) })
+        Ok(Self {
+            root: meta,
+            node,
+            links: LinkGroups::new(kept(&self.links, diff).chain(linked.into_values())),
+        })
     }
 }
 
@@ -227,18 +236,17 @@ fn link_target(diff: &LayerDiff, path: &RelPath, target: &RelPath) -> Option<(Me
     }
 }
 
-/// Link groups after a diff: every path it touches leaves its group, everything below what it replaces too, and its
-/// own hardlinks form new groups.
-fn relink(links: &LinkGroups, diff: &LayerDiff) -> LinkGroups {
+/// What a diff leaves of link groups: every path it touches leaves its group, and everything below what it replaces.
+fn kept<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> impl Iterator<Item = Vec<RelPath>> + 'a {
     let mut linked: Vec<&RelPath> = links.groups().iter().flatten().collect();
     linked.sort_unstable();
     // Both are in order, and what is below a path comes right after it.
     let mut linked = linked.into_iter().peekable();
     let mut gone: HashSet<&RelPath> = HashSet::new();
-    for DiffEntry { path, change, .. } in diff {
-        if linked.peek().is_none() {
-            break;
-        }
+    let mut entries = diff.iter();
+    while linked.peek().is_some()
+        && let Some(DiffEntry { path, change, .. }) = entries.next()
+    {
         let replaces = !matches!(change, Change::Dir { opaque: false, .. });
         while linked.next_if(|linked| **linked < path).is_some() {}
         let is_touched = |linked: &RelPath| *linked == path || (replaces && strip(linked, &path).is_some());
@@ -246,13 +254,7 @@ fn relink(links: &LinkGroups, diff: &LayerDiff) -> LinkGroups {
             gone.insert(linked);
         }
     }
-    let mut made: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
-    for DiffEntry { path, change, .. } in diff {
-        if let Change::Hardlink { target } = change {
-            made.entry(target).or_insert_with_key(|target| vec![target.clone()]).push(path);
-        }
-    }
-    LinkGroups::new(links.without(|path| gone.contains(path)).chain(made.into_values()))
+    links.without(move |path| gone.contains(path))
 }
 
 #[cfg(test)]

@@ -152,33 +152,23 @@ impl SeenContext {
         let dir = &self.dirs[at];
         // Entered for what would be brought back in it, and nothing was.
         let is_there = |inner: &&Dir| !inner.row.is_excluded || inner.row.node != *EMPTY_NODE;
-        let mut dirs = dir.dirs.iter().map(|inner| &self.dirs[*inner]).filter(is_there).peekable();
-        let mut beside = dir.beside.iter().peekable();
-        let mut upto = |end: Option<&[u8]>, each: &mut dyn FnMut(&[u8], Entry)| {
-            let is_before = |name: &[u8]| end.is_none_or(|end| name < end);
-            loop {
-                let inner = dirs.peek().map(|inner| name_of(&inner.path).1).filter(|name| is_before(name));
-                let other = beside.peek().map(|(name, _)| name.as_slice()).filter(|name| is_before(name));
-                match (inner, other) {
-                    (None, None) => return,
-                    (Some(inner), other) if other.is_none_or(|other| inner < other) => {
-                        let Some(dir) = dirs.next() else { return };
-                        each(inner, Entry { meta: dir.meta.clone(), kind: Kind::Dir(dir.row.node) });
-                    }
-                    _ => {
-                        let Some((name, entry)) = beside.next() else { return };
-                        each(name, entry.clone());
-                    }
-                }
-            }
-        };
+        let dirs = dir.dirs.iter().map(|inner| &self.dirs[*inner]).filter(is_there).map(|inner| {
+            let entry = Entry { meta: inner.meta.clone(), kind: Kind::Dir(inner.row.node) };
+            (name_of(&inner.path).1, entry)
+        });
+        let beside = dir.beside.iter().map(|(name, entry)| (name.as_slice(), entry.clone()));
+        let mut others: Vec<(&[u8], Entry)> = dirs.chain(beside).collect();
+        others.sort_unstable_by_key(|(name, _)| *name);
+        let mut others = others.into_iter().peekable();
         for known in Record(&self.held(at)?.bytes).entries() {
             let known = known.ok()?;
             let name = known.name.to_bytes();
-            upto(Some(name), &mut each);
+            while let Some((other, entry)) = others.next_if(|(other, _)| *other < name) {
+                each(other, entry);
+            }
             each(name, known.entry());
         }
-        upto(None, &mut each);
+        others.for_each(|(name, entry)| each(name, entry));
         Some(())
     }
 
