@@ -229,8 +229,10 @@ CASES = {
     "w8": ("w8", "debian", "cache", "gzip", ("cold",)),
     "w9-push": ("w9", "debian", "push", "gzip", ("cold",)),
     "w10-push": ("w10", "busybox", "push", "gzip", ("cold", "noop")),
+    "w11-push": ("w11", "busybox", "push", "gzip", ("cold", "noop", "change")),
+    "w12-push": ("w12", "debian", "push", "gzip", ("cold",)),
 }
-CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt"}
+CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}
 
 
 def join(argv): return " ".join("'" + a.replace("'", "'\\''") + "'" for a in argv)
@@ -356,7 +358,7 @@ PROMISED = {
 }
 # The most memory that any build may take: so much, and so much for each file of its context.
 PEAK_MIB, PEAK_BYTES_A_FILE = 64, 300
-FILES = {"w2": 20_000, "w10": 200_000}
+FILES = {"w2": 20_000, "w10": 200_000, "w11": 200_000}
 
 
 def ratio(files):

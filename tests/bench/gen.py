@@ -14,6 +14,8 @@ w7      RUN chown -R over what the base brings
 w8      RUN that writes 2,000 files and waits for the disk after each
 w9      RUN that makes 200,000 files
 w10     COPY of 200,000 files
+w11     the same in one directory
+w12     RUN that makes 200,000 files in one directory, COPY --from of them
 """
 import os, random, sys
 
@@ -135,8 +137,23 @@ def w10():
     write("w10/Dockerfile", f"FROM {REG}/busybox\nCOPY data /data\n")
 
 
+def w11():
+    for i in range(200000):
+        write(f"w11/data/file{i:06d}.txt", f"{i}\n")
+    write("w11/Dockerfile", f"FROM {REG}/busybox\nCOPY data /data\n")
+
+
+def w12():
+    make = "for (1..200000) { open F, '>', qq(file-$_); print F $_; close F }"
+    write("w12/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made /data /data
+""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()

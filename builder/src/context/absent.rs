@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::select::SelectError;
-use rbuild_cache::tree::{Kind, LastLink, NodeStore, Tree, load_node};
+use rbuild_cache::tree::{DirReader, Kind, LastLink, NodeStore, Tree};
 use rbuild_frontend::suggest::nearest;
 use rustix::fs::{AtFlags, OFlags};
 
@@ -88,9 +88,12 @@ fn on_disk(context: &ScannedContext, path: &RelPath) -> Vec<String> {
 fn in_tree(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Vec<String> {
     let found = tree.resolve(nodes, path.as_bytes(), LastLink::Follow).ok().filter(|found| found.exists());
     let Some(Kind::Dir(node)) = found.map(|found| found.entry.kind) else { return Vec::new() };
-    let names =
-        load_node(nodes, &node).map(|node| node.entries.names().map(<[u8]>::to_vec).collect::<Vec<_>>());
-    names.unwrap_or_default().into_iter().filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect()
+    let Ok(mut entries) = DirReader::open(nodes, &node) else { return Vec::new() };
+    let mut names = Vec::new();
+    while let Ok(Some((name, _))) = entries.next() {
+        names.extend(String::from_utf8(name.to_vec()));
+    }
+    names
 }
 
 #[cfg(test)]

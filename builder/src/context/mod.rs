@@ -11,8 +11,6 @@ mod secrets;
 pub mod stdin;
 pub mod wanted;
 
-use std::sync::Arc;
-
 use rbuild_cache::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
 use crate::ops::ExecEnv;
@@ -42,7 +40,7 @@ struct Layered<'a> {
 }
 
 impl NodeStore for Layered<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
         let found = self.memory.iter().flatten().find_map(|nodes| nodes.node(digest).ok());
         found.map_or_else(|| self.env.store.node(digest), Ok)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rbuild_cache::copy::FileSource as _;
 use rbuild_cache::path::RelPath;
-use rbuild_cache::tree::{Kind, NodeDigest, NodeStore, NodeStoreError, load_node};
+use rbuild_cache::tree::{DirReader, Kind, NodeDigest, NodeStore, NodeStoreError};
 
 use super::ScannedContext;
 use super::secrets::{self, Suspicion};
@@ -98,17 +98,17 @@ impl Taken<'_> {
 /// Bytes of each entry at the top.
 fn by_first_name(scanned: &ScannedContext) -> Result<Vec<(String, u64)>, NodeStoreError> {
     let nodes = scanned.nodes.as_ref();
-    let root = load_node(nodes, &scanned.tree.node)?;
-    let mut known = BTreeMap::new();
-    let sizes = root.entries.iter().map(|(name, entry)| {
+    let mut entries = DirReader::open(nodes, &scanned.tree.node)?;
+    let (mut known, mut sizes) = (BTreeMap::new(), Vec::new());
+    while let Some((name, entry)) = entries.next()? {
         let bytes = match &entry.kind {
             Kind::File { size, .. } => *size,
             Kind::Dir(node) => below(nodes, node, &mut known)?,
             _ => 0,
         };
-        Ok((String::from_utf8_lossy(name).into_owned(), bytes))
-    });
-    sizes.collect()
+        sizes.push((String::from_utf8_lossy(name).into_owned(), bytes));
+    }
+    Ok(sizes)
 }
 
 /// Bytes of all files below a directory, each time it is there.
@@ -123,7 +123,8 @@ fn below(
         return Ok(*bytes);
     }
     while let Some(digest) = open.pop() {
-        for entry in load_node(nodes, &digest)?.entries.values() {
+        let mut entries = DirReader::open(nodes, &digest)?;
+        while let Some((_, entry)) = entries.next()? {
             match &entry.kind {
                 Kind::File { size, .. } => total = total.saturating_add(*size),
                 Kind::Dir(node) => open.push(*node),

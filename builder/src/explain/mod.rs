@@ -29,7 +29,7 @@ use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, GoneWhy, Key, PastExecution, Sighting, Store};
 use rbuild_cache::tree::select::{Selected, listing};
 use rbuild_cache::tree::{
-    DirNode, EncodedNode, Kind, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    Batch, DirNode, EncodedNode, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
 };
 use rbuild_frontend::graph::{BuildGraph, Op, Role, Step};
 use rbuild_frontend::remote::without_user;
@@ -404,21 +404,19 @@ fn text_digest(step: &Step) -> [u8; 32] {
 
 /// Puts the nodes of a listing into the store. What the store has is there with all below it.
 fn keep(store: &Store, nodes: &dyn NodeStore, root: &NodeDigest) -> Result<(), NodeStoreError> {
-    let mut new = Vec::new();
-    let mut work = vec![*root];
+    let mut new = Batch::new(store);
+    // Each with whether what is below it has been dealt with: so that what is said above stays true, that goes first.
+    let mut work = vec![(*root, false)];
     let mut seen = HashSet::new();
-    while let Some(digest) = work.pop() {
-        if !seen.insert(digest) || store.node(&digest).is_ok() {
-            continue;
+    while let Some((digest, is_below_done)) = work.pop() {
+        if is_below_done {
+            new.add(EncodedNode::of(&load_node(nodes, &digest)?))?;
+        } else if seen.insert(digest) && store.node(&digest).is_err() {
+            work.push((digest, true));
+            work.extend(load_node(nodes, &digest)?.below().map(|below| (below, false)));
         }
-        let node = load_node(nodes, &digest)?;
-        work.extend(node.entries.values().filter_map(|entry| match entry.kind {
-            Kind::Dir(child) => Some(child),
-            _ => None,
-        }));
-        new.push(EncodedNode::of(&node));
     }
-    store.put_nodes(&new)
+    new.put()
 }
 
 /// Nodes of a listing over those of what it lists.
@@ -428,7 +426,7 @@ struct Over<'a> {
 }
 
 impl NodeStore for Over<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
         self.above.node(digest).or_else(|_| self.below.node(digest))
     }
 

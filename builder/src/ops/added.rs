@@ -10,7 +10,7 @@ use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::Store;
 use rbuild_cache::tree::select::{SelectError, Selected, prune, selection_digest};
-use rbuild_cache::tree::{LinkGroups, MemoryNodeStore, load_node};
+use rbuild_cache::tree::{DirReader, LinkGroups, MemoryNodeStore};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 
@@ -68,8 +68,8 @@ fn everything(solved: &Solved) -> Selected {
 
 /// The one file that the tree of a web file has.
 fn only_file(solved: &Solved, store: &Store) -> Result<Selected, SelectionError> {
-    let root = load_node(store, &solved.tree.node).map_err(SelectError::from)?;
-    let (name, entry) = root.entries.iter().next().ok_or_else(|| {
+    let mut entries = DirReader::open(store, &solved.tree.node).map_err(SelectError::from)?;
+    let (name, entry) = entries.next().map_err(SelectError::from)?.ok_or_else(|| {
         // Nothing else makes such trees: somebody else's hands were in the store.
         SelectError::NotFound { path: RelPath::root() }
     })?;

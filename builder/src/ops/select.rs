@@ -7,7 +7,7 @@ use rbuild_cache::tree::select::{
     Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
 use rbuild_cache::tree::{
-    DirNode, EncodedNode, Kind, Memo, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    DirNode, EncodedNode, Kind, Memo, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, entry_in,
 };
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
@@ -89,7 +89,7 @@ struct Pruned<'a> {
 }
 
 impl NodeStore for Pruned<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
         self.pruned.node(digest).or_else(|_| self.nodes.node(digest))
     }
 
@@ -135,8 +135,8 @@ fn exists(dir: &Kind, path: &RelPath, nodes: &dyn NodeStore) -> Result<bool, Nod
     let mut kind = dir.clone();
     for name in path.components() {
         let Kind::Dir(node) = kind else { return Ok(false) };
-        match load_node(nodes, &node)?.entries.get(name) {
-            Some(entry) => kind = entry.kind.clone(),
+        match entry_in(nodes, &node, name)? {
+            Some(entry) => kind = entry.kind,
             None => return Ok(false),
         }
     }

@@ -1,8 +1,8 @@
 //! The two keys of an op.
 //!
 //! ```text
-//! DefKey(op)     = H("def/4", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
-//! ContentKey(op) = H("content/4", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
+//! DefKey(op)     = H("def/5", canonical(op), for each input: slot, DefKey(input) | selection digest of a context)
+//! ContentKey(op) = H("content/5", canonical(op over contents), for each input: slot, digest of the selected part of its tree)
 //! ```
 //!
 //! | input | enters the DefKey as | enters the ContentKey as |
@@ -36,12 +36,12 @@ pub struct InputDigest {
 
 /// Key known before anything runs.
 pub fn def_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::def(hash("def/4", op, inputs))
+    Key::def(hash("def/5", op, inputs))
 }
 
 /// Key known once the inputs' trees are.
 pub fn content_key(op: &Op, inputs: &[InputDigest]) -> Key {
-    Key::content(hash("content/4", &OverContents(op), inputs))
+    Key::content(hash("content/5", &OverContents(op), inputs))
 }
 
 /// Names the place of a step among builds, whatever it is fed: where the step's last layer may be found. `context`

@@ -1,10 +1,8 @@
 //! The parent tree with what is planned so far.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::ops::Bound;
-use std::sync::Arc;
 
 use super::contents::Contents;
 use super::origins::{Origins, Rule};
@@ -12,12 +10,9 @@ use super::{CopyError, CopyPlan, FileSource, SourceError};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
 use crate::tree::{
-    CodecError, DirNode, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Meta, NodeDigest, NodeStore,
-    NodeStoreError, PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, load_node, resolve_in, strip,
+    CodecError, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Memo, Meta, NodeStore, NodeStoreError,
+    PATH_BYTES_MAX, ResolveError, Resolved, Tree, check_name, entry_in, resolve_in, strip,
 };
-
-/// Nodes kept at hand. A directory is done with when the next one comes, and those above it are few.
-const LOADED_MAX: usize = 256;
 
 /// What directories made on the way to a destination get.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +39,8 @@ pub(super) type Link = NonZeroU32;
 
 /// The parent tree, and changes that already shadow it.
 pub(super) struct View<'a> {
-    nodes: &'a dyn NodeStore,
+    /// Siblings ask for the same ones over and over.
+    nodes: Memo<'a>,
     parent: &'a Tree,
     /// Boxed: the map is made anew more than once while there may be a hundred thousand.
     pending: BTreeMap<RelPath, Box<Planned>>,
@@ -52,20 +48,17 @@ pub(super) struct View<'a> {
     last_link: Option<Link>,
     /// Directories of the parent tree that something else took the place of, if only for a while.
     replaced: BTreeSet<RelPath>,
-    /// Nodes loaded lately: siblings ask for the same ones over and over.
-    loaded: RefCell<HashMap<NodeDigest, Arc<DirNode>>>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree) -> Self {
         Self {
-            nodes,
+            nodes: Memo::new(nodes),
             parent,
             pending: BTreeMap::new(),
             origins: Origins::default(),
             last_link: None,
             replaced: BTreeSet::new(),
-            loaded: RefCell::default(),
         }
     }
 
@@ -300,19 +293,7 @@ impl Lookup for View<'_> {
         if let Some(planned) = self.pending.get(&dir.join(name)) {
             return Ok(Some(planned.entry.clone()));
         }
-        let mut loaded = self.loaded.borrow_mut();
-        let node = match loaded.get(digest) {
-            Some(node) => Arc::clone(node),
-            None => {
-                let node = load_node(self.nodes, digest)?;
-                if loaded.len() == LOADED_MAX {
-                    loaded.clear();
-                }
-                loaded.insert(*digest, Arc::clone(&node));
-                node
-            }
-        };
-        Ok(node.entries.get(name).cloned())
+        entry_in(&self.nodes, digest, name)
     }
 }
 

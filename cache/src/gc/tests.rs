@@ -11,7 +11,8 @@ use rbuild_oci::Digest;
 
 use super::*;
 use crate::store::{ImageRecord, Key, LayerId, Lease, ResultRecord, Store, StoreOptions};
-use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, Tree};
+use crate::tree::testing::put_dir;
+use crate::tree::{DirEntries, Entry, Kind, Meta, NodeDigest, NodeStore, Tree, entry_in};
 
 pub(super) fn options() -> StoreOptions {
     // What a machine's stop loses is the store's own tests' business.
@@ -54,20 +55,19 @@ pub(super) fn commit_layer(store: &Store, lease: &Lease, content: &str) -> Layer
 
 /// A stored tree of one directory in the root, different for each seed.
 pub(super) fn tree(store: &Store, seed: u32) -> Tree {
-    let mut inner = DirNode::default();
+    let mut inner = DirEntries::default();
     let meta = Meta { mode: 0o644, uid: seed, ..Meta::default() };
-    inner.entries.insert(b"pipe".to_vec(), Entry { meta, kind: Kind::Fifo });
-    let inner_digest = inner.digest();
-    let mut node = DirNode::default();
-    node.entries.insert(b"dir".to_vec(), Entry { meta: Meta::default(), kind: Kind::Dir(inner_digest) });
-    let node_digest = node.digest();
-    store.put_nodes(&[EncodedNode::of(&inner), EncodedNode::of(&node)]).unwrap();
-    Tree { node: node_digest, ..Tree::empty() }
+    inner.insert(b"pipe".to_vec(), Entry { meta, kind: Kind::Fifo });
+    let inner_digest = put_dir(store, &inner);
+    let mut node = DirEntries::default();
+    node.insert(b"dir".to_vec(), Entry { meta: Meta::default(), kind: Kind::Dir(inner_digest) });
+    Tree { node: put_dir(store, &node), ..Tree::empty() }
 }
 
 pub(super) fn nodes_of(store: &Store, tree: &Tree) -> Vec<NodeDigest> {
-    let root = store.node(&tree.node).unwrap();
-    let Kind::Dir(inner) = root.entries.get(b"dir").unwrap().kind else { panic!("made by `tree`") };
+    let Kind::Dir(inner) = entry_in(store, &tree.node, b"dir").unwrap().unwrap().kind else {
+        panic!("made by `tree`")
+    };
     store.node(&inner).unwrap();
     vec![tree.node, inner]
 }

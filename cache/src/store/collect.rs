@@ -19,7 +19,7 @@ use super::readers::CONDEMNED;
 use super::{
     GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
 };
-use crate::tree::{DirNode, Kind, NodeDigest, Tree};
+use crate::tree::{DirNode, NodeDigest, Tree};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
@@ -437,12 +437,7 @@ impl Store {
                 }
                 let bytes: Option<Vec<u8>> = statement.query_row([digest.0], |row| row.get(0)).optional()?;
                 let node = bytes.and_then(|bytes| DirNode::decode(&bytes).ok());
-                work.extend(node.iter().flat_map(|node| node.entries.values()).filter_map(|entry| {
-                    match entry.kind {
-                        Kind::Dir(child) => Some(child),
-                        _ => None,
-                    }
-                }));
+                work.extend(node.iter().flat_map(DirNode::below));
             }
             Ok(())
         })

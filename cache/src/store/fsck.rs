@@ -12,7 +12,7 @@ use super::error::StoreError;
 use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
 use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, decode_diff, verify_layer};
 use crate::path::RelPath;
-use crate::tree::{DirNode, Kind, NodeDigest};
+use crate::tree::{DirNode, NodeDigest};
 
 /// Paths named per damaged layer.
 const PATHS_SHOWN: usize = 3;
@@ -368,11 +368,7 @@ impl Store {
                     bad.nodes.insert(digest);
                     continue;
                 };
-                let dirs = node.entries.values().filter_map(|entry| match entry.kind {
-                    Kind::Dir(child) => Some(child),
-                    _ => None,
-                });
-                children.insert(digest, dirs.collect());
+                children.insert(digest, node.below().collect());
             }
             Ok(())
         })?;

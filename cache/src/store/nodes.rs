@@ -1,15 +1,14 @@
 //! Directory nodes by digest, with the decoded ones kept in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rusqlite::OptionalExtension;
 
 use super::Store;
 use crate::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
-/// Entries of the store's decoded nodes kept per generation, about 170 bytes each: 6 MB for both generations, unless a
-/// directory alone has more.
+/// Entries of the store's decoded nodes kept per generation, about 170 bytes each: 6 MB for both generations.
 const GENERATION_ENTRIES_MAX: usize = 16 * 1024;
 
 /// Two generations of decoded nodes: what is used moves to the young one; when that is full it becomes the old one
@@ -21,14 +20,14 @@ pub(super) struct NodeCache<const ENTRIES_MAX: usize = GENERATION_ENTRIES_MAX> {
 
 #[derive(Debug, Default)]
 struct Generations<const ENTRIES_MAX: usize> {
-    young: HashMap<NodeDigest, Arc<DirNode>>,
-    old: HashMap<NodeDigest, Arc<DirNode>>,
+    young: HashMap<NodeDigest, DirNode>,
+    old: HashMap<NodeDigest, DirNode>,
     /// Entries of the nodes in `young`, counting each node as one more.
     young_entries: usize,
 }
 
 impl<const ENTRIES_MAX: usize> NodeCache<ENTRIES_MAX> {
-    pub(super) fn get(&self, digest: &NodeDigest) -> Option<Arc<DirNode>> {
+    pub(super) fn get(&self, digest: &NodeDigest) -> Option<DirNode> {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = generations.young.get(digest) {
             return Some(node.clone());
@@ -38,14 +37,14 @@ impl<const ENTRIES_MAX: usize> NodeCache<ENTRIES_MAX> {
         Some(node)
     }
 
-    pub(super) fn put(&self, digest: NodeDigest, node: Arc<DirNode>) {
+    pub(super) fn put(&self, digest: NodeDigest, node: DirNode) {
         self.generations.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, node);
     }
 }
 
 impl<const ENTRIES_MAX: usize> Generations<ENTRIES_MAX> {
-    fn insert(&mut self, digest: NodeDigest, node: Arc<DirNode>) {
-        self.young_entries += node.entries.len() + 1;
+    fn insert(&mut self, digest: NodeDigest, node: DirNode) {
+        self.young_entries += node.len() + 1;
         self.young.insert(digest, node);
         if self.young_entries > ENTRIES_MAX {
             self.old = std::mem::take(&mut self.young);
@@ -55,7 +54,7 @@ impl<const ENTRIES_MAX: usize> Generations<ENTRIES_MAX> {
 }
 
 impl NodeStore for Store {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
         if let Some(node) = self.inner.nodes.get(digest) {
             return Ok(node);
         }
@@ -69,7 +68,6 @@ impl NodeStore for Store {
             .map_err(|error| NodeStoreError::Storage(Box::new(error)))?;
         let bytes = bytes.ok_or(NodeStoreError::Missing(*digest))?;
         let node = open(digest, &bytes).ok_or(NodeStoreError::Damaged(*digest))?;
-        let node = Arc::new(node);
         self.inner.nodes.put(*digest, node.clone());
         Ok(node)
     }

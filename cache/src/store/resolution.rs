@@ -99,14 +99,14 @@ impl Store {
             Ok(found.optional()?)
         })?;
         Ok(row
-            .filter(|(tree, sealed)| seal("chain tree", chain.0.as_bytes(), tree) == *sealed)
+            .filter(|(tree, sealed)| seal(CHAIN_TREE, chain.0.as_bytes(), tree) == *sealed)
             .map(|(tree, _)| tree))
     }
 
     /// Records the encoded tree of a stack of image layers, whose nodes must be stored.
     pub fn put_chain_tree(&self, chain: &ChainId, tree: &[u8]) -> Result<(), StoreError> {
         let boot = self.boot()?;
-        let sealed = seal("chain tree", chain.0.as_bytes(), tree);
+        let sealed = seal(CHAIN_TREE, chain.0.as_bytes(), tree);
         self.inner.index.write("record the tree of a chain", |transaction| {
             let sql = "INSERT OR REPLACE INTO chain_trees
                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT current FROM epoch), 0)";
@@ -116,6 +116,9 @@ impl Store {
         })
     }
 }
+
+/// What the seal of a chain's tree is for. The number rises when the same files get another tree.
+const CHAIN_TREE: &str = "chain tree 2";
 
 /// Neither part can contain a line break.
 fn resolution_name(reference: &str, platform: &str) -> String {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 
 use super::*;
-use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
+use crate::tree::{DirEntries, EncodedNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
 
 fn options() -> StoreOptions {
     StoreOptions { id_map: "test".to_owned(), durable: true }
@@ -67,12 +67,12 @@ fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
 
 /// A node whose content depends on `seed`.
 fn node(seed: u32) -> EncodedNode {
-    let mut node = DirNode::default();
+    let mut node = DirEntries::default();
     let meta = Meta { mode: 0o644, uid: seed, gid: 0, xattrs: [(b"user.a".to_vec(), b"b".to_vec())].into() };
     let target = seed.to_string().into_bytes();
-    node.entries.insert(b"link".to_vec(), Entry { meta, kind: Kind::Symlink(target) });
-    node.entries.insert(b"pipe".to_vec(), Entry { meta: Meta::default(), kind: Kind::Fifo });
-    EncodedNode::of(&node)
+    node.insert(b"link".to_vec(), Entry { meta, kind: Kind::Symlink(target) });
+    node.insert(b"pipe".to_vec(), Entry { meta: Meta::default(), kind: Kind::Fifo });
+    EncodedNode::of(&node.into())
 }
 
 /// Runs SQL on the index behind the store's back.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! node  = "RBD" 01, count, { name, entry }…          names strictly ascending
+//!       | "RBP" 01, count, { first name, digest }…   parts of a large directory: two at least, likewise ascending
 //! entry = tag, mode, uid, gid, count, { name, value }…xattrs, payload
 //! tree  = "RBT" 01, meta, node digest, count, { count, path… }…
 //! ```
@@ -13,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::links::LinkGroups;
-use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, Meta, NodeDigest, Tree};
+use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, Meta, NodeDigest, Part, Tree};
 use crate::path::RelPath;
 
 /// Longest name of a directory entry in bytes: Linux's `NAME_MAX`.
@@ -24,10 +25,11 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const XATTR_BYTES_MAX: usize = 65_536;
 /// Most xattrs of one entry; a 64 KiB name list (`XATTR_LIST_MAX`) holds about this many of the shortest names.
 pub const XATTRS_MAX: usize = 8_192;
-/// Longest encoding of one node or tree in bytes, about a million entries.
+/// Longest encoding of one node or tree in bytes.
 pub const ENCODED_BYTES_MAX: usize = 128 << 20;
 
 const DIR_MAGIC: &[u8; 4] = b"RBD\x01";
+const PARTS_MAGIC: &[u8; 4] = b"RBP\x01";
 const TREE_MAGIC: &[u8; 4] = b"RBT\x01";
 
 const TAG_DIR: u8 = 1;
@@ -67,6 +69,9 @@ pub enum CodecError {
     /// Too many xattrs, one out of order, or one over the limits.
     #[error("extended attributes are not valid")]
     Xattrs,
+    /// Too few parts of a directory.
+    #[error("a directory in parts has only {0}")]
+    Parts(u32),
     /// Link groups that are not sorted, too small or overlapping.
     #[error("hardlink groups are not valid")]
     Links,
@@ -75,28 +80,54 @@ pub enum CodecError {
 impl DirNode {
     /// Canonical bytes, what [`NodeDigest`] is over.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = NodeWriter::new(self.entries.len());
-        self.entries.iter().for_each(|(name, entry)| out.entry(name, entry));
-        out.finish()
+        match self {
+            Self::Entries(entries) => {
+                let mut out = Writer::entries();
+                entries.iter().for_each(|(name, entry)| out.named(name, entry));
+                out.counted(entries.len())
+            }
+            Self::Parts(parts) => {
+                let mut out = Writer::headed(PARTS_MAGIC);
+                for Part { first, node } in parts.iter() {
+                    out.bytes(first);
+                    out.0.extend_from_slice(&node.0);
+                }
+                out.counted(parts.len())
+            }
+        }
     }
 
     /// Reads canonical bytes; takes nothing but what [`DirNode::encode`] gives for a valid node.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        if bytes.starts_with(PARTS_MAGIC) {
+            return Self::decode_parts(bytes);
+        }
         let mut input = Reader::new(bytes, DIR_MAGIC, "directory node")?;
         let count = input.u32()?;
         let mut entries = DirEntries::default();
         let mut last: &[u8] = b"";
         for _ in 0..count {
-            let name = input.bytes(NAME_BYTES_MAX)?.ok_or(CodecError::Name(Vec::new()))?;
-            check_name(name)?;
-            if name <= last {
-                return Err(CodecError::Name(name.to_vec()));
-            }
-            last = name;
-            entries.insert(name, input.entry()?);
+            last = input.name_after(last)?;
+            entries.insert(last, input.entry()?);
         }
         input.end()?;
-        Ok(Self { entries })
+        Ok(Self::from(entries))
+    }
+
+    fn decode_parts(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut input = Reader::new(bytes, PARTS_MAGIC, "directory in parts")?;
+        let count = input.u32()?;
+        if count < 2 {
+            return Err(CodecError::Parts(count));
+        }
+        let mut parts = Vec::new();
+        let mut last: &[u8] = b"";
+        for _ in 0..count {
+            last = input.name_after(last)?;
+            parts.push(Part { first: last.into(), node: NodeDigest(input.digest()?) });
+        }
+        input.end()?;
+        Ok(Self::Parts(parts.into()))
     }
 }
 
@@ -168,7 +199,9 @@ pub(crate) fn check_meta(meta: &Meta) -> Result<(), CodecError> {
         return Err(CodecError::Mode(meta.mode));
     }
     let fits = |(name, value): (&Vec<u8>, &Vec<u8>)| xattr_name_fits(name) && value.len() <= XATTR_BYTES_MAX;
-    if meta.xattrs.len() <= XATTRS_MAX && meta.xattrs.iter().all(fits) {
+    let bytes: usize = meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+    // A part of a directory has to hold the entry.
+    if meta.xattrs.len() <= XATTRS_MAX && bytes <= ENCODED_BYTES_MAX / 2 && meta.xattrs.iter().all(fits) {
         Ok(())
     } else {
         Err(CodecError::Xattrs)
@@ -186,41 +219,39 @@ fn check_target(target: &[u8]) -> Result<(), CodecError> {
     Ok(())
 }
 
-/// Writes the canonical bytes of a node, entry by entry.
-pub(crate) struct NodeWriter {
-    out: Writer,
-    count: usize,
-}
-
-impl NodeWriter {
-    /// Begins a node of about so many entries.
-    pub(crate) fn new(entries: usize) -> Self {
-        let mut out = Writer(Vec::with_capacity(8 + entries * 80));
-        out.0.extend_from_slice(DIR_MAGIC);
-        out.count(0);
-        Self { out, count: 0 }
-    }
-
-    /// Adds the entry whose name comes after all others.
-    pub(crate) fn entry(&mut self, name: &[u8], entry: &Entry) {
-        self.out.bytes(name);
-        self.out.entry(entry);
-        self.count += 1;
-    }
-
-    /// The bytes.
-    pub(crate) fn finish(self) -> Vec<u8> {
-        let mut count = Writer(Vec::new());
-        count.count(self.count);
-        let mut bytes = self.out.0;
-        bytes[DIR_MAGIC.len()..][..count.0.len()].copy_from_slice(&count.0);
-        bytes
-    }
-}
-
-struct Writer(Vec<u8>);
+/// Canonical bytes in the making.
+pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
+    /// Those of a node of entries, which follow.
+    pub(super) fn entries() -> Self {
+        Self::headed(DIR_MAGIC)
+    }
+
+    fn headed(magic: &[u8; 4]) -> Self {
+        let mut out = Self(magic.to_vec());
+        out.count(0);
+        out
+    }
+
+    /// Adds an entry, whose name comes after all others.
+    pub(super) fn named(&mut self, name: &[u8], entry: &Entry) {
+        self.bytes(name);
+        self.entry(entry);
+    }
+
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes, whose head says how many there are of what followed it.
+    pub(super) fn counted(mut self, count: usize) -> Vec<u8> {
+        let mut head = Self(Vec::new());
+        head.count(count);
+        self.0[DIR_MAGIC.len()..][..head.0.len()].copy_from_slice(&head.0);
+        self.0
+    }
     fn u32(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
@@ -320,6 +351,13 @@ impl<'a> Reader<'a> {
             Ok(len) if len <= max => self.take(len).map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// The name of an entry, which comes after `last`.
+    fn name_after(&mut self, last: &[u8]) -> Result<&'a [u8], CodecError> {
+        let name = self.bytes(NAME_BYTES_MAX)?.ok_or(CodecError::Name(Vec::new()))?;
+        check_name(name)?;
+        if name > last { Ok(name) } else { Err(CodecError::Name(name.to_vec())) }
     }
 
     fn meta(&mut self) -> Result<Meta, CodecError> {

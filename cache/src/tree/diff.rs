@@ -1,8 +1,8 @@
 //! What differs between two trees.
 
-use std::collections::BTreeSet;
-
-use super::{DEPTH_MAX, Entry, Kind, NodeStore, Tree, TreeError, Walk, load_node};
+use super::{
+    DEPTH_MAX, DirReader, Entry, Kind, NodeDigest, NodeStore, NodeStoreError, Tree, TreeError, Walk,
+};
 use crate::path::RelPath;
 
 /// One path at which two trees differ.
@@ -38,12 +38,8 @@ pub fn difference(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> Result<Vec<T
                     return Err(TreeError::TooDeep { path });
                 }
                 if a != b {
-                    let (a, b) = (load_node(nodes, a)?, load_node(nodes, b)?);
-                    let names: BTreeSet<&[u8]> = a.entries.names().chain(b.entries.names()).collect();
-                    for name in names.into_iter().rev() {
-                        let (old, new) = (a.entries.get(name).cloned(), b.entries.get(name).cloned());
-                        pending.push((path.join(name), old, new, depth + 1));
-                    }
+                    let differing = differing(nodes, a, b)?.into_iter().rev();
+                    pending.extend(differing.map(|(name, old, new)| (path.join(&name), old, new, depth + 1)));
                 }
                 if old_meta != new_meta {
                     changes.push(TreeChange { path, old, new });
@@ -61,4 +57,34 @@ pub fn difference(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> Result<Vec<T
         }
     }
     Ok(changes)
+}
+
+/// A name, and what two directories have of it.
+type Pair = (Vec<u8>, Option<Entry>, Option<Entry>);
+
+/// What two directories do not have alike, by name. Parts that both have are not loaded.
+fn differing(nodes: &dyn NodeStore, a: &NodeDigest, b: &NodeDigest) -> Result<Vec<Pair>, NodeStoreError> {
+    let (mut a, mut b) = (DirReader::open(nodes, a)?, DirReader::open(nodes, b)?);
+    let mut found = Vec::new();
+    loop {
+        while a.next_part().is_some() && a.next_part() == b.next_part() {
+            a.skip();
+            b.skip();
+        }
+        a.fill()?;
+        b.fill()?;
+        let (one, other) = (a.peek(), b.peek());
+        let Some(name) = one.into_iter().chain(other).map(|(name, _)| name).min() else { return Ok(found) };
+        let [old, new] = [one, other].map(|next| next.filter(|(at, _)| *at == name).map(|(_, entry)| entry));
+        let (is_old, is_new) = (old.is_some(), new.is_some());
+        if old != new {
+            found.push((name.to_vec(), old.cloned(), new.cloned()));
+        }
+        if is_old {
+            a.pass();
+        }
+        if is_new {
+            b.pass();
+        }
+    }
 }

@@ -1,23 +1,22 @@
 //! A tree and a layer's diff give the next tree.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
 use super::{
-    CodecError, DEPTH_MAX, DirNode, EMPTY_NODE, ENCODED_BYTES_MAX, EncodedNode, Entry, Kind, LinkGroups,
-    Meta, NodeDigest, NodeStore, NodeWriter, Tree, TreeError, check_name, load_node, strip,
+    Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, LinkGroups, Meta, NodeDigest,
+    NodeStore, NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff};
 use crate::path::RelPath;
 
 impl Tree {
-    /// Applies a layer's changes. Loads only directories that something changes in, and gives the store the new nodes as
-    /// soon as there are some; on an error there may be some in it that no tree names.
+    /// Applies a layer's changes. Loads only directories that something changes in, and of large ones the parts; gives the
+    /// store the new nodes as soon as there are some; on an error there may be some in it that no tree names.
     ///
     /// A changed or removed path leaves its hardlink group. A whiteout of what is not there changes nothing. A path
     /// whose directories are not listed in `diff` must have them in this tree.
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
-        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: BTreeMap::new(), made_bytes: 0 };
+        let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Batch::new(nodes) };
         let mut last: Option<RelPath> = None;
         let mut linked: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
         for DiffEntry { path, change, .. } in diff {
@@ -37,7 +36,7 @@ impl Tree {
         let root = edit.open.pop().expect("the root is opened first and never closed");
         let meta = root.meta.clone();
         let node = edit.keep(root)?;
-        edit.put_made()?;
+        edit.made.put()?;
         Ok(Self {
             root: meta,
             node,
@@ -47,79 +46,84 @@ impl Tree {
 }
 
 /// A directory being edited.
-struct OpenDir {
+struct OpenDir<'a> {
     path: RelPath,
     meta: Meta,
     base: NodeDigest,
     /// What it becomes; begun when the first change in it comes.
-    next: Option<Next>,
+    next: Option<Next<'a>>,
 }
 
-/// The node that a directory becomes: changes come in the order of names, so it is written as they come.
-struct Next {
-    before: Arc<DirNode>,
-    /// How many entries of what was there before have been dealt with.
-    done: usize,
+/// The nodes that a directory becomes: changes come in the order of names, so they are written as these come.
+struct Next<'a> {
+    /// What was there before and has not been dealt with.
+    before: DirReader<'a>,
     /// The entry that is next to be written: a directory changes yet when something in it does.
     last: Option<(Vec<u8>, Entry)>,
     out: NodeWriter,
 }
 
-impl OpenDir {
+impl<'a> OpenDir<'a> {
     fn root(tree: &Tree) -> Self {
         Self { path: RelPath::root(), meta: tree.root.clone(), base: tree.node, next: None }
     }
 
-    fn next(&mut self, nodes: &dyn NodeStore) -> Result<&mut Next, TreeError> {
+    fn next(&mut self, nodes: &'a dyn NodeStore) -> Result<&mut Next<'a>, TreeError> {
         if self.next.is_none() {
-            let before = load_node(nodes, &self.base)?;
-            let out = NodeWriter::new(before.entries.len());
-            self.next = Some(Next { before, done: 0, last: None, out });
+            let before = DirReader::open(nodes, &self.base)?;
+            self.next = Some(Next { before, last: None, out: NodeWriter::new() });
         }
         Ok(self.next.as_mut().expect("filled just above"))
     }
 }
 
-impl Next {
+impl Next<'_> {
     /// Goes on to a name, and gives what was there before; nothing once that has been dealt with.
-    fn go_to(&mut self, name: &[u8]) -> Option<&Entry> {
-        let place = self.before.entries.place(name);
-        self.write_before(place.unwrap_or_else(|place| place));
-        let found = place.ok().filter(|place| *place == self.done)?;
-        self.done += 1;
-        self.before.entries.at(found).map(|(_, entry)| entry)
+    fn go_to(&mut self, name: &[u8], made: &mut Batch<'_>) -> Result<Option<Entry>, TreeError> {
+        self.write_before(Some(name), made)?;
+        let found = self.before.peek().filter(|(at, _)| *at == name).map(|(_, entry)| entry.clone());
+        if found.is_some() {
+            self.before.pass();
+        }
+        Ok(found)
     }
 
-    /// Writes what is waiting, and what was there before up to some place.
-    fn write_before(&mut self, end: usize) {
+    /// Writes what is waiting, and what was there before up to a name or all of it. Parts that nothing changed in are
+    /// taken over unread.
+    fn write_before(&mut self, end: Option<&[u8]>, made: &mut Batch<'_>) -> Result<(), NodeStoreError> {
+        let made = &mut |node| made.add(node);
         if let Some((name, entry)) = self.last.take() {
-            self.out.entry(&name, &entry);
+            self.out.entry(&name, &entry, made)?;
         }
-        while self.done < end
-            && let Some((name, entry)) = self.before.entries.at(self.done)
-        {
-            self.out.entry(name, entry);
-            self.done += 1;
+        loop {
+            while let Some((name, entry)) = self.before.peek()
+                && end.is_none_or(|end| name < end)
+            {
+                self.out.entry(name, entry, made)?;
+                self.before.pass();
+            }
+            let Some(part) = self.before.next_part() else { return Ok(()) };
+            let is_whole = match end {
+                Some(end) if *part.first > *end => return Ok(()),
+                Some(end) => self.before.behind_next_part().is_some_and(|behind| behind <= end),
+                None => true,
+            };
+            if is_whole && self.out.is_between_parts() {
+                self.out.part(part.clone());
+                self.before.skip();
+            } else {
+                self.before.fill()?;
+            }
         }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.write_before(self.before.entries.len());
-        self.out.finish()
     }
 }
 
 struct Edit<'a> {
     nodes: &'a dyn NodeStore,
     /// From the root to the directory of the last change.
-    open: Vec<OpenDir>,
-    /// New nodes that the store does not have yet.
-    made: BTreeMap<NodeDigest, EncodedNode>,
-    made_bytes: usize,
+    open: Vec<OpenDir<'a>>,
+    made: Batch<'a>,
 }
-
-/// Bytes of new nodes that are given to the store at once.
-const MADE_BYTES: usize = 1 << 20;
 
 impl Edit<'_> {
     fn change(&mut self, path: &RelPath, change: Change, diff: &LayerDiff) -> Result<(), TreeError> {
@@ -139,12 +143,12 @@ impl Edit<'_> {
         let nodes = self.nodes;
         let dir = self.open.last_mut().expect("the root is never closed by `enter`");
         let next = dir.next(nodes)?;
-        let before = next.go_to(path.name());
+        let before = next.go_to(path.name(), &mut self.made)?;
         let (meta, kind) = match change {
             Change::Whiteout => return Ok(()),
             Change::Dir { meta, opaque } => {
                 let node = match before {
-                    Some(Entry { kind: Kind::Dir(node), .. }) if !opaque => *node,
+                    Some(Entry { kind: Kind::Dir(node), .. }) if !opaque => node,
                     _ => *EMPTY_NODE,
                 };
                 (meta, Kind::Dir(node))
@@ -176,7 +180,7 @@ impl Edit<'_> {
             let next = dir.next(nodes)?;
             if next.last.as_ref().is_none_or(|(last, _)| last != name) {
                 // It is not listed itself.
-                next.last = next.go_to(name).cloned().map(|entry| (name.to_vec(), entry));
+                next.last = next.go_to(name, &mut self.made)?.map(|entry| (name.to_vec(), entry));
             }
             let Some((_, Entry { meta, kind: Kind::Dir(base) })) = &next.last else {
                 return Err(TreeError::ParentNotDirectory { path: path.clone(), parent: at });
@@ -201,28 +205,13 @@ impl Edit<'_> {
         Ok(())
     }
 
-    fn keep(&mut self, dir: OpenDir) -> Result<NodeDigest, TreeError> {
-        let Some(next) = dir.next else { return Ok(dir.base) };
-        let bytes = next.finish();
-        if bytes.len() > ENCODED_BYTES_MAX {
-            return Err(TreeError::Unfit { path: dir.path, source: CodecError::TooLong(bytes.len()) });
-        }
-        let node = EncodedNode::new(bytes);
-        let digest = node.digest();
-        if digest != dir.base && digest != *EMPTY_NODE {
-            self.made_bytes += node.bytes().len();
-            self.made.insert(digest, node);
-        }
-        if self.made_bytes > MADE_BYTES {
-            self.put_made()?;
-        }
-        Ok(digest)
-    }
-
-    fn put_made(&mut self) -> Result<(), TreeError> {
-        self.made_bytes = 0;
-        let made: Vec<EncodedNode> = std::mem::take(&mut self.made).into_values().collect();
-        if made.is_empty() { Ok(()) } else { Ok(self.nodes.put_nodes(&made)?) }
+    /// What a directory has become.
+    fn keep(&mut self, dir: OpenDir<'_>) -> Result<NodeDigest, TreeError> {
+        let Some(mut next) = dir.next else { return Ok(dir.base) };
+        next.write_before(None, &mut self.made)?;
+        // Often nothing came of the changes.
+        let is_new = |node: &EncodedNode| node.digest() != dir.base;
+        Ok(next.out.finish(&mut |node| if is_new(&node) { self.made.add(node) } else { Ok(()) })?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Directory nodes in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::digest::EMPTY_NODE;
 use super::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
@@ -16,7 +16,7 @@ pub struct MemoryNodeStore {
 #[derive(Debug)]
 struct Kept {
     encoded: EncodedNode,
-    node: OnceLock<Arc<DirNode>>,
+    node: OnceLock<DirNode>,
 }
 
 impl MemoryNodeStore {
@@ -32,14 +32,14 @@ impl MemoryNodeStore {
 }
 
 impl NodeStore for MemoryNodeStore {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let kept = nodes.get(digest).ok_or(NodeStoreError::Missing(*digest))?;
         if let Some(node) = kept.node.get() {
-            return Ok(Arc::clone(node));
+            return Ok(node.clone());
         }
         let node = DirNode::decode(kept.encoded.bytes()).map_err(|_| NodeStoreError::Damaged(*digest))?;
-        Ok(Arc::clone(kept.node.get_or_init(|| Arc::new(node))))
+        Ok(kept.node.get_or_init(|| node).clone())
     }
 
     fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
@@ -52,26 +52,41 @@ impl NodeStore for MemoryNodeStore {
     }
 }
 
-/// The nodes of another store, each asked for once as long as this one is there: for paths that begin alike.
+/// The nodes of another store, those asked for lately at hand: for paths that begin alike.
 pub struct Memo<'a> {
     nodes: &'a dyn NodeStore,
-    known: RwLock<HashMap<NodeDigest, Arc<DirNode>>>,
+    known: Mutex<Known>,
 }
+
+#[derive(Default)]
+struct Known {
+    nodes: HashMap<NodeDigest, DirNode>,
+    entries: usize,
+}
+
+/// Entries of the nodes that a [`Memo`] has at hand, about 170 bytes each. When there are more it begins anew: who asks in
+/// the order of paths is done with most of them.
+const MEMO_ENTRIES: usize = 32 * 1024;
 
 impl<'a> Memo<'a> {
     /// Knows nothing yet.
     pub fn new(nodes: &'a dyn NodeStore) -> Self {
-        Self { nodes, known: RwLock::default() }
+        Self { nodes, known: Mutex::default() }
     }
 }
 
 impl NodeStore for Memo<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
-        if let Some(node) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(digest) {
-            return Ok(Arc::clone(node));
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
+        if let Some(node) = self.known.lock().unwrap_or_else(PoisonError::into_inner).nodes.get(digest) {
+            return Ok(node.clone());
         }
         let node = self.nodes.node(digest)?;
-        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(*digest, Arc::clone(&node));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.entries > MEMO_ENTRIES {
+            *known = Known::default();
+        }
+        known.entries += node.len() + 1;
+        known.nodes.insert(*digest, node.clone());
         Ok(node)
     }
 
@@ -82,6 +97,6 @@ impl NodeStore for Memo<'_> {
 
 /// Loads a node. The empty one is known without asking, and no store needs to keep it: this is how every reader of
 /// trees loads.
-pub fn load_node(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
-    if *digest == *EMPTY_NODE { Ok(Arc::default()) } else { nodes.node(digest) }
+pub fn load_node(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
+    if *digest == *EMPTY_NODE { Ok(DirNode::default()) } else { nodes.node(digest) }
 }

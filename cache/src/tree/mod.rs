@@ -4,16 +4,18 @@
 //! |---|---|
 //! | `node`, `entries` | what a tree is made of |
 //! | `codec`, `digest` | canonical bytes and their digests |
+//! | `writer`, `reader` | a directory's nodes entry by entry, large ones in parts |
 //! | `links` | hardlink groups |
 //! | `edit` | [`Tree::apply`]: a tree and a layer's diff give the next tree |
 //! | `walk` | [`Tree::walk`]: everything below a path |
 //! | `diff` | [`difference`]: what differs between two trees |
 //! | `resolve` | [`Tree::resolve`]: paths with symlinks, as the kernel resolves them inside a root |
 //! | [`select`] | COPY source patterns |
-//! | `memory` | nodes in memory |
+//! | `memory`, `batch` | nodes in memory, and on their way to a store |
 //!
 //! A tree is a value: its digest says all about a filesystem state but times. Nothing here touches files.
 
+mod batch;
 mod codec;
 mod diff;
 mod digest;
@@ -22,27 +24,33 @@ mod entries;
 mod links;
 mod memory;
 mod node;
+mod reader;
 mod resolve;
 pub mod select;
 #[cfg(test)]
 pub(crate) mod testing;
 mod walk;
+mod writer;
 
+pub use batch::Batch;
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{TreeChange, difference};
 pub use entries::DirEntries;
 pub use links::LinkGroups;
 pub use memory::{Memo, MemoryNodeStore, load_node};
 pub use node::{
-    ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, TreeDigest,
+    ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, Part,
+    TreeDigest,
 };
+pub use reader::{DirReader, entry_in};
 pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
 pub(crate) use resolve::{Lookup, resolve_in};
 pub use walk::{DEPTH_MAX, Walk};
 
-pub(crate) use codec::{NodeWriter, check_name};
+pub(crate) use codec::check_name;
 pub(crate) use digest::EMPTY_NODE;
 pub(crate) use links::{below, strip};
+pub(crate) use writer::{NodeWriter, PART_ENTRIES_MIN};
 
 use crate::path::RelPath;
 
@@ -122,8 +130,8 @@ impl Tree {
         let mut entry = self.root_entry();
         for name in path.components() {
             let Kind::Dir(node) = entry.kind else { return Ok(None) };
-            match load_node(nodes, &node)?.entries.get(name) {
-                Some(child) => entry = child.clone(),
+            match entry_in(nodes, &node, name)? {
+                Some(child) => entry = child,
                 None => return Ok(None),
             }
         }

@@ -1,6 +1,8 @@
 //! What a tree is made of.
 //!
-//! A [`DirNode`] lists a directory's entries by name; an entry that is a directory names its node by digest. Digests
+//! A [`DirNode`] lists a directory's entries by name; an entry that is a directory names its node by digest. A large
+//! directory's node names parts of it instead, each a node of its own (see [`super::NodeWriter`] for where they end): so
+//! nobody has to hold it whole, and one file changed in it makes one part anew. Digests
 //! cover names, types, modes, owners, sizes, contents, link targets, device numbers and kept xattrs, never mtimes.
 //! Hardlink groups live beside the root node, because a link across directories must not make a subtree's digest
 //! depend on its surroundings.
@@ -98,11 +100,62 @@ pub struct Entry {
     pub kind: Kind,
 }
 
-/// A directory's entries by name.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DirNode {
-    /// Sorted by name bytes.
-    pub entries: DirEntries,
+/// What a node holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DirNode {
+    /// The entries of a directory, or of a part of a large one.
+    Entries(Arc<DirEntries>),
+    /// The parts of a large directory, in the order of their names: two at least.
+    Parts(Arc<[Part]>),
+}
+
+/// A part of a large directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Name of its first entry.
+    pub first: Box<[u8]>,
+    /// Node that holds its entries, never parts again.
+    pub node: NodeDigest,
+}
+
+impl Default for DirNode {
+    fn default() -> Self {
+        Self::from(DirEntries::default())
+    }
+}
+
+impl From<DirEntries> for DirNode {
+    fn from(entries: DirEntries) -> Self {
+        Self::Entries(Arc::new(entries))
+    }
+}
+
+impl DirNode {
+    /// The nodes that this one names: its parts, or the directories in it.
+    pub fn below(&self) -> impl Iterator<Item = NodeDigest> {
+        let (entries, parts): (Option<&DirEntries>, &[Part]) = match self {
+            Self::Entries(entries) => (Some(entries), &[]),
+            Self::Parts(parts) => (None, parts),
+        };
+        let dirs = entries.into_iter().flat_map(DirEntries::values).filter_map(|entry| match entry.kind {
+            Kind::Dir(node) => Some(node),
+            _ => None,
+        });
+        dirs.chain(parts.iter().map(|part| part.node))
+    }
+
+    /// How many entries or parts.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Entries(entries) => entries.len(),
+            Self::Parts(parts) => parts.len(),
+        }
+    }
+
+    /// True for that of an empty directory.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A node as its canonical bytes, named by their digest.
@@ -151,7 +204,7 @@ pub enum NodeStoreError {
 /// Keeps directory nodes by digest. Implemented by the store (SQLite) and in memory for tests.
 pub trait NodeStore: Send + Sync {
     /// Loads a node.
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError>;
+    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError>;
     /// Keeps nodes; storing one that is there already does nothing.
     fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError>;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Entry, Kind, NodeStore, NodeStoreError, PATH_BYTES_MAX, Tree, load_node};
+use super::{Entry, Kind, NodeStore, NodeStoreError, PATH_BYTES_MAX, Tree, entry_in};
 use crate::path::RelPath;
 
 /// Most symlinks followed in one resolution: Linux's `MAXSYMLINKS`.
@@ -105,7 +105,7 @@ impl Lookup for TreeLookup<'_> {
 
     fn child(&self, _: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, NodeStoreError> {
         match &entry.kind {
-            Kind::Dir(node) => Ok(load_node(self.nodes, node)?.entries.get(name).cloned()),
+            Kind::Dir(node) => entry_in(self.nodes, node, name),
             _ => Ok(None),
         }
     }

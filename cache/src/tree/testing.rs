@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{ContentDigest, Kind, Meta, NodeStore, Tree};
+use super::{
+    ContentDigest, DirEntries, EncodedNode, Kind, Meta, NodeDigest, NodeStore, NodeWriter, Tree, load_node,
+};
 use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 
@@ -55,6 +57,24 @@ pub(crate) fn tree_linked(nodes: &dyn NodeStore, entries: &[(&str, Change)], lin
     let links = links.iter().map(|(at, target)| (path(at), Change::Hardlink { target: path(target) }));
     let entries = entries.iter().map(|(at, change)| (path(at), change.clone()));
     Tree::empty().apply(nodes, &diff_of(entries.chain(links))).unwrap()
+}
+
+/// Stores a directory's nodes.
+pub(crate) fn put_dir(nodes: &dyn NodeStore, entries: &DirEntries) -> NodeDigest {
+    let put = &mut |node: EncodedNode| nodes.put_nodes(&[node]);
+    let mut out = NodeWriter::new();
+    entries.iter().try_for_each(|(name, entry)| out.entry(name, entry, put)).unwrap();
+    out.finish(put).unwrap()
+}
+
+/// Gives one store a tree that another one has.
+pub(crate) fn copy_nodes(from: &dyn NodeStore, to: &dyn NodeStore, tree: &Tree) {
+    let mut left = vec![tree.node];
+    while let Some(digest) = left.pop() {
+        let node = load_node(from, &digest).unwrap();
+        left.extend(node.below());
+        to.put_nodes(&[EncodedNode::of(&node)]).unwrap();
+    }
 }
 
 /// One line per entry below the root: type, mode, owner, path, and the target, size or devices.

@@ -1,8 +1,6 @@
 //! Everything below a path.
 
-use std::sync::Arc;
-
-use super::{DirNode, Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError, load_node};
+use super::{DirReader, Entry, Kind, NodeStore, NodeStoreError, Tree, TreeError};
 use crate::path::RelPath;
 
 /// Deepest nesting of directories: a path of `PATH_BYTES_MAX` bytes has no more components.
@@ -14,14 +12,12 @@ pub struct Walk<'a> {
     /// Where it begins, until it has.
     start: Option<Entry>,
     /// The directories on the way to what comes next.
-    open: Vec<OpenDir>,
+    open: Vec<OpenDir<'a>>,
 }
 
-struct OpenDir {
+struct OpenDir<'a> {
     path: RelPath,
-    node: Arc<DirNode>,
-    /// Place of what comes next.
-    next: usize,
+    left: DirReader<'a>,
 }
 
 impl Tree {
@@ -38,18 +34,17 @@ impl<'a> Walk<'a> {
         Self { nodes, start: Some(entry), open: Vec::new() }
     }
 
-    fn step(&mut self) -> Option<(RelPath, Entry)> {
+    fn step(&mut self) -> Result<Option<(RelPath, Entry)>, NodeStoreError> {
         if let Some(entry) = self.start.take() {
-            return Some((RelPath::root(), entry));
+            return Ok(Some((RelPath::root(), entry)));
         }
         while let Some(dir) = self.open.last_mut() {
-            if let Some((name, entry)) = dir.node.entries.at(dir.next) {
-                dir.next += 1;
-                return Some((dir.path.join(name), entry.clone()));
+            if let Some((name, entry)) = dir.left.next()? {
+                return Ok(Some((dir.path.join(name), entry.clone())));
             }
             self.open.pop();
         }
-        None
+        Ok(None)
     }
 }
 
@@ -57,13 +52,16 @@ impl Iterator for Walk<'_> {
     type Item = Result<(RelPath, Entry), TreeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (path, entry) = self.step()?;
+        let (path, entry) = match self.step() {
+            Ok(step) => step?,
+            Err(error) => return Some(Err(error.into())),
+        };
         if let Kind::Dir(node) = &entry.kind {
             if self.open.len() >= DEPTH_MAX {
                 return Some(Err(TreeError::TooDeep { path }));
             }
-            match load_node(self.nodes, node) {
-                Ok(node) => self.open.push(OpenDir { path: path.clone(), node, next: 0 }),
+            match DirReader::open(self.nodes, node) {
+                Ok(left) => self.open.push(OpenDir { path: path.clone(), left }),
                 Err(error) => return Some(Err(error.into())),
             }
         }

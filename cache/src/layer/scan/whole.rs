@@ -15,7 +15,7 @@ use super::super::overlay;
 use super::super::unpack::times;
 use super::{ScanError, io_error};
 use crate::path::RelPath;
-use crate::tree::{DirNode, Kind, NodeDigest, NodeStore, Tree, load_node};
+use crate::tree::{DirReader, Kind, NodeStore, Tree};
 
 /// The files of a copy before a step got it: each inode with the time it last changed, which no program can set.
 #[derive(Debug, Default)]
@@ -65,23 +65,23 @@ impl Untouched {
         while let Some((path, node)) = pending.pop() {
             let before = edits.len();
             let own = stat(&mut dirs, &path)?;
-            let below = load(nodes, &path, &node)?;
+            let unread = |error| ScanError::Parent { path: path.clone(), source: Box::new(error) };
+            let mut below = DirReader::open(nodes, &node).map_err(unread)?;
             let present = names(&mut dirs, &path)?;
-            for name in &present {
+            while let Some((name, entry)) = below.next().map_err(unread)? {
                 let path = path.join(name);
-                let Some(entry) = below.entries.get(name.as_slice()) else { continue };
+                if present.binary_search_by(|known| known.as_slice().cmp(name)).is_err() {
+                    if !matches!(entry.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. }) {
+                        edits.push(Edit::Whiteout(path));
+                    }
+                    continue;
+                }
                 let stat = stat(&mut dirs, &path)?;
                 match (FileType::from_raw_mode(stat.st_mode), &entry.kind) {
                     (FileType::Directory, Kind::Dir(node)) => pending.push((path, *node)),
                     (FileType::Directory, _) => {}
                     _ if self.0.get(&stat.st_ino) == Some(&changed(&stat)) => edits.push(Edit::Remove(path)),
                     _ => {}
-                }
-            }
-            for (name, entry) in below.entries.iter() {
-                let is_device = matches!(entry.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
-                if !is_device && present.binary_search_by(|known| known.as_slice().cmp(name)).is_err() {
-                    edits.push(Edit::Whiteout(path.join(name)));
                 }
             }
             if edits.len() > before {
@@ -111,14 +111,6 @@ fn apply(dirs: &mut Dirs<'_>, edit: &Edit) -> Result<(), ScanError> {
             overlay::create_whiteout(&holder, path.name()).map_err(io_error("create whiteout", path))
         }
     }
-}
-
-fn load(
-    nodes: &dyn NodeStore,
-    path: &RelPath,
-    node: &NodeDigest,
-) -> Result<std::sync::Arc<DirNode>, ScanError> {
-    load_node(nodes, node).map_err(|error| ScanError::Parent { path: path.clone(), source: Box::new(error) })
 }
 
 fn stat(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Stat, ScanError> {

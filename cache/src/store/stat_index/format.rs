@@ -21,7 +21,7 @@ use crate::path::compare;
 use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeDigest};
 
 /// Starts every index; the digit is its version.
-pub(super) const MAGIC: &[u8; 8] = b"rbstats4";
+pub(super) const MAGIC: &[u8; 8] = b"rbstats5";
 /// Before the table.
 pub(super) const HEAD_BYTES: usize = 8 + 4;
 pub(super) const RULES_BYTES: usize = 32;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 
+use self::nodes::Place;
 use super::super::nodes::NodeCache;
 use super::format::{Known, KnownKind, MAGIC, RULES_BYTES, Record, RecordDamaged, Row};
 use super::index::StatIndex;
@@ -11,10 +12,9 @@ use super::listed::{ListedDir, NodeEntries};
 use super::stat::FileStat;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
-use crate::tree::{
-    DirEntries, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError,
-    NodeWriter,
-};
+use crate::tree::{EMPTY_NODE, Kind, Meta, NodeDigest, NodeStoreError, Part};
+
+mod nodes;
 
 /// A directory that a scan went through.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub enum Contained {
     Listed(ListedDir),
 }
 
-/// Entries of the last nodes that are kept, for paths that begin alike. Whoever walks comes by once.
+/// Entries of the last nodes that are kept, for paths that begin alike: some parts of large directories.
 const KEPT_ENTRIES: usize = 8 * 1024;
 
 /// A scanned context: its directories' nodes, made from their records when somebody asks, and its files' times.
@@ -46,7 +46,7 @@ pub struct SeenContext {
     rules: [u8; RULES_BYTES],
     /// Sorted by path, the root first.
     dirs: Vec<Dir>,
-    by_digest: OnceLock<HashMap<NodeDigest, usize>>,
+    by_digest: OnceLock<HashMap<NodeDigest, Place>>,
     nodes: NodeCache<KEPT_ENTRIES>,
 }
 
@@ -60,6 +60,8 @@ struct Dir {
     /// Places of the directories in it.
     dirs: Vec<usize>,
     held: OnceLock<Option<Held>>,
+    /// Its parts, if there are more than one.
+    parts: OnceLock<Arc<[Part]>>,
     /// What no record has.
     beside: NodeEntries,
 }
@@ -78,9 +80,12 @@ impl Held {
     }
 
     fn find(&self, name: &[u8]) -> Option<Known<'_>> {
-        let name_at = |start: &u32| Record(&self.bytes).at(*start).map(|known| known.name.to_bytes());
-        let at = self.starts.binary_search_by(|start| name_at(start).cmp(&Some(name))).ok()?;
+        let at = self.starts.binary_search_by(|start| self.name_at(*start).cmp(name)).ok()?;
         Record(&self.bytes).at(self.starts[at])
+    }
+
+    fn name_at(&self, start: u32) -> &[u8] {
+        Record(&self.bytes).at(start).map_or(&[], |known| known.name.to_bytes())
     }
 }
 
@@ -116,18 +121,6 @@ impl SeenContext {
         Ok(seen)
     }
 
-    /// Settles the node of a directory, once those in it are settled.
-    fn close(&mut self, at: usize) -> Result<(), NodeStoreError> {
-        let dir = &self.dirs[at];
-        if dir.kept.is_some() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
-            return Ok(());
-        }
-        let mut node = NodeWriter::new(self.count(at).ok_or_else(damaged)?);
-        self.each_entry(at, |name, entry| node.entry(name, &entry)).ok_or_else(damaged)?;
-        self.dirs[at].row.node = NodeDigest::of(&node.finish());
-        Ok(())
-    }
-
     /// True when the directory's entry in its own directory is not what the last index knew.
     fn has_moved(&self, at: usize) -> bool {
         let dir = &self.dirs[at];
@@ -138,45 +131,6 @@ impl SeenContext {
                 || before.is_excluded() != dir.row.is_excluded
                 || !dir.meta.xattrs.is_empty()
         })
-    }
-
-    /// About how many entries the node of a directory has.
-    fn count(&self, at: usize) -> Option<usize> {
-        let dir = &self.dirs[at];
-        Some(self.held(at)?.starts.len() + dir.beside.len() + dir.dirs.len())
-    }
-
-    /// Shows the entries of a directory's node by name, the directories in it being settled. `None` when its record is
-    /// damaged.
-    fn each_entry(&self, at: usize, mut each: impl FnMut(&[u8], Entry)) -> Option<()> {
-        let dir = &self.dirs[at];
-        // Entered for what would be brought back in it, and nothing was.
-        let is_there = |inner: &&Dir| !inner.row.is_excluded || inner.row.node != *EMPTY_NODE;
-        let dirs = dir.dirs.iter().map(|inner| &self.dirs[*inner]).filter(is_there).map(|inner| {
-            let entry = Entry { meta: inner.meta.clone(), kind: Kind::Dir(inner.row.node) };
-            (name_of(&inner.path).1, entry)
-        });
-        let beside = dir.beside.iter().map(|(name, entry)| (name.as_slice(), entry.clone()));
-        let mut others: Vec<(&[u8], Entry)> = dirs.chain(beside).collect();
-        others.sort_unstable_by_key(|(name, _)| *name);
-        let mut others = others.into_iter().peekable();
-        for known in Record(&self.held(at)?.bytes).entries() {
-            let known = known.ok()?;
-            let name = known.name.to_bytes();
-            while let Some((other, entry)) = others.next_if(|(other, _)| *other < name) {
-                each(other, entry);
-            }
-            each(name, known.entry());
-        }
-        others.for_each(|(name, entry)| each(name, entry));
-        Some(())
-    }
-
-    /// Keeps a node for a while, unless it is larger than all that may be kept.
-    fn keep(&self, digest: NodeDigest, node: &Arc<DirNode>) {
-        if node.entries.len() < KEPT_ENTRIES {
-            self.nodes.put(digest, Arc::clone(node));
-        }
     }
 
     fn held(&self, at: usize) -> Option<&Held> {
@@ -260,39 +214,19 @@ impl SeenContext {
     }
 }
 
-impl NodeStore for SeenContext {
-    fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
-        if let Some(node) = self.nodes.get(digest) {
-            return Ok(node);
-        }
-        let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
-        let at = *self.by_digest.get_or_init(all).get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        let mut entries = DirEntries::with_capacity(self.count(at).unwrap_or(0));
-        self.each_entry(at, |name, entry| entries.insert(name, entry))
-            .ok_or(NodeStoreError::Damaged(*digest))?;
-        let node = Arc::new(DirNode { entries });
-        self.keep(*digest, &node);
-        Ok(node)
-    }
-
-    fn put_nodes(&self, _: &[EncodedNode]) -> Result<(), NodeStoreError> {
-        Err(NodeStoreError::Storage("a scanned context has the nodes that it has".into()))
-    }
-}
-
 impl Dir {
     /// A directory. `None` when the last index has nothing at the place.
     fn new(seen: SeenDir, last: &StatIndex) -> Option<Self> {
         let SeenDir { path, is_excluded, contained } = seen;
         // The root's own are the host's affair.
         let mode_of = |mode: u32| if path.is_empty() { 0o755 } else { mode & 0o7777 };
-        let dirs = Vec::new();
+        let (dirs, parts) = (Vec::new(), OnceLock::new());
         Some(match contained {
             Contained::Kept(at) => {
                 let known = last.dir(at)?;
                 let meta = Meta { mode: mode_of(known.mode()), ..Meta::default() };
                 let (row, held, beside) = (known.row().clone(), OnceLock::new(), NodeEntries::new());
-                Self { path, meta, kept: Some(at), row, dirs, held, beside }
+                Self { path, meta, kept: Some(at), row, dirs, held, parts, beside }
             }
             Contained::Listed(mut listed) => {
                 let (stat, is_trusted) = (*listed.stat(), listed.is_trusted());
@@ -301,7 +235,7 @@ impl Dir {
                 let (record, beside) = listed.into_record();
                 let row = Row { is_trusted, is_excluded, ..Row::of(&stat, &record, &beside)? };
                 let held = OnceLock::from(Held::new(record));
-                Self { path, meta, kept: None, row, dirs, held, beside }
+                Self { path, meta, kept: None, row, dirs, held, parts, beside }
             }
         })
     }

@@ -8,7 +8,10 @@ use super::super::stat_index::settled;
 use super::*;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
-use crate::tree::{ContentDigest, DirNode, EncodedNode, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree};
+use crate::tree::testing::put_dir;
+use crate::tree::{
+    ContentDigest, DirEntries, DirNode, DirReader, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree,
+};
 
 const SCANNED: ScanMoment = ScanMoment::at(1000, 0);
 const RULES: [u8; 32] = [9; 32];
@@ -149,7 +152,7 @@ fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
             change(listed);
         }
         let seen = seen(&Arc::default(), vec![changed]);
-        assert_eq!((NodeStore::node(&seen, &seen.node()).unwrap().entries.len(), seen.bytes()), (3, 9));
+        assert_eq!((entries(&seen, &seen.node()).len(), seen.bytes()), (3, 9));
         let index = save(&store, &seen);
         assert_eq!(index.files(), 3);
         (index.dir(0).unwrap().is_trusted(), recorded(&index, 0).unwrap().len())
@@ -165,8 +168,15 @@ fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
     }
 }
 
+/// Names and entries of a directory.
+fn entries(nodes: &dyn NodeStore, dir: &NodeDigest) -> Vec<(Vec<u8>, Entry)> {
+    let mut reader = DirReader::open(nodes, dir).unwrap();
+    let next = || reader.next().unwrap().map(|(name, entry)| (name.to_vec(), entry.clone()));
+    std::iter::from_fn(next).collect()
+}
+
 #[test]
-fn a_node_that_is_too_large_to_be_kept_is_made_again_when_asked_for() {
+fn parts_of_a_large_directory_are_made_one_by_one() {
     const MANY: usize = 10_000;
     let (_dir, store) = fresh();
     let many = |is_marked| {
@@ -183,12 +193,13 @@ fn a_node_that_is_too_large_to_be_kept_is_made_again_when_asked_for() {
     let known = seen(&index, vec![dir("", Vec::new()), dir("a", many(true)), kept]);
     assert_eq!(known.node(), listed.node());
     for seen in [&listed, &known] {
-        let root = NodeStore::node(seen, &seen.node()).unwrap();
-        assert!(Arc::strong_count(&root) > 1);
-        for entry in root.entries.values() {
+        for (_, entry) in entries(seen, &seen.node()) {
             let Kind::Dir(digest) = entry.kind else { unreachable!() };
             let node = NodeStore::node(seen, &digest).unwrap();
-            assert_eq!((node.digest(), node.entries.len(), Arc::strong_count(&node)), (digest, MANY, 1));
+            assert!(node.digest() == digest && matches!(node, DirNode::Parts(_)));
+            let found = entries(seen, &digest);
+            assert_eq!(found.len(), MANY);
+            assert_eq!(digest, put_dir(&MemoryNodeStore::default(), &found.into_iter().collect()));
         }
     }
 }
@@ -330,7 +341,7 @@ fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
     let nodes = MemoryNodeStore::default();
     let mut paths: Vec<_> = model.keys().collect();
     paths.sort_by(|a, b| compare(b.as_bytes(), a.as_bytes()));
-    let mut open: BTreeMap<RelPath, DirNode> = BTreeMap::new();
+    let mut open: BTreeMap<RelPath, DirEntries> = BTreeMap::new();
     let mut root = Tree::empty();
     for path in paths {
         let path = RelPath::new(path.as_bytes()).unwrap();
@@ -339,15 +350,14 @@ fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
             let content = versioned(name, *version).content;
             let meta = Meta { mode: 0o644, ..Meta::default() };
             let entry = Entry { meta, kind: Kind::File { size: 3, content } };
-            node.entries.insert(name.clone().into_bytes(), entry);
+            node.insert(name.clone().into_bytes(), entry);
         }
-        let digest = node.digest();
-        nodes.put_nodes(&[EncodedNode::of(&node)]).unwrap();
+        let digest = put_dir(&nodes, &node);
         match path.parent() {
             Some(holder) => {
                 let meta = Meta { mode: 0o755, ..Meta::default() };
                 let entry = Entry { meta, kind: Kind::Dir(digest) };
-                open.entry(holder).or_default().entries.insert(path.name().to_vec(), entry);
+                open.entry(holder).or_default().insert(path.name().to_vec(), entry);
             }
             None => root.node = digest,
         }

@@ -11,31 +11,32 @@ fn sample() -> DirNode {
     let entry = |meta, kind| Entry { meta, kind };
     let owned = Meta { mode: 0o640, uid: 1000, gid: 70_000, ..Meta::default() };
     let content = ContentDigest([7; 32]);
-    DirNode {
-        entries: DirEntries::from_iter([
-            (b"b".to_vec(), entry(meta(0o600), Kind::BlockDevice { major: 8, minor: 1 })),
-            (b"c".to_vec(), entry(meta(0o620), Kind::CharDevice { major: 1, minor: 3 })),
-            (b"d".to_vec(), entry(meta(0o1777), Kind::Dir(NodeDigest([9; 32])))),
-            (b"f".to_vec(), entry(owned, Kind::File { size: 5, content })),
-            (b"l".to_vec(), entry(meta(0o777), Kind::Symlink(b"../x".to_vec()))),
-            (b"p".to_vec(), entry(meta(0o644), Kind::Fifo)),
-            (b"\xffx".to_vec(), entry(with_xattr, Kind::File { size: 0, content })),
-        ]),
-    }
+    DirNode::from(DirEntries::from_iter([
+        (b"b".to_vec(), entry(meta(0o600), Kind::BlockDevice { major: 8, minor: 1 })),
+        (b"c".to_vec(), entry(meta(0o620), Kind::CharDevice { major: 1, minor: 3 })),
+        (b"d".to_vec(), entry(meta(0o1777), Kind::Dir(NodeDigest([9; 32])))),
+        (b"f".to_vec(), entry(owned, Kind::File { size: 5, content })),
+        (b"l".to_vec(), entry(meta(0o777), Kind::Symlink(b"../x".to_vec()))),
+        (b"p".to_vec(), entry(meta(0o644), Kind::Fifo)),
+        (b"\xffx".to_vec(), entry(with_xattr, Kind::File { size: 0, content })),
+    ]))
+}
+
+fn in_parts(names: &[&[u8]]) -> DirNode {
+    let part = |first: &&[u8]| Part { first: (*first).into(), node: NodeDigest([7; 32]) };
+    DirNode::Parts(names.iter().map(part).collect())
 }
 
 /// Changing any of these is a new format version: every stored digest and key changes with them.
 #[test]
 fn golden_bytes_do_not_move() {
-    let one = DirNode {
-        entries: DirEntries::from_iter([(
-            b"f".to_vec(),
-            Entry {
-                meta: Meta { mode: 0o644, uid: 1, gid: 2, ..Meta::default() },
-                kind: Kind::File { size: 3, content: ContentDigest([0xcc; 32]) },
-            },
-        )]),
-    };
+    let one = DirNode::from(DirEntries::from_iter([(
+        b"f".to_vec(),
+        Entry {
+            meta: Meta { mode: 0o644, uid: 1, gid: 2, ..Meta::default() },
+            kind: Kind::File { size: 3, content: ContentDigest([0xcc; 32]) },
+        },
+    )]));
     let expected = [
         "52424401",
         "01000000",
@@ -57,6 +58,13 @@ fn golden_bytes_do_not_move() {
         node: NodeDigest([0xdd; 32]),
         links: LinkGroups::new([vec![path("a"), path("b/c")]]),
     };
+    let part = |first: &[u8]| Part { first: first.into(), node: NodeDigest([0xee; 32]) };
+    let parts = DirNode::Parts([part(b"a"), part(b"bc")].into());
+    let expected = ["52425001", "02000000", "01000000", "61"].concat()
+        + &"ee".repeat(32)
+        + "020000006263"
+        + &"ee".repeat(32);
+    assert_eq!(hex::encode(parts.encode()), expected);
     let expected = ["52425401", "ed010000", "00000000", "00000000", "00000000"].concat()
         + &"dd".repeat(32)
         + &["01000000", "02000000", "01000000", "61", "03000000", "622f63"].concat();
@@ -79,6 +87,10 @@ fn golden_digests_do_not_move() {
 #[test]
 fn every_kind_survives_a_round_trip() {
     assert_eq!(DirNode::decode(&sample().encode()).unwrap(), sample());
+    assert_eq!(
+        DirNode::decode(&in_parts(&[b"a", b"b", b"\xff"]).encode()).unwrap(),
+        in_parts(&[b"a", b"b", b"\xff"])
+    );
     let nodes = MemoryNodeStore::default();
     let tree =
         tree_linked(&nodes, &[("a", file("A")), ("d", dir(0o700)), ("d/s", link("x"))], &[("d/b", "a")]);
@@ -88,19 +100,19 @@ fn every_kind_survives_a_round_trip() {
 
 #[test]
 fn every_cut_is_refused() {
-    let bytes = sample().encode();
-    for len in 0..bytes.len() {
-        assert!(DirNode::decode(&bytes[..len]).is_err(), "{len}");
+    for bytes in [sample().encode(), in_parts(&[b"a", b"b"]).encode()] {
+        for len in 0..bytes.len() {
+            assert!(DirNode::decode(&bytes[..len]).is_err(), "{len}");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert_eq!(DirNode::decode(&longer), Err(CodecError::Trailing(1)));
     }
-    let mut longer = bytes.clone();
-    longer.push(0);
-    assert_eq!(DirNode::decode(&longer), Err(CodecError::Trailing(1)));
 }
 
 #[test]
 fn what_no_tree_may_hold_is_refused() {
-    let node =
-        |name: &[u8], entry: Entry| DirNode { entries: DirEntries::from_iter([(name.to_vec(), entry)]) };
+    let node = |name: &[u8], entry: Entry| DirNode::from(DirEntries::from_iter([(name.to_vec(), entry)]));
     let fifo = Entry { meta: meta(0o644), kind: Kind::Fifo };
     for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
         assert!(matches!(DirNode::decode(&node(name, fifo.clone()).encode()), Err(CodecError::Name(_))));
@@ -114,10 +126,22 @@ fn what_no_tree_may_hold_is_refused() {
 }
 
 #[test]
+fn parts_are_two_at_least_and_in_order() {
+    for (names, wanted) in [(&[][..], 0), (&[&b"a"[..]][..], 1)] {
+        assert_eq!(DirNode::decode(&in_parts(names).encode()), Err(CodecError::Parts(wanted)));
+    }
+    for names in [&[&b"b"[..], b"a"], &[b"a", b"a"], &[b"", b"a"], &[b".", b"a"]] {
+        assert!(matches!(DirNode::decode(&in_parts(names).encode()), Err(CodecError::Name(_))), "{names:?}");
+    }
+}
+
+#[test]
 fn a_huge_count_costs_nothing() {
-    let mut bytes = DIR_MAGIC.to_vec();
-    bytes.extend_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(DirNode::decode(&bytes), Err(CodecError::Truncated));
+    for magic in [DIR_MAGIC, PARTS_MAGIC] {
+        let mut bytes = magic.to_vec();
+        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(DirNode::decode(&bytes), Err(CodecError::Truncated));
+    }
 }
 
 #[test]

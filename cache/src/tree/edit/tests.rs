@@ -5,10 +5,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::layer::{DiffEntry, Mtime};
+use crate::tree::batch::BATCH_BYTES;
 use crate::tree::testing::{
-    apply_model, diff, diff_of, dir, file, link, listing, meta, model_diff, path, steps, tree, tree_linked,
+    Model, apply_model, copy_nodes, diff, diff_of, dir, file, link, listing, meta, model_diff, path, steps,
+    tree, tree_linked,
 };
-use crate::tree::{MemoryNodeStore, NodeStoreError, difference};
+use crate::tree::{DirNode, MemoryNodeStore, NodeStoreError, difference};
 
 #[test]
 fn an_edit_changes_only_what_it_names() {
@@ -156,18 +158,38 @@ proptest! {
         let half = Tree::empty()
             .apply(&nodes, &model_diff(&apply_model(&steps[..cut.min(steps.len())]))).unwrap();
         let whole = Tree::empty().apply(&fresh, &model_diff(&apply_model(&steps))).unwrap();
-        fresh_into(&fresh, &nodes, &whole);
+        copy_nodes(&fresh, &nodes, &whole);
         let layer = layer_between(&nodes, &half, &whole);
         prop_assert_eq!(half.apply(&nodes, &layer).unwrap(), whole);
     }
+
+    #[test]
+    fn a_directory_in_parts_is_the_same_however_it_came_about(old in wide(), new in wide()) {
+        let (nodes, fresh) = (MemoryNodeStore::default(), MemoryNodeStore::default());
+        let old_tree = Tree::empty().apply(&nodes, &model_diff(&old)).unwrap();
+        let new_tree = Tree::empty().apply(&fresh, &model_diff(&new)).unwrap();
+        let whiteouts = old.keys().filter(|at| !new.contains_key(at)).map(|at| (at.clone(), Change::Whiteout));
+        let others = new.iter().filter(|(at, change)| old.get(*at) != Some(*change));
+        let differing = diff_of(whiteouts.chain(others.map(|(at, (change, _))| (at.clone(), change.clone()))));
+        prop_assert_eq!(&old_tree.apply(&nodes, &differing).unwrap(), &new_tree);
+        let walked: Vec<_> = new_tree.walk(&nodes, &RelPath::root()).unwrap().map(|s| s.unwrap().0).collect();
+        prop_assert!(walked.iter().skip(1).eq(new.keys()));
+        for at in old.keys().chain(new.keys()) {
+            prop_assert_eq!(new_tree.get(&nodes, at).unwrap().is_some(), new.contains_key(at));
+        }
+        let found: Vec<_> = difference(&nodes, &old_tree, &new_tree).unwrap().into_iter().map(|c| c.path).collect();
+        let wanted: Vec<_> = differing.iter().map(|entry| entry.path).collect();
+        prop_assert_eq!(found, wanted);
+    }
 }
 
-fn fresh_into(from: &MemoryNodeStore, to: &MemoryNodeStore, tree: &Tree) {
-    for step in tree.walk(from, &RelPath::root()).unwrap() {
-        if let Kind::Dir(node) = step.unwrap().1.kind {
-            to.put_nodes(&[EncodedNode::of(&load_node(from, &node).unwrap())]).unwrap();
-        }
-    }
+/// Files in one directory.
+fn wide() -> impl Strategy<Value = Model> {
+    let content = prop_oneof![3 => Just("one"), 1 => Just("two")];
+    let files = prop::collection::btree_map(0_u8..60, content, 0..60);
+    files.prop_map(|files| {
+        files.into_iter().map(|(at, content)| (path(&format!("f{at:02}")), (file(content), None))).collect()
+    })
 }
 
 #[test]
@@ -177,7 +199,7 @@ fn new_nodes_go_to_the_store_in_portions() {
         puts: Mutex<Vec<usize>>,
     }
     impl NodeStore for Portions {
-        fn node(&self, digest: &NodeDigest) -> Result<Arc<DirNode>, NodeStoreError> {
+        fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
             self.nodes.node(digest)
         }
 
@@ -191,6 +213,6 @@ fn new_nodes_go_to_the_store_in_portions() {
     let files = (0..30_000).map(|at| (path(&format!("d{:03}/file-{at}", at / 100)), file("x")));
     let made = Tree::empty().apply(&nodes, &diff_of(dirs.chain(files))).unwrap();
     let puts = nodes.puts.into_inner().unwrap();
-    assert!(puts.len() > 2 && puts.iter().all(|bytes| *bytes < 2 * MADE_BYTES), "{puts:?}");
+    assert!(puts.len() > 2 && puts.iter().all(|bytes| *bytes < 2 * BATCH_BYTES), "{puts:?}");
     assert_eq!(made.walk(&nodes.nodes, &RelPath::root()).unwrap().count(), 1 + 300 + 30_000);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Selected;
-use crate::tree::{DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError};
+use crate::tree::{EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, NodeWriter};
 
 /// What stands at a path of the listing.
 enum Place {
@@ -36,34 +36,29 @@ pub fn listing(selected: &[Selected], made: &dyn NodeStore) -> Result<NodeDigest
             *place = Place::Chosen(Entry { meta, kind: item.entry.kind.clone() });
         }
     }
-    let mut nodes = Vec::new();
-    let root = match top {
-        Place::Chosen(Entry { kind: Kind::Dir(node), .. }) => node,
+    match top {
+        Place::Chosen(Entry { kind: Kind::Dir(node), .. }) => Ok(node),
         // A source tree's root is a directory.
-        Place::Chosen(_) => *crate::tree::EMPTY_NODE,
-        Place::Way(names) => close(names, &mut nodes),
-    };
-    made.put_nodes(&nodes)?;
-    Ok(root)
+        Place::Chosen(_) => Ok(*crate::tree::EMPTY_NODE),
+        Place::Way(names) => close(names, made),
+    }
 }
 
 /// Paths of a tree are far shorter than what the stack takes.
-fn close(names: BTreeMap<Vec<u8>, Place>, nodes: &mut Vec<EncodedNode>) -> NodeDigest {
-    let mut node = DirNode::default();
+fn close(names: BTreeMap<Vec<u8>, Place>, made: &dyn NodeStore) -> Result<NodeDigest, NodeStoreError> {
+    let put = &mut |node: EncodedNode| made.put_nodes(&[node]);
+    let mut out = NodeWriter::new();
     for (name, place) in names {
         let entry = match place {
             Place::Chosen(entry) => entry,
             Place::Way(below) => {
                 let meta = Meta { mode: 0o755, ..Meta::default() };
-                Entry { meta, kind: Kind::Dir(close(below, nodes)) }
+                Entry { meta, kind: Kind::Dir(close(below, made)?) }
             }
         };
-        node.entries.insert(name, entry);
+        out.entry(&name, &entry, put)?;
     }
-    let node = EncodedNode::of(&node);
-    let digest = node.digest();
-    nodes.push(node);
-    digest
+    out.finish(put)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod prune;
 #[cfg(test)]
 mod tests;
 
-use super::{Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree, load_node};
+use super::{DirReader, Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree};
 use crate::path::RelPath;
 pub use listing::listing;
 pub use modes::with_mode;
@@ -87,9 +87,12 @@ pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<S
         let mut next = Vec::new();
         for (dir, entry) in level {
             let Kind::Dir(node) = &entry.kind else { continue };
-            let node = load_node(nodes, node)?;
-            let matching = node.entries.iter().filter(|(name, _)| pattern.matches(name));
-            next.extend(matching.map(|(name, entry)| (dir.join(name), entry.clone())));
+            let mut entries = DirReader::open(nodes, node)?;
+            while let Some((name, entry)) = entries.next()? {
+                if pattern.matches(name) {
+                    next.push((dir.join(name), entry.clone()));
+                }
+            }
         }
         level = next;
     }

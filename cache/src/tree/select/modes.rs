@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{PruneError, Selected};
 use crate::path::RelPath;
-use crate::tree::{DEPTH_MAX, EncodedNode, Kind, NodeDigest, NodeStore, load_node};
+use crate::tree::{DEPTH_MAX, DirReader, EncodedNode, Kind, NodeDigest, NodeStore, NodeWriter};
 
 /// Gives every file and directory of a selection this mode, which `--chmod` will give it anyway: what is selected is
 /// then the same whatever modes its source has. New directory nodes are put into `made`.
@@ -39,18 +39,22 @@ impl Uniform<'_> {
         if depth >= DEPTH_MAX {
             return Err(PruneError::TooDeep(path.clone()));
         }
-        let mut node = (*load_node(self.nodes, &digest)?).clone();
-        for (name, entry) in node.entries.iter_mut() {
+        let made = self.made;
+        let put = &mut |node: EncodedNode| made.put_nodes(&[node]);
+        let (mut entries, mut out) = (DirReader::open(self.nodes, &digest)?, NodeWriter::new());
+        while let Some((name, entry)) = entries.next()? {
+            let mut entry = entry.clone();
             match &mut entry.kind {
-                Kind::Dir(below) => *below = self.node(*below, &path.join(name), depth + 1)?,
-                Kind::File { .. } => {}
-                _ => continue,
+                Kind::Dir(below) => {
+                    *below = self.node(*below, &path.join(name), depth + 1)?;
+                    entry.meta.mode = self.mode;
+                }
+                Kind::File { .. } => entry.meta.mode = self.mode,
+                _ => {}
             }
-            entry.meta.mode = self.mode;
+            out.entry(name, &entry, put)?;
         }
-        let node = EncodedNode::of(&node);
-        let made = node.digest();
-        self.made.put_nodes(&[node])?;
+        let made = out.finish(put)?;
         self.known.insert(digest, made);
         Ok(made)
     }

@@ -3,8 +3,8 @@
 use super::Selected;
 use crate::path::RelPath;
 use crate::tree::{
-    DEPTH_MAX, DirNode, EncodedNode, Entry, Kind, LinkGroups, NodeDigest, NodeStore, NodeStoreError,
-    load_node,
+    DEPTH_MAX, DirReader, EncodedNode, Entry, Kind, LinkGroups, NodeDigest, NodeStore, NodeStoreError,
+    NodeWriter,
 };
 
 /// What becomes of one entry.
@@ -30,14 +30,14 @@ pub enum PruneError {
 }
 
 /// One directory on the way.
-struct Open {
+struct Open<'a> {
     path: RelPath,
     /// Name and entry that the parent gets, and whether it does so for an empty one too.
     entry: Entry,
     keep_empty: bool,
-    /// Entries still to look at, last one first.
-    left: Vec<(Vec<u8>, Entry)>,
-    node: DirNode,
+    /// Entries still to look at.
+    left: DirReader<'a>,
+    out: NodeWriter,
 }
 
 /// Takes out of a selected directory what `keep` refuses; it is asked with paths relative to the directory and whether
@@ -52,35 +52,33 @@ pub fn prune(
 ) -> Result<(), PruneError> {
     let Kind::Dir(digest) = selected.entry.kind else { return Ok(()) };
     let open = |path: RelPath, entry: Entry, keep_empty: bool, digest: &NodeDigest| {
-        let node = load_node(nodes, digest)?;
-        let left = node.entries.iter().rev().map(|(name, entry)| (name.to_vec(), entry.clone())).collect();
-        Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, node: DirNode::default() })
+        let left = DirReader::open(nodes, digest)?;
+        Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, out: NodeWriter::new() })
     };
-    let mut batch: Vec<EncodedNode> = Vec::new();
+    let mut put = |node: EncodedNode| made.put_nodes(&[node]);
     let mut kept: std::collections::HashSet<RelPath> = std::collections::HashSet::new();
     let has_links = !selected.links.groups().is_empty();
     let mut stack = vec![open(RelPath::root(), selected.entry.clone(), true, &digest)?];
     while let Some(dir) = stack.last_mut() {
-        let Some((name, entry)) = dir.left.pop() else {
+        let Some((name, entry)) = dir.left.next()? else {
             let done = stack.pop().expect("just looked at");
-            let is_empty = done.node.entries.is_empty();
-            batch.push(EncodedNode::of(&done.node));
-            let digest = batch[batch.len() - 1].digest();
+            let is_empty = done.out.is_empty();
+            let digest = done.out.finish(&mut put)?;
             match stack.last_mut() {
                 None => selected.entry.kind = Kind::Dir(digest),
                 Some(parent) if done.keep_empty || !is_empty => {
                     let entry = Entry { kind: Kind::Dir(digest), ..done.entry };
-                    parent.node.entries.insert(done.path.name().to_vec(), entry);
+                    parent.out.entry(done.path.name(), &entry, &mut put)?;
                 }
                 Some(_) => {}
             }
             continue;
         };
-        let path = dir.path.join(&name);
+        let path = dir.path.join(name);
         match (&entry.kind, keep(&path, matches!(entry.kind, Kind::Dir(_)))) {
             (_, Keep::No) => {}
             (Kind::Dir(digest), verdict) => {
-                let digest = *digest;
+                let (digest, entry) = (*digest, entry.clone());
                 if stack.len() >= DEPTH_MAX {
                     return Err(PruneError::TooDeep(path));
                 }
@@ -88,14 +86,13 @@ pub fn prune(
             }
             (_, Keep::ForItsContents) => {}
             (_, Keep::Yes) => {
-                dir.node.entries.insert(name, entry);
+                dir.out.entry(name, entry, &mut put)?;
                 if has_links {
                     kept.insert(path);
                 }
             }
         }
     }
-    made.put_nodes(&batch)?;
     selected.links = LinkGroups::new(selected.links.without(|path| !kept.contains(path)));
     Ok(())
 }

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::MemoryNodeStore;
 use crate::tree::testing::{dir, file, link, tree, tree_linked};
+use crate::tree::{MemoryNodeStore, load_node};
 
 fn paths(entries: &[(&str, crate::layer::Change)], source: &str) -> Vec<String> {
     let nodes = MemoryNodeStore::default();
@@ -271,7 +271,7 @@ proptest::proptest! {
         for step in some.walk(&nodes, &RelPath::root()).unwrap().skip(1) {
             let (path, entry) = step.unwrap();
             if let Kind::Dir(node) = &entry.kind {
-                proptest::prop_assert!(!load_node(&nodes, node).unwrap().entries.is_empty(), "{}", path);
+                proptest::prop_assert!(!load_node(&nodes, node).unwrap().is_empty(), "{}", path);
             }
         }
         for path in some.links.groups().iter().flatten() {
