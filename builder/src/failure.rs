@@ -17,6 +17,7 @@ use crate::error::{BuildError, StepFailure, causes_below, one_line};
 use crate::export::files::FilesError;
 use crate::report::{Kind, Report, SourceFile, Style};
 use crate::resolve::ResolveError;
+use crate::resolve::layout::LayoutError;
 
 /// For programs that can only be emulated when the whole machine does.
 const REGISTER_EMULATOR: &str =
@@ -242,6 +243,9 @@ fn resolve_hints(error: &ResolveError) -> Vec<String> {
         ResolveError::Registry { source, .. } => source.hint().into_iter().collect(),
         ResolveError::Never { reference } => {
             vec![format!("rbuild pull {reference}, or build with --pull=missing")]
+        }
+        ResolveError::Layout(LayoutError::Several { path, .. }) => {
+            vec![format!("name one by its digest: oci-layout://{}@sha256:…", path.display())]
         }
         _ => Vec::new(),
     }

@@ -3,6 +3,7 @@
 
 mod buildkitd;
 mod daemon;
+mod dial;
 mod docker;
 mod hosts;
 mod papers;
@@ -17,10 +18,11 @@ use rbuild_oci::Reference;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue};
 
 use crate::Settings;
-use crate::endpoint::{Api, Endpoint, Security, is_hub, security, split_port};
+use crate::endpoint::{Api, Endpoint, Security, api_host, is_hub, security, split_port};
 use crate::limits::CONFIG_FILE_BYTES_MAX;
 use crate::settings::ProxySettings;
 
+pub(crate) use dial::{Dial, ProxyAddress, without_user};
 pub(crate) use papers::{Pair, Papers};
 pub(crate) use registries::Rule;
 
@@ -65,6 +67,18 @@ pub enum ConfigError {
         /// What it says.
         location: String,
     },
+    /// A key of a host in `hosts.toml` with a value that it cannot have.
+    #[error("`{}` has `{key} = {value}`, which should be {expected}", path.display())]
+    HostKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value, without credentials.
+        value: String,
+        /// What it could be.
+        expected: &'static str,
+    },
     /// The version 1 format (`[registries.search]`), unsupported by current tools too.
     #[error("`{}` uses the old version 1 format: write `[[registry]]` tables instead", path.display())]
     OldFormat {
@@ -89,13 +103,15 @@ pub(crate) struct Config {
     insecure: Vec<String>,
     /// What containerd's and BuildKit's files say of hosts, in the order in which they are asked.
     by_host: Vec<Vec<Rule>>,
-    /// Hosts whose scheme or verification such a file states.
+    /// Hosts whose scheme or verification such a file states, by the name that answers ([`api_host`]) as all maps here.
     stated: BTreeMap<String, Security>,
-    /// Authorities and client certificates that such a file names, by host.
+    /// Authorities and client certificates that such a file names.
     pub(crate) papers: BTreeMap<String, Papers>,
+    /// Proxies and times that containerd's files name; `*` is for hosts that have no file.
+    pub(crate) dials: BTreeMap<String, Dial>,
     /// Headers of Docker's `config.json`, for registries themselves.
     headers: HeaderMap,
-    /// Headers that containerd's files name, by host.
+    /// Headers that containerd's files name.
     host_headers: BTreeMap<String, HeaderMap>,
     /// The environment's proxies; where it has none, those of Docker's `config.json`.
     pub(crate) proxies: ProxySettings,
@@ -146,15 +162,10 @@ impl Config {
         });
         for found in [hosts, buildkitd.transpose()?.unwrap_or_default()] {
             config.by_host.push(found.rules);
-            for (host, security) in found.stated {
-                config.stated.entry(host).or_insert(security);
-            }
-            for (host, headers) in found.headers {
-                config.host_headers.entry(host).or_insert(headers);
-            }
-            for (host, papers) in found.papers {
-                config.papers.entry(host).or_insert(papers);
-            }
+            keep_first(&mut config.stated, found.stated);
+            keep_first(&mut config.host_headers, found.headers);
+            keep_first(&mut config.papers, found.papers);
+            keep_first(&mut config.dials, found.dials);
         }
         Ok(config)
     }
@@ -209,13 +220,13 @@ impl Config {
     /// What is sent to a host with every request.
     pub(crate) fn headers_for(&self, host: &str) -> HeaderMap {
         let mut headers = self.headers.clone();
-        headers.extend(self.host_headers.get(host).cloned().unwrap_or_default());
+        headers.extend(self.host_headers.get(api_host(host)).cloned().unwrap_or_default());
         headers
     }
 
     /// How a host may be spoken to.
     pub(crate) fn security_of(&self, host: &str) -> Security {
-        match self.stated.get(host) {
+        match self.stated.get(api_host(host)) {
             Some(stated) => *stated,
             None => security(host, self.is_insecure(host)),
         }
@@ -224,6 +235,13 @@ impl Config {
     fn is_insecure(&self, host: &str) -> bool {
         self.rules.iter().any(|rule| rule.insecure && rule.is_host(host))
             || self.insecure.iter().any(|entry| host_matches(entry, host))
+    }
+}
+
+/// Adds what is said of hosts that are not in `all` yet.
+fn keep_first<T>(all: &mut BTreeMap<String, T>, found: BTreeMap<String, T>) {
+    for (host, value) in found {
+        all.entry(api_host(&host).to_owned()).or_insert(value);
     }
 }
 

@@ -30,11 +30,11 @@ pub struct Settings {
     /// Registries (`host[:port]`) that may be spoken to without verified TLS, or in clear text.
     pub insecure: Vec<String>,
     /// `certs.d` directories: the first that has a folder for `host[:port]` gives its CA (`*.crt`) and client pair
-    /// (`*.cert` and `*.key`); containerd's `hosts.toml` there gives mirrors as well.
+    /// (`*.cert` and `*.key`); containerd's `hosts.toml` there gives mirrors, proxies and times as well.
     pub certs_dirs: Vec<PathBuf>,
     /// Hosts (`host[:port]`) at internal addresses a public registry may refer to (token server, storage).
     pub internal_hosts: Vec<String>,
-    /// Proxies. Loopback addresses are never reached through one.
+    /// Proxies. Loopback addresses are never reached through one of these, nor is a host with its own in `hosts.toml`.
     pub proxies: ProxySettings,
     /// `PATH` in which credential helpers are looked up; `None` means the process's own.
     pub helper_path: Option<OsString>,

@@ -1,6 +1,7 @@
 //! The client against scripted registries.
 
 mod auth;
+mod dial;
 mod ecr;
 mod fake;
 mod goaway;

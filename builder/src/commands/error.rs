@@ -168,6 +168,9 @@ impl ImageError {
             Self::SeveralRepositories { .. } => {
                 vec!["remove it by name, or everywhere at once with -f".to_owned()]
             }
+            Self::Archive(ArchiveError::Several { .. }) => {
+                vec!["tools do not agree which of them is meant: leave one in the archive's index.json, or rename the others there".to_owned()]
+            }
             Self::Config(_) => vec!["pull or build the image again".to_owned()],
             Self::Reference(ReferenceError::Uppercase(name)) => {
                 vec![format!("write it in lower case: {}", name.to_ascii_lowercase())]

@@ -4,20 +4,24 @@
 //! are called; names in the archive are looked up among its members and nowhere else. Documents must then have the
 //! digests and sizes their descriptors say; layers are verified where they are unpacked, as those of a pull are.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use rbuild_cache::layer::{ArchiveMember, DecompressError, LayerReader, Limits, TarError, read_members};
-use rbuild_cache::store::{Lease, Store, StoreError};
+use rbuild_cache::layer::{ArchiveMember, LayerReader, Limits, read_members};
+use rbuild_cache::store::{Lease, Store};
 use rbuild_oci::{
-    Descriptor, Digest, Document, DocumentError, ImageConfig, Index, Manifest, Platform, Reference,
-    ReferenceError, media_type,
+    Descriptor, Digest, Document, ImageConfig, Index, Manifest, Platform, Reference, ReferenceError,
+    media_type,
 };
 use serde::Deserialize;
 
-use crate::assemble::attestation::REFERENCE_TYPE;
 use crate::cancel::Cancel;
+use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, is_about_another};
 use crate::resolve::{BaseImage, BaseLayer, BlobRef, CONFIG_BYTES_MAX, Origin, ResolveError, base_layers};
+
+pub use error::ArchiveError;
 
 /// Members of an archive: five per layer of an old Docker archive, for a thousand images.
 const MEMBERS_MAX: usize = 100_000;
@@ -33,96 +37,6 @@ const IMAGES_MAX: usize = 1000;
 const ARCHIVE_BYTES_MAX: u64 = 1 << 40;
 /// Bytes copied between two looks at the switch.
 const COPY_BYTES: usize = 256 << 10;
-
-/// Annotations that carry names.
-const IMAGE_NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// Why an archive does not give its images.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// Not a tar, or one that is cut or ambiguous.
-    #[error(transparent)]
-    Tar(#[from] TarError),
-    /// Compressed in a way rbuild does not read.
-    #[error(transparent)]
-    Decompress(#[from] DecompressError),
-    /// A member cannot be read.
-    #[error("cannot read `{name}`")]
-    Read {
-        /// In the archive.
-        name: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// More members than allowed.
-    #[error("it has more than {MEMBERS_MAX} members")]
-    TooManyMembers,
-    /// More images than allowed.
-    #[error("it has more than {IMAGES_MAX} images")]
-    TooManyImages,
-    /// A name longer than allowed.
-    #[error("a name in it has more than {NAME_BYTES_MAX} bytes")]
-    NameTooLong,
-    /// Two members of one name with different content.
-    #[error("it has two different members `{0}`")]
-    Twice(String),
-    /// Neither `index.json` nor `manifest.json`.
-    #[error("it is no image archive: it has neither index.json nor manifest.json")]
-    NoImages,
-    /// A member that is named is not there.
-    #[error("`{0}` is missing")]
-    Missing(String),
-    /// A document that is named is not there, or does not have the size that was stated.
-    #[error("the blob {0} is missing, too large, or not of the size that is stated for it")]
-    Blob(Digest),
-    /// `manifest.json` is not what Docker writes.
-    #[error("manifest.json is not a Docker archive's")]
-    DockerManifest(#[source] serde_json::Error),
-    /// A manifest or index is not acceptable.
-    #[error("the document {name} is not acceptable")]
-    Document {
-        /// Its digest, or `index.json`.
-        name: String,
-        /// Why.
-        #[source]
-        source: DocumentError,
-    },
-    /// `index.json` is a manifest, or indexes are nested too deep.
-    #[error("{0} is no index, or has more than {INDEX_DEPTH_MAX} levels below it")]
-    Nesting(String),
-    /// A digest rbuild cannot verify.
-    #[error("`{0}` is not a sha256 digest")]
-    Digest(String),
-    /// A config is not one.
-    #[error("the image config {digest} is not valid")]
-    Config {
-        /// Its digest.
-        digest: Digest,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// No image of an index is for the platform.
-    #[error("it has no image for {0}")]
-    NoPlatform(Platform),
-    /// A name in the archive is no image name.
-    #[error("an image in it is named `{name}`")]
-    Name {
-        /// As it stands there.
-        name: String,
-        /// Why.
-        #[source]
-        source: ReferenceError,
-    },
-    /// Config and manifest disagree.
-    #[error(transparent)]
-    Image(#[from] ResolveError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// An image of an archive, its documents verified, its layers in the store as blobs.
 #[derive(Debug)]
@@ -352,23 +266,22 @@ impl Archive<'_> {
         if index.manifests().len() > IMAGES_MAX {
             return Err(ArchiveError::TooManyImages);
         }
+        let mut entries = Vec::new();
+        for entry in index.manifests().iter().filter(|entry| !is_about_another(entry)) {
+            entries.push((name_of(entry)?, entry));
+        }
         let mut images: Vec<ArchivedImage> = Vec::new();
-        for descriptor in index.manifests().iter().filter(|descriptor| !is_about_another(descriptor)) {
-            let name = name_of(descriptor)?;
-            // Several entries of one name are one image per platform.
-            if let Some(name) = &name {
-                let mut same = (*index).clone();
-                let of_name = |other: &&Descriptor| {
-                    !is_about_another(other) && matches!(name_of(other), Ok(Some(other)) if other == *name)
-                };
-                same.set_manifests(index.manifests().iter().filter(of_name).cloned().collect());
-                let is_chosen =
-                    Document::choose(&same, self.platform).is_some_and(|c| c.digest() == descriptor.digest());
-                if same.manifests().len() > 1 && !is_chosen {
-                    continue;
-                }
+        for (place, (name, entry)) in entries.iter().enumerate() {
+            if name.is_some() && entries[..place].iter().any(|(other, _)| other == name) {
+                continue;
             }
+            let same = entries.iter().filter(|(other, _)| other == name).map(|(_, entry)| *entry);
+            let descriptor = match name {
+                Some(name) => self.namesake(name, same.collect())?,
+                None => entry,
+            };
             let mut image = self.layout_image(descriptor.clone())?;
+            let name = name.clone();
             image.image.reference = name.as_ref().map_or(image.image.reference, ToString::to_string);
             let is_it =
                 |known: &&mut ArchivedImage| known.manifest == image.manifest && known.index == image.index;
@@ -381,6 +294,28 @@ impl Archive<'_> {
             }
         }
         Ok(images)
+    }
+
+    /// The entry of that name for the platform.
+    fn namesake<'d>(
+        &self,
+        name: &Reference,
+        same: Vec<&'d Descriptor>,
+    ) -> Result<&'d Descriptor, ArchiveError> {
+        let look = |entry: &Descriptor| match self.layout_image(entry.clone()) {
+            Ok(found) => Ok(Some((found.image.config.platform, found.image.identity.to_string()))),
+            Err(ArchiveError::NoPlatform(_)) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match namesakes::choose(same, self.platform, look)? {
+            Choice::One(entry) => Ok(entry),
+            Choice::None => Err(ArchiveError::NoPlatform(self.platform.clone())),
+            Choice::Several(all) => Err(ArchiveError::Several {
+                name: name.familiar(),
+                platform: self.platform.clone(),
+                digests: all.iter().map(|entry| entry.digest().to_string()).collect(),
+            }),
+        }
     }
 
     /// What a descriptor leads to: an image, or those of an index.
@@ -462,16 +397,6 @@ fn parse_document(name: &str, bytes: &[u8]) -> Result<Document, ArchiveError> {
 fn digest_of(descriptor: &Descriptor) -> Result<Digest, ArchiveError> {
     let text = descriptor.digest().to_string();
     text.parse().map_err(|_| ArchiveError::Digest(text.chars().take(80).collect()))
-}
-
-fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
-    descriptor.annotations().as_ref()?.get(key).map(String::as_str)
-}
-
-/// Attestations and signatures are no images.
-fn is_about_another(descriptor: &Descriptor) -> bool {
-    annotation(descriptor, REFERENCE_TYPE).is_some()
-        || descriptor.platform().as_ref().is_some_and(|platform| platform.os().to_string() == "unknown")
 }
 
 /// The whole name; a tag alone names nothing.

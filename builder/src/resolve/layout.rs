@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use rbuild_oci::{Descriptor, Digest, Document, DocumentError, ImageConfig, Manifest, Platform};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, is_about_another};
+
 /// Largest config document read.
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// Nesting of indexes that is followed.
 const INDEX_DEPTH_MAX: usize = 3;
-/// Annotation that carries the tag.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Annotation that carries the full image name.
-const IMAGE_NAME: &str = "io.containerd.image.name";
+/// The tag that is meant when none is given and there are several images, as with buildx.
+const TAG_DEFAULT: &str = "latest";
 
 /// An open layout directory.
 #[derive(Debug)]
@@ -101,6 +101,18 @@ pub enum LayoutError {
         /// Tags that exist.
         have: String,
     },
+    /// Different images that the name could mean.
+    #[error("`{path}` has {} images{} for {platform}: {}", have.len(), quoted(wanted), have.join(", "))]
+    Several {
+        /// The layout.
+        path: PathBuf,
+        /// What was asked for; nothing when no tag was given.
+        wanted: String,
+        /// For which platform.
+        platform: Platform,
+        /// Their digests, with their tags when no tag was given.
+        have: Vec<String>,
+    },
     /// No entry for the platform.
     #[error("`{path}` has no image for {platform}")]
     NoPlatform {
@@ -130,7 +142,7 @@ impl Layout {
         self.file(&format!("blobs/sha256/{}", digest.hex()))
     }
 
-    /// Finds the image for `tag` or `digest` (the only image when neither is given) and `platform`.
+    /// Finds the image for `tag` or `digest` (the only image, or `latest`, when neither is given) and `platform`.
     pub fn image(
         &self,
         tag: Option<&str>,
@@ -142,26 +154,52 @@ impl Layout {
         let Document::Index(index) = self.document(&index_path, &bytes)? else {
             return Err(self.no_image("an index"));
         };
-        let matching: Vec<&Descriptor> =
-            index.manifests().iter().filter(|d| self.is_named(d, tag, digest)).collect();
-        let wanted = digest.map(|d| d.to_string()).or_else(|| tag.map(str::to_owned));
-        let Some(first) = matching.first() else {
-            let have: Vec<&str> = index.manifests().iter().filter_map(ref_name).collect();
+        let named = |tag: Option<&str>| -> Vec<&Descriptor> {
+            let is_it = |d: &&Descriptor| match digest {
+                Some(digest) => d.digest().to_string() == digest.to_string(),
+                None => !is_about_another(d) && tag.is_none_or(|tag| is_named(d, tag)),
+            };
+            index.manifests().iter().filter(is_it).collect()
+        };
+        let mut same = named(tag);
+        if tag.is_none() && same.len() > 1 {
+            let latest = named(Some(TAG_DEFAULT));
+            same = if latest.is_empty() { same } else { latest };
+        }
+        if same.is_empty() {
+            let wanted = digest.map(|d| d.to_string()).or_else(|| tag.map(str::to_owned));
+            let have: Vec<&str> =
+                index.manifests().iter().filter_map(|entry| annotation(entry, REF_NAME)).collect();
             return Err(LayoutError::NoSuchImage {
                 path: self.path.clone(),
-                wanted: wanted.unwrap_or_else(|| "latest".to_owned()),
+                wanted: wanted.unwrap_or_else(|| TAG_DEFAULT.to_owned()),
                 have: if have.is_empty() { "no tags".to_owned() } else { have.join(", ") },
             });
+        }
+        let look = |entry: &Descriptor| match self.follow(entry.clone(), platform) {
+            Ok(image) => Ok(Some((image.config.platform, image.manifest_digest.to_string()))),
+            // An index for other platforms, and what is no image.
+            Err(LayoutError::NoPlatform { .. } | LayoutError::Config { .. }) => Ok(None),
+            Err(error) => Err(error),
         };
-        // Several entries under one name are one image per platform, as an index of their own would be.
-        let descriptor = if matching.len() > 1 {
-            let mut narrowed = (*index).clone();
-            narrowed.set_manifests(matching.iter().map(|d| (*d).clone()).collect());
-            Document::choose(&narrowed, platform).cloned().unwrap_or_else(|| (*first).clone())
-        } else {
-            (*first).clone()
-        };
-        self.follow(descriptor, platform)
+        match namesakes::choose(same, platform, look)? {
+            Choice::One(entry) => self.follow(entry.clone(), platform),
+            Choice::None => {
+                Err(LayoutError::NoPlatform { path: self.path.clone(), platform: platform.clone() })
+            }
+            Choice::Several(all) => {
+                let shown = |entry: &&Descriptor| match annotation(entry, REF_NAME) {
+                    Some(name) if tag.is_none() => format!("{name} ({})", entry.digest()),
+                    _ => entry.digest().to_string(),
+                };
+                Err(LayoutError::Several {
+                    path: self.path.clone(),
+                    wanted: tag.unwrap_or_default().to_owned(),
+                    platform: platform.clone(),
+                    have: all.iter().map(shown).collect(),
+                })
+            }
+        }
     }
 
     fn follow(&self, mut descriptor: Descriptor, platform: &Platform) -> Result<LayoutImage, LayoutError> {
@@ -190,15 +228,6 @@ impl Layout {
             }
         }
         Err(self.no_image("an image within three levels of indexes"))
-    }
-
-    fn is_named(&self, descriptor: &Descriptor, tag: Option<&str>, digest: Option<Digest>) -> bool {
-        if let Some(digest) = digest {
-            return descriptor.digest().to_string() == digest.to_string();
-        }
-        let Some(tag) = tag else { return true };
-        let image_name = descriptor.annotations().as_ref().and_then(|a| a.get(IMAGE_NAME));
-        ref_name(descriptor) == Some(tag) || image_name.is_some_and(|n| n.ends_with(&format!(":{tag}")))
     }
 
     fn no_image(&self, wanted: &str) -> LayoutError {
@@ -256,6 +285,14 @@ impl Layout {
     }
 }
 
-fn ref_name(descriptor: &Descriptor) -> Option<&str> {
-    descriptor.annotations().as_ref()?.get(REF_NAME).map(String::as_str)
+fn is_named(entry: &Descriptor, tag: &str) -> bool {
+    annotation(entry, REF_NAME) == Some(tag)
+        || annotation(entry, IMAGE_NAME).is_some_and(|name| name.ends_with(&format!(":{tag}")))
 }
+
+fn quoted(wanted: &str) -> String {
+    if wanted.is_empty() { String::new() } else { format!(" `{wanted}`") }
+}
+
+#[cfg(test)]
+mod tests;

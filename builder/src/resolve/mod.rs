@@ -13,6 +13,7 @@
 
 pub mod archive;
 pub mod layout;
+mod namesakes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

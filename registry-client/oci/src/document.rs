@@ -126,25 +126,18 @@ impl Document {
         })
     }
 
-    /// Chooses the entry of `index` for `wanted`: an exact match, else the highest variant that satisfies it; among
-    /// equals the first. Attestations (`unknown/unknown`) are never chosen.
+    /// Chooses the entry of `index` for `wanted`, as [`Platform::choose`] does. Attestations (`unknown/unknown`) are
+    /// never chosen.
     pub fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
-        let platform = |d: &Descriptor| {
-            d.platform().as_ref().map(|p| {
-                Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref())
-            })
-        };
-        let mut best: Option<(&Descriptor, Platform)> = None;
-        for descriptor in index.manifests() {
-            let Some(found) = platform(descriptor).filter(|found| found.satisfies(wanted)) else { continue };
-            if found == *wanted {
-                return Some(descriptor);
-            }
-            if best.as_ref().is_none_or(|(_, best)| found.variant > best.variant) {
-                best = Some((descriptor, found));
-            }
-        }
-        best.map(|(descriptor, _)| descriptor)
+        let stated = index.manifests().iter().filter_map(|entry| Some((Self::platform(entry)?, entry)));
+        Platform::choose(stated, wanted).map(|(_, entry)| entry)
+    }
+
+    /// The platform that an entry of an index states.
+    pub fn platform(entry: &Descriptor) -> Option<Platform> {
+        let stated = entry.platform().as_ref()?;
+        let (os, architecture) = (stated.os().to_string(), stated.architecture().to_string());
+        Some(Platform::new(&os, &architecture, stated.variant().as_deref()))
     }
 }
 

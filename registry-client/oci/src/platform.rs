@@ -88,6 +88,21 @@ impl Platform {
         };
         self.os == wanted.os && self.architecture == wanted.architecture && variant_fits
     }
+
+    /// Chooses what is for `wanted`: an exact match, else the highest variant that satisfies it; among equals the first,
+    /// as the image-spec says.
+    pub fn choose<T>(all: impl IntoIterator<Item = (Self, T)>, wanted: &Self) -> Option<(Self, T)> {
+        let mut best: Option<(Self, T)> = None;
+        for (found, it) in all.into_iter().filter(|(found, _)| found.satisfies(wanted)) {
+            if found == *wanted {
+                return Some((found, it));
+            }
+            if best.as_ref().is_none_or(|(best, _)| found.variant > best.variant) {
+                best = Some((found, it));
+            }
+        }
+        best
+    }
 }
 
 impl FromStr for Platform {

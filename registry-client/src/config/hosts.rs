@@ -1,8 +1,8 @@
 //! containerd's `certs.d/HOST/hosts.toml`: mirrors of a host; certificates, headers and the path of the API for each.
 //!
 //! Differences from containerd: mirrors serve pulls only, whatever their capabilities; a path behind `/v2` (as in
-//! `https://mirror/v2/path` with `override_path`) counts as the repository's, for tokens too; `dial_timeout` and `proxy`
-//! are not read.
+//! `https://mirror/v2/path` with `override_path`) counts as the repository's, for tokens too; `dial_timeout` is the time
+//! for TLS as well, and wrong values are errors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
+use super::dial::{Dial, DialKeys};
 use super::papers::{Pair, Papers};
 use super::registries::{Mirror, PullFrom, Rule, is_location, split_location, toml_error};
 use super::{ConfigError, own_header, read_file};
@@ -25,6 +26,8 @@ pub(super) struct Found {
     pub(super) stated: BTreeMap<String, Security>,
     pub(super) papers: BTreeMap<String, Papers>,
     pub(super) headers: BTreeMap<String, HeaderMap>,
+    /// Of every host that a file names, so that it is known not to be left to `*`.
+    pub(super) dials: BTreeMap<String, Dial>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +58,8 @@ struct Trusted {
     client: Option<Client>,
     #[serde(default)]
     header: BTreeMap<String, OneOrMany<String>>,
+    #[serde(flatten)]
+    dial: DialKeys,
 }
 
 #[derive(Deserialize)]
@@ -116,11 +121,16 @@ pub(super) fn load(dirs: &[PathBuf]) -> Result<Found, ConfigError> {
 
 impl Found {
     fn add(&mut self, name: &str, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let file: File = toml::from_str(text).map_err(|source| toml_error(path, KIND, source))?;
+        let file: File = toml::from_str(text).map_err(|mut source| {
+            source.set_input(Some(&without_values(text)));
+            toml_error(path, KIND, source)
+        })?;
         let server = file.server.as_deref().map(|text| address(path, text)).transpose()?;
         let server_host = server.as_ref().map_or(name, |server| &server.host).to_owned();
         if name != "*" || server.is_some() {
-            self.note(&server_host, server.as_ref().is_some_and(|server| server.is_plain), &file.own, path);
+            self.note(&server_host, server.as_ref().is_some_and(|server| server.is_plain), &file.own, path)?;
+        } else {
+            self.dials.insert(name.to_owned(), file.own.dial.dial(path)?);
         }
         let mut mirrors = Vec::new();
         for (text, value) in file.host {
@@ -131,7 +141,7 @@ impl Found {
             };
             // The registry itself is asked last anyway.
             if !can("pull") || address.host == server_host && address.path.is_empty() {
-                self.note(&address.host, address.is_plain, &host.own, path);
+                self.note(&address.host, address.is_plain, &host.own, path)?;
                 continue;
             }
             let (prefix, root) = match (host.override_path, address.path.as_str()) {
@@ -145,7 +155,7 @@ impl Found {
                 "" => address.host.clone(),
                 prefix => format!("{}/{prefix}", address.host),
             };
-            self.note(&address.host, address.is_plain, &host.own, path);
+            self.note(&address.host, address.is_plain, &host.own, path)?;
             // What cannot resolve a tag can serve what is named by digest.
             let pull_from = if can("resolve") { PullFrom::All } else { PullFrom::DigestOnly };
             mirrors.push(Mirror { location, insecure: false, pull_from, root: Some(root) });
@@ -159,7 +169,7 @@ impl Found {
         Ok(())
     }
 
-    fn note(&mut self, host: &str, is_plain: bool, own: &Trusted, file: &Path) {
+    fn note(&mut self, host: &str, is_plain: bool, own: &Trusted, file: &Path) -> Result<(), ConfigError> {
         if is_plain || own.skip_verify {
             let stated = if is_plain { Security::Plain } else { Security::Unverified };
             self.stated.entry(host.to_owned()).or_insert(match security(host, false) {
@@ -176,6 +186,11 @@ impl Found {
         if !papers.is_empty() {
             self.papers.entry(host.to_owned()).or_insert(papers);
         }
+        let (dial, known) = (own.dial.dial(file)?, self.dials.entry(host.to_owned()).or_default());
+        if known.is_empty() {
+            *known = dial;
+        }
+        Ok(())
     }
 }
 
@@ -220,6 +235,23 @@ impl Trusted {
             },
         }
     }
+}
+
+/// The text with stars for all values, for messages that show lines of it: proxies and headers have secrets in theirs.
+fn without_values(text: &str) -> String {
+    let hidden = |line: &str| {
+        let is_bare_key = |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || "_-. \t".contains(c));
+        let shown = match line.split_once('=') {
+            Some((key, _)) if is_bare_key(key) => key.len() + 1,
+            _ if line.trim_start().starts_with("[h") => line.len(),
+            _ => 0,
+        };
+        let (shown, value) = line.split_at(shown);
+        // As many bytes as before: the error knows its place by their number.
+        let star = |c: char| if c.is_whitespace() { c.to_string() } else { "*".repeat(c.len_utf8()) };
+        format!("{shown}{}", value.chars().map(star).collect::<String>())
+    };
+    text.split_inclusive('\n').map(hidden).collect()
 }
 
 fn address(file: &Path, text: &str) -> Result<Address, ConfigError> {

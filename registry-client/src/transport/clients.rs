@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
@@ -14,7 +15,8 @@ use super::address::AddressClass;
 use super::resolver::Resolver;
 use super::trust;
 use crate::auth::lock;
-use crate::config::{Config, ConfigError, Papers};
+use crate::config::{Config, ConfigError, Dial, Papers, ProxyAddress, without_user};
+use crate::endpoint::api_host;
 use crate::settings::{ProxySettings, Settings};
 
 /// Whom a connection trusts.
@@ -36,7 +38,20 @@ pub(super) struct Route {
     pub(super) trust: Trust,
     /// Refuse names that resolve to addresses a registry of this class may not name.
     pub(super) guard: Option<AddressClass>,
-    pub(super) proxied: bool,
+    pub(super) via: Via,
+    /// Opening a connection.
+    pub(super) connect: Duration,
+}
+
+/// Whether a proxy stands in between.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Via {
+    /// None.
+    Direct,
+    /// The environment's. `NO_PROXY` may still keep it out.
+    Settings,
+    /// The registry's own.
+    Own(ProxyAddress),
 }
 
 /// Why a client cannot be made.
@@ -53,8 +68,9 @@ pub(super) struct Clients {
     proxies: ProxySettings,
     /// By host, what configuration files name for it.
     papers: BTreeMap<String, Arc<Papers>>,
+    dials: BTreeMap<String, Dial>,
     certs_dirs: Vec<PathBuf>,
-    connect: std::time::Duration,
+    connect: Duration,
     user_agent: String,
 }
 
@@ -68,6 +84,7 @@ impl Clients {
                 .iter()
                 .map(|(host, papers)| (host.clone(), papers.clone().into()))
                 .collect(),
+            dials: config.dials.clone(),
             certs_dirs: settings.certs_dirs.clone(),
             connect: settings.deadlines.connect,
             user_agent: settings.user_agent.clone(),
@@ -76,7 +93,7 @@ impl Clients {
 
     /// The trust for a verified host (`host[:port]`).
     pub(super) fn trust_for(&self, host: String) -> Result<Trust, ClientError> {
-        if let Some(papers) = self.papers.get(&host) {
+        if let Some(papers) = self.papers.get(api_host(&host)) {
             return Ok(Trust::Papers(Arc::clone(papers)));
         }
         // Hosts come from parsed references and addresses, so they hold no separators; dots could still climb.
@@ -90,12 +107,35 @@ impl Clients {
         })
     }
 
-    /// Whether a proxy is set for the scheme of `url`. `NO_PROXY` may still keep the proxy out of it.
-    pub(super) fn is_proxied(&self, url: &Url) -> bool {
+    /// The route to `url`, seen from the registry `host`: an address that it names is reached the way it is reached
+    /// itself, as with containerd.
+    pub(super) fn route(
+        &self,
+        host: Option<&str>,
+        url: &Url,
+        trust: Trust,
+        guard: Option<AddressClass>,
+    ) -> Route {
+        let connect = host.and_then(|host| self.dial(host)?.timeout).unwrap_or(self.connect);
+        Route { trust, guard, via: self.via(host, url), connect }
+    }
+
+    /// The proxy on that route. A registry's own counts for every address, loopback ones, too.
+    pub(super) fn via(&self, host: Option<&str>, url: &Url) -> Via {
+        if let Some(proxy) = host.and_then(|host| self.dial(host)?.proxy.clone()) {
+            return Via::Own(proxy);
+        }
         let proxy = if url.scheme() == "https" { &self.proxies.https } else { &self.proxies.http };
         let loopback =
             AddressClass::of_literal(url.host_str().unwrap_or_default()) == Some(AddressClass::Loopback);
-        proxy.as_deref().is_some_and(|proxy| !proxy.is_empty()) && !loopback
+        match proxy.as_deref() {
+            Some(proxy) if !proxy.is_empty() && !loopback => Via::Settings,
+            _ => Via::Direct,
+        }
+    }
+
+    fn dial(&self, host: &str) -> Option<&Dial> {
+        self.dials.get(api_host(host)).or_else(|| self.dials.get("*"))
     }
 
     pub(super) fn get(&self, route: &Route) -> Result<Client, ClientError> {
@@ -113,12 +153,12 @@ impl Clients {
         // Fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // With a proxy it is the proxy that resolves names: a guard here would judge the proxy's own address.
-        let guard = route.guard.filter(|_| !route.proxied);
+        let guard = route.guard.filter(|_| route.via == Via::Direct);
         let builder = Client::builder()
             .user_agent(&self.user_agent)
             .redirect(Policy::none())
             .referer(false)
-            .connect_timeout(self.connect)
+            .connect_timeout(route.connect)
             .dns_resolver(Arc::new(Resolver::new(guard)))
             .no_proxy();
         let builder = match &route.trust {
@@ -131,8 +171,11 @@ impl Clients {
                 builder.tls_backend_preconfigured(tls.map_err(|_| ClientError::Trust)?)
             }
         };
-        let builder =
-            if route.proxied { self.with_proxies(builder).map_err(ClientError::Config)? } else { builder };
+        let builder = match &route.via {
+            Via::Direct => builder,
+            Via::Settings => self.with_proxies(builder).map_err(ClientError::Config)?,
+            Via::Own(proxy) => builder.proxy(Proxy::all(proxy.url().clone()).map_err(ClientError::Build)?),
+        };
         builder.build().map_err(ClientError::Build)
     }
 
@@ -151,11 +194,11 @@ impl Clients {
     }
 }
 
-/// Proxies are often written `host:port`.
+/// Proxies are often written `host:port`. To Go `socks5` means that names are the proxy's to look up.
 fn with_scheme(address: &str) -> String {
-    if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
-}
-
-fn without_user(address: &str) -> String {
-    address.rsplit_once('@').map_or_else(|| address.to_owned(), |(_, host)| host.to_owned())
+    match address.split_once("://") {
+        Some(("socks5", place)) => format!("socks5h://{place}"),
+        Some(_) => address.to_owned(),
+        None => format!("http://{address}"),
+    }
 }

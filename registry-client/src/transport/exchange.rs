@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, Url};
 
 use super::address::AddressClass;
-use super::clients::{ClientError, Route, Trust};
+use super::clients::{ClientError, Trust, Via};
 use super::resolver::InternalName;
 use super::{Host, Transport};
 use crate::endpoint::Security;
@@ -113,7 +113,7 @@ impl Transport {
             .map_err(|_| timed_out(target))?
             .map_err(|source| unreachable(target, source))?;
         if own
-            && !self.clients().await?.is_proxied(&exchange.url)
+            && self.clients().await?.via(Some(host.name()), &exchange.url) == Via::Direct
             && let Some(peer) = answer.remote_addr()
         {
             host.found_at(AddressClass::of(peer.ip()));
@@ -140,7 +140,7 @@ impl Transport {
                 .map_err(|error| client_error(target, error))?,
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
-        let route = Route { trust, guard, proxied: clients.is_proxied(url) };
+        let route = clients.route(Some(host.name()), url, trust, guard);
         clients.get(&route).map_err(|error| client_error(target, error))
     }
 
@@ -155,7 +155,10 @@ impl Transport {
             "http" => Trust::None,
             _ => clients.trust_for(authority(url)).map_err(|error| client_error(&target, error))?,
         };
-        let route = Route { trust, guard: None, proxied: clients.is_proxied(url) && !is_link_local };
+        let mut route = clients.route(None, url, trust, None);
+        if is_link_local {
+            route.via = Via::Direct;
+        }
         clients.get(&route).map_err(|error| client_error(&target, error))
     }
 

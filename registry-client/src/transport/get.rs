@@ -9,7 +9,7 @@ use reqwest::{Method, Response, Url};
 
 use super::Transport;
 use super::address::AddressClass;
-use super::clients::{Route, Trust};
+use super::clients::{Trust, Via};
 use super::exchange::{authority, client_error, origin, printable, timed_out, unreachable};
 use crate::error::{RegistryError, Target, escape};
 use crate::fetch::FetchError;
@@ -35,8 +35,8 @@ impl Transport {
             }
             let answer = self.get_once(&url, headers, authorization, class, target).await?;
             if hop == 0 {
-                let is_proxied = self.clients().await.map_err(RegistryError::Settings)?.is_proxied(&url);
-                let peer = answer.remote_addr().filter(|_| !is_proxied);
+                let via = self.clients().await.map_err(RegistryError::Settings)?.via(None, &url);
+                let peer = answer.remote_addr().filter(|_| via == Via::Direct);
                 class =
                     peer.map(|peer| AddressClass::of(peer.ip())).or(literal).unwrap_or(AddressClass::Public);
             }
@@ -75,7 +75,7 @@ impl Transport {
             "http" => Trust::None,
             _ => clients.trust_for(authority(url)).map_err(|error| client_error(target, error))?,
         };
-        let route = Route { trust, guard: Some(class), proxied: clients.is_proxied(url) };
+        let route = clients.route(None, url, trust, Some(class));
         let client = clients.get(&route).map_err(|error| client_error(target, error))?;
         let mut request = client.request(Method::GET, url.clone()).headers(headers.clone());
         if let Some(value) = authorization {

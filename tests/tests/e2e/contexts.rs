@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use anyhow::Result;
 use rbuild_tests::web::{Reply, Web};
@@ -144,7 +145,7 @@ fn a_build_may_log_into_the_context_it_copies() -> Result<()> {
 /// A tar of a directory, compressed as `flags` say.
 fn packed(dir: &std::path::Path, flags: &str) -> Result<Vec<u8>> {
     let file = dir.with_extension("packed");
-    let done = std::process::Command::new("tar")
+    let done = Command::new("tar")
         .args(["--owner=7", "--group=8", flags])
         .arg(&file)
         .args(["-C"])
@@ -241,5 +242,58 @@ fn scratch_is_a_named_context_and_a_platform_has_its_own() -> Result<()> {
     ];
     env.build(&context, &args)?.ok();
     assert_eq!(judge::unpack(&format!("oci-archive:{}", file.display()))?.text("/f")?, "mine");
+    Ok(())
+}
+
+/// A layout whose `index.json` has two images of one name: as one per platform, without saying so as skopeo does, and as
+/// two for the same platform. `load` and contexts take the same view.
+#[test]
+fn images_of_one_name_in_a_layout_are_told_apart_by_platform_or_refused() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context =
+        env.context("main", "FROM scratch\nARG TARGETARCH WHICH\nLABEL a=$TARGETARCH-$WHICH\n", &[])?;
+    let archive = env.work().join("out.tar");
+    let mut all: Vec<serde_json::Value> = Vec::new();
+    let (joined, index) = (env.work().join("joined"), env.work().join("joined/index.json"));
+    for (architecture, which) in [("arm64", "1"), ("amd64", "1"), ("amd64", "2")] {
+        let output = format!("type=oci,tar=false,dest={}", joined.display());
+        let args = ["--platform", &format!("linux/{architecture}"), "--build-arg", &format!("WHICH={which}")];
+        let args: Vec<&str> =
+            args.into_iter().chain(["-t", "x:1", "--provenance=false", "-o", &output]).collect();
+        env.build(&context, &args)?.ok();
+        let made: serde_json::Value = serde_json::from_slice(&fs::read(&index)?)?;
+        let mut entry = made["manifests"].as_array().and_then(|all| all.last()).cloned().unwrap_or_default();
+        entry.as_object_mut().map(|entry| entry.remove("platform"));
+        all.push(entry);
+    }
+    let write = |entries: &[serde_json::Value]| -> Result<()> {
+        fs::write(&index, serde_json::json!({"schemaVersion": 2, "manifests": entries}).to_string())?;
+        let mut tar = Command::new("tar");
+        anyhow::ensure!(tar.arg("-C").arg(&joined).arg("-cf").arg(&archive).arg(".").status()?.success());
+        Ok(())
+    };
+    let base = env.context("base", "FROM base\n", &[])?;
+    let named = format!("base=oci-layout://{}:1", joined.display());
+    let archive = archive.display().to_string();
+    let label = ["image", "inspect", "--format", "{{.Config.Labels.a}}"];
+    write(&all[..2])?;
+    env.build(&base, &["--build-context", &named, "-t", "got", "--platform", "linux/amd64"])?.ok();
+    assert_eq!(env.run(label.into_iter().chain(["got"]))?.ok().stdout.trim(), "amd64-1");
+    env.run(["load", "--platform", "linux/arm64", "-i", &archive])?.ok();
+    assert_eq!(env.run(label.into_iter().chain(["x:1"]))?.ok().stdout.trim(), "arm64-1");
+    write(&all)?;
+    let digests: Vec<&str> = all[1..].iter().filter_map(|entry| entry["digest"].as_str()).collect();
+    let words = format!("for linux/amd64: {}", digests.join(", "));
+    let platform = ["--build-context", &named, "--platform", "linux/amd64"];
+    env.build(&base, &platform)?.exits(1).says(&["has 2 images `1`", &words, "oci-layout://"]);
+    env.run(["load", "--platform", "linux/amd64", "-i", &archive])?
+        .exits(1)
+        .says(&["it has 2 images `x:1`", &words]);
+    assert_eq!(
+        env.run(label.into_iter().chain(["x:1"]))?.ok().stdout.trim(),
+        "arm64-1",
+        "nothing was renamed"
+    );
     Ok(())
 }

@@ -2,6 +2,7 @@ use rbuild_cache::store::StoreOptions;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::assemble::attestation::REFERENCE_TYPE;
 
 /// An archive under construction: members in order.
 #[derive(Default)]
@@ -70,13 +71,17 @@ fn descriptor(kind: &str, bytes: &str) -> Value {
 
 /// Adds an image's blobs; gives its manifest's descriptor.
 fn image(tar: Tar, architecture: &str) -> (Tar, Value) {
-    let config = config(architecture, 1).to_string();
-    let layer = json!({"mediaType": media_type::OCI_LAYER, "digest": Digest::of(LAYER), "size": LAYER.len()});
-    let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
-        "config": descriptor(media_type::OCI_CONFIG, &config), "layers": [layer]})
-    .to_string();
+    let (config, manifest) = manifest_of(&config(architecture, 1).to_string());
     let found = descriptor(media_type::OCI_MANIFEST, &manifest);
     (tar.blob(config).blob(LAYER).blob(manifest), found)
+}
+
+/// Config and manifest of an image with one layer.
+fn manifest_of(config: &str) -> (String, String) {
+    let layer = json!({"mediaType": media_type::OCI_LAYER, "digest": Digest::of(LAYER), "size": LAYER.len()});
+    let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": descriptor(media_type::OCI_CONFIG, config), "layers": [layer]});
+    (config.to_owned(), manifest.to_string())
 }
 
 fn index(manifests: &[Value]) -> Value {
@@ -235,4 +240,53 @@ fn links_are_resolved_by_text_and_never_climb_out() {
     assert_eq!(joined("a", "../../../x"), "x");
     assert_eq!(joined("", "./x//y"), "x/y");
     assert_eq!(joined("a", "/x"), "x");
+}
+
+#[test]
+fn images_of_one_name_are_told_apart_by_platform_stated_or_not() {
+    let stated = |mut entry: Value, architecture: &str| {
+        entry["platform"] = json!({"os": "linux", "architecture": architecture});
+        entry
+    };
+    let whole = |is_stated: bool| {
+        let (tar, arm) = image(Tar::default(), "arm64");
+        let (tar, amd) = image(tar, "amd64");
+        let (arm, amd) = if is_stated { (stated(arm, "arm64"), stated(amd, "amd64")) } else { (arm, amd) };
+        let (tar, other) = image(tar, "riscv64");
+        tar.json("index.json", &index(&[named(arm, "x"), named(amd, "x"), named(other, "y")]))
+    };
+    let found = |images: Vec<ArchivedImage>| -> Vec<(String, Vec<String>)> {
+        let names = names(&images);
+        let architecture = |image: ArchivedImage| image.image.config.platform.architecture;
+        images.into_iter().map(architecture).zip(names).collect()
+    };
+    let expected = |architecture: &str| {
+        [(architecture, "x:latest"), ("riscv64", "y:latest")].map(|(a, n)| (a.to_owned(), vec![n.to_owned()]))
+    };
+    for is_stated in [false, true] {
+        assert_eq!(found(whole(is_stated).read().unwrap()), expected("amd64"));
+        assert_eq!(found(whole(is_stated).read_for(Some("linux/arm64")).unwrap()), expected("arm64"));
+        let none = whole(is_stated).read_for(Some("linux/s390x")).map(found);
+        assert!(matches!(none, Err(ArchiveError::NoPlatform(_))), "{none:?}");
+    }
+}
+
+#[test]
+fn two_images_of_one_name_and_platform_are_refused_with_their_digests() {
+    let (tar, one) = image(Tar::default(), "amd64");
+    let other = manifest_of(
+        &json!({"os": "linux", "architecture": "amd64", "author": "another",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(LAYER)]}})
+        .to_string(),
+    );
+    let (config, manifest) = other;
+    let two = descriptor(media_type::OCI_MANIFEST, &manifest);
+    let whole = tar.blob(config).blob(manifest);
+    let with = |entries: &[Value]| Tar(whole.0.clone()).json("index.json", &index(entries)).read();
+    let error = with(&[named(one.clone(), "x"), named(two.clone(), "x")]).unwrap_err().to_string();
+    let digests = [&one, &two].map(|entry| entry["digest"].as_str().unwrap().to_owned()).join(", ");
+    assert_eq!(error, format!("it has 2 images `x:latest` for linux/amd64: {digests}"));
+    assert_eq!(names(&with(&[named(one.clone(), "x"), named(one.clone(), "x")]).unwrap()), [["x:latest"]]);
+    let apart = with(&[named(one, "x"), two]).unwrap();
+    assert_eq!(names(&apart), [vec!["x:latest".to_owned()], vec![]], "what has no name is another image");
 }

@@ -1,10 +1,14 @@
 use super::*;
 use crate::Settings;
 use crate::endpoint::{Api, Endpoint, security};
-use crate::transport::clients::Clients;
+use crate::transport::clients::{Clients, Route};
 
 fn target() -> Target {
     Target { host: "r.test".into(), repository: "app".into(), action: "pull".into() }
+}
+
+fn direct(trust: Trust, guard: Option<AddressClass>) -> Route {
+    Route { trust, guard, via: Via::Direct, connect: Settings::default().deadlines.connect }
 }
 
 /// Judges `url` as an address named by the registry `host`, which was found in `class`.
@@ -80,7 +84,7 @@ async fn https_never_becomes_http_and_odd_addresses_are_refused() {
 async fn names_that_resolve_inside_are_refused_while_connecting() {
     // `x.localhost` stands for any name an attacker lets point to this machine.
     let transport = Transport::new(Settings::default());
-    let route = Route { trust: Trust::None, guard: Some(AddressClass::Public), proxied: false };
+    let route = direct(Trust::None, Some(AddressClass::Public));
     let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
     let error = client.get("http://x.localhost:1/").send().await.unwrap_err();
     let error = unreachable(&target(), error);
@@ -96,7 +100,7 @@ async fn loopback_is_never_reached_through_a_proxy() {
     let mut config = crate::config::Config::default();
     config.proxies = proxies;
     let clients = Clients::new(&Settings::default(), &config);
-    let proxied = |url: &str| clients.is_proxied(&Url::parse(url).unwrap());
+    let proxied = |url: &str| clients.via(None, &Url::parse(url).unwrap()) == Via::Settings;
     assert!(proxied("http://r.test/"));
     assert!(!proxied("https://r.test/"), "no proxy is set for https");
     for url in ["http://localhost:5000/", "http://127.0.0.1/", "http://[::1]:5000/", "http://a.localhost/"] {
@@ -117,7 +121,7 @@ async fn tls_failures_are_told_apart_from_failed_connections() {
         }
     });
     let transport = Transport::new(Settings::default());
-    let route = Route { trust: Trust::Unverified, guard: None, proxied: false };
+    let route = direct(Trust::Unverified, None);
     let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
     let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
     server.abort();
