@@ -6,7 +6,7 @@
 //! with `LOWERS=N` there are so many empty layers above ROOT; with `PLAIN=0` nothing is run without a step; with
 //! `KEEP` what the steps wrote stays in `ROOT.scratch`. `tests/bench/steps` compares the result with other ways to run a command.
 
-use rbuild_sandbox::{Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
+use rbuild_sandbox::{LayerDir, Network, StepSpec, Stream, UserNetwork, mount_overlay, run_step_to_exit};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::create_dir_all(&layer)?;
         lowers.push(layer);
     }
-    let lowers: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
+    let lowers: Vec<LayerDir<'_>> = lowers.iter().map(LayerDir::from).collect();
     let (cancel, _never) = rustix::pipe::pipe()?;
     let mut times = Vec::new();
     for n in 0..count {
@@ -64,7 +64,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut spec = StepSpec::new(argv.clone());
         spec.network = network.clone();
         let started = Instant::now();
-        let merged = mount_overlay(&lowers, Some((&upper, &work)), rbuild_sandbox::in_user_namespace())?;
+        let merged = mount_overlay(
+            &lowers,
+            Some((LayerDir::from(&upper), LayerDir::from(&work))),
+            rbuild_sandbox::in_user_namespace(),
+        )?;
         let rbuild_sandbox::Ended { exit, teardown, .. } =
             run_step_to_exit(&spec, merged.as_fd(), cancel.as_fd(), &mut |stream, bytes| {
                 let _closed = match stream {

@@ -49,7 +49,7 @@ pub use error::{SetupStep, SpecError, StepError};
 pub use idmap::IdRange;
 pub use ladder::{Isolation, Rung};
 pub use network::{NetworkError, UserNetwork};
-pub use overlay::{LOWERS_MAX, MountError, mount_overlay};
+pub use overlay::{LOWERS_MAX, LayerDir, MountError, mount_overlay};
 pub use parent::{Ended, Ownership, Teardown, prepare_step, prepare_steps, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe_rung};
 pub use spec::{

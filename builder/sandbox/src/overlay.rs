@@ -96,6 +96,21 @@ fn context_log(context: BorrowedFd<'_>) -> String {
 /// Whether overlayfs takes layers as descriptors, which spares it a look-up for each: Linux 6.13 or newer.
 static TAKES_DESCRIPTORS: AtomicBool = AtomicBool::new(true);
 
+/// A layer directory: `O_PATH` is enough when it is open.
+#[derive(Debug, Clone, Copy)]
+pub enum LayerDir<'a> {
+    /// By name.
+    Path(&'a Path),
+    /// By a descriptor, which spares opening it for each mount.
+    Open(BorrowedFd<'a>),
+}
+
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for LayerDir<'a> {
+    fn from(path: &'a P) -> Self {
+        Self::Path(path.as_ref())
+    }
+}
+
 fn open_layer(path: &Path) -> Result<OwnedFd, MountError> {
     use rustix::fs::{Mode, OFlags};
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -104,22 +119,26 @@ fn open_layer(path: &Path) -> Result<OwnedFd, MountError> {
 
 /// The layers from the top down, each once: two steps that did the same share a layer, and the kernel refuses a directory
 /// it was given before (ELOOP). Where a layer is uppermost it hides all it has further down, so only that place counts.
-fn topmost_first<'a>(lowers: &[&'a Path]) -> Vec<&'a Path> {
-    let mut seen = HashSet::new();
-    lowers.iter().rev().copied().filter(|lower| seen.insert(*lower)).collect()
+fn topmost_first<'a>(lowers: &[LayerDir<'a>]) -> Vec<LayerDir<'a>> {
+    let (mut paths, mut descriptors) = (HashSet::new(), HashSet::new());
+    let mut is_new = |lower: &LayerDir<'a>| match lower {
+        LayerDir::Path(path) => paths.insert(*path),
+        LayerDir::Open(dir) => descriptors.insert(dir.as_raw_fd()),
+    };
+    lowers.iter().rev().copied().filter(|lower| is_new(lower)).collect()
 }
 
 /// Merges layer directories into one root and returns it as a detached mount.
 ///
-/// `lowers` go **base first**, as in an image; one may come more than once. `upper` is the pair (upper, work): empty directories of one file system;
+/// `lowers` go **base first**, as in an image; one may come more than once, under the same name or descriptor. `upper` is the pair (upper, work): empty directories of one file system;
 /// without it the root is read-only. The upper is mounted `volatile`: it can never be an upper again, and what is in it is
 /// durable only after the caller syncs it. `in_user_namespace` selects `user.overlay.*` attributes, which is what this
 /// process must use when it is not root of the host (see [`in_user_namespace`](crate::in_user_namespace)).
 /// The mount can be given to one [`run_step`](crate::run_step), and stays usable by descriptor after it. An upper becomes a
 /// lower only when its overlay is gone: the descriptor dropped and the [`Teardown`](crate::Teardown) over.
 pub fn mount_overlay(
-    lowers: &[&Path],
-    upper: Option<(&Path, &Path)>,
+    lowers: &[LayerDir<'_>],
+    upper: Option<(LayerDir<'_>, LayerDir<'_>)>,
     in_user_namespace: bool,
 ) -> Result<OwnedFd, MountError> {
     if lowers.is_empty() {
@@ -135,10 +154,17 @@ pub fn mount_overlay(
     let refused = |option| {
         move |errno: Errno| MountError::Option { option, log: context_log(context), source: errno.into() }
     };
-    let set_layer = |option: &'static str, path: &Path| {
+    let set_layer = |option: &'static str, layer: LayerDir<'_>| {
         // The kernel holds the directory from here on; our descriptor may go.
-        let fd = open_layer(path)?;
-        if TAKES_DESCRIPTORS.load(Ordering::Relaxed) && fsconfig_set_fd(context, option, fd.as_fd()).is_ok() {
+        let opened;
+        let fd = match layer {
+            LayerDir::Open(fd) => fd,
+            LayerDir::Path(path) => {
+                opened = open_layer(path)?;
+                opened.as_fd()
+            }
+        };
+        if TAKES_DESCRIPTORS.load(Ordering::Relaxed) && fsconfig_set_fd(context, option, fd).is_ok() {
             return Ok(());
         }
         // A name that any length and any character of its path survives: strings end at 255 bytes here.

@@ -162,7 +162,11 @@ fn try_everything(isolation: Isolation, work_dir: &Path, with_network: bool) -> 
 
 fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
     let name = "overlay";
-    let merged = match crate::mount_overlay(&[lower], Some((upper, work)), crate::in_user_namespace()) {
+    let merged = match crate::mount_overlay(
+        &[lower.into()],
+        Some((upper.into(), work.into())),
+        crate::in_user_namespace(),
+    ) {
         Ok(merged) => merged,
         Err(error) => {
             let remedy = "use a kernel from 6.8 on with overlayfs, and a store on ext4, xfs, btrfs or tmpfs";

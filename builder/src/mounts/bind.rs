@@ -14,8 +14,8 @@ use rustix::fs::{Mode, OFlags};
 use super::{MountInput, Mounted};
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
-use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
+use crate::ops::{DirToMount, ExecEnv};
 
 /// Parts of contexts that were copied for mounting, by what is in them. Steps that mount the same share one copy.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub(super) fn tree(
     let (lowers, path) = match &input.origin {
         Origin::Context(context) => {
             let dir = env.materialised.get(env, context, mounted, from_context)?;
-            (vec![dir], name_in_copy(mounted))
+            (vec![DirToMount::Path(dir)], name_in_copy(mounted))
         }
         Origin::Stage(solved) => (env.layer_dirs(&solved.stack)?, mounted.selected.path.clone()),
         Origin::Inline | Origin::Added { .. } => unreachable!("mounts have no inline sources"),
@@ -46,18 +46,19 @@ pub(super) fn tree(
     let path = text(&path)?;
     if !with_upper && (is_copy || lowers.is_empty()) {
         let root = match lowers.first() {
-            Some(copy) => open(copy)?,
+            Some(DirToMount::Path(copy)) => open(copy)?,
+            Some(DirToMount::Open(_)) => unreachable!("copies are named"),
             None => open(&empty_dir(env, scratch)?)?,
         };
         return Ok(MountSource::Tree { root: Arc::new(root), path });
     }
     // An overlay without an upper wants two lowers.
-    let mut dirs = vec![empty_dir(env, scratch)?];
+    let mut dirs = vec![DirToMount::Path(empty_dir(env, scratch)?)];
     dirs.extend(lowers);
     if dirs.len() == 1 {
-        dirs.insert(0, empty_dir(env, scratch)?);
+        dirs.insert(0, DirToMount::Path(empty_dir(env, scratch)?));
     }
-    let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+    let dirs: Vec<_> = dirs.iter().map(DirToMount::as_layer).collect();
     let upper = match with_upper {
         true => Some((empty_dir(env, scratch)?, empty_dir(env, scratch)?)),
         false => None,
@@ -65,7 +66,7 @@ pub(super) fn tree(
     if let (Some((upper, _)), Origin::Stage(solved)) = (&upper, &input.origin) {
         crate::ops::run::like_root(&open(upper)?, &solved.tree.root, env.overlay.owners())?;
     }
-    let upper = upper.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
+    let upper = upper.as_ref().map(|(upper, work)| (upper.into(), work.into()));
     let root = env.mount(&dirs, upper)?;
     Ok(MountSource::Tree { root: Arc::new(root), path })
 }

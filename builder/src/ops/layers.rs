@@ -1,10 +1,10 @@
 //! Layers of the store as ops and exporters use them, whatever form they are kept in.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
 use rbuild_cache::layer::{
@@ -14,11 +14,34 @@ use rbuild_cache::layer::{
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
 use rbuild_oci::DiffId;
+use rbuild_sandbox::LayerDir;
 
 use crate::assemble::growing::Grower;
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 use crate::solve::Solved;
+
+/// Layers whose directories stay open for the steps above them: descriptors are scarce, 1024 where nobody raised that.
+const DIRS_OPEN_MAX: usize = 256;
+
+/// A directory that is to be a layer of a mount.
+#[derive(Debug, Clone)]
+pub enum DirToMount {
+    /// Opened once for all steps on it.
+    Open(Arc<OwnedFd>),
+    /// Opened by each.
+    Path(PathBuf),
+}
+
+impl DirToMount {
+    /// As the sandbox takes it.
+    pub fn as_layer(&self) -> LayerDir<'_> {
+        match self {
+            Self::Open(dir) => LayerDir::Open(dir.as_fd()),
+            Self::Path(path) => LayerDir::Path(path),
+        }
+    }
+}
 
 impl ExecEnv {
     /// Files of a state, read from its layers without a mount. A layer without a directory gets one when one of its
@@ -42,18 +65,25 @@ impl ExecEnv {
     }
 
     /// Directories of layers, to mount; those that are missing are made.
-    pub fn layer_dirs(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>, StepFailure> {
-        let dir = |id: &LayerId| {
-            if !self.with_dir().contains(id) {
-                self.store.make_dir_of(&self.lease, *id, self.overlay)?;
-                self.with_dir().insert(*id);
-            }
-            Ok(self.store.layer_path(*id))
-        };
-        stack.iter().map(dir).collect()
+    pub fn layer_dirs(&self, stack: &[LayerId]) -> Result<Vec<DirToMount>, StepFailure> {
+        stack.iter().map(|id| self.layer_dir_to_mount(*id)).collect()
     }
 
-    fn with_dir(&self) -> MutexGuard<'_, HashSet<LayerId>> {
+    fn layer_dir_to_mount(&self, id: LayerId) -> Result<DirToMount, StepFailure> {
+        if let Some(dir) = self.with_dir().get(&id) {
+            return Ok(dir.clone());
+        }
+        self.store.make_dir_of(&self.lease, id, self.overlay)?;
+        let is_kept_open = self.with_dir().len() < DIRS_OPEN_MAX;
+        let dir = match is_kept_open {
+            true => DirToMount::Open(Arc::new(self.store.layer_dir(id)?)),
+            false => DirToMount::Path(self.store.layer_path(id)),
+        };
+        // Of two that came at the same time one counts: a mount knows a layer by one descriptor.
+        Ok(self.with_dir().entry(id).or_insert(dir).clone())
+    }
+
+    fn with_dir(&self) -> MutexGuard<'_, HashMap<LayerId, DirToMount>> {
         self.with_dir.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,14 +6,13 @@
 //! done would take as long as ten steps.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rbuild_cache::store::WorkDir;
-use rbuild_sandbox::{MountError, Teardown};
+use rbuild_sandbox::{LayerDir, MountError, Teardown};
 use rustix::io::Errno;
 
 use crate::ops::ExecEnv;
@@ -71,7 +70,11 @@ impl Leaving {
 
 impl ExecEnv {
     /// Merges layers, lowest first, with an upper and its work directory or read-only.
-    pub fn mount(&self, lowers: &[&Path], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, MountError> {
+    pub fn mount(
+        &self,
+        lowers: &[LayerDir<'_>],
+        upper: Option<(LayerDir<'_>, LayerDir<'_>)>,
+    ) -> Result<OwnedFd, MountError> {
         self.leaving.wait();
         when_free(|| rbuild_sandbox::mount_overlay(lowers, upper, self.overlay.is_userxattr()))
     }

@@ -20,7 +20,7 @@ pub mod run;
 pub mod select;
 pub mod workdir;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -49,7 +49,7 @@ use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
-pub use layers::layer_diff;
+pub use layers::{DirToMount, layer_diff};
 
 /// What every op needs from its build.
 pub struct ExecEnv {
@@ -102,7 +102,7 @@ pub struct ExecEnv {
     /// What the first output that compresses layers wants of those of the image.
     pub wanted_compression: Option<Compression>,
     /// Layers that have a directory. They keep it: the lease protects them.
-    pub with_dir: Mutex<HashSet<LayerId>>,
+    pub with_dir: Mutex<HashMap<LayerId, DirToMount>>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.

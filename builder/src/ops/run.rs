@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{FileSource, StackSource};
@@ -13,7 +13,7 @@ use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Mount, Op, RunOp, Step};
-use rbuild_sandbox::{Ended, Exit, Rung, StepSpec, Stream as SandboxStream};
+use rbuild_sandbox::{Ended, Exit, LayerDir, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::cancel::Reason;
 use crate::cli::{HostAddress, SecretBytes};
@@ -26,7 +26,7 @@ use crate::ops::cgroup::StepGroups;
 use crate::ops::emulation::Emulation;
 use crate::ops::layers::identify_small;
 use crate::ops::network::StepNetwork;
-use crate::ops::{ExecEnv, NewLayer, blocking, chroot, size_bytes};
+use crate::ops::{DirToMount, ExecEnv, NewLayer, blocking, chroot, size_bytes};
 use crate::progress::{Stream, VertexId};
 use crate::solve::Solved;
 
@@ -176,10 +176,10 @@ impl Ready {
         let draft = env.store.draft(&env.lease)?;
         like_root(draft.diff_fd(), &root.tree.root, env.overlay.owners())?;
         let layers = env.layer_dirs(&root.stack)?;
-        let mut dirs = vec![mount_points(env)?];
-        dirs.extend(layers.iter().map(PathBuf::as_path));
-        let upper = (draft.diff_path(), draft.work_path());
-        let merged = env.mount(&dirs, Some((&upper.0, &upper.1)))?;
+        let mut dirs = vec![LayerDir::Path(mount_points(env)?)];
+        dirs.extend(layers.iter().map(DirToMount::as_layer));
+        let upper = (LayerDir::Open(draft.diff_fd().as_fd()), LayerDir::Open(draft.work_fd().as_fd()));
+        let merged = env.mount(&dirs, Some(upper))?;
         if op.insecure && env.rung == Rung::Single {
             // It answers changes of owner, so it cannot be left out.
             env.events.note(vertex, "--security=insecure: isolation `single` keeps its system call filter");

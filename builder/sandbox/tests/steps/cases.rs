@@ -1,9 +1,10 @@
 //! What a step sees and what it leaves.
 
-use super::setup::{Host, run_on, shell};
+use super::setup::{Host, Merged, run_on, shell};
 use crate::Case;
-use rbuild_sandbox::{Console, Exit, LOWERS_MAX, MountError, StepError, StepSpec, mount_overlay};
+use rbuild_sandbox::{Console, Exit, LOWERS_MAX, LayerDir, MountError, StepError, StepSpec, mount_overlay};
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -178,7 +179,7 @@ fn many_layers_merge(host: &Host) {
     // Base first: the last one given is on top.
     assert_eq!(ran.stdout, "120\n119");
     let too_many: Vec<PathBuf> = (0..=LOWERS_MAX).map(|n| n.to_string().into()).collect();
-    let too_many: Vec<&Path> = too_many.iter().map(PathBuf::as_path).collect();
+    let too_many: Vec<LayerDir<'_>> = too_many.iter().map(LayerDir::from).collect();
     let in_user_namespace = rbuild_sandbox::in_user_namespace();
     assert!(matches!(
         mount_overlay(&too_many, None, in_user_namespace),
@@ -197,6 +198,16 @@ fn a_layer_can_come_twice(host: &Host) {
     assert_eq!(run_on(&merged, &shell("cat /file /only")).unwrap().stdout, "oneother");
     let merged = host.merged_over(&[&host.lower, &other, &one, &one, &other]);
     assert_eq!(run_on(&merged, &shell("cat /file /only")).unwrap().stdout, "otherother");
+    // The same by descriptors.
+    let open = |dir: &Path| fs::File::open(dir).unwrap();
+    let (base, one, other) = (open(&host.lower), open(&one), open(&other));
+    let lowers = [&base, &one, &other, &one].map(|dir| LayerDir::Open(dir.as_fd()));
+    let (upper, work) = host.new_upper();
+    let (upper_dir, work_dir) = (open(&upper), open(&work));
+    let dirs = Some((LayerDir::Open(upper_dir.as_fd()), LayerDir::Open(work_dir.as_fd())));
+    let fd = mount_overlay(&lowers, dirs, rbuild_sandbox::in_user_namespace()).unwrap();
+    let merged = Merged { fd, upper };
+    assert_eq!(run_on(&merged, &shell("cat /file /only")).unwrap().stdout, "oneother");
 }
 
 fn dev_is_usable_by_every_user(host: &Host) {
@@ -212,7 +223,6 @@ fn dev_is_usable_by_every_user(host: &Host) {
 }
 
 fn a_plain_directory_can_be_the_root(host: &Host) {
-    use std::os::fd::AsFd as _;
     let root = fs::File::open(&host.lower).unwrap();
     let (cancel, _never) = rustix::pipe::pipe().unwrap();
     for _ in 0..2 {

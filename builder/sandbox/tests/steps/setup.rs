@@ -1,7 +1,7 @@
 //! The host as the cases see it: a busybox root, overlays over it, and a user without rights.
 
 use crate::host_command;
-use rbuild_sandbox::{Exit, StepError, StepSpec, Stream, mount_overlay, run_step};
+use rbuild_sandbox::{Exit, LayerDir, StepError, StepSpec, Stream, mount_overlay, run_step};
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -63,7 +63,8 @@ impl Host {
 
     pub(crate) fn try_overlay(&self) -> Result<(), String> {
         let (upper, work) = self.new_upper();
-        mount_overlay(&[&self.lower], Some((&upper, &work)), rbuild_sandbox::in_user_namespace())
+        let upper = Some((LayerDir::from(&upper), LayerDir::from(&work)));
+        mount_overlay(&[LayerDir::from(&self.lower)], upper, rbuild_sandbox::in_user_namespace())
             .map(drop)
             .map_err(|error| format!("overlay: {error}: {:?}", std::error::Error::source(&error)))
     }
@@ -82,7 +83,9 @@ impl Host {
 
     pub(crate) fn merged_over(&self, lowers: &[&Path]) -> Merged {
         let (upper, work) = self.new_upper();
-        let fd = mount_overlay(lowers, Some((&upper, &work)), rbuild_sandbox::in_user_namespace()).unwrap();
+        let dirs = Some((LayerDir::from(&upper), LayerDir::from(&work)));
+        let lowers: Vec<_> = lowers.iter().map(|lower| LayerDir::from(*lower)).collect();
+        let fd = mount_overlay(&lowers, dirs, rbuild_sandbox::in_user_namespace()).unwrap();
         Merged { fd, upper }
     }
 
