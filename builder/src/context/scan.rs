@@ -17,14 +17,13 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{
-    Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, Spool, StatIndex,
+    Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, SeenHint, Spool, StatIndex,
 };
 use rbuild_cache::tree::{LinkGroups, Meta, NodeStore, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
@@ -80,7 +79,7 @@ impl ScannedContext {
             source,
         })?;
         let dir = if self.layer.is_some() { DirSource::immutable(dir) } else { DirSource::new(dir) };
-        Ok(ContextFiles { dir, seen: self.seen.clone(), hint: AtomicUsize::new(0) })
+        Ok(ContextFiles { dir, seen: self.seen.clone(), hint: Mutex::default() })
     }
 
     /// The pack that the scan made, for whoever asks first.
@@ -94,7 +93,7 @@ impl ScannedContext {
 pub struct ContextFiles {
     dir: DirSource,
     seen: Option<Arc<SeenContext>>,
-    hint: AtomicUsize,
+    hint: Mutex<SeenHint>,
 }
 
 impl FileSource for ContextFiles {
@@ -103,9 +102,9 @@ impl FileSource for ContextFiles {
     }
 
     fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
-        let mut hint = self.hint.load(Ordering::Relaxed);
+        let mut hint = self.hint.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = self.seen.as_ref().and_then(|seen| seen.mtime(path, &mut hint));
-        self.hint.store(hint, Ordering::Relaxed);
+        drop(hint);
         seen.map_or_else(|| self.dir.mtime(path), Ok)
     }
 

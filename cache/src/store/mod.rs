@@ -98,7 +98,7 @@ pub use result::{Key, KeyKind, Made, ResultRecord};
 pub use spool::Spool;
 pub use stat_index::{
     Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, RecordDamaged,
-    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, StatIndex,
+    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenHint, StatIndex,
 };
 pub use usage::Usage;
 

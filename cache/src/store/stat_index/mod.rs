@@ -28,7 +28,7 @@ mod stat;
 pub use format::{Entries, Known, KnownKind, Record, RecordDamaged};
 pub use index::{KnownDir, StatIndex};
 pub use listed::{ListedDir, Place, SeenEntry};
-pub use seen::{Contained, SeenContext, SeenDir};
+pub use seen::{Contained, SeenContext, SeenDir, SeenHint};
 #[cfg(test)]
 pub(super) use stat::settled;
 pub use stat::{FileStat, STAT_BYTES, ScanMoment};

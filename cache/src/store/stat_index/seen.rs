@@ -50,6 +50,13 @@ pub struct SeenContext {
     nodes: NodeCache<KEPT_ENTRIES>,
 }
 
+/// Where a look-up in a [`SeenContext`] ended, and so where the next one is likely to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SeenHint {
+    dir: usize,
+    next: usize,
+}
+
 #[derive(Debug)]
 struct Dir {
     path: Vec<u8>,
@@ -79,8 +86,14 @@ impl Held {
         Some(Self { bytes, starts })
     }
 
-    fn find(&self, name: &[u8]) -> Option<Known<'_>> {
-        let at = self.starts.binary_search_by(|start| self.name_at(*start).cmp(name)).ok()?;
+    /// What has this name. It is looked for at `next` first, which goes on behind it.
+    fn find(&self, name: &[u8], next: &mut usize) -> Option<Known<'_>> {
+        let is_next = self.starts.get(*next).is_some_and(|start| self.name_at(*start) == name);
+        let at = match is_next {
+            true => *next,
+            false => self.starts.binary_search_by(|start| self.name_at(*start).cmp(name)).ok()?,
+        };
+        *next = at + 1;
         Record(&self.bytes).at(self.starts[at])
     }
 
@@ -154,13 +167,13 @@ impl SeenContext {
     }
 
     /// Modification time of something that was seen, a symlink's own. Any order of look-ups is fine; `hint` makes
-    /// ascending ones cheap: start with 0 and pass the same variable each time.
-    pub fn mtime(&self, path: &RelPath, hint: &mut usize) -> Option<Mtime> {
+    /// ascending ones cheap: pass the same variable each time.
+    pub fn mtime(&self, path: &RelPath, hint: &mut SeenHint) -> Option<Mtime> {
         let (holder, name) = name_of(path.as_bytes());
-        if self.dirs.get(*hint).is_none_or(|dir| dir.path != holder) {
-            *hint = self.find(holder)?;
+        if self.dirs.get(hint.dir).is_none_or(|dir| dir.path != holder) {
+            *hint = SeenHint { dir: self.find(holder)?, next: 0 };
         }
-        match self.held(*hint).and_then(|held| held.find(name)) {
+        match self.held(hint.dir).and_then(|held| held.find(name, &mut hint.next)) {
             Some(known) => Some(known.stat().mtime),
             None => self.find(path.as_bytes()).map(|at| FileStat::from_bytes(&self.dirs[at].row.stat).mtime),
         }

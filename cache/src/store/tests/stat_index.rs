@@ -383,7 +383,7 @@ proptest! {
             tree.walk(nodes, &RelPath::root()).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
         };
         prop_assert_eq!(walk(&nodes), walk(&scanned));
-        let mut hint = 0;
+        let mut hint = SeenHint::default();
         for (path, files) in &second {
             for (name, version) in files {
                 let path = RelPath::clamp(format!("{path}/{name}").as_bytes());
