@@ -108,7 +108,7 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
         let (env, content, solved) = (Arc::clone(env), file.content, file.solved);
         let pinned = Pinned::Http { address: address.clone(), content };
         blocking(move || {
-            let key = fetched::key("http archive/1", |out| {
+            let key = fetched::key("http archive/2", |out| {
                 out.value(&content);
             });
             let known = if use_cache { fetched::stored(&env, &key)? } else { None };

@@ -36,7 +36,7 @@ pub async fn files(
     let commit = op.commit.as_deref().expect("git ops are pinned before anything runs");
     // `.git` of a directory in a repository would be that of all of it.
     let keep = op.keep_git_dir && op.source.subdir.is_empty();
-    let key = fetched::key("git/1", |out| {
+    let key = fetched::key("git/2", |out| {
         let source = &op.source;
         out.str(&source.remote).str(commit).str(&source.subdir).bool(source.submodules).bool(keep);
     });

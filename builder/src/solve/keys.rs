@@ -66,6 +66,9 @@ mod injectivity;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rbuild_cache::layer::{Change, DiffEntry, LayerDiff, Mtime};
+    use rbuild_cache::path::RelPath;
+    use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
     use rbuild_frontend::graph::WorkdirOp;
 
     fn op(path: &str) -> Op {
@@ -79,6 +82,20 @@ mod tests {
         // A change here invalidates every store: bump the domain label on purpose, never by accident.
         insta::assert_snapshot!(hex(def_key(&op("/app"), &[input])));
         insta::assert_snapshot!(hex(content_key(&op("/app"), &[input])));
+    }
+
+    /// What a key is over moves with the rule by which large directories are in parts, and so must the labels.
+    #[test]
+    fn the_digest_of_a_large_directory_is_pinned() {
+        let entries = (0..10_000).map(|at| {
+            let content = ContentDigest::of(&[]);
+            let change = Change::File { meta: Meta { mode: 0o644, ..Meta::default() }, size: 0, content };
+            let path = RelPath::new(format!("file-{at:05}").as_bytes()).unwrap();
+            DiffEntry { path, change, mtime: Mtime::default() }
+        });
+        let nodes = MemoryNodeStore::default();
+        let tree = Tree::empty().apply(&nodes, &entries.collect::<LayerDiff>()).unwrap();
+        insta::assert_snapshot!(format!("{} of {} nodes", tree.node, nodes.len()));
     }
 
     #[test]

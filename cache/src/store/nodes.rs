@@ -8,25 +8,25 @@ use rusqlite::OptionalExtension;
 use super::Store;
 use crate::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
-/// Entries of the store's decoded nodes kept per generation, about 170 bytes each: 6 MB for both generations.
-const GENERATION_ENTRIES_MAX: usize = 16 * 1024;
+/// Bytes in memory of the store's decoded nodes kept per generation.
+const GENERATION_BYTES_MAX: usize = 3 << 20;
 
 /// Two generations of decoded nodes: what is used moves to the young one; when that is full it becomes the old one
 /// and the former old one is forgotten. Cheaper than an LRU list and good enough for walks.
 #[derive(Debug, Default)]
-pub(super) struct NodeCache<const ENTRIES_MAX: usize = GENERATION_ENTRIES_MAX> {
-    generations: Mutex<Generations<ENTRIES_MAX>>,
+pub(super) struct NodeCache<const BYTES_MAX: usize = GENERATION_BYTES_MAX> {
+    generations: Mutex<Generations<BYTES_MAX>>,
 }
 
 #[derive(Debug, Default)]
-struct Generations<const ENTRIES_MAX: usize> {
+struct Generations<const BYTES_MAX: usize> {
     young: HashMap<NodeDigest, DirNode>,
     old: HashMap<NodeDigest, DirNode>,
-    /// Entries of the nodes in `young`, counting each node as one more.
-    young_entries: usize,
+    /// Of the nodes in `young`.
+    young_bytes: usize,
 }
 
-impl<const ENTRIES_MAX: usize> NodeCache<ENTRIES_MAX> {
+impl<const BYTES_MAX: usize> NodeCache<BYTES_MAX> {
     pub(super) fn get(&self, digest: &NodeDigest) -> Option<DirNode> {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = generations.young.get(digest) {
@@ -42,13 +42,13 @@ impl<const ENTRIES_MAX: usize> NodeCache<ENTRIES_MAX> {
     }
 }
 
-impl<const ENTRIES_MAX: usize> Generations<ENTRIES_MAX> {
+impl<const BYTES_MAX: usize> Generations<BYTES_MAX> {
     fn insert(&mut self, digest: NodeDigest, node: DirNode) {
-        self.young_entries += node.len() + 1;
+        self.young_bytes += node.held_bytes();
         self.young.insert(digest, node);
-        if self.young_entries > ENTRIES_MAX {
+        if self.young_bytes > BYTES_MAX {
             self.old = std::mem::take(&mut self.young);
-            self.young_entries = 0;
+            self.young_bytes = 0;
         }
     }
 }

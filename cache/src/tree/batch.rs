@@ -23,8 +23,10 @@ impl<'a> Batch<'a> {
 
     /// Adds a node. The store may not have it before [`Self::put`].
     pub fn add(&mut self, node: EncodedNode) -> Result<(), NodeStoreError> {
-        self.bytes += node.bytes().len();
-        self.waiting.insert(node.digest(), node);
+        let bytes = node.bytes().len();
+        if self.waiting.insert(node.digest(), node).is_none() {
+            self.bytes += bytes;
+        }
         if self.bytes > BATCH_BYTES { self.put() } else { Ok(()) }
     }
 

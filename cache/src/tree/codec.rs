@@ -9,7 +9,9 @@
 //!
 //! All integers are little-endian `u32` but sizes (`u64`) and tags (`u8`); all byte strings carry their length. One
 //! value has exactly one encoding and the decoder takes nothing else, so equal bytes, equal digests and equal values
-//! are the same thing. Any change here changes every digest: bump the version bytes and the golden tests together.
+//! are the same thing. Any change here changes every digest: bump the version bytes and the golden tests together. Where the
+//! parts of a large directory end is the rule of `writer`, and part of the format: when it changes, so do the labels of the
+//! keys (`builder/src/solve/keys.rs`), of chains' trees (`store/resolution.rs`), and the stat index's.
 
 use std::collections::BTreeMap;
 
@@ -229,7 +231,8 @@ impl Writer {
     }
 
     fn headed(magic: &[u8; 4]) -> Self {
-        let mut out = Self(magic.to_vec());
+        let mut out = Self(Vec::with_capacity(256));
+        out.0.extend_from_slice(magic);
         out.count(0);
         out
     }
@@ -247,11 +250,12 @@ impl Writer {
 
     /// The bytes, whose head says how many there are of what followed it.
     pub(super) fn counted(mut self, count: usize) -> Vec<u8> {
-        let mut head = Self(Vec::new());
-        head.count(count);
-        self.0[DIR_MAGIC.len()..][..head.0.len()].copy_from_slice(&head.0);
+        // As in `count`.
+        let count = u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
+        self.0[DIR_MAGIC.len()..][..count.len()].copy_from_slice(&count);
         self.0
     }
+
     fn u32(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }

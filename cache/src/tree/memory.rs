@@ -61,12 +61,12 @@ pub struct Memo<'a> {
 #[derive(Default)]
 struct Known {
     nodes: HashMap<NodeDigest, DirNode>,
-    entries: usize,
+    bytes: usize,
 }
 
-/// Entries of the nodes that a [`Memo`] has at hand, about 170 bytes each. When there are more it begins anew: who asks in
-/// the order of paths is done with most of them.
-const MEMO_ENTRIES: usize = 32 * 1024;
+/// Bytes in memory of the nodes that a [`Memo`] has at hand. When there are more it begins anew: who asks in the order of
+/// paths is done with most of them.
+const MEMO_BYTES: usize = 6 << 20;
 
 impl<'a> Memo<'a> {
     /// Knows nothing yet.
@@ -82,10 +82,10 @@ impl NodeStore for Memo<'_> {
         }
         let node = self.nodes.node(digest)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.entries > MEMO_ENTRIES {
+        if known.bytes > MEMO_BYTES {
             *known = Known::default();
         }
-        known.entries += node.len() + 1;
+        known.bytes += node.held_bytes();
         known.nodes.insert(*digest, node.clone());
         Ok(node)
     }

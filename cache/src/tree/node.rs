@@ -144,6 +144,16 @@ impl DirNode {
         dirs.chain(parts.iter().map(|part| part.node))
     }
 
+    /// About how many bytes it takes in memory.
+    pub fn held_bytes(&self) -> usize {
+        let of_xattr = |(name, value): (&Vec<u8>, &Vec<u8>)| 100 + name.len() + value.len();
+        let of_entry = |entry: &Entry| 170 + entry.meta.xattrs.iter().map(of_xattr).sum::<usize>();
+        100 + match self {
+            Self::Entries(entries) => entries.values().map(of_entry).sum::<usize>(),
+            Self::Parts(parts) => 80 * parts.len(),
+        }
+    }
+
     /// How many entries or parts.
     pub fn len(&self) -> usize {
         match self {

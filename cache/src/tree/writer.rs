@@ -3,22 +3,24 @@
 use super::codec::Writer;
 use super::{DirNode, EMPTY_NODE, EncodedNode, Entry, NodeDigest, Part};
 
-/// Fewest entries of a part that another one follows, unless it has [`PART_BYTES`]. This crate's tests have tiny parts, so
-/// that all there is about trees is tried with them.
-pub(crate) const PART_ENTRIES_MIN: usize = if cfg!(test) { 2 } else { 1024 };
-/// Most entries of a part.
-pub(crate) const PART_ENTRIES_MAX: usize = if cfg!(test) { 3 } else { 4096 };
+// This crate's tests have tiny parts, so that all there is about trees is tried with them. A change of what follows changes
+// digests: see `codec` for what has to be done then.
+
+/// Fewest entries of a part that another one follows, unless it has [`PART_BYTES`].
+pub(crate) const PART_ENTRIES_MIN: usize = if cfg!(test) { 2 } else { 256 };
+/// Most entries of a part. Who looks one name up reads a part, so they are no larger than saves rows.
+pub(crate) const PART_ENTRIES_MAX: usize = if cfg!(test) { 3 } else { 1024 };
 /// A part ends with the entry that takes it to so many bytes.
 const PART_BYTES: usize = 1 << 20;
 /// One name in so many is one that a part ends with.
-const NAMES_PER_END: u16 = if cfg!(test) { 2 } else { 1024 };
+const NAMES_PER_END: u16 = if cfg!(test) { 2 } else { 256 };
 
 /// Writes the nodes of a directory as its entries come, in the order of their names.
 ///
 /// A large directory comes in parts. Where one ends depends on nothing but what is in it: after the first name that ends
 /// parts (by its digest) once there are [`PART_ENTRIES_MIN`] entries, or when it is as large as a part can be. So there is
-/// one way to write a directory, and a change in it moves the end of its own part, and of those after it at most up to
-/// the next name that ends a part anyway. A directory of one part is that part.
+/// one way to write a directory, and where a change moves the end of its part, the ends of those after it are soon, and
+/// most often at once, where they were. A directory of one part is that part.
 pub(crate) struct NodeWriter {
     /// The part that is being written, how many entries it has, and the first one's name.
     out: Writer,
@@ -26,12 +28,6 @@ pub(crate) struct NodeWriter {
     first: Box<[u8]>,
     /// Those before it.
     parts: Vec<Part>,
-}
-
-/// The node of a directory, which is one of its own when it has many parts.
-pub(crate) struct OfParts {
-    pub(crate) digest: NodeDigest,
-    pub(crate) node: Option<EncodedNode>,
 }
 
 impl NodeWriter {
@@ -54,7 +50,7 @@ impl NodeWriter {
         self.count += 1;
         let is_full = self.count >= PART_ENTRIES_MAX || self.out.len() >= PART_BYTES;
         if is_full || (self.count >= PART_ENTRIES_MIN && ends_part(name)) {
-            self.end_part(made)?;
+            self.parts = std::mem::replace(self, Self::new()).into_parts(made)?;
         }
         Ok(())
     }
@@ -82,39 +78,35 @@ impl NodeWriter {
         self,
         made: &mut dyn FnMut(EncodedNode) -> Result<(), E>,
     ) -> Result<NodeDigest, E> {
-        let OfParts { digest, node } = Self::node_of(&self.into_parts(made)?);
+        let (digest, node) = Self::node_of(&self.into_parts(made)?);
         node.map_or(Ok(()), made)?;
         Ok(digest)
     }
 
-    /// The node of a directory with these parts.
-    pub(crate) fn node_of(parts: &[Part]) -> OfParts {
+    /// The digest of a directory with these parts, and its node where that is one of its own.
+    pub(crate) fn node_of(parts: &[Part]) -> (NodeDigest, Option<EncodedNode>) {
         match parts {
-            [] => OfParts { digest: *EMPTY_NODE, node: None },
-            [only] => OfParts { digest: only.node, node: None },
+            [] => (*EMPTY_NODE, None),
+            [only] => (only.node, None),
             _ => {
                 let node = EncodedNode::of(&DirNode::Parts(parts.into()));
-                OfParts { digest: node.digest(), node: Some(node) }
+                (node.digest(), Some(node))
             }
         }
     }
 
     /// Likewise, but returns its parts and makes no node of them.
     pub(crate) fn into_parts<E>(
-        mut self,
+        self,
         made: &mut dyn FnMut(EncodedNode) -> Result<(), E>,
     ) -> Result<Vec<Part>, E> {
-        if self.count > 0 {
-            self.end_part(made)?;
+        let Self { out, count, first, mut parts } = self;
+        if count > 0 {
+            let node = EncodedNode::new(out.counted(count));
+            parts.push(Part { first, node: node.digest() });
+            made(node)?;
         }
-        Ok(self.parts)
-    }
-
-    fn end_part<E>(&mut self, made: &mut dyn FnMut(EncodedNode) -> Result<(), E>) -> Result<(), E> {
-        let out = std::mem::replace(&mut self.out, Writer::entries());
-        let node = EncodedNode::new(out.counted(std::mem::take(&mut self.count)));
-        self.parts.push(Part { first: std::mem::take(&mut self.first), node: node.digest() });
-        made(node)
+        Ok(parts)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use self::nodes::Place;
 use super::super::nodes::NodeCache;
@@ -36,8 +36,8 @@ pub enum Contained {
     Listed(ListedDir),
 }
 
-/// Entries of the last nodes that are kept, for paths that begin alike: some parts of large directories.
-const KEPT_ENTRIES: usize = 8 * 1024;
+/// Bytes in memory of the last nodes that are kept, for paths that begin alike.
+const KEPT_BYTES: usize = 1 << 20;
 
 /// A scanned context: its directories' nodes, made from their records when somebody asks, and its files' times.
 #[derive(Debug)]
@@ -46,8 +46,9 @@ pub struct SeenContext {
     rules: [u8; RULES_BYTES],
     /// Sorted by path, the root first.
     dirs: Vec<Dir>,
-    by_digest: OnceLock<HashMap<NodeDigest, Place>>,
-    nodes: NodeCache<KEPT_ENTRIES>,
+    by_digest: OnceLock<HashMap<NodeDigest, usize>>,
+    known_parts: Mutex<HashMap<NodeDigest, Place>>,
+    nodes: NodeCache<KEPT_BYTES>,
 }
 
 /// Where a look-up in a [`SeenContext`] ended, and so where the next one is likely to.
@@ -112,8 +113,8 @@ impl SeenContext {
     ) -> Result<Self, NodeStoreError> {
         dirs.sort_unstable_by(|a, b| compare(&a.path, &b.path));
         let all = Vec::with_capacity(dirs.len());
-        let mut seen =
-            Self { last, rules, dirs: all, by_digest: OnceLock::new(), nodes: NodeCache::default() };
+        let (by_digest, known_parts, nodes) = (OnceLock::new(), Mutex::default(), NodeCache::default());
+        let mut seen = Self { last, rules, dirs: all, by_digest, known_parts, nodes };
         // From the root to the last one.
         let mut above: Vec<usize> = Vec::new();
         for dir in dirs {

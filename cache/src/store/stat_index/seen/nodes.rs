@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ops::{Bound, Range};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::super::format::Record;
 use super::{Dir, SeenContext, damaged, name_of};
@@ -51,7 +51,7 @@ impl SeenContext {
         }
         let parts = self.written(at).ok_or_else(damaged)?;
         let dir = &mut self.dirs[at];
-        (dir.row.node, dir.parts) = (NodeWriter::node_of(&parts).digest, parts_if_many(parts).into());
+        (dir.row.node, dir.parts) = (NodeWriter::node_of(&parts).0, parts_if_many(parts).into());
         Ok(())
     }
 
@@ -106,14 +106,13 @@ impl SeenContext {
         Some(())
     }
 
-    fn places(&self) -> HashMap<NodeDigest, Place> {
-        let mut places = HashMap::new();
-        for (at, dir) in self.dirs.iter().enumerate() {
-            places.insert(dir.row.node, Place::Dir(at));
-            let parts = self.parts(at).iter().enumerate();
-            places.extend(parts.map(|(index, part)| (part.node, Place::Part(at, index))));
-        }
-        places
+    /// Where a node is found. A part is asked for by whoever has got the node that names it, so those of a directory are
+    /// known from then on: to know them all, all large directories would have to be written.
+    fn place(&self, digest: &NodeDigest) -> Option<Place> {
+        let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
+        let dirs: &HashMap<NodeDigest, usize> = self.by_digest.get_or_init(all);
+        let parts = || self.known_parts.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied();
+        dirs.get(digest).map(|at| Place::Dir(*at)).or_else(parts)
     }
 
     /// Makes the node at a place.
@@ -121,7 +120,12 @@ impl SeenContext {
         let (at, names) = match place {
             Place::Dir(at) => match self.parts(at) {
                 parts if parts.is_empty() => (at, Names::ALL),
-                parts => return Some(DirNode::Parts(Arc::clone(parts))),
+                parts => {
+                    let places = (0..).map(|index| Place::Part(at, index));
+                    let known = parts.iter().map(|part| part.node).zip(places);
+                    self.known_parts.lock().unwrap_or_else(PoisonError::into_inner).extend(known);
+                    return Some(DirNode::Parts(Arc::clone(parts)));
+                }
             },
             Place::Part(at, index) => {
                 let part = |index: usize| self.parts(at).get(index).map(|part| &*part.first);
@@ -139,9 +143,8 @@ impl NodeStore for SeenContext {
         if let Some(node) = self.nodes.get(digest) {
             return Ok(node);
         }
-        let places = self.by_digest.get_or_init(|| self.places());
-        let place = places.get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        let node = self.make(*place).ok_or(NodeStoreError::Damaged(*digest))?;
+        let place = self.place(digest).ok_or(NodeStoreError::Missing(*digest))?;
+        let node = self.make(place).ok_or(NodeStoreError::Damaged(*digest))?;
         self.nodes.put(*digest, node.clone());
         Ok(node)
     }
