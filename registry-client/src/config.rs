@@ -131,14 +131,14 @@ impl Config {
     pub(crate) fn load(settings: &Settings) -> Result<Self, ConfigError> {
         let mut config = Self { insecure: settings.insecure.clone(), ..Self::default() };
         let docker = match &settings.docker_config {
-            Some(path) => read_file(path)?.map(|text| docker::parse(&text)).unwrap_or_default(),
+            Some(path) => read_file(path)?.map(|text| docker::parse(path, &text)).unwrap_or_default(),
             None => docker::DockerConfig::default(),
         };
-        let set = |own: &Option<String>, other: Option<String>| own.clone().or(other);
+        let own = settings.proxies.clone();
         config.proxies = ProxySettings {
-            http: set(&settings.proxies.http, docker.proxies.http),
-            https: set(&settings.proxies.https, docker.proxies.https),
-            no_proxy: set(&settings.proxies.no_proxy, docker.proxies.no_proxy),
+            http: own.http.or(docker.proxies.http),
+            https: own.https.or(docker.proxies.https),
+            no_proxy: own.no_proxy.or(docker.proxies.no_proxy),
         };
         config.headers = docker.headers;
         for path in &settings.registries_conf {

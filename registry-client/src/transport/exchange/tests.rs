@@ -96,7 +96,9 @@ async fn names_that_resolve_inside_are_refused_while_connecting() {
 
 #[tokio::test]
 async fn loopback_is_never_reached_through_a_proxy() {
-    let proxies = crate::ProxySettings { http: Some("proxy.test:3128".into()), https: None, no_proxy: None };
+    let http = Some(crate::tests::set_by_variable("proxy.test:3128", "HTTP_PROXY"));
+    let proxies =
+        crate::ProxySettings { http, https: None, no_proxy: Some(".inside.test,10.0.0.0/8".into()) };
     let mut config = crate::config::Config::default();
     config.proxies = proxies;
     let clients = Clients::new(&Settings::default(), &config);
@@ -106,24 +108,19 @@ async fn loopback_is_never_reached_through_a_proxy() {
     for url in ["http://localhost:5000/", "http://127.0.0.1/", "http://[::1]:5000/", "http://a.localhost/"] {
         assert!(!proxied(url), "{url}");
     }
+    for url in ["http://a.inside.test/", "http://10.1.2.3:5000/"] {
+        assert!(!proxied(url), "exempt, so that its addresses are judged: {url}");
+    }
 }
 
 /// R7: TLS failures are final.
 #[tokio::test]
 async fn tls_failures_are_told_apart_from_failed_connections() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("https://{}/", listener.local_addr().unwrap());
-    let server = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            // Not TLS.
-            let _ =
-                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-        }
-    });
+    let (address, server) = crate::tests::without_tls().await;
     let transport = Transport::new(Settings::default());
     let route = direct(Trust::Unverified, None);
     let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
-    let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
+    let error = unreachable(&target(), client.get(format!("https://{address}/")).send().await.unwrap_err());
     server.abort();
     assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Tls, .. }), "{error:?}");
     let error = unreachable(&target(), client.get("https://127.0.0.1:1/").send().await.unwrap_err());
