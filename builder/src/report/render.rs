@@ -113,12 +113,13 @@ fn error_line(sentence: &str, solve: bool, style: Style) -> String {
     format!("{label}: {solve}{sentence}\n")
 }
 
-/// Message and causes in one line, as Docker has them; a cause the text already ends with is left out.
+/// Message and causes in one line, as Docker has them; a cause the text already ends with is left out. What a cause has
+/// beyond its first line is set in, as a place in a file is shown: no such line can pass for one of ours.
 fn sentence(report: &Report) -> String {
     let mut text = clean_text(&report.message).into_owned();
     for cause in &report.causes {
-        let cause = clean_text(cause);
-        if !cause.is_empty() && !text.ends_with(&*cause) {
+        let cause = lines_of(cause);
+        if !cause.is_empty() && !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
         }
@@ -126,7 +127,7 @@ fn sentence(report: &Report) -> String {
     text
 }
 
-/// A text of several lines, each made safe.
+/// A text of several lines, each made safe, all but the first set in.
 fn lines_of(text: &str) -> String {
     text.lines().map(clean_text).collect::<Vec<_>>().join("\n      ")
 }
