@@ -79,7 +79,8 @@ pub fn read(
     let mut images = if has("index.json") { archive.layout_images()? } else { Vec::new() };
     if images.is_empty() {
         if docker.is_empty() {
-            return Err(ArchiveError::NoImages);
+            let list = ["index.json", "manifest.json"].into_iter().find(|name| has(name));
+            return Err(list.map_or(ArchiveError::NoImages, ArchiveError::Empty));
         }
         return Ok(docker);
     }
