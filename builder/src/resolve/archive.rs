@@ -328,7 +328,7 @@ impl Archive<'_> {
                 Document::Manifest(manifest) => return self.image(digest, &manifest),
                 Document::Index(index) => index,
             };
-            if !self.is_one && index.manifests().iter().all(|entry| !is_index(entry)) {
+            if !self.is_one && index.manifests().iter().all(|entry| !Document::is_index(entry)) {
                 return self.index_images(digest, &index);
             }
             let chosen = Document::choose(&index, self.platform).cloned();
@@ -384,11 +384,6 @@ impl Archive<'_> {
         let (names, others) = (Vec::new(), Vec::new());
         Ok(ArchivedImage { image, manifest: Some(digest), config: config_digest, names, index: None, others })
     }
-}
-
-fn is_index(descriptor: &Descriptor) -> bool {
-    let kind = descriptor.media_type().to_string();
-    kind == media_type::OCI_INDEX || kind == media_type::DOCKER_LIST
 }
 
 fn parse_document(name: &str, bytes: &[u8]) -> Result<Document, ArchiveError> {
