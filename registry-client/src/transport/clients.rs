@@ -71,6 +71,9 @@ pub(super) struct Clients {
     proxies: ProxySettings,
     /// By host, what configuration files name for it.
     papers: BTreeMap<String, Arc<Papers>>,
+    /// Those for every host that no file names, and of these the authorities.
+    default_papers: Option<Arc<Papers>>,
+    default_authorities: Option<Arc<Papers>>,
     dials: BTreeMap<String, Dial>,
     certs_dirs: Vec<PathBuf>,
     connect: Duration,
@@ -79,7 +82,13 @@ pub(super) struct Clients {
 
 impl Clients {
     pub(super) fn new(settings: &Settings, config: &Config) -> Self {
+        let default_papers = config.papers.get("*").map(|papers| Arc::new(papers.clone()));
+        let authorities = default_papers.iter().map(|papers| papers.authorities.clone());
         Self {
+            default_authorities: authorities
+                .map(|authorities| Arc::new(Papers { authorities, pairs: Vec::new() }))
+                .find(|papers| !papers.is_empty()),
+            default_papers,
             made: Mutex::new(HashMap::new()),
             proxies: config.proxies.clone(),
             papers: config
@@ -107,6 +116,18 @@ impl Clients {
         Ok(match papers.filter(|papers| !papers.is_empty()) {
             Some(papers) => Trust::Papers(Arc::new(papers)),
             None => Trust::System,
+        })
+    }
+
+    /// [`Self::trust_for`] a registry, or for a host that one names: where nothing is said of it, the default counts. Our
+    /// certificate in that is for registries alone.
+    pub(super) fn registry_trust(&self, host: String, is_own: bool) -> Result<Trust, ClientError> {
+        let is_named = self.dials.contains_key(api_host(&host));
+        let found = self.trust_for(host)?;
+        let default = if is_own { &self.default_papers } else { &self.default_authorities };
+        Ok(match (found, default) {
+            (Trust::System, Some(papers)) if !is_named => Trust::Papers(Arc::clone(papers)),
+            (found, _) => found,
         })
     }
 

@@ -139,7 +139,7 @@ impl Transport {
             ("http", _) => Trust::None,
             (_, Security::Insecure | Security::Loopback | Security::Unverified) => Trust::Unverified,
             _ => clients
-                .trust_for(if own { host.name().to_owned() } else { authority(url) })
+                .registry_trust(if own { host.name().to_owned() } else { authority(url) }, own)
                 .map_err(|error| client_error(target, error))?,
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());

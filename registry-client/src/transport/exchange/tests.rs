@@ -1,5 +1,6 @@
 use super::*;
 use crate::Settings;
+use crate::config::{Dial, Pair, Papers};
 use crate::endpoint::{Api, Endpoint, security};
 use crate::transport::clients::{Clients, Route};
 
@@ -111,6 +112,27 @@ async fn loopback_is_never_reached_through_a_proxy() {
     for url in ["http://a.inside.test/", "http://10.1.2.3:5000/"] {
         assert!(!proxied(url), "exempt, so that its addresses are judged: {url}");
     }
+}
+
+#[tokio::test]
+async fn the_default_s_papers_are_for_hosts_of_which_nothing_is_said_and_its_certificate_for_registries_alone()
+ {
+    let papers = |name: &str, pairs: &[&str]| Papers {
+        authorities: vec![name.into()],
+        pairs: pairs.iter().map(|name| Pair { certificate: name.into(), key: None }).collect(),
+    };
+    let mut config = crate::config::Config::default();
+    config.papers.insert("*".to_owned(), papers("all.pem", &["me.pem"]));
+    config.papers.insert("own.test".to_owned(), papers("own.pem", &[]));
+    config.dials.extend(["own.test", "file.test"].map(|host| (host.to_owned(), Dial::default())));
+    let clients = Clients::new(&Settings::default(), &config);
+    let trust = |host: &str, is_own| clients.registry_trust(host.to_owned(), is_own).ok().unwrap();
+    let some = |papers| Trust::Papers(std::sync::Arc::new(papers));
+    assert_eq!(trust("any.test", true), some(papers("all.pem", &["me.pem"])));
+    assert_eq!(trust("auth.test", false), some(papers("all.pem", &[])), "a token server");
+    assert_eq!(trust("own.test", true), some(papers("own.pem", &[])));
+    assert_eq!(trust("file.test", true), Trust::System, "its file says nothing of papers");
+    assert_eq!(clients.trust_for("any.test".to_owned()).ok().unwrap(), Trust::System, "no registry");
 }
 
 /// R7: TLS failures are final.
