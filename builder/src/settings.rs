@@ -47,6 +47,11 @@ impl Settings {
     pub fn new(env: &Env, is_root: bool) -> Result<Self, UsageError> {
         let var = |name: &str| env.non_empty(name);
         let either = |name: &str| var(name).or_else(|| var(&name.to_ascii_lowercase()));
+        let proxy = |name: &str| {
+            let names = [name.to_owned(), name.to_ascii_lowercase()];
+            let (address, name) = names.into_iter().find_map(|name| Some((var(&name)?, name)))?;
+            Some(rbuild_registry::ProxySetting { address, set_by: rbuild_registry::SetBy::Variable(name) })
+        };
         let home = var("HOME").map(PathBuf::from);
         let config_home =
             var("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
@@ -104,8 +109,8 @@ impl Settings {
                 .chain([PathBuf::from("/etc/buildkit/buildkitd.toml")])
                 .collect(),
             proxies: rbuild_registry::ProxySettings {
-                http: either("HTTP_PROXY"),
-                https: either("HTTPS_PROXY"),
+                http: proxy("HTTP_PROXY"),
+                https: proxy("HTTPS_PROXY"),
                 no_proxy: either("NO_PROXY"),
             },
             ..rbuild_registry::Settings::default()

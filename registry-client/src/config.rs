@@ -105,13 +105,13 @@ pub(crate) struct Config {
     by_host: Vec<Vec<Rule>>,
     /// Hosts whose scheme or verification such a file states, by the name that answers ([`api_host`]) as all maps here.
     stated: BTreeMap<String, Security>,
-    /// Authorities and client certificates that such a file names.
+    /// Authorities and client certificates that such a file names; `*` is for hosts that no file of containerd's names.
     pub(crate) papers: BTreeMap<String, Papers>,
-    /// Proxies and times that containerd's files name; `*` is for hosts that have no file.
+    /// Proxies and times that containerd's files name, and an entry for every host that they name; `*` as above.
     pub(crate) dials: BTreeMap<String, Dial>,
     /// Headers of Docker's `config.json`, for registries themselves.
     headers: HeaderMap,
-    /// Headers that containerd's files name.
+    /// Headers that containerd's files name; `*` as above.
     host_headers: BTreeMap<String, HeaderMap>,
     /// The environment's proxies; where it has none, those of Docker's `config.json`.
     pub(crate) proxies: ProxySettings,
@@ -131,14 +131,14 @@ impl Config {
     pub(crate) fn load(settings: &Settings) -> Result<Self, ConfigError> {
         let mut config = Self { insecure: settings.insecure.clone(), ..Self::default() };
         let docker = match &settings.docker_config {
-            Some(path) => read_file(path)?.map(|text| docker::parse(&text)).unwrap_or_default(),
+            Some(path) => read_file(path)?.map(|text| docker::parse(path, &text)).unwrap_or_default(),
             None => docker::DockerConfig::default(),
         };
-        let set = |own: &Option<String>, other: Option<String>| own.clone().or(other);
+        let own = settings.proxies.clone();
         config.proxies = ProxySettings {
-            http: set(&settings.proxies.http, docker.proxies.http),
-            https: set(&settings.proxies.https, docker.proxies.https),
-            no_proxy: set(&settings.proxies.no_proxy, docker.proxies.no_proxy),
+            http: own.http.or(docker.proxies.http),
+            https: own.https.or(docker.proxies.https),
+            no_proxy: own.no_proxy.or(docker.proxies.no_proxy),
         };
         config.headers = docker.headers;
         for path in &settings.registries_conf {
@@ -220,8 +220,15 @@ impl Config {
     /// What is sent to a host with every request.
     pub(crate) fn headers_for(&self, host: &str) -> HeaderMap {
         let mut headers = self.headers.clone();
-        headers.extend(self.host_headers.get(api_host(host)).cloned().unwrap_or_default());
+        let own = self.host_headers.get(api_host(host));
+        let default = || self.host_headers.get("*").filter(|_| !self.is_named(host));
+        headers.extend(own.or_else(default).cloned().unwrap_or_default());
         headers
+    }
+
+    /// Whether a file of containerd's names the host, so that it is not left to `*`.
+    pub(crate) fn is_named(&self, host: &str) -> bool {
+        self.dials.contains_key(api_host(host))
     }
 
     /// How a host may be spoken to.

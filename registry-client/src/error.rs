@@ -4,6 +4,7 @@
 //! own words ([`Reply`]) when it had any: bounded, escaped, verbatim otherwise.
 
 mod hint;
+mod reason;
 mod reply;
 
 use std::fmt;
@@ -14,6 +15,8 @@ use rbuild_oci::{Digest, DocumentError, Platform};
 use crate::auth::KeychainError;
 use crate::config::ConfigError;
 
+use reason::Unreached;
+pub use reason::{FailedProxy, Reason};
 pub use reply::Reply;
 pub(crate) use reply::escape;
 
@@ -89,12 +92,14 @@ pub enum RegistryError {
         reply: Box<Reply>,
     },
     /// No answer was got at all, or it broke off.
-    #[error("{target}: {reason}")]
+    #[error("{target}: {}", Unreached { reason: *reason, proxy: proxy.as_deref() })]
     Unreachable {
         /// What was asked.
         target: Box<Target>,
         /// At which step it failed.
         reason: Reason,
+        /// The proxy that it is about, when it is not about the host itself.
+        proxy: Option<Box<FailedProxy>>,
         /// The cause, when there is one.
         #[source]
         source: Option<Box<reqwest::Error>>,
@@ -243,40 +248,6 @@ pub enum ErrorKind {
     NotStreamed,
     /// Configuration or credentials on this machine.
     Local,
-}
-
-/// At which step a connection failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The name has no address.
-    Name,
-    /// No connection.
-    Connect,
-    /// TLS refused: certificate unknown, expired, for another name, or no TLS spoken.
-    Tls,
-    /// A deadline passed.
-    Timeout,
-    /// The connection broke in the middle.
-    Broken,
-    /// Slower than [`crate::limits::RATE_BYTES_PER_SECOND_MIN`].
-    TooSlow,
-    /// The trust store or client certificate of this machine cannot be used.
-    TrustStore,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Name => "the host name cannot be resolved",
-            Self::Connect => "cannot connect",
-            Self::Tls => "the TLS connection failed",
-            Self::Timeout => "timed out",
-            Self::Broken => "the connection broke",
-            Self::TooSlow => "the transfer is too slow",
-            Self::TrustStore => "cannot set up TLS",
-        })
-    }
 }
 
 /// How the other side broke the rules.

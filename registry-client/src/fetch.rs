@@ -105,7 +105,7 @@ impl FetchError {
     /// True when there is no way to the server at all, so that what was fetched earlier is the best there is.
     pub fn is_offline(&self) -> bool {
         let Self::Transport(RegistryError::Unreachable { reason, .. }) = self else { return false };
-        matches!(reason, Reason::Name | Reason::Connect | Reason::Timeout)
+        matches!(reason, Reason::Name | Reason::Connect | Reason::Timeout | Reason::Tunnel)
     }
 
     /// The fix, when we know one.
@@ -274,7 +274,12 @@ impl FetchStream {
         let window = self.transport.deadlines().rate_window;
         if piece.is_some() && !self.rate.add(started.elapsed(), len, window) {
             let target = Box::new(self.target.clone());
-            return Err(RegistryError::Unreachable { target, reason: Reason::TooSlow, source: None });
+            return Err(RegistryError::Unreachable {
+                target,
+                reason: Reason::TooSlow,
+                proxy: None,
+                source: None,
+            });
         }
         self.received += len;
         if len > 0 {

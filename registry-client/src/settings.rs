@@ -1,10 +1,12 @@
 //! What the caller decides: plain data, no environment, no files opened.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth::AwsEnv;
+use crate::config::without_user;
 
 /// How to reach registries. Paths that do not exist are fine; files that do not parse are errors that name the file.
 #[derive(Debug, Clone)]
@@ -70,15 +72,61 @@ impl Default for Settings {
     }
 }
 
-/// Proxy addresses as the usual variables hold them.
+/// Proxies as the usual variables name them.
 #[derive(Debug, Clone, Default)]
 pub struct ProxySettings {
     /// Proxy for `http://` addresses.
-    pub http: Option<String>,
+    pub http: Option<ProxySetting>,
     /// Proxy for `https://` addresses.
-    pub https: Option<String>,
+    pub https: Option<ProxySetting>,
     /// Comma-separated exceptions: hosts, `.suffix`, addresses, CIDR ranges, `*`.
     pub no_proxy: Option<String>,
+}
+
+/// One proxy.
+#[derive(Clone)]
+pub struct ProxySetting {
+    /// Its address, with the credentials for it; without a scheme it is `http`.
+    pub address: String,
+    /// For messages.
+    pub set_by: SetBy,
+}
+
+/// Where a proxy is set, for people who want to change it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SetBy {
+    /// A variable of the environment.
+    Variable(String),
+    /// A file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The key in it.
+        key: &'static str,
+    },
+}
+
+impl ProxySettings {
+    pub(crate) fn for_scheme(&self, scheme: &str) -> Option<&ProxySetting> {
+        let proxy = if scheme == "https" { &self.https } else { &self.http };
+        proxy.as_ref().filter(|proxy| !proxy.address.is_empty())
+    }
+}
+
+impl fmt::Debug for ProxySetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = without_user(&self.address);
+        f.debug_struct("ProxySetting").field("address", &address).field("set_by", &self.set_by).finish()
+    }
+}
+
+impl fmt::Display for SetBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Variable(name) => f.write_str(name),
+            Self::File { path, key } => write!(f, "`{key}` in {}", path.display()),
+        }
+    }
 }
 
 /// Time limits and the pace of retries.

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use rbuild_oci::{Digest, Platform, Reference, media_type};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
 
-use crate::{Client, Deadlines, Settings};
+use crate::{Client, Deadlines, ProxySetting, SetBy, Settings};
 
 /// Settings that read nothing of this machine and never wait long.
 fn settings() -> Settings {
@@ -29,6 +31,23 @@ fn settings() -> Settings {
         retry_budget: Duration::from_secs(20),
     };
     Settings { deadlines, ..Settings::default() }
+}
+
+/// A proxy as a variable names it.
+pub(crate) fn set_by_variable(address: &str, name: &str) -> ProxySetting {
+    ProxySetting { address: address.to_owned(), set_by: SetBy::Variable(name.to_owned()) }
+}
+
+/// A server that answers every connection, and not in TLS; it runs until it is aborted.
+pub(crate) async fn without_tls() -> (String, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    (address, server)
 }
 
 fn client() -> Client {

@@ -282,6 +282,7 @@ impl Transport {
             Err(_) => Err(RegistryError::Unreachable {
                 target: Box::new(target.clone()),
                 reason: Reason::Timeout,
+                proxy: None,
                 source: None,
             }),
         }

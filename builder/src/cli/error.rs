@@ -75,6 +75,8 @@ pub enum Problem {
     /// An image argument that is not a reference.
     #[error("{cause}")]
     Image {
+        /// As typed.
+        value: String,
         /// Why.
         cause: ReferenceError,
     },
@@ -160,14 +162,9 @@ impl Problem {
         match self {
             Self::PushWithoutTag => Some("name the image with -t registry/repository:tag".to_owned()),
             Self::OutputType => Some("for example: -o type=oci,dest=image.tar".to_owned()),
-            Self::Tag { cause: ReferenceError::Uppercase(name), value } => {
-                // Its tag may have upper case.
-                let lower = value.replacen(name, &name.to_ascii_lowercase(), 1);
-                Some(format!("write it in lower case: {lower}"))
-            }
-            Self::Image { cause: ReferenceError::Uppercase(name) } => {
-                Some(format!("write it in lower case: {}", name.to_ascii_lowercase()))
-            }
+            Self::Tag { cause, value }
+            | Self::Image { cause, value }
+            | Self::ContextName { cause, name: value } => cause.hint(value),
             Self::SeveralPlatforms => {
                 Some("choose one with --platform, or write them all with -o type=oci,dest=FILE".to_owned())
             }

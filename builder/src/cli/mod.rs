@@ -343,7 +343,7 @@ fn without_tag(name: Reference, command: &str) -> Result<Reference, Problem> {
 }
 
 fn parse_image(text: &str) -> Result<Reference, Problem> {
-    text.parse().map_err(|cause| Problem::Image { cause })
+    text.parse().map_err(|cause| Problem::Image { value: text.to_owned(), cause })
 }
 
 fn lacks_tag(name: &Reference) -> bool {

@@ -129,7 +129,7 @@ fn parse_named_value(text: &str, value: &str) -> Result<NamedContextArg, Problem
         if image == "scratch" {
             return Ok(NamedContextArg::Image(None));
         }
-        let reference: Reference = image.parse().map_err(|cause| Problem::Image { cause })?;
+        let reference = super::parse_image(image)?;
         return Ok(NamedContextArg::Image(Some(reference.with_default_tag())));
     }
     if let Some(layout) = value.strip_prefix("oci-layout://") {

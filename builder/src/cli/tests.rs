@@ -626,6 +626,12 @@ fn login_says_where_the_password_comes_from() {
 fn image_commands_refuse_what_cannot_be() {
     assert!(refused(&["tag", "a", "B"]).contains("must be lowercase"));
     assert!(refused(&["tag", "a", &format!("b@{}", Digest::of(b""))]).contains("digest"));
+    for line in
+        [&["tag", "a", "r.io/Me/App:Up"][..], &["pull", "r.io/Me/App:Up"], &["push", "r.io/Me/App:Up"]]
+    {
+        let hint = invocation(line, &Env::fixed([])).unwrap_err().problem.hint();
+        assert_eq!(hint.as_deref(), Some("write it in lower case: r.io/me/app:Up"), "{line:?}");
+    }
     assert!(refused(&["inspect", "--type", "container", "a"]).contains("only images"));
     assert!(refused(&["images", "Upper"]).contains("must be lowercase"));
     assert!(refused(&["images", "-f", "size=1"]).contains("--filter"));

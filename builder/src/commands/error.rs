@@ -21,8 +21,13 @@ pub enum ImageError {
         similar: Vec<String>,
     },
     /// Neither a name nor an id.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
+    #[error("{cause}")]
+    Reference {
+        /// As typed.
+        value: String,
+        /// Why.
+        cause: ReferenceError,
+    },
     /// Several images have an id that begins so.
     #[error("the image id `{prefix}` is ambiguous: {count} images begin with it")]
     Ambiguous {
@@ -172,9 +177,7 @@ impl ImageError {
                 vec!["tools do not agree which of them is meant: leave one in the archive's index.json, or rename the others there".to_owned()]
             }
             Self::Config(_) => vec!["pull or build the image again".to_owned()],
-            Self::Reference(ReferenceError::Uppercase(name)) => {
-                vec![format!("write it in lower case: {}", name.to_ascii_lowercase())]
-            }
+            Self::Reference { value, cause } => cause.hint(value).into_iter().collect(),
             Self::NotATerminal => {
                 vec!["give the name with -u and the password on standard input: --password-stdin".to_owned()]
             }

@@ -94,7 +94,7 @@ impl Images {
         if let Some(found) = self.by_prefix(text)? {
             return Ok(found);
         }
-        let reference = reference?;
+        let reference = reference.map_err(|cause| ImageError::Reference { value: text.to_owned(), cause })?;
         let same = |named: &&Named| named.reference.as_ref().is_some_and(|n| n.name() == reference.name());
         let similar = self.all.iter().filter(same).map(Named::familiar).collect();
         Err(ImageError::NoSuchImage { name: reference.familiar(), similar })
@@ -229,7 +229,7 @@ mod tests {
             found(&images, "Me/App"),
             "invalid reference format: repository name (Me/App) must be lowercase"
         );
-        assert!(matches!(images.find(&"0".repeat(64)), Err(ImageError::Reference(_))));
+        assert!(matches!(images.find(&"0".repeat(64)), Err(ImageError::Reference { .. })));
     }
 
     #[test]

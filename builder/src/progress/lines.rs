@@ -98,6 +98,11 @@ pub(crate) fn clean(bytes: &[u8]) -> String {
     clean_text(&String::from_utf8_lossy(bytes)).into_owned()
 }
 
+/// A text of several lines, each made safe, all but the first set in.
+pub(crate) fn clean_lines(text: &str) -> String {
+    text.lines().map(clean_text).collect::<Vec<_>>().join("\n      ")
+}
+
 /// Makes a text safe to print on one line: see the module's head.
 pub(crate) fn clean_text(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {

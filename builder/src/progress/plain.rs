@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rbuild_frontend::diagnostic::Diagnostic;
 
 use super::event::{BuildEvent, Outcome, VertexId};
-use super::lines::{LineSplitter, clean_text};
+use super::lines::{LineSplitter, clean_lines, clean_text};
 use super::transfers::Transfer;
 use super::{Consumer, Output};
 use crate::report::human::seconds;
@@ -208,12 +208,14 @@ impl<W: Write> Plain<W> {
             let text = match outcome {
                 Outcome::Cached => "CACHED".to_owned(),
                 Outcome::Done => format!("DONE {}", seconds(took)),
-                Outcome::Error(reason) => format!("ERROR: {}", clean_text(reason)),
+                Outcome::Error(reason) => format!("ERROR: {}", clean_lines(reason)),
                 Outcome::Canceled => "CANCELED".to_owned(),
             };
             vertex.failed = matches!(outcome, Outcome::Error(_));
             vertex.finished = true;
-            vertex.say(now, text);
+            for line in text.lines() {
+                vertex.say(now, line.to_owned());
+            }
         });
     }
 }

@@ -3,7 +3,7 @@
 use rbuild_frontend::diagnostic::Severity;
 
 use super::{Kind, Report, StepLog, diagnostics, excerpt};
-use crate::progress::lines::{LineSplitter, clean_text};
+use crate::progress::lines::{LineSplitter, clean_lines, clean_text};
 
 /// Lines of a failed step's output that are repeated.
 const LOG_LINES: usize = 100;
@@ -67,7 +67,7 @@ pub(super) fn render(report: &Report, style: Style) -> String {
         }
     }
     for hint in &report.hints {
-        text.push_str(&format!("hint: {}\n", lines_of(hint)));
+        text.push_str(&format!("hint: {}\n", clean_lines(hint)));
     }
     if let Some(command) = &report.command {
         text.push_str(&format!("See '{command} --help'.\n"));
@@ -90,7 +90,7 @@ fn dockerfile_errors(report: &Report, style: Style) -> String {
         if !style.snippets {
             // The carets carry their help themselves.
             if let Some(help) = &diagnostic.help {
-                text.push_str(&format!("help: {}\n", lines_of(help)));
+                text.push_str(&format!("help: {}\n", clean_lines(help)));
             }
         }
     }
@@ -113,22 +113,18 @@ fn error_line(sentence: &str, solve: bool, style: Style) -> String {
     format!("{label}: {solve}{sentence}\n")
 }
 
-/// Message and causes in one line, as Docker has them; a cause the text already ends with is left out.
+/// Message and causes in one line, as Docker has them; a cause the text already ends with is left out. What a cause has
+/// beyond its first line is set in, as a place in a file is shown: no such line can pass for one of ours.
 fn sentence(report: &Report) -> String {
     let mut text = clean_text(&report.message).into_owned();
     for cause in &report.causes {
-        let cause = clean_text(cause);
-        if !cause.is_empty() && !text.ends_with(&*cause) {
+        let cause = clean_lines(cause);
+        if !cause.is_empty() && !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
         }
     }
     text
-}
-
-/// A text of several lines, each made safe.
-fn lines_of(text: &str) -> String {
-    text.lines().map(clean_text).collect::<Vec<_>>().join("\n      ")
 }
 
 fn step_log(log: &StepLog) -> String {

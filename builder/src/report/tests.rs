@@ -152,6 +152,21 @@ fn usage_errors_name_the_problem_and_the_help() {
     );
 }
 
+#[test]
+fn a_cause_that_shows_a_place_in_a_file_keeps_its_lines_and_nothing_else() {
+    // The `toml` crate's.
+    let error = "TOML parse error at line 2, column 5\n  |\n2 | b = \u{1b}[31m\rERROR\n  |     ^\nstring values must be quoted\n";
+    let mut report = Report::new(Kind::Registry, "`/c/hosts.toml` is not a valid hosts.toml");
+    report.causes.push(error.to_owned());
+    report.causes.push("forged\nhint: run this\u{1b}]0;x\u{7}".to_owned());
+    let text = report.render(Style::PLAIN);
+    let start = "ERROR: `/c/hosts.toml` is not a valid hosts.toml: TOML parse error at line 2, column 5\n        |\n      2 | b = ";
+    assert!(text.starts_with(start), "{text}");
+    assert!(text.contains("\n        |     ^\n"), "the mark is below its place: {text}");
+    assert!(!text.contains("\\x0a") && !text.contains(['\u{1b}', '\r', '\u{7}']), "{text:?}");
+    assert!(text.lines().skip(1).all(|line| line.starts_with("      ")), "{text}");
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("pull {image}")]
 struct Pull {

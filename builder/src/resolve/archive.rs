@@ -79,7 +79,8 @@ pub fn read(
     let mut images = if has("index.json") { archive.layout_images()? } else { Vec::new() };
     if images.is_empty() {
         if docker.is_empty() {
-            return Err(ArchiveError::NoImages);
+            let list = ["index.json", "manifest.json"].into_iter().find(|name| has(name));
+            return Err(list.map_or(ArchiveError::NoImages, ArchiveError::Empty));
         }
         return Ok(docker);
     }
@@ -327,7 +328,7 @@ impl Archive<'_> {
                 Document::Manifest(manifest) => return self.image(digest, &manifest),
                 Document::Index(index) => index,
             };
-            if !self.is_one && index.manifests().iter().all(|entry| !is_index(entry)) {
+            if !self.is_one && index.manifests().iter().all(|entry| !Document::is_index(entry)) {
                 return self.index_images(digest, &index);
             }
             let chosen = Document::choose(&index, self.platform).cloned();
@@ -383,11 +384,6 @@ impl Archive<'_> {
         let (names, others) = (Vec::new(), Vec::new());
         Ok(ArchivedImage { image, manifest: Some(digest), config: config_digest, names, index: None, others })
     }
-}
-
-fn is_index(descriptor: &Descriptor) -> bool {
-    let kind = descriptor.media_type().to_string();
-    kind == media_type::OCI_INDEX || kind == media_type::DOCKER_LIST
 }
 
 fn parse_document(name: &str, bytes: &[u8]) -> Result<Document, ArchiveError> {

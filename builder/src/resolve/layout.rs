@@ -3,12 +3,13 @@
 //! The directory is untrusted: it is held by fd, blobs are opened beneath it without following symlinks, and every
 //! document is checked against its digest and size before it is believed.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rbuild_oci::{Descriptor, Digest, Document, DocumentError, ImageConfig, Manifest, Platform};
+use rbuild_oci::{Descriptor, Digest, Document, DocumentError, ImageConfig, Index, Manifest, Platform};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, is_about_another};
@@ -17,6 +18,8 @@ use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, 
 const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// Nesting of indexes that is followed.
 const INDEX_DEPTH_MAX: usize = 3;
+/// Nested indexes that are read to find a digest, and that are considered in one of them.
+const INDEXES_MAX: usize = 100;
 /// The tag that is meant when none is given and there are several images, as with buildx.
 const TAG_DEFAULT: &str = "latest";
 
@@ -113,6 +116,11 @@ pub enum LayoutError {
         /// Their digests, with their tags when no tag was given.
         have: Vec<String>,
     },
+    /// More nested indexes than are read.
+    #[error(
+        "`{0}` has more than {INDEXES_MAX} nested indexes: give the digest of an image in its index.json"
+    )]
+    TooManyIndexes(PathBuf),
     /// No entry for the platform.
     #[error("`{path}` has no image for {platform}")]
     NoPlatform {
@@ -142,7 +150,8 @@ impl Layout {
         self.file(&format!("blobs/sha256/{}", digest.hex()))
     }
 
-    /// Finds the image for `tag` or `digest` (the only image, or `latest`, when neither is given) and `platform`.
+    /// Finds the image for `tag` or `digest` (the only image, or `latest`, when neither is given) and `platform`. Tags are
+    /// those of `index.json`; a digest may be that of any manifest or index that leads to.
     pub fn image(
         &self,
         tag: Option<&str>,
@@ -166,6 +175,11 @@ impl Layout {
             let latest = named(Some(TAG_DEFAULT));
             same = if latest.is_empty() { same } else { latest };
         }
+        let nested = match digest {
+            Some(digest) if same.is_empty() => self.nested(&index, digest)?,
+            _ => None,
+        };
+        same.extend(&nested);
         if same.is_empty() {
             let wanted = digest.map(|d| d.to_string()).or_else(|| tag.map(str::to_owned));
             let have: Vec<&str> =
@@ -200,6 +214,37 @@ impl Layout {
                 })
             }
         }
+    }
+
+    /// The entry with that digest in the indexes below `top`.
+    fn nested(&self, top: &Index, wanted: Digest) -> Result<Option<Descriptor>, LayoutError> {
+        let below = |index: &Index, depth: usize| -> Vec<(Descriptor, usize)> {
+            let entries = index.manifests().iter().filter(|entry| Document::is_index(entry));
+            entries.take(INDEXES_MAX).map(|entry| (entry.clone(), depth)).collect()
+        };
+        let (mut ahead, mut seen) = (VecDeque::from(below(top, 1)), BTreeSet::new());
+        while let Some((entry, depth)) = ahead.pop_front() {
+            if !seen.insert(entry.digest().to_string()) {
+                continue;
+            }
+            if seen.len() > INDEXES_MAX {
+                return Err(LayoutError::TooManyIndexes(self.path.clone()));
+            }
+            let (digest, bytes) = match self.verified(&entry, Document::BYTES_MAX as u64) {
+                // Layouts may hold a part of an index's images.
+                Err(LayoutError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            let Document::Index(index) = self.document(&self.blob_path(digest), &bytes)? else { continue };
+            let is_it = |entry: &&Descriptor| entry.digest().to_string() == wanted.to_string();
+            if let Some(found) = index.manifests().iter().find(is_it) {
+                return Ok(Some(found.clone()));
+            }
+            if depth < INDEX_DEPTH_MAX {
+                ahead.extend(below(&index, depth + 1));
+            }
+        }
+        Ok(None)
     }
 
     fn follow(&self, mut descriptor: Descriptor, platform: &Platform) -> Result<LayoutImage, LayoutError> {
@@ -279,7 +324,7 @@ impl Layout {
             rustix::fs::openat2(&self.dir, name, flags, Mode::empty(), resolve).map_err(|e| io(e.into()))?;
         let file = File::from(fd);
         if !file.metadata().map_err(io)?.is_file() {
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+            return Err(io(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
         }
         Ok(file)
     }

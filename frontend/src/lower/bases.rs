@@ -144,12 +144,9 @@ impl<'a> Pass<'a> {
         if let Err(error) = Reference::from_str(&text) {
             let message = format!("failed to parse stage name {text:?}: {error}");
             let issue = self.undeclared(image, Issue::new(message, image.span));
-            let lower = text.to_lowercase();
-            return Err(match Reference::from_str(&lower) {
-                Ok(_) if lower != text => {
-                    issue.with_help(format!("names of images are in lower case: {lower}"))
-                }
-                _ => issue,
+            return Err(match error.hint(&text) {
+                Some(help) => issue.with_help(help),
+                None => issue,
             });
         }
         if self.options.advice {

@@ -133,6 +133,11 @@ impl Document {
         Platform::choose(stated, wanted).map(|(_, entry)| entry)
     }
 
+    /// True for an entry of an index that states to be an index itself.
+    pub fn is_index(entry: &Descriptor) -> bool {
+        matches!(entry.media_type().as_ref(), media_type::OCI_INDEX | media_type::DOCKER_LIST)
+    }
+
     /// The platform that an entry of an index states.
     pub fn platform(entry: &Descriptor) -> Option<Platform> {
         let stated = entry.platform().as_ref()?;

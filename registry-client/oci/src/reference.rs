@@ -38,6 +38,21 @@ pub enum ReferenceError {
     TooLong,
 }
 
+impl ReferenceError {
+    /// The fix for what was `typed`, when we know one.
+    pub fn hint(&self, typed: &str) -> Option<String> {
+        let Self::Uppercase(repository) = self else { return None };
+        // The host may hold the same letters, and the tag may have upper case.
+        let start = match typed.find(&format!("/{repository}")) {
+            Some(slash) => slash + 1,
+            None => typed.find(repository)?,
+        };
+        let (host, rest) = typed.split_at(start);
+        let tag = rest.get(repository.len()..).unwrap_or_default();
+        Some(format!("write it in lower case: {host}{}{tag}", repository.to_ascii_lowercase()))
+    }
+}
+
 impl Reference {
     /// Registry host as named, e.g. `docker.io` or `127.0.0.1:5000`.
     pub fn domain(&self) -> &str {

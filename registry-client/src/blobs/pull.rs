@@ -197,7 +197,12 @@ impl BlobStream {
         }
         if self.hash.is_none() {
             let target = Box::new(self.target.clone());
-            return Err(RegistryError::Unreachable { target, reason: Reason::Broken, source: None });
+            return Err(RegistryError::Unreachable {
+                target,
+                reason: Reason::Broken,
+                proxy: None,
+                source: None,
+            });
         }
         let next = self.next().await;
         if next.is_err() {
@@ -255,7 +260,12 @@ impl BlobStream {
         let window = self.transport.deadlines().rate_window;
         if !self.rate.add(started.elapsed(), bytes.len() as u64, window) {
             let target = Box::new(self.target.clone());
-            return Err(RegistryError::Unreachable { target, reason: Reason::TooSlow, source: None });
+            return Err(RegistryError::Unreachable {
+                target,
+                reason: Reason::TooSlow,
+                proxy: None,
+                source: None,
+            });
         }
         let again = self.skip.min(bytes.len() as u64);
         self.skip -= again;

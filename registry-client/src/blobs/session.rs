@@ -208,10 +208,13 @@ impl Sender {
             answer = request.send() => answer,
             () = self.stall(&watch) => return Err(exchange::timed_out(&self.target)),
         };
-        match (answer, lock(&watch.failure).take()) {
+        let failure = lock(&watch.failure).take();
+        match (answer, failure) {
             (Ok(answer), _) => Ok((answer, authorization)),
             (Err(_), Some(failure)) => Err(self.source_failure(failure)),
-            (Err(source), None) => Err(exchange::unreachable(&self.target, source)),
+            (Err(source), None) => {
+                Err(self.transport.failed(Some(self.host.name()), address, &self.target, source).await)
+            }
         }
     }
 
@@ -235,7 +238,7 @@ impl Sender {
     /// A session that keeps less than it was given: worth another try.
     pub(super) fn no_progress(&self) -> RegistryError {
         let target = Box::new(self.target.clone());
-        RegistryError::Unreachable { target, reason: Reason::Broken, source: None }
+        RegistryError::Unreachable { target, reason: Reason::Broken, proxy: None, source: None }
     }
 
     pub(super) fn source_failure(&self, failure: SourceFailure) -> RegistryError {

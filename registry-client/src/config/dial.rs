@@ -1,7 +1,7 @@
 //! How a host is connected to, as `hosts.toml` has it: through which proxy, and how long that may take.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rbuild_oci::parse_duration;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::ConfigError;
+use crate::settings::SetBy;
 
 /// The keys of a file.
 #[derive(Debug, Default, Deserialize)]
@@ -29,7 +30,11 @@ pub(crate) struct Dial {
 
 /// The address of a proxy, with the credentials for it.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(crate) struct ProxyAddress(Url);
+pub(crate) struct ProxyAddress {
+    url: Url,
+    /// The file that names it.
+    file: PathBuf,
+}
 
 impl DialKeys {
     /// `path` is the file that they are in.
@@ -48,7 +53,7 @@ impl DialKeys {
         let proxy = self.proxy.as_ref().filter(|value| !is_empty(value)).map(|value| {
             let expected =
                 "the address of a proxy: http://HOST:PORT (or https, socks5, socks5h) without a path";
-            value.as_str().and_then(ProxyAddress::parse).ok_or_else(|| {
+            value.as_str().and_then(|text| ProxyAddress::parse(text, path)).ok_or_else(|| {
                 let shown = match value {
                     Value::String(text) => Value::String(without_user(text)),
                     other => Value::String(other.type_str().to_owned()),
@@ -73,7 +78,7 @@ impl Dial {
 
 impl ProxyAddress {
     /// By containerd's rules: one of Go's four schemes and a host, and no path, query or fragment.
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str, file: &Path) -> Option<Self> {
         let mut url = Url::parse(text).ok()?;
         let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
         let has_host = url.host_str().is_some_and(|host| !host.is_empty());
@@ -84,17 +89,22 @@ impl ProxyAddress {
             // To Go they are one: names are the proxy's to look up.
             url.set_scheme("socks5h").ok()?;
         }
-        Some(Self(url))
+        Some(Self { url, file: file.to_owned() })
     }
 
     pub(crate) fn url(&self) -> &Url {
-        &self.0
+        &self.url
+    }
+
+    /// For messages.
+    pub(crate) fn set_by(&self) -> SetBy {
+        SetBy::File { path: self.file.clone(), key: "proxy" }
     }
 }
 
 impl fmt::Debug for ProxyAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ProxyAddress").field(&without_user(self.0.as_str())).finish()
+        f.debug_tuple("ProxyAddress").field(&without_user(self.url.as_str())).finish()
     }
 }
 

@@ -3,6 +3,11 @@
 //! Differences from containerd: mirrors serve pulls only, whatever their capabilities; a path behind `/v2` (as in
 //! `https://mirror/v2/path` with `override_path`) counts as the repository's, for tokens too; `dial_timeout` is the time
 //! for TLS as well, and wrong values are errors.
+//!
+//! `_default/hosts.toml` is for hosts that no other file names; without a `server` its `ca`, `client`, `header`, `proxy` and
+//! `dial_timeout` are theirs, under the name `*`. Its `skip_verify` is not: containerd's documentation does not say that
+//! this key of a default takes the verification from every registry there is, and here a host is insecure only where a
+//! file names it. A `client` certificate of the default is shown to registries themselves, not to what they name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -130,7 +135,7 @@ impl Found {
         if name != "*" || server.is_some() {
             self.note(&server_host, server.as_ref().is_some_and(|server| server.is_plain), &file.own, path)?;
         } else {
-            self.dials.insert(name.to_owned(), file.own.dial.dial(path)?);
+            self.note_ways(name, &file.own, path)?;
         }
         let mut mirrors = Vec::new();
         for (text, value) in file.host {
@@ -178,6 +183,11 @@ impl Found {
                 _ => stated,
             });
         }
+        self.note_ways(host, own, file)
+    }
+
+    /// All but how far the host is trusted.
+    fn note_ways(&mut self, host: &str, own: &Trusted, file: &Path) -> Result<(), ConfigError> {
         let headers = own.headers();
         if !headers.is_empty() {
             self.headers.entry(host.to_owned()).or_insert(headers);

@@ -1,6 +1,7 @@
 //! What to do about an error.
 
-use super::{ErrorKind, Reason, RegistryError, Violation};
+use super::{ErrorKind, FailedProxy, Reason, RegistryError, Violation};
+use crate::settings::SetBy;
 
 impl RegistryError {
     /// The fix, when we know one: one or two sentences for a person at a terminal.
@@ -44,6 +45,7 @@ impl RegistryError {
                 "log in with `rbuild login` for a higher limit, or set a mirror in registries.conf".to_owned()
             }
             Self::RateLimited { .. } => format!("wait, or log in to {host} for a higher limit"),
+            Self::Unreachable { reason, proxy: Some(proxy), .. } => proxy.hint(*reason, host),
             Self::Unreachable { reason, .. } => match reason {
                 Reason::Name => format!("check the name `{host}` and this machine's DNS and proxy settings"),
                 Reason::Tls => format!(
@@ -85,5 +87,21 @@ impl RegistryError {
             }
             _ => return None,
         })
+    }
+}
+
+impl FailedProxy {
+    fn hint(&self, reason: Reason, host: &str) -> String {
+        let check = match reason {
+            Reason::Name => "check the name of the proxy",
+            Reason::Tunnel => "check that the proxy lets you through, and knows that host",
+            _ => "check that the proxy is up and its address right",
+        };
+        match &self.set_by {
+            SetBy::Variable(name) => {
+                format!("{check}: correct or unset {name}, or list `{host}` in NO_PROXY to go without it")
+            }
+            file @ SetBy::File { .. } => format!("{check}: correct or remove {file}"),
+        }
     }
 }

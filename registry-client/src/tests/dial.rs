@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::fake::{Fake, reply};
 use super::*;
-use crate::{ProxySettings, RegistryError};
+use crate::{ProxySettings, Reason, RegistryError};
 
 /// A client with a `hosts.toml` for each host, in an environment whose proxy is none and may be used for nothing.
 fn client_with(files: &[(&str, String)]) -> (Client, TempDir) {
@@ -18,7 +18,7 @@ fn client_with(files: &[(&str, String)]) -> (Client, TempDir) {
         std::fs::create_dir(dir.path().join(host)).unwrap();
         std::fs::write(dir.path().join(host).join("hosts.toml"), text).unwrap();
     }
-    let nowhere = Some("http://127.0.0.1:1".to_owned());
+    let nowhere = Some(set_by_variable("http://127.0.0.1:1", "PROXY"));
     let proxies = ProxySettings { http: nowhere.clone(), https: nowhere, no_proxy: Some("*".to_owned()) };
     let settings = Settings { certs_dirs: vec![dir.path().to_owned()], proxies, ..settings() };
     (Client::new(settings).unwrap(), dir)
@@ -185,4 +185,76 @@ async fn a_file_that_is_no_toml_is_told_without_its_secrets() {
     let said = format!("{error} {}", std::error::Error::source(&error).unwrap());
     assert!(said.contains("line 2") && said.contains("proxy = ***"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
+}
+
+/// The words for what failed, and the fix.
+fn said(error: &RegistryError) -> (String, String) {
+    (error.to_string(), error.hint().unwrap())
+}
+
+#[tokio::test]
+async fn a_proxy_that_fails_is_named_with_the_file_that_sets_it() {
+    for (address, why, check) in [
+        ("127.0.0.1:1", "cannot be reached: cannot connect", "is up and its address right"),
+        (
+            "no.invalid:1",
+            "cannot be reached: the host name cannot be resolved",
+            "check the name of the proxy",
+        ),
+    ] {
+        for scheme in ["http", "https"] {
+            let text = format!("server = '{scheme}://r.test'\nproxy = 'http://me:hunter2@{address}'\n");
+            let (client, dir) = client_with(&[("r.test", text)]);
+            let error = client.resolve(&reference("r.test", "app:1"), &amd64()).await.unwrap_err();
+            let file = dir.path().join("r.test/hosts.toml").display().to_string();
+            let (message, hint) = said(&error);
+            assert_eq!(
+                message,
+                format!(
+                    "pull manifest `1` of r.test/app: the proxy `http://{address}` (set by `proxy` in {file}) {why}"
+                )
+            );
+            assert!(hint.contains(check), "{hint}");
+            assert!(hint.ends_with(&format!(": correct or remove `proxy` in {file}")), "{hint}");
+            assert!(!format!("{error:?}").contains("hunter2"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_variable_that_names_a_proxy_which_fails_is_named() {
+    let proxies = ProxySettings {
+        https: Some(set_by_variable("me:hunter2@127.0.0.1:1", "https_proxy")),
+        no_proxy: Some("direct.invalid".to_owned()),
+        ..ProxySettings::default()
+    };
+    let client = Client::new(Settings { proxies, ..settings() }).unwrap();
+    let error = client.resolve(&reference("r.test", "app:1"), &amd64()).await.unwrap_err();
+    let (message, hint) = said(&error);
+    let part = "the proxy `127.0.0.1:1` (set by https_proxy) cannot be reached: cannot connect";
+    assert!(message.ends_with(part), "{message}");
+    assert!(
+        hint.ends_with("correct or unset https_proxy, or list `r.test` in NO_PROXY to go without it"),
+        "{hint}"
+    );
+    let error = client.resolve(&reference("direct.invalid", "app:1"), &amd64()).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Unreachable { reason: Reason::Name, proxy: None, .. }),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_and_one_without_tls_are_told_apart_from_the_registry() {
+    let refusing = proxy(Image::new("amd64")).await;
+    let (plain, server) = without_tls().await;
+    for (address, why) in [
+        (format!("http://{}", refusing.host), ") opened no connection to it"),
+        (format!("https://{plain}"), ") cannot be reached: the TLS connection failed"),
+    ] {
+        let (client, _dir) = client_with(&[("r.test", format!("proxy = '{address}'\n"))]);
+        let error = client.resolve(&reference("r.test", "app:1"), &amd64()).await.unwrap_err();
+        assert!(error.to_string().ends_with(why), "{error}");
+    }
+    server.abort();
 }

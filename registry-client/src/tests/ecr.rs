@@ -217,7 +217,11 @@ async fn a_stale_entry_in_a_file_does_not_win_over_a_fresh_token() {
         ),
         docker_auth_config: Some(format!(r#"{{"auths":{{"{HOST}":{{"auth":"QVdTOnN0YWxl"}}}}}}"#)),
         insecure: vec![HOST.into()],
-        proxies: crate::ProxySettings { http: Some(registry.host.clone()), https: None, no_proxy: None },
+        proxies: crate::ProxySettings {
+            http: Some(set_by_variable(&registry.host, "HTTP_PROXY")),
+            https: None,
+            no_proxy: None,
+        },
         ..settings()
     };
     let client = Client::new(settings).unwrap();

@@ -381,7 +381,8 @@ async fn a_proxy_is_asked_for_hosts_that_are_not_on_this_machine() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = dir.path().join("daemon.json");
     std::fs::write(&daemon, r#"{"registry-mirrors":["http://r.test"]}"#).unwrap();
-    let proxies = crate::ProxySettings { http: Some(proxy.host.clone()), ..Default::default() };
+    let proxies =
+        crate::ProxySettings { http: Some(set_by_variable(&proxy.host, "HTTP_PROXY")), ..Default::default() };
     let client = Client::new(Settings { daemon_json: Some(daemon), proxies, ..settings() }).unwrap();
     let found = client.resolve(&"node:10".parse().unwrap(), &amd64()).await.unwrap();
     assert_eq!(found.served_by, "r.test");

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
+use reqwest::{Client, ClientBuilder, Proxy, Url};
 
 use super::address::AddressClass;
 use super::resolver::Resolver;
@@ -17,7 +19,8 @@ use super::trust;
 use crate::auth::lock;
 use crate::config::{Config, ConfigError, Dial, Papers, ProxyAddress, without_user};
 use crate::endpoint::api_host;
-use crate::settings::{ProxySettings, Settings};
+use crate::error::FailedProxy;
+use crate::settings::{ProxySetting, ProxySettings, Settings};
 
 /// Whom a connection trusts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,7 +51,7 @@ pub(super) struct Route {
 pub(super) enum Via {
     /// None.
     Direct,
-    /// The environment's. `NO_PROXY` may still keep it out.
+    /// The environment's.
     Settings,
     /// The registry's own.
     Own(ProxyAddress),
@@ -68,6 +71,9 @@ pub(super) struct Clients {
     proxies: ProxySettings,
     /// By host, what configuration files name for it.
     papers: BTreeMap<String, Arc<Papers>>,
+    /// Those for every host that no file names, and of these the authorities.
+    default_papers: Option<Arc<Papers>>,
+    default_authorities: Option<Arc<Papers>>,
     dials: BTreeMap<String, Dial>,
     certs_dirs: Vec<PathBuf>,
     connect: Duration,
@@ -76,7 +82,13 @@ pub(super) struct Clients {
 
 impl Clients {
     pub(super) fn new(settings: &Settings, config: &Config) -> Self {
+        let default_papers = config.papers.get("*").map(|papers| Arc::new(papers.clone()));
+        let authorities = default_papers.iter().map(|papers| papers.authorities.clone());
         Self {
+            default_authorities: authorities
+                .map(|authorities| Arc::new(Papers { authorities, pairs: Vec::new() }))
+                .find(|papers| !papers.is_empty()),
+            default_papers,
             made: Mutex::new(HashMap::new()),
             proxies: config.proxies.clone(),
             papers: config
@@ -107,6 +119,18 @@ impl Clients {
         })
     }
 
+    /// [`Self::trust_for`] a registry, or for a host that one names: where nothing is said of it, the default counts. Our
+    /// certificate in that is for registries alone.
+    pub(super) fn registry_trust(&self, host: String, is_own: bool) -> Result<Trust, ClientError> {
+        let is_named = self.dials.contains_key(api_host(&host));
+        let found = self.trust_for(host)?;
+        let default = if is_own { &self.default_papers } else { &self.default_authorities };
+        Ok(match (found, default) {
+            (Trust::System, Some(papers)) if !is_named => Trust::Papers(Arc::clone(papers)),
+            (found, _) => found,
+        })
+    }
+
     /// The route to `url`, seen from the registry `host`: an address that it names is reached the way it is reached
     /// itself, as with containerd.
     pub(super) fn route(
@@ -125,13 +149,32 @@ impl Clients {
         if let Some(proxy) = host.and_then(|host| self.dial(host)?.proxy.clone()) {
             return Via::Own(proxy);
         }
-        let proxy = if url.scheme() == "https" { &self.proxies.https } else { &self.proxies.http };
         let loopback =
             AddressClass::of_literal(url.host_str().unwrap_or_default()) == Some(AddressClass::Loopback);
-        match proxy.as_deref() {
-            Some(proxy) if !proxy.is_empty() && !loopback => Via::Settings,
+        match self.proxies.for_scheme(url.scheme()) {
+            Some(_) if !loopback && !self.is_exempt(url) => Via::Settings,
             _ => Via::Direct,
         }
+    }
+
+    /// That proxy, for messages.
+    pub(super) fn proxy(&self, host: Option<&str>, url: &Url) -> Option<FailedProxy> {
+        let (address, set_by) = match self.via(host, url) {
+            Via::Direct => return None,
+            Via::Own(proxy) => (proxy.url().as_str().trim_end_matches('/').to_owned(), proxy.set_by()),
+            Via::Settings => {
+                self.proxies.for_scheme(url.scheme()).map(|p| (p.address.clone(), p.set_by.clone()))?
+            }
+        };
+        Some(FailedProxy { address: without_user(&address), set_by })
+    }
+
+    /// What `NO_PROXY` lists.
+    fn is_exempt(&self, url: &Url) -> bool {
+        let Ok(uri) = url.as_str().parse::<Uri>() else { return false };
+        // The matcher has exceptions only together with a proxy; which one is all the same to them.
+        let matcher = Matcher::builder().all("http://proxy.invalid");
+        matcher.no(self.proxies.no_proxy.as_deref().unwrap_or_default()).build().intercept(&uri).is_none()
     }
 
     fn dial(&self, host: &str) -> Option<&Dial> {
@@ -181,14 +224,13 @@ impl Clients {
 
     fn with_proxies(&self, mut builder: ClientBuilder) -> Result<ClientBuilder, ConfigError> {
         let bad = |setting, value: &str| ConfigError::Setting { setting, value: without_user(value) };
-        let except = self.proxies.no_proxy.as_deref().and_then(NoProxy::from_string);
-        if let Some(address) = self.proxies.http.as_deref().filter(|address| !address.is_empty()) {
-            let proxy = Proxy::http(with_scheme(address)).map_err(|_| bad("http proxy", address))?;
-            builder = builder.proxy(proxy.no_proxy(except.clone()));
+        if let Some(ProxySetting { address, .. }) = self.proxies.for_scheme("http") {
+            builder =
+                builder.proxy(Proxy::http(with_scheme(address)).map_err(|_| bad("http proxy", address))?);
         }
-        if let Some(address) = self.proxies.https.as_deref().filter(|address| !address.is_empty()) {
-            let proxy = Proxy::https(with_scheme(address)).map_err(|_| bad("https proxy", address))?;
-            builder = builder.proxy(proxy.no_proxy(except));
+        if let Some(ProxySetting { address, .. }) = self.proxies.for_scheme("https") {
+            builder =
+                builder.proxy(Proxy::https(with_scheme(address)).map_err(|_| bad("https proxy", address))?);
         }
         Ok(builder)
     }

@@ -110,8 +110,11 @@ impl Transport {
         }
         let answer = tokio::time::timeout(self.deadlines().first_byte, request.send())
             .await
-            .map_err(|_| timed_out(target))?
-            .map_err(|source| unreachable(target, source))?;
+            .map_err(|_| timed_out(target))?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(source) => return Err(self.failed(Some(host.name()), &exchange.url, target, source).await),
+        };
         if own
             && self.clients().await?.via(Some(host.name()), &exchange.url) == Via::Direct
             && let Some(peer) = answer.remote_addr()
@@ -136,7 +139,7 @@ impl Transport {
             ("http", _) => Trust::None,
             (_, Security::Insecure | Security::Loopback | Security::Unverified) => Trust::Unverified,
             _ => clients
-                .trust_for(if own { host.name().to_owned() } else { authority(url) })
+                .registry_trust(if own { host.name().to_owned() } else { authority(url) }, own)
                 .map_err(|error| client_error(target, error))?,
         };
         let guard = (!own && !self.is_internal_host(url)).then(|| host.class());
@@ -160,6 +163,37 @@ impl Transport {
             route.via = Via::Direct;
         }
         clients.get(&route).map_err(|error| client_error(&target, error))
+    }
+
+    /// [`unreachable`] for a request to `url`, seen from the registry `host`, when it may be a proxy that is to blame.
+    pub(crate) async fn failed(
+        &self,
+        host: Option<&str>,
+        url: &Url,
+        target: &Target,
+        source: reqwest::Error,
+    ) -> RegistryError {
+        let mut error = unreachable(target, source);
+        if let RegistryError::Unreachable { reason, proxy, source: Some(source), .. } = &mut error
+            && source.is_connect()
+            && let Ok(clients) = self.clients().await
+            && let Some(found) = clients.proxy(host, url)
+        {
+            // Through a tunnel that is open, it is the host itself whose TLS fails. The type is none of the crate's
+            // public ones.
+            let is_before_tunnel = || {
+                causes(source)
+                    .any(|error| error.to_string() == "tunnel error: failed to create underlying connection")
+            };
+            if *reason == Reason::Tls && url.scheme() == "https" && !is_before_tunnel() {
+                return error;
+            }
+            if *reason == Reason::Connect && !causes(source).any(|error| error.is::<std::io::Error>()) {
+                *reason = Reason::Tunnel;
+            }
+            *proxy = Some(Box::new(found));
+        }
+        error
     }
 
     /// Judges an address the registry named.
@@ -198,11 +232,13 @@ pub(super) fn client_error(target: &Target, error: ClientError) -> RegistryError
         ClientError::Build(source) => RegistryError::Unreachable {
             target: Box::new(target.clone()),
             reason: Reason::TrustStore,
+            proxy: None,
             source: Some(Box::new(source)),
         },
         ClientError::Trust => RegistryError::Unreachable {
             target: Box::new(target.clone()),
             reason: Reason::TrustStore,
+            proxy: None,
             source: None,
         },
         ClientError::Config(error) => RegistryError::Settings(error),
@@ -221,29 +257,38 @@ fn violation(target: &Target, violation: Violation) -> RegistryError {
 
 /// A deadline passed.
 pub(crate) fn timed_out(target: &Target) -> RegistryError {
-    RegistryError::Unreachable { target: Box::new(target.clone()), reason: Reason::Timeout, source: None }
+    RegistryError::Unreachable {
+        target: Box::new(target.clone()),
+        reason: Reason::Timeout,
+        proxy: None,
+        source: None,
+    }
 }
 
 /// Classifies a failed request. The address is cut out: its query may be signed.
 pub(crate) fn unreachable(target: &Target, source: reqwest::Error) -> RegistryError {
     let source = source.without_url();
-    let mut cause = source.source();
-    let mut is_tls = false;
-    while let Some(error) = cause {
-        if let Some(internal) = error.downcast_ref::<InternalName>() {
-            return violation(target, Violation::InternalAddress(escape(&internal.to_string())));
-        }
-        is_tls |= error.is::<rustls::Error>();
-        cause = beneath(error);
+    if let Some(internal) = causes(&source).find_map(|error| error.downcast_ref::<InternalName>()) {
+        return violation(target, Violation::InternalAddress(escape(&internal.to_string())));
     }
     let reason = match () {
-        () if is_tls => Reason::Tls,
+        () if causes(&source).any(|error| error.is::<rustls::Error>()) => Reason::Tls,
         () if source.is_dns() => Reason::Name,
         () if source.is_timeout() => Reason::Timeout,
         () if source.is_connect() => Reason::Connect,
         () => Reason::Broken,
     };
-    RegistryError::Unreachable { target: Box::new(target.clone()), reason, source: Some(Box::new(source)) }
+    RegistryError::Unreachable {
+        target: Box::new(target.clone()),
+        reason,
+        proxy: None,
+        source: Some(Box::new(source)),
+    }
+}
+
+/// Everything beneath an error, the nearest first.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error| beneath(*error))
 }
 
 /// The cause of an error. An I/O error that wraps another answers with the cause of that one and so hides it: TLS

@@ -10,7 +10,7 @@ use reqwest::{Method, Response, Url};
 use super::Transport;
 use super::address::AddressClass;
 use super::clients::{Trust, Via};
-use super::exchange::{authority, client_error, origin, printable, timed_out, unreachable};
+use super::exchange::{authority, client_error, origin, printable, timed_out};
 use crate::error::{RegistryError, Target, escape};
 use crate::fetch::FetchError;
 use crate::limits::REDIRECTS_MAX;
@@ -83,8 +83,10 @@ impl Transport {
         }
         let answer = tokio::time::timeout(self.deadlines().first_byte, request.send())
             .await
-            .map_err(|_| timed_out(target))?
-            .map_err(|source| unreachable(target, source))?;
-        Ok(answer)
+            .map_err(|_| timed_out(target))?;
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(source) => Err(self.failed(None, url, target, source).await.into()),
+        }
     }
 }

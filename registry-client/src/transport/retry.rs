@@ -43,7 +43,7 @@ pub(crate) fn means_later(answer: &Response) -> bool {
 pub(crate) fn may_pass(error: &RegistryError, waits: u32) -> bool {
     match error {
         RegistryError::Unreachable { reason, .. } => match reason {
-            Reason::Connect | Reason::Name => waits + 1 < CONNECTION_TRIES_MAX,
+            Reason::Connect | Reason::Name | Reason::Tunnel => waits + 1 < CONNECTION_TRIES_MAX,
             Reason::Timeout | Reason::Broken | Reason::TooSlow => true,
             Reason::Tls | Reason::TrustStore => false,
         },

@@ -137,12 +137,13 @@ fn a_failure_speaks_at_once() {
 }
 
 #[test]
-fn hostile_names_reasons_and_output_stay_on_their_line() {
+fn hostile_names_reasons_and_output_stay_on_their_lines() {
     let mut script = Script::new();
     script.step(1, "[a 1/1] RUN \u{1b}[2J\n#9 DONE", 0);
     script.log(1, 1, b"\x1b]0;owned\x07ok \xff\n");
-    script.end(1, 2, Outcome::Error("a\nb\u{1b}[31m".to_owned()));
-    assert_eq!(script.text(), "#1 [a 1/1] RUN \\x0a#9 DONE\n#1 0.001 ok \u{fffd}\n#1 ERROR: a\\x0ab\n\n");
+    script.end(1, 2, Outcome::Error("a\n#9 DONE\u{1b}[31m".to_owned()));
+    let text = "#1 [a 1/1] RUN \\x0a#9 DONE\n#1 0.001 ok \u{fffd}\n#1 ERROR: a\n#1       #9 DONE\n\n";
+    assert_eq!(script.text(), text);
 }
 
 #[test]

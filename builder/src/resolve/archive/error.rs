@@ -42,6 +42,9 @@ pub enum ArchiveError {
     /// Neither `index.json` nor `manifest.json`.
     #[error("it is no image archive: it has neither index.json nor manifest.json")]
     NoImages,
+    /// The member that should list images lists none.
+    #[error("its {0} names no image")]
+    Empty(&'static str),
     /// A member that is named is not there.
     #[error("`{0}` is missing")]
     Missing(String),

@@ -228,6 +228,10 @@ fn hostile_archives_are_refused() {
     assert!(matches!(refused(Tar::default().file("manifest.json", "[{}]")), ArchiveError::DockerManifest(_)));
     assert!(matches!(refused(Tar::default().file("x", "y")), ArchiveError::NoImages));
     assert!(matches!(refused(Tar::default()), ArchiveError::NoImages));
+    let without_images = Tar::default().json("index.json", &index(&[])).file("manifest.json", "[]");
+    assert_eq!(refused(without_images).to_string(), "its index.json names no image");
+    let empty = Tar::default().file("manifest.json", "[]");
+    assert_eq!(refused(empty).to_string(), "its manifest.json names no image");
     let long = Tar::default()
         .link("c.json", &"x".repeat(90))
         .json("manifest.json", &docker(&"y".repeat(4000), &[], &[]));

@@ -35,10 +35,21 @@ impl Dir {
 
     /// What the image for a platform is, by its variable: the whole error otherwise.
     fn find(&self, entries: &[Value], tag: Option<&str>, platform: &str) -> Result<String, String> {
+        self.look(entries, tag, None, platform)
+    }
+
+    fn look(
+        &self,
+        entries: &[Value],
+        tag: Option<&str>,
+        digest: Option<&str>,
+        platform: &str,
+    ) -> Result<String, String> {
         let index = json!({"schemaVersion": 2, "manifests": entries}).to_string();
         fs::write(self.0.path().join("index.json"), index).unwrap();
         let layout = Layout::open(self.0.path()).unwrap();
-        match layout.image(tag, None, &platform.parse().unwrap()) {
+        let digest = digest.map(|digest| digest.parse().unwrap());
+        match layout.image(tag, digest, &platform.parse().unwrap()) {
             Ok(image) => Ok(serde_json::from_slice::<Value>(&image.config_bytes).unwrap()["config"]["Env"]
                 [0]
             .as_str()
@@ -47,6 +58,10 @@ impl Dir {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+fn index(entries: &[Value]) -> Value {
+    json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries})
 }
 
 fn named(mut descriptor: Value, tag: &str) -> Value {
@@ -115,4 +130,45 @@ fn without_a_tag_the_only_image_is_meant_or_latest() {
     let mut about = named(dir.image("unknown", "attestation"), "latest");
     about["annotations"]["vnd.docker.reference.type"] = json!("attestation-manifest");
     assert_eq!(dir.find(&[about, old], None, "linux/amd64").as_deref(), Ok("old"));
+}
+
+#[test]
+fn a_digest_is_found_in_nested_indexes_verified_and_within_limits() {
+    let dir = Dir::new();
+    let (arm, amd) = (dir.image("arm64", "arm"), dir.image("amd64", "amd"));
+    let inner = index(&[stated(arm.clone(), "arm64"), stated(amd.clone(), "amd64")]);
+    let inner = dir.blob(media_type::OCI_INDEX, &inner);
+    let absent = json!({"mediaType": media_type::OCI_INDEX, "digest": Digest::of(b"absent"), "size": 6});
+    let outer = dir.blob(media_type::OCI_INDEX, &index(&[absent, inner.clone()]));
+    let look =
+        |entries: &[Value], wanted: &Value| dir.look(entries, None, Some(digest(wanted)), "linux/amd64");
+    // The platform is what the digest says.
+    assert_eq!(look(std::slice::from_ref(&outer), &arm).as_deref(), Ok("arm"));
+    assert_eq!(look(std::slice::from_ref(&outer), &amd).as_deref(), Ok("amd"));
+    assert_eq!(
+        look(std::slice::from_ref(&outer), &inner).as_deref(),
+        Ok("amd"),
+        "an index is for the wanted platform"
+    );
+    let stranger = dir.image("amd64", "in no index");
+    assert!(look(std::slice::from_ref(&outer), &stranger).unwrap_err().contains("has no image `sha256:"));
+
+    let mut deep = outer;
+    for _ in 0..INDEX_DEPTH_MAX {
+        deep = dir.blob(media_type::OCI_INDEX, &index(&[deep]));
+    }
+    assert!(look(&[deep], &amd).unwrap_err().contains("has no image `sha256:"), "too deep");
+    let many: Vec<Value> = (0..=INDEXES_MAX)
+        .map(|n| {
+            let annotated = json!({"schemaVersion": 2, "manifests": [], "annotations": {"n": n.to_string()}});
+            dir.blob(media_type::OCI_INDEX, &annotated)
+        })
+        .collect();
+    let half = INDEXES_MAX / 2;
+    let halves = [&many[..half], &many[half..]].map(|part| dir.blob(media_type::OCI_INDEX, &index(part)));
+    assert!(look(&halves, &amd).unwrap_err().contains("more than 100 nested indexes"));
+
+    let path = dir.0.path().join("blobs/sha256").join(digest(&inner).strip_prefix("sha256:").unwrap());
+    fs::write(path, index(&[stated(stranger, "amd64")]).to_string()).unwrap();
+    assert!(look(&[inner], &amd).unwrap_err().contains("does not match its digest"));
 }

@@ -12,6 +12,21 @@ fn check(text: &str, printed: &str, familiar: &str) {
 }
 
 #[test]
+fn upper_case_has_a_fix_that_can_be_typed() {
+    for (typed, fixed) in [
+        ("Up", "up"),
+        ("App.io/App:App", "App.io/app:App"),
+        ("localhost:5000/Me/App", "localhost:5000/me/app"),
+        ("HOST/App:1", "host/app:1"),
+    ] {
+        let error = typed.parse::<Reference>().unwrap_err();
+        assert_eq!(error.hint(typed).unwrap(), format!("write it in lower case: {fixed}"));
+        assert!(fixed.parse::<Reference>().is_ok() || typed.starts_with("App.io"), "{fixed}");
+    }
+    assert_eq!("a b".parse::<Reference>().unwrap_err().hint("a b"), None);
+}
+
+#[test]
 fn names_are_normalised_as_docker_does() {
     check("node", "docker.io/library/node", "node:latest");
     check("node:10", "docker.io/library/node:10", "node:10");

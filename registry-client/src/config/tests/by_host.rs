@@ -128,6 +128,38 @@ fn hosts_toml_says_where_the_api_of_a_mirror_is_and_what_it_is_told() {
 }
 
 #[test]
+fn a_default_without_a_server_is_for_hosts_that_no_file_names() {
+    let (config, dir) = config(&[
+        (
+            "certs.d/_default/hosts.toml",
+            r#"
+            ca = "corporate.pem"
+            skip_verify = true
+            dial_timeout = "3s"
+            [header]
+              x-team = "a"
+            [host."https://mirror.test"]
+            "#,
+        ),
+        (
+            "certs.d/own.test/hosts.toml",
+            "[host.\"https://other.test\"]\n[host.\"https://other.test\".header]\nx = \"y\"",
+        ),
+    ])
+    .unwrap();
+    assert_eq!(config.papers["*"].authorities, [dir.path().join("certs.d/_default/corporate.pem")]);
+    for host in ["any.test", "docker.io", "10.0.0.1:5000"] {
+        assert_eq!(config.headers_for(host)["x-team"], "a", "{host}");
+        assert!(!config.is_named(host), "{host}");
+        assert_eq!(config.security_of(host), Security::Verified, "{host}: nobody named it as insecure");
+    }
+    for host in ["own.test", "other.test", "mirror.test"] {
+        assert!(config.is_named(host) && !config.headers_for(host).contains_key("x-team"), "{host}");
+    }
+    check(&config, "any.test/a", &[("mirror.test", "a"), ("any.test", "a")]);
+}
+
+#[test]
 fn buildkitd_toml_gives_mirrors_and_how_hosts_are_spoken_to() {
     let (config, dir) = config(&[(
         "buildkitd.toml",

@@ -1,5 +1,6 @@
 use super::*;
 use crate::Settings;
+use crate::config::{Dial, Pair, Papers};
 use crate::endpoint::{Api, Endpoint, security};
 use crate::transport::clients::{Clients, Route};
 
@@ -96,7 +97,9 @@ async fn names_that_resolve_inside_are_refused_while_connecting() {
 
 #[tokio::test]
 async fn loopback_is_never_reached_through_a_proxy() {
-    let proxies = crate::ProxySettings { http: Some("proxy.test:3128".into()), https: None, no_proxy: None };
+    let http = Some(crate::tests::set_by_variable("proxy.test:3128", "HTTP_PROXY"));
+    let proxies =
+        crate::ProxySettings { http, https: None, no_proxy: Some(".inside.test,10.0.0.0/8".into()) };
     let mut config = crate::config::Config::default();
     config.proxies = proxies;
     let clients = Clients::new(&Settings::default(), &config);
@@ -106,24 +109,40 @@ async fn loopback_is_never_reached_through_a_proxy() {
     for url in ["http://localhost:5000/", "http://127.0.0.1/", "http://[::1]:5000/", "http://a.localhost/"] {
         assert!(!proxied(url), "{url}");
     }
+    for url in ["http://a.inside.test/", "http://10.1.2.3:5000/"] {
+        assert!(!proxied(url), "exempt, so that its addresses are judged: {url}");
+    }
+}
+
+#[tokio::test]
+async fn the_default_s_papers_are_for_hosts_of_which_nothing_is_said_and_its_certificate_for_registries_alone()
+ {
+    let papers = |name: &str, pairs: &[&str]| Papers {
+        authorities: vec![name.into()],
+        pairs: pairs.iter().map(|name| Pair { certificate: name.into(), key: None }).collect(),
+    };
+    let mut config = crate::config::Config::default();
+    config.papers.insert("*".to_owned(), papers("all.pem", &["me.pem"]));
+    config.papers.insert("own.test".to_owned(), papers("own.pem", &[]));
+    config.dials.extend(["own.test", "file.test"].map(|host| (host.to_owned(), Dial::default())));
+    let clients = Clients::new(&Settings::default(), &config);
+    let trust = |host: &str, is_own| clients.registry_trust(host.to_owned(), is_own).ok().unwrap();
+    let some = |papers| Trust::Papers(std::sync::Arc::new(papers));
+    assert_eq!(trust("any.test", true), some(papers("all.pem", &["me.pem"])));
+    assert_eq!(trust("auth.test", false), some(papers("all.pem", &[])), "a token server");
+    assert_eq!(trust("own.test", true), some(papers("own.pem", &[])));
+    assert_eq!(trust("file.test", true), Trust::System, "its file says nothing of papers");
+    assert_eq!(clients.trust_for("any.test".to_owned()).ok().unwrap(), Trust::System, "no registry");
 }
 
 /// R7: TLS failures are final.
 #[tokio::test]
 async fn tls_failures_are_told_apart_from_failed_connections() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("https://{}/", listener.local_addr().unwrap());
-    let server = tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            // Not TLS.
-            let _ =
-                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-        }
-    });
+    let (address, server) = crate::tests::without_tls().await;
     let transport = Transport::new(Settings::default());
     let route = direct(Trust::Unverified, None);
     let client = transport.clients().await.unwrap().get(&route).unwrap_or_else(|_| panic!("no client"));
-    let error = unreachable(&target(), client.get(address).send().await.unwrap_err());
+    let error = unreachable(&target(), client.get(format!("https://{address}/")).send().await.unwrap_err());
     server.abort();
     assert!(matches!(error, RegistryError::Unreachable { reason: Reason::Tls, .. }), "{error:?}");
     let error = unreachable(&target(), client.get("https://127.0.0.1:1/").send().await.unwrap_err());
