@@ -1,7 +1,7 @@
 //! Layer directories and their sidecars.
 //!
 //! `layers/<id>/diff` is what overlay mounts (made late for some, see [`super::packed`]), `layers/<id>/entries` the encoded
-//! [`LayerDiff`](crate::layer::LayerDiff) that says what is in it. A layer is made in a lease's work directory and
+//! [`LayerDiff`] that says what is in it. A layer is made in a lease's work directory and
 //! becomes visible by one rename; its row follows.
 
 use std::fmt;
@@ -179,7 +179,7 @@ impl Store {
     }
 
     /// Publishes a finished draft, which nothing may write to any more. `entries` is its encoded
-    /// [`LayerDiff`](crate::layer::LayerDiff), `size_bytes` the bytes of its regular files. On failure the draft
+    /// [`LayerDiff`], `size_bytes` the bytes of its regular files. On failure the draft
     /// stays in its lease's work directory.
     pub fn commit_layer(
         &self,
@@ -253,7 +253,7 @@ impl Store {
         self.inner.layout.path(&layout::layer_diff(id))
     }
 
-    /// The encoded [`LayerDiff`](crate::layer::LayerDiff) of a layer, exactly as committed.
+    /// The encoded [`LayerDiff`] of a layer, exactly as committed.
     pub fn layer_entries(&self, id: LayerId) -> Result<Vec<u8>, StoreError> {
         let name = layout::layer_entries(id);
         let path = self.inner.layout.path(&name);

@@ -165,7 +165,7 @@ impl Transport {
         clients.get(&route).map_err(|error| client_error(&target, error))
     }
 
-    /// [`unreachable`] for a request to `url`, seen from the registry `host`, when it may be a proxy that is to blame.
+    /// [`unreachable()`] for a request to `url`, seen from the registry `host`, when it may be a proxy that is to blame.
     pub(crate) async fn failed(
         &self,
         host: Option<&str>,
