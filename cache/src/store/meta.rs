@@ -144,23 +144,26 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
 fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
     let Some(bytes) = layout.read("store.json", META_BYTES_MAX)? else { return Ok(None) };
     let path = layout.path("store.json");
+    // Which version made the store has to be said by somebody: nothing else is lost with the file.
+    let damaged = |why| StoreError::Damaged { path: path.clone(), why };
     // The version decides before the rest is understood: a newer file may have another shape.
-    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| StoreError::Damaged {
-        path: path.clone(),
-        why: "it is not JSON; if no newer rbuild made the store, remove the file and it is written anew",
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| {
+        damaged("it is not JSON; if no newer rbuild made the store, remove the file and it is written anew")
     })?;
     match value.get("format").and_then(serde_json::Value::as_u64) {
-        None | Some(0) => return Err(StoreError::Damaged { path, why: "it has no format number" }),
+        None | Some(0) => {
+            return Err(damaged(
+                "it has no format number; if no newer rbuild made the store, remove the file and it is written anew",
+            ));
+        }
         Some(found) if found > u64::from(FORMAT) => {
             let found = format!("format {found}, this one knows up to {FORMAT}");
             return Err(StoreError::NewerFormat { path, found });
         }
         Some(_) => {}
     }
-    match serde_json::from_value(value) {
-        Ok(meta) => Ok(Some(meta)),
-        Err(_) => Err(StoreError::Damaged { path, why: "fields are missing" }),
-    }
+    let meta = serde_json::from_value(value);
+    meta.map(Some).map_err(|_| damaged("fields are missing: remove the file and it is written anew"))
 }
 
 fn check(layout: &Layout, meta: &StoreMeta, id_map: &str) -> Result<(), StoreError> {

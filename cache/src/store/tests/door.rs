@@ -92,12 +92,13 @@ fn newer_formats_and_unknown_features_are_refused() {
 }
 
 #[test]
-fn unreadable_metadata_is_damage() {
+fn unreadable_metadata_is_damage_with_a_way_out() {
     let damaged = |error: &StoreError| matches!(error, StoreError::Damaged { .. });
-    check_meta("", damaged);
-    check_meta("{\"format\": 1, ", damaged);
-    check_meta("{\"format\": 1}", damaged);
-    check_meta("{}", damaged);
+    let mended = |error: &StoreError| damaged(error) && error.to_string().contains("remove the file");
+    check_meta("", mended);
+    check_meta("{\"format\": 1, ", mended);
+    check_meta("{\"format\": 1}", mended);
+    check_meta("{}", mended);
     check_meta(&"x".repeat(100_000), damaged);
 }
 
