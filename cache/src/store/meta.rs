@@ -129,7 +129,7 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
         incompatible: Vec::new(),
         id_map: id_map.to_owned(),
     };
-    let text = serde_json::to_vec_pretty(&meta).expect("a struct of strings and numbers serialises");
+    let text = sealed(&meta);
     // From now on a file of nodes that is not there is one that was lost; see `lost_trees`.
     if !layout.exists(TREES.file) {
         layout.write_new(TREES.file, &[])?;
@@ -137,8 +137,29 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
     // The creation lock makes the name ours; a leftover of a killed creator is replaced.
     let temp = "work/store.json.new";
     let _ = rustix::fs::unlinkat(layout.fd(), temp, rustix::fs::AtFlags::empty());
-    layout.write_new(temp, &text)?;
+    layout.write_new(temp, text.as_bytes())?;
     layout.replace(temp, "store.json")
+}
+
+/// Before the last field of `store.json`, which is a digest of all before this. Damage is told by it from a store of a
+/// newer version or another id map; a file without it was made by an earlier version.
+const SEAL_FIELD: &str = ",\n  \"seal\": \"";
+
+fn sealed(meta: &StoreMeta) -> String {
+    let json = serde_json::to_string_pretty(meta).expect("a struct of strings and numbers serialises");
+    let fields = json.trim_end_matches("\n}");
+    format!("{fields}{SEAL_FIELD}{}\"\n}}", seal_of(fields.as_bytes()))
+}
+
+fn seal_of(fields: &[u8]) -> String {
+    hex::encode(&blake3::hash(fields).as_bytes()[..8])
+}
+
+/// True unless its seal says that something else was written.
+fn is_as_written(json: &[u8]) -> bool {
+    let field = SEAL_FIELD.as_bytes();
+    let Some(at) = json.windows(field.len()).rposition(|part| part == field) else { return true };
+    json[at + field.len()..].starts_with(seal_of(&json[..at]).as_bytes())
 }
 
 fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
@@ -146,6 +167,11 @@ fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
     let path = layout.path("store.json");
     // Which version made the store has to be said by somebody: nothing else is lost with the file.
     let damaged = |why| StoreError::Damaged { path: path.clone(), why };
+    if !is_as_written(&bytes) {
+        return Err(damaged(
+            "it is not what was written; if no newer rbuild made the store, remove the file and it is written anew",
+        ));
+    }
     // The version decides before the rest is understood: a newer file may have another shape.
     let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| {
         damaged("it is not JSON; if no newer rbuild made the store, remove the file and it is written anew")

@@ -103,6 +103,28 @@ fn unreadable_metadata_is_damage_with_a_way_out() {
 }
 
 #[test]
+fn a_flipped_bit_in_the_metadata_is_harmless_or_damage_with_a_way_out() {
+    let (_dir, store) = fresh();
+    let path = store.root().join("store.json");
+    let good = std::fs::read(&path).unwrap();
+    let mut damaged = 0;
+    for at in 0..good.len() * 8 {
+        let mut bytes = good.clone();
+        bytes[at / 8] ^= 1 << (at % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        let Err(error) = Store::open(store.root(), options()) else { continue };
+        damaged += 1;
+        let is_said =
+            matches!(error, StoreError::Damaged { .. }) && error.to_string().contains("remove the file");
+        assert!(is_said, "bit {at}: {error}");
+    }
+    // All of the map, for one.
+    assert!(damaged > good.len() * 8 / 2, "{damaged}");
+    std::fs::write(&path, &good).unwrap();
+    drop(open(store.root()));
+}
+
+#[test]
 fn tables_of_a_newer_version_are_refused() {
     let (_dir, store) = fresh();
     store.usage().unwrap();
