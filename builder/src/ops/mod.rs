@@ -101,7 +101,7 @@ pub struct ExecEnv {
     pub epoch: OnceLock<i64>,
     /// What the first output that compresses layers wants of those of the image.
     pub wanted_compression: Option<Compression>,
-    /// Layers that have a directory. They keep it: the lease protects them.
+    /// Layers that have a directory, most of them open. They keep it: the lease protects them.
     pub with_dir: Mutex<HashMap<LayerId, DirToMount>>,
     /// Lowest layer of every step's mount, made by the first step.
     pub mount_points: OnceLock<PathBuf>,

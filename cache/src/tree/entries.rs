@@ -2,17 +2,11 @@
 
 use super::Entry;
 
-/// DirEntries by name, in the order of the names' bytes. One piece of memory: there may be hundreds of thousands in one
-/// directory.
+/// Entries by name, in the order of the names' bytes: all of a directory, or those of a part of a large one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DirEntries(Vec<(Box<[u8]>, Entry)>);
 
 impl DirEntries {
-    /// None, with room for so many.
-    pub fn with_capacity(count: usize) -> Self {
-        Self(Vec::with_capacity(count))
-    }
-
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -46,17 +40,12 @@ impl DirEntries {
         self.0.iter().map(|(name, entry)| (&**name, entry))
     }
 
-    /// Likewise, to be changed.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&[u8], &mut Entry)> {
-        self.0.iter_mut().map(|(name, entry)| (&**name, entry))
-    }
-
     /// Names in order.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.iter().map(|(name, _)| name)
     }
 
-    /// DirEntries in the order of their names.
+    /// Entries in the order of their names.
     pub fn values(&self) -> impl Iterator<Item = &Entry> {
         self.iter().map(|(_, entry)| entry)
     }
@@ -67,7 +56,7 @@ impl DirEntries {
     }
 
     /// The place of a name, or that of the first one after it.
-    pub fn place(&self, name: &[u8]) -> Result<usize, usize> {
+    fn place(&self, name: &[u8]) -> Result<usize, usize> {
         self.0.binary_search_by(|(at, _)| (**at).cmp(name))
     }
 }
