@@ -7,6 +7,7 @@
 //! | [`copy`] | COPY and ADD planned on trees, and reading their sources |
 //! | [`gc`] | giving space back |
 //! | [`store`] | the directory on disk: index, blobs, layers, leases, locks |
+//! | [`scratch`] | room for what is too much for memory |
 //!
 //! Knows nothing of Dockerfiles, processes or terminals.
 #![forbid(unsafe_code)]
@@ -15,5 +16,7 @@ pub mod copy;
 pub mod gc;
 pub mod layer;
 pub mod path;
+pub mod scratch;
+mod sorter;
 pub mod store;
 pub mod tree;

@@ -78,6 +78,7 @@ mod writeback;
 mod tests;
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -105,6 +106,8 @@ pub use usage::Usage;
 use db::Db;
 use db::mark::BootId;
 use layout::Layout;
+
+use crate::scratch::Scratch;
 
 /// How a store is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +200,7 @@ impl Store {
             Ok((lock, reader))
         })();
         let (lock, reader) = opened.map_err(|error| match error {
-            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::ReadOnly { root: layout.root().to_owned() }
             }
             other => other,
@@ -235,6 +238,11 @@ impl Store {
     /// Absolute path of the root.
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
+    }
+
+    /// Room on the store's file system.
+    pub fn scratch(&self) -> io::Result<Scratch> {
+        Scratch::on(self.inner.layout.fd())
     }
 
     /// Oldest `until` that this handle sees; see [`readers`].

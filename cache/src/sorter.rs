@@ -1,0 +1,290 @@
+//! Sorting more than memory should hold.
+
+use std::cmp::Ordering;
+use std::fs::File;
+use std::io;
+use std::mem::take;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::scratch::Scratch;
+
+/// What is held of a sorter's records, and what is read ahead of its runs, in bytes.
+#[cfg(not(test))]
+const HELD_BYTES: usize = 4 << 20;
+#[cfg(test)]
+const HELD_BYTES: usize = 4 << 10;
+
+/// Read ahead of one run at least and at most: the more there are, the less.
+const AHEAD_BYTES_MIN: usize = 4 << 10;
+const AHEAD_BYTES_MAX: usize = 256 << 10;
+
+/// Length of a record, before it in a run.
+const HEAD_BYTES: usize = 4;
+
+/// Takes byte strings and gives them back in the order that `F` says, equal ones as they came. A few MiB are in memory, the
+/// rest in sorted runs in a scratch file, which are merged.
+pub(crate) struct Sorter<F> {
+    compare: F,
+    scratch: Scratch,
+    bytes: Vec<u8>,
+    records: Vec<Place>,
+    runs: Runs,
+}
+
+/// A record among the bytes held.
+#[derive(Clone, Copy)]
+struct Place {
+    start: u32,
+    len: u32,
+}
+
+impl Place {
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..][..self.len as usize]
+    }
+}
+
+#[derive(Default)]
+struct Runs {
+    file: Option<File>,
+    /// Where each ends; the next begins there.
+    ends: Vec<u64>,
+}
+
+impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
+    /// None so far.
+    pub(crate) fn new(scratch: Scratch, compare: F) -> Self {
+        Self { compare, scratch, bytes: Vec::new(), records: Vec::new(), runs: Runs::default() }
+    }
+
+    /// Takes a record, given in parts that follow each other.
+    pub(crate) fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let held = self.bytes.len() + self.records.len() * size_of::<Place>();
+        if !self.records.is_empty() && held + len > HELD_BYTES {
+            self.write_run()?;
+        }
+        let Ok(len) = u32::try_from(len) else { return Err(io::ErrorKind::FileTooLarge.into()) };
+        // No more are held than fit into one record's length.
+        let start = self.bytes.len() as u32;
+        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        self.records.push(Place { start, len });
+        Ok(())
+    }
+
+    /// All of them.
+    pub(crate) fn sorted(mut self) -> io::Result<Sorted<F>> {
+        if self.runs.ends.is_empty() {
+            self.sort();
+            let Self { compare, bytes, records, .. } = self;
+            let left = records.into_iter();
+            return Ok(Sorted { compare, held: bytes, left, file: None, runs: Vec::new(), given: None });
+        }
+        if !self.records.is_empty() {
+            self.write_run()?;
+        }
+        let Self { compare, runs: Runs { file, ends }, .. } = self;
+        let ahead = (HELD_BYTES / ends.len()).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+        let mut sorted = Sorted {
+            compare,
+            held: Vec::new(),
+            left: Vec::new().into_iter(),
+            file,
+            runs: Vec::with_capacity(ends.len()),
+            given: None,
+        };
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        for (order, (at, end)) in starts.zip(ends.iter().copied()).enumerate() {
+            sorted.go_on(Run { order, at, end, ahead, ..Run::default() })?;
+        }
+        Ok(sorted)
+    }
+
+    fn sort(&mut self) {
+        let Self { compare, bytes, records, .. } = self;
+        records.sort_by(|a, b| compare(a.of(bytes), b.of(bytes)));
+    }
+
+    fn write_run(&mut self) -> io::Result<()> {
+        self.sort();
+        let Self { scratch, bytes, records, runs: Runs { file, ends }, .. } = self;
+        let file = match file {
+            Some(file) => file,
+            None => file.insert(scratch.file()?),
+        };
+        let mut at = ends.last().copied().unwrap_or(0);
+        let mut out = Vec::with_capacity(AHEAD_BYTES_MAX);
+        for record in records.drain(..) {
+            if !out.is_empty() && out.len() + HEAD_BYTES + record.len as usize > AHEAD_BYTES_MAX {
+                file.write_all_at(&out, at)?;
+                at += out.len() as u64;
+                out.clear();
+            }
+            out.extend_from_slice(&record.len.to_le_bytes());
+            out.extend_from_slice(record.of(bytes));
+        }
+        file.write_all_at(&out, at)?;
+        ends.push(at + out.len() as u64);
+        bytes.clear();
+        Ok(())
+    }
+}
+
+/// What a [`Sorter`] gives back.
+pub(crate) struct Sorted<F> {
+    compare: F,
+    /// When there is but what was held.
+    held: Vec<u8>,
+    left: std::vec::IntoIter<Place>,
+    file: Option<File>,
+    /// By their records, the least one last.
+    runs: Vec<Run>,
+    /// Whose record was given last.
+    given: Option<Run>,
+}
+
+impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
+    /// The next record.
+    pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        if self.file.is_none() {
+            return Ok(self.left.next().map(|place| place.of(&self.held)));
+        }
+        if let Some(run) = self.given.take() {
+            self.go_on(run)?;
+        }
+        self.given = self.runs.pop();
+        Ok(self.given.as_ref().map(Run::record))
+    }
+
+    /// Puts a run where its next record belongs, away when it has none.
+    fn go_on(&mut self, mut run: Run) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        if !run.advance(file)? {
+            return Ok(());
+        }
+        let comes_later = |other: &Run| {
+            (self.compare)(other.record(), run.record()).then(other.order.cmp(&run.order)).is_gt()
+        };
+        // Most of what is pushed is nearly in order: then a run goes on as the least.
+        let at = match self.runs.last() {
+            Some(last) if !comes_later(last) => self.runs.partition_point(comes_later),
+            _ => self.runs.len(),
+        };
+        self.runs.insert(at, run);
+        Ok(())
+    }
+}
+
+/// A sorted run that is being read.
+#[derive(Default)]
+struct Run {
+    /// Its place among all: of equal records, that of an earlier run came earlier.
+    order: usize,
+    /// What was read ahead, where it goes on there, and the record at hand.
+    buffer: Vec<u8>,
+    from: usize,
+    record: Range<usize>,
+    /// What is left in the file.
+    at: u64,
+    end: u64,
+    /// Bytes to read at once.
+    ahead: usize,
+}
+
+impl Run {
+    fn record(&self) -> &[u8] {
+        &self.buffer[self.record.clone()]
+    }
+
+    /// Moves on to the next record; false when there is none.
+    fn advance(&mut self, file: &File) -> io::Result<bool> {
+        if self.from == self.buffer.len() && self.at == self.end {
+            return Ok(false);
+        }
+        self.fill(file, HEAD_BYTES)?;
+        let head = self.buffer[self.from..][..HEAD_BYTES].try_into().expect("four bytes");
+        let len = u32::from_le_bytes(head) as usize;
+        self.fill(file, HEAD_BYTES + len)?;
+        let start = self.from + HEAD_BYTES;
+        self.record = start..start + len;
+        self.from = self.record.end;
+        Ok(true)
+    }
+
+    /// Reads until `len` bytes follow.
+    fn fill(&mut self, file: &File, len: usize) -> io::Result<()> {
+        let known = self.buffer.len() - self.from;
+        if known >= len {
+            return Ok(());
+        }
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let more = left.min((len - known).max(self.ahead));
+        if known + more < len {
+            // Not what was written.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.buffer.drain(..take(&mut self.from));
+        self.buffer.resize(known + more, 0);
+        file.read_exact_at(&mut self.buffer[known..], self.at)?;
+        self.at += more as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scratch() -> Scratch {
+        Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
+    }
+
+    fn all<F: Fn(&[u8], &[u8]) -> Ordering>(sorter: Sorter<F>) -> Vec<Vec<u8>> {
+        let mut sorted = sorter.sorted().unwrap();
+        let mut all = Vec::new();
+        while let Some(record) = sorted.next().unwrap() {
+            all.push(record.to_vec());
+        }
+        assert_eq!(sorted.next().unwrap(), None);
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn it_sorts_as_a_stable_sort_does(
+            records in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..40),
+                    prop::collection::vec(0..3_u8, 0..3),
+                    prop::collection::vec(any::<u8>(), 0..6000),
+                ],
+                0..400,
+            ),
+        ) {
+            // Equal where the first byte is.
+            let compare = |a: &[u8], b: &[u8]| a.first().cmp(&b.first());
+            let mut sorter = Sorter::new(scratch(), compare);
+            for record in &records {
+                let (head, rest) = record.split_at(record.len() / 2);
+                sorter.push(&[head, rest]).unwrap();
+                prop_assert!(sorter.bytes.len() <= HELD_BYTES.max(record.len()));
+            }
+            let mut expected = records;
+            expected.sort_by(|a, b| compare(a, b));
+            prop_assert!(all(sorter) == expected);
+        }
+    }
+
+    #[test]
+    fn few_records_need_no_file() {
+        let mut sorter = Sorter::new(scratch(), |a: &[u8], b: &[u8]| a.cmp(b));
+        for record in [b"b".as_slice(), b"", b"a"] {
+            sorter.push(&[record]).unwrap();
+        }
+        assert!(sorter.runs.file.is_none());
+        assert_eq!(all(sorter), [b"".as_slice(), b"a", b"b"]);
+    }
+}
