@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::diff::{Change, LayerDiff, Mtime};
+use super::diff::{Change, LayerDiff, ListingError, Mtime};
 use super::dirs::Dirs;
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
@@ -32,6 +32,9 @@ pub enum CheckoutError {
     /// A file of the state cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The list of files cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The system refused.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -72,6 +75,7 @@ impl<'a> Checkout<'a> {
         files: &dyn FileSource,
     ) -> Result<(), CheckoutError> {
         for entry in listing {
+            let entry = entry?;
             let path = entry.path.components().fold(prefix.clone(), |path, name| path.join(name));
             if path.is_root() {
                 continue;

@@ -81,7 +81,7 @@ impl Upper {
 }
 
 fn paths(diff: &LayerDiff) -> Vec<String> {
-    diff.iter().map(|entry| entry.path.to_string()).collect()
+    diff.entries().into_iter().map(|entry| entry.path.to_string()).collect()
 }
 
 fn mtime_of(path: &Path) -> (i64, i64) {
@@ -161,7 +161,7 @@ fn whiteouts_count_only_over_something() {
     upper.whiteout("d/never-was");
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["d", "d/gone"]);
-    assert_eq!(diff.iter().nth(1).unwrap().change, Change::Whiteout);
+    assert_eq!(diff.entries().into_iter().nth(1).unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("d/never-was")));
 }
 
@@ -182,8 +182,8 @@ fn opaque_marks_count_only_over_a_directory() {
     let diff = upper.scan();
     // `replaced/f` equals what the parent had there, but nothing of that shows through any more.
     assert_eq!(paths(&diff), ["new", "new/f", "replaced", "replaced/f"]);
-    assert!(matches!(diff.iter().next().unwrap().change, Change::Dir { opaque: false, .. }));
-    assert!(matches!(diff.iter().nth(2).unwrap().change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.entries().into_iter().next().unwrap().change, Change::Dir { opaque: false, .. }));
+    assert!(matches!(diff.entries().into_iter().nth(2).unwrap().change, Change::Dir { opaque: true, .. }));
     assert!(!form().is_opaque(File::open(upper.path("new")).unwrap()).unwrap());
 }
 
@@ -199,7 +199,7 @@ fn sockets_go_and_what_they_hid_stays_hidden() {
         .collect();
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["hidden"]);
-    assert_eq!(diff.iter().next().unwrap().change, Change::Whiteout);
+    assert_eq!(diff.entries().into_iter().next().unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("new")));
     assert_eq!(upper.path("hidden").symlink_metadata().unwrap().rdev(), 0);
 }
@@ -211,9 +211,9 @@ fn hard_links_form_a_group_even_with_a_copied_up_name() {
     upper.parent_has_as_is("a");
     fs::hard_link(upper.path("a"), upper.path("b")).unwrap();
     let diff = upper.scan();
-    assert!(matches!(&diff.iter().next().unwrap().change, Change::File { size: 4, .. }));
+    assert!(matches!(&diff.entries().into_iter().next().unwrap().change, Change::File { size: 4, .. }));
     assert!(
-        matches!(&diff.iter().nth(1).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"a")
+        matches!(&diff.entries().into_iter().nth(1).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"a")
     );
 }
 
@@ -237,8 +237,8 @@ fn many_files_give_the_same_listing_on_two_threads() {
     }
     let diff = upper.scan();
     assert_eq!(diff.len(), 20 * 31);
-    assert!(diff.iter().is_sorted_by(|a, b| a.path < b.path));
-    for entry in &diff {
+    assert!(diff.entries().into_iter().is_sorted_by(|a, b| a.path < b.path));
+    for entry in diff.entries() {
         let Change::File { content, .. } = &entry.change else { continue };
         let body = fs::read(upper.path(&entry.path.to_string())).unwrap();
         assert_eq!(content.0, *blake3::hash(&body).as_bytes());
@@ -323,7 +323,7 @@ fn batches_of_any_size_give_the_same_changes() {
             assert_eq!(mtime_of(&upper.path(touched)), (7, 0), "{touched} in batches of {at_once}");
         }
         assert_eq!(verify_layer(dir.as_fd(), form(), &diff).unwrap(), [], "{at_once}");
-        let changes: Vec<_> = diff.iter().map(|entry| entry.change).collect();
+        let changes: Vec<_> = diff.entries().into_iter().map(|entry| entry.change).collect();
         let of = |path| changes[expected.iter().position(|listed| *listed == path).unwrap()].clone();
         for path in ["a/b.c", "x/link"] {
             assert!(
@@ -402,12 +402,12 @@ fn two_thousand_levels_are_walked_and_taken_out() {
     }
     let diff = upper.scan();
     assert_eq!(diff.len(), 2000);
-    let meta = match &diff.iter().next().unwrap().change {
+    let meta = match &diff.entries().into_iter().next().unwrap().change {
         Change::Dir { meta, .. } => meta.clone(),
         other => panic!("{other:?}"),
     };
     let kind = Kind::Dir(NodeDigest([0; 32]));
-    for entry in &diff {
+    for entry in diff.entries() {
         let same = Entry { meta: meta.clone(), kind: kind.clone() };
         upper.parent.insert(entry.path, ParentEntry { entry: same, mtime: entry.mtime });
     }
@@ -488,12 +488,12 @@ fn a_real_overlay_gives_its_changes_and_nothing_else() {
         paths(&diff),
         ["etc", "etc/edited", "etc/gone", "new", "new/deep", "new/deep/f", "new/link", "old"]
     );
-    assert_eq!(diff.iter().nth(2).unwrap().change, Change::Whiteout);
-    assert!(matches!(diff.iter().nth(3).unwrap().change, Change::Dir { opaque: false, .. }));
+    assert_eq!(diff.entries().into_iter().nth(2).unwrap().change, Change::Whiteout);
+    assert!(matches!(diff.entries().into_iter().nth(3).unwrap().change, Change::Dir { opaque: false, .. }));
     assert!(
-        matches!(&diff.iter().nth(6).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
+        matches!(&diff.entries().into_iter().nth(6).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
     );
-    assert!(matches!(diff.iter().nth(7).unwrap().change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.entries().into_iter().nth(7).unwrap().change, Change::Dir { opaque: true, .. }));
     assert_eq!(scan(), diff, "what was taken out does not come back");
 }
 
