@@ -91,7 +91,7 @@ async fn fetch(
             source,
         })?;
         let mut diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing)?;
-        diff.remove_root();
+        diff.remove_root()?;
         Ok((draft, diff))
     })
     .await
