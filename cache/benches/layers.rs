@@ -19,6 +19,7 @@ use rbuild_cache::layer::{
     scan_upper,
 };
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
     Contained, FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, Store,
     StoreOptions,
@@ -343,9 +344,10 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
         }
     };
     let root = File::open(&upper).expect("opens");
+    let scratch = Scratch::on(&root).expect("opens");
     let commit = || {
         let nodes = MemoryNodeStore::default();
-        let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing).expect("lists");
+        let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
         let tree = Tree::empty().apply(&nodes, &diff).expect("it fits");
         black_box((tree, encode_diff(diff)));
     };

@@ -90,7 +90,7 @@ async fn fetch(
             path: ".git".to_owned(),
             source,
         })?;
-        let mut diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing)?;
+        let mut diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.scratch()?)?;
         diff.remove_root();
         Ok((draft, diff))
     })
