@@ -358,9 +358,10 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
         }
     };
     let root = File::open(&upper).expect("opens");
+    let scratch = Scratch::on(&root).expect("opens");
     let commit = || {
         let nodes = MemoryNodeStore::default();
-        let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing).expect("lists");
+        let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
         let tree = Tree::empty().apply(&nodes, &diff).expect("it fits");
         black_box((tree, encoded(&diff)));
     };

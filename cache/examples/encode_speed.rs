@@ -12,6 +12,7 @@ use rbuild_cache::layer::{
     ParentViewError, emit_tar, encode, scan_upper,
 };
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 
 struct Nothing;
 
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::env::args_os().nth(1).ok_or("usage: encode_speed DIR (a copy: sockets in it are removed)")?;
     let dir = std::fs::File::open(dir)?;
     let start = Instant::now();
-    let diff = scan_upper(dir.as_fd(), OverlayForm::User, &Nothing)?;
+    let diff = scan_upper(dir.as_fd(), OverlayForm::User, &Nothing, &Scratch::on(&dir)?)?;
     println!("scan   {:>7} entries  {:>6.0} ms", diff.len(), start.elapsed().as_secs_f64() * 1e3);
     let mut tar = Vec::new();
     emit_tar(dir.as_fd(), &diff, None, &mut tar)?;

@@ -113,20 +113,44 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
             Some(file) => file,
             None => file.insert(scratch.file()?),
         };
-        let mut at = ends.last().copied().unwrap_or(0);
-        let mut out = Vec::with_capacity(AHEAD_BYTES_MAX);
-        for record in records.drain(..) {
-            if !out.is_empty() && out.len() + HEAD_BYTES + record.len as usize > AHEAD_BYTES_MAX {
-                file.write_all_at(&out, at)?;
-                at += out.len() as u64;
-                out.clear();
-            }
-            out.extend_from_slice(&record.len.to_le_bytes());
-            out.extend_from_slice(record.of(bytes));
-        }
-        file.write_all_at(&out, at)?;
-        ends.push(at + out.len() as u64);
+        let mut run = RunWriter { file, at: ends.last().copied().unwrap_or(0), out: Vec::new() };
+        records.drain(..).try_for_each(|record| run.record(record.of(bytes)))?;
+        ends.push(run.finish()?);
         bytes.clear();
+        Ok(())
+    }
+}
+
+/// Writes a sorted run.
+struct RunWriter<'a> {
+    file: &'a File,
+    /// Where what was not written yet belongs.
+    at: u64,
+    out: Vec<u8>,
+}
+
+impl RunWriter<'_> {
+    /// Adds the next record.
+    fn record(&mut self, record: &[u8]) -> io::Result<()> {
+        if !self.out.is_empty() && self.out.len() + HEAD_BYTES + record.len() > AHEAD_BYTES_MAX {
+            self.write()?;
+        }
+        // What a sorter took is no longer than that.
+        self.out.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(record);
+        Ok(())
+    }
+
+    /// Where it ends.
+    fn finish(mut self) -> io::Result<u64> {
+        self.write()?;
+        Ok(self.at)
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.out, self.at)?;
+        self.at += self.out.len() as u64;
+        self.out.clear();
         Ok(())
     }
 }
@@ -157,6 +181,15 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
         Ok(self.given.as_ref().map(Run::record))
     }
 
+    /// Writes what is left to a file, from `at` on: to go on later in little memory.
+    pub(crate) fn write_rest(&mut self, file: &File, at: u64) -> io::Result<Run> {
+        let mut run = RunWriter { file, at, out: Vec::new() };
+        while let Some(record) = self.next()? {
+            run.record(record)?;
+        }
+        Ok(Run { at, end: run.finish()?, ahead: AHEAD_BYTES_MIN, ..Run::default() })
+    }
+
     /// Puts a run where its next record belongs, away when it has none.
     fn go_on(&mut self, mut run: Run) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
@@ -176,9 +209,9 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
     }
 }
 
-/// A sorted run that is being read.
+/// A sorted run in a file that is being read.
 #[derive(Default)]
-struct Run {
+pub(crate) struct Run {
     /// Its place among all: of equal records, that of an earlier run came earlier.
     order: usize,
     /// What was read ahead, where it goes on there, and the record at hand.
@@ -193,12 +226,18 @@ struct Run {
 }
 
 impl Run {
-    fn record(&self) -> &[u8] {
+    /// The record that was last moved on to.
+    pub(crate) fn record(&self) -> &[u8] {
         &self.buffer[self.record.clone()]
     }
 
+    /// Where in the file it ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Moves on to the next record; false when there is none.
-    fn advance(&mut self, file: &File) -> io::Result<bool> {
+    pub(crate) fn advance(&mut self, file: &File) -> io::Result<bool> {
         if self.from == self.buffer.len() && self.at == self.end {
             return Ok(false);
         }

@@ -231,7 +231,10 @@ CASES = {
     "w10-push": ("w10", "busybox", "push", "gzip", ("cold", "noop")),
     "w11-push": ("w11", "busybox", "push", "gzip", ("cold", "noop", "change")),
     "w12-push": ("w12", "debian", "push", "gzip", ("cold",)),
+    "w13-push": ("w13", "debian", "push", "gzip", ("cold",)),
+    "w14-push": ("w14", None, "push", "gzip", ("cold",)),
 }
+LONG = ("w13-push", "w14-push")                                  # minutes each: only when they are asked for
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}
 
 
@@ -403,7 +406,7 @@ def main():
     p.add_argument("files", nargs="*")
     p.add_argument("-n", type=int, default=3)
     p.add_argument("-t", type=lambda s: s.split(","), default=["rbuild"])
-    p.add_argument("-c", type=lambda s: s.split(","), default=list(CASES))
+    p.add_argument("-c", type=lambda s: s.split(","), default=[case for case in CASES if case not in LONG])
     p.add_argument("-o", default="results.jsonl")
     a = p.parse_args()
     if a.op == "list":

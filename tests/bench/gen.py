@@ -16,6 +16,8 @@ w9      RUN that makes 200,000 files
 w10     COPY of 200,000 files
 w11     the same in one directory
 w12     RUN that makes 200,000 files in one directory, COPY --from of them
+w13     RUN that makes 1,000,000 files, COPY --from of them
+w14     FROM an image with 1,000,000 files in one layer (many_files.py puts it there), one trivial RUN
 """
 import os, random, sys
 
@@ -152,8 +154,21 @@ COPY --from=made /data /data
 """)
 
 
+def w13():
+    make = "for $d (1..1000) { mkdir $d; for (1..1000) { open F, '>', qq($d/file-$_); print F qq($d $_); close F } }"
+    write("w13/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made /data /data
+""")
+
+
+def w14():
+    write("w14/Dockerfile", f"FROM {REG}/many\nRUN true\n")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()

@@ -61,7 +61,7 @@ pub(super) fn layer(
     output.succeeded(op, exit)?;
 
     untouched.keep_changes(dir, &env.store, &root.tree)?;
-    let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root))?;
+    let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root), &env.store.scratch()?)?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff)?;
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })

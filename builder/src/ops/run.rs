@@ -244,17 +244,17 @@ fn layer(
         path: "the step's layer".to_owned(),
         source: errno.into(),
     })?;
-    let parent = Parent::of(env, root);
+    let (parent, scratch) = (Parent::of(env, root), env.store.scratch()?);
     let diff = if env.overlay.owners() == Owners::Noted {
         // What cannot carry its owner is known by its inode in the merged root, which stays until it was looked at.
         let given = |path: &RelPath| ownership.given(merged.as_fd(), path.as_bytes());
         let owners = StepOwners { user: ownership.user, special: &given };
-        let diff = layer::scan_upper_of(draft.diff_fd().as_fd(), env.overlay, &parent, &owners)?;
+        let diff = layer::scan_upper_of(draft.diff_fd().as_fd(), env.overlay, &parent, &owners, &scratch)?;
         drop(merged);
         diff
     } else {
         drop(merged);
-        layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent)?
+        layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent, &scratch)?
     };
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff)?;

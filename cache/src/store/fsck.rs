@@ -347,7 +347,8 @@ impl Store {
         }
         if wrong.is_empty() && self.has_dir(id)? {
             let dir = layout.open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY)?;
-            match verify_layer(dir.as_fd(), form, &listing) {
+            let scratch = self.scratch()?;
+            match verify_layer(dir.as_fd(), form, &listing, &scratch) {
                 Ok(found) => wrong = found,
                 Err(error) => return unreadable(error.to_string()),
             }

@@ -24,8 +24,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::io::Errno;
-
 use self::compare::Settler;
 use self::hash::Reader;
 use self::walk::{Found, Walker};
@@ -33,6 +31,7 @@ use super::diff::{LayerDiff, ListingError, Mtime};
 use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{Entry, Meta};
 
 /// An entry of the layers below.
@@ -118,8 +117,8 @@ pub enum ScanError {
     },
 }
 
-fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> ScanError {
-    move |errno| ScanError::Io { step, path: path.clone(), source: errno.into() }
+fn io_error<E: Into<io::Error>>(step: &'static str, path: &RelPath) -> impl FnOnce(E) -> ScanError {
+    move |error| ScanError::Io { step, path: path.clone(), source: error.into() }
 }
 
 /// What the xattrs of a file or directory say.
@@ -194,13 +193,15 @@ const ROOTS_OWN: StepOwners<'static> = StepOwners { user: (0, 0), special: &|_| 
 /// the parent's metadata and nothing changed below, whatever their time (containerd compares neither); whiteouts of
 /// nothing; opaque marks over nothing, which overlayfs sets on every new directory. Sockets are removed, as in every
 /// image; one that hid something becomes a whiteout. The root is listed only when its owner, mode or xattrs differ.
-/// Kept are the xattrs that layers carry, never overlayfs' own.
+/// Kept are the xattrs that layers carry, never overlayfs' own. Names beyond a few MiB of one directory are in `scratch`
+/// meanwhile.
 pub fn scan_upper(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     parent: &dyn ParentView,
+    scratch: &Scratch,
 ) -> Result<LayerDiff, ScanError> {
-    scan_upper_of(dir, form, parent, &ROOTS_OWN)
+    scan_upper_of(dir, form, parent, &ROOTS_OWN, scratch)
 }
 
 /// [`scan_upper`] where owners are noted: those that are not come from `owners`.
@@ -209,8 +210,9 @@ pub fn scan_upper_of(
     form: OverlayForm,
     parent: &dyn ParentView,
     owners: &StepOwners<'_>,
+    scratch: &Scratch,
 ) -> Result<LayerDiff, ScanError> {
-    settle_in_batches(dir, form, parent, owners, walk::AT_ONCE)
+    settle_in_batches(dir, form, parent, owners, scratch, walk::AT_ONCE)
 }
 
 fn settle_in_batches(
@@ -218,10 +220,11 @@ fn settle_in_batches(
     form: OverlayForm,
     parent: &dyn ParentView,
     owners: &StepOwners<'_>,
+    scratch: &Scratch,
     at_once: usize,
 ) -> Result<LayerDiff, ScanError> {
-    let mut settler = Settler::new(dir);
-    for_each(dir, form, parent, owners, at_once, |one| settler.take(one))?;
+    let mut settler = Settler::new(dir, scratch);
+    for_each(dir, form, parent, owners, scratch, at_once, |one| settler.take(one))?;
     settler.finish()
 }
 
@@ -232,10 +235,11 @@ fn for_each(
     form: OverlayForm,
     parent: &dyn ParentView,
     owners: &StepOwners<'_>,
+    scratch: &Scratch,
     at_once: usize,
     mut take: impl FnMut(Found) -> Result<(), ScanError>,
 ) -> Result<(), ScanError> {
-    let mut walker = Walker::new(dir, form, parent, owners);
+    let mut walker = Walker::new(dir, form, parent, owners, scratch);
     let mut reader = Reader::new(dir, form);
     let mut batch = vec![walker.root()?];
     loop {

@@ -26,6 +26,10 @@ fn form() -> OverlayForm {
     if rustix::process::geteuid().is_root() { OverlayForm::Trusted } else { OverlayForm::User }
 }
 
+fn scratch() -> Scratch {
+    Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
+}
+
 impl Upper {
     fn new() -> Self {
         let mut upper = Self { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
@@ -43,6 +47,10 @@ impl Upper {
 
     fn mkdir(&self, path: &str) {
         fs::create_dir(self.path(path)).unwrap();
+    }
+
+    fn mkdir_all(&self, path: &str) {
+        fs::create_dir_all(self.path(path)).unwrap();
     }
 
     fn whiteout(&self, path: &str) {
@@ -76,7 +84,7 @@ impl Upper {
 
     #[track_caller]
     fn scan(&self) -> LayerDiff {
-        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent).unwrap()
+        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent, &scratch()).unwrap()
     }
 }
 
@@ -311,7 +319,8 @@ fn batches_of_any_size_give_the_same_changes() {
             rustix::fs::futimens(File::open(upper.path(touched)).unwrap(), &times).unwrap();
         }
         let dir = File::open(upper.temp.path()).unwrap();
-        let diff = settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, at_once).unwrap();
+        let diff =
+            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &scratch(), at_once).unwrap();
         assert_eq!(paths(&diff), expected, "{at_once}");
         for path in expected {
             assert!(is_there(&upper.path(path)), "{path}");
@@ -322,7 +331,7 @@ fn batches_of_any_size_give_the_same_changes() {
         for touched in ["", "a/b", "a/b/c", "mode", "x"] {
             assert_eq!(mtime_of(&upper.path(touched)), (7, 0), "{touched} in batches of {at_once}");
         }
-        assert_eq!(verify_layer(dir.as_fd(), form(), &diff).unwrap(), [], "{at_once}");
+        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &scratch()).unwrap(), [], "{at_once}");
         let changes: Vec<_> = diff.entries().into_iter().map(|entry| entry.change).collect();
         let of = |path| changes[expected.iter().position(|listed| *listed == path).unwrap()].clone();
         for path in ["a/b.c", "x/link"] {
@@ -351,7 +360,7 @@ impl ParentView for Asked {
 fn walked(upper: &Upper, at_once: usize) -> (usize, usize) {
     let (asked, mut taken, mut waiting_max) = (Asked::default(), 0, 0);
     let dir = File::open(upper.temp.path()).unwrap();
-    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, at_once, |_| {
+    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, &scratch(), at_once, |_| {
         waiting_max = waiting_max.max(asked.0.get() - taken);
         taken += 1;
         Ok(())
@@ -387,6 +396,24 @@ fn long_paths_make_a_batch_smaller() {
     let (all, waiting_max) = walked(&upper, walk::AT_ONCE);
     assert_eq!(all, 1 + 14 + 1500);
     assert!(waiting_max * deep.len() < 5 << 20, "{waiting_max}");
+}
+
+#[test]
+fn directories_with_many_names_are_walked_in_order_and_come_back_to() {
+    let upper = Upper::new();
+    let mut expected = Vec::new();
+    for dir in ["", "05-/", "05-/05-/", "05-/07-/"] {
+        upper.mkdir_all(dir);
+        for file in 0..1000 {
+            let path = format!("{dir}{file:02}-{}", "x".repeat(20));
+            upper.write(&path, "");
+            expected.push(RelPath::new(path).unwrap());
+        }
+    }
+    expected.extend(["05-", "05-/05-", "05-/07-"].map(|dir| RelPath::new(dir).unwrap()));
+    expected.sort();
+    let found: Vec<_> = upper.scan().entries().into_iter().map(|entry| entry.path).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -426,7 +453,7 @@ fn a_file_whose_bytes_are_elsewhere_is_refused() {
     let file = File::open(upper.path("f")).unwrap();
     rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
     let dir = File::open(upper.temp.path()).unwrap();
-    let refused = scan_upper(dir.as_fd(), form(), &upper.parent);
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent, &scratch());
     assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
 }
 
@@ -481,8 +508,10 @@ fn a_real_overlay_gives_its_changes_and_nothing_else() {
     for path in ["", "bin", "etc", "var", "var/lib", "old"].into_iter().chain(files) {
         view.parent_has(path, &lower.join(path));
     }
-    let scan =
-        || scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent).unwrap();
+    let scan = || {
+        scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent, &scratch())
+            .unwrap()
+    };
     let diff = scan();
     assert_eq!(
         paths(&diff),
@@ -508,7 +537,7 @@ fn a_tree_that_no_archive_could_hold_is_refused() {
         rustix::fs::mkdirat(dirs.dir(&path).unwrap(), name.as_str(), Mode::from_raw_mode(0o755)).unwrap();
         path = path.join(name.as_bytes());
     }
-    let refused = scan_upper(root.as_fd(), form(), &upper.parent);
+    let refused = scan_upper(root.as_fd(), form(), &upper.parent, &scratch());
     assert!(matches!(refused, Err(ScanError::PathTooLong { .. })), "{refused:?}");
     while !path.is_root() {
         rustix::fs::unlinkat(dirs.parent(&path).unwrap(), path.name(), rustix::fs::AtFlags::REMOVEDIR)

@@ -8,6 +8,7 @@ use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
 use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, walk};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{Entry, Kind, Meta, NodeDigest};
 
 /// Says that there is a directory everywhere: the walk then takes opaque marks and whiteouts as they are.
@@ -27,12 +28,13 @@ pub fn verify_layer(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     listing: &LayerDiff,
+    scratch: &Scratch,
 ) -> Result<Vec<RelPath>, ScanError> {
     let mut listed = listing.iter().peekable();
     let mut wrong = Vec::new();
     // Of files with several names.
     let mut inodes = HashMap::new();
-    for_each(dir, form, &Directories, &ROOTS_OWN, walk::AT_ONCE, |one| {
+    for_each(dir, form, &Directories, &ROOTS_OWN, scratch, walk::AT_ONCE, |one| {
         if let What::File { inode, links: 2.., .. } = one.what {
             inodes.insert(one.path.clone(), inode);
         }

@@ -10,14 +10,17 @@ use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::limits::Limits;
 use super::super::overlay::{OverlayForm, Owners};
-use super::names::Names;
+use super::names::{Aside, Listed, Names};
 use super::{
     ParentEntry, ParentView, ScanError, StepOwners, inherited_group, io_error, note_owner, read_xattrs,
 };
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Kind, Meta};
 
 const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
+
+const HOLD_NAMES: &str = "take down what is in";
 
 /// Things gathered before their files are read: enough for two threads, little enough to be in memory.
 pub(super) const AT_ONCE: usize = 8192;
@@ -84,6 +87,9 @@ pub(super) struct Walker<'a> {
     owners: &'a StepOwners<'a>,
     /// The way to the next name. A stack of our own: the tree may be deeper than ours.
     stack: Vec<Frame>,
+    scratch: Scratch,
+    /// Names of all on the stack but the last.
+    aside: Aside,
     buffer: Vec<MaybeUninit<u8>>,
     /// As for archives: what is listed must unpack again.
     limits: Limits,
@@ -98,6 +104,7 @@ impl<'a> Walker<'a> {
         form: OverlayForm,
         parent: &'a dyn ParentView,
         owners: &'a StepOwners<'a>,
+        scratch: &Scratch,
     ) -> Self {
         let mut buffer = Vec::new();
         buffer.resize_with(32 << 10, MaybeUninit::uninit);
@@ -107,6 +114,8 @@ impl<'a> Walker<'a> {
             parent,
             owners,
             stack: Vec::new(),
+            scratch: scratch.clone(),
+            aside: Aside::new(scratch.clone()),
             buffer,
             limits: Limits::default(),
             entries: 1,
@@ -124,8 +133,11 @@ impl<'a> Walker<'a> {
         let listing_bytes_max = self.listing_bytes + PATH_BYTES_AT_ONCE;
         while batch.len() < at_once && self.listing_bytes < listing_bytes_max {
             let Some(frame) = self.stack.last_mut() else { break };
-            let Some((name, listed)) = frame.names.pop() else {
-                self.stack.pop();
+            let next = frame.names.next(&self.aside).map_err(io_error("go through", &frame.path))?;
+            let Some((name, listed)) = next else {
+                if let Some(done) = self.stack.pop() {
+                    self.aside.free(done.names);
+                }
                 continue;
             };
             let path = frame.path.join(name);
@@ -182,6 +194,9 @@ impl<'a> Walker<'a> {
                     self.form.clear_opaque(&fd).map_err(io_error("clear the opaque mark of", &path))?;
                     opaque = false;
                 }
+                if let Some(around) = self.stack.last_mut() {
+                    self.aside.put(&mut around.names).map_err(io_error(HOLD_NAMES, &around.path))?;
+                }
                 let names = self.names(&fd, &path)?;
                 let group = inherited_group(&meta);
                 self.stack.push(Frame { path: path.clone(), is_merged: lower && !opaque, group, names });
@@ -224,8 +239,8 @@ impl<'a> Walker<'a> {
     }
 
     fn names(&mut self, fd: impl AsFd, path: &RelPath) -> Result<Names, ScanError> {
-        let Limits { entries_max, listing_bytes_max, .. } = self.limits;
-        let mut names = Names::default();
+        let Limits { entries_max, .. } = self.limits;
+        let mut names = Listed::new(&self.scratch);
         let mut entries = RawDir::new(fd, &mut self.buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(io_error("read directory", path))?;
@@ -238,12 +253,9 @@ impl<'a> Walker<'a> {
             if self.entries > entries_max {
                 return Err(ScanError::TooManyEntries { max: entries_max });
             }
-            if !names.add(name, entry.file_type()) {
-                return Err(ScanError::ListingTooLarge { max: listing_bytes_max });
-            }
+            names.add(name, entry.file_type()).map_err(io_error(HOLD_NAMES, path))?;
         }
-        names.sort();
-        Ok(names)
+        names.sorted().map_err(io_error(HOLD_NAMES, path))
     }
 }
 
