@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, decode_diff};
+use rbuild_cache::layer::{self, EmitError, EncodeError, LayerDiff, Marks, Pack, Start, decode_diff};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -170,7 +170,7 @@ fn pack(
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
     let known = spooled.or_else(|| last.as_ref().and_then(packs)).unwrap_or_default();
-    let worth = copy::worth_sharing(&plan.diff, &known.packs);
+    let worth = copy::worth_sharing(&plan.diff, &known.packs).map_err(EncodeError::Source)?;
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -184,7 +184,10 @@ fn pack(
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
-        let marks = last.map(|last| last.marks_for(&plan.diff, &shared.packs)).unwrap_or_default();
+        let marks = match last {
+            Some(last) => last.marks_for(&plan.diff, &shared.packs).map_err(EncodeError::Source)?,
+            None => Marks::default(),
+        };
         let hashed = layer::hash_from(marks, emit, threads)?;
         ((hashed.diff_id, hashed.size), hashed.marks)
     };
@@ -209,7 +212,7 @@ impl Last {
     }
 
     /// Its marks that hold for this layer. Without them all of the archive is made.
-    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Marks {
+    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Result<Marks, EmitError> {
         copy::marks_that_hold(self.marks, &self.listing, diff, shared)
     }
 }

@@ -5,6 +5,7 @@ use std::io::Seek;
 use proptest::prelude::*;
 use rbuild_oci::Digest;
 
+use super::packs::scratch;
 use super::*;
 use crate::layer::{DiffEntry, Hashed, LayerDiff, Marks, Pack, PackWriter, Start, encode_diff, hash_from};
 use crate::tree::{ContentDigest, Meta};
@@ -41,7 +42,7 @@ fn plan_of(files: &BTreeMap<u8, File>) -> CopyPlan {
 /// Packs a plan from where the marks end on; gives its pack, how many bytes were written, and the hash.
 fn packed(plan: &CopyPlan, shared: &[Pack], marks: Marks, threads: usize) -> (Pack, u64, Hashed) {
     let mut file = tempfile::tempfile().unwrap();
-    let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
+    let mut writer = PackWriter::new(file.try_clone().unwrap(), scratch()).unwrap();
     let mut begun = 0;
     let emit = |start: &Start, out: &mut dyn std::io::Write| {
         begun = start.at;
@@ -55,7 +56,7 @@ fn packed(plan: &CopyPlan, shared: &[Pack], marks: Marks, threads: usize) -> (Pa
 
 fn whole_archive(plan: &CopyPlan) -> Vec<u8> {
     let mut tar = Vec::new();
-    let mut writer = PackWriter::new(tempfile::tempfile().unwrap()).unwrap();
+    let mut writer = PackWriter::new(tempfile::tempfile().unwrap(), scratch()).unwrap();
     pack(plan, &Sources::default(), &[], &mut writer, &Start::default(), &mut tar).unwrap();
     tar
 }
@@ -80,14 +81,14 @@ proptest! {
         files.extend(edits.into_iter().map(|file| (file.0, file)));
         files.retain(|name, _| !removed.contains(name));
         let plan = plan_of(&files);
-        let shared: Vec<Pack> = match worth_sharing(&plan.diff, std::slice::from_ref(&first_pack))[0] {
+        let shared: Vec<Pack> = match worth_sharing(&plan.diff, std::slice::from_ref(&first_pack)).unwrap()[0] {
             true => vec![first_pack],
             false => Vec::new(),
         };
         let same = plan.diff.iter().zip(&earlier.diff).take_while(|(entry, before)| entry == before).count();
 
         let tar = whole_archive(&plan);
-        let held = marks_that_hold(marks, &earlier.diff, &plan.diff, &shared);
+        let held = marks_that_hold(marks, &earlier.diff, &plan.diff, &shared).unwrap();
         let (_, written, went_on) = packed(&plan, &shared, held, threads);
         prop_assert_eq!((went_on.diff_id.0, went_on.size), (Digest::of(&tar), tar.len() as u64));
         let (_, _, whole) = packed(&plan, &[], Marks::default(), threads);
