@@ -148,7 +148,8 @@ fn a_part_of_an_open_index_that_became_zeroes_is_an_error_for_what_was_there_alo
     pack.file().write_all_at(&zeroes, pack.index.start() + 80 * ENTRY_BYTES as u64).unwrap();
     let found = contents.iter().map(|content| pack.find(&ContentDigest::of(content)));
     let (found, failed): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
-    assert_eq!((found.into_iter().flatten().flatten().count(), failed.len()), (500 - 64, 64));
+    assert!((4..=64).contains(&failed.len()), "of its block at most: {failed:?}");
+    assert_eq!(found.into_iter().flatten().flatten().count() + failed.len(), 500);
     let error = failed.into_iter().find_map(Result::err).unwrap();
     assert_eq!(error.to_string(), "a pack of file contents is damaged: its index changed while it was open");
 }

@@ -17,6 +17,8 @@ const RECENT_MIN: usize = 57_344;
 #[cfg(test)]
 const RECENT_MIN: usize = 56;
 
+type Compare = fn(&[u8], &[u8]) -> Ordering;
+
 /// Makes a pack, content by content, in a memory of a dozen MiB however many there are.
 ///
 /// A content that comes again after more than 57,344 others may be kept twice in the file. The index then has its first
@@ -24,7 +26,7 @@ const RECENT_MIN: usize = 56;
 pub struct PackWriter {
     out: BufWriter<Box<dyn Write + Send>>,
     at: u64,
-    index: Sorter<fn(&[u8], &[u8]) -> Ordering>,
+    index: Sorter<Compare>,
     recent: Recent,
 }
 
@@ -33,7 +35,7 @@ impl PackWriter {
     pub fn new(file: impl Write + Send + 'static, scratch: Scratch) -> io::Result<Self> {
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, Box::new(file) as Box<dyn Write + Send>);
         out.write_all(MAGIC)?;
-        let index = Sorter::new(scratch, by_content as fn(&[u8], &[u8]) -> Ordering);
+        let index = Sorter::new(scratch, by_content as Compare);
         Ok(Self { out, at: MAGIC.len() as u64, index, recent: Recent::default() })
     }
 
