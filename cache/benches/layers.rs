@@ -264,11 +264,12 @@ fn stat_index(dir: &Path) {
 fn packs(diff: &LayerDiff, dir: &Path) {
     let contents: Vec<Vec<u8>> = (0..FILES).map(content).collect();
     let path = dir.join("pack");
+    let scratch = Scratch::on(File::open(dir).expect("opens")).expect("is a directory");
     let write = |file: File| {
-        let mut pack = PackWriter::new(file).expect("writes");
+        let mut pack = PackWriter::new(file, scratch.clone()).expect("writes");
         for content in &contents {
             pack.write(content).expect("writes");
-            pack.end(ContentDigest::of(content), content.len() as u64);
+            pack.end(ContentDigest::of(content), content.len() as u64).expect("sorts");
         }
         pack.finish().expect("writes");
     };

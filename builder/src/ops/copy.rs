@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, LayerDiff, ListingError, Marks, Pack, Start};
+use rbuild_cache::layer::{self, EmitError, EncodeError, LayerDiff, Marks, Pack, Start};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -171,7 +171,7 @@ fn pack(
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
     let known = spooled.or_else(|| last.as_ref().and_then(packs)).unwrap_or_default();
-    let worth = copy::worth_sharing(&plan.diff, &known.packs)?;
+    let worth = copy::worth_sharing(&plan.diff, &known.packs).map_err(EncodeError::Source)?;
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -186,7 +186,7 @@ fn pack(
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
         let marks = match last {
-            Some(last) => last.marks_for(&plan.diff, &shared.packs)?,
+            Some(last) => last.marks_for(&plan.diff, &shared.packs).map_err(EncodeError::Source)?,
             None => Marks::default(),
         };
         let hashed = layer::hash_from(marks, emit, threads)?;
@@ -213,7 +213,7 @@ impl Last {
     }
 
     /// Its marks that hold for this layer. Without them all of the archive is made.
-    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Result<Marks, ListingError> {
+    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Result<Marks, EmitError> {
         copy::marks_that_hold(self.marks, &self.listing, diff, shared)
     }
 }

@@ -351,7 +351,12 @@ impl<'a> Filler<'a> {
         content: &ContentDigest,
     ) -> Result<(), MaterialiseError> {
         let packs = self.sources.packs;
-        let (pack, offset) = match PackReader::new(packs).find(content) {
+        let found = PackReader::new(packs).find(content).map_err(|source| MaterialiseError::Io {
+            action: "look up the content of",
+            path: path.clone(),
+            source,
+        })?;
+        let (pack, offset) = match found {
             Some((pack, Place { offset, length })) if length == size => (&packs[pack], offset),
             _ if size == 0 => return Ok(()),
             _ => return Err(MaterialiseError::NoSource { path: path.clone() }),

@@ -9,7 +9,7 @@ use super::origins::Found;
 use super::{CopyPlan, FileSource, MaterialiseError, Origin, Origins, SourceError, Sources, materialise};
 use crate::layer::{
     Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, ListingError, Marks, Mtime, OverlayForm, Pack,
-    PackBodies, PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
+    PackBodies, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
 };
 use crate::path::RelPath;
 use crate::scratch::Scratch;
@@ -33,18 +33,21 @@ pub enum PackLayerError {
 }
 
 /// Which packs of an earlier layer are worth sharing: those of which at least half would be used, and not too many of
-/// them. What the others have is written again, so neither dead bytes nor small packs pile up.
-pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Result<Vec<bool>, ListingError> {
+/// them. What the others have is written again, so neither dead bytes nor small packs pile up. An error when a pack cannot
+/// say what it has.
+pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Result<Vec<bool>, EmitError> {
     let mut used = vec![0_u64; packs.len()];
-    let reader = PackReader::new(packs);
+    let bodies = PackBodies::new(packs);
     for entry in diff {
-        if let Change::File { content, .. } = entry?.change
-            && let Some((pack, place)) = reader.find(&content)
+        let entry = entry?;
+        if let Change::File { content, .. } = &entry.change
+            && let Some((pack, place)) = bodies.find(&entry.path, content)?
         {
-            used[pack] += place.length;
+            used[pack] = used[pack].saturating_add(place.length);
         }
     }
-    let mut order: Vec<usize> = (0..packs.len()).filter(|at| used[*at] * 2 >= packs[*at].bytes()).collect();
+    let is_worth = |at: &usize| used[*at].saturating_mul(2) >= packs[*at].bytes();
+    let mut order: Vec<usize> = (0..packs.len()).filter(is_worth).collect();
     order.sort_by_key(|at| std::cmp::Reverse(used[*at]));
     order.truncate(SHARED_MAX);
     Ok((0..packs.len()).map(|at| order.contains(&at)).collect())
@@ -83,24 +86,25 @@ pub fn keep_times(
 }
 
 /// Which marks of the archive of `earlier` hold for that of `diff`: it begins with the same entries, and nothing of them is
-/// to be packed, as `shared` have their contents.
+/// to be packed, as `shared` have their contents. An error when a pack cannot say what it has.
 pub fn marks_that_hold(
     mut marks: Marks,
     earlier: &LayerDiff,
     diff: &LayerDiff,
     shared: &[Pack],
-) -> Result<Marks, ListingError> {
-    let reader = PackReader::new(shared);
+) -> Result<Marks, EmitError> {
+    let bodies = PackBodies::new(shared);
     let is_there = |entry: &DiffEntry| match &entry.change {
-        Change::File { size, content, .. } => {
-            *size == 0 || reader.find(content).is_some_and(|(_, place)| place.length == *size)
+        Change::File { size, content, .. } if *size > 0 => {
+            let found = bodies.find(&entry.path, content)?;
+            Ok::<_, EmitError>(found.is_some_and(|(_, place)| place.length == *size))
         }
-        _ => true,
+        _ => Ok(true),
     };
     let mut same = 0;
     for (entry, before) in diff.iter().zip(earlier).take(marks.entries()) {
         let entry = entry?;
-        if entry != before? || !is_there(&entry) {
+        if entry != before? || !is_there(&entry)? {
             break;
         }
         same += 1;
@@ -165,12 +169,11 @@ impl Bodies for Packing<'_> {
             each(bytes)
         };
         let failure = match stream(found, path, size, content, &mut self.buffer, &mut take) {
-            Ok(()) => {
-                if is_new {
-                    self.pack.end(*content, size);
-                }
-                return Ok(());
-            }
+            Ok(()) if is_new => match self.pack.end(*content, size) {
+                Ok(()) => return Ok(()),
+                Err(error) => PackLayerError::Pack(error),
+            },
+            Ok(()) => return Ok(()),
             Err(Unread::Take(error)) if is_packed => return Err(EmitError::Write(error)),
             Err(Unread::Take(error)) => PackLayerError::Pack(error),
             Err(Unread::Source(error)) => PackLayerError::Source(error),

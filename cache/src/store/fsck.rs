@@ -1,6 +1,7 @@
 //! Checking every byte of a store against what it should be, and setting aside what is not.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::os::fd::AsFd;
 
 use rbuild_oci::Digest;
@@ -10,9 +11,9 @@ use super::collect::Snapshot;
 use super::db::{from_json, seal};
 use super::error::StoreError;
 use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
-use crate::layer::{Change, DiffEntry, LayerDiff, ListingError, OverlayForm, Pack, verify_layer};
+use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, verify_layer};
 use crate::path::RelPath;
-use crate::tree::{DirNode, NodeDigest};
+use crate::tree::{ContentDigest, DirNode, NodeDigest};
 
 /// Paths named per damaged layer.
 const PATHS_SHOWN: usize = 3;
@@ -133,24 +134,27 @@ enum Fact {
 pub(super) struct SoundPacks(HashMap<(u64, u64), bool>);
 
 impl SoundPacks {
-    /// Files of a listing whose contents are in no sound pack.
-    fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> Result<Vec<RelPath>, ListingError> {
+    /// Files of a listing whose contents are in no sound pack. An error when one that was sound cannot be read any more.
+    fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> io::Result<Vec<RelPath>> {
         let sound: Vec<&Pack> = packs.iter().filter(|pack| self.is_sound(pack)).collect();
-        let is_lost = |entry: &DiffEntry| match &entry.change {
-            Change::File { size, content, .. } => {
-                *size > 0
-                    && !sound.iter().any(|pack| pack.find(content).is_some_and(|place| place.length == *size))
+        let has = |content: &ContentDigest, size: u64| -> io::Result<bool> {
+            for pack in &sound {
+                if pack.find(content)?.is_some_and(|place| place.length == size) {
+                    return Ok(true);
+                }
             }
-            _ => false,
+            Ok(false)
         };
-        let mut lost = Vec::new();
+        let mut missing = Vec::new();
         for entry in listing {
-            let entry = entry?;
-            if is_lost(&entry) {
-                lost.push(entry.path);
+            let DiffEntry { path, change, .. } = entry.map_err(io::Error::other)?;
+            if let Change::File { size: size @ 1.., content, .. } = change
+                && !has(&content, size)?
+            {
+                missing.push(path);
             }
         }
-        Ok(lost)
+        Ok(missing)
     }
 
     fn is_sound(&mut self, pack: &Pack) -> bool {
@@ -337,11 +341,12 @@ impl Store {
         let unreadable = |why: String| Ok(Some(Finding::LayerUnreadable { layer: id, why }));
         let mut wrong = Vec::new();
         if is_packed {
-            match self.layer_packs(id) {
-                Ok(packs) => match sound_packs.missing(&listing, &packs.unwrap_or_default().packs) {
-                    Ok(found) => wrong = found,
-                    Err(error) => return unreadable(error.to_string()),
-                },
+            let packs = match self.layer_packs(id) {
+                Ok(packs) => packs.unwrap_or_default().packs,
+                Err(error) => return unreadable(error.to_string()),
+            };
+            match sound_packs.missing(&listing, &packs) {
+                Ok(missing) => wrong = missing,
                 Err(error) => return unreadable(error.to_string()),
             }
         }

@@ -135,9 +135,8 @@ impl Packing {
         if bytes.is_empty() || writer.has(&content) || writer.bytes() > PACKED_BYTES_SUM_MAX {
             return;
         }
-        match writer.write(bytes) {
-            Ok(()) => writer.end(content, bytes.len() as u64),
-            Err(_) => spool.take().into_iter().for_each(Spool::discard),
+        if writer.write(bytes).and_then(|()| writer.end(content, bytes.len() as u64)).is_err() {
+            spool.take().into_iter().for_each(Spool::discard);
         }
     }
 

@@ -293,10 +293,10 @@ fn what_is_read_is_packed_once_however_often_it_is_there() {
     assert_eq!(pack.bytes(), contents.iter().map(|content| content.len() as u64).sum::<u64>());
     assert!(pack.verify().unwrap());
     for content in contents {
-        let found = pack.find(&ContentDigest::of(&content)).map(|place| place.length);
+        let found = pack.find(&ContentDigest::of(&content)).unwrap().map(|place| place.length);
         assert_eq!(found, Some(content.len() as u64));
     }
-    assert_eq!(pack.find(&ContentDigest::of(&large)), None, "it is too large");
+    assert_eq!(pack.find(&ContentDigest::of(&large)).unwrap(), None, "it is too large");
     // A few small files are not worth it.
     let (few, spool) = (case.root().join("few"), case.store.spool(&case.store.lease().unwrap()).unwrap());
     fs::create_dir(&few).unwrap();

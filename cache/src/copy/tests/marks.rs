@@ -5,6 +5,7 @@ use std::io::Seek;
 use proptest::prelude::*;
 use rbuild_oci::Digest;
 
+use super::packs::scratch;
 use super::*;
 use crate::layer::{DiffEntry, Hashed, LayerDiff, ListingCheck, Marks, Pack, PackWriter, Start, hash_from};
 use crate::scratch::Scratch;
@@ -42,7 +43,7 @@ fn plan_of(files: &BTreeMap<u8, File>) -> CopyPlan {
 /// Packs a plan from where the marks end on; gives its pack, how many bytes were written, and the hash.
 fn packed(plan: &CopyPlan, shared: &[Pack], marks: Marks, threads: usize) -> (Pack, u64, Hashed) {
     let mut file = tempfile::tempfile().unwrap();
-    let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
+    let mut writer = PackWriter::new(file.try_clone().unwrap(), scratch()).unwrap();
     let mut begun = 0;
     let emit = |start: &Start, out: &mut dyn std::io::Write| {
         begun = start.at;
@@ -56,7 +57,7 @@ fn packed(plan: &CopyPlan, shared: &[Pack], marks: Marks, threads: usize) -> (Pa
 
 fn whole_archive(plan: &CopyPlan) -> Vec<u8> {
     let mut tar = Vec::new();
-    let mut writer = PackWriter::new(tempfile::tempfile().unwrap()).unwrap();
+    let mut writer = PackWriter::new(tempfile::tempfile().unwrap(), scratch()).unwrap();
     pack(plan, &Sources::default(), &[], &mut writer, &Start::default(), &mut tar).unwrap();
     tar
 }

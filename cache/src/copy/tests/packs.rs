@@ -10,8 +10,13 @@ use super::*;
 use crate::layer::{
     LayerDiff, OverlayForm, Owners, Pack, PackBodies, PackWriter, Start, emit_tar, emit_tar_from,
 };
+use crate::scratch::Scratch;
 use crate::tree::ContentDigest;
 use crate::tree::testing::file;
+
+pub(super) fn scratch() -> Scratch {
+    Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
+}
 
 /// Packs a plan; gives the pack and the archive.
 fn packed(
@@ -20,7 +25,7 @@ fn packed(
     shared: &[Pack],
 ) -> Result<(Pack, Vec<u8>), PackLayerError> {
     let mut file = tempfile::tempfile().unwrap();
-    let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
+    let mut writer = PackWriter::new(file.try_clone().unwrap(), scratch()).unwrap();
     let mut tar = Vec::new();
     let sources = Sources { main: Some(source), ..Sources::default() };
     pack(plan, &sources, shared, &mut writer, &Start::default(), &mut tar)?;
@@ -86,10 +91,10 @@ fn the_next_layer_holds_only_what_changed() {
 
 fn pack_of(contents: &[&str]) -> Pack {
     let mut file = tempfile::tempfile().unwrap();
-    let mut writer = PackWriter::new(file.try_clone().unwrap()).unwrap();
+    let mut writer = PackWriter::new(file.try_clone().unwrap(), scratch()).unwrap();
     for content in contents {
         writer.write(content.as_bytes()).unwrap();
-        writer.end(ContentDigest::of(content.as_bytes()), content.len() as u64);
+        writer.end(ContentDigest::of(content.as_bytes()), content.len() as u64).unwrap();
     }
     writer.finish().unwrap();
     file.rewind().unwrap();

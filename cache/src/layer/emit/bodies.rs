@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, pread};
 
 use super::super::dirs::Dirs;
-use super::super::pack::{Pack, PackReader};
+use super::super::pack::{Pack, PackReader, Place};
 use super::{EmitError, read_error};
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
@@ -91,6 +91,16 @@ impl<'a> PackBodies<'a> {
         Self { reader: PackReader::new(packs) }
     }
 
+    /// The pack that has the content of the file at `path`, and where in it.
+    pub(crate) fn find(
+        &self,
+        path: &RelPath,
+        content: &ContentDigest,
+    ) -> Result<Option<(usize, Place)>, EmitError> {
+        let failed = |source| EmitError::Read { step: "look up the content of", path: path.clone(), source };
+        self.reader.find(content).map_err(failed)
+    }
+
     /// [`Bodies::body`] for a content that some pack has; false when none has it, and nothing was handed out.
     pub fn try_body(
         &mut self,
@@ -99,7 +109,7 @@ impl<'a> PackBodies<'a> {
         content: &ContentDigest,
         each: Each<'_>,
     ) -> Result<bool, EmitError> {
-        let Some(found) = self.reader.find(content) else { return Ok(false) };
+        let Some(found) = self.find(path, content)? else { return Ok(false) };
         let changed = || EmitError::Changed { path: path.clone(), what: "its content in a pack differs" };
         if found.1.length != size {
             return Err(changed());

@@ -32,9 +32,9 @@ fn packed_with(store: &Store, lease: &Lease, files: &[(&str, &str)], known: Laye
     let mut diff = LayerDiff::default();
     for (name, text) in files {
         let content = ContentDigest::of(text.as_bytes());
-        if !shared.packs.iter().any(|pack| pack.find(&content).is_some()) {
+        if !shared.packs.iter().any(|pack| pack.find(&content).unwrap().is_some()) {
             draft.writer.write(text.as_bytes()).unwrap();
-            draft.writer.end(content, text.len() as u64);
+            draft.writer.end(content, text.len() as u64).unwrap();
         }
         let change = Change::File { meta: own_meta(), size: text.len() as u64, content };
         let path = RelPath::new(name.as_bytes()).unwrap();
@@ -101,7 +101,7 @@ fn a_spooled_pack_becomes_the_layer_s_own_and_goes_with_the_lease_when_none_want
         let mut spool = store.spool(&lease).unwrap();
         for text in texts {
             spool.writer.write(text.as_bytes()).unwrap();
-            spool.writer.end(ContentDigest::of(text.as_bytes()), text.len() as u64);
+            spool.writer.end(ContentDigest::of(text.as_bytes()), text.len() as u64).unwrap();
         }
         spool
     };
