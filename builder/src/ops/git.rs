@@ -90,7 +90,8 @@ async fn fetch(
             path: ".git".to_owned(),
             source,
         })?;
-        let mut diff = layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.scratch()?)?;
+        let mut diff =
+            layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.store.scratch()?)?;
         diff.remove_root();
         Ok((draft, diff))
     })

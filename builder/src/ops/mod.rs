@@ -25,8 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rbuild_cache::layer::{Change, Compression, DiffEntry, LayerDiff, Mtime, OverlayForm};
-use rbuild_cache::scratch::Scratch;
-use rbuild_cache::store::{Draft, LayerId, Lease, Store, StoreError};
+use rbuild_cache::store::{Draft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
 use rbuild_registry::Client;
@@ -130,12 +129,6 @@ impl ExecEnv {
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub fn source_date_epoch(&self) -> Option<i64> {
         self.epoch.get().copied()
-    }
-
-    /// Room for what is too much for memory.
-    pub fn scratch(&self) -> Result<Scratch, StepFailure> {
-        let failed = |source| StoreError::io("make files in", self.store.root(), source);
-        Ok(self.store.scratch().map_err(failed)?)
     }
 
     /// Time for directories that a step makes: now. An epoch that was asked for does not enter here but when the

@@ -78,7 +78,6 @@ mod writeback;
 mod tests;
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -105,6 +104,7 @@ pub use usage::Usage;
 
 use db::Db;
 use db::mark::BootId;
+use error::IoContext;
 use layout::Layout;
 
 use crate::scratch::Scratch;
@@ -200,7 +200,7 @@ impl Store {
             Ok((lock, reader))
         })();
         let (lock, reader) = opened.map_err(|error| match error {
-            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::ReadOnly { root: layout.root().to_owned() }
             }
             other => other,
@@ -241,8 +241,8 @@ impl Store {
     }
 
     /// Room on the store's file system.
-    pub fn scratch(&self) -> io::Result<Scratch> {
-        Scratch::on(self.inner.layout.fd())
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        Scratch::on(self.inner.layout.fd()).doing("open", self.root())
     }
 
     /// Oldest `until` that this handle sees; see [`readers`].
