@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rbuild_cache::copy::{CopyError, MaterialiseError, PackLayerError, SourceError};
 use rbuild_cache::layer::{
-    CodecError, DecompressError, EmitError, EncodeError, FlattenError, ScanError as LayerScanError,
+    DecompressError, EmitError, EncodeError, FlattenError, ListingError, ScanError as LayerScanError,
     UnpackBlobError, UnpackError,
 };
 use rbuild_cache::path::RelPath;
@@ -444,9 +444,9 @@ pub enum StepFailure {
     /// A layer that was kept without a directory cannot get one.
     #[error(transparent)]
     LayerDir(LayerDirError),
-    /// A layer's recorded listing is damaged.
-    #[error("the recorded listing of a layer is damaged")]
-    Listing(#[from] CodecError),
+    /// A layer's listing cannot be kept, or not be read any more.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A pulled layer cannot be decompressed.
     #[error("failed to decompress layer {layer}")]
     Blob {

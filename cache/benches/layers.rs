@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use rbuild_cache::copy::{CopyItem, CopyOptions, FileSource, SourceError, plan};
 use rbuild_cache::layer::{
     Change, Compression, DEFAULT_GZIP, DiffEntry, LayerDiff, Mtime, OverlayForm, Pack, PackBodies,
-    PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode, encode_diff,
-    scan_upper,
+    PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode, scan_upper,
+    write_diff,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
@@ -119,6 +119,16 @@ fn listing() -> LayerDiff {
     entries.into_iter().map(entry).collect()
 }
 
+fn encoded(diff: &LayerDiff) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_diff(diff, &mut bytes).expect("writes");
+    bytes
+}
+
+fn scratch() -> Scratch {
+    Scratch::on(File::open(std::env::temp_dir()).expect("opens")).expect("duplicates")
+}
+
 fn meta(mode: u32) -> Meta {
     Meta { mode, ..Meta::default() }
 }
@@ -150,11 +160,15 @@ fn trees(diff: &LayerDiff) {
         black_box(Tree::empty().apply(&nodes, diff).expect("it fits"));
     });
     row("tree of a layer, with all digests", apply, FILES);
-    let entries: Vec<DiffEntry> = diff.iter().collect();
-    let encoded = |entries: Vec<DiffEntry>| encode_diff(LayerDiff::from_iter(entries));
-    let bytes = encoded(entries.clone());
-    row("listing, encoded", best(|| entries.clone(), |entries| drop(black_box(encoded(entries)))), FILES);
-    row("listing, decoded", best(|| bytes.clone(), |bytes| drop(black_box(decode_diff(bytes)))), FILES);
+    let entries: Vec<DiffEntry> = diff.iter().collect::<Result<_, _>>().expect("it is in memory");
+    let encode = |entries: Vec<DiffEntry>| encoded(&LayerDiff::from_iter(entries));
+    row("listing, encoded", best(|| entries.clone(), |entries| drop(black_box(encode(entries)))), FILES);
+    let bytes = encoded(diff);
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(&bytes).expect("writes");
+    let decode = |file| decode_diff(file, 0, bytes.len() as u64).expect("it is one");
+    let decoding = best(|| file.try_clone().expect("duplicates"), |file| drop(black_box(decode(file))));
+    row("listing, decoded", decoding, FILES);
     row(
         "listing, read",
         best(
@@ -187,7 +201,7 @@ fn trees(diff: &LayerDiff) {
     let planning = best(
         || selected.iter().cloned().map(CopyItem::Selected).collect::<Vec<_>>(),
         |items| {
-            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), &items, &options);
+            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), &items, &options, &scratch());
             drop(black_box(planned.expect("it can be copied")));
         },
     );
@@ -349,7 +363,7 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
         let nodes = MemoryNodeStore::default();
         let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
         let tree = Tree::empty().apply(&nodes, &diff).expect("it fits");
-        black_box((tree, encode_diff(diff)));
+        black_box((tree, encoded(&diff)));
     };
     // In turns, so that the machine is in the same mood for both.
     let (mut floor, mut ours) = (Taken::MAX, Taken::MAX);

@@ -76,6 +76,7 @@ fn floor(blob: &Path, listing: &LayerDiff, dir: &Path) -> Result<(Digest, DiffId
     let digest = decoder.into_inner().into_inner().hash.finish();
     fs::create_dir(dir)?;
     for entry in listing {
+        let entry = entry?;
         let path = dir.join(entry.path.to_string());
         match &entry.change {
             Change::Dir { .. } => fs::create_dir_all(&path)?,

@@ -36,6 +36,14 @@ impl Scratch {
 }
 
 #[cfg(test)]
+impl Scratch {
+    /// Somewhere.
+    pub(crate) fn for_test() -> Self {
+        Self::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::os::unix::fs::FileExt;

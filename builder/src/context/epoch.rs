@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rbuild_cache::layer::LayerDiff;
+use rbuild_cache::layer::{LayerDiff, ListingError};
 use rbuild_cache::store::LayerId;
 use rbuild_frontend::graph::{BuildGraph, CopySource, Op};
 use rbuild_frontend::lower::{EPOCH, EpochOf, LowerOptions, Lowering, Progress};
@@ -13,13 +13,13 @@ use rbuild_frontend::parse::Parsed;
 
 use super::{ScannedContext, remote};
 use crate::cli::{BuildRequest, NamedContextArg};
-use crate::error::BuildError;
-use crate::ops::{ExecEnv, git, http, layer_diff};
+use crate::error::{BuildError, StepFailure};
+use crate::ops::{ExecEnv, git, http};
 use crate::solve::pin;
 
 /// When the newest thing in a layer was made, in seconds.
-pub(super) fn newest(diff: &LayerDiff) -> Option<i64> {
-    diff.iter().map(|entry| entry.mtime.secs).max()
+pub(super) fn newest(diff: &LayerDiff) -> Result<Option<i64>, ListingError> {
+    diff.iter().try_fold(None, |newest, entry| Ok(newest.max(Some(entry?.mtime.secs))))
 }
 
 /// The time in seconds. `main` is the main context unless that is a directory.
@@ -85,7 +85,7 @@ fn of_context(name: &str, context: &ScannedContext, env: &ExecEnv) -> Result<i64
 }
 
 fn of_layer(layer: LayerId, env: &ExecEnv) -> Result<Option<i64>, BuildError> {
-    Ok(newest(&layer_diff(env, layer)?))
+    Ok(newest(&env.store.layer_diff(layer)?).map_err(StepFailure::from)?)
 }
 
 /// Whether nothing but what ADD fetches is in the image of the only target.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::{
-    self, DecompressError, LayerDiff, Limits, OverlayForm, UnpackBlobError, unpack_blob,
+    self, DecompressError, LayerDiff, Limits, ListingError, OverlayForm, UnpackBlobError, unpack_blob,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Lease, StoreError};
@@ -51,6 +51,9 @@ pub enum StdinError {
     /// Its tree cannot be made.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// The list of its files cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// It has no Dockerfile.
     #[error("failed to read dockerfile: open {path}: no such file or directory")]
     NoDockerfile {
@@ -145,7 +148,7 @@ pub fn only_dockerfile(
 
 fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
     let nodes = Arc::new(MemoryNodeStore::default());
-    let newest_unix = newest(&diff);
+    let newest_unix = newest(&diff)?;
     let tree = Tree::empty().apply(&*nodes, &diff)?;
     Ok(ScannedContext {
         tree,

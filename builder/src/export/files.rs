@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::layer::{
-    Change, Checkout, CheckoutError, DiffEntry, FilesArchive, FlattenError, LayerDiff, listing,
+    Change, Checkout, CheckoutError, DiffEntry, FilesArchive, FlattenError, LayerDiff, ListingError, listing,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_oci::{Digest, Platform, Sha256};
@@ -85,6 +85,9 @@ pub enum FilesError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The list of their files cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A tar is for no eyes.
     #[error("refusing to write a tar archive to the terminal")]
     Terminal,
@@ -119,7 +122,7 @@ impl Files {
         predicates: &[Predicate],
     ) -> Result<Self, StepFailure> {
         let source = env.stack_source(solved)?;
-        let listing = listing(&solved.tree, &env.store, &source)?;
+        let listing = listing(&solved.tree, &env.store, &source, &env.store.scratch()?)?;
         let mut files = Self { platform, listing, source: Box::new(source), statements: Vec::new() };
         let mut predicates = predicates.iter().filter(|predicate| !predicate.inline_only).peekable();
         if predicates.peek().is_some() {
@@ -140,6 +143,7 @@ impl Files {
         let mut subjects = Vec::new();
         let mut buffer = vec![0; READ_BYTES];
         for entry in &self.listing {
+            let entry = entry?;
             let digest = match &entry.change {
                 Change::File { .. } => {
                     let failed =
@@ -178,7 +182,8 @@ impl Files {
                 name = format!("{base}.{}{dot}{extension}", platform_suffix(&self.platform));
             }
             let path = RelPath::clamp(name.as_bytes());
-            let is_taken = named.iter().any(|(other, _)| *other == name) || self.listing.get(&path).is_some();
+            let is_taken =
+                named.iter().any(|(other, _)| *other == name) || self.listing.get(&path)?.is_some();
             if is_taken {
                 return Err(FilesError::Attestation { name });
             }
@@ -195,7 +200,7 @@ fn directories(images: &[Files], split: bool) -> Result<Vec<String>, FilesError>
     }
     for (at, second) in images.iter().enumerate() {
         for first in &images[..at] {
-            if let Some(path) = overlap(&first.listing, &second.listing) {
+            if let Some(path) = overlap(&first.listing, &second.listing)? {
                 let (first, second) = (first.platform.clone(), second.platform.clone());
                 return Err(FilesError::Overlap { path, first, second });
             }
@@ -206,12 +211,15 @@ fn directories(images: &[Files], split: bool) -> Result<Vec<String>, FilesError>
 
 /// The first path that two listings have and that is no directory in both; equal files count as well, since their
 /// owners' archives would hold them twice.
-fn overlap(first: &LayerDiff, second: &LayerDiff) -> Option<RelPath> {
-    let is_dir = |change: &Change| matches!(change, Change::Dir { .. });
-    let clashes = |entry: &DiffEntry| {
-        first.get(&entry.path).is_some_and(|other| !(is_dir(&other.change) && is_dir(&entry.change)))
-    };
-    second.iter().find(clashes).map(|entry| entry.path)
+fn overlap(first: &LayerDiff, second: &LayerDiff) -> Result<Option<RelPath>, ListingError> {
+    let is_dir = |entry: &DiffEntry| matches!(entry.change, Change::Dir { .. });
+    for entry in second {
+        let entry = entry?;
+        if first.get(&entry.path)?.is_some_and(|other| !(is_dir(&other) && is_dir(&entry))) {
+            return Ok(Some(entry.path));
+        }
+    }
+    Ok(None)
 }
 
 /// Writes a tar archive: the file is there when it is whole.

@@ -35,7 +35,7 @@ pub(super) fn layer(
     let draft = env.store.draft(&env.lease)?;
     let dir = draft.diff_fd().as_fd();
     let files = env.stack_source(root)?;
-    let plan = copy::plan_whole(&env.store, &root.tree, &files)?;
+    let plan = copy::plan_whole(&env.store, &root.tree, &files, &env.store.scratch()?)?;
     let sources = Sources { main: Some(&files), ..Sources::default() };
     copy::materialise(&plan, dir, &sources, env.overlay.owners(), env.overlay)?;
     let scratch = env.store.scratch()?;
@@ -64,6 +64,6 @@ pub(super) fn layer(
     untouched.keep_changes(dir, &env.store, &root.tree)?;
     let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root), &scratch)?;
     let tree = root.tree.apply(&env.store, &diff)?;
-    let size_bytes = size_bytes(&diff);
+    let size_bytes = size_bytes(&diff)?;
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }

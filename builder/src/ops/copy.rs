@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, LayerDiff, Marks, Pack, Start, decode_diff};
+use rbuild_cache::layer::{self, LayerDiff, ListingError, Marks, Pack, Start};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -109,18 +109,19 @@ fn layer(
     let items = items(op, selection, &unarchived);
     let nodes = crate::context::nodes_of(env, origin, selection);
     let source = files.as_deref();
-    let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options)?;
+    let scratch = env.store.scratch()?;
+    let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options, &scratch)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
     let (draft, tar, recent, tree) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
-            plan.diff = without_same_root(plan.diff, &below.tree.root);
+            plan.diff = without_same_root(plan.diff, &below.tree.root)?;
             (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?)
         }
         Keep::Packs { recent, is_of_image, keeps_times } => {
-            plan.diff = without_same_root(plan.diff, &below.tree.root);
+            plan.diff = without_same_root(plan.diff, &below.tree.root)?;
             let last = Last::find(env, &recent)?;
             let spooled = match origin {
                 Origin::Context(context) | Origin::Added { context: Some(context), .. } => {
@@ -129,7 +130,7 @@ fn layer(
                 Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
             };
             if let Some(last) = last.as_ref().filter(|_| keeps_times) {
-                plan.diff = copy::keep_times(plan.diff, options.now, &last.listing);
+                plan.diff = copy::keep_times(plan.diff, options.now, &last.listing, &scratch)?;
             }
             let (packed, tree) = both(
                 plan.diff.len() >= PARALLEL_ENTRIES_MIN,
@@ -141,7 +142,7 @@ fn layer(
         }
     };
     let diff = plan.diff;
-    let size_bytes = size_bytes(&diff);
+    let size_bytes = size_bytes(&diff)?;
     Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
 }
 
@@ -170,7 +171,7 @@ fn pack(
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
     let known = spooled.or_else(|| last.as_ref().and_then(packs)).unwrap_or_default();
-    let worth = copy::worth_sharing(&plan.diff, &known.packs);
+    let worth = copy::worth_sharing(&plan.diff, &known.packs)?;
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -184,7 +185,10 @@ fn pack(
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
-        let marks = last.map(|last| last.marks_for(&plan.diff, &shared.packs)).unwrap_or_default();
+        let marks = match last {
+            Some(last) => last.marks_for(&plan.diff, &shared.packs)?,
+            None => Marks::default(),
+        };
         let hashed = layer::hash_from(marks, emit, threads)?;
         ((hashed.diff_id, hashed.size), hashed.marks)
     };
@@ -203,13 +207,13 @@ impl Last {
     /// One with a damaged listing is as none.
     fn find(env: &ExecEnv, step: &[u8; 32]) -> Result<Option<Self>, StepFailure> {
         let Some(layer) = env.store.recent_layer(step)? else { return Ok(None) };
-        let Ok(entries) = env.store.layer_entries(layer) else { return Ok(None) };
-        let marks = env.store.layer_marks(layer, &entries).unwrap_or_default();
-        Ok(decode_diff(entries).ok().map(|listing| Self { layer, listing, marks }))
+        let Ok(listing) = env.store.layer_diff(layer) else { return Ok(None) };
+        let marks = env.store.layer_marks(layer, &listing).unwrap_or_default();
+        Ok(Some(Self { layer, listing, marks }))
     }
 
     /// Its marks that hold for this layer. Without them all of the archive is made.
-    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Marks {
+    fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Result<Marks, ListingError> {
         copy::marks_that_hold(self.marks, &self.listing, diff, shared)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rbuild_cache::layer::{Change, LayerDiff, encode_diff};
+use rbuild_cache::layer::{Change, LayerDiff};
 use rbuild_cache::store::{Key, LayerDraft, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_oci::CanonicalWriter;
@@ -30,13 +30,14 @@ pub fn stored(env: &ExecEnv, key: &Key) -> Result<Option<Arc<Solved>>, StepFailu
 /// Refuses what a layer can hold only as the mark of a deletion.
 pub fn plain_files(diff: LayerDiff, what: &str) -> Result<LayerDiff, StepFailure> {
     let is_mark = |change: &Change| matches!(change, Change::Whiteout | Change::Dir { opaque: true, .. });
-    match diff.iter().find(|entry| is_mark(&entry.change)) {
-        Some(entry) => {
+    for entry in &diff {
+        let entry = entry?;
+        if is_mark(&entry.change) {
             let (what, path) = (what.to_owned(), entry.path.to_string());
-            Err(StepFailure::FetchedWhiteout { what, path })
+            return Err(StepFailure::FetchedWhiteout { what, path });
         }
-        None => Ok(diff),
     }
+    Ok(diff)
 }
 
 /// Keeps a filled draft.
@@ -49,8 +50,8 @@ pub fn store(
     started: Instant,
 ) -> Result<Arc<Solved>, StepFailure> {
     let tree = Tree::empty().apply(&env.store, &diff)?;
-    let size = size_bytes(&diff);
-    let layer = env.store.commit_layer(draft, &encode_diff(diff), size)?;
+    let size = size_bytes(&diff)?;
+    let layer = env.store.commit_layer(draft, &diff, size)?;
     let record = ResultRecord {
         tree: tree.encode(),
         tree_digest: tree.digest(),

@@ -92,7 +92,7 @@ async fn fetch(
         })?;
         let mut diff =
             layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.store.scratch()?)?;
-        diff.remove_root();
+        diff.remove_root()?;
         Ok((draft, diff))
     })
     .await

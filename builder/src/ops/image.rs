@@ -10,14 +10,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::FileSource;
-use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked, encode_diff};
+use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked};
 use rbuild_cache::store::{LayerDraft, LayerId, UnhashedBlob};
 use rbuild_cache::tree::{Kind, Tree};
 use rbuild_oci::{ChainId, DiffId};
 
 use crate::cancel::Cancel;
 use crate::error::StepFailure;
-use crate::ops::{ExecEnv, blocking, download, layer_diff, size_bytes};
+use crate::ops::{ExecEnv, blocking, download, size_bytes};
 use crate::progress::{Outcome, VertexId};
 use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, PULLED};
 use crate::solve::Solved;
@@ -109,15 +109,21 @@ struct Pending {
 impl Pending {
     fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
         let files = env.stack_source(below)?;
-        let fixed =
-            layer::fix_implied(self.draft.diff_fd().as_fd(), env.overlay, &mut self.unpacked, |path| {
+        let scratch = env.store.scratch()?;
+        let fixed = layer::fix_implied(
+            self.draft.diff_fd().as_fd(),
+            env.overlay,
+            &mut self.unpacked,
+            &scratch,
+            |path| {
                 let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
                 let is_dir = matches!(entry.kind, Kind::Dir(_));
                 Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
-            });
+            },
+        );
         fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
-        let size = size_bytes(&self.unpacked.diff);
-        let id = env.store.commit_layer(self.draft, &encode_diff(self.unpacked.diff), size)?;
+        let size = size_bytes(&self.unpacked.diff)?;
+        let id = env.store.commit_layer(self.draft, &self.unpacked.diff, size)?;
         env.store.set_diff_id(id, &self.layer.diff_id, self.tar_bytes)?;
         env.store.put_encoding(&self.layer.diff_id, PULLED, &self.blob.digest, self.blob.size)?;
         Ok(id)
@@ -140,7 +146,7 @@ fn stack_tree(env: &ExecEnv, image: &BaseImage, stack: &[LayerId]) -> Result<Tre
     }
     let mut tree = tree.unwrap_or_else(Tree::empty);
     for at in count..stack.len() {
-        tree = tree.apply(&env.store, &layer_diff(env, stack[at])?)?;
+        tree = tree.apply(&env.store, &env.store.layer_diff(stack[at])?)?;
         if let Some(chain) = ChainId::of(&diff_ids[..=at]) {
             env.store.put_chain_tree(&chain, &tree.encode())?;
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
 use rbuild_cache::layer::{
     Compression, DirBodies, EncodeError, Encoded, LayerDiff, Marks, OverlayForm, PackBodies, Start,
-    decode_diff, emit_from, emit_tar, emit_tar_from, encode, hash_from,
+    emit_from, emit_tar, emit_tar_from, encode, hash_from,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
@@ -114,7 +114,7 @@ impl ExecEnv {
         sink: &mut dyn Write,
         threads: usize,
     ) -> Result<Encoded, StepFailure> {
-        let diff = layer_diff(self, id)?;
+        let diff = self.store.layer_diff(id)?;
         let encoded = match self.store.layer_packs(id)? {
             Some(packs) => {
                 let mut bodies = PackBodies::new(&packs.packs);
@@ -146,11 +146,6 @@ pub fn identify_small(dir: BorrowedFd<'_>, diff: &LayerDiff, size_bytes: u64) ->
     Some((hashed.diff_id, hashed.size))
 }
 
-/// The recorded diff of a layer.
-pub fn layer_diff(env: &ExecEnv, layer: LayerId) -> Result<LayerDiff, StepFailure> {
-    Ok(decode_diff(env.store.layer_entries(layer)?)?)
-}
-
 /// A layer that is read by its listing as long as that is enough.
 struct Listed {
     store: Store,
@@ -171,8 +166,7 @@ impl ListedLayer for Listed {
             return Ok(listing);
         }
         let failed = unreadable("read the listing of a layer at");
-        let entries = self.store.layer_entries(self.id).map_err(|error| failed(error.into()))?;
-        let listing = decode_diff(entries).map_err(|error| failed(error.into()))?;
+        let listing = self.store.layer_diff(self.id).map_err(|error| failed(error.into()))?;
         Ok(self.listing.get_or_init(|| listing))
     }
 

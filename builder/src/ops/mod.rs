@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rbuild_cache::layer::{Change, Compression, DiffEntry, LayerDiff, Mtime, OverlayForm};
+use rbuild_cache::layer::{Change, Compression, DiffEntry, LayerDiff, ListingError, Mtime, OverlayForm};
 use rbuild_cache::store::{Draft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
@@ -49,7 +49,7 @@ use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
 use crate::progress::Events;
 
-pub use layers::{DirToMount, layer_diff};
+pub use layers::DirToMount;
 
 /// What every op needs from its build.
 pub struct ExecEnv {
@@ -158,21 +158,23 @@ where
 }
 
 /// Takes the root out of a diff that leaves it as it was: archives of layers do not list it then.
-pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> LayerDiff {
+pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> Result<LayerDiff, ListingError> {
     let is_same =
         |entry: DiffEntry| matches!(entry.change, Change::Dir { meta, opaque: false } if meta == *root);
-    if diff.root().is_some_and(is_same) {
-        diff.remove_root();
+    if diff.root()?.is_some_and(is_same) {
+        diff.remove_root()?;
     }
-    diff
+    Ok(diff)
 }
 
 /// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
-pub fn size_bytes(diff: &LayerDiff) -> u64 {
-    let size = |entry: DiffEntry| match entry.change {
-        Change::File { size, .. } => size,
-        Change::Symlink { target, .. } => target.len() as u64,
-        _ => 0,
+pub fn size_bytes(diff: &LayerDiff) -> Result<u64, ListingError> {
+    let size = |entry: Result<DiffEntry, ListingError>| {
+        Ok(match entry?.change {
+            Change::File { size, .. } => size,
+            Change::Symlink { target, .. } => target.len() as u64,
+            _ => 0,
+        })
     };
     diff.iter().map(size).sum()
 }

@@ -257,7 +257,7 @@ fn layer(
         layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent, &scratch)?
     };
     let tree = root.tree.apply(&env.store, &diff)?;
-    let size_bytes = size_bytes(&diff);
+    let size_bytes = size_bytes(&diff)?;
     if op.mounts.is_empty() {
         env.leaving.add(teardown, draft.work_dir());
     } else {

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
-use rbuild_cache::layer::encode_diff;
 use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
@@ -511,7 +510,7 @@ impl Solver {
         };
         if is_linked {
             // The record may be of another root: its layer is right for any, its tree is not.
-            tree = root.tree.apply(&self.env.store, &ops::layer_diff(&self.env, layer)?)?;
+            tree = root.tree.apply(&self.env.store, &self.env.store.layer_diff(layer)?)?;
         }
         let mut stack = root.stack.clone();
         stack.push(layer);
@@ -598,7 +597,7 @@ impl Solver {
             None => {
                 let made = Made {
                     draft: new.draft,
-                    entries: &encode_diff(new.diff),
+                    diff: &new.diff,
                     size_bytes: new.size_bytes,
                     tar: new.tar,
                     from: parent,

@@ -32,7 +32,7 @@ impl Planner<'_> {
         // Numbers of the archive's hardlink groups, by their first path.
         let mut links: HashMap<RelPath, Link> = HashMap::new();
         for entry in archive.diff {
-            if let Change::Hardlink { target } = entry.change
+            if let Change::Hardlink { target } = entry?.change
                 && !links.contains_key(&target)
             {
                 let link = self.view.new_link();
@@ -41,6 +41,7 @@ impl Planner<'_> {
         }
         let mut linked: HashMap<RelPath, Entry> = HashMap::new();
         for item in archive.diff {
+            let item = item?;
             let Some(parent) = item.path.parent() else { continue };
             let not_directory = || CopyError::NotDirectory { path: item.path.clone() };
             let (dir, rule) = dirs.get(&parent).ok_or_else(not_directory)?;

@@ -18,7 +18,9 @@ use super::origins::{Found, Origins};
 use super::pack::open_planned;
 use super::source::open_dir;
 use super::{CopyPlan, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime, OverlayForm, Owners, Pack, PackReader, Place, read_all};
+use crate::layer::{
+    Change, DiffEntry, ListingError, Mtime, OverlayForm, Owners, Pack, PackReader, Place, read_all,
+};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
 
@@ -41,6 +43,9 @@ pub struct Sources<'a> {
 /// Why a layer directory could not be filled. What was written so far is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialiseError {
+    /// The listing of the layer cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A source file cannot be read.
     #[error("cannot read the source of /{path}")]
     Source {
@@ -109,16 +114,20 @@ pub fn materialise(
     owners: Owners,
     form: OverlayForm,
 ) -> Result<(), MaterialiseError> {
-    let entries = || plan.diff.iter();
-    let dirs: Vec<DiffEntry> = entries().filter(|entry| matches!(entry.change, Change::Dir { .. })).collect();
-    let mut links = entries().filter(|entry| matches!(entry.change, Change::Hardlink { .. }));
-    let others =
-        entries().filter(|entry| !matches!(entry.change, Change::Dir { .. } | Change::Hardlink { .. }));
+    // An entry that cannot be read is each one's.
+    let entries = |is_one: fn(&Change) -> bool| {
+        plan.diff.iter().filter(move |entry| entry.as_ref().map_or(true, |entry| is_one(&entry.change)))
+    };
+    let dirs = entries(|change| matches!(change, Change::Dir { .. })).collect::<Result<Vec<_>, _>>()?;
+    let links = entries(|change| matches!(change, Change::Hardlink { .. }));
+    let others = entries(|change| !matches!(change, Change::Dir { .. } | Change::Hardlink { .. }));
     let new_filler = || Filler::new(dir, sources, &plan.origins, owners, form.has_modes());
     let mut filler = new_filler();
     dirs.iter().try_for_each(|entry| filler.entry(entry))?;
     fill_all(others, plan.diff.len() - dirs.len(), new_filler)?;
-    links.try_for_each(|entry| filler.entry(&entry))?;
+    for entry in links {
+        filler.entry(&entry?)?;
+    }
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
     for entry in dirs.iter().rev() {
         if let Change::Dir { meta, opaque } = &entry.change {
@@ -132,7 +141,7 @@ pub fn materialise(
 /// calls that mostly wait for the filesystem. Gives the first error in the order of `work`, which has up to `most`, among
 /// those met.
 fn fill_all<'a>(
-    work: impl Iterator<Item = DiffEntry> + Send,
+    work: impl Iterator<Item = Result<DiffEntry, ListingError>> + Send,
     most: usize,
     filler: impl Fn() -> Filler<'a> + Sync,
 ) -> Result<(), MaterialiseError> {
@@ -158,7 +167,7 @@ fn fill_all<'a>(
             if batch.is_empty() {
                 return;
             }
-            if let Err(error) = batch.iter().try_for_each(|entry| filler.entry(entry)) {
+            if let Err(error) = batch.drain(..).try_for_each(|entry| filler.entry(&entry?)) {
                 has_failed.store(true, Ordering::Relaxed);
                 let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(earlier, _)| at < *earlier) {

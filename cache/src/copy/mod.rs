@@ -45,12 +45,13 @@ pub use stack::{ListedLayer, StackLayer, StackSource};
 pub use whole::plan_whole;
 pub use workdir::plan_workdir;
 
-use crate::layer::LayerDiff;
+use crate::layer::{LayerDiff, ListingError};
 use crate::path::RelPath;
 use crate::tree::{CodecError, NodeStoreError, ResolveError, TreeError};
 
 /// A layer that is known but not written yet.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq))]
 pub struct CopyPlan {
     /// All of the layer, with the directories that lead to changes (as an overlay upper directory needs them) and
     /// always the root, which an emitter of archives leaves out when the parent has the same.
@@ -62,6 +63,9 @@ pub struct CopyPlan {
 /// Why something cannot be copied. Paths are those of the image.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
+    /// A list of entries cannot be kept or read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// Something on the way to the destination, or a destination that ends in `/`, is not a directory.
     #[error("/{path}: not a directory")]
     NotDirectory {

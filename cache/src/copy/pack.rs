@@ -8,10 +8,11 @@ use rustix::fs::fstat;
 use super::origins::Found;
 use super::{CopyPlan, FileSource, MaterialiseError, Origin, Origins, SourceError, Sources, materialise};
 use crate::layer::{
-    Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, Marks, Mtime, OverlayForm, Pack, PackBodies,
-    PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
+    Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, ListingError, Marks, Mtime, OverlayForm, Pack,
+    PackBodies, PackReader, PackWriter, PassError, Start, TarPlace, checked, emit_from, read_all,
 };
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::ContentDigest;
 
 /// Packs of earlier layers that a layer may share. Each is a file to open and an index to search.
@@ -33,11 +34,11 @@ pub enum PackLayerError {
 
 /// Which packs of an earlier layer are worth sharing: those of which at least half would be used, and not too many of
 /// them. What the others have is written again, so neither dead bytes nor small packs pile up.
-pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
+pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Result<Vec<bool>, ListingError> {
     let mut used = vec![0_u64; packs.len()];
     let reader = PackReader::new(packs);
     for entry in diff {
-        if let Change::File { content, .. } = entry.change
+        if let Change::File { content, .. } = entry?.change
             && let Some((pack, place)) = reader.find(&content)
         {
             used[pack] += place.length;
@@ -46,24 +47,49 @@ pub fn worth_sharing(diff: &LayerDiff, packs: &[Pack]) -> Vec<bool> {
     let mut order: Vec<usize> = (0..packs.len()).filter(|at| used[*at] * 2 >= packs[*at].bytes()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(used[*at]));
     order.truncate(SHARED_MAX);
-    (0..packs.len()).map(|at| order.contains(&at)).collect()
+    Ok((0..packs.len()).map(|at| order.contains(&at)).collect())
 }
 
 /// Gives directories that are being made `now` the time that they have in `earlier`, the layer that the same step made
 /// last: layers that differ in little then begin alike.
-pub fn keep_times(diff: LayerDiff, now: Mtime, earlier: &LayerDiff) -> LayerDiff {
-    let is_made = |entry: &DiffEntry| entry.mtime == now && matches!(entry.change, Change::Dir { .. });
-    let known = |entry: DiffEntry| earlier.get(&entry.path).filter(|before| before.change == entry.change);
-    let mut known = diff.iter().filter(is_made).filter_map(known).peekable();
-    if known.peek().is_none() {
-        return diff;
+pub fn keep_times(
+    diff: LayerDiff,
+    now: Mtime,
+    earlier: &LayerDiff,
+    scratch: &Scratch,
+) -> Result<LayerDiff, ListingError> {
+    let known = |entry: &DiffEntry| {
+        if entry.mtime != now || !matches!(entry.change, Change::Dir { .. }) {
+            return Ok(None);
+        }
+        Ok(earlier.get(&entry.path)?.filter(|before| before.change == entry.change))
+    };
+    let mut is_any_known = false;
+    for entry in &diff {
+        if known(&entry?)?.is_some() {
+            is_any_known = true;
+            break;
+        }
     }
-    diff.iter().map(|entry| known.next_if(|known| known.path == entry.path).unwrap_or(entry)).collect()
+    if !is_any_known {
+        return Ok(diff);
+    }
+    let mut kept = LayerDiff::new(scratch);
+    for entry in &diff {
+        let entry = entry?;
+        kept.push(&known(&entry)?.unwrap_or(entry))?;
+    }
+    Ok(kept)
 }
 
 /// Which marks of the archive of `earlier` hold for that of `diff`: it begins with the same entries, and nothing of them is
 /// to be packed, as `shared` have their contents.
-pub fn marks_that_hold(mut marks: Marks, earlier: &LayerDiff, diff: &LayerDiff, shared: &[Pack]) -> Marks {
+pub fn marks_that_hold(
+    mut marks: Marks,
+    earlier: &LayerDiff,
+    diff: &LayerDiff,
+    shared: &[Pack],
+) -> Result<Marks, ListingError> {
     let reader = PackReader::new(shared);
     let is_there = |entry: &DiffEntry| match &entry.change {
         Change::File { size, content, .. } => {
@@ -71,9 +97,16 @@ pub fn marks_that_hold(mut marks: Marks, earlier: &LayerDiff, diff: &LayerDiff, 
         }
         _ => true,
     };
-    let both = diff.iter().zip(earlier).take(marks.entries());
-    marks.truncate(both.take_while(|(entry, before)| entry == before && is_there(entry)).count());
-    marks
+    let mut same = 0;
+    for (entry, before) in diff.iter().zip(earlier).take(marks.entries()) {
+        let entry = entry?;
+        if entry != before? || !is_there(&entry) {
+            break;
+        }
+        same += 1;
+    }
+    marks.truncate(same);
+    Ok(marks)
 }
 
 /// Writes what follows `start` of a planned layer's archive to `out`, and into `pack` every content there that none of

@@ -9,6 +9,7 @@ use super::view::{Link, NewDirs, Planned, View};
 use super::{CopyError, CopyPlan, FileSource, Moved, Origin};
 use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::select::Selected;
 use crate::tree::{ContentDigest, Entry, Kind, LinkGroups, Meta, NodeStore, Tree, Walk};
 
@@ -65,6 +66,7 @@ pub fn plan(
     source: Option<&dyn FileSource>,
     items: &[CopyItem<'_>],
     options: &CopyOptions,
+    scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
     let mut planner = Planner { nodes, view: View::new(nodes, parent), source, options };
     let mut archives_total = 0;
@@ -83,7 +85,7 @@ pub fn plan(
             }
         }
     }
-    planner.view.finish(contents, parent_times, options.now)
+    planner.view.finish(contents, parent_times, options.now, LayerDiff::new(scratch))
 }
 
 pub(super) struct Planner<'a> {

@@ -10,7 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::layer::Mtime;
+use crate::layer::{ListingError, Mtime};
 use crate::path::RelPath;
 
 /// Symlinks are entries like any other: no path is resolved through one.
@@ -37,6 +37,9 @@ pub trait FileSource: Send + Sync {
 /// A source that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// The listing of a layer cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// Nothing is there (any more), or only through a symlink.
     #[error("/{path}: no such file or directory")]
     Missing {

@@ -63,7 +63,7 @@ impl StackSource {
                     },
                     // Listings have the directories that lead to what is in them; the root may be left out.
                     StackLayer::Listed(layer) => {
-                        let entry = layer.listing()?.get(dir);
+                        let entry = layer.listing()?.get(dir)?;
                         let is_dir = entry.is_some_and(|entry| matches!(entry.change, Change::Dir { .. }));
                         if is_dir || dir.is_root() {
                             found.push(DirOf::Listed(at));
@@ -82,7 +82,7 @@ impl StackSource {
         path: &RelPath,
     ) -> Result<Option<(&dyn ListedLayer, DiffEntry)>, SourceError> {
         let (StackLayer::Listed(layer) | StackLayer::Dir(_, layer)) = &self.layers[at];
-        let entry = layer.listing()?.get(path).filter(|entry| entry.change != Change::Whiteout);
+        let entry = layer.listing()?.get(path)?.filter(|entry| entry.change != Change::Whiteout);
         Ok(entry.map(|entry| (&**layer, entry)))
     }
 }
@@ -117,7 +117,7 @@ impl FileSource for StackSource {
                 match layer {
                     StackLayer::Dir(fd, _) => return fstat(fd).map(|stat| mtime_of(&stat)).map_err(failed),
                     StackLayer::Listed(layer) => {
-                        if let Some(entry) = layer.listing()?.get(path) {
+                        if let Some(entry) = layer.listing()?.get(path)? {
                             return Ok(entry.mtime);
                         }
                     }

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use super::origins::Found;
 use super::*;
 use crate::layer::{Change, Mtime};
+use crate::scratch::Scratch;
 use crate::tree::select::select;
 use crate::tree::testing::{diff_of, listing, path, tree_linked};
 use crate::tree::{MemoryNodeStore, Tree};
@@ -70,7 +71,8 @@ impl Image {
             .map(CopyItem::Selected)
             .collect();
         let from = Some(&FakeTimes(500) as &dyn FileSource);
-        let plan = plan(&self.nodes, &self.tree, &FakeTimes(100), from, &items, &options)?;
+        let plan =
+            plan(&self.nodes, &self.tree, &FakeTimes(100), from, &items, &options, &Scratch::for_test())?;
         self.apply(plan);
         Ok(self)
     }
@@ -91,7 +93,7 @@ impl Image {
     }
 
     pub(super) fn mtime(&self, at: &str) -> Mtime {
-        self.last.diff.iter().find(|entry| entry.path == path(at)).unwrap().mtime
+        self.last.diff.entries().into_iter().find(|entry| entry.path == path(at)).unwrap().mtime
     }
 }
 
@@ -99,7 +101,7 @@ impl Image {
 pub(super) fn files(plan: &CopyPlan) -> Vec<(RelPath, RelPath)> {
     let source = &FakeTimes(0) as &dyn FileSource;
     let sources = Sources { main: Some(source), archives: &[source], packs: &[] };
-    let files = plan.diff.iter().filter(|entry| matches!(entry.change, Change::File { .. }));
+    let files = plan.diff.entries().into_iter().filter(|entry| matches!(entry.change, Change::File { .. }));
     files
         .map(|entry| match sources.find(&plan.origins, &entry.path) {
             Some(Found::File(_, from)) => (entry.path.clone(), from),

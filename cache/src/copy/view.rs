@@ -7,7 +7,7 @@ use std::ops::Bound;
 use super::contents::Contents;
 use super::origins::{Origins, Rule};
 use super::{CopyError, CopyPlan, FileSource, SourceError};
-use crate::layer::{Change, DiffEntry, Mtime};
+use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::tree::{
     CodecError, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Memo, Meta, NodeStore, NodeStoreError,
@@ -166,18 +166,19 @@ impl<'a> View<'a> {
         Ok(dir)
     }
 
-    /// Turns what is planned into a layer, and `contents` with it, which are not held. `times` has the parent state's
+    /// Turns what is planned into a layer, and `contents` with it, which are not held: they go into `diff`, which is empty. `times` has the parent state's
     /// modification times; `now` stands in for the root's when there is no parent state at all.
     pub(super) fn finish(
         mut self,
         mut contents: Option<Contents<'_>>,
         times: &dyn FileSource,
         now: Mtime,
+        diff: LayerDiff,
     ) -> Result<CopyPlan, CopyError> {
         let mut next = |view: &Self| contents.as_mut().map_or(Ok(None), |contents| contents.next(view));
         let mut content = next(&self)?;
         self.add_parents(content.as_ref().map(|(path, _)| path))?;
-        let plan = CopyPlan { origins: std::mem::take(&mut self.origins), ..CopyPlan::default() };
+        let plan = CopyPlan { origins: std::mem::take(&mut self.origins), diff };
         let replaced = std::mem::take(&mut self.replaced);
         let mut layer = Layer { plan, first: HashMap::new(), replaced, times, now };
         while let Some((path, planned)) = content {
@@ -262,7 +263,7 @@ impl Layer<'_> {
             Kind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
             Kind::Fifo => Change::Fifo { meta },
         };
-        self.plan.diff.push(DiffEntry { path, change, mtime });
+        self.plan.diff.push(&DiffEntry { path, change, mtime })?;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::view::{NewDirs, View};
 use super::{CopyError, CopyPlan, FileSource};
-use crate::layer::Mtime;
+use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::tree::{Kind, NodeStore, Tree};
 
@@ -22,5 +22,5 @@ pub fn plan_workdir(
         return Err(CopyError::NotDirectory { path: found.path });
     }
     view.make_dirs(&found, found.missing.len(), NewDirs { mode: 0o755, owner, now })?;
-    view.finish(None, parent_times, now)
+    view.finish(None, parent_times, now, LayerDiff::default())
 }

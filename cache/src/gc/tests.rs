@@ -10,6 +10,7 @@ use std::time::Duration;
 use rbuild_oci::Digest;
 
 use super::*;
+use crate::layer::LayerDiff;
 use crate::store::{ImageRecord, Key, LayerId, Lease, ResultRecord, Store, StoreOptions};
 use crate::tree::testing::put_dir;
 use crate::tree::{DirEntries, Entry, Kind, Meta, NodeDigest, NodeStore, Tree, entry_in};
@@ -50,7 +51,7 @@ pub(super) fn until_free<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
 pub(super) fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     let draft = store.draft(lease).unwrap();
     std::fs::write(draft.diff_path().join("file"), content).unwrap();
-    store.commit_layer(draft, content.as_bytes(), content.len() as u64).unwrap()
+    store.commit_layer(draft, &LayerDiff::saying(content), content.len() as u64).unwrap()
 }
 
 /// A stored tree of one directory in the root, different for each seed.

@@ -16,12 +16,12 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::diff::{Change, LayerDiff, Mtime};
+use super::diff::{Change, LayerDiff, ListingError, Mtime};
 use super::dirs::Dirs;
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
 use crate::store::layout::{names, remove_at};
-use crate::tree::Meta;
+use crate::tree::{Meta, strip};
 
 /// Bits that files keep.
 const MODE_KEPT: u32 = 0o1777;
@@ -32,6 +32,9 @@ pub enum CheckoutError {
     /// A file of the state cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The list of files cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The system refused.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -50,6 +53,8 @@ pub struct Checkout<'a> {
     dirs: Dirs<'a>,
     /// Modes and times of directories, to be set when everything is in them.
     made: Vec<(RelPath, u32, Mtime)>,
+    /// What was written of states, and below which path; what was written besides.
+    listed: Vec<(RelPath, &'a LayerDiff)>,
     written: BTreeSet<RelPath>,
     clamp: Option<i64>,
     temporary: u64,
@@ -61,17 +66,20 @@ impl<'a> Checkout<'a> {
     /// Begins in a directory, which keeps its own mode. Times later than `clamp` are set back to it.
     pub fn new(root: BorrowedFd<'a>, clamp: Option<i64>) -> Self {
         let dirs = Dirs::new(root);
-        Self { dirs, made: Vec::new(), written: BTreeSet::new(), clamp, temporary: 0, devices: 0 }
+        let (made, listed, written) = (Vec::new(), Vec::new(), BTreeSet::new());
+        Self { dirs, made, listed, written, clamp, temporary: 0, devices: 0 }
     }
 
     /// Writes all entries of a listing, below `prefix`.
     pub fn add(
         &mut self,
         prefix: &RelPath,
-        listing: &LayerDiff,
+        listing: &'a LayerDiff,
         files: &dyn FileSource,
     ) -> Result<(), CheckoutError> {
+        self.listed.push((prefix.clone(), listing));
         for entry in listing {
+            let entry = entry?;
             let path = entry.path.components().fold(prefix.clone(), |path, name| path.join(name));
             if path.is_root() {
                 continue;
@@ -106,7 +114,6 @@ impl<'a> Checkout<'a> {
                     })?;
                 }
             }
-            self.written.insert(path);
         }
         Ok(())
     }
@@ -138,7 +145,7 @@ impl<'a> Checkout<'a> {
             let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
             for name in names(&listed).map_err(failed("list", &dir))? {
                 let path = dir.join(&name);
-                if !self.written.contains(&path) {
+                if !self.is_written(&path)? {
                     remove_at(&fd, OsStr::from_bytes(&name)).map_err(failed("remove", &path))?;
                     continue;
                 }
@@ -150,6 +157,22 @@ impl<'a> Checkout<'a> {
             }
         }
         Ok(())
+    }
+
+    fn is_written(&self, path: &RelPath) -> Result<bool, CheckoutError> {
+        if self.written.contains(path) {
+            return Ok(true);
+        }
+        for (prefix, listing) in &self.listed {
+            let Some(within) = strip(path, prefix) else { continue };
+            let is_one = |change| {
+                !matches!(change, Change::Whiteout | Change::CharDevice { .. } | Change::BlockDevice { .. })
+            };
+            if listing.get(&within)?.is_some_and(|entry| is_one(entry.change)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Gives directories their modes and times.

@@ -10,8 +10,13 @@
 //! says how many bytes it shares with the one before. There is one encoding per diff, and the decoder takes no other.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
-use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::diff::{
+    ALL_AHEAD, Change, DiffEntry, Encoded, LayerDiff, ListingCheck, ListingError, Mtime, ONE_AHEAD, ReadError,
+};
 use crate::path::{RelPath, compare, is_clean};
 use crate::tree::{ContentDigest, Meta};
 
@@ -19,12 +24,21 @@ const MAGIC: &[u8; 4] = b"rbld";
 const VERSION: u8 = 1;
 const CHECK_BYTES: usize = 16;
 
-/// Magic, version, and a count.
-pub(super) const HEAD_BYTES_MAX: usize = 4 + 1 + 10;
+/// Why bytes that stop too early are no entry.
+pub(super) const CUT_OFF: &str = "it is cut off";
+
+impl From<ListingError> for CodecError {
+    fn from(error: ListingError) -> Self {
+        Self::Read(error.source)
+    }
+}
 
 /// Why bytes are not a diff.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum CodecError {
+    /// The file cannot be read.
+    #[error("read a layer listing")]
+    Read(#[from] io::Error),
     /// Other bytes, or a version that this release does not read.
     #[error("not a layer listing of version {VERSION}")]
     Version,
@@ -35,24 +49,40 @@ pub enum CodecError {
     #[error("the layer listing is malformed at byte {at}: {what}")]
     Malformed {
         /// Offset.
-        at: usize,
+        at: u64,
         /// The rule.
         what: &'static str,
     },
 }
 
-/// The listing of a diff, which takes its memory.
-pub fn encode_diff(diff: LayerDiff) -> Vec<u8> {
+/// Bytes of an encoded diff.
+pub(crate) fn encoded_len(diff: &LayerDiff) -> u64 {
+    head(diff).len() as u64 + diff.encoded.len() + CHECK_BYTES as u64
+}
+
+/// Writes a diff; gives its last bytes.
+pub fn write_diff(diff: &LayerDiff, out: &mut dyn Write) -> io::Result<ListingCheck> {
+    let mut hash = blake3::Hasher::new();
+    let head = head(diff);
+    hash.update(&head);
+    out.write_all(&head)?;
+    diff.encoded.for_each_piece(|piece| {
+        hash.update(piece);
+        out.write_all(piece)
+    })?;
+    let check = check_of(&hash);
+    out.write_all(&check.0)?;
+    Ok(check)
+}
+
+fn head(diff: &LayerDiff) -> Vec<u8> {
     let mut head = [MAGIC, &[VERSION][..]].concat();
     put_number(&mut head, diff.len() as u64);
-    let LayerDiff { bytes: mut out, start, .. } = diff;
-    // Room was left before the first entry: what is copied is what nobody needs any more.
-    let begin = start.saturating_sub(head.len());
-    out.splice(begin..start, head);
-    out.drain(..begin);
-    let check = blake3::hash(&out);
-    out.extend_from_slice(&check.as_bytes()[..CHECK_BYTES]);
-    out
+    head
+}
+
+fn check_of(hash: &blake3::Hasher) -> ListingCheck {
+    ListingCheck(*hash.finalize().as_bytes().first_chunk().expect("a hash is longer"))
 }
 
 /// Appends an entry that comes after the one at `previous`.
@@ -124,68 +154,93 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Decodes what [`encode_diff`] wrote, and nothing else, in the memory of `bytes`.
-pub fn decode_diff(mut bytes: Vec<u8>) -> Result<LayerDiff, CodecError> {
-    if bytes.len() < MAGIC.len() + 1 || !bytes.starts_with(MAGIC) || bytes[MAGIC.len()] != VERSION {
+/// Decodes what [`write_diff`] wrote between `from` and `end` of a file, and nothing else. It stays there if it is large.
+pub fn decode_diff(file: File, from: u64, end: u64) -> Result<LayerDiff, CodecError> {
+    let len = end.saturating_sub(from);
+    let head_len = (MAGIC.len() + 1) as u64;
+    let mut head = [0; MAGIC.len() + 1];
+    if len >= head_len {
+        file.read_exact_at(&mut head, from)?;
+    }
+    if !head.starts_with(MAGIC) || head[MAGIC.len()] != VERSION {
         return Err(CodecError::Version);
     }
-    let (body, check) = bytes.split_last_chunk::<CHECK_BYTES>().ok_or(CodecError::Damaged)?;
-    if check[..] != blake3::hash(body).as_bytes()[..CHECK_BYTES] {
+    let body = len.checked_sub(CHECK_BYTES as u64).filter(|body| *body >= head_len);
+    let body = body.ok_or(CodecError::Damaged)?;
+    let mut check = ListingCheck([0; CHECK_BYTES]);
+    file.read_exact_at(&mut check.0, from + body)?;
+
+    let mut encoded = Encoded::read(file, from, body)?;
+    let mut hash = blake3::Hasher::new();
+    encoded.for_each_piece(|piece| {
+        hash.update(piece);
+        Ok(())
+    })?;
+    if check_of(&hash) != check {
         return Err(CodecError::Damaged);
     }
-    bytes.truncate(bytes.len() - CHECK_BYTES);
-    let mut diff = LayerDiff::default();
-    let mut reader = Reader::new(&bytes, MAGIC.len() + 1);
-    let read = read_all(&mut reader, &mut diff);
-    let at = reader.at;
-    let malformed = |what| CodecError::Malformed { at, what };
-    let (start, has_links) = read.map_err(malformed)?;
-    (diff.start, diff.bytes) = (start, bytes);
-    let entries = has_links.then(|| diff.iter());
-    for DiffEntry { path, change, .. } in entries.into_iter().flatten() {
+    let mut input = encoded.read_from(head_len, ONE_AHEAD);
+    let count = input.read(|reader| reader.number()).map_err(at(head_len))?;
+    encoded.start = input.at();
+
+    let mut diff = LayerDiff::of_start(encoded.start);
+    let has_links = read_all(&encoded, count, &mut diff)?;
+    (diff.encoded, diff.check) = (encoded, Some(check));
+    for entry in has_links.then(|| diff.iter()).into_iter().flatten() {
+        let DiffEntry { path, change, .. } = entry?;
         let Change::Hardlink { target } = change else { continue };
-        let is_file = |entry: &DiffEntry| matches!(entry.change, Change::File { .. });
-        if target >= path || !diff.get(&target).as_ref().is_some_and(is_file) {
-            return Err(malformed("a hard link without its file before it"));
+        let is_file = |entry: DiffEntry| matches!(entry.change, Change::File { .. });
+        if target >= path || !diff.get(&target)?.is_some_and(is_file) {
+            return Err(CodecError::Malformed { at: 0, what: "a hard link without its file before it" });
         }
     }
     Ok(diff)
 }
 
-/// Checks every entry, tells `diff` where it is, and gives the place of the first, and whether there are hard links, which
-/// can be checked then.
-fn read_all(reader: &mut Reader<'_>, diff: &mut LayerDiff) -> Result<(usize, bool), &'static str> {
-    let count = reader.number()?;
-    let start = reader.at;
+/// What cannot be read at a place.
+fn at(at: u64) -> impl Fn(ReadError) -> CodecError {
+    move |error| match error {
+        ReadError::Io(source) => CodecError::Read(source),
+        ReadError::Malformed(what) => CodecError::Malformed { at, what },
+    }
+}
+
+/// Checks every entry, tells `diff` where it is, and gives whether there are hard links, which can be checked then.
+fn read_all(encoded: &Encoded, count: u64, diff: &mut LayerDiff) -> Result<bool, CodecError> {
+    let mut input = encoded.read_from(encoded.start, ALL_AHEAD);
     let mut has_links = false;
     let (mut before, mut path) = (Vec::new(), Vec::new());
     for index in 0..count {
-        let at = reader.at;
-        let shared = reader.path(&mut path)?;
-        if shared < before.len() && path.get(shared) == before.get(shared) {
-            return Err("a prefix is shorter than it could be");
-        }
-        if !is_clean(&path) {
-            return Err("a path is not clean");
-        }
-        if index > 0 && compare(&before, &path).is_ge() {
-            return Err("paths are not in order");
-        }
-        let (change, mtime) = reader.rest()?;
-        if path.is_empty() && !matches!(change, Change::Dir { .. }) {
-            return Err("the root is not a directory");
-        }
-        if mtime.nanos >= 1_000_000_000 {
-            return Err("nanoseconds out of range");
-        }
-        if change.meta().is_some_and(|meta| meta.mode > 0o7777) {
-            return Err("a mode is out of range");
+        let begin = input.at();
+        let failed = at(begin);
+        let shared = input.read(|reader| reader.path(&mut path)).map_err(&failed)?;
+        let (change, mtime) = input.read(|reader| reader.rest()).map_err(&failed)?;
+        let broken = if shared < before.len() && path.get(shared) == before.get(shared) {
+            Some("a prefix is shorter than it could be")
+        } else if !is_clean(&path) {
+            Some("a path is not clean")
+        } else if index > 0 && compare(&before, &path).is_ge() {
+            Some("paths are not in order")
+        } else if path.is_empty() && !matches!(change, Change::Dir { .. }) {
+            Some("the root is not a directory")
+        } else if mtime.nanos >= 1_000_000_000 {
+            Some("nanoseconds out of range")
+        } else if change.meta().is_some_and(|meta| meta.mode > 0o7777) {
+            Some("a mode is out of range")
+        } else {
+            None
+        };
+        if let Some(what) = broken {
+            return Err(failed(ReadError::Malformed(what)));
         }
         has_links |= matches!(change, Change::Hardlink { .. });
-        diff.note(at, &path);
+        diff.note(begin, &path);
         before.clone_from(&path);
     }
-    if reader.at == reader.bytes.len() { Ok((start, has_links)) } else { Err("bytes after the last entry") }
+    match input.at() {
+        end if end == encoded.end() => Ok(has_links),
+        end => Err(at(end)(ReadError::Malformed("bytes after the last entry"))),
+    }
 }
 
 /// Reads numbers and entries; whether they keep the rules of a diff is for whoever does not know it.
@@ -205,14 +260,15 @@ impl<'a> Reader<'a> {
         self.at
     }
 
-    /// Turns the path of the entry before into that of the next, and says how many bytes stayed.
+    /// Turns the path of the entry before into that of the next, and says how many bytes stayed. On an error it is as it was.
     pub(super) fn path(&mut self, path: &mut Vec<u8>) -> Result<usize, &'static str> {
         let shared = usize::try_from(self.number()?).map_err(|_| "a prefix is too long")?;
         if shared > path.len() {
             return Err("a prefix is longer than the path before");
         }
+        let suffix = self.string()?;
         path.truncate(shared);
-        path.extend_from_slice(self.string()?);
+        path.extend_from_slice(suffix);
         Ok(shared)
     }
 
@@ -319,7 +375,7 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], &'static str> {
-        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or("it is cut off")?;
+        let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or(CUT_OFF)?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
@@ -327,4 +383,4 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

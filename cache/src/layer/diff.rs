@@ -3,11 +3,20 @@
 //! A [`LayerDiff`] says everything a layer directory holds, so that trees can be edited, tars emitted and layers
 //! checked without walking or hashing the directory again. It is stored beside the directory.
 
-use std::cmp::Ordering;
-use std::fmt;
+mod encoded;
+mod stops;
+#[cfg(test)]
+mod testing;
 
-use super::codec::{HEAD_BYTES_MAX, Reader, put_entry};
+use std::cmp::Ordering;
+use std::{fmt, io};
+
+use self::encoded::Input;
+pub(super) use self::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
+use self::stops::{Stop, Stops};
+use super::codec::put_entry;
 use crate::path::{RelPath, compare};
+use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Meta};
 
 /// A modification time: whole seconds since the epoch (may be negative) and nanoseconds in `0..1_000_000_000`.
@@ -19,55 +28,62 @@ pub struct Mtime {
     pub nanos: u32,
 }
 
+/// A layer's list of entries that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} a layer's list of entries")]
+pub struct ListingError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// Cause; invalid data when it is not what was written.
+    #[source]
+    pub source: io::Error,
+}
+
+/// First 16 bytes of the BLAKE3 of an encoded diff: which one it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListingCheck(pub [u8; 16]);
+
 /// All changes of a layer, sorted by [`RelPath`]'s order, each path once. Directories that lead to a change are
 /// listed (as [`Change::Dir`] with the metadata they have in the merged view); the root may be, as the empty path.
 ///
-/// A layer may have a million files: entries are held as they are encoded, in some 70 bytes each, and made when somebody
-/// asks for them.
-#[derive(Clone, Default)]
+/// A layer may have millions of files: entries are held as they are encoded, in some 70 bytes each, and made when somebody
+/// asks for them; beyond a few MiB of them they are in a file, and reading may fail.
+#[derive(Default)]
 pub struct LayerDiff {
-    /// Room for the head of a listing, then the entries from `start` on.
-    pub(super) bytes: Vec<u8>,
-    pub(super) start: usize,
+    pub(super) encoded: Encoded,
     len: usize,
-    stops: Vec<Stop>,
+    stops: Stops,
     /// Path of the last entry.
     last: Vec<u8>,
+    pub(super) check: Option<ListingCheck>,
 }
-
-/// An entry that can be read without those before it.
-#[derive(Debug, Clone)]
-struct Stop {
-    index: usize,
-    /// Where in the bytes.
-    at: usize,
-    path: RelPath,
-}
-
-/// From one stop to the next there are no more entries, so a look-up passes over half as many,
-const STOP_ENTRIES: usize = 32;
-/// nor bytes, but for the last entry: one with many xattrs is passed over once.
-const STOP_BYTES: usize = 4 << 10;
 
 impl LayerDiff {
+    /// Without entries; many go to a file of `scratch`. The default keeps all in memory.
+    pub fn new(scratch: &Scratch) -> Self {
+        Self { encoded: Encoded::new(scratch.clone()), ..Self::default() }
+    }
+
+    /// Without entries so far, the first of which is at `start`.
+    pub(super) fn of_start(start: u64) -> Self {
+        Self { encoded: Encoded::of_start(start), ..Self::default() }
+    }
+
     /// Adds the entry that comes after all others. What is added out of order is not found by its path, and a listing with
     /// it is refused by whoever decodes it.
-    pub fn push(&mut self, entry: DiffEntry) {
-        if self.bytes.is_empty() {
-            self.bytes.resize(HEAD_BYTES_MAX, 0);
-            self.start = HEAD_BYTES_MAX;
-        }
-        let at = self.bytes.len();
-        put_entry(&mut self.bytes, &self.last, &entry);
+    pub fn push(&mut self, entry: &DiffEntry) -> Result<(), ListingError> {
+        let at = self.encoded.end();
+        let Self { encoded, last, .. } = self;
+        encoded
+            .append(|bytes| put_entry(bytes, last, entry))
+            .map_err(|source| ListingError { doing: "write", source })?;
         self.note(at, entry.path.as_bytes());
+        Ok(())
     }
 
     /// Takes down that the entry which follows is at `at`.
-    pub(super) fn note(&mut self, at: usize, path: &[u8]) {
-        let (index, from) = self.stops.last().map_or((0, self.start), |stop| (stop.index, stop.at));
-        if self.len - index >= STOP_ENTRIES || at.saturating_sub(from) > STOP_BYTES {
-            self.stops.push(Stop { index: self.len, at, path: RelPath::of_clean(path.to_vec()) });
-        }
+    pub(super) fn note(&mut self, at: u64, path: &[u8]) {
+        self.stops.note(Stop { index: self.len, at, path }, self.encoded.start);
         self.last.clear();
         self.last.extend_from_slice(path);
         self.len += 1;
@@ -83,83 +99,83 @@ impl LayerDiff {
         self.len == 0
     }
 
+    /// Which one it is, once it was decoded.
+    pub fn check(&self) -> Option<ListingCheck> {
+        self.check
+    }
+
     /// All entries in order.
     pub fn iter(&self) -> Entries<'_> {
-        self.entries_after(None)
+        self.entries_from(None, ALL_AHEAD)
     }
 
     /// The entries from the one with this index on.
-    pub fn iter_from(&self, index: usize) -> Entries<'_> {
-        let mut entries = self.entries_after(self.stop_before(|stop| stop.index <= index));
-        while entries.left > self.len.saturating_sub(index) && entries.read_path() {
-            entries.pass();
+    pub fn iter_from(&self, index: usize) -> Result<Entries<'_>, ListingError> {
+        let mut entries = self.entries_from(self.stops.before(|stop| stop.index <= index), ALL_AHEAD);
+        while entries.left > self.len.saturating_sub(index) && entries.read_path()? {
+            entries.pass()?;
         }
-        entries
+        Ok(entries)
     }
 
     /// The entry at a path.
-    pub fn get(&self, path: &RelPath) -> Option<DiffEntry> {
-        let mut entries = self.entries_after(self.stop_before(|stop| stop.path <= *path));
-        while entries.read_path() {
+    pub fn get(&self, path: &RelPath) -> Result<Option<DiffEntry>, ListingError> {
+        let stop = self.stops.before(|stop| compare(stop.path, path.as_bytes()).is_le());
+        let mut entries = self.entries_from(stop, ONE_AHEAD);
+        while entries.read_path()? {
             match compare(&entries.path, path.as_bytes()) {
-                Ordering::Less => entries.pass(),
-                Ordering::Equal => return Some(entries.entry()),
+                Ordering::Less => entries.pass()?,
+                Ordering::Equal => return entries.entry().map(Some),
                 Ordering::Greater => break,
             }
         }
-        None
+        Ok(None)
     }
 
     /// The first entry when it is the root.
-    pub fn root(&self) -> Option<DiffEntry> {
-        self.iter().next().filter(|first| first.path.is_root())
+    pub fn root(&self) -> Result<Option<DiffEntry>, ListingError> {
+        let first = self.entries_from(None, ONE_AHEAD).next().transpose()?;
+        Ok(first.filter(|first| first.path.is_root()))
     }
 
     /// Takes the root out, if it is listed.
-    pub fn remove_root(&mut self) {
-        let mut entries = self.iter();
-        if entries.next().is_some_and(|first| first.path.is_root()) {
+    pub fn remove_root(&mut self) -> Result<(), ListingError> {
+        let mut entries = self.entries_from(None, ONE_AHEAD);
+        if entries.next().transpose()?.is_some_and(|first| first.path.is_root()) {
             // The next one shares nothing with it, and reads the same without.
-            self.start = entries.reader.at();
+            self.encoded.start = entries.input.at();
             self.len -= 1;
-            self.stops.iter_mut().for_each(|stop| stop.index -= 1);
+            self.check = None;
+            self.stops.remove_first();
         }
+        Ok(())
     }
 
-    /// The encoded entries.
-    pub(super) fn encoded(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn stop_before(&self, is_before: impl FnMut(&Stop) -> bool) -> Option<&Stop> {
-        self.stops[..self.stops.partition_point(is_before)].last()
-    }
-
-    fn entries_after(&self, stop: Option<&Stop>) -> Entries<'_> {
-        match stop {
-            // What its path shares with the one before, it shares with itself.
-            Some(Stop { index, at, path }) => Entries {
-                reader: Reader::new(&self.bytes, *at),
-                left: self.len - index,
-                path: path.as_bytes().to_vec(),
-            },
-            None => {
-                Entries { reader: Reader::new(&self.bytes, self.start), left: self.len, path: Vec::new() }
-            }
+    fn entries_from(&self, stop: Option<Stop<'_>>, ahead: usize) -> Entries<'_> {
+        let Stop { index, at, path } = stop.unwrap_or(Stop { index: 0, at: self.encoded.start, path: b"" });
+        // What its path shares with the one before, it shares with itself.
+        Entries {
+            input: self.encoded.read_from(at, ahead),
+            left: self.len - index,
+            path: path.to_vec(),
+            has_failed: false,
         }
     }
 }
 
 impl FromIterator<DiffEntry> for LayerDiff {
+    /// In memory.
     fn from_iter<T: IntoIterator<Item = DiffEntry>>(entries: T) -> Self {
         let mut diff = Self::default();
-        entries.into_iter().for_each(|entry| diff.push(entry));
+        for entry in entries {
+            diff.push(&entry).expect("nothing is written to a file");
+        }
         diff
     }
 }
 
 impl<'a> IntoIterator for &'a LayerDiff {
-    type Item = DiffEntry;
+    type Item = Result<DiffEntry, ListingError>;
     type IntoIter = Entries<'a>;
 
     fn into_iter(self) -> Entries<'a> {
@@ -167,68 +183,64 @@ impl<'a> IntoIterator for &'a LayerDiff {
     }
 }
 
-impl PartialEq for LayerDiff {
-    fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.encoded() == other.encoded()
-    }
-}
-
-impl Eq for LayerDiff {}
-
 impl fmt::Debug for LayerDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self).finish()
     }
 }
 
-/// Why a diff can be read.
-const IS_KNOWN: &str = "a diff has what was pushed, or what was checked when it was decoded";
-
-/// Entries of a [`LayerDiff`], one after the other.
-#[derive(Clone)]
+/// Entries of a [`LayerDiff`], one after the other. None comes after an error.
 pub struct Entries<'a> {
-    reader: Reader<'a>,
+    input: Input<'a>,
     left: usize,
     /// Of the last entry.
     path: Vec<u8>,
+    has_failed: bool,
 }
 
 impl Entries<'_> {
     /// Moves on to the next path; false when there is none.
-    fn read_path(&mut self) -> bool {
-        if self.left == 0 {
-            return false;
+    fn read_path(&mut self) -> Result<bool, ListingError> {
+        if self.left == 0 || self.has_failed {
+            return Ok(false);
         }
         self.left -= 1;
-        self.reader.path(&mut self.path).expect(IS_KNOWN);
-        true
+        let path = &mut self.path;
+        let read = self.input.read(|reader| reader.path(path).map(drop));
+        self.noted(read)?;
+        Ok(true)
     }
 
     /// What is at that path.
-    fn entry(&mut self) -> DiffEntry {
-        let (change, mtime) = self.reader.rest().expect(IS_KNOWN);
-        DiffEntry { path: RelPath::of_clean(self.path.clone()), change, mtime }
+    fn entry(&mut self) -> Result<DiffEntry, ListingError> {
+        let read = self.input.read(|reader| reader.rest());
+        let (change, mtime) = self.noted(read)?;
+        Ok(DiffEntry { path: RelPath::of_clean(self.path.clone()), change, mtime })
     }
 
     /// Passes over it.
-    fn pass(&mut self) {
-        self.reader.skip_rest().expect(IS_KNOWN);
+    fn pass(&mut self) -> Result<(), ListingError> {
+        let read = self.input.read(|reader| reader.skip_rest());
+        self.noted(read)
+    }
+
+    fn noted<T>(&mut self, read: Result<T, ReadError>) -> Result<T, ListingError> {
+        self.has_failed |= read.is_err();
+        read.map_err(|error| ListingError { doing: "read", source: error.into() })
     }
 }
 
 impl Iterator for Entries<'_> {
-    type Item = DiffEntry;
+    type Item = Result<DiffEntry, ListingError>;
 
-    fn next(&mut self) -> Option<DiffEntry> {
-        self.read_path().then(|| self.entry())
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.left, Some(self.left))
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.read_path() {
+            Ok(true) => Some(self.entry()),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 }
-
-impl ExactSizeIterator for Entries<'_> {}
 
 /// One path of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 pub use bodies::{Bodies, DirBodies, Each, PackBodies};
 pub(crate) use bodies::{PassError, checked, read_all};
 
-use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::marks::{MARK_BYTES, Start, TarPlace};
 use super::tar::{Member, MemberKind, TarWriter};
 use crate::path::RelPath;
@@ -49,6 +49,9 @@ pub enum EmitError {
         /// Its target.
         target: RelPath,
     },
+    /// The listing cannot be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// Reading from the layer directory failed.
     #[error("{step} `{path}`")]
     Read {
@@ -104,7 +107,8 @@ pub fn emit_from(
     let mut next = start.at + MARK_BYTES;
     let out = Counted { out, at: start.at - start.place.into, from: start.at };
     let mut emitter = Emitter { bodies, tar: TarWriter::new(out), clamp };
-    for (index, entry) in (start.place.entry..).zip(diff.iter_from(start.place.entry)) {
+    for (index, entry) in (start.place.entry..).zip(diff.iter_from(start.place.entry)?) {
+        let entry = entry?;
         let begin = emitter.tar.out().at;
         emitter.entry(diff, &entry)?;
         emitter.tar.close_member().map_err(EmitError::Write)?;
@@ -172,7 +176,7 @@ impl Emitter<'_> {
                 self.bodies.body(path, *size, content, &mut |bytes| tar.body(bytes))
             }
             Change::Hardlink { target } => {
-                let Some(Change::File { meta, .. }) = diff.get(target).map(|first| first.change) else {
+                let Some(Change::File { meta, .. }) = diff.get(target)?.map(|first| first.change) else {
                     return Err(EmitError::LinkTarget { path: path.clone(), target: target.clone() });
                 };
                 let kind = MemberKind::Hardlink { target: target.as_bytes().to_vec() };

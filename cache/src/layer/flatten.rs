@@ -5,10 +5,11 @@ use std::io::{self, Write};
 
 use rustix::io::Errno;
 
-use super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::tar::{Member, MemberKind, TarWriter};
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{Kind, Meta, NodeStore, Tree, TreeError};
 
 /// Bytes read from a file at once.
@@ -32,6 +33,9 @@ pub enum FlattenError {
         #[source]
         source: io::Error,
     },
+    /// The list of files cannot be kept or read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// The archive cannot be written.
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
@@ -43,6 +47,7 @@ pub fn listing(
     tree: &Tree,
     nodes: &dyn NodeStore,
     files: &dyn FileSource,
+    scratch: &Scratch,
 ) -> Result<LayerDiff, FlattenError> {
     let mut first_name: HashMap<&RelPath, &RelPath> = HashMap::new();
     for group in tree.links.groups() {
@@ -50,7 +55,7 @@ pub fn listing(
             first_name.extend(others.iter().map(|other| (other, first)));
         }
     }
-    let mut listing = LayerDiff::default();
+    let mut listing = LayerDiff::new(scratch);
     let walk = tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)?;
     for found in walk {
         let (path, entry) = found?;
@@ -70,7 +75,7 @@ pub fn listing(
             (_, Kind::BlockDevice { major, minor }) => Change::BlockDevice { meta, major, minor },
             (_, Kind::Fifo) => Change::Fifo { meta },
         };
-        listing.push(DiffEntry { path, change, mtime });
+        listing.push(&DiffEntry { path, change, mtime })?;
     }
     Ok(listing)
 }
@@ -97,7 +102,8 @@ impl<'a> FilesArchive<'a> {
         clamp: Option<i64>,
     ) -> Result<(), FlattenError> {
         let named = |path: &RelPath| [prefix.as_bytes(), path.as_bytes()].concat();
-        for DiffEntry { path, change, mtime } in listing {
+        for entry in listing {
+            let DiffEntry { path, change, mtime } = entry?;
             if path.is_root() {
                 continue;
             }
@@ -107,7 +113,7 @@ impl<'a> FilesArchive<'a> {
                 Change::Dir { meta, .. } => (MemberKind::Dir, meta),
                 Change::File { meta, size, .. } => (MemberKind::File { size }, meta),
                 Change::Hardlink { target } => {
-                    let Some(Change::File { meta, .. }) = listing.get(&target).map(|first| first.change)
+                    let Some(Change::File { meta, .. }) = listing.get(&target)?.map(|first| first.change)
                     else {
                         continue;
                     };

@@ -12,6 +12,8 @@
 
 use rbuild_oci::Sha256;
 
+use super::diff::ListingCheck;
+
 /// Bytes of the archive between two marks. Part of the format.
 pub(crate) const MARK_BYTES: u64 = 1 << 20;
 
@@ -73,10 +75,10 @@ impl Marks {
         Start { at: self.marks.len() as u64 * MARK_BYTES, place, hash }
     }
 
-    /// As bytes, for the layer with this encoded listing.
-    pub fn encode(&self, listing: &[u8]) -> Vec<u8> {
+    /// As bytes, for the layer with this listing.
+    pub fn encode(&self, listing: ListingCheck) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(check_of(listing));
+        bytes.extend_from_slice(&listing.0);
         for (place, state) in &self.marks {
             bytes.extend_from_slice(&(place.entry as u64).to_le_bytes());
             bytes.extend_from_slice(&place.into.to_le_bytes());
@@ -88,12 +90,12 @@ impl Marks {
     }
 
     /// What [`Self::encode`] wrote for the same listing; `None` for anything else. Nothing needs them, so nobody is told why.
-    pub fn decode(bytes: &[u8], listing: &[u8]) -> Option<Self> {
+    pub fn decode(bytes: &[u8], listing: ListingCheck) -> Option<Self> {
         let (body, check) = bytes.split_last_chunk::<CHECK_BYTES>()?;
         if blake3::hash(body).as_bytes()[..CHECK_BYTES] != check[..] {
             return None;
         }
-        let body = body.strip_prefix(MAGIC)?.strip_prefix(check_of(listing))?;
+        let body = body.strip_prefix(MAGIC)?.strip_prefix(&listing.0)?;
         let marks = body.chunks(16 + Sha256::new().state().len()).map(|mark| {
             let (entry, rest) = mark.split_first_chunk::<8>()?;
             let (into, state) = rest.split_first_chunk::<8>()?;
@@ -103,9 +105,4 @@ impl Marks {
         });
         Some(Self { marks: marks.collect::<Option<_>>()? })
     }
-}
-
-/// The end of an encoded listing is a hash of it.
-fn check_of(listing: &[u8]) -> &[u8] {
-    &listing[listing.len().saturating_sub(CHECK_BYTES)..]
 }

@@ -10,7 +10,7 @@ use super::collect::Snapshot;
 use super::db::{from_json, seal};
 use super::error::StoreError;
 use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
-use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, decode_diff, verify_layer};
+use crate::layer::{Change, DiffEntry, LayerDiff, ListingError, OverlayForm, Pack, verify_layer};
 use crate::path::RelPath;
 use crate::tree::{DirNode, NodeDigest};
 
@@ -134,7 +134,7 @@ pub(super) struct SoundPacks(HashMap<(u64, u64), bool>);
 
 impl SoundPacks {
     /// Files of a listing whose contents are in no sound pack.
-    fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> Vec<RelPath> {
+    fn missing(&mut self, listing: &LayerDiff, packs: &[Pack]) -> Result<Vec<RelPath>, ListingError> {
         let sound: Vec<&Pack> = packs.iter().filter(|pack| self.is_sound(pack)).collect();
         let is_lost = |entry: &DiffEntry| match &entry.change {
             Change::File { size, content, .. } => {
@@ -143,7 +143,14 @@ impl SoundPacks {
             }
             _ => false,
         };
-        listing.iter().filter(is_lost).map(|entry| entry.path).collect()
+        let mut lost = Vec::new();
+        for entry in listing {
+            let entry = entry?;
+            if is_lost(&entry) {
+                lost.push(entry.path);
+            }
+        }
+        Ok(lost)
     }
 
     fn is_sound(&mut self, pack: &Pack) -> bool {
@@ -320,19 +327,21 @@ impl Store {
         if !is_packed && !layout.exists(&layout::layer_diff(id)) {
             return Ok(Some(Finding::LayerMissing(id)));
         }
-        let entries = match self.layer_entries(id) {
-            Ok(entries) => entries,
+        let listing = match self.layer_diff(id) {
+            Ok(listing) => listing,
             Err(StoreError::Damaged { .. } | StoreError::UnknownLayer(_)) => {
                 return Ok(Some(Finding::LayerListing(id)));
             }
             Err(error) => return Err(error),
         };
-        let Ok(listing) = decode_diff(entries) else { return Ok(Some(Finding::LayerListing(id))) };
         let unreadable = |why: String| Ok(Some(Finding::LayerUnreadable { layer: id, why }));
         let mut wrong = Vec::new();
         if is_packed {
             match self.layer_packs(id) {
-                Ok(packs) => wrong = sound_packs.missing(&listing, &packs.unwrap_or_default().packs),
+                Ok(packs) => match sound_packs.missing(&listing, &packs.unwrap_or_default().packs) {
+                    Ok(found) => wrong = found,
+                    Err(error) => return unreadable(error.to_string()),
+                },
                 Err(error) => return unreadable(error.to_string()),
             }
         }

@@ -6,13 +6,15 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rbuild_oci::{DiffId, Digest};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::db::mark::BootId;
@@ -20,7 +22,10 @@ use super::db::{DbError, now_unix_ns};
 use super::error::{IoContext, StoreError};
 use super::lease::Lease;
 use super::{Store, layout};
-use crate::layer::{Change, LayerDiff};
+use crate::layer::{
+    Change, CodecError, DiffEntry, LayerDiff, ListingCheck, ListingError, Marks, decode_diff, encoded_len,
+    write_diff,
+};
 
 /// Starts every sidecar; the digit is its version.
 const SIDECAR_MAGIC: &[u8; 8] = b"rblayer1";
@@ -28,9 +33,6 @@ const SIDECAR_MAGIC: &[u8; 8] = b"rblayer1";
 const SIDECAR_HEAD_BYTES: usize = 8 + 8 + 8;
 /// BLAKE3 of all before it.
 const SIDECAR_SEAL_BYTES: usize = 32;
-/// Ten million entries of a few hundred bytes.
-const SIDECAR_BYTES_MAX: u64 = 4 << 30;
-
 /// Local name of a layer directory. Random: says nothing of the content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerId(pub(super) u64);
@@ -178,17 +180,16 @@ impl Store {
         Ok(LayerDraft { lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
     }
 
-    /// Publishes a finished draft, which nothing may write to any more. `entries` is its encoded
-    /// [`LayerDiff`], `size_bytes` the bytes of its regular files. On failure the draft
-    /// stays in its lease's work directory.
+    /// Publishes a finished draft, which nothing may write to any more. `diff` is what is in it, `size_bytes` the bytes of
+    /// its regular files. On failure the draft stays in its lease's work directory.
     pub fn commit_layer(
         &self,
         draft: LayerDraft,
-        entries: &[u8],
+        diff: &LayerDiff,
         size_bytes: u64,
     ) -> Result<LayerId, StoreError> {
         self.wrote(size_bytes);
-        let id = self.place_layer(&draft.dir, entries, size_bytes)?;
+        let id = self.place_layer(&draft.dir, diff, size_bytes, None)?;
         let row = LayerRow { id, size_bytes, disk_bytes: None, tar: None };
         let boot = self.boot()?;
         let recorded = self.inner.index.write("record a layer", |transaction| row.insert(transaction, boot));
@@ -196,16 +197,22 @@ impl Store {
         Ok(id)
     }
 
-    /// Completes a layer's directory and moves it to its place, without a row.
+    /// Completes a layer's directory, with the marks of its archive where it has some, and moves it to its place, without
+    /// a row.
     pub(super) fn place_layer(
         &self,
         from: &str,
-        entries: &[u8],
+        diff: &LayerDiff,
         size_bytes: u64,
+        marks: Option<&Marks>,
     ) -> Result<LayerId, StoreError> {
         let layout = &self.inner.layout;
         let name = format!("{from}/entries");
-        write_sidecar(layout.new_file(&name)?, entries, size_bytes).doing("write", &layout.path(&name))?;
+        let written = write_sidecar(layout.new_file(&name)?, diff, size_bytes);
+        let check = written.doing("write", &layout.path(&name))?;
+        if let Some(marks) = marks.filter(|marks| !marks.is_empty()) {
+            layout.write_new(&format!("{from}/marks"), &marks.encode(check))?;
+        }
         loop {
             let id = LayerId(layout::random_id()?);
             if layout.publish(from, &layout::layer(id))? {
@@ -253,13 +260,14 @@ impl Store {
         self.inner.layout.path(&layout::layer_diff(id))
     }
 
-    /// The encoded [`LayerDiff`] of a layer, exactly as committed.
-    pub fn layer_entries(&self, id: LayerId) -> Result<Vec<u8>, StoreError> {
+    /// What is in a layer, as committed.
+    pub fn layer_diff(&self, id: LayerId) -> Result<LayerDiff, StoreError> {
+        let layout = &self.inner.layout;
         let name = layout::layer_entries(id);
-        let path = self.inner.layout.path(&name);
-        match self.inner.layout.read(&name, SIDECAR_BYTES_MAX)? {
-            Some(bytes) => open_sidecar(bytes, &path),
-            None => Err(StoreError::UnknownLayer(id)),
+        match layout.try_open(&name, OFlags::RDONLY) {
+            Ok(file) => open_sidecar(File::from(file), &layout.path(&name)),
+            Err(Errno::NOENT) => Err(StoreError::UnknownLayer(id)),
+            Err(errno) => Err(errno).doing("open", &layout.path(&name)),
         }
     }
 
@@ -380,42 +388,68 @@ pub(super) fn void(transaction: &Transaction<'_>, boot: BootId) -> Result<Vec<La
 }
 
 /// Bytes of the regular files in a listing.
-pub(super) fn listed_bytes(listing: &LayerDiff) -> u64 {
-    let size = |change: &Change| if let Change::File { size, .. } = change { *size } else { 0 };
-    listing.iter().map(|entry| size(&entry.change)).sum()
+pub(super) fn listed_bytes(listing: &LayerDiff) -> Result<u64, ListingError> {
+    let size = |entry: Result<DiffEntry, ListingError>| {
+        Ok(if let Change::File { size, .. } = entry?.change { size } else { 0 })
+    };
+    listing.iter().map(size).sum()
 }
 
-fn write_sidecar(file: File, entries: &[u8], size_bytes: u64) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    let mut seal = blake3::Hasher::new();
-    for part in
-        [&SIDECAR_MAGIC[..], &size_bytes.to_le_bytes(), &(entries.len() as u64).to_le_bytes(), entries]
-    {
-        seal.update(part);
-        out.write_all(part)?;
-    }
+fn write_sidecar(file: File, diff: &LayerDiff, size_bytes: u64) -> io::Result<ListingCheck> {
+    let mut out = Sealing { out: BufWriter::new(file), seal: blake3::Hasher::new() };
+    out.write_all(SIDECAR_MAGIC)?;
+    out.write_all(&size_bytes.to_le_bytes())?;
+    out.write_all(&encoded_len(diff).to_le_bytes())?;
+    let check = write_diff(diff, &mut out)?;
+    let Sealing { mut out, seal } = out;
     out.write_all(seal.finalize().as_bytes())?;
-    out.flush()
+    out.flush()?;
+    Ok(check)
 }
 
-/// Checks a sidecar and strips it to the entries.
-fn open_sidecar(mut bytes: Vec<u8>, path: &Path) -> Result<Vec<u8>, StoreError> {
-    let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
-    if bytes.len() < SIDECAR_HEAD_BYTES + SIDECAR_SEAL_BYTES {
-        return Err(damaged("it is cut short"));
+/// Hashes what it writes.
+struct Sealing<W> {
+    out: W,
+    seal: blake3::Hasher,
+}
+
+impl<W: Write> Write for Sealing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.seal.update(&bytes[..written]);
+        Ok(written)
     }
-    if &bytes[..8] != SIDECAR_MAGIC {
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Checks a sidecar and opens the entries in it.
+fn open_sidecar(mut file: File, path: &Path) -> Result<LayerDiff, StoreError> {
+    let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
+    let io = |result: io::Result<()>| result.doing("read", path);
+    let size = file.metadata().doing("look at", path)?.len();
+    let body = size.checked_sub(SIDECAR_SEAL_BYTES as u64).filter(|body| *body >= SIDECAR_HEAD_BYTES as u64);
+    let body = body.ok_or_else(|| damaged("it is cut short"))?;
+    let mut head = [0; SIDECAR_HEAD_BYTES];
+    io(file.read_exact_at(&mut head, 0))?;
+    if &head[..8] != SIDECAR_MAGIC {
         return Err(damaged("it is not a layer's list of entries"));
     }
-    let body = bytes.len() - SIDECAR_SEAL_BYTES;
-    let length = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
-    if length != (body - SIDECAR_HEAD_BYTES) as u64 {
+    let length = u64::from_le_bytes(head[16..].try_into().expect("eight bytes"));
+    if length != body - SIDECAR_HEAD_BYTES as u64 {
         return Err(damaged("its length is not the one it was written with"));
     }
-    if blake3::hash(&bytes[..body]).as_bytes() != &bytes[body..] {
+    let mut seal = [0; SIDECAR_SEAL_BYTES];
+    io(file.read_exact_at(&mut seal, body))?;
+    let mut hash = blake3::Hasher::new();
+    io(hash.update_reader((&mut file).take(body)).map(drop))?;
+    if hash.finalize().as_bytes() != &seal {
         return Err(damaged("its bytes changed"));
     }
-    bytes.truncate(body);
-    bytes.drain(..SIDECAR_HEAD_BYTES);
-    Ok(bytes)
+    decode_diff(file, SIDECAR_HEAD_BYTES as u64, body).map_err(|error| match error {
+        CodecError::Read(source) => StoreError::Io { doing: "read", path: path.to_owned(), source },
+        _ => damaged("it is not a layer's list of entries"),
+    })
 }

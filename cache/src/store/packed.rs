@@ -22,12 +22,11 @@ use rustix::io::Errno;
 use super::db::DbError;
 use super::db::mark::BootId;
 use super::error::{IoContext, StoreError};
-use super::layout::Layout;
 use super::lease::Lease;
 use super::writeback::Growing;
 use super::{LayerDraft, LayerId, Store, layout};
 use crate::copy::{MaterialiseError, materialise_packed};
-use crate::layer::{Marks, OverlayForm, Pack, PackError, PackWriter, decode_diff};
+use crate::layer::{LayerDiff, Marks, OverlayForm, Pack, PackError, PackWriter};
 
 /// A pack with more names than this is not shared further: file systems have a limit (ext4 65 000).
 const LINKS_MAX: u64 = 60_000;
@@ -79,12 +78,8 @@ impl ReadyPacks {
         self.own_bytes
     }
 
-    /// Writes the marks of its archive, if there are any.
-    pub(super) fn write_marks(&self, layout: &Layout, entries: &[u8]) -> Result<(), StoreError> {
-        if self.marks.is_empty() {
-            return Ok(());
-        }
-        layout.write_new(&format!("{}/marks", self.dir), &self.marks.encode(entries))
+    pub(super) fn marks(&self) -> &Marks {
+        &self.marks
     }
 }
 
@@ -167,10 +162,12 @@ impl Store {
         Ok(Some(found))
     }
 
-    /// The marks of a layer's archive; none when there are none, or they were damaged. `entries` is its encoded listing.
-    pub fn layer_marks(&self, id: LayerId, entries: &[u8]) -> Result<Marks, StoreError> {
+    /// The marks of a layer's archive; none when there are none, or they were damaged. `diff` is what is in it, as the store
+    /// gave it.
+    pub fn layer_marks(&self, id: LayerId, diff: &LayerDiff) -> Result<Marks, StoreError> {
+        let Some(check) = diff.check() else { return Ok(Marks::default()) };
         let bytes = self.inner.layout.read(&layout::layer_marks(id), MARKS_FILE_BYTES_MAX)?;
-        Ok(bytes.and_then(|bytes| Marks::decode(&bytes, entries)).unwrap_or_default())
+        Ok(bytes.and_then(|bytes| Marks::decode(&bytes, check)).unwrap_or_default())
     }
 
     /// The layer that a step like this one made last, when it is there: a hint where equal contents may be.
@@ -220,9 +217,7 @@ impl Store {
         let Some(packs) = self.layer_packs(id)? else {
             return Err(StoreError::UnknownLayer(id).into());
         };
-        let path = self.inner.layout.path(&layout::layer_entries(id));
-        let listing = decode_diff(self.layer_entries(id)?)
-            .map_err(|_| StoreError::Damaged { path, why: "it is not a layer's list of entries" })?;
+        let listing = self.layer_diff(id)?;
         let draft = self.draft(lease)?;
         materialise_packed(listing, &packs.packs, draft.diff_fd().as_fd(), form)
             .map_err(|source| LayerDirError::Write { layer: id, source })?;

@@ -27,7 +27,7 @@ use super::{
     ImageRecord, Inner, LayerId, PULLED, Store, StoreOptions, db, image, layer, layout, lock, meta, nodes,
     uses,
 };
-use crate::layer::{LayerReader, Limits, OverlayForm, decode_diff};
+use crate::layer::{LayerReader, Limits, OverlayForm};
 
 /// Files of the two databases.
 const DATABASES: [&str; 6] = [
@@ -180,8 +180,7 @@ impl Store {
         if self.check_layer(id, form, packs).ok()?.is_some() {
             return None;
         }
-        let listing = decode_diff(self.layer_entries(id).ok()?).ok()?;
-        Some(layer::listed_bytes(&listing))
+        layer::listed_bytes(&self.layer_diff(id).ok()?).ok()
     }
 
     fn write_rows(

@@ -11,6 +11,7 @@ use super::db::{DbError, now_unix_ns, seal};
 use super::error::StoreError;
 use super::layer::LayerRow;
 use super::{Draft, LayerId, Store, readers};
+use crate::layer::LayerDiff;
 use crate::tree::TreeDigest;
 
 /// First byte of an encoded record.
@@ -111,8 +112,8 @@ pub struct ResultRecord {
 pub struct Made<'a> {
     /// The layer's files.
     pub draft: Draft,
-    /// Its encoded [`LayerDiff`](crate::layer::LayerDiff).
-    pub entries: &'a [u8],
+    /// What is in it.
+    pub diff: &'a LayerDiff,
     /// Bytes of its regular files.
     pub size_bytes: u64,
     /// Digest and length of its tar, when they are known already.
@@ -171,18 +172,15 @@ impl Store {
         results: impl FnOnce(LayerId) -> Vec<(Key, ResultRecord)>,
     ) -> Result<LayerId, StoreError> {
         let boot = self.boot()?;
-        let Made { draft, entries, size_bytes, tar, from, to } = made;
-        let (dir, disk_bytes) = match &draft {
+        let Made { draft, diff, size_bytes, tar, from, to } = made;
+        let (dir, disk_bytes, marks) = match &draft {
             Draft::Dir(draft) => {
                 self.wrote(size_bytes);
-                (draft.dir_name(), None)
+                (draft.dir_name(), None, None)
             }
-            Draft::Packed(ready) => {
-                ready.write_marks(&self.inner.layout, entries)?;
-                (ready.dir_name(), Some(ready.own_bytes()))
-            }
+            Draft::Packed(ready) => (ready.dir_name(), Some(ready.own_bytes()), Some(ready.marks())),
         };
-        let id = self.place_layer(dir, entries, size_bytes)?;
+        let id = self.place_layer(dir, diff, size_bytes, marks)?;
         let row = LayerRow { id, size_bytes, disk_bytes, tar };
         let recorded = self.inner.index.write("record a step", |transaction| {
             row.insert(transaction, boot)?;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 
 use super::*;
+use crate::layer::LayerDiff;
 use crate::tree::{DirEntries, EncodedNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
 
 fn options() -> StoreOptions {
@@ -35,15 +36,15 @@ fn fresh() -> (tempfile::TempDir, Store) {
 fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     let draft = store.draft(lease).unwrap();
     std::fs::write(draft.diff_path().join("file"), content).unwrap();
-    store.commit_layer(draft, content.as_bytes(), content.len() as u64).unwrap()
+    store.commit_layer(draft, &LayerDiff::saying(content), content.len() as u64).unwrap()
 }
 
 /// As a step: the layer leads from one tree to another. Which layer does.
 fn commit_step(store: &Store, lease: &Lease, content: &str, from: TreeDigest, to: TreeDigest) -> LayerId {
     let draft = store.draft(lease).unwrap();
     std::fs::write(draft.diff_path().join("file"), content).unwrap();
-    let (draft, entries) = (Draft::Dir(draft), content.as_bytes());
-    let made = Made { draft, entries, size_bytes: content.len() as u64, tar: None, from, to };
+    let (draft, diff) = (Draft::Dir(draft), &LayerDiff::saying(content));
+    let made = Made { draft, diff, size_bytes: content.len() as u64, tar: None, from, to };
     store.commit_step(made, false, |_| Vec::new()).unwrap()
 }
 

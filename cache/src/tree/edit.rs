@@ -6,7 +6,7 @@ use super::{
     Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, LinkGroups, Meta, NodeDigest,
     NodeStore, NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
 };
-use crate::layer::{Change, DiffEntry, LayerDiff};
+use crate::layer::{Change, DiffEntry, LayerDiff, ListingError};
 use crate::path::RelPath;
 
 impl Tree {
@@ -19,7 +19,8 @@ impl Tree {
         let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Batch::new(nodes) };
         let mut last: Option<RelPath> = None;
         let mut linked: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
-        for DiffEntry { path, change, .. } in diff {
+        for entry in diff {
+            let DiffEntry { path, change, .. } = entry?;
             if last.is_some_and(|last| last >= path) {
                 return Err(TreeError::Unsorted { path });
             }
@@ -40,7 +41,7 @@ impl Tree {
         Ok(Self {
             root: meta,
             node,
-            links: LinkGroups::new(kept(&self.links, diff).chain(linked.into_values())),
+            links: LinkGroups::new(kept(&self.links, diff)?.chain(linked.into_values())),
         })
     }
 }
@@ -153,7 +154,7 @@ impl Edit<'_> {
                 };
                 (meta, Kind::Dir(node))
             }
-            Change::Hardlink { target } => link_target(diff, path, &target)
+            Change::Hardlink { target } => link_target(diff, path, &target)?
                 .ok_or_else(|| TreeError::LinkTarget { path: path.clone(), target })?,
             Change::File { meta, size, content } => (meta, Kind::File { size, content }),
             Change::Symlink { meta, target } => (meta, Kind::Symlink(target)),
@@ -215,18 +216,25 @@ impl Edit<'_> {
     }
 }
 
-fn link_target(diff: &LayerDiff, path: &RelPath, target: &RelPath) -> Option<(Meta, Kind)> {
+fn link_target(
+    diff: &LayerDiff,
+    path: &RelPath,
+    target: &RelPath,
+) -> Result<Option<(Meta, Kind)>, ListingError> {
     if target >= path {
-        return None;
+        return Ok(None);
     }
-    match diff.get(target)?.change {
-        Change::File { meta, size, content } => Some((meta, Kind::File { size, content })),
+    Ok(match diff.get(target)?.map(|entry| entry.change) {
+        Some(Change::File { meta, size, content }) => Some((meta, Kind::File { size, content })),
         _ => None,
-    }
+    })
 }
 
 /// What a diff leaves of link groups: every path it touches leaves its group, and everything below what it replaces.
-fn kept<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> impl Iterator<Item = Vec<RelPath>> + 'a {
+fn kept<'a>(
+    links: &'a LinkGroups,
+    diff: &LayerDiff,
+) -> Result<impl Iterator<Item = Vec<RelPath>> + use<'a>, ListingError> {
     let mut linked: Vec<&RelPath> = links.groups().iter().flatten().collect();
     linked.sort_unstable();
     // Both are in order, and what is below a path comes right after it.
@@ -234,8 +242,9 @@ fn kept<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> impl Iterator<Item = Vec
     let mut gone: HashSet<&RelPath> = HashSet::new();
     let mut entries = diff.iter();
     while linked.peek().is_some()
-        && let Some(DiffEntry { path, change, .. }) = entries.next()
+        && let Some(entry) = entries.next()
     {
+        let DiffEntry { path, change, .. } = entry?;
         let replaces = !matches!(change, Change::Dir { opaque: false, .. });
         while linked.next_if(|linked| **linked < path).is_some() {}
         let is_touched = |linked: &RelPath| *linked == path || (replaces && strip(linked, &path).is_some());
@@ -243,7 +252,7 @@ fn kept<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> impl Iterator<Item = Vec
             gone.insert(linked);
         }
     }
-    links.without(move |path| gone.contains(path))
+    Ok(links.without(move |path| gone.contains(path)))
 }
 
 #[cfg(test)]

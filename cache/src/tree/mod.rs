@@ -52,6 +52,7 @@ pub(crate) use digest::EMPTY_NODE;
 pub(crate) use links::{below, strip};
 pub(crate) use writer::{NodeWriter, PART_ENTRIES_MIN};
 
+use crate::layer::ListingError;
 use crate::path::RelPath;
 
 /// A whole filesystem state.
@@ -71,6 +72,9 @@ pub enum TreeError {
     /// Nodes could not be read or kept.
     #[error(transparent)]
     Nodes(#[from] NodeStoreError),
+    /// A diff could not be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A diff lists a path twice or not in order.
     #[error("layer entry `{path}` is out of order")]
     Unsorted {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::scratch::Scratch;
 use crate::tree::testing::{diff, dir, file, file_with, link, owned};
 
 fn add(
@@ -10,7 +11,7 @@ fn add(
     let archive = diff(entries);
     let implied: Vec<RelPath> = implied.iter().map(|at| path(at)).collect();
     let items = [CopyItem::Archive(Archive { diff: &archive, implied: &implied })];
-    let plan = plan(&image.nodes, &image.tree, &FakeTimes(100), None, &items, options)?;
+    let plan = plan(&image.nodes, &image.tree, &FakeTimes(100), None, &items, options, &Scratch::for_test())?;
     image.apply(plan);
     Ok(())
 }
@@ -62,7 +63,9 @@ fn a_directory_replaced_twice_is_opaque() {
     let mut image = Image::with(&[("a", dir(0o755)), ("a/old", file("old"))]);
     let (first, second) = (diff(&[("a", file("A"))]), diff(&[("a", dir(0o700)), ("a/new", file("n"))]));
     let items = [&first, &second].map(|diff| CopyItem::Archive(Archive { diff, implied: &[] }));
-    let plan = plan(&image.nodes, &image.tree, &FakeTimes(1), None, &items, &options("/")).unwrap();
+    let plan =
+        plan(&image.nodes, &image.tree, &FakeTimes(1), None, &items, &options("/"), &Scratch::for_test())
+            .unwrap();
     image.apply(plan);
     image.check(&["d 700 0:0 a", "f 644 0:0 a/new 1"]);
     assert!(nodes.is_empty());

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::*;
 use crate::layer::{DiffEntry, LayerDiff, OverlayForm, Owners};
+use crate::scratch::Scratch;
 use crate::tree::testing::{dir, file, file_with, link, meta};
 use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
 
@@ -53,14 +54,14 @@ pub(super) fn plan_all(
     let items: Vec<_> = select(&tree, nodes, b"d").unwrap().into_iter().map(CopyItem::Selected).collect();
     let options = CopyOptions { owner: Some(ourselves()), ..options(dest) };
     let stack = StackSource::new(Vec::new());
-    plan(nodes, &Tree::empty(), &stack, Some(source), &items, &options).unwrap()
+    plan(nodes, &Tree::empty(), &stack, Some(source), &items, &options, &Scratch::for_test()).unwrap()
 }
 
 /// What a directory really holds, as a diff without times; symlinks' own modes are left as planned.
 #[track_caller]
 pub(super) fn check_on_disk(root: &Path, plan: &CopyPlan) {
     let mut seen = 0;
-    for DiffEntry { path, change, mtime } in &plan.diff {
+    for DiffEntry { path, change, mtime } in plan.diff.entries() {
         let at = root.join(path.to_string());
         let stat = at.symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
         seen += 1;
@@ -107,7 +108,7 @@ fn a_plan_becomes_a_directory() {
         let owners = if is_root { Owners::Set } else { Owners::Keep };
         materialise(&plan, dir_fd(&into).as_fd(), &sources, owners, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
-        let when = plan.diff.iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
+        let when = plan.diff.entries().into_iter().find(|entry| entry.path == path("new/n/a")).unwrap().mtime;
         assert_eq!(when, Mtime { secs: 1_234_567, nanos: 89 });
     }
 }
@@ -236,7 +237,16 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     let items = [CopyItem::Archive(Archive { diff: &listing, implied: &[] })];
     let options = CopyOptions { owner: Some((uid, gid)), ..options("/d") };
     let stack = StackSource::new(Vec::new());
-    let plan = plan(&MemoryNodeStore::default(), &Tree::empty(), &stack, None, &items, &options).unwrap();
+    let plan = plan(
+        &MemoryNodeStore::default(),
+        &Tree::empty(),
+        &stack,
+        None,
+        &items,
+        &options,
+        &Scratch::for_test(),
+    )
+    .unwrap();
     for (name, source, is_taken) in [
         ("taken", DirSource::disposable(dir_fd(from.path())), true),
         ("copied", DirSource::immutable(dir_fd(from.path())), false),
@@ -265,7 +275,16 @@ fn a_link_of_an_archive_has_its_bytes_when_its_first_name_is_overwritten() {
     ];
     let options = CopyOptions { owner: Some(ourselves()), ..options("/d/") };
     let stack = StackSource::new(Vec::new());
-    let plan = plan(&MemoryNodeStore::default(), &Tree::empty(), &stack, None, &items, &options).unwrap();
+    let plan = plan(
+        &MemoryNodeStore::default(),
+        &Tree::empty(),
+        &stack,
+        None,
+        &items,
+        &options,
+        &Scratch::for_test(),
+    )
+    .unwrap();
     let source = DirSource::disposable(dir_fd(from.path()));
     let sources = Sources { archives: &[&source], ..Sources::default() };
     materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::scratch::Scratch;
 use crate::tree::select::Selected;
 use crate::tree::testing::{apply_model, model_diff, steps};
 use crate::tree::{EMPTY_NODE, Entry, Kind, LastLink, LinkGroups};
@@ -32,12 +33,12 @@ proptest! {
         }
         let items: Vec<_> = selected.iter().cloned().map(CopyItem::Selected).collect();
         let from = Some(&FakeTimes(500) as &dyn FileSource);
-        let Ok(plan) = plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest)) else {
+        let Ok(plan) = plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test()) else {
             return Ok(());
         };
         let next = parent.apply(&nodes, &plan.diff).unwrap();
         let mut files = files(&plan).into_iter();
-        for entry in &plan.diff {
+        for entry in plan.diff.entries() {
             let resolved = next.resolve(&nodes, entry.path.as_bytes(), LastLink::Keep).unwrap();
             prop_assert_eq!(&resolved.path, &entry.path, "layer paths are real paths");
             match &entry.change {
@@ -58,7 +59,7 @@ proptest! {
             let entry = Entry { kind: Kind::Dir(*EMPTY_NODE), ..last.entry.clone() };
             let empty = CopyItem::Selected(Selected { entry, links: LinkGroups::default(), ..last.clone() });
             let items = items.iter().cloned().chain([empty]).collect::<Vec<_>>();
-            let held = super::super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest));
+            let held = super::super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
             prop_assert_eq!(&held.unwrap(), &plan);
         }
         // The last item is there in full: its files with their bytes.
@@ -76,7 +77,7 @@ proptest! {
             }
         }
         // Doing it again changes nothing.
-        let again = super::super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest));
+        let again = super::super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
         if let Ok(again) = again {
             let whole = next.apply(&nodes, &again.diff).unwrap();
             if dest.ends_with('/') || dest.ends_with("/.") {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::scratch::Scratch;
 use crate::tree::select::Selected;
 use crate::tree::testing::{dir, file, file_with, link, meta, owned};
 use crate::tree::{Entry, Kind, LinkGroups, NodeDigest};
@@ -282,7 +283,9 @@ fn heredocs_are_files_with_a_name() {
     let nodes = MemoryNodeStore::default();
     let items = [CopyItem::Inline { name: b"EOF".to_vec(), content: b"hello\n".to_vec() }];
     let inline = |dest: &str| {
-        let plan = plan(&nodes, &Tree::empty(), &FakeTimes(1), None, &items, &options(dest)).unwrap();
+        let plan =
+            plan(&nodes, &Tree::empty(), &FakeTimes(1), None, &items, &options(dest), &Scratch::for_test())
+                .unwrap();
         listing(&nodes, &Tree::empty().apply(&nodes, &plan.diff).unwrap())
     };
     assert_eq!(inline("/x"), ["f 644 0:0 x 6"]);
@@ -294,7 +297,9 @@ fn selected_items_need_their_source() {
     let nodes = MemoryNodeStore::default();
     let source = two_files().tree(&nodes);
     let items = [CopyItem::Selected(select(&source, &nodes, b"f").unwrap().remove(0))];
-    let error = plan(&nodes, &Tree::empty(), &FakeTimes(1), None, &items, &options("/x")).unwrap_err();
+    let error =
+        plan(&nodes, &Tree::empty(), &FakeTimes(1), None, &items, &options("/x"), &Scratch::for_test())
+            .unwrap_err();
     assert!(matches!(error, CopyError::NoSource { .. }));
 }
 
@@ -346,8 +351,15 @@ fn a_directory_that_cannot_be_loaded_is_not_an_empty_one() {
     let entry = Entry { meta: meta(0o755), kind: Kind::Dir(lost) };
     let selected = Selected { name: b"d".to_vec(), path: path("d"), entry, links: LinkGroups::default() };
     let (times, parent) = (FakeTimes(1), Tree::empty());
-    let planned =
-        plan(&nodes, &parent, &times, Some(&times), &[CopyItem::Selected(selected)], &options("/to/"));
+    let planned = plan(
+        &nodes,
+        &parent,
+        &times,
+        Some(&times),
+        &[CopyItem::Selected(selected)],
+        &options("/to/"),
+        &Scratch::for_test(),
+    );
     let missing = |error: &CopyError| error.to_string().contains("is missing from the store");
     assert!(planned.as_ref().is_err_and(missing), "{planned:?}");
 }

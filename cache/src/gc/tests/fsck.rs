@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use rbuild_oci::DiffId;
 
 use super::*;
-use crate::layer::{OverlayForm, encode_diff, scan_upper};
+use crate::layer::{OverlayForm, scan_upper};
 use crate::layer::{ParentEntry, ParentView, ParentViewError};
 use crate::path::RelPath;
 use crate::store::{Finding, Rebuilt, StoreError};
@@ -31,7 +31,7 @@ fn real_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     std::os::unix::fs::symlink("top", dir.join("link")).unwrap();
     let diff =
         scan_upper(draft.diff_fd().as_fd(), OverlayForm::User, &Nothing, &store.scratch().unwrap()).unwrap();
-    store.commit_layer(draft, &encode_diff(diff.clone()), 11).unwrap()
+    store.commit_layer(draft, &diff, 11).unwrap()
 }
 
 struct Small {

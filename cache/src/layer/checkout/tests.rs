@@ -80,7 +80,7 @@ fn files_are_the_callers_and_lend_nobody_any_rights() {
     ]);
     // A hard link comes after its target in a real listing.
     let is_link = |entry: &DiffEntry| matches!(entry.change, Change::Hardlink { .. });
-    let (links, others): (Vec<_>, Vec<_>) = state.iter().partition(is_link);
+    let (links, others): (Vec<_>, Vec<_>) = state.entries().into_iter().partition(is_link);
     let state: LayerDiff = others.into_iter().chain(links).collect();
     let before = mode(&temp.path().join("to"));
     assert_eq!(write(&to, &source, &state, false), 1);

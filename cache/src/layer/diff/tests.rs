@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 
-use super::super::codec::{decode_diff, encode_diff};
+use super::super::codec::tests::{decoded, encoded};
 use super::*;
 
 fn path(text: &str) -> RelPath {
@@ -46,22 +48,26 @@ proptest! {
             model.insert(RelPath::root(), entry(RelPath::root(), 1));
         }
         let pushed: LayerDiff = model.values().cloned().collect();
-        let decoded = decode_diff(encode_diff(pushed.clone())).unwrap();
-        prop_assert_eq!(&decoded, &pushed);
-        for mut diff in [pushed, decoded] {
+        let mut spilled = LayerDiff::new(&Scratch::for_test());
+        model.values().for_each(|entry| spilled.push(entry).unwrap());
+        let read = decoded(&encoded(&pushed)).unwrap();
+        prop_assert_eq!(encoded(&spilled), encoded(&pushed));
+        prop_assert_eq!(encoded(&read), encoded(&pushed));
+        for mut diff in [pushed, spilled, read] {
             for _ in 0..2 {
                 prop_assert_eq!(diff.len(), model.len());
-                prop_assert!(diff.iter().eq(model.values().cloned()));
-                prop_assert!(diff.iter_from(from).eq(model.values().skip(from).cloned()));
+                prop_assert!(diff.entries().into_iter().eq(model.values().cloned()));
+                let some: Vec<_> = diff.iter_from(from).unwrap().map(Result::unwrap).collect();
+                prop_assert!(some.into_iter().eq(model.values().skip(from).cloned()));
                 for path in asked.iter().chain(model.keys()) {
-                    prop_assert_eq!(diff.get(path), model.get(path).cloned());
+                    prop_assert_eq!(diff.get(path).unwrap(), model.get(path).cloned());
                 }
-                prop_assert_eq!(diff.root(), model.get(&RelPath::root()).cloned());
-                diff.remove_root();
+                prop_assert_eq!(diff.root().unwrap(), model.get(&RelPath::root()).cloned());
+                diff.remove_root().unwrap();
                 model.remove(&RelPath::root());
             }
             let rootless: LayerDiff = model.values().cloned().collect();
-            prop_assert_eq!(encode_diff(diff), encode_diff(rootless));
+            prop_assert_eq!(encoded(&diff), encoded(&rootless));
             if has_root {
                 model.insert(RelPath::root(), entry(RelPath::root(), 1));
             }
@@ -69,16 +75,41 @@ proptest! {
     }
 }
 
+/// A listing of several windows in a file, and the place of its first entry there.
+fn on_disk() -> (std::fs::File, LayerDiff) {
+    let diff: LayerDiff = (0..5000).map(|at| entry(path(&format!("f{at:04}")), at % 100)).collect();
+    let bytes = encoded(&diff);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    let read = super::super::codec::decode_diff(file.try_clone().unwrap(), 0, bytes.len() as u64).unwrap();
+    (file, read)
+}
+
 #[test]
-fn a_look_up_passes_over_no_more_than_one_large_entry() {
-    let file = |at: usize, xattr: usize| {
-        let meta = Meta { xattrs: [(b"user.x".to_vec(), vec![0; xattr])].into(), ..Meta::default() };
-        let change = Change::File { meta, size: 0, content: ContentDigest([0; 32]) };
-        DiffEntry { path: path(&format!("f{at:02}")), change, mtime: Mtime::default() }
-    };
-    let diff: LayerDiff = (0..31).map(|at| file(at, 64 << 10)).chain([file(31, 0)]).collect();
-    let last = diff.stops.last().unwrap();
-    assert_eq!((last.index, diff.stops.len()), (31, 31));
+fn a_file_that_changes_while_it_is_read_is_an_error_and_no_panic() {
+    for byte in [0x00, 0x7f, 0xff] {
+        let (file, diff) = on_disk();
+        let half = diff.encoded.end() / 2;
+        file.write_all_at(&vec![byte; usize::try_from(half).unwrap()], half).unwrap();
+        // What is wrong may come late, but the first error is the last thing that comes.
+        let read: Vec<_> = diff.iter().take(10_000).collect();
+        let errors = read.iter().filter(|entry| entry.is_err()).count();
+        assert!(errors == 0 || (errors == 1 && read.last().unwrap().is_err()), "{byte}: {errors}");
+        let _any = diff.get(&path("f4999"));
+        let _any = diff.iter_from(4000).map(Iterator::count);
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_read_is_an_error() {
+    let (file, diff) = on_disk();
+    file.set_len(diff.encoded.end() / 2).unwrap();
+    let read: Vec<_> = diff.iter().collect();
+    assert!(read.len() > 1000 && read[..read.len() - 1].iter().all(Result::is_ok));
+    let error = read.last().unwrap().as_ref().unwrap_err();
+    assert_eq!(error.to_string(), "read a layer's list of entries");
+    assert!(diff.get(&path("f4999")).is_err());
+    assert!(diff.get(&path("f0001")).unwrap().is_some());
 }
 
 #[test]
@@ -90,6 +121,6 @@ fn a_file_of_a_deep_tree_takes_less_than_a_hundred_bytes() {
         DiffEntry { path, change, mtime: Mtime { secs: 1_700_000_000, nanos: 123_456_789 } }
     };
     let diff: LayerDiff = (0..10_000).map(file).collect();
-    let stops: usize = diff.stops.iter().map(|stop| size_of::<Stop>() + stop.path.as_bytes().len()).sum();
-    assert!(diff.encoded().len() + stops < 10_000 * 100, "{} and {stops}", diff.encoded().len());
+    let (bytes, stops) = (diff.encoded.len(), diff.stops.bytes() as u64);
+    assert!(bytes + stops < 10_000 * 100, "{bytes} and {stops}");
 }

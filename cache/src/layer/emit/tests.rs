@@ -3,6 +3,7 @@ use std::os::fd::AsFd;
 
 use proptest::prelude::*;
 
+use super::super::codec::tests::{decoded, encoded};
 use super::super::limits::Limits;
 use super::super::overlay::OverlayForm;
 use super::super::tar::tests::{Raw, pax_of};
@@ -123,8 +124,7 @@ proptest! {
         prop_assert_eq!(&second.diff, &first.diff);
         prop_assert_eq!(second.implied_dirs.len(), 0);
         prop_assert_eq!(emitted(&temp, &second.diff, None).unwrap(), again);
-        let bytes = super::super::encode_diff(first.diff.clone());
-        prop_assert_eq!(&super::super::decode_diff(bytes).unwrap(), &first.diff);
+        prop_assert_eq!(&decoded(&encoded(&first.diff)).unwrap(), &first.diff);
     }
 }
 
@@ -203,7 +203,7 @@ fn newer_times_are_clamped_and_nanoseconds_dropped() {
     }
     let (temp, layer) = unpacked(&archive);
     let (_temp, clamped) = unpacked(&emitted(&temp, &layer.diff, Some(1000)).unwrap());
-    let times: Vec<Mtime> = clamped.diff.iter().map(|entry| entry.mtime).collect();
+    let times: Vec<Mtime> = clamped.diff.entries().into_iter().map(|entry| entry.mtime).collect();
     assert_eq!(times, [Mtime { secs: 1000, nanos: 0 }, Mtime { secs: 500, nanos: 0 }]);
 }
 

@@ -54,8 +54,7 @@ impl<'a> Settler<'a> {
         self.close_to(one.depth)?;
         let verdict = judge(&one);
         if let What::Dir { opaque } = one.what {
-            self.open(one, opaque, verdict);
-            return Ok(());
+            return self.open(one, opaque, verdict);
         }
         if verdict != Verdict::Keep {
             self.remove(&one.path, AtFlags::empty())?;
@@ -66,8 +65,8 @@ impl<'a> Settler<'a> {
                 .map_err(io_error("create whiteout", &one.path))?;
         }
         if verdict != Verdict::Remove {
-            self.list_open();
-            self.diff.push(entry(one));
+            self.list_open()?;
+            self.diff.push(&entry(one))?;
         }
         Ok(())
     }
@@ -78,25 +77,27 @@ impl<'a> Settler<'a> {
         Ok(self.diff)
     }
 
-    fn open(&mut self, one: Found, opaque: bool, verdict: Verdict) {
+    fn open(&mut self, one: Found, opaque: bool, verdict: Verdict) -> Result<(), ScanError> {
         let Found { path, meta, mtime, .. } = one;
         let is_root = path.is_root();
         self.open.push(OpenDir { path, meta, mtime, opaque, was_touched: false });
         if verdict == Verdict::Keep {
-            self.list_open();
+            self.list_open()?;
         } else if is_root {
             // It always exists and leads to every change: it is listed for its own sake only.
             self.listed = 1;
         }
+        Ok(())
     }
 
     /// Lists the directories at hand that are not yet.
-    fn list_open(&mut self) {
+    fn list_open(&mut self) -> Result<(), ScanError> {
         for dir in &mut self.open[self.listed..] {
             let change = Change::Dir { meta: std::mem::take(&mut dir.meta), opaque: dir.opaque };
-            self.diff.push(DiffEntry { path: dir.path.clone(), change, mtime: dir.mtime });
+            self.diff.push(&DiffEntry { path: dir.path.clone(), change, mtime: dir.mtime })?;
         }
         self.listed = self.open.len();
+        Ok(())
     }
 
     /// Leaves directories until `depth` are at hand. Deepest first: they are empty when they go.

@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use self::compare::Settler;
 use self::hash::Reader;
 use self::walk::{Found, Walker};
-use super::diff::{LayerDiff, Mtime};
+use super::diff::{LayerDiff, ListingError, Mtime};
 use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
 use crate::path::RelPath;
@@ -56,6 +56,9 @@ pub trait ParentView {
 /// Why an upper directory could not be listed. It is left in place, possibly with no-op copies taken out.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
+    /// The list of changes cannot be kept, or that of a layer not read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A system call failed.
     #[error("{step} `{path}` in the changes of the step")]
     Io {

@@ -26,10 +26,6 @@ fn form() -> OverlayForm {
     if rustix::process::geteuid().is_root() { OverlayForm::Trusted } else { OverlayForm::User }
 }
 
-fn scratch() -> Scratch {
-    Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
-}
-
 impl Upper {
     fn new() -> Self {
         let mut upper = Self { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
@@ -84,12 +80,13 @@ impl Upper {
 
     #[track_caller]
     fn scan(&self) -> LayerDiff {
-        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent, &scratch()).unwrap()
+        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent, &Scratch::for_test())
+            .unwrap()
     }
 }
 
 fn paths(diff: &LayerDiff) -> Vec<String> {
-    diff.iter().map(|entry| entry.path.to_string()).collect()
+    diff.entries().into_iter().map(|entry| entry.path.to_string()).collect()
 }
 
 fn mtime_of(path: &Path) -> (i64, i64) {
@@ -169,7 +166,7 @@ fn whiteouts_count_only_over_something() {
     upper.whiteout("d/never-was");
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["d", "d/gone"]);
-    assert_eq!(diff.iter().nth(1).unwrap().change, Change::Whiteout);
+    assert_eq!(diff.entries().into_iter().nth(1).unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("d/never-was")));
 }
 
@@ -190,8 +187,8 @@ fn opaque_marks_count_only_over_a_directory() {
     let diff = upper.scan();
     // `replaced/f` equals what the parent had there, but nothing of that shows through any more.
     assert_eq!(paths(&diff), ["new", "new/f", "replaced", "replaced/f"]);
-    assert!(matches!(diff.iter().next().unwrap().change, Change::Dir { opaque: false, .. }));
-    assert!(matches!(diff.iter().nth(2).unwrap().change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.entries().into_iter().next().unwrap().change, Change::Dir { opaque: false, .. }));
+    assert!(matches!(diff.entries().into_iter().nth(2).unwrap().change, Change::Dir { opaque: true, .. }));
     assert!(!form().is_opaque(File::open(upper.path("new")).unwrap()).unwrap());
 }
 
@@ -207,7 +204,7 @@ fn sockets_go_and_what_they_hid_stays_hidden() {
         .collect();
     let diff = upper.scan();
     assert_eq!(paths(&diff), ["hidden"]);
-    assert_eq!(diff.iter().next().unwrap().change, Change::Whiteout);
+    assert_eq!(diff.entries().into_iter().next().unwrap().change, Change::Whiteout);
     assert!(!is_there(&upper.path("new")));
     assert_eq!(upper.path("hidden").symlink_metadata().unwrap().rdev(), 0);
 }
@@ -219,9 +216,9 @@ fn hard_links_form_a_group_even_with_a_copied_up_name() {
     upper.parent_has_as_is("a");
     fs::hard_link(upper.path("a"), upper.path("b")).unwrap();
     let diff = upper.scan();
-    assert!(matches!(&diff.iter().next().unwrap().change, Change::File { size: 4, .. }));
+    assert!(matches!(&diff.entries().into_iter().next().unwrap().change, Change::File { size: 4, .. }));
     assert!(
-        matches!(&diff.iter().nth(1).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"a")
+        matches!(&diff.entries().into_iter().nth(1).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"a")
     );
 }
 
@@ -245,8 +242,8 @@ fn many_files_give_the_same_listing_on_two_threads() {
     }
     let diff = upper.scan();
     assert_eq!(diff.len(), 20 * 31);
-    assert!(diff.iter().is_sorted_by(|a, b| a.path < b.path));
-    for entry in &diff {
+    assert!(diff.entries().into_iter().is_sorted_by(|a, b| a.path < b.path));
+    for entry in diff.entries() {
         let Change::File { content, .. } = &entry.change else { continue };
         let body = fs::read(upper.path(&entry.path.to_string())).unwrap();
         assert_eq!(content.0, *blake3::hash(&body).as_bytes());
@@ -320,7 +317,8 @@ fn batches_of_any_size_give_the_same_changes() {
         }
         let dir = File::open(upper.temp.path()).unwrap();
         let diff =
-            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &scratch(), at_once).unwrap();
+            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &Scratch::for_test(), at_once)
+                .unwrap();
         assert_eq!(paths(&diff), expected, "{at_once}");
         for path in expected {
             assert!(is_there(&upper.path(path)), "{path}");
@@ -331,8 +329,8 @@ fn batches_of_any_size_give_the_same_changes() {
         for touched in ["", "a/b", "a/b/c", "mode", "x"] {
             assert_eq!(mtime_of(&upper.path(touched)), (7, 0), "{touched} in batches of {at_once}");
         }
-        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &scratch()).unwrap(), [], "{at_once}");
-        let changes: Vec<_> = diff.iter().map(|entry| entry.change).collect();
+        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &Scratch::for_test()).unwrap(), [], "{at_once}");
+        let changes: Vec<_> = diff.entries().into_iter().map(|entry| entry.change).collect();
         let of = |path| changes[expected.iter().position(|listed| *listed == path).unwrap()].clone();
         for path in ["a/b.c", "x/link"] {
             assert!(
@@ -360,7 +358,7 @@ impl ParentView for Asked {
 fn walked(upper: &Upper, at_once: usize) -> (usize, usize) {
     let (asked, mut taken, mut waiting_max) = (Asked::default(), 0, 0);
     let dir = File::open(upper.temp.path()).unwrap();
-    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, &scratch(), at_once, |_| {
+    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, &Scratch::for_test(), at_once, |_| {
         waiting_max = waiting_max.max(asked.0.get() - taken);
         taken += 1;
         Ok(())
@@ -412,7 +410,7 @@ fn directories_with_many_names_are_walked_in_order_and_come_back_to() {
     }
     expected.extend(["05-", "05-/05-", "05-/07-"].map(|dir| RelPath::new(dir).unwrap()));
     expected.sort();
-    let found: Vec<_> = upper.scan().iter().map(|entry| entry.path).collect();
+    let found: Vec<_> = upper.scan().entries().into_iter().map(|entry| entry.path).collect();
     assert_eq!(found, expected);
 }
 
@@ -429,12 +427,12 @@ fn two_thousand_levels_are_walked_and_taken_out() {
     }
     let diff = upper.scan();
     assert_eq!(diff.len(), 2000);
-    let meta = match &diff.iter().next().unwrap().change {
+    let meta = match &diff.entries().into_iter().next().unwrap().change {
         Change::Dir { meta, .. } => meta.clone(),
         other => panic!("{other:?}"),
     };
     let kind = Kind::Dir(NodeDigest([0; 32]));
-    for entry in &diff {
+    for entry in diff.entries() {
         let same = Entry { meta: meta.clone(), kind: kind.clone() };
         upper.parent.insert(entry.path, ParentEntry { entry: same, mtime: entry.mtime });
     }
@@ -453,7 +451,7 @@ fn a_file_whose_bytes_are_elsewhere_is_refused() {
     let file = File::open(upper.path("f")).unwrap();
     rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
     let dir = File::open(upper.temp.path()).unwrap();
-    let refused = scan_upper(dir.as_fd(), form(), &upper.parent, &scratch());
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent, &Scratch::for_test());
     assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
 }
 
@@ -509,20 +507,25 @@ fn a_real_overlay_gives_its_changes_and_nothing_else() {
         view.parent_has(path, &lower.join(path));
     }
     let scan = || {
-        scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent, &scratch())
-            .unwrap()
+        scan_upper(
+            File::open(&upper).unwrap().as_fd(),
+            OverlayForm::Trusted,
+            &view.parent,
+            &Scratch::for_test(),
+        )
+        .unwrap()
     };
     let diff = scan();
     assert_eq!(
         paths(&diff),
         ["etc", "etc/edited", "etc/gone", "new", "new/deep", "new/deep/f", "new/link", "old"]
     );
-    assert_eq!(diff.iter().nth(2).unwrap().change, Change::Whiteout);
-    assert!(matches!(diff.iter().nth(3).unwrap().change, Change::Dir { opaque: false, .. }));
+    assert_eq!(diff.entries().into_iter().nth(2).unwrap().change, Change::Whiteout);
+    assert!(matches!(diff.entries().into_iter().nth(3).unwrap().change, Change::Dir { opaque: false, .. }));
     assert!(
-        matches!(&diff.iter().nth(6).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
+        matches!(&diff.entries().into_iter().nth(6).unwrap().change, Change::Hardlink { target } if target.as_bytes() == b"new/deep/f")
     );
-    assert!(matches!(diff.iter().nth(7).unwrap().change, Change::Dir { opaque: true, .. }));
+    assert!(matches!(diff.entries().into_iter().nth(7).unwrap().change, Change::Dir { opaque: true, .. }));
     assert_eq!(scan(), diff, "what was taken out does not come back");
 }
 
@@ -537,7 +540,7 @@ fn a_tree_that_no_archive_could_hold_is_refused() {
         rustix::fs::mkdirat(dirs.dir(&path).unwrap(), name.as_str(), Mode::from_raw_mode(0o755)).unwrap();
         path = path.join(name.as_bytes());
     }
-    let refused = scan_upper(root.as_fd(), form(), &upper.parent, &scratch());
+    let refused = scan_upper(root.as_fd(), form(), &upper.parent, &Scratch::for_test());
     assert!(matches!(refused, Err(ScanError::PathTooLong { .. })), "{refused:?}");
     while !path.is_root() {
         rustix::fs::unlinkat(dirs.parent(&path).unwrap(), path.name(), rustix::fs::AtFlags::REMOVEDIR)

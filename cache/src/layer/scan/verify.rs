@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
-use super::super::diff::{Change, LayerDiff};
+use super::super::diff::{Change, DiffEntry, LayerDiff};
 use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
 use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, walk};
@@ -39,10 +39,14 @@ pub fn verify_layer(
             inodes.insert(one.path.clone(), inode);
         }
         // Both are in order.
-        while let Some(missing) = listed.next_if(|entry| entry.path < one.path) {
-            wrong.push(missing.path);
+        let is_before =
+            |entry: &Result<DiffEntry, _>| entry.as_ref().is_ok_and(|entry| entry.path < one.path);
+        while let Some(missing) = listed.next_if(is_before) {
+            wrong.push(missing?.path);
         }
-        let is_right = match listed.next_if(|entry| entry.path == one.path) {
+        let is_at =
+            |entry: &Result<DiffEntry, _>| entry.as_ref().map_or(true, |entry| entry.path == one.path);
+        let is_right = match listed.next_if(is_at).transpose()? {
             Some(entry) => is_as_listed(&one, &entry.change, &inodes, form),
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
@@ -52,7 +56,9 @@ pub fn verify_layer(
         }
         Ok(())
     })?;
-    wrong.extend(listed.map(|entry| entry.path));
+    for entry in listed {
+        wrong.push(entry?.path);
+    }
     Ok(wrong)
 }
 

@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 
-use super::super::diff::{Change, DiffEntry, Mtime};
+use super::super::diff::{Change, LayerDiff, Mtime};
 use super::super::overlay::OverlayForm;
 use super::create::Creator;
 use super::listing::DirNode;
 use super::{UnpackError, Unpacked};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::Meta;
 
 /// Brings the implied directories of a layer in line with the layers below it.
@@ -22,15 +23,20 @@ pub fn fix_implied(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     unpacked: &mut Unpacked,
+    scratch: &Scratch,
     mut lookup: impl FnMut(&RelPath) -> Result<Option<(Meta, Mtime)>, Box<dyn std::error::Error + Send + Sync>>,
 ) -> Result<(), UnpackError> {
     let mut creator = Creator::new(dir, form)?;
     let mut found_dirs = HashMap::new();
-    let is_opaque = |entry: &DiffEntry| matches!(entry.change, Change::Dir { opaque: true, .. });
-    let opaque: HashSet<RelPath> = match unpacked.implied_dirs.is_empty() {
-        true => HashSet::new(),
-        false => unpacked.diff.iter().filter(is_opaque).map(|entry| entry.path).collect(),
-    };
+    let mut opaque: HashSet<RelPath> = HashSet::new();
+    if !unpacked.implied_dirs.is_empty() {
+        for entry in &unpacked.diff {
+            let entry = entry?;
+            if matches!(entry.change, Change::Dir { opaque: true, .. }) {
+                opaque.insert(entry.path);
+            }
+        }
+    }
     // Deepest first: setting a directory's own metadata does not touch its parent's times, but a mode may lock us out.
     for path in std::mem::take(&mut unpacked.implied_dirs).into_iter().rev() {
         // It, or a directory above it, is opaque in this layer.
@@ -44,13 +50,15 @@ pub fn fix_implied(
         found_dirs.insert(path, node);
     }
     if !found_dirs.is_empty() {
-        let known = |mut entry: DiffEntry| {
+        let mut diff = LayerDiff::new(scratch);
+        for entry in &unpacked.diff {
+            let mut entry = entry?;
             if let Some(DirNode { meta, mtime, .. }) = found_dirs.remove(&entry.path) {
                 (entry.change, entry.mtime) = (Change::Dir { meta, opaque: false }, mtime);
             }
-            entry
-        };
-        unpacked.diff = unpacked.diff.iter().map(known).collect();
+            diff.push(&entry)?;
+        }
+        unpacked.diff = diff;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What was unpacked so far.
 
-use super::super::diff::{Change, DiffEntry, LayerDiff, Mtime};
+use super::super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::paths::{Paths, Place};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, Meta};
@@ -137,7 +137,7 @@ impl Listing {
     }
 
     /// The diff, implied directories that may show a lower one, and devices that are not in the directory.
-    pub(super) fn into_diff(mut self) -> (LayerDiff, Vec<RelPath>, Vec<RelPath>) {
+    pub(super) fn into_diff(mut self) -> Result<(LayerDiff, Vec<RelPath>, Vec<RelPath>), ListingError> {
         let (mut implied, mut absent) = (Vec::new(), Vec::new());
         let mut diff = LayerDiff::default();
         self.nodes.forget_index();
@@ -188,8 +188,8 @@ impl Listing {
                     (change, mtime)
                 }
             };
-            diff.push(DiffEntry { path, change, mtime });
+            diff.push(&DiffEntry { path, change, mtime })?;
         }
-        (diff, implied, absent)
+        Ok((diff, implied, absent))
     }
 }

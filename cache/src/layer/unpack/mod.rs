@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use self::create::Creator;
 use self::listing::{DirNode, Listing, Node, Special, SpecialKind};
 use self::names::Name;
-use super::diff::{LayerDiff, Mtime};
+use super::diff::{LayerDiff, ListingError, Mtime};
 use super::limits::Limits;
 use super::overlay::OverlayForm;
 use super::tar::{Member, MemberKind, TarReader};
@@ -26,7 +26,7 @@ pub(super) use create::times;
 pub use implied::fix_implied;
 
 /// What [`unpack`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Unpacked {
     /// Everything the directory holds.
     pub diff: LayerDiff,
@@ -107,6 +107,9 @@ pub enum UnpackError {
         /// Group.
         gid: u32,
     },
+    /// The list of what was unpacked cannot be kept.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
     /// A system call failed.
     #[error("{step} `{path}`")]
     Io {
@@ -429,7 +432,7 @@ impl Unpacker<'_> {
                 self.creator.mark_opaque(&path)?;
             }
         }
-        let (diff, implied_dirs, absent_devices) = self.listing.into_diff();
+        let (diff, implied_dirs, absent_devices) = self.listing.into_diff()?;
         Ok(Unpacked { diff, implied_dirs, absent_devices, xattrs_dropped: self.xattrs_dropped })
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use super::super::diff::Change;
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
+use crate::scratch::Scratch;
 
 #[derive(Debug)]
 struct Case {
@@ -52,12 +53,12 @@ impl Case {
 
     #[track_caller]
     fn change(&self, path: &str) -> Change {
-        let found = self.unpacked().diff.get(&RelPath::new(path).unwrap());
+        let found = self.unpacked().diff.get(&RelPath::new(path).unwrap()).unwrap();
         found.unwrap_or_else(|| panic!("no {path}")).change
     }
 
     fn paths(&self) -> Vec<String> {
-        self.unpacked().diff.iter().map(|entry| entry.path.to_string()).collect()
+        self.unpacked().diff.entries().into_iter().map(|entry| entry.path.to_string()).collect()
     }
 
     /// Nothing but the layer directory was made beside it.
@@ -350,10 +351,16 @@ fn implied_directories_take_the_metadata_of_the_layers_below() {
     let meta = Meta { mode: 0o2775, uid: 5, gid: 6, ..Meta::default() };
     let mtime = Mtime { secs: 1234, nanos: 5 };
     let mut asked = Vec::new();
-    fix_implied(dir.as_fd(), OverlayForm::Trusted, case.result.as_mut().unwrap(), |path| {
-        asked.push(path.to_string());
-        Ok((path.as_bytes() != b"var").then(|| (meta.clone(), mtime)))
-    })
+    fix_implied(
+        dir.as_fd(),
+        OverlayForm::Trusted,
+        case.result.as_mut().unwrap(),
+        &Scratch::for_test(),
+        |path| {
+            asked.push(path.to_string());
+            Ok((path.as_bytes() != b"var").then(|| (meta.clone(), mtime)))
+        },
+    )
     .unwrap();
     assert_eq!(asked, ["var", "usr/bin", "usr"]);
     assert_eq!(case.change("usr/bin"), Change::Dir { meta: meta.clone(), opaque: false });
@@ -386,7 +393,10 @@ fn times_keep_their_nanoseconds_and_directories_their_own() {
     };
     assert_eq!(at("d"), (1000, 250_000_000));
     assert_eq!(at("d/f"), (-4, 500_000_000));
-    assert_eq!(case.unpacked().diff.iter().nth(1).unwrap().mtime, Mtime { secs: -4, nanos: 500_000_000 });
+    assert_eq!(
+        case.unpacked().diff.entries().into_iter().nth(1).unwrap().mtime,
+        Mtime { secs: -4, nanos: 500_000_000 }
+    );
 }
 
 fn add(parts: &[Vec<u8>]) -> Case {

@@ -147,7 +147,7 @@ fn a_sidecar_is_refused_at_every_length_but_its_own_and_with_any_bit_flipped() {
     let good = std::fs::read(&path).unwrap();
     let is_damaged = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        matches!(store.layer_entries(id), Err(StoreError::Damaged { .. }))
+        matches!(store.layer_diff(id), Err(StoreError::Damaged { .. }))
     };
     for length in 0..good.len() {
         assert!(is_damaged(&good[..length]), "cut to {length}");
@@ -160,7 +160,7 @@ fn a_sidecar_is_refused_at_every_length_but_its_own_and_with_any_bit_flipped() {
     assert!(is_damaged(&[good.clone(), vec![0]].concat()));
     assert!(!is_damaged(&good));
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(store.layer_entries(id), Err(StoreError::UnknownLayer(gone)) if gone == id));
+    assert!(matches!(store.layer_diff(id), Err(StoreError::UnknownLayer(gone)) if gone == id));
 }
 
 #[test]

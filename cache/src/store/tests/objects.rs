@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use rbuild_oci::{ChainId, DiffId, Digest};
 
 use super::*;
+use crate::layer::LayerDiff;
 use crate::tree::NodeStore;
 
 #[test]
@@ -86,8 +87,8 @@ fn a_draft_becomes_a_layer_with_its_entries() {
     assert_eq!(std::fs::metadata(draft.diff_path()).unwrap().permissions().mode() & 0o7777, 0o755);
     std::fs::write(draft.diff_path().join("a"), "x").unwrap();
     std::fs::write(draft.work_path().join("scratch"), "x").unwrap();
-    let id = store.commit_layer(draft, b"entries", 1).unwrap();
-    assert_eq!(store.layer_entries(id).unwrap(), b"entries");
+    let id = store.commit_layer(draft, &LayerDiff::saying("entries"), 1).unwrap();
+    assert_eq!(store.layer_diff(id).unwrap(), LayerDiff::saying("entries"));
     assert_eq!(std::fs::read_to_string(store.layer_path(id).join("a")).unwrap(), "x");
     let info = store.layer(id).unwrap().unwrap();
     assert_eq!((info.size_bytes, info.tar), (1, None));
@@ -143,9 +144,10 @@ fn a_step_is_recorded_with_its_layer_its_tar_and_its_results() {
     let lease = store.lease().unwrap();
     let tar = (DiffId(Digest::of(b"tar")), 512);
     let key = Key::content([5; 32]);
+    let diff = LayerDiff::saying("entries");
     let made = |from: u8| Made {
         draft: Draft::Dir(store.draft(&lease).unwrap()),
-        entries: b"entries",
+        diff: &diff,
         size_bytes: 7,
         tar: Some(tar),
         from: TreeDigest([from; 32]),
@@ -154,7 +156,7 @@ fn a_step_is_recorded_with_its_layer_its_tar_and_its_results() {
     let results = |layer| vec![(key, record(Some(layer), None))];
     let first = store.commit_step(made(1), false, results).unwrap();
     assert_eq!(store.layer(first).unwrap().unwrap().tar, Some(tar));
-    assert_eq!(store.layer_entries(first).unwrap(), b"entries");
+    assert_eq!(store.layer_diff(first).unwrap(), LayerDiff::saying("entries"));
     assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(first));
     // Who wants its own gets it, though another led there.
     let own = store.commit_step(made(1), true, results).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use super::durability::{image, pretend_reboot};
 use super::*;
 use crate::gc::{Collector, Policy};
-use crate::layer::{Change, DiffEntry, LayerDiff, Marks, Mtime, OverlayForm, encode_diff};
+use crate::layer::{Change, DiffEntry, LayerDiff, Marks, Mtime, OverlayForm};
 use crate::path::RelPath;
 use crate::tree::ContentDigest;
 
@@ -38,13 +38,13 @@ fn packed_with(store: &Store, lease: &Lease, files: &[(&str, &str)], known: Laye
         }
         let change = Change::File { meta: own_meta(), size: text.len() as u64, content };
         let path = RelPath::new(name.as_bytes()).unwrap();
-        diff.push(DiffEntry { path, change, mtime: Mtime { secs: 7, nanos: 0 } });
+        diff.push(&DiffEntry { path, change, mtime: Mtime { secs: 7, nanos: 0 } }).unwrap();
     }
     let ready = store.finish_packs(draft, &shared, Marks::default()).unwrap();
     let size = files.iter().map(|(_, text)| text.len() as u64).sum();
     let made = Made {
         draft: Draft::Packed(ready),
-        entries: &encode_diff(diff.clone()),
+        diff: &diff,
         size_bytes: size,
         tar: None,
         from: TreeDigest([0; 32]),

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::*;
+use crate::layer::LayerDiff;
 use crate::tree::NodeStore;
 
 const ROLE: &str = "RBUILD_STORE_TEST_ROLE";
@@ -181,7 +182,7 @@ fn a_process_killed_anywhere_loses_no_tag_and_leaves_nothing_behind() {
         assert_eq!(pid, child.id().to_string(), "kill {kill}");
         assert!(round.parse::<u32>().unwrap() >= tagged, "kill {kill}: {round} after {tagged}");
         assert!(store.has_layers(&image.layers).unwrap(), "kill {kill}");
-        assert_eq!(store.layer_entries(image.layers[0]).unwrap(), content.as_bytes(), "kill {kill}");
+        assert_eq!(store.layer_diff(image.layers[0]).unwrap(), LayerDiff::saying(&content), "kill {kill}");
     }
     assert!(acknowledged > 15, "{acknowledged}");
     drop(store.lease().unwrap());
@@ -323,7 +324,7 @@ fn fill(root: &Path) {
 
     let is_full = |error: &StoreError| matches!(error, StoreError::NoSpace { .. });
     let entries = vec![7; 100_000];
-    let error = store.commit_layer(draft, &entries, 0).unwrap_err();
+    let error = store.commit_layer(draft, &LayerDiff::saying(&"x".repeat(100_000)), 0).unwrap_err();
     assert!(is_full(&error), "{error:?}");
     assert!(error.to_string().contains("no space left"), "{error}");
     let mut writer = store.ingest(&lease).unwrap();

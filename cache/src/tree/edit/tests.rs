@@ -190,7 +190,7 @@ proptest! {
             prop_assert_eq!(new_tree.get(&nodes, at).unwrap().is_some(), new.contains_key(at));
         }
         let found: Vec<_> = difference(&nodes, &old_tree, &new_tree).unwrap().into_iter().map(|c| c.path).collect();
-        let wanted: Vec<_> = differing.iter().map(|entry| entry.path).collect();
+        let wanted: Vec<_> = differing.entries().into_iter().map(|entry| entry.path).collect();
         prop_assert_eq!(found, wanted);
     }
 }
