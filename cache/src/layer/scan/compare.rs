@@ -11,6 +11,7 @@ use super::super::unpack::times;
 use super::walk::{Found, What};
 use super::{ScanError, io_error};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{Kind, Meta};
 
 /// What becomes of one thing that was found.
@@ -45,8 +46,8 @@ struct OpenDir {
 }
 
 impl<'a> Settler<'a> {
-    pub(super) fn new(dir: BorrowedFd<'a>) -> Self {
-        Self { dirs: Dirs::new(dir), open: Vec::new(), listed: 0, diff: LayerDiff::default() }
+    pub(super) fn new(dir: BorrowedFd<'a>, scratch: &Scratch) -> Self {
+        Self { dirs: Dirs::new(dir), open: Vec::new(), listed: 0, diff: LayerDiff::new(scratch) }
     }
 
     /// Takes what comes next.
