@@ -277,10 +277,6 @@ mod tests {
 
     use super::*;
 
-    fn scratch() -> Scratch {
-        Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
-    }
-
     fn all<F: Fn(&[u8], &[u8]) -> Ordering>(sorter: Sorter<F>) -> Vec<Vec<u8>> {
         let mut sorted = sorter.sorted().unwrap();
         let mut all = Vec::new();
@@ -305,7 +301,7 @@ mod tests {
         ) {
             // Equal where the first byte is.
             let compare = |a: &[u8], b: &[u8]| a.first().cmp(&b.first());
-            let mut sorter = Sorter::new(scratch(), compare);
+            let mut sorter = Sorter::new(Scratch::for_test(), compare);
             for record in &records {
                 let (head, rest) = record.split_at(record.len() / 2);
                 sorter.push(&[head, rest]).unwrap();
@@ -319,7 +315,7 @@ mod tests {
 
     #[test]
     fn few_records_need_no_file() {
-        let mut sorter = Sorter::new(scratch(), |a: &[u8], b: &[u8]| a.cmp(b));
+        let mut sorter = Sorter::new(Scratch::for_test(), |a: &[u8], b: &[u8]| a.cmp(b));
         for record in [b"b".as_slice(), b"", b"a"] {
             sorter.push(&[record]).unwrap();
         }

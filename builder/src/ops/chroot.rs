@@ -38,7 +38,8 @@ pub(super) fn layer(
     let plan = copy::plan_whole(&env.store, &root.tree, &files, &env.store.scratch()?)?;
     let sources = Sources { main: Some(&files), ..Sources::default() };
     copy::materialise(&plan, dir, &sources, env.overlay.owners(), env.overlay)?;
-    let untouched = Untouched::of(dir)?;
+    let scratch = env.store.scratch()?;
+    let untouched = Untouched::of(dir, &env.store, &root.tree, &scratch)?;
 
     let network = match env.network.resolve(op.network) {
         Network::None => rbuild_sandbox::Network::None,
@@ -61,7 +62,7 @@ pub(super) fn layer(
     output.succeeded(op, exit)?;
 
     untouched.keep_changes(dir, &env.store, &root.tree)?;
-    let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root), &env.store.scratch()?)?;
+    let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root), &scratch)?;
     let tree = root.tree.apply(&env.store, &diff)?;
     let size_bytes = size_bytes(&diff)?;
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })

@@ -352,8 +352,7 @@ impl Store {
         }
         if wrong.is_empty() && self.has_dir(id)? {
             let dir = layout.open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY)?;
-            let scratch = self.scratch()?;
-            match verify_layer(dir.as_fd(), form, &listing, &scratch) {
+            match verify_layer(dir.as_fd(), form, &listing, &self.scratch()?) {
                 Ok(found) => wrong = found,
                 Err(error) => return unreadable(error.to_string()),
             }

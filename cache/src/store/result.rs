@@ -267,7 +267,9 @@ fn insert_results(
 }
 
 fn encode(record: &ResultRecord) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
+    // Little is in it beside the tree, which may be long.
+    let mut bytes = Vec::with_capacity(256 + record.description.len() + record.tree.len());
+    bytes.push(VERSION);
     bytes.extend_from_slice(&record.tree_digest.0);
     let layers = |bytes: &mut Vec<u8>, layers: Option<&[LayerId]>| match layers {
         None => bytes.push(0),

@@ -38,11 +38,14 @@ impl Tree {
         let meta = root.meta.clone();
         let node = edit.keep(root)?;
         edit.made.put()?;
-        Ok(Self {
-            root: meta,
-            node,
-            links: LinkGroups::new(kept(&self.links, diff)?.chain(linked.into_values())),
-        })
+        let gone = gone(&self.links, diff)?;
+        let links = if gone.is_empty() && linked.is_empty() {
+            self.links.clone()
+        } else {
+            let kept = self.links.without(|path| gone.contains(path));
+            LinkGroups::new(kept.chain(linked.into_values()))
+        };
+        Ok(Self { root: meta, node, links })
     }
 }
 
@@ -230,11 +233,8 @@ fn link_target(
     })
 }
 
-/// What a diff leaves of link groups: every path it touches leaves its group, and everything below what it replaces.
-fn kept<'a>(
-    links: &'a LinkGroups,
-    diff: &LayerDiff,
-) -> Result<impl Iterator<Item = Vec<RelPath>> + use<'a>, ListingError> {
+/// What a diff takes out of link groups: every path it touches, and everything below what it replaces.
+fn gone<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> Result<HashSet<&'a RelPath>, ListingError> {
     let mut linked: Vec<&RelPath> = links.groups().iter().flatten().collect();
     linked.sort_unstable();
     // Both are in order, and what is below a path comes right after it.
@@ -252,7 +252,7 @@ fn kept<'a>(
             gone.insert(linked);
         }
     }
-    Ok(links.without(move |path| gone.contains(path)))
+    Ok(gone)
 }
 
 #[cfg(test)]

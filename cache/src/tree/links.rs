@@ -1,13 +1,16 @@
 //! Hardlink groups of a tree.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::path::RelPath;
 
 /// Which paths are names of one file. Groups have two or more paths, paths are sorted within their group, groups by
 /// their first path, and no path is in two groups.
+///
+/// Clones share them: a build has a tree for every step, and few steps change any.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LinkGroups(Vec<Vec<RelPath>>);
+pub struct LinkGroups(Arc<[Vec<RelPath>]>);
 
 impl LinkGroups {
     /// Brings groups into order; paths alone in their group are dropped.
@@ -19,11 +22,12 @@ impl LinkGroups {
             .filter_map(|mut group| {
                 group.sort();
                 group.dedup();
+                group.shrink_to_fit();
                 (group.len() > 1).then_some(group)
             })
             .collect();
         groups.sort();
-        Self(groups)
+        Self(groups.into())
     }
 
     /// Takes groups that must be in order already, `None` when they are not.
@@ -33,7 +37,7 @@ impl LinkGroups {
         let ok = groups.iter().all(group_ok)
             && groups.is_sorted_by(|a, b| a < b)
             && groups.iter().flatten().all(|path| !path.is_root() && seen.insert(path));
-        ok.then_some(Self(groups))
+        ok.then(|| Self(groups.into()))
     }
 
     /// The groups, sorted.

@@ -66,7 +66,8 @@ struct First {
 pub(super) struct Reader<'a> {
     dir: BorrowedFd<'a>,
     form: OverlayForm,
-    first_of: HashMap<u64, First>,
+    /// In boxes: half of a large table is empty.
+    first_of: HashMap<u64, Box<First>>,
 }
 
 impl<'a> Reader<'a> {
@@ -102,7 +103,7 @@ impl<'a> Reader<'a> {
         if let What::File { inode, links, content: Some(content), .. } = *what {
             let first =
                 First { path: path.clone(), meta: meta.clone(), content, left: links.saturating_sub(1) };
-            self.first_of.insert(inode, first);
+            self.first_of.insert(inode, Box::new(first));
             return Ok(());
         }
         let Some(first) = self.first_of.get_mut(&one.inode) else {

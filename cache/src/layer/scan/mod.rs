@@ -194,7 +194,7 @@ const ROOTS_OWN: StepOwners<'static> = StepOwners { user: (0, 0), special: &|_| 
 /// nothing; opaque marks over nothing, which overlayfs sets on every new directory. Sockets are removed, as in every
 /// image; one that hid something becomes a whiteout. The root is listed only when its owner, mode or xattrs differ.
 /// Kept are the xattrs that layers carry, never overlayfs' own. Names beyond a few MiB of one directory are in `scratch`
-/// meanwhile.
+/// meanwhile, and so is what the listing has beyond that.
 pub fn scan_upper(
     dir: BorrowedFd<'_>,
     form: OverlayForm,

@@ -111,12 +111,8 @@ fn name_and_type(record: &[u8]) -> (&[u8], FileType) {
 mod tests {
     use super::*;
 
-    fn scratch() -> Scratch {
-        Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
-    }
-
     fn sorted(names: &[&str]) -> Names {
-        let mut listed = Listed::new(&scratch());
+        let mut listed = Listed::new(&Scratch::for_test());
         for name in names {
             listed.add(name.as_bytes(), FileType::RegularFile).unwrap();
         }
@@ -135,17 +131,20 @@ mod tests {
     #[test]
     fn names_come_in_byte_order() {
         let mut names = sorted(&["b", "a.b", "", "a", "\u{ff}", "a-b"]);
-        assert_eq!(rest(&mut names, &Aside::new(scratch())), ["", "a", "a-b", "a.b", "b", "\u{ff}"]);
+        assert_eq!(
+            rest(&mut names, &Aside::new(Scratch::for_test())),
+            ["", "a", "a-b", "a.b", "b", "\u{ff}"]
+        );
     }
 
     #[test]
     fn the_type_goes_with_the_name_and_does_not_order() {
         let types = [FileType::Directory, FileType::Symlink, FileType::Unknown, FileType::CharacterDevice];
-        let mut listed = Listed::new(&scratch());
+        let mut listed = Listed::new(&Scratch::for_test());
         for (at, listed_type) in types.into_iter().enumerate() {
             listed.add(&[b'd' - at as u8], listed_type).unwrap();
         }
-        let (mut names, aside) = (listed.sorted().unwrap(), Aside::new(scratch()));
+        let (mut names, aside) = (listed.sorted().unwrap(), Aside::new(Scratch::for_test()));
         for listed_type in types.into_iter().rev() {
             assert_eq!(names.next(&aside).unwrap().unwrap().1, listed_type);
         }
@@ -153,7 +152,7 @@ mod tests {
 
     #[test]
     fn many_names_wait_in_a_file_and_few_in_memory() {
-        let mut aside = Aside::new(scratch());
+        let mut aside = Aside::new(Scratch::for_test());
         let mut few = sorted(&["a", "b"]);
         aside.put(&mut few).unwrap();
         assert!(matches!(few, Names::Sorted { .. }) && aside.file.is_none());

@@ -26,10 +26,6 @@ fn form() -> OverlayForm {
     if rustix::process::geteuid().is_root() { OverlayForm::Trusted } else { OverlayForm::User }
 }
 
-fn scratch() -> Scratch {
-    Scratch::on(File::open(std::env::temp_dir()).unwrap()).unwrap()
-}
-
 impl Upper {
     fn new() -> Self {
         let mut upper = Self { temp: tempfile::tempdir().unwrap(), parent: HashMap::new() };
@@ -84,7 +80,8 @@ impl Upper {
 
     #[track_caller]
     fn scan(&self) -> LayerDiff {
-        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent, &scratch()).unwrap()
+        scan_upper(File::open(self.temp.path()).unwrap().as_fd(), form(), &self.parent, &Scratch::for_test())
+            .unwrap()
     }
 }
 
@@ -320,7 +317,8 @@ fn batches_of_any_size_give_the_same_changes() {
         }
         let dir = File::open(upper.temp.path()).unwrap();
         let diff =
-            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &scratch(), at_once).unwrap();
+            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &Scratch::for_test(), at_once)
+                .unwrap();
         assert_eq!(paths(&diff), expected, "{at_once}");
         for path in expected {
             assert!(is_there(&upper.path(path)), "{path}");
@@ -331,7 +329,7 @@ fn batches_of_any_size_give_the_same_changes() {
         for touched in ["", "a/b", "a/b/c", "mode", "x"] {
             assert_eq!(mtime_of(&upper.path(touched)), (7, 0), "{touched} in batches of {at_once}");
         }
-        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &scratch()).unwrap(), [], "{at_once}");
+        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &Scratch::for_test()).unwrap(), [], "{at_once}");
         let changes: Vec<_> = diff.entries().into_iter().map(|entry| entry.change).collect();
         let of = |path| changes[expected.iter().position(|listed| *listed == path).unwrap()].clone();
         for path in ["a/b.c", "x/link"] {
@@ -360,7 +358,7 @@ impl ParentView for Asked {
 fn walked(upper: &Upper, at_once: usize) -> (usize, usize) {
     let (asked, mut taken, mut waiting_max) = (Asked::default(), 0, 0);
     let dir = File::open(upper.temp.path()).unwrap();
-    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, &scratch(), at_once, |_| {
+    for_each(dir.as_fd(), form(), &asked, &ROOTS_OWN, &Scratch::for_test(), at_once, |_| {
         waiting_max = waiting_max.max(asked.0.get() - taken);
         taken += 1;
         Ok(())
@@ -453,7 +451,7 @@ fn a_file_whose_bytes_are_elsewhere_is_refused() {
     let file = File::open(upper.path("f")).unwrap();
     rustix::fs::fsetxattr(&file, name, b"", rustix::fs::XattrFlags::empty()).unwrap();
     let dir = File::open(upper.temp.path()).unwrap();
-    let refused = scan_upper(dir.as_fd(), form(), &upper.parent, &scratch());
+    let refused = scan_upper(dir.as_fd(), form(), &upper.parent, &Scratch::for_test());
     assert!(matches!(refused, Err(ScanError::RefersToLower { .. })), "{refused:?}");
 }
 
@@ -509,8 +507,13 @@ fn a_real_overlay_gives_its_changes_and_nothing_else() {
         view.parent_has(path, &lower.join(path));
     }
     let scan = || {
-        scan_upper(File::open(&upper).unwrap().as_fd(), OverlayForm::Trusted, &view.parent, &scratch())
-            .unwrap()
+        scan_upper(
+            File::open(&upper).unwrap().as_fd(),
+            OverlayForm::Trusted,
+            &view.parent,
+            &Scratch::for_test(),
+        )
+        .unwrap()
     };
     let diff = scan();
     assert_eq!(
@@ -537,7 +540,7 @@ fn a_tree_that_no_archive_could_hold_is_refused() {
         rustix::fs::mkdirat(dirs.dir(&path).unwrap(), name.as_str(), Mode::from_raw_mode(0o755)).unwrap();
         path = path.join(name.as_bytes());
     }
-    let refused = scan_upper(root.as_fd(), form(), &upper.parent, &scratch());
+    let refused = scan_upper(root.as_fd(), form(), &upper.parent, &Scratch::for_test());
     assert!(matches!(refused, Err(ScanError::PathTooLong { .. })), "{refused:?}");
     while !path.is_root() {
         rustix::fs::unlinkat(dirs.parent(&path).unwrap(), path.name(), rustix::fs::AtFlags::REMOVEDIR)

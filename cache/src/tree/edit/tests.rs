@@ -76,6 +76,7 @@ fn a_touched_path_leaves_its_link_group() {
     assert_eq!(groups(&next), r#"[["a", "b", "c"]]"#);
     let next = base.apply(&nodes, &diff(&[("d", dir(0o700))])).unwrap();
     assert_eq!(groups(&next), groups(&base), "a directory's metadata moves no group");
+    assert_eq!(next.links.groups().as_ptr(), base.links.groups().as_ptr(), "nor makes it again");
     assert_ne!(base.digest(), tree(&nodes, &[("a", file("A"))]).digest());
 }
 
