@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rbuild_cache::layer::{Change, Compression, DiffEntry, LayerDiff, Mtime, OverlayForm};
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{Draft, LayerId, Lease, Store};
 use rbuild_cache::tree::{Meta, Tree};
 use rbuild_oci::DiffId;
@@ -129,6 +130,12 @@ impl ExecEnv {
     /// `SOURCE_DATE_EPOCH`, in seconds.
     pub fn source_date_epoch(&self) -> Option<i64> {
         self.epoch.get().copied()
+    }
+
+    /// Room on the store's file system.
+    pub fn scratch(&self) -> Result<Scratch, StepFailure> {
+        let path = || self.store.root().display().to_string();
+        self.store.scratch().map_err(|source| StepFailure::Io { what: "make room in", path: path(), source })
     }
 
     /// Time for directories that a step makes: now. An epoch that was asked for does not enter here but when the

@@ -424,4 +424,6 @@ impl<'a> Unpacker<'a> {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
