@@ -300,8 +300,6 @@ fn check_added(root: &std::path::Path, unpacked: &Unpacked) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn it_is_as_if_all_paths_were_remembered(entries in entries(), is_layer in any::<bool>()) {
         let purpose = if is_layer { Purpose::Layer } else { Purpose::Add };

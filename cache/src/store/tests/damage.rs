@@ -99,7 +99,7 @@ fn check_blob_damage(change: impl Fn(&PathBuf)) {
     commit_blob(&store, &lease, b"some bytes");
     let mut blob = store.blob(&digest).unwrap().unwrap();
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut blob.file, &mut bytes).unwrap();
+    io::Read::read_to_end(&mut blob.file, &mut bytes).unwrap();
     assert_eq!(bytes, b"some bytes");
 }
 
@@ -134,7 +134,7 @@ fn a_touched_blob_with_its_bytes_unchanged_still_is_a_hit() {
     overwrite(&path, b"some bytes");
     let mut blob = store.blob(&digest).unwrap().unwrap();
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut blob.file, &mut bytes).unwrap();
+    io::Read::read_to_end(&mut blob.file, &mut bytes).unwrap();
     assert_eq!(bytes, b"some bytes", "open at its start after the check");
 }
 

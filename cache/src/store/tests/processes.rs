@@ -68,7 +68,7 @@ fn start(role: &str, root: &Path) -> Child {
 
 fn say_ready_and_wait() {
     println!("\nready");
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let _ = io::stdin().read_to_end(&mut Vec::new());
 }
 
 fn await_ready(child: &mut Child) {
