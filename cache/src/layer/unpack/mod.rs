@@ -7,6 +7,7 @@
 mod create;
 mod error;
 mod events;
+mod finish;
 mod implied;
 mod listing;
 mod names;
@@ -19,8 +20,7 @@ use rustix::io::Errno;
 
 use self::create::Creator;
 use self::error::{io_error, shorten};
-use self::events::{Event, Events, Record};
-use self::listing::{Listed, Listing};
+use self::events::{Event, Events};
 use self::names::Name;
 use super::diff::{Change, LayerDiff, Mtime};
 use super::dirs::DirFd;
@@ -288,7 +288,7 @@ impl<'a> Unpacker<'a> {
     fn special(&mut self, path: &RelPath, change: Change, mtime: Mtime) -> Result<(), UnpackError> {
         let mut is_absent = false;
         if self.purpose == Purpose::Add {
-            self.make(path, "note", create::placeholder)?;
+            self.make(path, "create", create::placeholder)?;
         } else if self.make(path, "create", |dir, name| create::special(dir, name, &change))? {
             self.creator.finish_special(path, &change, mtime)?;
         } else {
@@ -378,48 +378,6 @@ impl<'a> Unpacker<'a> {
             return Err(UnpackError::ListingTooLarge { max: self.limits.listing_bytes_max });
         }
         Ok(())
-    }
-
-    fn finish(mut self, scratch: &Scratch) -> Result<Unpacked, UnpackError> {
-        let mut unpacked = Unpacked {
-            diff: LayerDiff::default(),
-            implied_dirs: Vec::new(),
-            absent_devices: Vec::new(),
-            xattrs_dropped: self.xattrs_dropped,
-        };
-        let mut dirs = Events::reversed(scratch);
-        let mut listing = self.events.sorted().and_then(Listing::new).map_err(UnpackError::Scratch)?;
-        while let Some(listed) = listing.next().map_err(UnpackError::Scratch)? {
-            let Listed { entry, is_implied, is_absent } = listed;
-            let path = &entry.path;
-            match &entry.change {
-                // The merged root's metadata is the lower layers' unless listed.
-                Change::Dir { .. } if is_implied && path.is_root() => self.creator.mark_opaque(path)?,
-                Change::Dir { meta, opaque } if self.purpose == Purpose::Layer => {
-                    let change = Change::Dir { meta: meta.clone(), opaque: *opaque };
-                    let event = Event::Entry { change, mtime: entry.mtime, is_absent: false };
-                    dirs.push(path, 0, &event).map_err(UnpackError::Scratch)?;
-                }
-                Change::Dir { .. } | Change::File { .. } | Change::Hardlink { .. } => {}
-                _ if self.purpose == Purpose::Add => self.creator.remove(path)?,
-                _ => {}
-            }
-            if is_implied {
-                unpacked.implied_dirs.push(path.clone());
-            }
-            if is_absent {
-                unpacked.absent_devices.push(path.clone());
-            }
-            unpacked.diff.push(entry);
-        }
-        drop(listing);
-        let mut dirs = dirs.sorted().map_err(UnpackError::Scratch)?;
-        while let Some(Record { path, event, .. }) = dirs.next().map_err(UnpackError::Scratch)? {
-            if let Event::Entry { change: Change::Dir { meta, opaque }, mtime, .. } = event {
-                self.creator.finish_dir(&path, &meta, opaque, mtime)?;
-            }
-        }
-        Ok(unpacked)
     }
 }
 

@@ -8,6 +8,8 @@ use super::super::diff::Change;
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
 
+mod replaced;
+
 #[derive(Debug)]
 struct Case {
     temp: tempfile::TempDir,
