@@ -54,7 +54,8 @@ pub struct Unpacked {
 /// Bytes read from the archive at once; a file up to this size takes one `write`.
 const BODY_BYTES: usize = 256 << 10;
 
-/// Unpacks an uncompressed layer archive into the empty directory `dir`.
+/// Unpacks an uncompressed layer archive into the directory `dir`, which is empty and nobody else's: what is found there is
+/// taken for what the archive had.
 ///
 /// Whiteouts become overlayfs' (`form`). The later of two entries with one name wins, as with docker and containerd:
 /// a directory over a directory keeps what is inside, everything else replaces. Where an entry's parent is, in this
@@ -75,8 +76,8 @@ pub fn unpack(
     unpack_as(Purpose::Layer, Creator::new(dir, form)?, reader, limits, scratch)
 }
 
-/// Unpacks an archive for ADD: what it lists goes into the [`Unpacked`], the bytes of its files into the empty directory
-/// `dir`, where they are ours alone, without the owners, modes and times of the listing. Links to elsewhere, devices
+/// Unpacks an archive for ADD: what it lists goes into the [`Unpacked`], the bytes of its files into the directory
+/// `dir`, empty as for [`unpack`], where they are ours alone, without the owners, modes and times of the listing. Links to elsewhere, devices
 /// and pipes are in the listing only.
 ///
 /// Unlike in a layer, names that climb out with `..` stay at the top; names and devices that mean deletions in layers
@@ -229,16 +230,11 @@ impl<'a> Unpacker<'a> {
         }
         let parent = self.parent(path)?;
         match create::dir(&parent, path.name()) {
-            Err(Errno::EXIST) if self.creator.is_dir(path)? => Ok(()),
-            Err(Errno::EXIST) => {
-                self.make_in(&parent, path, "create directory", create::dir)?;
-                self.account(path.as_bytes().len())
-            }
-            made => {
-                made.map_err(io_error("create directory", path))?;
-                self.account(path.as_bytes().len())
-            }
+            Err(Errno::EXIST) if self.creator.is_dir(path)? => return Ok(()),
+            Err(Errno::EXIST) => self.make_in(&parent, path, "create directory", create::dir)?,
+            made => made.map_err(io_error("create directory", path))?,
         }
+        self.account(path.as_bytes().len())
     }
 
     fn file(
@@ -278,9 +274,9 @@ impl<'a> Unpacker<'a> {
             })?
         };
         match is_linked {
+            false => Err(refuse()),
             true if first == *path => Ok(()),
             true => self.events.push_link(path, &first, self.entries).map_err(UnpackError::Scratch),
-            false => Err(refuse()),
         }
     }
 
@@ -371,7 +367,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn account(&mut self, bytes: usize) -> Result<(), UnpackError> {
-        // A node takes about this much beside its names.
+        // An entry counts this much beside its names.
         const NODE_BYTES: u64 = 128;
         self.listing_bytes += bytes as u64 + NODE_BYTES;
         if self.listing_bytes > self.limits.listing_bytes_max {
