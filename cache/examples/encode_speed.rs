@@ -38,7 +38,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let unpacked = tempfile::tempdir()?;
     let start = Instant::now();
     let target = std::fs::File::open(unpacked.path())?;
-    rbuild_cache::layer::unpack(&tar[..], target.as_fd(), OverlayForm::User, &Default::default())?;
+    rbuild_cache::layer::unpack(
+        &tar[..],
+        target.as_fd(),
+        OverlayForm::User,
+        &Default::default(),
+        &Scratch::on(&target)?,
+    )?;
     report("unpack", tar.len() as u64, tar.len() as u64, start);
     let levels = [1, 2, 3, 4, 6].map(|level| Compression::Gzip(Gzip::Level(level)));
     for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD].into_iter().chain(levels) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use rbuild_cache::layer::{Change, LayerDiff, Limits, OverlayForm, unpack_blob};
+use rbuild_cache::scratch::Scratch;
 use rbuild_oci::{DiffId, Digest, Sha256};
 
 const BLOCK_BYTES: usize = 256 << 10;
@@ -56,8 +57,9 @@ fn main() -> Result<()> {
 fn ours(blob: &Path, dir: &Path) -> Result<(LayerDiff, (Digest, DiffId))> {
     fs::create_dir(dir)?;
     let root = File::open(dir)?;
+    let (limits, scratch) = (Limits::default(), Scratch::on(&root)?);
     let (unpacked, sums) =
-        unpack_blob(File::open(blob)?, None, root.as_fd(), OverlayForm::User, &Limits::default())?;
+        unpack_blob(File::open(blob)?, None, root.as_fd(), OverlayForm::User, &limits, &scratch)?;
     Ok((unpacked.diff, (sums.digest, sums.diff_id)))
 }
 

@@ -77,27 +77,17 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
     pub(crate) fn sorted(mut self) -> io::Result<Sorted<F>> {
         if self.runs.ends.is_empty() {
             self.sort();
-            let Self { compare, bytes, records, .. } = self;
-            let left = records.into_iter();
-            return Ok(Sorted { compare, held: bytes, left, file: None, runs: Vec::new(), given: None });
+        } else {
+            if !self.records.is_empty() {
+                self.write_run()?;
+            }
+            // Their room is for what is read ahead now.
+            (self.bytes, self.records) = (Vec::new(), Vec::new());
         }
-        if !self.records.is_empty() {
-            self.write_run()?;
-        }
-        let Self { compare, runs: Runs { file, ends }, .. } = self;
-        let ahead = (HELD_BYTES / ends.len()).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
-        let mut sorted = Sorted {
-            compare,
-            held: Vec::new(),
-            left: Vec::new().into_iter(),
-            file,
-            runs: Vec::with_capacity(ends.len()),
-            given: None,
-        };
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        for (order, (at, end)) in starts.zip(ends.iter().copied()).enumerate() {
-            sorted.go_on(Run { order, at, end, ahead, ..Run::default() })?;
-        }
+        let Self { compare, bytes: held, records, runs: Runs { file, ends }, .. } = self;
+        let mut sorted =
+            Sorted { compare, held, records, from: 0, file, ends, runs: Vec::new(), given: None };
+        sorted.rewind()?;
         Ok(sorted)
     }
 
@@ -158,10 +148,13 @@ impl RunWriter<'_> {
 /// What a [`Sorter`] gives back.
 pub(crate) struct Sorted<F> {
     compare: F,
-    /// When there is but what was held.
+    /// When there is but what was held, and which of it comes next.
     held: Vec<u8>,
-    left: std::vec::IntoIter<Place>,
+    records: Vec<Place>,
+    from: usize,
     file: Option<File>,
+    /// Where each run ends.
+    ends: Vec<u64>,
     /// By their records, the least one last.
     runs: Vec<Run>,
     /// Whose record was given last.
@@ -169,10 +162,27 @@ pub(crate) struct Sorted<F> {
 }
 
 impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
+    /// Begins with the first record again.
+    pub(crate) fn rewind(&mut self) -> io::Result<()> {
+        self.from = 0;
+        self.given = None;
+        self.runs.clear();
+        let mut at = 0;
+        for order in 0..self.ends.len() {
+            let end = self.ends[order];
+            let ahead = (HELD_BYTES / self.ends.len()).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+            self.go_on(Run { order, at, end, ahead, ..Run::default() })?;
+            at = end;
+        }
+        Ok(())
+    }
+
     /// The next record.
     pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.file.is_none() {
-            return Ok(self.left.next().map(|place| place.of(&self.held)));
+            let place = self.records.get(self.from);
+            self.from += usize::from(place.is_some());
+            return Ok(place.map(|place| place.of(&self.held)));
         }
         if let Some(run) = self.given.take() {
             self.go_on(run)?;
@@ -282,6 +292,15 @@ mod tests {
         let mut all = Vec::new();
         while let Some(record) = sorted.next().unwrap() {
             all.push(record.to_vec());
+        }
+        assert_eq!(sorted.next().unwrap(), None);
+        sorted.rewind().unwrap();
+        for record in &all[..all.len() / 2] {
+            assert_eq!(sorted.next().unwrap(), Some(&record[..]));
+        }
+        sorted.rewind().unwrap();
+        for record in &all {
+            assert_eq!(sorted.next().unwrap(), Some(&record[..]));
         }
         assert_eq!(sorted.next().unwrap(), None);
         all

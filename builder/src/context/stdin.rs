@@ -14,6 +14,7 @@ use rbuild_cache::layer::{
     self, DecompressError, LayerDiff, Limits, ListingError, OverlayForm, UnpackBlobError, unpack_blob,
 };
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{Lease, StoreError};
 use rbuild_cache::tree::{Kind, LastLink, MemoryNodeStore, ResolveError, Tree, TreeError};
 
@@ -110,7 +111,8 @@ pub fn receive(
         return Ok(Received { dockerfile, context, has_owners: false });
     }
     let all = io::Cursor::new(head).chain(input);
-    let unpacked = unpack_blob(all, None, dir.as_fd(), overlay, &limits);
+    let scratch = Scratch::on(&dir).map_err(StdinError::Open)?;
+    let unpacked = unpack_blob(all, None, dir.as_fd(), overlay, &limits, &scratch);
     let (unpacked, _) = unpacked.map_err(StdinError::Unpack)?;
     let context = context(unpacked.diff, dir)?;
     Ok(Received { dockerfile: dockerfile_in(&context, dockerfile)?, context, has_owners: true })

@@ -105,9 +105,9 @@ fn unpack(
     remote: &str,
 ) -> Result<LayerDiff, StepFailure> {
     let refused = |source| StepFailure::FetchedUnpack { what: remote.to_owned(), source };
+    let (dir, limits, scratch) = (draft.diff_fd().as_fd(), Limits::default(), env.store.scratch()?);
     let (unpacked, _) =
-        layer::unpack_blob(tar, None, draft.diff_fd().as_fd(), env.overlay, &Limits::default())
-            .map_err(refused)?;
+        layer::unpack_blob(tar, None, dir, env.overlay, &limits, &scratch).map_err(refused)?;
     fetched::plain_files(unpacked.diff, remote)
 }
 

@@ -209,7 +209,8 @@ fn unpack(
     let draft = env.store.draft(&env.lease)?;
     let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer, cancel: env.cancel.clone() };
     let (dir, media_type) = (draft.diff_fd().as_fd(), Some(blob.media_type.as_str()));
-    let (unpacked, ends) = layer::unpack_blob(&mut tee, media_type, dir, env.overlay, &Limits::default())
+    let (limits, scratch) = (Limits::default(), env.store.scratch()?);
+    let (unpacked, ends) = layer::unpack_blob(&mut tee, media_type, dir, env.overlay, &limits, &scratch)
         .map_err(|error| match error {
             UnpackBlobError::Decompress(source) => StepFailure::Blob { layer: blob.digest, source },
             UnpackBlobError::Unpack(source) => StepFailure::Unpack { layer: blob.digest, source },

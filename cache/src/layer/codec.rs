@@ -91,11 +91,16 @@ pub(super) fn put_entry(out: &mut Vec<u8>, previous: &[u8], entry: &DiffEntry) {
     let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
     put_number(out, shared as u64);
     put_bytes(out, &path[shared..]);
-    out.push(kind(&entry.change));
-    let secs = entry.mtime.secs;
+    put_rest(out, &entry.change, entry.mtime);
+}
+
+/// Appends what comes after an entry's path.
+pub(super) fn put_rest(out: &mut Vec<u8>, change: &Change, mtime: Mtime) {
+    out.push(kind(change));
+    let secs = mtime.secs;
     put_number(out, ((secs << 1) ^ (secs >> 63)).cast_unsigned());
-    put_number(out, entry.mtime.nanos.into());
-    match &entry.change {
+    put_number(out, mtime.nanos.into());
+    match change {
         Change::Whiteout => {}
         Change::Dir { meta, .. } | Change::Fifo { meta } => put_meta(out, meta),
         Change::File { meta, size, content } => {

@@ -8,6 +8,7 @@ use super::decompress::{DecompressError, LayerReader, LayerSums};
 use super::limits::Limits;
 use super::overlay::OverlayForm;
 use super::unpack::{UnpackError, Unpacked, unpack, unpack_added};
+use crate::scratch::Scratch;
 
 /// Tar bytes handed over at once.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -36,12 +37,13 @@ pub fn unpack_blob(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     limits: &Limits,
+    scratch: &Scratch,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
     let open = || match media_type {
         Some(media_type) => LayerReader::open(blob, media_type, limits),
         None => LayerReader::sniff(blob, limits),
     };
-    on_two_threads(open, |tar| unpack(tar, dir, form, limits))
+    on_two_threads(open, |tar| unpack(tar, dir, form, limits, scratch))
 }
 
 /// Unpacks the archive that ADD was given into the empty directory `dir`, inflating on a second thread, going by its
@@ -54,8 +56,9 @@ pub fn unpack_archive(
     file: impl Read + Send,
     dir: BorrowedFd<'_>,
     limits: &Limits,
+    scratch: &Scratch,
 ) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
-    on_two_threads(|| LayerReader::sniff(file, limits), |tar| unpack_added(tar, dir, limits))
+    on_two_threads(|| LayerReader::sniff(file, limits), |tar| unpack_added(tar, dir, limits, scratch))
 }
 
 fn on_two_threads<R: Read>(
@@ -157,7 +160,8 @@ mod tests {
     fn unpacked(blob: &[u8], limits: &Limits) -> Result<(Unpacked, LayerSums), UnpackBlobError> {
         let temp = tempfile::tempdir().unwrap();
         let dir = std::fs::File::open(temp.path()).unwrap();
-        unpack_blob(blob, None, dir.as_fd(), OverlayForm::User, limits)
+        let scratch = Scratch::on(&dir).unwrap();
+        unpack_blob(blob, None, dir.as_fd(), OverlayForm::User, limits, &scratch)
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Every path is relative to the root directory's fd, made of names chosen here (hex digits and fixed words), so
 //! nothing outside can steer it.
 
-use std::ffi::OsStr;
+use std::cell::Cell;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -117,35 +118,27 @@ impl Layout {
     /// Removes a directory and all below it; absent is fine. Nothing else may be changing it.
     ///
     /// Depth costs nothing: a directory found below [`LEVELS_IN_PLACE`] is first moved up, so neither fds nor stack
-    /// grow with what a RUN step managed to nest.
+    /// grow with what a RUN step managed to nest; nor does memory with how much there is.
     pub(super) fn remove_tree(&self, relative: &str) -> Result<(), StoreError> {
         // Mostly a lease's, which is empty by then.
         if let Ok(()) | Err(Errno::NOENT) = rustix::fs::unlinkat(&self.fd, relative, AtFlags::REMOVEDIR) {
             return Ok(());
         }
-        let path = self.path(relative);
-        let top = match open_dir(&self.fd, OsStr::new(relative)) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error).doing("open", &path),
-        };
-        remove_contents(&top).doing("empty", &path)?;
-        match rustix::fs::unlinkat(&self.fd, relative, AtFlags::REMOVEDIR) {
+        match remove_dir(&self.fd, OsStr::new(relative), |dir| empty(dir, LEVELS_IN_PLACE)) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error).doing("remove", &path),
+            Err(error) => Err(error).doing("remove", &self.path(relative)),
         }
     }
 }
 
-/// Removes what has this name in a directory, whatever it is, without following links; absent is fine.
+/// Removes what has this name in a directory, whatever it is, without following links; absent is fine. Costs as
+/// [`Layout::remove_tree`] does.
 pub(crate) fn remove_at(dir: impl AsFd, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error),
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => remove_dir(dir, name, |inner| empty(inner, LEVELS_IN_PLACE)),
+        Err(error) => Err(error),
     }
-    remove_contents(&open_dir(&dir, name)?)?;
-    rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)
 }
 
 /// `blobs/sha256/ab/<hex>`.
@@ -186,15 +179,16 @@ pub(super) fn layer_marks(id: LayerId) -> String {
 
 /// Names in a directory, without `.` and `..`, in no order.
 pub(crate) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
+    read_names(dir)?.map(|name| Ok(name?.to_bytes().to_vec())).collect()
+}
+
+/// The same one after the other: a directory may have millions.
+fn read_names(dir: impl AsFd) -> Result<impl Iterator<Item = Result<CString, Errno>>, Errno> {
+    let name_of = |entry: Result<rustix::fs::DirEntry, Errno>| match entry {
+        Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
+        entry => Some(entry.map(|entry| entry.file_name().to_owned())),
+    };
+    Ok(rustix::fs::Dir::read_from(dir)?.filter_map(name_of))
 }
 
 /// Names in a directory of the store that are text; all of ours are.
@@ -229,14 +223,38 @@ fn open_dir(parent: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
 /// Levels that are emptied where they are: moving a directory costs more than removing it.
 const LEVELS_IN_PLACE: usize = 8;
 
-fn remove_contents(top: &OwnedFd) -> Result<(), Errno> {
-    empty(top, LEVELS_IN_PLACE)
+/// Removes a directory after `empty`, which says whether there was anything.
+fn remove_dir(
+    parent: impl AsFd,
+    name: &OsStr,
+    mut empty: impl FnMut(&OwnedFd) -> Result<bool, Errno>,
+) -> Result<(), Errno> {
+    loop {
+        let found = empty(&open_dir(&parent, name)?)?;
+        match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+            // A file system may pass over names in a directory while others go.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if found => {}
+            removed => return removed,
+        }
+    }
 }
 
-fn empty(dir: &OwnedFd, levels: usize) -> Result<(), Errno> {
+fn empty(dir: &OwnedFd, levels: usize) -> Result<bool, Errno> {
     let Some(levels_below) = levels.checked_sub(1) else { return flatten(dir) };
-    for name in names(dir)? {
-        let name = OsStr::from_bytes(&name);
+    remove_each(dir, |name| remove_dir(dir, name, |inner| empty(inner, levels_below)))
+}
+
+/// Removes what is in a directory as far as it is found, with `remove_dir` where it is a directory itself; false when
+/// nothing was.
+fn remove_each(
+    dir: &OwnedFd,
+    mut remove_dir: impl FnMut(&OsStr) -> Result<(), Errno>,
+) -> Result<bool, Errno> {
+    let mut found = false;
+    for name in read_names(dir)? {
+        found = true;
+        let name = name?;
+        let name = OsStr::from_bytes(name.to_bytes());
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => continue,
             Err(Errno::ISDIR | Errno::PERM) => {}
@@ -249,72 +267,49 @@ fn empty(dir: &OwnedFd, levels: usize) -> Result<(), Errno> {
             }
             Err(error) => return Err(error),
         }
-        empty(&open_dir(dir, name)?, levels_below)?;
-        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?;
+        remove_dir(name)?;
     }
-    Ok(())
+    Ok(found)
 }
 
-/// Empties a directory below which there may be any number of levels.
-fn flatten(top: &OwnedFd) -> Result<(), Errno> {
-    let mut moved: u64 = 0;
-    loop {
-        let mut is_empty = true;
-        for name in names(top)? {
-            is_empty = false;
-            let name = OsStr::from_bytes(&name);
-            match rustix::fs::unlinkat(top, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => continue,
-                Err(Errno::ISDIR | Errno::PERM) => {}
-                Err(error) => return Err(error),
-            }
-            let child = open_dir(top, name)?;
-            for inner in names(&child)? {
-                let inner = OsStr::from_bytes(&inner);
-                match rustix::fs::unlinkat(&child, inner, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => continue,
-                    Err(Errno::ISDIR | Errno::PERM) => {}
-                    // A directory without write permission for us, its owner.
-                    Err(Errno::ACCESS) => {
-                        rustix::fs::fchmod(&child, Mode::RWXU)?;
-                        if rustix::fs::unlinkat(&child, inner, AtFlags::empty()).is_ok() {
-                            continue;
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
-                move_up(&child, inner, top, &mut moved)?;
-            }
-            rustix::fs::unlinkat(top, name, AtFlags::REMOVEDIR)?;
-        }
-        if is_empty {
-            return Ok(());
+/// [`empty`] where there may be any number of levels: each directory gives those in it to `top` and goes.
+fn flatten(top: &OwnedFd) -> Result<bool, Errno> {
+    let moved = Cell::new(0);
+    let take_apart = |name: &OsStr| {
+        remove_dir(top, name, |dir| remove_each(dir, |inner| move_up(dir, inner, top, &moved)))
+    };
+    let found = remove_each(top, take_apart)?;
+    // Looking for them among what went before could take long, but they have numbers.
+    let mut next = 0;
+    while next < moved.get() {
+        match take_apart(OsStr::new(&moved_name(next))) {
+            // It was found already, or passed over as a file of this name was in the way.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => next += 1,
+            Err(error) => return Err(error),
         }
     }
+    Ok(found)
 }
 
-fn move_up(child: &OwnedFd, name: &OsStr, top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
+fn moved_name(number: u64) -> String {
+    format!("~{number}")
+}
+
+fn move_up(child: &OwnedFd, name: &OsStr, top: &OwnedFd, moved: &Cell<u64>) -> Result<(), Errno> {
     if rustix::fs::unlinkat(child, name, AtFlags::REMOVEDIR).is_ok() {
         return Ok(());
     }
+    let mut is_ours = false;
     loop {
-        let to = format!("~{moved}");
-        *moved += 1;
+        let to = moved_name(moved.replace(moved.get() + 1));
         match rustix::fs::renameat_with(child, name, top, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(()),
             Err(Errno::EXIST) => {}
             // Moving a directory needs write permission on itself, for its `..`.
-            Err(Errno::ACCESS) => {
+            Err(Errno::ACCESS) if !is_ours => {
                 rustix::fs::chmodat(child, name, Mode::RWXU, AtFlags::empty())?;
-                return rustix::fs::renameat_with(
-                    child,
-                    name,
-                    top,
-                    format!("~~{moved}"),
-                    RenameFlags::NOREPLACE,
-                );
+                is_ours = true;
             }
-            Err(error) => return Err(error),
+            done => return done,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::super::overlay::OverlayForm;
 use super::super::tar::tests::{Raw, pax_of};
 use super::super::unpack::{UnpackError, Unpacked, unpack};
 use super::*;
+use crate::scratch::Scratch;
 
 fn own_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
@@ -21,7 +22,8 @@ fn form() -> OverlayForm {
 fn unpacked(archive: &[u8]) -> (tempfile::TempDir, Unpacked) {
     let temp = tempfile::tempdir().unwrap();
     let dir = File::open(temp.path()).unwrap();
-    let unpacked = unpack(archive, dir.as_fd(), form(), &Limits::default()).unwrap();
+    let unpacked =
+        unpack(archive, dir.as_fd(), form(), &Limits::default(), &Scratch::on(&dir).unwrap()).unwrap();
     (temp, unpacked)
 }
 
@@ -116,7 +118,7 @@ proptest! {
         let temp = tempfile::tempdir().unwrap();
         let dir = File::open(temp.path()).unwrap();
         // A hard link whose target was replaced meanwhile is refused: nothing to compare then.
-        let first = unpack(&archive[..], dir.as_fd(), form(), &Limits::default());
+        let first = unpack(&archive[..], dir.as_fd(), form(), &Limits::default(), &Scratch::on(&dir).unwrap());
         prop_assume!(!matches!(first, Err(UnpackError::LinkTarget { .. })));
         let first = first.unwrap();
         let again = emitted(&temp, &first.diff, None).unwrap();
@@ -140,13 +142,14 @@ fn xattrs_owners_and_long_names_go_through() {
     );
     let temp = tempfile::tempdir().unwrap();
     let dir = File::open(temp.path()).unwrap();
-    let first = match unpack(&archive[..], dir.as_fd(), form(), &Limits::default()) {
-        Err(error) if format!("{error:?}").contains("Unsupported") => {
-            eprintln!("skipped: the temporary directory has no user xattrs");
-            return;
-        }
-        first => first.unwrap(),
-    };
+    let first =
+        match unpack(&archive[..], dir.as_fd(), form(), &Limits::default(), &Scratch::on(&dir).unwrap()) {
+            Err(error) if format!("{error:?}").contains("Unsupported") => {
+                eprintln!("skipped: the temporary directory has no user xattrs");
+                return;
+            }
+            first => first.unwrap(),
+        };
     let (_temp, second) = unpacked(&emitted(&temp, &first.diff, None).unwrap());
     assert_eq!(second.diff, first.diff);
 }

@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 use super::super::diff::{Change, LayerDiff, Mtime};
 use super::super::overlay::OverlayForm;
 use super::create::Creator;
-use super::listing::DirNode;
 use super::{UnpackError, Unpacked};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
@@ -45,15 +44,14 @@ pub fn fix_implied(
         }
         let found = lookup(&path).map_err(|source| UnpackError::Lookup { path: path.clone(), source })?;
         let Some((meta, mtime)) = found else { continue };
-        let node = DirNode { meta, mtime, opaque: false, is_implied: false };
-        creator.finish_dir(&path, &node)?;
-        found_dirs.insert(path, node);
+        creator.finish_dir(&path, &meta, false, mtime)?;
+        found_dirs.insert(path, (meta, mtime));
     }
     if !found_dirs.is_empty() {
         let mut diff = LayerDiff::new(scratch);
         for entry in &unpacked.diff {
             let mut entry = entry?;
-            if let Some(DirNode { meta, mtime, .. }) = found_dirs.remove(&entry.path) {
+            if let Some((meta, mtime)) = found_dirs.remove(&entry.path) {
                 (entry.change, entry.mtime) = (Change::Dir { meta, opaque: false }, mtime);
             }
             diff.push(&entry)?;

@@ -1,195 +1,235 @@
-//! What was unpacked so far.
+//! What is there in the end, from all that happened.
 
-use super::super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
-use super::paths::{Paths, Place};
+use std::collections::HashMap;
+use std::io;
+use std::mem::take;
+
+use super::super::diff::{Change, DiffEntry, Mtime};
+use super::super::dirs::is_below;
+use super::events::{DAMAGED, Event, Record, SortedEvents};
 use crate::path::RelPath;
-use crate::tree::{ContentDigest, Meta};
+use crate::tree::Meta;
 
-/// What is at a path. Most are files: the rest is in boxes, so that they stay small.
-#[derive(Debug)]
-pub(super) enum Node {
-    Whiteout,
-    Dir(Box<DirNode>),
-    /// A name of the regular file `group` of the listing: all names of one inode are equal until the end.
-    File {
-        group: u32,
-    },
-    Special(Box<Special>),
-}
-
-/// A symbolic link, device or pipe.
-#[derive(Debug)]
-pub(super) struct Special {
-    pub(super) meta: Meta,
-    pub(super) mtime: Mtime,
-    pub(super) kind: SpecialKind,
-}
-
-#[derive(Debug)]
-pub(super) enum SpecialKind {
-    Symlink { target: Vec<u8> },
-    Device { major: u32, minor: u32, is_block: bool, is_absent: bool },
-    Fifo,
-}
-
-#[derive(Debug)]
-pub(super) struct DirNode {
-    pub(super) meta: Meta,
-    pub(super) mtime: Mtime,
-    pub(super) opaque: bool,
-    /// Not in the archive itself.
-    pub(super) is_implied: bool,
-}
-
-impl DirNode {
-    pub(super) fn implied() -> Self {
-        Self {
-            meta: Meta { mode: 0o755, ..Meta::default() },
-            mtime: Mtime::default(),
-            opaque: false,
-            is_implied: true,
-        }
-    }
-}
-
-/// A regular file, small: there may be millions.
-#[derive(Debug, Clone, Copy)]
-struct FileNode {
-    content: ContentDigest,
-    size: u64,
-    secs: i64,
-    nanos: u32,
-    /// Place of its metadata in the listing.
-    meta: u32,
-}
-
-/// Metadata of files, which most share with one shortly before them.
-#[derive(Debug, Default)]
-struct Metas(Vec<Meta>);
-
-impl Metas {
-    /// How far back an equal one is looked for.
-    const NEAR: usize = 8;
-
-    fn place_of(&mut self, meta: Meta) -> u32 {
-        let from = self.0.len().saturating_sub(Self::NEAR);
-        let place = self.0[from..].iter().position(|known| *known == meta).map(|near| from + near);
-        let place = place.unwrap_or_else(|| {
-            self.0.push(meta);
-            self.0.len() - 1
-        });
-        place.try_into().expect("there are no more than files")
-    }
-}
-
-/// Nodes by path.
-#[derive(Default)]
+/// Goes through what was unpacked, in order of paths. In memory are a path, and the files with several names.
 pub(super) struct Listing {
-    nodes: Paths<Node>,
-    files: Vec<FileNode>,
-    metas: Metas,
+    events: SortedEvents,
+    ahead: Option<Record>,
+    gone: Gone,
+    links: Links,
+}
+
+/// An entry of the listing.
+pub(super) struct Listed {
+    pub(super) entry: DiffEntry,
+    /// A directory that is not in the archive itself.
+    pub(super) is_implied: bool,
+    /// A device that is not in the directory.
+    pub(super) is_absent: bool,
 }
 
 impl Listing {
-    pub(super) fn get(&self, path: &RelPath) -> Option<&Node> {
-        self.nodes.get(path)
+    pub(super) fn new(mut events: SortedEvents) -> io::Result<Self> {
+        let links = Links::of(&mut events)?;
+        let ahead = events.next()?;
+        Ok(Self { events, ahead, gone: Gone::default(), links })
     }
 
-    pub(super) fn insert(&mut self, path: &RelPath, node: Node) {
-        match node {
-            Node::Dir(_) => self.nodes.insert_dir(path, node),
-            _ => self.nodes.insert(path, node),
+    /// The next entry.
+    pub(super) fn next(&mut self) -> io::Result<Option<Listed>> {
+        while let Some(Record { path, mut entry, mut event }) = self.ahead.take() {
+            let (mut here, mut replaced_by) = (Here::Nothing, None);
+            let gone = self.gone.at(path.as_bytes());
+            loop {
+                if is_no_dir(&event) {
+                    replaced_by = Some(entry);
+                }
+                if entry > gone {
+                    here.take(event);
+                }
+                match self.events.next()? {
+                    Some(next) if next.path == path => (entry, event) = (next.entry, next.event),
+                    next => {
+                        self.ahead = next;
+                        break;
+                    }
+                }
+            }
+            if let Some(entry) = replaced_by {
+                self.gone.push(path.as_bytes(), entry.max(gone));
+            }
+            if let Some(listed) = here.listed(path, &mut self.links)? {
+                return Ok(Some(listed));
+            }
         }
+        Ok(None)
     }
+}
 
-    /// The directory at `path`, which `ensure_dir` made.
-    pub(super) fn dir_mut(&mut self, path: &RelPath) -> &mut DirNode {
-        match self.nodes.get_mut(path) {
-            Some(Node::Dir(dir)) => dir,
-            _ => unreachable!("callers make the directory first"),
-        }
+/// True when nothing can have been below it.
+fn is_no_dir(event: &Event) -> bool {
+    match event {
+        Event::Entry { change, .. } => !matches!(change, Change::Dir { .. }),
+        Event::Link(_) => true,
+        Event::Implied | Event::Opaque | Event::Linked(_) => false,
     }
+}
 
-    pub(super) fn insert_file(
-        &mut self,
-        path: &RelPath,
-        meta: Meta,
+/// What is at a path after some of its events.
+#[derive(Default)]
+enum Here {
+    #[default]
+    Nothing,
+    Dir(DirNode),
+    /// A name of the file of this link.
+    Linked(u32),
+    /// All else, a regular file with a single name included.
+    Other {
+        change: Change,
         mtime: Mtime,
-        size: u64,
-        content: ContentDigest,
-    ) {
-        let group = self.files.len().try_into().expect("the limits of an archive are far lower");
-        let (Mtime { secs, nanos }, meta) = (mtime, self.metas.place_of(meta));
-        self.files.push(FileNode { content, size, secs, nanos, meta });
-        self.insert(path, Node::File { group });
+        is_absent: bool,
+    },
+}
+
+struct DirNode {
+    meta: Meta,
+    mtime: Mtime,
+    opaque: bool,
+    is_implied: bool,
+}
+
+impl Here {
+    fn take(&mut self, event: Event) {
+        *self = match event {
+            Event::Entry { change: Change::Dir { meta, .. }, mtime, .. } => {
+                Self::Dir(DirNode { meta, mtime, is_implied: false, ..take(self).into_dir() })
+            }
+            Event::Entry { change, mtime, is_absent } => Self::Other { change, mtime, is_absent },
+            Event::Implied => Self::Dir(take(self).into_dir()),
+            Event::Opaque => Self::Dir(DirNode { opaque: true, ..take(self).into_dir() }),
+            Event::Linked(number) | Event::Link(number) => Self::Linked(number),
+        };
     }
 
-    /// Takes out `path` and all below it, in order.
-    pub(super) fn remove_all(&mut self, path: &RelPath) -> Vec<(RelPath, Node)> {
-        self.nodes.remove_all(path)
-    }
-
-    pub(super) fn dirs_deepest_first(&self) -> impl Iterator<Item = (RelPath, &DirNode)> {
-        self.nodes.in_order().into_iter().rev().filter_map(|place| match self.nodes.at(place) {
-            Some(Node::Dir(dir)) => Some((self.nodes.path(place), &**dir)),
-            _ => None,
-        })
-    }
-
-    /// The diff, implied directories that may show a lower one, and devices that are not in the directory.
-    pub(super) fn into_diff(mut self) -> Result<(LayerDiff, Vec<RelPath>, Vec<RelPath>), ListingError> {
-        let (mut implied, mut absent) = (Vec::new(), Vec::new());
-        let mut diff = LayerDiff::default();
-        self.nodes.forget_index();
-        let mut first_of: Vec<Option<Place>> = vec![None; self.files.len()];
-        for place in self.nodes.in_order() {
-            let Some(node) = self.nodes.take(place) else { continue };
-            let path = self.nodes.path(place);
-            let (change, mtime) = match node {
-                Node::Whiteout => (Change::Whiteout, Mtime::default()),
-                Node::Dir(dir) => {
-                    let DirNode { meta, mtime, opaque, is_implied } = *dir;
-                    if is_implied && !opaque && path.is_root() {
-                        continue;
-                    }
-                    if is_implied {
-                        implied.push(path.clone());
-                    }
-                    (Change::Dir { meta, opaque }, mtime)
-                }
-                Node::File { group } => {
-                    let FileNode { content, size, secs, nanos, meta } = self.files[group as usize];
-                    // The first name of a group, in order of paths, is the file; the others are links to it.
-                    let change = match first_of[group as usize] {
-                        Some(first) => Change::Hardlink { target: self.nodes.path(first) },
-                        None => {
-                            first_of[group as usize] = Some(place);
-                            Change::File { meta: self.metas.0[meta as usize].clone(), size, content }
-                        }
-                    };
-                    (change, Mtime { secs, nanos })
-                }
-                Node::Special(special) => {
-                    let Special { meta, mtime, kind } = *special;
-                    let change = match kind {
-                        SpecialKind::Symlink { target } => Change::Symlink { meta, target },
-                        SpecialKind::Device { major, minor, is_block, is_absent } => {
-                            if is_absent {
-                                absent.push(path.clone());
-                            }
-                            if is_block {
-                                Change::BlockDevice { meta, major, minor }
-                            } else {
-                                Change::CharDevice { meta, major, minor }
-                            }
-                        }
-                        SpecialKind::Fifo => Change::Fifo { meta },
-                    };
-                    (change, mtime)
-                }
-            };
-            diff.push(&DiffEntry { path, change, mtime })?;
+    /// The directory, or a new one. What that replaces hid the lower directory of this name, and so must it.
+    fn into_dir(self) -> DirNode {
+        match self {
+            Self::Dir(dir) => dir,
+            was => DirNode {
+                meta: Meta { mode: 0o755, ..Meta::default() },
+                mtime: Mtime::default(),
+                opaque: !matches!(was, Self::Nothing),
+                is_implied: true,
+            },
         }
-        Ok((diff, implied, absent))
+    }
+
+    fn listed(self, path: RelPath, links: &mut Links) -> io::Result<Option<Listed>> {
+        let (change, mtime, is_implied, is_absent) = match self {
+            Self::Nothing => return Ok(None),
+            Self::Dir(DirNode { meta, mtime, opaque, is_implied }) => {
+                (Change::Dir { meta, opaque }, mtime, is_implied, false)
+            }
+            Self::Linked(number) => {
+                let (change, mtime) = links.name(number, &path).ok_or(DAMAGED)?;
+                (change, mtime, false, false)
+            }
+            Self::Other { change, mtime, is_absent } => (change, mtime, false, is_absent),
+        };
+        Ok(Some(Listed { entry: DiffEntry { path, change, mtime }, is_implied, is_absent }))
+    }
+}
+
+/// What went with the directory it was in, or with one above: all from before an entry that put something else there.
+#[derive(Default)]
+struct Gone {
+    /// The last path that was no directory at some time.
+    path: Vec<u8>,
+    /// Where it, and those above it of which the same is true, end, and the last such entry there or above.
+    ends: Vec<(usize, u64)>,
+}
+
+impl Gone {
+    /// What this entry and those before it made at `path` is gone, which comes after all asked for earlier.
+    fn at(&mut self, path: &[u8]) -> u64 {
+        while let Some((len, entry)) = self.ends.last() {
+            if is_below(path, &self.path[..*len]) {
+                return *entry;
+            }
+            self.ends.pop();
+        }
+        0
+    }
+
+    /// Notes an entry at the path asked for last.
+    fn push(&mut self, path: &[u8], entry: u64) {
+        self.path.clear();
+        self.path.extend_from_slice(path);
+        self.ends.push((path.len(), entry));
+    }
+}
+
+/// Files with several names: all names of one inode are equal until the end.
+#[derive(Default)]
+struct Links {
+    /// By the number of a link, that of the first link of the same file.
+    firsts: Vec<u32>,
+    /// By the latter.
+    files: HashMap<u32, LinkedFile>,
+}
+
+struct LinkedFile {
+    change: Change,
+    mtime: Mtime,
+    /// First name in order of paths.
+    first: Option<RelPath>,
+}
+
+impl Links {
+    /// Looks for the files of all links: a file may come after its other names in the order of paths, and the entry that
+    /// made it may have been replaced, which leaves the others as they are.
+    fn of(events: &mut SortedEvents) -> io::Result<Self> {
+        let mut links = Self { firsts: (0..events.links()).collect(), files: HashMap::new() };
+        if links.firsts.is_empty() {
+            return Ok(links);
+        }
+        let (mut path, mut here) = (RelPath::root(), Here::Nothing);
+        while let Some(record) = events.next()? {
+            if record.path != path {
+                (path, here) = (record.path, Here::Nothing);
+            }
+            if let Event::Linked(number) = record.event {
+                match take(&mut here) {
+                    Here::Linked(earlier) => {
+                        *links.firsts.get_mut(number as usize).ok_or(DAMAGED)? = earlier;
+                    }
+                    Here::Other { change, mtime, .. } => {
+                        links.files.insert(number, LinkedFile { change, mtime, first: None });
+                    }
+                    Here::Nothing | Here::Dir(_) => return Err(DAMAGED.into()),
+                }
+            }
+            here.take(record.event);
+        }
+        // The earlier ones know theirs.
+        for number in 0..links.firsts.len() {
+            let earlier = links.firsts[number] as usize;
+            links.firsts[number] = *links.firsts.get(earlier).ok_or(DAMAGED)?;
+        }
+        events.rewind()?;
+        Ok(links)
+    }
+
+    /// What is at `path`, a name of the file of this link, which comes after all asked for earlier. The first is the file,
+    /// the others are links to it.
+    fn name(&mut self, number: u32, path: &RelPath) -> Option<(Change, Mtime)> {
+        let file = self.files.get_mut(self.firsts.get(number as usize)?)?;
+        let change = match &file.first {
+            Some(first) => Change::Hardlink { target: first.clone() },
+            None => {
+                file.first = Some(path.clone());
+                file.change.clone()
+            }
+        };
+        Some((change, file.mtime))
     }
 }

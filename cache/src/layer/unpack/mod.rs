@@ -1,32 +1,44 @@
 //! From an archive to a layer directory.
+//!
+//! Nothing is remembered of what was unpacked but in the directory itself, which is ours alone: only when something is in the
+//! way of an entry, or nothing where it should be, is the directory asked what there is. What happened is written down
+//! aside, by path, and the listing made from that in the end, so memory does not grow with the number of entries.
 
 mod create;
+mod error;
+mod events;
+mod finish;
 mod implied;
 mod listing;
 mod names;
-mod paths;
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use self::create::Creator;
-use self::listing::{DirNode, Listing, Node, Special, SpecialKind};
+use self::error::{io_error, shorten};
+use self::events::{Event, Events};
 use self::names::Name;
-use super::diff::{LayerDiff, ListingError, Mtime};
+use super::diff::{Change, LayerDiff, Mtime};
+use super::dirs::DirFd;
 use super::limits::Limits;
-use super::overlay::OverlayForm;
+use super::overlay::{self, OverlayForm};
 use super::tar::{Member, MemberKind, TarReader};
-use super::{TarError, xattrs};
+use super::xattrs;
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Meta};
 
 pub(super) use create::times;
+pub use error::UnpackError;
 pub use implied::fix_implied;
 
 /// What [`unpack`] made.
 #[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct Unpacked {
     /// Everything the directory holds.
     pub diff: LayerDiff,
@@ -40,113 +52,18 @@ pub struct Unpacked {
     pub xattrs_dropped: u64,
 }
 
-/// Why an archive was not unpacked. The directory is left half-filled and must be thrown away.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// The bytes are not an archive we read.
-    #[error(transparent)]
-    Tar(#[from] TarError),
-    /// A name leads out of the layer, or is none.
-    #[error("the archive has the entry `{name}`: {why}")]
-    Name {
-        /// Name as it stands in the archive, shortened.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// ADD only: an entry below a file or symbolic link of the same archive.
-    #[error("`{path}` is below `{above}`, which is not a directory in the same archive")]
-    BelowNonDirectory {
-        /// The entry.
-        path: RelPath,
-        /// What it is below.
-        above: RelPath,
-    },
-    /// ADD only: a character device 0:0, which would be a deletion in an image layer.
-    #[error("`{path}` is a character device 0:0, which means a deletion in image layers")]
-    WhiteoutDevice {
-        /// The entry.
-        path: RelPath,
-    },
-    /// A hard link to something that is not an earlier regular file of this archive.
-    #[error("`{path}` is a hard link to `{target}`, which is not an earlier regular file of the archive")]
-    LinkTarget {
-        /// The link.
-        path: RelPath,
-        /// Its target as it stands in the archive, shortened.
-        target: String,
-    },
-    /// A symbolic link's target is empty, too long or contains NUL.
-    #[error("the target of the symbolic link `{path}` is empty, too long or contains NUL")]
-    SymlinkTarget {
-        /// The link.
-        path: RelPath,
-    },
-    /// More entries than allowed.
-    #[error("the archive has more than the {max} entries allowed")]
-    TooManyEntries {
-        /// Limit.
-        max: u64,
-    },
-    /// Names, targets and xattrs together take too much memory.
-    #[error("the names in the archive take more than the {max} bytes allowed")]
-    ListingTooLarge {
-        /// Limit in bytes.
-        max: u64,
-    },
-    /// An owner outside the user namespace's id map.
-    #[error(
-        "`{path}` belongs to {uid}:{gid}, which is outside the ids available here: \
-         give this user a larger range in /etc/subuid and /etc/subgid"
-    )]
-    OwnerOutsideMap {
-        /// The entry.
-        path: RelPath,
-        /// Owner.
-        uid: u32,
-        /// Group.
-        gid: u32,
-    },
-    /// The list of what was unpacked cannot be kept.
-    #[error(transparent)]
-    Listing(#[from] ListingError),
-    /// A system call failed.
-    #[error("{step} `{path}`")]
-    Io {
-        /// What was being done.
-        step: &'static str,
-        /// To what, below the layer's root.
-        path: RelPath,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Looking a directory up in the parent failed, in [`fix_implied`].
-    #[error("look up `{path}` in the layers below")]
-    Lookup {
-        /// The directory.
-        path: RelPath,
-        /// Cause.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// Turns a system call's failure into an [`UnpackError`].
-fn io_error(step: &'static str, path: &RelPath) -> impl FnOnce(Errno) -> UnpackError {
-    move |errno| UnpackError::Io { step, path: path.clone(), source: errno.into() }
-}
-
 /// Bytes read from the archive at once; a file up to this size takes one `write`.
 const BODY_BYTES: usize = 256 << 10;
 
-/// Unpacks an uncompressed layer archive into the empty directory `dir`.
+/// Unpacks an uncompressed layer archive into the directory `dir`, which is empty and nobody else's: what is found there is
+/// taken for what the archive had.
 ///
 /// Whiteouts become overlayfs' (`form`). The later of two entries with one name wins, as with docker and containerd:
 /// a directory over a directory keeps what is inside, everything else replaces. Where an entry's parent is, in this
 /// archive, not a directory (a symlink, say), it is replaced by one: nothing is ever written through a link. Owner,
 /// mode, xattrs and times are set in this order, those of directories at the end. The archive is read to the end of
-/// `reader`, so that digests taken there are complete.
+/// `reader`, so that digests taken there are complete. Memory grows with the number of implied directories, of absent
+/// devices and of files with several names, not with that of entries.
 ///
 /// Differences from docker: names that climb out with `..` are refused rather than clamped; device nodes that cannot
 /// be made in a user namespace stay in the listing; a character device 0:0 is taken for the whiteout it would be.
@@ -155,12 +72,13 @@ pub fn unpack(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
     limits: &Limits,
+    scratch: &Scratch,
 ) -> Result<Unpacked, UnpackError> {
-    unpack_as(Purpose::Layer, Creator::new(dir, form)?, reader, limits)
+    unpack_as(Purpose::Layer, Creator::new(dir, form)?, reader, limits, scratch)
 }
 
-/// Unpacks an archive for ADD: what it lists goes into the [`Unpacked`], the bytes of its files into the empty directory
-/// `dir`, where they are ours alone, without the owners, modes and times of the listing. Links to elsewhere, devices
+/// Unpacks an archive for ADD: what it lists goes into the [`Unpacked`], the bytes of its files into the directory
+/// `dir`, empty as for [`unpack`], where they are ours alone, without the owners, modes and times of the listing. Links to elsewhere, devices
 /// and pipes are in the listing only.
 ///
 /// Unlike in a layer, names that climb out with `..` stay at the top; names and devices that mean deletions in layers
@@ -169,8 +87,9 @@ pub(super) fn unpack_added(
     reader: impl Read,
     dir: BorrowedFd<'_>,
     limits: &Limits,
+    scratch: &Scratch,
 ) -> Result<Unpacked, UnpackError> {
-    unpack_as(Purpose::Add, Creator::bare(dir), reader, limits)
+    unpack_as(Purpose::Add, Creator::bare(dir), reader, limits, scratch)
 }
 
 fn unpack_as(
@@ -178,12 +97,13 @@ fn unpack_as(
     creator: Creator<'_>,
     reader: impl Read,
     limits: &Limits,
+    scratch: &Scratch,
 ) -> Result<Unpacked, UnpackError> {
     let mut tar = TarReader::new(reader, limits);
     let mut unpacker = Unpacker {
         purpose,
         creator,
-        listing: Listing::default(),
+        events: Events::new(scratch),
         limits,
         entries: 0,
         listing_bytes: 0,
@@ -194,7 +114,7 @@ fn unpack_as(
         unpacker.take(member, &mut tar)?;
     }
     tar.drain()?;
-    unpacker.finish()
+    unpacker.finish(scratch)
 }
 
 /// What the entries of an archive mean.
@@ -209,15 +129,16 @@ enum Purpose {
 struct Unpacker<'a> {
     purpose: Purpose,
     creator: Creator<'a>,
-    listing: Listing,
+    events: Events,
     limits: &'a Limits,
+    /// So far: the number of the one at hand.
     entries: u64,
     listing_bytes: u64,
     xattrs_dropped: u64,
     buffer: Vec<u8>,
 }
 
-impl Unpacker<'_> {
+impl<'a> Unpacker<'a> {
     fn take(&mut self, member: Member, tar: &mut TarReader<'_, impl Read>) -> Result<(), UnpackError> {
         self.entries += 1;
         if self.entries > self.limits.entries_max {
@@ -228,21 +149,22 @@ impl Unpacker<'_> {
         match name {
             Name::AufsMetadata => Ok(()),
             Name::Opaque(dir) => {
-                self.ensure_dir(&dir)?;
-                self.listing.dir_mut(&dir).opaque = true;
-                Ok(())
+                self.ensure_dir(&dir, &dir)?;
+                self.push(&dir, &Event::Opaque)
             }
-            Name::Whiteout(path) => self.whiteout(path),
+            Name::Whiteout(path) => self.whiteout(&path),
             Name::Entry(path) if path.is_root() && member.kind != MemberKind::Dir => Err(UnpackError::Name {
                 name: shorten(&member.path),
                 why: "it is the root but not a directory",
             }),
-            Name::Entry(path) => {
-                if self.purpose == Purpose::Add {
-                    self.check_added(&path, &member.kind)?;
-                }
-                self.entry(path, member, tar)
+            // Other tools would make the device.
+            Name::Entry(path)
+                if self.purpose == Purpose::Add
+                    && member.kind == (MemberKind::CharDevice { major: 0, minor: 0 }) =>
+            {
+                Err(UnpackError::WhiteoutDevice { path })
             }
+            Name::Entry(path) => self.entry(path, member, tar),
         }
     }
 
@@ -253,27 +175,9 @@ impl Unpacker<'_> {
         }
     }
 
-    /// Refuses what other tools do in ways that a layer cannot say, or that depends on what the image has there.
-    fn check_added(&self, path: &RelPath, kind: &MemberKind) -> Result<(), UnpackError> {
-        if *kind == (MemberKind::CharDevice { major: 0, minor: 0 }) {
-            return Err(UnpackError::WhiteoutDevice { path: path.clone() });
-        }
-        // All above something listed are directories, so the nearest one decides.
-        for above in std::iter::successors(path.parent(), RelPath::parent) {
-            match self.listing.get(&above) {
-                None => {}
-                Some(Node::Dir(_)) => break,
-                Some(_) => return Err(UnpackError::BelowNonDirectory { path: path.clone(), above }),
-            }
-        }
-        Ok(())
-    }
-
-    fn whiteout(&mut self, path: RelPath) -> Result<(), UnpackError> {
-        self.prepare(&path)?;
-        self.creator.whiteout(&path)?;
-        self.listing.insert(&path, Node::Whiteout);
-        Ok(())
+    fn whiteout(&mut self, path: &RelPath) -> Result<(), UnpackError> {
+        self.make(path, "create whiteout", |dir, name| overlay::create_whiteout(dir, name))?;
+        self.push_entry(path, Change::Whiteout, Mtime::default())
     }
 
     fn entry(
@@ -293,28 +197,16 @@ impl Unpacker<'_> {
         self.account(
             path.as_bytes().len() + meta.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>(),
         )?;
-        let kind = match kind {
-            MemberKind::Dir => return self.dir(&path, meta, mtime),
+        let special = match kind {
+            MemberKind::Dir => {
+                self.dir(&path)?;
+                return self.push_entry(&path, Change::Dir { meta, opaque: false }, mtime);
+            }
             MemberKind::Hardlink { target } => return self.hardlink(&path, &target),
-            MemberKind::CharDevice { major: 0, minor: 0 } => return self.whiteout(path),
+            MemberKind::CharDevice { major: 0, minor: 0 } => return self.whiteout(&path),
             MemberKind::File { size } => {
-                self.prepare(&path)?;
-                let buffer = &mut self.buffer;
-                let mut body = |file: &mut dyn FnMut(&[u8]) -> Result<(), UnpackError>| {
-                    let mut hash = blake3::Hasher::new();
-                    loop {
-                        match tar.read_body(buffer)? {
-                            0 => return Ok(ContentDigest(*hash.finalize().as_bytes())),
-                            len => {
-                                hash.update(&buffer[..len]);
-                                file(&buffer[..len])?;
-                            }
-                        }
-                    }
-                };
-                let content = self.creator.file(&path, &meta, mtime, &mut body)?;
-                self.listing.insert_file(&path, meta, mtime, size, content);
-                return Ok(());
+                let content = self.file(&path, &meta, mtime, tar)?;
+                return self.push_entry(&path, Change::File { meta, size, content }, mtime);
             }
             MemberKind::Symlink { target } => {
                 let length = 1..=super::limits::LINK_BYTES_MAX;
@@ -323,99 +215,160 @@ impl Unpacker<'_> {
                 }
                 self.account(target.len())?;
                 meta.mode = 0o777;
-                SpecialKind::Symlink { target }
+                Change::Symlink { meta, target }
             }
-            MemberKind::CharDevice { major, minor } => {
-                SpecialKind::Device { major, minor, is_block: false, is_absent: false }
-            }
-            MemberKind::BlockDevice { major, minor } => {
-                SpecialKind::Device { major, minor, is_block: true, is_absent: false }
-            }
-            MemberKind::Fifo => SpecialKind::Fifo,
+            MemberKind::CharDevice { major, minor } => Change::CharDevice { meta, major, minor },
+            MemberKind::BlockDevice { major, minor } => Change::BlockDevice { meta, major, minor },
+            MemberKind::Fifo => Change::Fifo { meta },
         };
-        self.prepare(&path)?;
-        let mut special = Box::new(Special { meta, mtime, kind });
-        self.creator.special(&path, &mut special)?;
-        self.listing.insert(&path, Node::Special(special));
-        Ok(())
+        self.special(&path, special, mtime)
     }
 
-    fn dir(&mut self, path: &RelPath, meta: Meta, mtime: Mtime) -> Result<(), UnpackError> {
-        self.ensure_dir(path)?;
-        let dir = self.listing.dir_mut(path);
-        (dir.meta, dir.mtime, dir.is_implied) = (meta, mtime, false);
-        Ok(())
+    /// Makes a directory that the archive lists, unless there is one.
+    fn dir(&mut self, path: &RelPath) -> Result<(), UnpackError> {
+        if path.is_root() {
+            return Ok(());
+        }
+        let parent = self.parent(path)?;
+        match create::dir(&parent, path.name()) {
+            Err(Errno::EXIST) if self.creator.is_dir(path)? => return Ok(()),
+            Err(Errno::EXIST) => self.make_in(&parent, path, "create directory", create::dir)?,
+            made => made.map_err(io_error("create directory", path))?,
+        }
+        self.account(path.as_bytes().len())
+    }
+
+    fn file(
+        &mut self,
+        path: &RelPath,
+        meta: &Meta,
+        mtime: Mtime,
+        tar: &mut TarReader<'_, impl Read>,
+    ) -> Result<ContentDigest, UnpackError> {
+        let file = self.make(path, "create", create::file)?;
+        let mut hash = blake3::Hasher::new();
+        loop {
+            match tar.read_body(&mut self.buffer)? {
+                0 => break,
+                len => {
+                    hash.update(&self.buffer[..len]);
+                    create::write(&file, &self.buffer[..len]).map_err(io_error("write", path))?;
+                }
+            }
+        }
+        self.creator.finish_file(&file, path, meta, mtime)?;
+        Ok(ContentDigest(*hash.finalize().as_bytes()))
     }
 
     fn hardlink(&mut self, path: &RelPath, target: &[u8]) -> Result<(), UnpackError> {
         let refuse = || UnpackError::LinkTarget { path: path.clone(), target: shorten(target) };
         let Ok(Name::Entry(first)) = self.name(target) else { return Err(refuse()) };
-        let Some(Node::File { group }) = self.listing.get(&first) else { return Err(refuse()) };
-        let group = *group;
-        if first == *path {
-            return Ok(());
+        let parent = self.parent(path)?;
+        let Some(from) = self.creator.parent(&first)? else { return Err(refuse()) };
+        let is_file = || Ok(create::kind(&from, first.name())? == Some(FileType::RegularFile));
+        let is_linked = if first == *path {
+            is_file().map_err(io_error("look at", path))?
+        } else {
+            // Asked each time: making room for `path` may have taken the target along.
+            self.make_in(&parent, path, "create hard link", |dir, name| {
+                Ok(is_file()? && create::hardlink(&from, first.name(), dir, name).map(|()| true)?)
+            })?
+        };
+        match is_linked {
+            false => Err(refuse()),
+            true if first == *path => Ok(()),
+            true => self.events.push_link(path, &first, self.entries).map_err(UnpackError::Scratch),
         }
-        self.prepare(path)?;
-        // Replacing what was at `path` may have taken the target along: `a/b`, then `a` as a link to `a/b`.
-        if !matches!(self.listing.get(&first), Some(Node::File { .. })) {
-            return Err(refuse());
+    }
+
+    /// Takes a symbolic link, device or pipe.
+    fn special(&mut self, path: &RelPath, change: Change, mtime: Mtime) -> Result<(), UnpackError> {
+        let mut is_absent = false;
+        if self.purpose == Purpose::Add {
+            self.make(path, "create", create::placeholder)?;
+        } else if self.make(path, "create", |dir, name| create::special(dir, name, &change))? {
+            self.creator.finish_special(path, &change, mtime)?;
+        } else {
+            // The kernel may have refused it before it saw what is there.
+            self.creator.remove(path)?;
+            is_absent = true;
         }
-        self.creator.hardlink(path, &first)?;
-        self.listing.insert(path, Node::File { group });
+        self.push(path, &Event::Entry { change, mtime, is_absent })
+    }
+
+    /// Makes something at `path`, in place of what is there. Its parents are directories then.
+    fn make<T>(
+        &mut self,
+        path: &RelPath,
+        step: &'static str,
+        make: impl Fn(&DirFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        let parent = self.parent(path)?;
+        self.make_in(&parent, path, step, make)
+    }
+
+    /// The same below an open parent.
+    fn make_in<T>(
+        &mut self,
+        parent: &DirFd<'_>,
+        path: &RelPath,
+        step: &'static str,
+        make: impl Fn(&DirFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        let made = match make(parent, path.name()) {
+            Err(Errno::EXIST) => {
+                self.creator.remove(path)?;
+                make(parent, path.name())
+            }
+            made => made,
+        };
+        made.map_err(io_error(step, path))
+    }
+
+    /// The directory of `path`, from now on in any case.
+    fn parent(&mut self, path: &RelPath) -> Result<DirFd<'a>, UnpackError> {
+        if let Some(parent) = self.creator.parent(path)? {
+            return Ok(parent);
+        }
+        self.ensure_dir(&path.parent().unwrap_or_default(), path)?;
+        self.creator.known_parent(path)
+    }
+
+    /// Makes `dir` a directory, and all above it, for the entry at `path`.
+    fn ensure_dir(&mut self, dir: &RelPath, path: &RelPath) -> Result<(), UnpackError> {
+        // Not recursive: a path may have thousands of components. The root is always there.
+        let (mut missing, mut next) = (Vec::new(), Some(dir.clone()));
+        while let Some(dir) = next
+            && !self.creator.is_dir(&dir)?
+        {
+            next = dir.parent();
+            missing.push(dir);
+        }
+        for dir in missing.into_iter().rev() {
+            let parent = self.creator.known_parent(&dir)?;
+            // Elsewhere, what is below a link goes to where that leads.
+            if self.purpose == Purpose::Add
+                && create::kind(&parent, dir.name()).map_err(io_error("look at", &dir))?.is_some()
+            {
+                return Err(UnpackError::BelowNonDirectory { path: path.clone(), above: dir });
+            }
+            self.account(dir.as_bytes().len())?;
+            self.make_in(&parent, &dir, "create directory", create::dir)?;
+            self.push(&dir, &Event::Implied)?;
+        }
         Ok(())
     }
 
-    /// Makes room for a new entry: its parents are directories and nothing is there.
-    fn prepare(&mut self, path: &RelPath) -> Result<(), UnpackError> {
-        self.ensure_dir(&path.parent().unwrap_or_default())?;
-        self.remove(path)
+    fn push_entry(&mut self, path: &RelPath, change: Change, mtime: Mtime) -> Result<(), UnpackError> {
+        self.push(path, &Event::Entry { change, mtime, is_absent: false })
     }
 
-    fn remove(&mut self, path: &RelPath) -> Result<(), UnpackError> {
-        // Deepest first, so directories are empty when their turn comes.
-        for (removed, node) in self.listing.remove_all(path).into_iter().rev() {
-            self.creator.remove(&removed, &node)?;
-        }
-        Ok(())
-    }
-
-    /// Makes `path` a directory, and all above it.
-    fn ensure_dir(&mut self, path: &RelPath) -> Result<(), UnpackError> {
-        match self.listing.get(path) {
-            Some(Node::Dir(_)) => return Ok(()),
-            None if path.is_root() => {
-                // It is there already, and the merged root's metadata is the lower layers' unless listed.
-                self.listing.insert(path, Node::Dir(Box::new(DirNode::implied())));
-                return Ok(());
-            }
-            _ => {}
-        }
-        // Not recursive: a path may have thousands of components. The root is always found.
-        let mut missing = vec![path.clone()];
-        while let Some(parent) = missing.last().and_then(RelPath::parent) {
-            if matches!(self.listing.get(&parent), Some(Node::Dir(_))) {
-                break;
-            }
-            missing.push(parent);
-        }
-        for path in missing.into_iter().rev() {
-            if path.is_root() {
-                self.listing.insert(&path, Node::Dir(Box::new(DirNode::implied())));
-                continue;
-            }
-            self.account(path.as_bytes().len())?;
-            // What it replaces hid the lower directory of this name, and so must it.
-            let replaces = self.listing.get(&path).is_some();
-            self.remove(&path)?;
-            self.creator.dir(&path)?;
-            let dir = DirNode { opaque: replaces, ..DirNode::implied() };
-            self.listing.insert(&path, Node::Dir(Box::new(dir)));
-        }
-        Ok(())
+    fn push(&mut self, path: &RelPath, event: &Event) -> Result<(), UnpackError> {
+        self.events.push(path, self.entries, event).map_err(UnpackError::Scratch)
     }
 
     fn account(&mut self, bytes: usize) -> Result<(), UnpackError> {
-        // A node takes about this much beside its names.
+        // An entry counts this much beside its names.
         const NODE_BYTES: u64 = 128;
         self.listing_bytes += bytes as u64 + NODE_BYTES;
         if self.listing_bytes > self.limits.listing_bytes_max {
@@ -423,23 +376,9 @@ impl Unpacker<'_> {
         }
         Ok(())
     }
-
-    fn finish(mut self) -> Result<Unpacked, UnpackError> {
-        for (path, dir) in self.listing.dirs_deepest_first() {
-            if !(path.is_root() && dir.is_implied) {
-                self.creator.finish_dir(&path, dir)?;
-            } else if dir.opaque {
-                self.creator.mark_opaque(&path)?;
-            }
-        }
-        let (diff, implied_dirs, absent_devices) = self.listing.into_diff()?;
-        Ok(Unpacked { diff, implied_dirs, absent_devices, xattrs_dropped: self.xattrs_dropped })
-    }
 }
 
-fn shorten(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).chars().take(200).collect()
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,15 @@
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
+use super::super::TarError;
 use super::super::diff::Change;
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
 use crate::scratch::Scratch;
+
+mod replaced;
 
 #[derive(Debug)]
 struct Case {
@@ -33,7 +37,7 @@ fn unpack_with(archive: &[u8], limits: &Limits) -> Case {
     std::fs::create_dir(temp.path().join("layer")).unwrap();
     let dir = File::open(temp.path().join("layer")).unwrap();
     let form = if is_root() { OverlayForm::Trusted } else { OverlayForm::User };
-    let result = unpack(archive, dir.as_fd(), form, limits);
+    let result = unpack(archive, dir.as_fd(), form, limits, &Scratch::on(&dir).unwrap());
     Case { temp, result }
 }
 
@@ -403,7 +407,8 @@ fn add(parts: &[Vec<u8>]) -> Case {
     let temp = tempfile::tempdir().unwrap();
     std::fs::create_dir(temp.path().join("layer")).unwrap();
     let dir = File::open(temp.path().join("layer")).unwrap();
-    let result = unpack_added(&parts.concat()[..], dir.as_fd(), &Limits::default());
+    let result =
+        unpack_added(&parts.concat()[..], dir.as_fd(), &Limits::default(), &Scratch::on(&dir).unwrap());
     Case { temp, result }
 }
 
