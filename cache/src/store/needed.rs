@@ -57,7 +57,7 @@ impl Nodes {
                 self.0.push(Listed { digest, need: Need::Nothing, is_condemned: false });
             }
         }
-        // In place.
+        // In place: a merge wants room for half of them.
         self.0.sort_unstable_by_key(|node| node.digest);
         Ok(())
     }
