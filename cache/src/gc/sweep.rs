@@ -12,6 +12,7 @@ use super::mark::{DiskUsage, Marks, Object};
 use super::policy::Policy;
 use crate::layer::OverlayForm;
 use crate::store::collect::Snapshot;
+use crate::store::needed::{Need, Nodes};
 use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
 
 /// The one process that collects.
@@ -142,7 +143,8 @@ impl Collector {
                 collected.given_up.push((unit.object.to_string(), unit.bytes));
             }
         }
-        let mut reached = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
+        let mut nodes = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
+        drop(snapshot);
         meanwhile();
         let orphans = store.orphan_layers()?;
         let listed_in = store.generation_now()?;
@@ -155,8 +157,8 @@ impl Collector {
         if store.has_condemned_nodes(oldest)? {
             // Records written since the mark, by processes that have ended since.
             let later = store.snapshot()?;
-            store.reach(roots(&later), &mut reached)?;
-            collected.nodes = store.free_nodes(oldest, &reached)?;
+            store.note_needs(roots(&later).map(|root| (root, Need::Records)), &mut nodes)?;
+            collected.nodes = store.free_nodes(oldest, &nodes)?;
         }
         if oldest > listed_in {
             collected.orphans += store.remove_orphan_layers(&self.lease, &orphans)?;
@@ -203,13 +205,13 @@ impl Collector {
         Ok(dropped.into_iter().map(|(key, _)| key).collect())
     }
 
-    /// Condemns nodes that nothing reaches any more, and returns those that something does.
+    /// Condemns nodes that no record leads to any more. Returns what each is needed for.
     fn condemn_nodes(
         &self,
         snapshot: &Snapshot,
         dropped: &HashSet<&[u8]>,
         gone: &BTreeSet<LayerId>,
-    ) -> Result<HashSet<crate::tree::NodeDigest>, StoreError> {
+    ) -> Result<Nodes, StoreError> {
         let live: BTreeSet<Digest> = snapshot
             .layers
             .iter()
@@ -223,16 +225,16 @@ impl Collector {
         let chains: Vec<[u8; 32]> =
             snapshot.chains.keys().filter(|chain| !is_useful(chain)).copied().collect();
         self.store.drop_chains(&chains)?;
-        let mut kept = HashSet::new();
         let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
         let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));
         let made = results.filter_map(|result| result.root).chain(chains.filter_map(|(_, root)| *root));
-        self.store.reach(made.chain(snapshot.read_nodes.iter().copied()), &mut kept)?;
+        let kept = made.chain(snapshot.read_nodes.iter().copied()).map(|root| (root, Need::Records));
         // What goes now was reachable until now: a reader of this generation may have come by it.
-        let mut wanted = kept.clone();
-        self.store.reach(roots(snapshot), &mut wanted)?;
-        self.store.condemn_nodes(&wanted, &kept)?;
-        Ok(kept)
+        let until_now = roots(snapshot).map(|root| (root, Need::Readers));
+        let mut nodes = Nodes::default();
+        self.store.note_needs(kept.chain(until_now), &mut nodes)?;
+        self.store.condemn_nodes(&mut nodes)?;
+        Ok(nodes)
     }
 }
 

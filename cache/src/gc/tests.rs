@@ -4,6 +4,8 @@ mod fsck;
 mod model;
 mod processes;
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -218,6 +220,76 @@ fn nodes_that_are_stored_again_while_they_wait_are_kept() {
     collect(&root, &Policy::default());
     let store = open(&root);
     assert!(nodes.iter().all(|node| store.node(node).is_ok()));
+}
+
+/// A stored tree with a directory for each seed, and all its nodes.
+fn wide_tree(store: &Store, seeds: Range<u32>) -> (Tree, BTreeSet<NodeDigest>) {
+    let mut dirs = DirEntries::default();
+    for seed in seeds {
+        let kind = Kind::Dir(tree(store, seed).node);
+        dirs.insert(seed.to_string().into_bytes(), Entry { meta: Meta::default(), kind });
+    }
+    let wide = Tree { node: put_dir(store, &dirs), ..Tree::empty() };
+    let (mut nodes, mut work) = (BTreeSet::new(), vec![wide.node]);
+    while let Some(digest) = work.pop() {
+        nodes.insert(digest);
+        work.extend(store.node(&digest).unwrap().below());
+    }
+    (wide, nodes)
+}
+
+fn condemned_nodes(root: &Path) -> BTreeSet<NodeDigest> {
+    let connection = rusqlite::Connection::open(root.join("trees.sqlite")).unwrap();
+    let mut statement = connection.prepare("SELECT digest FROM condemned").unwrap();
+    let rows = statement.query_map([], |row| row.get(0).map(NodeDigest)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+/// Far more than one transaction changes.
+#[test]
+fn many_nodes_are_condemned_held_by_a_later_reader_taken_back_and_freed() {
+    let (_dir, root) = fresh();
+    let first = open(&root);
+    let lease = first.lease().unwrap();
+    let (named, lost) = (commit_layer(&first, &lease, "named"), commit_layer(&first, &lease, "lost"));
+    let config = first.put_blob(&lease, b"config").unwrap();
+    first.put_image("app", &image(config, &[named])).unwrap();
+    // The two have ten directories in common.
+    let (kept_tree, kept) = wide_tree(&first, 0..30);
+    let (lost_tree, going) = wide_tree(&first, 20..50);
+    let going: BTreeSet<_> = going.difference(&kept).copied().collect();
+    let lost_record = record(&lost_tree, &[lost], 1);
+    first.put_result(&key(1), &record(&kept_tree, &[named], 1)).unwrap();
+    first.put_result(&key(2), &lost_record).unwrap();
+    drop(lease);
+    let have_all = |store: &Store| kept.union(&going).all(|node| store.node(node).is_ok());
+
+    assert_eq!(collect(&root, &Policy::default()).nodes, 0);
+    assert_eq!(condemned_nodes(&root), going);
+
+    // Recorded again, found by a later reader, and dropped at once: now it is the later one that they wait for.
+    first.put_result(&key(3), &lost_record).unwrap();
+    let second = open(&root);
+    assert!(second.result(&key(3)).unwrap().is_some());
+    let collected = collect(&root, &Policy::default());
+    assert_eq!((collected.results, collected.nodes), (1, 0));
+    drop(first);
+    assert_eq!(collect(&root, &Policy::default()).nodes, 0);
+    assert_eq!(condemned_nodes(&root), going);
+    assert!(have_all(&open(&root)));
+
+    second.put_result(&key(4), &lost_record).unwrap();
+    drop(second);
+    let keep = Policy { keep: Duration::from_secs(3600), ..Policy::default() };
+    assert_eq!(collect(&root, &keep).nodes, 0);
+    assert_eq!(condemned_nodes(&root), BTreeSet::new());
+    assert!(have_all(&open(&root)));
+
+    assert_eq!(collect(&root, &Policy::default()).nodes, going.len() as u64);
+    let store = open(&root);
+    assert!(kept.iter().all(|node| store.node(node).is_ok()));
+    assert!(going.iter().all(|node| store.node(node).is_err()));
+    assert_eq!(condemned_nodes(&root), BTreeSet::new());
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //!
 //! The rules that make this safe are in [`readers`]; what to condemn is decided in [`crate::gc`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
 use rbuild_oci::{ChainId, Digest};
-use rusqlite::{OptionalExtension, Transaction};
+use rusqlite::Transaction;
 use rustix::fs::{AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
@@ -19,7 +19,7 @@ use super::readers::CONDEMNED;
 use super::{
     GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
 };
-use crate::tree::{DirNode, NodeDigest, Tree};
+use crate::tree::{NodeDigest, Tree};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
@@ -418,95 +418,6 @@ impl Store {
                 Ok((Digest::from_bytes(row.get(0)?), u64::try_from(size).unwrap_or(0)))
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
-        })
-    }
-
-    /// Adds every node below `roots` to `reached`; what is there already is not entered. Missing and damaged nodes
-    /// lead nowhere.
-    pub(crate) fn reach(
-        &self,
-        roots: impl IntoIterator<Item = NodeDigest>,
-        reached: &mut HashSet<NodeDigest>,
-    ) -> Result<(), StoreError> {
-        let mut work: Vec<NodeDigest> = roots.into_iter().collect();
-        self.inner.trees.read("walk trees", |connection| {
-            let mut statement = connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
-            while let Some(digest) = work.pop() {
-                if !reached.insert(digest) {
-                    continue;
-                }
-                let bytes: Option<Vec<u8>> = statement.query_row([digest.0], |row| row.get(0)).optional()?;
-                let node = bytes.and_then(|bytes| DirNode::decode(&bytes).ok());
-                work.extend(node.iter().flat_map(DirNode::below));
-            }
-            Ok(())
-        })
-    }
-
-    /// Condemns every node but those in `kept`, and takes back those in `wanted`.
-    pub(crate) fn condemn_nodes(
-        &self,
-        wanted: &HashSet<NodeDigest>,
-        kept: &HashSet<NodeDigest>,
-    ) -> Result<(), StoreError> {
-        let generation = readers::current(&self.inner.layout)?;
-        let (nodes, condemned) = self.inner.trees.read("list nodes", |connection| {
-            let list = |sql: &str| -> rusqlite::Result<Vec<NodeDigest>> {
-                let mut statement = connection.prepare(sql)?;
-                let rows = statement.query_map([], |row| row.get(0).map(NodeDigest))?;
-                rows.collect()
-            };
-            Ok((list("SELECT digest FROM nodes")?, list("SELECT digest FROM condemned")?))
-        })?;
-        let back: Vec<_> = condemned.into_iter().filter(|digest| wanted.contains(digest)).collect();
-        let gone: Vec<_> = nodes.into_iter().filter(|digest| !kept.contains(digest)).collect();
-        if back.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
-        self.inner.trees.write_durably("condemn nodes", |transaction| {
-            let mut statement = transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1")?;
-            back.iter().try_for_each(|digest| statement.execute([digest.0]).map(drop))?;
-            // One that waits already keeps its generation, or it would wait for ever on a busy machine.
-            let mut statement =
-                transaction.prepare_cached("INSERT OR IGNORE INTO condemned VALUES (?1, ?2)")?;
-            gone.iter().try_for_each(|digest| statement.execute((digest.0, generation)).map(drop))?;
-            Ok(())
-        })
-    }
-
-    /// Frees condemned nodes that no reader of a generation before `oldest` can hold and that are not in `kept`,
-    /// which must have been reached after `oldest` was found. Returns how many.
-    pub(crate) fn free_nodes(&self, oldest: i64, kept: &HashSet<NodeDigest>) -> Result<u64, StoreError> {
-        let waiting: Vec<NodeDigest> = self.inner.trees.read("list condemned nodes", |connection| {
-            let mut statement = connection.prepare("SELECT digest FROM condemned WHERE until < ?1")?;
-            let rows = statement.query_map([oldest], |row| row.get(0).map(NodeDigest))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })?;
-        let mut freed = 0;
-        let gone: Vec<_> = waiting.into_iter().filter(|digest| !kept.contains(digest)).collect();
-        for batch in gone.chunks(16 * BATCH) {
-            freed += self.inner.trees.write("remove nodes", |transaction| {
-                let mut count = 0;
-                // Whoever stored the node again meanwhile took it off the list.
-                let mut unlist =
-                    transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1 AND until < ?2")?;
-                let mut remove = transaction.prepare_cached("DELETE FROM nodes WHERE digest = ?1")?;
-                for digest in batch {
-                    if unlist.execute((digest.0, oldest))? > 0 {
-                        count += remove.execute([digest.0])?;
-                    }
-                }
-                Ok(count as u64)
-            })?;
-        }
-        Ok(freed)
-    }
-
-    /// True when some node waits to be freed.
-    pub(crate) fn has_condemned_nodes(&self, oldest: i64) -> Result<bool, StoreError> {
-        self.inner.trees.read("look for condemned nodes", |connection| {
-            let sql = "SELECT EXISTS (SELECT 1 FROM condemned WHERE until < ?1)";
-            Ok(connection.query_row(sql, [oldest], |row| row.get(0))?)
         })
     }
 

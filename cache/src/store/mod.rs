@@ -44,7 +44,8 @@
 //!    names layers or blobs saves them in the same transaction.
 //! 9. A pulled layer and its blob stay and go together: the blob cannot be made again from the directory.
 //!
-//! What is removed, and when, is decided in [`crate::gc`]; the transactions that do it are in `collect`.
+//! What is removed, and when, is decided in [`crate::gc`]; the transactions that do it are in `collect`, those for
+//! directory nodes in `needed`.
 
 mod blob;
 pub(crate) mod collect;
@@ -61,6 +62,7 @@ mod lock;
 mod lost_trees;
 mod meta;
 mod mount;
+pub(crate) mod needed;
 mod nodes;
 mod packed;
 mod readers;

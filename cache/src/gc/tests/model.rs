@@ -120,7 +120,7 @@ fn run(steps: &[Step]) {
     readers.clear();
     let config = Policy { all: true, ..Policy::default() };
     collect(&root, &config);
-    let left: std::collections::BTreeSet<_> = tags.values().flat_map(|(layers, _)| layers.clone()).collect();
+    let left: BTreeSet<_> = tags.values().flat_map(|(layers, _)| layers.clone()).collect();
     assert_eq!(std::fs::read_dir(root.join("layers")).unwrap().count(), left.len());
 }
 
