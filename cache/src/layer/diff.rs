@@ -312,6 +312,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// True when nothing is left of what lower layers have there and below.
+    pub(crate) fn replaces(&self) -> bool {
+        !matches!(self, Self::Dir { opaque: false, .. })
+    }
+
     /// Mode, owner and xattrs, of what has its own.
     pub fn meta(&self) -> Option<&Meta> {
         match self {
