@@ -124,7 +124,7 @@ pub struct StoreOptions {
 ///
 /// ```
 /// use rbuild_cache::store::{Key, ResultRecord, Store, StoreOptions};
-/// use rbuild_cache::tree::TreeDigest;
+/// use rbuild_cache::tree::{Tree, TreeDigest};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
 /// # let root = dir.path();
@@ -138,7 +138,7 @@ pub struct StoreOptions {
 ///     std::fs::write(draft.diff_path().join("out"), "made")?;
 ///     let layer = store.commit_layer(draft, b"encoded diff", 4)?;
 ///     let record = ResultRecord {
-///         tree: b"encoded tree".to_vec(),
+///         tree: Tree::empty(),
 ///         tree_digest: TreeDigest([0; 32]),
 ///         own_layer: Some(layer),
 ///         stack: None,

@@ -14,6 +14,7 @@
 //! keys (`builder/src/solve/keys.rs`), of chains' trees (`store/resolution.rs`), and the stat index's.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 
 use super::links::Packer;
 use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, LinkNames, Meta, NodeDigest, Part, Tree};
@@ -154,7 +155,14 @@ impl Entry {
 impl Tree {
     /// Canonical bytes: what [`super::TreeDigest`] is over and what records keep.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer(Vec::with_capacity(128));
+        let mut bytes = Vec::with_capacity(128);
+        self.encode_to(&mut bytes);
+        bytes
+    }
+
+    /// Appends the canonical bytes.
+    pub(crate) fn encode_to(&self, bytes: &mut Vec<u8>) {
+        let mut out = Writer(take(bytes));
         out.0.extend_from_slice(TREE_MAGIC);
         out.meta(&self.root);
         out.0.extend_from_slice(&self.node.0);
@@ -165,7 +173,7 @@ impl Tree {
                 out.bytes(path.as_bytes());
             }
         }
-        out.0
+        *bytes = out.0;
     }
 
     /// Reads canonical bytes; takes nothing but what [`Tree::encode`] gives. The node itself is not looked at.
