@@ -4,6 +4,7 @@
 //! checked without walking or hashing the directory again. It is stored beside the directory.
 
 mod encoded;
+mod placed;
 mod stops;
 #[cfg(test)]
 mod testing;
@@ -13,6 +14,7 @@ use std::{fmt, io};
 
 use self::encoded::Input;
 pub(super) use self::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
+pub(super) use self::placed::Placed;
 use self::stops::{Stop, Stops};
 use super::codec::put_entry;
 use crate::path::{RelPath, compare};

@@ -41,7 +41,7 @@ struct Part {
 }
 
 impl Encoded {
-    pub(in super::super) fn new(scratch: Scratch) -> Self {
+    pub(super) fn new(scratch: Scratch) -> Self {
         Self { scratch: Some(scratch), ..Self::default() }
     }
 
@@ -71,7 +71,7 @@ impl Encoded {
     }
 
     /// Appends what `put` does.
-    pub(in super::super) fn append(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+    pub(super) fn append(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         put(&mut self.bytes);
         let limit = if self.file.is_some() { WRITTEN_BYTES } else { HELD_BYTES };
         match &self.scratch {

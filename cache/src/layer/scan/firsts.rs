@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::super::codec::put_entry;
-use super::super::diff::{DiffEntry, Encoded, ONE_AHEAD};
-use crate::path::RelPath;
+use super::super::diff::{DiffEntry, Placed};
 use crate::scratch::Scratch;
 
-/// What files with several names were found to be under the first. There may be as many as there are files: beyond a few
-/// MiB they are in a file, and in memory is where.
+/// What files with several names were found to be under the first. There may be as many as there are files: in memory is
+/// where.
 pub(super) struct Firsts {
-    entries: Encoded,
+    entries: Placed,
     of: HashMap<u64, First>,
 }
 
@@ -23,7 +21,7 @@ struct First {
 
 impl Firsts {
     pub(super) fn new(scratch: &Scratch) -> Self {
-        Self { entries: Encoded::new(scratch.clone()), of: HashMap::new() }
+        Self { entries: Placed::new(scratch), of: HashMap::new() }
     }
 
     /// True when names of this inode may still come.
@@ -33,8 +31,7 @@ impl Firsts {
 
     /// Notes the first of so many names of an inode.
     pub(super) fn note(&mut self, inode: u64, links: u64, entry: &DiffEntry) -> io::Result<()> {
-        let at = self.entries.end();
-        self.entries.append(|bytes| put_entry(bytes, b"", entry))?;
+        let at = self.entries.put(entry)?;
         let left = u32::try_from(links.saturating_sub(1)).unwrap_or(u32::MAX);
         self.of.insert(inode, First { at, left });
         Ok(())
@@ -48,12 +45,6 @@ impl Firsts {
         if first.left == 0 {
             self.of.remove(&inode);
         }
-        let mut path = Vec::new();
-        let mut input = self.entries.read_from(at, ONE_AHEAD);
-        let (change, mtime) = input.read(|reader| {
-            reader.path(&mut path)?;
-            reader.rest()
-        })?;
-        Ok(Some(DiffEntry { path: RelPath::of_clean(path), change, mtime }))
+        self.entries.get(at).map(Some)
     }
 }
