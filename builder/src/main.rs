@@ -4,6 +4,6 @@
 fn main() -> std::process::ExitCode {
     // A re-exec'd sandbox child must not get any further.
     rbuild_sandbox::dispatch();
-    rbuild_sandbox::share_two_heaps();
+    rbuild_sandbox::keep_memory_small();
     rbuild::commands::main()
 }

@@ -82,9 +82,9 @@ pub fn dispatch() {
 }
 
 /// Keeps memory small in a process of many threads, most of which only wait. The second line of `main`.
-pub fn share_two_heaps() {
+pub fn keep_memory_small() {
     #[cfg(target_env = "gnu")]
-    sys::share_two_heaps();
+    sys::keep_memory_small();
 }
 
 /// A file system in memory as a detached mount, for [`MountSource::Tree`]: what a step leaves in it stays as long as the descriptor.

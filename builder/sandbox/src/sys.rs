@@ -375,10 +375,15 @@ pub(crate) fn reject_route(socket: BorrowedFd<'_>, network: [u8; 4], mask: [u8; 
 }
 
 /// Makes all threads share two heaps of the C library, where it would give each a heap of its own that keeps what it once
-/// took. With one, the two threads that walk a context would wait for each other. Called by the builder, before it has
-/// threads.
+/// took. With one, the two threads that walk a context would wait for each other. Blocks of a MiB and more go back to the
+/// system when they are freed. Called by the builder, before it has threads.
 #[cfg(target_env = "gnu")]
-pub(crate) fn share_two_heaps() {
-    // SAFETY: `mallopt` sets a number of the allocator, under its own lock.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+pub(crate) fn keep_memory_small() {
+    // From the first large block that is freed on, the C library would take those of its size from the heaps, and leave
+    // twice as much unused there.
+    let numbers = [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 1 << 20)];
+    for (number, value) in numbers {
+        // SAFETY: `mallopt` sets a number of the allocator, under its own lock.
+        unsafe { libc::mallopt(number, value) };
+    }
 }

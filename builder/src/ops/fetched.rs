@@ -23,8 +23,7 @@ pub fn key(domain: &str, write: impl FnOnce(&mut CanonicalWriter)) -> Key {
 /// What is there already.
 pub fn stored(env: &ExecEnv, key: &Key) -> Result<Option<Arc<Solved>>, StepFailure> {
     let Some(record) = env.store.result(key)? else { return Ok(None) };
-    let (Some(layer), Ok(tree)) = (record.own_layer, Tree::decode(&record.tree)) else { return Ok(None) };
-    Ok(Some(Arc::new(Solved::whole(tree, vec![layer]))))
+    Ok(record.own_layer.map(|layer| Arc::new(Solved::whole(record.tree, vec![layer]))))
 }
 
 /// Refuses what a layer can hold only as the mark of a deletion.
@@ -53,7 +52,7 @@ pub fn store(
     let size = size_bytes(&diff)?;
     let layer = env.store.commit_layer(draft, &diff, size)?;
     let record = ResultRecord {
-        tree: tree.encode(),
+        tree: tree.clone(),
         tree_digest: tree.digest(),
         own_layer: Some(layer),
         stack: None,

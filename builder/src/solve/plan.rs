@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{Key, Store};
-use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
 use crate::cli::CacheControl;
@@ -157,8 +156,7 @@ fn demand(
 
 fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure> {
     let Some(record) = store.result(key)? else { return Ok(None) };
-    let (Some(stack), Some(tree)) = (record.stack, Tree::decode(&record.tree).ok()) else { return Ok(None) };
-    Ok(Some(Solved::whole(tree, stack)))
+    Ok(record.stack.map(|stack| Solved::whole(record.tree, stack)))
 }
 
 fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {

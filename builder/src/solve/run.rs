@@ -505,9 +505,8 @@ impl Solver {
         is_linked: bool,
     ) -> Result<Option<Arc<Solved>>, StepFailure> {
         let Some(record) = self.env.store.result(key)? else { return Ok(None) };
-        let (Some(layer), Ok(mut tree)) = (record.own_layer, Tree::decode(&record.tree)) else {
-            return Ok(None);
-        };
+        let Some(layer) = record.own_layer else { return Ok(None) };
+        let mut tree = record.tree;
         if is_linked {
             // The record may be of another root: its layer is right for any, its tree is not.
             tree = root.tree.apply(&self.env.store, &self.env.store.layer_diff(layer)?)?;
@@ -517,7 +516,7 @@ impl Solver {
         // A state is not known before what is below it is: nothing to remember under a definition.
         if root.below.is_none() {
             let record = ResultRecord {
-                tree: tree.encode(),
+                tree: tree.clone(),
                 tree_digest: tree.digest(),
                 stack: Some(stack.clone()),
                 ..record
@@ -576,7 +575,7 @@ impl Solver {
         let stack_of = |layer| root.stack.iter().copied().chain([layer]).collect::<Vec<_>>();
         let results = |layer| {
             let record = ResultRecord {
-                tree: new.tree.encode(),
+                tree: new.tree.clone(),
                 tree_digest: child,
                 own_layer: Some(layer),
                 stack: None,

@@ -170,7 +170,7 @@ impl<'a> Planner<'a> {
         let mut links = HashMap::new();
         for group in groups.groups() {
             let link = self.view.new_link();
-            links.extend(group.iter().map(|path| (path.clone(), link)));
+            links.extend(group.into_iter().map(|path| (path, link)));
         }
         links
     }

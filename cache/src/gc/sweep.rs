@@ -227,7 +227,7 @@ impl Collector {
         self.store.drop_chains(&chains)?;
         let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
         let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));
-        let made = results.filter_map(|result| result.root).chain(chains.filter_map(|(_, root)| *root));
+        let made = results.map(|result| result.root).chain(chains.filter_map(|(_, root)| *root));
         let kept = made.chain(snapshot.read_nodes.iter().copied()).map(|root| (root, Need::Records));
         // What goes now was reachable until now: a reader of this generation may have come by it.
         let until_now = roots(snapshot).map(|root| (root, Need::Readers));
@@ -249,7 +249,7 @@ fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
 }
 
 fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {
-    let results = snapshot.results.iter().filter_map(|result| result.root);
+    let results = snapshot.results.iter().map(|result| result.root);
     let chains = snapshot.chains.values().filter_map(|root| *root);
     results.chain(chains).chain(snapshot.read_nodes.iter().copied())
 }

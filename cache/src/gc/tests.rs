@@ -77,7 +77,7 @@ pub(super) fn nodes_of(store: &Store, tree: &Tree) -> Vec<NodeDigest> {
 
 pub(super) fn record(tree: &Tree, stack: &[LayerId], exec_ns: u64) -> ResultRecord {
     ResultRecord {
-        tree: tree.encode(),
+        tree: tree.clone(),
         tree_digest: tree.digest(),
         own_layer: stack.last().copied(),
         stack: Some(stack.to_vec()),
@@ -462,8 +462,7 @@ fn record_during_collection(pause: u32) {
 
     let reader = open(&root);
     let found = reader.result(&key(1)).unwrap().unwrap();
-    let found_tree = Tree::decode(&found.tree).unwrap();
-    let nodes = nodes_of(&reader, &found_tree);
+    let nodes = nodes_of(&reader, &found.tree);
     let mut reader = Some(reader);
     let mut pauses = 0;
     let collector = Collector::open(&root, options()).unwrap().unwrap();
@@ -472,7 +471,7 @@ fn record_during_collection(pause: u32) {
         if pauses == pause
             && let Some(reader) = reader.take()
         {
-            reader.put_result(&key(2), &record(&found_tree, &[layer], 1)).unwrap();
+            reader.put_result(&key(2), &record(&found.tree, &[layer], 1)).unwrap();
             reader.put_image("app", &image(config, &[named])).unwrap();
         }
     });

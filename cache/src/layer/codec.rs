@@ -87,11 +87,15 @@ fn check_of(hash: &blake3::Hasher) -> ListingCheck {
 
 /// Appends an entry that comes after the one at `previous`.
 pub(super) fn put_entry(out: &mut Vec<u8>, previous: &[u8], entry: &DiffEntry) {
-    let path = entry.path.as_bytes();
+    put_path(out, previous, entry.path.as_bytes());
+    put_rest(out, &entry.change, entry.mtime);
+}
+
+/// Appends what a path does not share with the one before.
+pub(crate) fn put_path(out: &mut Vec<u8>, previous: &[u8], path: &[u8]) {
     let shared = path.iter().zip(previous).take_while(|(a, b)| a == b).count();
     put_number(out, shared as u64);
     put_bytes(out, &path[shared..]);
-    put_rest(out, &entry.change, entry.mtime);
 }
 
 /// Appends what comes after an entry's path.
@@ -146,7 +150,8 @@ fn put_meta(out: &mut Vec<u8>, meta: &Meta) {
     }
 }
 
-fn put_number(out: &mut Vec<u8>, mut value: u64) {
+/// Appends a number, seven bits to a byte.
+pub(crate) fn put_number(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -154,7 +159,8 @@ fn put_number(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Appends bytes after their length.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_number(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
@@ -250,13 +256,13 @@ fn read_all(encoded: &Encoded, count: u64, diff: &mut LayerDiff) -> Result<bool,
 
 /// Reads numbers and entries; whether they keep the rules of a diff is for whoever does not know it.
 #[derive(Clone)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }
 
@@ -266,7 +272,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Turns the path of the entry before into that of the next, and says how many bytes stayed. On an error it is as it was.
-    pub(super) fn path(&mut self, path: &mut Vec<u8>) -> Result<usize, &'static str> {
+    pub(crate) fn path(&mut self, path: &mut Vec<u8>) -> Result<usize, &'static str> {
         let shared = usize::try_from(self.number()?).map_err(|_| "a prefix is too long")?;
         if shared > path.len() {
             return Err("a prefix is longer than the path before");
@@ -354,7 +360,7 @@ impl<'a> Reader<'a> {
         Ok(Meta { mode, uid, gid, xattrs })
     }
 
-    fn number(&mut self) -> Result<u64, &'static str> {
+    pub(crate) fn number(&mut self) -> Result<u64, &'static str> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.take(1)?[0];
@@ -374,7 +380,7 @@ impl<'a> Reader<'a> {
         self.number()?.try_into().map_err(|_| "a number does not fit in 32 bits")
     }
 
-    fn string(&mut self) -> Result<&'a [u8], &'static str> {
+    pub(crate) fn string(&mut self) -> Result<&'a [u8], &'static str> {
         let len = usize::try_from(self.number()?).map_err(|_| "a length is too large")?;
         self.take(len)
     }

@@ -4,6 +4,7 @@
 //! checked without walking or hashing the directory again. It is stored beside the directory.
 
 mod encoded;
+mod placed;
 mod stops;
 #[cfg(test)]
 mod testing;
@@ -13,6 +14,7 @@ use std::{fmt, io};
 
 use self::encoded::Input;
 pub(super) use self::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
+pub(super) use self::placed::Placed;
 use self::stops::{Stop, Stops};
 use super::codec::put_entry;
 use crate::path::{RelPath, compare};
@@ -312,6 +314,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// True when nothing is left of what lower layers have there and below.
+    pub(crate) fn replaces(&self) -> bool {
+        !matches!(self, Self::Dir { opaque: false, .. })
+    }
+
     /// Mode, owner and xattrs, of what has its own.
     pub fn meta(&self) -> Option<&Meta> {
         match self {

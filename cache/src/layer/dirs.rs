@@ -93,7 +93,7 @@ impl<'root> Dirs<'root> {
 }
 
 /// True when `path` is strictly below `dir` (neither is the root).
-pub(super) fn is_below(path: &[u8], dir: &[u8]) -> bool {
+pub(crate) fn is_below(path: &[u8], dir: &[u8]) -> bool {
     path.len() > dir.len() && path[dir.len()] == b'/' && path.starts_with(dir)
 }
 

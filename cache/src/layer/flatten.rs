@@ -1,6 +1,5 @@
 //! A whole state, whatever layers it is made of: as one listing, and as the members of one archive of files.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 
 use rustix::io::Errno;
@@ -10,7 +9,7 @@ use super::tar::{Member, MemberKind, TarWriter};
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
-use crate::tree::{Kind, Meta, NodeStore, Tree, TreeError};
+use crate::tree::{Kind, LinkNames, Meta, NodeStore, Tree, TreeError};
 
 /// Bytes read from a file at once.
 const BODY_BYTES: usize = 256 << 10;
@@ -49,12 +48,7 @@ pub fn listing(
     files: &dyn FileSource,
     scratch: &Scratch,
 ) -> Result<LayerDiff, FlattenError> {
-    let mut first_name: HashMap<&RelPath, &RelPath> = HashMap::new();
-    for group in tree.links.groups() {
-        if let [first, others @ ..] = group.as_slice() {
-            first_name.extend(others.iter().map(|other| (other, first)));
-        }
-    }
+    let names = LinkNames::of(&tree.links);
     let mut listing = LayerDiff::new(scratch);
     let walk = tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)?;
     for found in walk {
@@ -66,8 +60,11 @@ pub fn listing(
             Err(error) => return Err(error.into()),
         };
         let meta = entry.meta;
-        let change = match (first_name.get(&path), entry.kind) {
-            (Some(first), Kind::File { .. }) => Change::Hardlink { target: (*first).clone() },
+        let first = names.file_of(&path).filter(|first| *first != path.as_bytes());
+        let change = match (first, entry.kind) {
+            (Some(first), Kind::File { .. }) => {
+                Change::Hardlink { target: RelPath::of_clean(first.to_vec()) }
+            }
             (_, Kind::Dir(_)) => Change::Dir { meta, opaque: false },
             (_, Kind::File { size, content }) => Change::File { meta, size, content },
             (_, Kind::Symlink(target)) => Change::Symlink { meta, target },

@@ -56,7 +56,7 @@ pub(crate) struct ResultRow {
     pub(crate) layers: Vec<LayerId>,
     pub(crate) exec_ns: u64,
     pub(crate) description: String,
-    pub(crate) root: Option<NodeDigest>,
+    pub(crate) root: NodeDigest,
 }
 
 /// The index at one moment.
@@ -545,7 +545,7 @@ fn result_row(key: Vec<u8>, used: i64, record: super::ResultRecord) -> ResultRow
         layers,
         exec_ns: record.exec_ns,
         description: record.description,
-        root: Tree::decode(&record.tree).ok().map(|tree| tree.node),
+        root: record.tree.node,
     }
 }
 

@@ -388,16 +388,14 @@ impl Store {
         })?;
         let broken = unreachable_wholes(&children);
         // The empty directory needs no row.
-        let is_whole = |root: &Option<NodeDigest>| {
-            root.is_some_and(|root| {
-                root == *crate::tree::EMPTY_NODE || (children.contains_key(&root) && !broken.contains(&root))
-            })
+        let is_whole = |root: &NodeDigest| {
+            root == &*crate::tree::EMPTY_NODE || (children.contains_key(root) && !broken.contains(root))
         };
         for result in snapshot.results.iter().filter(|result| !is_whole(&result.root)) {
             bad.results.insert(result.key.clone());
             findings.push(result_finding(result));
         }
-        for (chain, _) in snapshot.chains.iter().filter(|(_, root)| !is_whole(root)) {
+        for (chain, _) in snapshot.chains.iter().filter(|(_, root)| !root.as_ref().is_some_and(is_whole)) {
             bad.chains.insert(*chain);
             findings.push(Finding::Chain(hex::encode(chain)));
         }

@@ -125,8 +125,9 @@ pub struct StoreOptions {
 /// An open store. Clones share everything and cost nothing; usable from any thread, not across a fork.
 ///
 /// ```
+/// use rbuild_cache::layer::LayerDiff;
 /// use rbuild_cache::store::{Key, ResultRecord, Store, StoreOptions};
-/// use rbuild_cache::tree::TreeDigest;
+/// use rbuild_cache::tree::{Tree, TreeDigest};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
 /// # let root = dir.path();
@@ -138,9 +139,9 @@ pub struct StoreOptions {
 /// if store.result(&key)?.is_none() {
 ///     let draft = store.draft(&lease)?;
 ///     std::fs::write(draft.diff_path().join("out"), "made")?;
-///     let layer = store.commit_layer(draft, b"encoded diff", 4)?;
+///     let layer = store.commit_layer(draft, &LayerDiff::default(), 4)?;
 ///     let record = ResultRecord {
-///         tree: b"encoded tree".to_vec(),
+///         tree: Tree::empty(),
 ///         tree_digest: TreeDigest([0; 32]),
 ///         own_layer: Some(layer),
 ///         stack: None,

@@ -12,7 +12,7 @@ use super::error::StoreError;
 use super::layer::LayerRow;
 use super::{Draft, LayerId, Store, readers};
 use crate::layer::LayerDiff;
-use crate::tree::TreeDigest;
+use crate::tree::{Tree, TreeDigest};
 
 /// First byte of an encoded record.
 const VERSION: u8 = 1;
@@ -91,8 +91,8 @@ impl fmt::Debug for Key {
 /// What a step made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultRecord {
-    /// The output tree, encoded; its directory nodes are in the store.
-    pub tree: Vec<u8>,
+    /// The output tree; its directory nodes are in the store.
+    pub tree: Tree,
     /// Identity of the output tree.
     pub tree_digest: TreeDigest,
     /// The step's own layer; `None` when the step makes none.
@@ -267,8 +267,7 @@ fn insert_results(
 }
 
 fn encode(record: &ResultRecord) -> Vec<u8> {
-    // Little is in it beside the tree, which may be long.
-    let mut bytes = Vec::with_capacity(256 + record.description.len() + record.tree.len());
+    let mut bytes = Vec::with_capacity(256 + record.description.len());
     bytes.push(VERSION);
     bytes.extend_from_slice(&record.tree_digest.0);
     let layers = |bytes: &mut Vec<u8>, layers: Option<&[LayerId]>| match layers {
@@ -285,8 +284,13 @@ fn encode(record: &ResultRecord) -> Vec<u8> {
     bytes.extend_from_slice(&record.exec_ns.to_le_bytes());
     put_length(&mut bytes, record.description.len());
     bytes.extend_from_slice(record.description.as_bytes());
-    put_length(&mut bytes, record.tree.len());
-    bytes.extend_from_slice(&record.tree);
+    // Encoded in place: that of a tree with many links takes megabytes.
+    let length_at = bytes.len();
+    put_length(&mut bytes, 0);
+    let tree_at = bytes.len();
+    record.tree.encode_to(&mut bytes);
+    let length = (bytes.len() - tree_at) as u64;
+    bytes[length_at..tree_at].copy_from_slice(&length.to_le_bytes());
     bytes
 }
 
@@ -309,9 +313,8 @@ pub(super) fn decode(bytes: &[u8]) -> Option<ResultRecord> {
     let stack = take_layers(&mut rest)?;
     let created_unix_ns = i64::from_le_bytes(take(&mut rest, 8)?.try_into().ok()?);
     let exec_ns = take_u64(&mut rest)?;
-    let description = take_bytes(&mut rest)?;
-    let description = String::from_utf8(description).ok()?;
-    let tree = take_bytes(&mut rest)?;
+    let description = String::from_utf8(take_bytes(&mut rest)?.to_vec()).ok()?;
+    let tree = Tree::decode(take_bytes(&mut rest)?).ok()?;
     rest.is_empty().then_some(ResultRecord {
         tree,
         tree_digest,
@@ -333,9 +336,9 @@ fn take_u64(rest: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?))
 }
 
-fn take_bytes(rest: &mut &[u8]) -> Option<Vec<u8>> {
+fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(take_u64(rest)?).ok()?;
-    Some(take(rest, length)?.to_vec())
+    take(rest, length)
 }
 
 /// Outer `None`: malformed. Inner: no list.
@@ -355,19 +358,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::path::RelPath;
+    use crate::tree::LinkGroups;
 
     proptest! {
         #[test]
         fn a_record_survives_the_round_trip_and_no_prefix_decodes(
-            tree in proptest::collection::vec(any::<u8>(), 0..64),
+            names in proptest::collection::btree_set("[a-z]{1,3}", 0..6),
             own in proptest::option::of(any::<u64>()),
             stack in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..8)),
             created in any::<i64>(),
             exec_ns in any::<u64>(),
             description in ".{0,40}",
         ) {
+            let names = names.iter().map(|name| RelPath::clamp(name.as_bytes())).collect();
+            let links = LinkGroups::new([names]);
             let record = ResultRecord {
-                tree,
+                tree: Tree { links, ..Tree::empty() },
                 tree_digest: TreeDigest([7; 32]),
                 own_layer: own.map(LayerId),
                 stack: stack.map(|stack| stack.into_iter().map(LayerId).collect()),

@@ -17,7 +17,7 @@ use rbuild_oci::Digest;
 
 use super::*;
 use crate::layer::LayerDiff;
-use crate::tree::{DirEntries, EncodedNode, Entry, Kind, Meta, NodeDigest, TreeDigest};
+use crate::tree::{DirEntries, EncodedNode, Entry, Kind, Meta, NodeDigest, Tree, TreeDigest};
 
 fn options() -> StoreOptions {
     StoreOptions { id_map: "test".to_owned(), durable: true }
@@ -56,7 +56,7 @@ fn commit_blob(store: &Store, lease: &Lease, content: &[u8]) -> Digest {
 
 fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
     ResultRecord {
-        tree: b"tree".to_vec(),
+        tree: Tree::empty(),
         tree_digest: TreeDigest([1; 32]),
         own_layer: layer,
         stack,

@@ -14,10 +14,11 @@
 //! keys (`builder/src/solve/keys.rs`), of chains' trees (`store/resolution.rs`), and the stat index's.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 
-use super::links::LinkGroups;
-use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, Meta, NodeDigest, Part, Tree};
-use crate::path::RelPath;
+use super::links::Packer;
+use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, LinkNames, Meta, NodeDigest, Part, Tree};
+use crate::path::is_clean;
 
 /// Longest name of a directory entry in bytes: Linux's `NAME_MAX`.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -154,18 +155,25 @@ impl Entry {
 impl Tree {
     /// Canonical bytes: what [`super::TreeDigest`] is over and what records keep.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer(Vec::with_capacity(128));
+        let mut bytes = Vec::with_capacity(128);
+        self.encode_to(&mut bytes);
+        bytes
+    }
+
+    /// Appends the canonical bytes.
+    pub(crate) fn encode_to(&self, bytes: &mut Vec<u8>) {
+        let mut out = Writer(take(bytes));
         out.0.extend_from_slice(TREE_MAGIC);
         out.meta(&self.root);
         out.0.extend_from_slice(&self.node.0);
-        out.count(self.links.groups().len());
+        out.count(self.links.len());
         for group in self.links.groups() {
             out.count(group.len());
             for path in group {
                 out.bytes(path.as_bytes());
             }
         }
-        out.0
+        *bytes = out.0;
     }
 
     /// Reads canonical bytes; takes nothing but what [`Tree::encode`] gives. The node itself is not looked at.
@@ -173,17 +181,23 @@ impl Tree {
         let mut input = Reader::new(bytes, TREE_MAGIC, "tree")?;
         let root = input.meta()?;
         let node = NodeDigest(input.digest()?);
-        let mut groups = Vec::new();
+        let mut links = Packer::default();
+        let mut group = Vec::new();
         for _ in 0..input.u32()? {
-            let mut group = Vec::new();
+            group.clear();
             for _ in 0..input.u32()? {
-                let path = input.bytes(PATH_BYTES_MAX)?.ok_or(CodecError::Links)?;
-                group.push(RelPath::new(path).map_err(|_| CodecError::Links)?);
+                let path = input.bytes(PATH_BYTES_MAX)?.filter(|path| is_clean(path));
+                group.push(path.ok_or(CodecError::Links)?);
             }
-            groups.push(group);
+            if !links.push(&group) {
+                return Err(CodecError::Links);
+            }
         }
         input.end()?;
-        let links = LinkGroups::from_sorted(groups).ok_or(CodecError::Links)?;
+        let links = links.finish();
+        if LinkNames::of(&links).have_equal() {
+            return Err(CodecError::Links);
+        }
         Ok(Self { root, node, links })
     }
 }

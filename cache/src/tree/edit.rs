@@ -1,10 +1,8 @@
 //! A tree and a layer's diff give the next tree.
 
-use std::collections::{BTreeMap, HashSet};
-
 use super::{
-    Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, LinkGroups, Meta, NodeDigest,
-    NodeStore, NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
+    Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, LinkGroups, LinkNames, Meta,
+    NodeDigest, NodeStore, NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff, ListingError};
 use crate::path::RelPath;
@@ -18,15 +16,14 @@ impl Tree {
     pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
         let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Batch::new(nodes) };
         let mut last: Option<RelPath> = None;
-        let mut linked: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
+        let mut linked = LinkNames::default();
         for entry in diff {
             let DiffEntry { path, change, .. } = entry?;
             if last.is_some_and(|last| last >= path) {
                 return Err(TreeError::Unsorted { path });
             }
             if let Change::Hardlink { target } = &change {
-                let group = linked.entry(target.clone()).or_insert_with(|| vec![target.clone()]);
-                group.push(path.clone());
+                linked.add(target.as_bytes(), [target.as_bytes(), path.as_bytes()]);
             }
             edit.change(&path, change, diff)?;
             last = Some(path);
@@ -38,14 +35,23 @@ impl Tree {
         let meta = root.meta.clone();
         let node = edit.keep(root)?;
         edit.made.put()?;
-        let gone = gone(&self.links, diff)?;
-        let links = if gone.is_empty() && linked.is_empty() {
-            self.links.clone()
-        } else {
-            let kept = self.links.without(|path| gone.contains(path));
-            LinkGroups::new(kept.chain(linked.into_values()))
-        };
+        let links = self.links_after(diff, linked)?;
         Ok(Self { root: meta, node, links })
+    }
+
+    /// The link groups that a diff leaves, with those that it makes.
+    fn links_after(&self, diff: &LayerDiff, linked: LinkNames) -> Result<LinkGroups, ListingError> {
+        if self.links.is_empty() {
+            return Ok(linked.into_groups());
+        }
+        let mut names = LinkNames::of(&self.links);
+        if !names.remove_touched(diff)? && linked.is_empty() {
+            return Ok(self.links.clone());
+        }
+        // Before the new ones come: the name that a file was known by may be another's now.
+        names.name_files();
+        names.append(linked);
+        Ok(names.into_groups())
     }
 }
 
@@ -231,28 +237,6 @@ fn link_target(
         Some(Change::File { meta, size, content }) => Some((meta, Kind::File { size, content })),
         _ => None,
     })
-}
-
-/// What a diff takes out of link groups: every path it touches, and everything below what it replaces.
-fn gone<'a>(links: &'a LinkGroups, diff: &LayerDiff) -> Result<HashSet<&'a RelPath>, ListingError> {
-    let mut linked: Vec<&RelPath> = links.groups().iter().flatten().collect();
-    linked.sort_unstable();
-    // Both are in order, and what is below a path comes right after it.
-    let mut linked = linked.into_iter().peekable();
-    let mut gone: HashSet<&RelPath> = HashSet::new();
-    let mut entries = diff.iter();
-    while linked.peek().is_some()
-        && let Some(entry) = entries.next()
-    {
-        let DiffEntry { path, change, .. } = entry?;
-        let replaces = !matches!(change, Change::Dir { opaque: false, .. });
-        while linked.next_if(|linked| **linked < path).is_some() {}
-        let is_touched = |linked: &RelPath| *linked == path || (replaces && strip(linked, &path).is_some());
-        while let Some(linked) = linked.next_if(|linked| is_touched(linked)) {
-            gone.insert(linked);
-        }
-    }
-    Ok(gone)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub use batch::Batch;
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{TreeChange, difference};
 pub use entries::DirEntries;
-pub use links::LinkGroups;
+pub use links::{Groups, LinkGroups};
 pub use memory::{Memo, MemoryNodeStore, load_node};
 pub use node::{
     ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, Part,
@@ -49,7 +49,7 @@ pub use walk::{DEPTH_MAX, Walk};
 
 pub(crate) use codec::check_name;
 pub(crate) use digest::EMPTY_NODE;
-pub(crate) use links::{below, strip};
+pub(crate) use links::{LinkNames, below, strip};
 pub(crate) use writer::{NodeWriter, PART_ENTRIES_MIN};
 
 use crate::layer::ListingError;

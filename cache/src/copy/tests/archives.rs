@@ -33,7 +33,7 @@ fn archives_keep_owners_and_modes() {
         "f 4755 5:6 dest/bin/a 1",
         "f 4755 5:6 dest/bin/b 1",
     ]);
-    assert_eq!(image.tree.links.groups(), [[path("dest/bin/a"), path("dest/bin/b")]]);
+    assert_eq!(image.tree.links.groups().collect::<Vec<_>>(), [[path("dest/bin/a"), path("dest/bin/b")]]);
     assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
     let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
     assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(&origin));

@@ -81,7 +81,7 @@ fn run(steps: &[Step]) {
             Step::Find(n, name) => {
                 let Some(open) = &mut readers[*n] else { continue };
                 let Some(found) = open.store.result(&key(*name)).unwrap() else { continue };
-                open.holds.push((found.stack.unwrap(), Tree::decode(&found.tree).unwrap()));
+                open.holds.push((found.stack.unwrap(), found.tree));
             }
             Step::Tag(n, name) => {
                 let Some(open) = &mut readers[*n] else { continue };
@@ -111,7 +111,7 @@ fn run(steps: &[Step]) {
         for name in 0..6 {
             // What is found is whole.
             if let Some(found) = fresh.result(&key(name)).unwrap() {
-                check(&(found.stack.unwrap(), Tree::decode(&found.tree).unwrap()), &fresh);
+                check(&(found.stack.unwrap(), found.tree), &fresh);
             }
         }
         assert!(fresh.result(&keeper).unwrap().is_none());

@@ -46,7 +46,7 @@ fn build(root: &Path, round: u32) {
         match found {
             Some(found) => {
                 stack = found.stack.unwrap();
-                trees.push(Tree::decode(&found.tree).unwrap());
+                trees.push(found.tree);
             }
             None => {
                 stack.push(commit_layer(&store, &lease, "0123456789"));
@@ -82,7 +82,7 @@ fn judge(root: &Path) {
     }
     for n in 0..32 {
         if let Some(found) = store.result(&key(n)).unwrap() {
-            nodes_of(&store, &Tree::decode(&found.tree).unwrap());
+            nodes_of(&store, &found.tree);
         }
     }
     drop(store);

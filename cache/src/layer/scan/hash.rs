@@ -1,6 +1,6 @@
 //! Reading the files: contents and xattrs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::super::diff::Mtime;
+use super::super::diff::{Change, DiffEntry, Mtime};
 use super::super::dirs::Dirs;
 use super::super::overlay::{OverlayForm, Owners};
+use super::firsts::Firsts;
 use super::walk::{self, Found, What};
 use super::{ScanError, io_error, note_owner, read_xattrs};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Meta};
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -53,26 +55,17 @@ enum Linked {
     Read,
 }
 
-/// A file with several names that was read under the first.
-struct First {
-    path: RelPath,
-    meta: Meta,
-    content: ContentDigest,
-    /// Names that may still come.
-    left: u64,
-}
-
 /// Looks at every file and reads it, each inode once: content, xattrs, and what the walk did not ask for.
 pub(super) struct Reader<'a> {
     dir: BorrowedFd<'a>,
     form: OverlayForm,
-    /// In boxes: half of a large table is empty.
-    first_of: HashMap<u64, Box<First>>,
+    firsts: Firsts,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(dir: BorrowedFd<'a>, form: OverlayForm) -> Self {
-        Self { dir, form, first_of: HashMap::new() }
+    /// What is known of files whose other names are to come goes to `scratch` when it is much.
+    pub(super) fn new(dir: BorrowedFd<'a>, form: OverlayForm, scratch: &Scratch) -> Self {
+        Self { dir, form, firsts: Firsts::new(scratch) }
     }
 
     /// Reads the files of what comes next.
@@ -89,7 +82,7 @@ impl<'a> Reader<'a> {
         // The first name stands for all, however the threads were scheduled.
         linked.sort_unstable_by_key(|one| one.place);
         let mut new = HashSet::new();
-        let is_first = |one: &&Opened| !self.first_of.contains_key(&one.inode) && new.insert(one.inode);
+        let is_first = |one: &&Opened| !self.firsts.await_names_of(one.inode) && new.insert(one.inode);
         let firsts: Vec<usize> = linked.iter().filter(is_first).map(|one| one.place).collect();
         for one in self.open_all(found, &firsts, Linked::Read)? {
             one.fill(None, found);
@@ -99,22 +92,17 @@ impl<'a> Reader<'a> {
 
     /// Notes what was read of a file's first name; tells it of another.
     fn link(&mut self, one: Opened, found: &mut [Found]) -> Result<(), ScanError> {
-        let Found { path, meta, what, .. } = &found[one.place];
-        if let What::File { inode, links, content: Some(content), .. } = *what {
-            let first =
-                First { path: path.clone(), meta: meta.clone(), content, left: links.saturating_sub(1) };
-            self.first_of.insert(inode, Box::new(first));
-            return Ok(());
+        let Found { path, meta, mtime, what, .. } = &found[one.place];
+        if let What::File { size, inode, links, content: Some(content), .. } = *what {
+            let change = Change::File { meta: meta.clone(), size, content };
+            let entry = DiffEntry { path: path.clone(), change, mtime: *mtime };
+            return self.firsts.note(inode, links, &entry).map_err(io_error("note the names of", path));
         }
-        let Some(first) = self.first_of.get_mut(&one.inode) else {
+        let first = self.firsts.of_next_name(one.inode).map_err(io_error("look for other names of", path))?;
+        let Some(DiffEntry { path: first, change: Change::File { meta, content, .. }, .. }) = first else {
             return Err(ScanError::Changing { path: path.clone() });
         };
-        first.left = first.left.saturating_sub(1);
-        let (path, is_last) = (first.path.clone(), first.left == 0);
-        Opened { meta: first.meta.clone(), content: Some(first.content), ..one }.fill(Some(path), found);
-        if is_last {
-            self.first_of.remove(&one.inode);
-        }
+        Opened { meta, content: Some(content), ..one }.fill(Some(first), found);
         Ok(())
     }
 

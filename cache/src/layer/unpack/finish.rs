@@ -17,7 +17,8 @@ impl Unpacker<'_> {
             xattrs_dropped,
         };
         let mut dirs = Events::reversed(scratch);
-        let mut listing = events.sorted().and_then(Listing::new).map_err(UnpackError::Scratch)?;
+        let listing = events.sorted().and_then(|events| Listing::new(events, scratch));
+        let mut listing = listing.map_err(UnpackError::Scratch)?;
         while let Some(listed) = listing.next().map_err(UnpackError::Scratch)? {
             let Listed { entry, is_implied, is_absent } = listed;
             let path = &entry.path;

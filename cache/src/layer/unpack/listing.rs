@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::take;
 
-use super::super::diff::{Change, DiffEntry, Mtime};
+use super::super::diff::{Change, DiffEntry, Mtime, Placed};
 use super::super::dirs::is_below;
 use super::events::{DAMAGED, Event, Record, SortedEvents};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::Meta;
 
-/// Goes through what was unpacked, in order of paths. In memory are a path, and the files with several names.
+/// Goes through what was unpacked, in order of paths. In memory are a path, and where the files with several names are.
 pub(super) struct Listing {
     events: SortedEvents,
     ahead: Option<Record>,
@@ -28,8 +29,8 @@ pub(super) struct Listed {
 }
 
 impl Listing {
-    pub(super) fn new(mut events: SortedEvents) -> io::Result<Self> {
-        let links = Links::of(&mut events)?;
+    pub(super) fn new(mut events: SortedEvents, scratch: &Scratch) -> io::Result<Self> {
+        let links = Links::of(&mut events, scratch)?;
         let ahead = events.next()?;
         Ok(Self { events, ahead, gone: Gone::default(), links })
     }
@@ -130,7 +131,7 @@ impl Here {
                 (Change::Dir { meta, opaque }, mtime, is_implied, false)
             }
             Self::Linked(number) => {
-                let (change, mtime) = links.name(number, &path).ok_or(DAMAGED)?;
+                let (change, mtime) = links.name(number, &path)?;
                 (change, mtime, false, false)
             }
             Self::Other { change, mtime, is_absent } => (change, mtime, false, is_absent),
@@ -168,27 +169,23 @@ impl Gone {
     }
 }
 
-/// Files with several names: all names of one inode are equal until the end.
-#[derive(Default)]
+/// Files with several names: all names of one inode are equal until the end. There may be as many as there are files: in
+/// memory is where.
 struct Links {
     /// By the number of a link, that of the first link of the same file.
     firsts: Vec<u32>,
     /// By the latter.
-    files: HashMap<u32, LinkedFile>,
-}
-
-struct LinkedFile {
-    change: Change,
-    mtime: Mtime,
-    /// First name in order of paths.
-    first: Option<RelPath>,
+    files: HashMap<u32, u64>,
+    /// At the first name in order of paths, once that is known; until then at the root, which is no file.
+    entries: Placed,
 }
 
 impl Links {
     /// Looks for the files of all links: a file may come after its other names in the order of paths, and the entry that
     /// made it may have been replaced, which leaves the others as they are.
-    fn of(events: &mut SortedEvents) -> io::Result<Self> {
-        let mut links = Self { firsts: (0..events.links()).collect(), files: HashMap::new() };
+    fn of(events: &mut SortedEvents, scratch: &Scratch) -> io::Result<Self> {
+        let firsts = (0..events.links()).collect();
+        let mut links = Self { firsts, files: HashMap::new(), entries: Placed::new(scratch) };
         if links.firsts.is_empty() {
             return Ok(links);
         }
@@ -203,7 +200,8 @@ impl Links {
                         *links.firsts.get_mut(number as usize).ok_or(DAMAGED)? = earlier;
                     }
                     Here::Other { change, mtime, .. } => {
-                        links.files.insert(number, LinkedFile { change, mtime, first: None });
+                        let file = DiffEntry { path: RelPath::root(), change, mtime };
+                        links.files.insert(number, links.entries.put(&file)?);
                     }
                     Here::Nothing | Here::Dir(_) => return Err(DAMAGED.into()),
                 }
@@ -221,15 +219,15 @@ impl Links {
 
     /// What is at `path`, a name of the file of this link, which comes after all asked for earlier. The first is the file,
     /// the others are links to it.
-    fn name(&mut self, number: u32, path: &RelPath) -> Option<(Change, Mtime)> {
-        let file = self.files.get_mut(self.firsts.get(number as usize)?)?;
-        let change = match &file.first {
-            Some(first) => Change::Hardlink { target: first.clone() },
-            None => {
-                file.first = Some(path.clone());
-                file.change.clone()
-            }
-        };
-        Some((change, file.mtime))
+    fn name(&mut self, number: u32, path: &RelPath) -> io::Result<(Change, Mtime)> {
+        let first = self.firsts.get(number as usize).ok_or(DAMAGED)?;
+        let at = self.files.get_mut(first).ok_or(DAMAGED)?;
+        let mut file = self.entries.get(*at)?;
+        if !file.path.is_root() {
+            return Ok((Change::Hardlink { target: file.path }, file.mtime));
+        }
+        file.path = path.clone();
+        *at = self.entries.put(&file)?;
+        Ok((file.change, file.mtime))
     }
 }

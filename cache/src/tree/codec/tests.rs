@@ -1,9 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::NodeStore;
 use crate::tree::testing::{dir, file, link, meta, path, tree_linked};
-use crate::tree::{EMPTY_NODE, MemoryNodeStore};
+use crate::tree::{EMPTY_NODE, LinkGroups, MemoryNodeStore, NodeStore};
 
 fn sample() -> DirNode {
     let mut with_xattr = meta(0o4755);
@@ -150,14 +149,31 @@ fn unsorted_names_and_groups_are_refused() {
     let at = bytes.iter().position(|b| *b == b'b').unwrap();
     bytes[at] = b'z';
     assert!(matches!(DirNode::decode(&bytes), Err(CodecError::Name(_))));
-    let groups = |groups: Vec<Vec<&str>>| {
-        LinkGroups::from_sorted(groups.into_iter().map(|g| g.into_iter().map(path).collect()).collect())
+    let decoded = |groups: &[&[&str]]| {
+        let mut out = Writer(Tree::empty().encode());
+        out.0.truncate(out.len() - 4);
+        out.count(groups.len());
+        for group in groups {
+            out.count(group.len());
+            group.iter().for_each(|path| out.bytes(path.as_bytes()));
+        }
+        Tree::decode(&out.0)
     };
-    assert!(groups(vec![vec!["a", "b"], vec!["c", "d"]]).is_some());
-    assert!(groups(vec![vec!["a"]]).is_none());
-    assert!(groups(vec![vec!["b", "a"]]).is_none());
-    assert!(groups(vec![vec!["c", "d"], vec!["a", "b"]]).is_none());
-    assert!(groups(vec![vec!["a", "b"], vec!["b", "c"]]).is_none());
+    assert!(decoded(&[&["a", "b"], &["c", "d"]]).is_ok());
+    let bad: [&[&[&str]]; 9] = [
+        &[&[]],
+        &[&["a"]],
+        &[&["", "a"]],
+        &[&["a", "b/"]],
+        &[&["a", "a"]],
+        &[&["b", "a"]],
+        &[&["c", "d"], &["a", "b"]],
+        &[&["a", "b"], &["a", "c"]],
+        &[&["a", "b"], &["b", "c"]],
+    ];
+    for groups in bad {
+        assert_eq!(decoded(groups), Err(CodecError::Links), "{groups:?}");
+    }
 }
 
 proptest! {

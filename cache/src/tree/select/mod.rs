@@ -158,7 +158,7 @@ pub fn selection_digest(selected: &[Selected]) -> [u8; 32] {
         // A marker no base name can be, as it holds a `/`.
         field(b"dir/");
         field(&node.0);
-        field(&(item.links.groups().len() as u64).to_le_bytes());
+        field(&(item.links.len() as u64).to_le_bytes());
         for group in item.links.groups() {
             field(&(group.len() as u64).to_le_bytes());
             for path in group {

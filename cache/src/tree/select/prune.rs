@@ -57,7 +57,7 @@ pub fn prune(
     };
     let mut put = |node: EncodedNode| made.put_nodes(&[node]);
     let mut kept: std::collections::HashSet<RelPath> = std::collections::HashSet::new();
-    let has_links = !selected.links.groups().is_empty();
+    let has_links = !selected.links.is_empty();
     let mut stack = vec![open(RelPath::root(), selected.entry.clone(), true, &digest)?];
     while let Some(dir) = stack.last_mut() {
         let Some((name, entry)) = dir.left.next()? else {
