@@ -20,7 +20,7 @@ use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::{Entry, Kind, NodeStore, Tree, strip};
 
-/// The files of a copy before a step got it: each one's [`Stamp`], in the order of the tree that it is a copy of. In a
+/// The files of a copy before a step got it: each one's stamp, in the order of the tree that it is a copy of. In a
 /// scratch file: there may be a million.
 #[derive(Debug)]
 pub struct Untouched(File);
