@@ -35,7 +35,7 @@ impl Planner<'_> {
             if let Change::Hardlink { target } = entry?.change
                 && !links.contains_key(&target)
             {
-                let link = self.view.new_link();
+                let link = self.view.new_links(1);
                 links.insert(target, link);
             }
         }

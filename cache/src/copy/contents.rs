@@ -1,12 +1,10 @@
 //! What is in a directory, on its way to the destination.
 
-use std::collections::HashMap;
-
 use super::origins::Rule;
 use super::view::{Link, Planned, View, check};
 use super::{CopyError, CopyOptions, FileSource};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Lookup, Walk, below};
+use crate::tree::{EMPTY_NODE, Entry, Kind, LinkNames, Lookup, Walk, below};
 
 /// The entries of a copied directory, made one after the other in the order of their paths.
 pub(super) struct Contents<'a> {
@@ -17,8 +15,9 @@ pub(super) struct Contents<'a> {
     pub(super) from: RelPath,
     pub(super) top: RelPath,
     pub(super) rule: Rule,
-    /// Hardlink groups, by path relative to both.
-    pub(super) links: HashMap<RelPath, Link>,
+    /// Names of files with several, relative to both, and the first of the numbers for their groups.
+    pub(super) links: LinkNames,
+    pub(super) first_link: Link,
     /// Nothing is at the destination.
     pub(super) is_bare: bool,
     /// Directories from the destination to the last entry, each with what was there before.
@@ -39,7 +38,7 @@ impl Contents<'_> {
         let path = below(&self.top, &rel);
         let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
         planned.origin = Some(self.rule);
-        planned.link = self.links.get(&rel).copied();
+        planned.link = self.links.number_of(&rel).and_then(|number| self.first_link.checked_add(number));
         if !self.is_bare {
             self.meet(view, &path, &mut planned.entry)?;
         }

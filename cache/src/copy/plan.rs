@@ -1,17 +1,15 @@
 //! COPY and ADD.
 
-use std::collections::HashMap;
-
 use rbuild_oci::FileMode;
 
 use super::contents::{Contents, sourced};
-use super::view::{Link, NewDirs, Planned, View};
+use super::view::{NewDirs, Planned, View};
 use super::{CopyError, CopyPlan, FileSource, Moved, Origin};
 use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
-use crate::tree::{ContentDigest, Entry, Kind, LinkGroups, Meta, NodeStore, Tree, Walk};
+use crate::tree::{ContentDigest, Entry, Kind, LinkNames, Meta, NodeStore, Tree, Walk};
 
 /// How one COPY or ADD copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,27 +150,19 @@ impl<'a> Planner<'a> {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
+        let links = LinkNames::of(&item.links);
         Ok(Contents {
             walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
-            links: self.number_links(&item.links),
+            first_link: self.view.new_links(links.numbers()),
+            links,
             is_bare: self.view.is_bare(&top)?,
             above: vec![(top.clone(), self.view.entry_at(&top)?)],
             from: item.path.clone(),
             top,
         })
-    }
-
-    /// Numbers for the hardlink groups inside a directory, by path relative to it.
-    fn number_links(&mut self, groups: &LinkGroups) -> HashMap<RelPath, Link> {
-        let mut links = HashMap::new();
-        for group in groups.groups() {
-            let link = self.view.new_link();
-            links.extend(group.into_iter().map(|path| (path, link)));
-        }
-        links
     }
 
     fn mode(&self, mode: u32, is_dir: bool) -> u32 {

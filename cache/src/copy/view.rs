@@ -62,10 +62,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A number for one more group of hardlinks.
-    pub(super) fn new_link(&mut self) -> Link {
-        let next = self.last_link.map_or(Some(Link::MIN), |last| last.checked_add(1));
-        *self.last_link.insert(next.expect("so many groups of paths would fill hundreds of gigabytes"))
+    /// Numbers for `count` more groups of hardlinks: the first of them.
+    pub(super) fn new_links(&mut self, count: u32) -> Link {
+        let first = self.last_link.map_or(Some(Link::MIN), |last| last.checked_add(1));
+        let last = first.and_then(|first| first.checked_add(count.saturating_sub(1)));
+        self.last_link = last;
+        last.and(first).expect("so many groups of paths would fill gigabytes")
     }
 
     /// Follows a destination.
@@ -166,8 +168,8 @@ impl<'a> View<'a> {
         Ok(dir)
     }
 
-    /// Turns what is planned into a layer, and `contents` with it, which are not held: they go into `diff`, which is empty. `times` has the parent state's
-    /// modification times; `now` stands in for the root's when there is no parent state at all.
+    /// Turns what is planned into a layer, and `contents` with it, which are not held: they go into `diff`, which is empty.
+    /// `times` has the parent state's modification times; `now` stands in for the root's when there is no parent state at all.
     pub(super) fn finish(
         mut self,
         mut contents: Option<Contents<'_>>,
@@ -226,8 +228,8 @@ impl<'a> View<'a> {
 /// A layer that takes what was planned, in the order of paths.
 struct Layer<'a> {
     plan: CopyPlan,
-    /// First names of the hardlink groups.
-    first: HashMap<Link, RelPath>,
+    /// Places of the first names of the hardlink groups in the plan.
+    first: HashMap<Link, usize>,
     replaced: BTreeSet<RelPath>,
     times: &'a dyn FileSource,
     now: Mtime,
@@ -248,10 +250,10 @@ impl Layer<'_> {
             Kind::Dir(node) => {
                 Change::Dir { meta, opaque: node == *EMPTY_NODE && self.replaced.contains(&path) }
             }
-            Kind::File { size, content } => match link.and_then(|link| self.first.get(&link)) {
-                Some(target) => Change::Hardlink { target: target.clone() },
+            Kind::File { size, content } => match self.first_name(link)? {
+                Some(target) => Change::Hardlink { target },
                 None => {
-                    self.first.extend(link.map(|link| (link, path.clone())));
+                    self.first.extend(link.map(|link| (link, self.plan.diff.len())));
                     if let Some(rule) = origin {
                         self.plan.origins.push(&path, rule);
                     }
@@ -265,6 +267,12 @@ impl Layer<'_> {
         };
         self.plan.diff.push(&DiffEntry { path, change, mtime })?;
         Ok(())
+    }
+
+    /// The name of a group's file that came first, if one did.
+    fn first_name(&self, link: Option<Link>) -> Result<Option<RelPath>, CopyError> {
+        let Some(place) = link.and_then(|link| self.first.get(&link)) else { return Ok(None) };
+        Ok(self.plan.diff.at(*place)?.map(|first| first.path))
     }
 }
 

@@ -113,7 +113,11 @@ impl LayerDiff {
 
     /// The entries from the one with this index on.
     pub fn iter_from(&self, index: usize) -> Result<Entries<'_>, ListingError> {
-        let mut entries = self.entries_from(self.stops.before(|stop| stop.index <= index), ALL_AHEAD);
+        self.entries_at(index, ALL_AHEAD)
+    }
+
+    fn entries_at(&self, index: usize, ahead: usize) -> Result<Entries<'_>, ListingError> {
+        let mut entries = self.entries_from(self.stops.before(|stop| stop.index <= index), ahead);
         while entries.left > self.len.saturating_sub(index) && entries.read_path()? {
             entries.pass()?;
         }
@@ -132,6 +136,11 @@ impl LayerDiff {
             }
         }
         Ok(None)
+    }
+
+    /// The entry with this index.
+    pub fn at(&self, index: usize) -> Result<Option<DiffEntry>, ListingError> {
+        self.entries_at(index, ONE_AHEAD)?.next().transpose()
     }
 
     /// The first entry when it is the root.

@@ -59,6 +59,7 @@ proptest! {
                 prop_assert!(diff.entries().into_iter().eq(model.values().cloned()));
                 let some: Vec<_> = diff.iter_from(from).unwrap().map(Result::unwrap).collect();
                 prop_assert!(some.into_iter().eq(model.values().skip(from).cloned()));
+                prop_assert_eq!(diff.at(from).unwrap(), model.values().nth(from).cloned());
                 for path in asked.iter().chain(model.keys()) {
                     prop_assert_eq!(diff.get(path).unwrap(), model.get(path).cloned());
                 }
