@@ -26,6 +26,8 @@ use crate::tree::{ContentDigest, Meta};
 
 /// Files that one thread takes at once.
 const BATCH_ENTRIES: usize = 64;
+/// Entries that are gone through at once for the directories among them, backwards.
+const FINISHED_AT_ONCE: usize = if cfg!(test) { 3 } else { 4096 };
 /// Most threads that fill one layer; more only queue up in the filesystem's journal.
 const THREADS_MAX: usize = 8;
 
@@ -118,21 +120,31 @@ pub fn materialise(
     let entries = |is_one: fn(&Change) -> bool| {
         plan.diff.iter().filter(move |entry| entry.as_ref().map_or(true, |entry| is_one(&entry.change)))
     };
-    let dirs = entries(|change| matches!(change, Change::Dir { .. })).collect::<Result<Vec<_>, _>>()?;
+    let is_dir = |change: &Change| matches!(change, Change::Dir { .. });
     let links = entries(|change| matches!(change, Change::Hardlink { .. }));
     let others = entries(|change| !matches!(change, Change::Dir { .. } | Change::Hardlink { .. }));
     let new_filler = || Filler::new(dir, sources, &plan.origins, owners, form.has_modes());
     let mut filler = new_filler();
-    dirs.iter().try_for_each(|entry| filler.entry(entry))?;
-    fill_all(others, plan.diff.len() - dirs.len(), new_filler)?;
+    let mut dirs = 0;
+    for entry in entries(is_dir) {
+        filler.entry(&entry?)?;
+        dirs += 1;
+    }
+    fill_all(others, plan.diff.len() - dirs, new_filler)?;
     for entry in links {
         filler.entry(&entry?)?;
     }
     // Innermost first: a directory's time is final once nothing is made in it, and its mode may forbid that.
-    for entry in dirs.iter().rev() {
-        if let Change::Dir { meta, opaque } = &entry.change {
-            filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;
+    let mut end = plan.diff.len();
+    while end > 0 {
+        let start = end.saturating_sub(FINISHED_AT_ONCE);
+        let these = plan.diff.iter_from(start)?.take(end - start);
+        for entry in these.collect::<Result<Vec<_>, _>>()?.iter().rev() {
+            if let Change::Dir { meta, opaque } = &entry.change {
+                filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;
+            }
         }
+        end = start;
     }
     Ok(())
 }
