@@ -131,7 +131,7 @@ pub async fn http(env: &Arc<ExecEnv>, source: &HttpSource, use_cache: bool) -> R
             }
             let started = Instant::now();
             let draft = env.store.draft(&env.lease)?;
-            let (dir, scratch) = (draft.diff_fd().as_fd(), env.store.scratch()?);
+            let (dir, scratch) = (draft.diff_fd().as_fd(), env.store.scratch());
             let unpacked = layer::unpack_blob(open()?, None, dir, env.overlay, &limits, &scratch);
             let refused = |source| StepFailure::FetchedUnpack { what: address.clone(), source };
             let (unpacked, _) = unpacked.map_err(refused)?;

@@ -122,7 +122,7 @@ impl Files {
         predicates: &[Predicate],
     ) -> Result<Self, StepFailure> {
         let source = env.stack_source(solved)?;
-        let listing = listing(&solved.tree, &env.store, &source, &env.store.scratch()?)?;
+        let listing = listing(&solved.tree, &env.store, &source, &env.store.scratch())?;
         let mut files = Self { platform, listing, source: Box::new(source), statements: Vec::new() };
         let mut predicates = predicates.iter().filter(|predicate| !predicate.inline_only).peekable();
         if predicates.peek().is_some() {

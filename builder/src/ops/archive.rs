@@ -62,7 +62,7 @@ pub fn unpack(
         hash: blake3::Hasher::new(),
         cancel: &env.cancel,
     };
-    let unpacked = layer::unpack_archive(&mut file, dir.as_fd(), &limits, &env.store.scratch()?);
+    let unpacked = layer::unpack_archive(&mut file, dir.as_fd(), &limits, &env.store.scratch());
     if env.cancel.reason().is_some() {
         return Err(StepFailure::Canceled);
     }

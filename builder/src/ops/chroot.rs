@@ -35,10 +35,10 @@ pub(super) fn layer(
     let draft = env.store.draft(&env.lease)?;
     let dir = draft.diff_fd().as_fd();
     let files = env.stack_source(root)?;
-    let plan = copy::plan_whole(&env.store, &root.tree, &files, &env.store.scratch()?)?;
+    let plan = copy::plan_whole(&env.store, &root.tree, &files, &env.store.scratch())?;
     let sources = Sources { main: Some(&files), ..Sources::default() };
     copy::materialise(&plan, dir, &sources, env.overlay.owners(), env.overlay)?;
-    let scratch = env.store.scratch()?;
+    let scratch = env.store.scratch();
     let untouched = Untouched::of(dir, &env.store, &root.tree, &scratch)?;
 
     let network = match env.network.resolve(op.network) {

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, EmitError, EncodeError, LayerDiff, Marks, Pack, Start};
+use rbuild_cache::layer::{self, EmitError, LayerDiff, Marks, Pack, Start};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -109,7 +109,7 @@ fn layer(
     let items = items(op, selection, &unarchived);
     let nodes = crate::context::nodes_of(env, origin, selection);
     let source = files.as_deref();
-    let scratch = env.store.scratch()?;
+    let scratch = env.store.scratch();
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options, &scratch)?;
     let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
@@ -171,7 +171,7 @@ fn pack(
     // Damaged packs are no reason to fail here: the contents are read from where they came.
     let packs = |last: &Last| env.store.layer_packs(last.layer).ok().flatten();
     let known = spooled.or_else(|| last.as_ref().and_then(packs)).unwrap_or_default();
-    let worth = copy::worth_sharing(&plan.diff, &known.packs).map_err(EncodeError::Source)?;
+    let worth = copy::worth_sharing(&plan.diff, &known.packs).unwrap_or_default();
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -186,7 +186,8 @@ fn pack(
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
         let marks = match last {
-            Some(last) => last.marks_for(&plan.diff, &shared.packs).map_err(EncodeError::Source)?,
+            // It is a hint: what cannot be read of it is made anew.
+            Some(last) => last.marks_for(&plan.diff, &shared.packs).unwrap_or_default(),
             None => Marks::default(),
         };
         let hashed = layer::hash_from(marks, emit, threads)?;

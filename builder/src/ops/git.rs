@@ -91,7 +91,7 @@ async fn fetch(
             source,
         })?;
         let mut diff =
-            layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.store.scratch()?)?;
+            layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &Nothing, &env.store.scratch())?;
         diff.remove_root()?;
         Ok((draft, diff))
     })
@@ -105,7 +105,7 @@ fn unpack(
     remote: &str,
 ) -> Result<LayerDiff, StepFailure> {
     let refused = |source| StepFailure::FetchedUnpack { what: remote.to_owned(), source };
-    let (dir, limits, scratch) = (draft.diff_fd().as_fd(), Limits::default(), env.store.scratch()?);
+    let (dir, limits, scratch) = (draft.diff_fd().as_fd(), Limits::default(), env.store.scratch());
     let (unpacked, _) =
         layer::unpack_blob(tar, None, dir, env.overlay, &limits, &scratch).map_err(refused)?;
     fetched::plain_files(unpacked.diff, remote)

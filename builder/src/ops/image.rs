@@ -109,7 +109,7 @@ struct Pending {
 impl Pending {
     fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
         let files = env.stack_source(below)?;
-        let scratch = env.store.scratch()?;
+        let scratch = env.store.scratch();
         let fixed = layer::fix_implied(
             self.draft.diff_fd().as_fd(),
             env.overlay,
@@ -209,7 +209,7 @@ fn unpack(
     let draft = env.store.draft(&env.lease)?;
     let mut tee = Tee { inner: reader.take(blob.size.saturating_add(1)), writer, cancel: env.cancel.clone() };
     let (dir, media_type) = (draft.diff_fd().as_fd(), Some(blob.media_type.as_str()));
-    let (limits, scratch) = (Limits::default(), env.store.scratch()?);
+    let (limits, scratch) = (Limits::default(), env.store.scratch());
     let (unpacked, ends) = layer::unpack_blob(&mut tee, media_type, dir, env.overlay, &limits, &scratch)
         .map_err(|error| match error {
             UnpackBlobError::Decompress(source) => StepFailure::Blob { layer: blob.digest, source },

@@ -244,7 +244,7 @@ fn layer(
         path: "the step's layer".to_owned(),
         source: errno.into(),
     })?;
-    let (parent, scratch) = (Parent::of(env, root), env.store.scratch()?);
+    let (parent, scratch) = (Parent::of(env, root), env.store.scratch());
     let diff = if env.overlay.owners() == Owners::Noted {
         // What cannot carry its owner is known by its inode in the merged root, which stays until it was looked at.
         let given = |path: &RelPath| ownership.given(merged.as_fd(), path.as_bytes());

@@ -65,7 +65,9 @@ pub fn keep_times(
         if entry.mtime != now || !matches!(entry.change, Change::Dir { .. }) {
             return Ok(None);
         }
-        Ok(earlier.get(&entry.path)?.filter(|before| before.change == entry.change))
+        // What cannot be read of it gives no time.
+        let before = earlier.get(&entry.path).ok().flatten();
+        Ok(before.filter(|before| before.change == entry.change))
     };
     let mut is_any_known = false;
     for entry in &diff {

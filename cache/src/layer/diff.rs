@@ -74,6 +74,7 @@ impl LayerDiff {
     /// Adds the entry that comes after all others. What is added out of order is not found by its path, and a listing with
     /// it is refused by whoever decodes it.
     pub fn push(&mut self, entry: &DiffEntry) -> Result<(), ListingError> {
+        self.check = None;
         let at = self.encoded.end();
         let Self { encoded, last, .. } = self;
         encoded
@@ -226,7 +227,9 @@ impl Entries<'_> {
     fn entry(&mut self) -> Result<DiffEntry, ListingError> {
         let read = self.input.read(|reader| reader.rest());
         let (change, mtime) = self.noted(read)?;
-        Ok(DiffEntry { path: RelPath::of_clean(self.path.clone()), change, mtime })
+        // It may be another than the one that was checked.
+        let path = RelPath::new(&self.path[..]).map_err(|_| ReadError::Malformed("a path is not clean"));
+        Ok(DiffEntry { path: self.noted(path)?, change, mtime })
     }
 
     /// Passes over it.

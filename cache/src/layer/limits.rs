@@ -17,7 +17,7 @@ pub struct Limits {
     pub path_bytes_max: usize,
     /// Components of one path; likewise.
     pub depth_max: usize,
-    /// Bytes of all names, link targets and xattrs kept in the listing: bounds memory.
+    /// Bytes of all names, link targets and xattrs kept in the listing: bounds what it takes on the disk.
     pub listing_bytes_max: u64,
     /// Bytes of xattr names and values of one entry.
     pub xattr_bytes_max: usize,

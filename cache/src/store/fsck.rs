@@ -6,12 +6,13 @@ use std::os::fd::AsFd;
 
 use rbuild_oci::Digest;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::collect::Snapshot;
 use super::db::{from_json, seal};
 use super::error::StoreError;
 use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
-use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, verify_layer};
+use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, ScanError, verify_layer};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, DirNode, NodeDigest};
 
@@ -352,8 +353,12 @@ impl Store {
         }
         if wrong.is_empty() && self.has_dir(id)? {
             let dir = layout.open(&layout::layer_diff(id), OFlags::RDONLY | OFlags::DIRECTORY)?;
-            match verify_layer(dir.as_fd(), form, &listing, &self.scratch()?) {
+            match verify_layer(dir.as_fd(), form, &listing, &self.scratch()) {
                 Ok(found) => wrong = found,
+                // To verify takes room, too: without any, nothing is known of the layer.
+                Err(ScanError::Io { source, .. }) if is_out_of_room(&source) => {
+                    return Err(StoreError::io("verify", &layout.path(&layout::layer_diff(id)), source));
+                }
                 Err(error) => return unreadable(error.to_string()),
             }
         }
@@ -534,4 +539,10 @@ fn check_dependants(
         bad.results.insert(key);
         findings.push(finding);
     }
+}
+
+/// True when it is no fault of what was looked at.
+pub(super) fn is_out_of_room(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }

@@ -252,22 +252,27 @@ fn remove_each(
 ) -> Result<bool, Errno> {
     let mut found = false;
     for name in read_names(dir)? {
-        found = true;
         let name = name?;
         let name = OsStr::from_bytes(name.to_bytes());
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::NOENT) => continue,
+            Ok(()) => {
+                found = true;
+                continue;
+            }
             Err(Errno::ISDIR | Errno::PERM) => {}
             // A directory without write permission for us, its owner.
             Err(Errno::ACCESS) => {
                 rustix::fs::fchmod(dir, Mode::RWXU)?;
                 if rustix::fs::unlinkat(dir, name, AtFlags::empty()).is_ok() {
+                    found = true;
                     continue;
                 }
             }
             Err(error) => return Err(error),
         }
         remove_dir(name)?;
+        found = true;
     }
     Ok(found)
 }

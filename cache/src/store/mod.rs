@@ -168,6 +168,7 @@ struct Inner {
     index: Db,
     trees: Db,
     nodes: nodes::NodeCache,
+    scratch: Scratch,
     boot: OnceLock<BootId>,
     uses: uses::Uses,
     writeback: Arc<writeback::Writeback>,
@@ -208,6 +209,7 @@ impl Store {
             }
             other => other,
         })?;
+        let scratch = Scratch::on(layout.fd()).doing("open", layout.root())?;
         let layout = Arc::new(layout);
         let (index, trees) = (Db::new(layout.clone(), &db::INDEX), Db::new(layout.clone(), &db::TREES));
         let has_forgotten = lost_trees::forget(&layout, &index, &trees)?;
@@ -218,6 +220,7 @@ impl Store {
             options,
             has_forgotten,
             nodes: nodes::NodeCache::default(),
+            scratch,
             boot: OnceLock::new(),
             uses: uses::Uses::default(),
             writeback: Arc::default(),
@@ -244,8 +247,8 @@ impl Store {
     }
 
     /// Room on the store's file system.
-    pub fn scratch(&self) -> Result<Scratch, StoreError> {
-        Scratch::on(self.inner.layout.fd()).doing("open", self.root())
+    pub fn scratch(&self) -> Scratch {
+        self.inner.scratch.clone()
     }
 
     /// Oldest `until` that this handle sees; see [`readers`].

@@ -10,8 +10,10 @@ use super::error::StoreError;
 use super::{Store, readers};
 use crate::tree::{DirNode, NodeDigest};
 
-/// Nodes per transaction: none keeps builds waiting for long.
+/// Nodes freed per transaction: none keeps builds waiting for long.
 const BATCH: usize = if cfg!(test) { 3 } else { 1024 };
+/// Nodes condemned per transaction: mostly all. Until the last is, some wait for fewer readers than they should.
+const CONDEMNED_AT_ONCE: usize = if cfg!(test) { 3 } else { 1 << 16 };
 
 /// What a node is needed for; more for a node is more for all below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,7 +141,7 @@ impl Store {
         self.inner.trees.read("list condemned nodes", |connection| nodes.list_condemned(connection))?;
         let mut changes = nodes.0.iter().filter_map(Listed::change);
         loop {
-            let batch: Vec<_> = changes.by_ref().take(BATCH).collect();
+            let batch: Vec<_> = changes.by_ref().take(CONDEMNED_AT_ONCE).collect();
             if batch.is_empty() {
                 return Ok(());
             }

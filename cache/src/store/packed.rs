@@ -110,7 +110,7 @@ impl Store {
         let name = format!("{dir}/packs/new");
         let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
         let file = Growing::new(file.into(), self.clone());
-        let scratch = self.scratch()?;
+        let scratch = self.scratch();
         let writer = PackWriter::new(file, scratch).doing("write", &layout.path(&name))?;
         Ok(PackedDraft { writer, lease: lease.clone(), dir })
     }

@@ -21,13 +21,14 @@ use rustix::io::Errno;
 use super::collect::MANIFEST_BYTES_MAX;
 use super::db::{Db, now_unix_ns};
 use super::error::{IoContext, StoreError};
-use super::fsck::SoundPacks;
+use super::fsck::{SoundPacks, is_out_of_room};
 use super::layout::list;
 use super::{
     ImageRecord, Inner, LayerId, PULLED, Store, StoreOptions, db, image, layer, layout, lock, meta, nodes,
     uses,
 };
 use crate::layer::{LayerReader, Limits, OverlayForm};
+use crate::scratch::Scratch;
 
 /// Files of the two databases.
 const DATABASES: [&str; 6] = [
@@ -75,6 +76,7 @@ impl Store {
         for name in DATABASES.iter().filter(|name| layout.exists(name)) {
             set_aside(&layout, name, name)?;
         }
+        let scratch = Scratch::on(layout.fd()).doing("open", layout.root())?;
         let layout = Arc::new(layout);
         let inner = Inner {
             index: Db::anew(layout.clone(), &db::INDEX),
@@ -82,6 +84,7 @@ impl Store {
             layout,
             options,
             nodes: nodes::NodeCache::default(),
+            scratch,
             boot: OnceLock::new(),
             uses: uses::Uses::default(),
             writeback: Arc::default(),
@@ -109,7 +112,8 @@ impl Store {
         let mut packs = SoundPacks::default();
         for name in list(layout, "layers")? {
             let id = u64::from_str_radix(&name, 16).ok().map(LayerId).filter(|id| id.to_string() == name);
-            match id.and_then(|id| Some((id, self.whole_layer(id, form, &mut packs)?))) {
+            let size = id.map(|id| self.whole_layer(id, form, &mut packs)).transpose()?.flatten();
+            match id.zip(size) {
                 Some((id, size)) => drop(layers.insert(id, size)),
                 None => {
                     rebuilt.set_aside +=
@@ -175,12 +179,23 @@ impl Store {
         Ok(())
     }
 
-    /// Size of a layer whose directory or packs have what its sidecar says.
-    fn whole_layer(&self, id: LayerId, form: OverlayForm, packs: &mut SoundPacks) -> Option<u64> {
-        if self.check_layer(id, form, packs).ok()?.is_some() {
-            return None;
+    /// Size of a layer whose directory or packs have what its sidecar says. An error when there is no room to find out:
+    /// nothing may be set aside for that.
+    fn whole_layer(
+        &self,
+        id: LayerId,
+        form: OverlayForm,
+        packs: &mut SoundPacks,
+    ) -> Result<Option<u64>, StoreError> {
+        match self.check_layer(id, form, packs) {
+            Ok(None) => Ok(self.layer_diff(id).ok().and_then(|diff| layer::listed_bytes(&diff).ok())),
+            Ok(Some(_)) => Ok(None),
+            Err(StoreError::Io { source, doing, path }) if is_out_of_room(&source) => {
+                Err(StoreError::Io { source, doing, path })
+            }
+            Err(error @ StoreError::NoSpace { .. }) => Err(error),
+            Err(_) => Ok(None),
         }
-        layer::listed_bytes(&self.layer_diff(id).ok()?).ok()
     }
 
     fn write_rows(

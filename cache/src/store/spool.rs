@@ -27,7 +27,7 @@ impl Store {
         let (layout, name) = (&self.inner.layout, lease.next_path());
         let file = layout.open(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
         let file = Growing::new(file.into(), self.clone());
-        let scratch = self.scratch()?;
+        let scratch = self.scratch();
         let writer = PackWriter::new(file, scratch).doing("write", &layout.path(&name))?;
         Ok(Spool { writer, store: self.clone(), name, _lease: lease.clone() })
     }

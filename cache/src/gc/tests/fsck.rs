@@ -29,8 +29,7 @@ fn real_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     std::fs::write(dir.join("top"), "second file").unwrap();
     std::fs::hard_link(dir.join("top"), dir.join("zz")).unwrap();
     std::os::unix::fs::symlink("top", dir.join("link")).unwrap();
-    let diff =
-        scan_upper(draft.diff_fd().as_fd(), OverlayForm::User, &Nothing, &store.scratch().unwrap()).unwrap();
+    let diff = scan_upper(draft.diff_fd().as_fd(), OverlayForm::User, &Nothing, &store.scratch()).unwrap();
     store.commit_layer(draft, &diff, 11).unwrap()
 }
 

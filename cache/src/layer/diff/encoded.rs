@@ -10,12 +10,12 @@ use crate::scratch::Scratch;
 
 /// Bytes that are held in memory before they go to a file.
 #[cfg(not(test))]
-const HELD_BYTES: usize = 2 << 20;
+const HELD_BYTES: usize = 256 << 10;
 #[cfg(test)]
 const HELD_BYTES: usize = 2 << 10;
 
 /// Bytes written at once.
-const WRITTEN_BYTES: usize = HELD_BYTES / 8;
+const WRITTEN_BYTES: usize = HELD_BYTES / 4;
 
 /// Bytes read ahead for all entries, and for the one that is looked for.
 pub(in super::super) const ALL_AHEAD: usize = 64 << 10;

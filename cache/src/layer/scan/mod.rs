@@ -4,7 +4,7 @@
 //!  walk (sorted, files not looked at) ─▶ open, hash files (two threads when large) ─▶ compare with the parent
 //! ```
 //!
-//! All in batches: of a large layer only the listing is in memory, and the way to what is looked at.
+//! All in batches: of a large layer only the way to what is looked at is in memory.
 //!
 //! overlayfs copies a file up when it is opened for writing or its mode is set, changed or not. What equals the
 //! parent is taken out of the directory again, so that a layer holds changes only and a step that changed nothing
@@ -96,7 +96,7 @@ pub enum ScanError {
         /// First bytes of the path.
         start: String,
     },
-    /// All paths together take too much memory.
+    /// All paths together are too long.
     #[error("the names of the files that the step changed take more than {max} bytes")]
     ListingTooLarge {
         /// Limit in bytes.

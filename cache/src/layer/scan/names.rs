@@ -33,7 +33,8 @@ impl Listed {
 
     /// Adds a name, and of what type the directory says that it is.
     pub(super) fn add(&mut self, name: &[u8], listed: FileType) -> io::Result<()> {
-        self.bytes += name.len();
+        // With its place and type.
+        self.bytes += name.len() + 9;
         self.sorter.push(&[name, &[(listed.as_raw_mode() >> TYPE_SHIFT) as u8]])
     }
 

@@ -222,12 +222,13 @@ impl Links {
     fn name(&mut self, number: u32, path: &RelPath) -> io::Result<(Change, Mtime)> {
         let first = self.firsts.get(number as usize).ok_or(DAMAGED)?;
         let at = self.files.get_mut(first).ok_or(DAMAGED)?;
-        let mut file = self.entries.get(*at)?;
+        let file = self.entries.get(*at)?;
         if !file.path.is_root() {
             return Ok((Change::Hardlink { target: file.path }, file.mtime));
         }
-        file.path = path.clone();
-        *at = self.entries.put(&file)?;
+        // Its name and time are all that the others want: with its xattrs, each would pay for them.
+        let known = DiffEntry { path: path.clone(), change: Change::Whiteout, mtime: file.mtime };
+        *at = self.entries.put(&known)?;
         Ok((file.change, file.mtime))
     }
 }

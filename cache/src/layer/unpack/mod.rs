@@ -55,6 +55,9 @@ pub struct Unpacked {
 /// Bytes read from the archive at once; a file up to this size takes one `write`.
 const BODY_BYTES: usize = 256 << 10;
 
+/// Bytes of the paths of directories that archives leave out: they are held in memory.
+const IMPLIED_BYTES_MAX: u64 = 64 << 20;
+
 /// Unpacks an uncompressed layer archive into the directory `dir`, which is empty and nobody else's: what is found there is
 /// taken for what the archive had.
 ///
@@ -107,6 +110,7 @@ fn unpack_as(
         limits,
         entries: 0,
         listing_bytes: 0,
+        implied_bytes: 0,
         xattrs_dropped: 0,
         buffer: vec![0; BODY_BYTES],
     };
@@ -134,6 +138,8 @@ struct Unpacker<'a> {
     /// So far: the number of the one at hand.
     entries: u64,
     listing_bytes: u64,
+    /// Bytes of the paths of directories that the archive has not listed by then.
+    implied_bytes: u64,
     xattrs_dropped: u64,
     buffer: Vec<u8>,
 }
@@ -150,6 +156,7 @@ impl<'a> Unpacker<'a> {
             Name::AufsMetadata => Ok(()),
             Name::Opaque(dir) => {
                 self.ensure_dir(&dir, &dir)?;
+                self.account(dir.as_bytes().len())?;
                 self.push(&dir, &Event::Opaque)
             }
             Name::Whiteout(path) => self.whiteout(&path),
@@ -176,6 +183,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn whiteout(&mut self, path: &RelPath) -> Result<(), UnpackError> {
+        self.account(path.as_bytes().len())?;
         self.make(path, "create whiteout", |dir, name| overlay::create_whiteout(dir, name))?;
         self.push_entry(path, Change::Whiteout, Mtime::default())
     }
@@ -263,6 +271,7 @@ impl<'a> Unpacker<'a> {
     fn hardlink(&mut self, path: &RelPath, target: &[u8]) -> Result<(), UnpackError> {
         let refuse = || UnpackError::LinkTarget { path: path.clone(), target: shorten(target) };
         let Ok(Name::Entry(first)) = self.name(target) else { return Err(refuse()) };
+        self.account(first.as_bytes().len())?;
         let parent = self.parent(path)?;
         let Some(from) = self.creator.parent(&first)? else { return Err(refuse()) };
         let is_file = || Ok(create::kind(&from, first.name())? == Some(FileType::RegularFile));
@@ -353,6 +362,10 @@ impl<'a> Unpacker<'a> {
                 return Err(UnpackError::BelowNonDirectory { path: path.clone(), above: dir });
             }
             self.account(dir.as_bytes().len())?;
+            self.implied_bytes += dir.as_bytes().len() as u64;
+            if self.implied_bytes > IMPLIED_BYTES_MAX {
+                return Err(UnpackError::ListingTooLarge { max: IMPLIED_BYTES_MAX });
+            }
             self.make_in(&parent, &dir, "create directory", create::dir)?;
             self.push(&dir, &Event::Implied)?;
         }

@@ -302,6 +302,11 @@ fn limits_stop_archives_that_cost_too_much() {
     assert!(matches!(unpack_with(&many, &limits).result, Err(UnpackError::TooManyEntries { max: 10 })));
     let limits = Limits { listing_bytes_max: 1000, ..Limits::default() };
     assert!(matches!(unpack_with(&many, &limits).result, Err(UnpackError::ListingTooLarge { .. })));
+    // What is always the same takes room all the same.
+    for again in [file(b".wh.x", b""), file(b".wh..wh..opq", b"")] {
+        let many = again.repeat(20);
+        assert!(matches!(unpack_with(&many, &limits).result, Err(UnpackError::ListingTooLarge { .. })));
+    }
     let deep = b"d/".repeat(9000);
     let case = unpack_parts(&[pax_of(&[(b"path", &deep)]), entry(b"x", b'5')]);
     assert!(matches!(case.result, Err(UnpackError::Name { .. })));

@@ -2,12 +2,15 @@
 //! play.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::super::fsck::SoundPacks;
 use super::*;
-use crate::layer::LayerDiff;
+use crate::layer::{LayerDiff, OverlayForm, ParentEntry, ParentView, ParentViewError, scan_upper};
+use crate::path::RelPath;
 use crate::tree::NodeStore;
 
 const ROLE: &str = "RBUILD_STORE_TEST_ROLE";
@@ -308,11 +311,33 @@ fn a_full_disk_is_said_so_and_harms_nothing() {
     run_on_tmpfs("full", dir.path(), "");
 }
 
+/// A layer with more names in a directory than tests hold in memory.
+fn wide_layer(store: &Store, lease: &Lease) -> LayerId {
+    let draft = store.draft(lease).unwrap();
+    for name in 0..100 {
+        std::fs::write(draft.diff_path().join(format!("{name}{}", "x".repeat(100))), "").unwrap();
+    }
+    let (form, scratch) = (OverlayForm::User, store.scratch());
+    let diff = scan_upper(draft.diff_fd().as_fd(), form, &Nothing, &scratch).unwrap();
+    store.commit_layer(draft, &diff, 0).unwrap()
+}
+
+struct Nothing;
+
+impl ParentView for Nothing {
+    fn entry(&self, _: &RelPath) -> Result<Option<ParentEntry>, ParentViewError> {
+        Ok(None)
+    }
+}
+
 /// Every kind of write on a full file system of two megabytes gives `NoSpace`; afterwards all works again.
 fn fill(root: &Path) {
     let store = open(root);
     let lease = store.lease().unwrap();
     let layer = commit_layer(&store, &lease, "before");
+    let wide = wide_layer(&store, &lease);
+    let verified = || store.check_layer(wide, OverlayForm::User, &mut SoundPacks::default());
+    assert!(verified().unwrap().is_none());
     store.put_nodes(&[node(0)]).unwrap();
     store.sync().unwrap();
     let draft = store.draft(&lease).unwrap();
@@ -337,9 +362,13 @@ fn fill(root: &Path) {
     assert!(is_full(&error), "{error:?}");
     assert!(store.result(&Key::def([1; 32])).unwrap().is_none());
     assert!(store.layer(layer).unwrap().is_some());
+    // To find nothing out is not to find it damaged.
+    let error = verified().unwrap_err();
+    assert!(is_full(&error), "{error:?}");
 
     drop(file);
     std::fs::remove_file(&ballast).unwrap();
+    assert!(verified().unwrap().is_none());
     store.put_result(&Key::def([1; 32]), &big).unwrap();
     assert!(store.result(&Key::def([1; 32])).unwrap().is_some());
     let digest = commit_blob(&store, &lease, &entries);
