@@ -7,7 +7,7 @@ use super::{DiffEntry, Encoded, ONE_AHEAD};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 
-/// Entries in any order, beyond a few MiB of them in a file. Their places are for who puts them there to remember.
+/// Entries in any order, beyond 256 KiB of them in a file. Their places are for who puts them there to remember.
 pub(in super::super) struct Placed(Encoded);
 
 impl Placed {
