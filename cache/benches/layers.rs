@@ -157,7 +157,7 @@ impl ParentView for Nothing {
 
 fn trees(diff: &LayerDiff) {
     let apply = best(MemoryNodeStore::default, |nodes| {
-        black_box(Tree::empty().apply(&nodes, diff).expect("it fits"));
+        black_box(Tree::empty().apply(&nodes, diff, &Scratch::for_test()).expect("it fits"));
     });
     row("tree of a layer, with all digests", apply, FILES);
     let entries: Vec<DiffEntry> = diff.iter().collect::<Result<_, _>>().expect("it is in memory");
@@ -181,7 +181,7 @@ fn trees(diff: &LayerDiff) {
     );
 
     let nodes = MemoryNodeStore::default();
-    let context = Tree::empty().apply(&nodes, diff).expect("it fits");
+    let context = Tree::empty().apply(&nodes, diff, &Scratch::for_test()).expect("it fits");
     let selecting = best(
         || (),
         |()| {
@@ -363,7 +363,7 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
     let commit = || {
         let nodes = MemoryNodeStore::default();
         let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
-        let tree = Tree::empty().apply(&nodes, &diff).expect("it fits");
+        let tree = Tree::empty().apply(&nodes, &diff, &Scratch::for_test()).expect("it fits");
         black_box((tree, encoded(&diff)));
     };
     // In turns, so that the machine is in the same mood for both.

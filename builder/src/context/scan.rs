@@ -25,7 +25,7 @@ use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{
     Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, SeenHint, Spool, StatIndex,
 };
-use rbuild_cache::tree::{LinkGroups, Meta, NodeStore, PATH_BYTES_MAX, Tree};
+use rbuild_cache::tree::{Links, Meta, NodeStore, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
 use rustix::fs::{Mode, OFlags};
 
@@ -208,7 +208,7 @@ fn look_through(
     suspects.sort();
     let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, dirs)?);
     let root = Meta { mode: 0o755, ..Meta::default() };
-    let links = LinkGroups::new(links.into_values());
+    let links = Links::new(links.into_values(), &*seen)?;
     Ok(Some(ScannedContext {
         tree: Tree { root, node: seen.node(), links },
         nodes: Arc::clone(&seen) as Arc<dyn NodeStore>,

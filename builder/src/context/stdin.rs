@@ -105,16 +105,16 @@ pub fn receive(
     let limits = Limits::default();
     let place = lease.new_dir()?;
     let dir: OwnedFd = File::open(&place).map_err(StdinError::Open)?.into();
+    let scratch = Scratch::on(&dir).map_err(StdinError::Open)?;
     if !is_archive(&head)? {
         let dockerfile = only_dockerfile(&head, &mut input, dockerfile)?;
-        let context = context(LayerDiff::default(), dir)?;
+        let context = context(LayerDiff::default(), dir, &scratch)?;
         return Ok(Received { dockerfile, context, has_owners: false });
     }
     let all = io::Cursor::new(head).chain(input);
-    let scratch = Scratch::on(&dir).map_err(StdinError::Open)?;
     let unpacked = unpack_blob(all, None, dir.as_fd(), overlay, &limits, &scratch);
     let (unpacked, _) = unpacked.map_err(StdinError::Unpack)?;
-    let context = context(unpacked.diff, dir)?;
+    let context = context(unpacked.diff, dir, &scratch)?;
     Ok(Received { dockerfile: dockerfile_in(&context, dockerfile)?, context, has_owners: true })
 }
 
@@ -148,10 +148,10 @@ pub fn only_dockerfile(
     Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: bytes.into(), pinned: None })
 }
 
-fn context(diff: LayerDiff, dir: OwnedFd) -> Result<ScannedContext, StdinError> {
+fn context(diff: LayerDiff, dir: OwnedFd, scratch: &Scratch) -> Result<ScannedContext, StdinError> {
     let nodes = Arc::new(MemoryNodeStore::default());
     let newest_unix = newest(&diff)?;
-    let tree = Tree::empty().apply(&*nodes, &diff)?;
+    let tree = Tree::empty().apply(&*nodes, &diff, scratch)?;
     Ok(ScannedContext {
         tree,
         nodes,

@@ -45,9 +45,15 @@ pub struct Mounted {
 
 impl Mounted {
     /// Finds it, without touching files.
-    pub fn of(mount: &Mount, tree: &Tree, nodes: &dyn NodeStore) -> Result<Self, SelectionError> {
+    pub fn of(
+        mount: &Mount,
+        tree: &Tree,
+        nodes: &dyn NodeStore,
+        scratch: &rbuild_cache::scratch::Scratch,
+    ) -> Result<Self, SelectionError> {
         let selected = select_path(tree, nodes, mount.source().as_bytes())?;
-        let digest = mounted_digest(&selected);
+        let digest = mounted_digest(&selected, nodes, scratch)
+            .map_err(rbuild_cache::tree::select::PruneError::from)?;
         Ok(Self { selected, digest })
     }
 }

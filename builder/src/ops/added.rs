@@ -9,15 +9,15 @@ use rbuild_cache::copy::{FileSource, SourceError, StackSource};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::Store;
-use rbuild_cache::tree::select::{SelectError, Selected, prune, selection_digest};
-use rbuild_cache::tree::{DirReader, LinkGroups, MemoryNodeStore};
+use rbuild_cache::tree::select::{PruneError, SelectError, Selected, prune, selection_digest};
+use rbuild_cache::tree::{DirReader, LinksBelow, MemoryNodeStore};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
-use crate::ops::select::{Selection, SelectionError, keep};
+use crate::ops::select::{Pruned, Selection, SelectionError, keep};
 use crate::solve::Solved;
 
 /// In front of paths of the context. No slot has this name.
@@ -51,19 +51,31 @@ pub fn select(
         };
         if matches!(source, CopySource::Remote { .. }) && !exclude.is_empty() {
             for item in &mut selected {
-                prune(item, store, &*pruned, &|path, is_dir| keep(&[&exclude], path, is_dir))?;
+                prune(
+                    item,
+                    store,
+                    &*pruned,
+                    &|path, is_dir| keep(&[&exclude], path, is_dir),
+                    &store.scratch(),
+                )?;
             }
         }
         sources.push(selected);
     }
     let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
-    let digest = selection_digest(&all);
+    let nodes = Pruned { pruned: &pruned, nodes: store };
+    let digest = selection_digest(&all, &nodes, &store.scratch()).map_err(PruneError::from)?;
     Ok(Selection { sources, pruned, digest })
 }
 
 fn everything(solved: &Solved) -> Selected {
     let (path, entry) = (RelPath::root(), solved.tree.root_entry());
-    Selected { name: Vec::new(), links: solved.tree.links.below(&path), path, entry }
+    Selected {
+        name: Vec::new(),
+        links: LinksBelow::new(solved.tree.links.clone(), path.clone()),
+        path,
+        entry,
+    }
 }
 
 /// The one file that the tree of a web file has.
@@ -74,7 +86,7 @@ fn only_file(solved: &Solved, store: &Store) -> Result<Selected, SelectionError>
         SelectError::NotFound { path: RelPath::root() }
     })?;
     let path = RelPath::root().join(name);
-    Ok(Selected { name: name.to_vec(), path, entry: entry.clone(), links: LinkGroups::default() })
+    Ok(Selected { name: name.to_vec(), path, entry: entry.clone(), links: LinksBelow::default() })
 }
 
 fn behind(place: &str, item: Selected) -> Selected {

@@ -63,7 +63,7 @@ pub(super) fn layer(
 
     untouched.keep_changes(dir, &env.store, &root.tree)?;
     let diff = layer::scan_upper(dir, env.overlay, &Parent::of(env, root), &scratch)?;
-    let tree = root.tree.apply(&env.store, &diff)?;
+    let tree = root.tree.apply(&env.store, &diff, &env.store.scratch())?;
     let size_bytes = size_bytes(&diff)?;
     Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes, tar: None, recent: None })
 }

@@ -118,7 +118,7 @@ fn layer(
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
             plan.diff = without_same_root(plan.diff, &below.tree.root)?;
-            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff)?)
+            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff, &scratch)?)
         }
         Keep::Packs { recent, is_of_image, keeps_times } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root)?;
@@ -135,7 +135,7 @@ fn layer(
             let (packed, tree) = both(
                 plan.diff.len() >= PARALLEL_ENTRIES_MIN,
                 || pack(env, &plan, &sources, last, spooled, is_of_image),
-                || root.tree.apply(&env.store, &plan.diff),
+                || root.tree.apply(&env.store, &plan.diff, &scratch),
             );
             let (packs, tar) = packed?;
             (Draft::Packed(packs), Some(tar), Some(recent), tree?)

@@ -48,7 +48,7 @@ pub fn store(
     diff: LayerDiff,
     started: Instant,
 ) -> Result<Arc<Solved>, StepFailure> {
-    let tree = Tree::empty().apply(&env.store, &diff)?;
+    let tree = Tree::empty().apply(&env.store, &diff, &env.store.scratch())?;
     let size = size_bytes(&diff)?;
     let layer = env.store.commit_layer(draft, &diff, size)?;
     let record = ResultRecord {

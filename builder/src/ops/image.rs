@@ -146,7 +146,7 @@ fn stack_tree(env: &ExecEnv, image: &BaseImage, stack: &[LayerId]) -> Result<Tre
     }
     let mut tree = tree.unwrap_or_else(Tree::empty);
     for at in count..stack.len() {
-        tree = tree.apply(&env.store, &env.store.layer_diff(stack[at])?)?;
+        tree = tree.apply(&env.store, &env.store.layer_diff(stack[at])?, &env.store.scratch())?;
         if let Some(chain) = ChainId::of(&diff_ids[..=at]) {
             env.store.put_chain_tree(&chain, &tree.encode())?;
         }

@@ -256,7 +256,7 @@ fn layer(
         drop(merged);
         layer::scan_upper(draft.diff_fd().as_fd(), env.overlay, &parent, &scratch)?
     };
-    let tree = root.tree.apply(&env.store, &diff)?;
+    let tree = root.tree.apply(&env.store, &diff, &env.store.scratch())?;
     let size_bytes = size_bytes(&diff)?;
     if op.mounts.is_empty() {
         env.leaving.add(teardown, draft.work_dir());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::tree::select::{
     Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
 };
@@ -44,6 +45,7 @@ pub fn select_sources(
     copy: &CopyOp,
     tree: &Tree,
     nodes: &dyn NodeStore,
+    scratch: &Scratch,
 ) -> Result<Selection, SelectionError> {
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
     let pruned = MemoryNodeStore::default();
@@ -68,7 +70,13 @@ pub fn select_sources(
         }
         if !include.is_empty() || !exclude.is_empty() {
             for item in &mut selected {
-                prune(item, nodes, &pruned, &|path, is_dir| keep(&[&include, &exclude], path, is_dir))?;
+                prune(
+                    item,
+                    nodes,
+                    &pruned,
+                    &|path, is_dir| keep(&[&include, &exclude], path, is_dir),
+                    scratch,
+                )?;
             }
         }
         if let Some(mode) = copy.chmod.as_ref().and_then(FileMode::octal) {
@@ -78,14 +86,15 @@ pub fn select_sources(
         sources.push(selected);
     }
     let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
-    let digest = selection_digest(&all);
+    let known = Pruned { pruned: &pruned, nodes };
+    let digest = selection_digest(&all, &known, scratch).map_err(PruneError::from)?;
     Ok(Selection { sources, pruned: Arc::new(pruned), digest })
 }
 
 /// Nodes of a selection that may have been pruned.
-struct Pruned<'a> {
-    pruned: &'a MemoryNodeStore,
-    nodes: &'a dyn NodeStore,
+pub(super) struct Pruned<'a> {
+    pub(super) pruned: &'a MemoryNodeStore,
+    pub(super) nodes: &'a dyn NodeStore,
 }
 
 impl NodeStore for Pruned<'_> {

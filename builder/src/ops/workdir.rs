@@ -35,7 +35,7 @@ pub async fn execute(
             env.overlay,
         )?;
         let diff = without_same_root(plan.diff, &root.tree.root)?;
-        let tree = root.tree.apply(&env.store, &diff)?;
+        let tree = root.tree.apply(&env.store, &diff, &env.store.scratch())?;
         Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes: 0, tar: None, recent: None })
     })
     .await

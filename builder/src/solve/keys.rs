@@ -68,6 +68,7 @@ mod tests {
     use super::*;
     use rbuild_cache::layer::{Change, DiffEntry, LayerDiff, Mtime};
     use rbuild_cache::path::RelPath;
+    use rbuild_cache::scratch::Scratch;
     use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
     use rbuild_frontend::graph::WorkdirOp;
 
@@ -94,7 +95,8 @@ mod tests {
             DiffEntry { path, change, mtime: Mtime::default() }
         });
         let nodes = MemoryNodeStore::default();
-        let tree = Tree::empty().apply(&nodes, &entries.collect::<LayerDiff>()).unwrap();
+        let scratch = Scratch::on(std::fs::File::open(std::env::temp_dir()).unwrap()).unwrap();
+        let tree = Tree::empty().apply(&nodes, &entries.collect::<LayerDiff>(), &scratch).unwrap();
         insta::assert_snapshot!(format!("{} of {} nodes", tree.node, nodes.len()));
     }
 

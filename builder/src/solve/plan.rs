@@ -74,7 +74,8 @@ pub fn plan(
                     match (op, input.role) {
                         (Op::Run(run), Role::Mount(index)) => {
                             let mount = &run.mounts[usize::from(index)];
-                            let mounted = Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref());
+                            let mounted =
+                                Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref(), &store.scratch());
                             let mounted =
                                 mounted.map_err(|error| failed(absent::in_context(scanned, error)))?;
                             let digest = mounted.digest;
@@ -82,7 +83,7 @@ pub fn plan(
                             digest
                         }
                         _ => {
-                            let selection = context_selection(op, scanned).map_err(failed)?;
+                            let selection = context_selection(op, scanned, store).map_err(failed)?;
                             let digest = selection.digest;
                             selections.insert(node, Arc::new(selection));
                             digest
@@ -159,9 +160,9 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
     Ok(record.stack.map(|stack| Solved::whole(record.tree, stack)))
 }
 
-fn context_selection(op: &Op, scanned: &ScannedContext) -> Result<Selection, StepFailure> {
+fn context_selection(op: &Op, scanned: &ScannedContext, store: &Store) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
-    select_sources(copy, &scanned.tree, scanned.nodes.as_ref())
+    select_sources(copy, &scanned.tree, scanned.nodes.as_ref(), &store.scratch())
         .map_err(|error| absent::in_context(scanned, error))
 }
 

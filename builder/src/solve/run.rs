@@ -386,8 +386,9 @@ impl Solver {
                     let solved = inputs.iter().find(|(slot, ..)| *slot == input.slot);
                     let (_, _, solved) = solved.expect("every input but contexts was waited for");
                     let mount = &run.mounts[usize::from(index)];
-                    let mounted = Mounted::of(mount, &solved.tree, &self.env.store)
-                        .map_err(|error| absent::in_stage(&solved.tree, &self.env.store, error))?;
+                    let mounted =
+                        Mounted::of(mount, &solved.tree, &self.env.store, &self.env.store.scratch())
+                            .map_err(|error| absent::in_stage(&solved.tree, &self.env.store, error))?;
                     (ops::copy::Origin::Stage(Arc::clone(solved)), Arc::new(mounted))
                 }
             };
@@ -454,8 +455,9 @@ impl Solver {
         }
         match (op, source) {
             (Op::Copy(copy), Some(source)) => {
-                let selection = select_sources(copy, &source.tree, &self.env.store)
-                    .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
+                let selection =
+                    select_sources(copy, &source.tree, &self.env.store, &self.env.store.scratch())
+                        .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
                 Ok(Some(Arc::new(selection)))
             }
             _ => Ok(None),
@@ -509,7 +511,11 @@ impl Solver {
         let mut tree = record.tree;
         if is_linked {
             // The record may be of another root: its layer is right for any, its tree is not.
-            tree = root.tree.apply(&self.env.store, &self.env.store.layer_diff(layer)?)?;
+            tree = root.tree.apply(
+                &self.env.store,
+                &self.env.store.layer_diff(layer)?,
+                &self.env.store.scratch(),
+            )?;
         }
         let mut stack = root.stack.clone();
         stack.push(layer);
@@ -567,7 +573,7 @@ impl Solver {
         let (parent, made) = match &self.graph.dag[node].op {
             // Made on nothing. A layer that leads from this root to the same state may lack what this root has.
             Op::Copy(copy) if copy.link => {
-                (Tree::empty().digest(), Tree::empty().apply(store, &new.diff)?.digest())
+                (Tree::empty().digest(), Tree::empty().apply(store, &new.diff, &store.scratch())?.digest())
             }
             _ => (root.tree.digest(), child),
         };

@@ -4,7 +4,7 @@ use super::origins::Rule;
 use super::view::{Link, Planned, View, check};
 use super::{CopyError, CopyOptions, FileSource};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, LinkNames, Lookup, Walk, below};
+use crate::tree::{EMPTY_NODE, Entry, Kind, Lookup, Walk, below};
 
 /// The entries of a copied directory, made one after the other in the order of their paths.
 pub(super) struct Contents<'a> {
@@ -15,9 +15,7 @@ pub(super) struct Contents<'a> {
     pub(super) from: RelPath,
     pub(super) top: RelPath,
     pub(super) rule: Rule,
-    /// Names of files with several, relative to both, and the first of the numbers for their groups.
-    pub(super) links: LinkNames,
-    pub(super) first_link: Link,
+    pub(super) links: std::collections::HashMap<RelPath, Link>,
     /// Nothing is at the destination.
     pub(super) is_bare: bool,
     /// Directories from the destination to the last entry, each with what was there before.
@@ -38,7 +36,7 @@ impl Contents<'_> {
         let path = below(&self.top, &rel);
         let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
         planned.origin = Some(self.rule);
-        planned.link = self.links.number_of(&rel).and_then(|number| self.first_link.checked_add(number));
+        planned.link = self.links.get(&rel).copied();
         if !self.is_bare {
             self.meet(view, &path, &mut planned.entry)?;
         }

@@ -9,7 +9,7 @@ use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
-use crate::tree::{ContentDigest, Entry, Kind, LinkNames, Meta, NodeStore, Tree, Walk};
+use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeStore, Tree, Walk};
 
 /// How one COPY or ADD copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +66,8 @@ pub fn plan(
     options: &CopyOptions,
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
-    let mut planner = Planner { nodes, view: View::new(nodes, parent), source, options };
+    let mut planner =
+        Planner { nodes, view: View::new(nodes, parent), source, scratch: scratch.clone(), options };
     let mut archives_total = 0;
     let mut contents = None;
     for item in items {
@@ -90,6 +91,7 @@ pub(super) struct Planner<'a> {
     nodes: &'a dyn NodeStore,
     pub(super) view: View<'a>,
     source: Option<&'a dyn FileSource>,
+    scratch: Scratch,
     pub(super) options: &'a CopyOptions,
 }
 
@@ -150,13 +152,17 @@ impl<'a> Planner<'a> {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
-        let links = LinkNames::of(&item.links);
+        let mut links = std::collections::HashMap::new();
+        for link in item.links.iter(self.nodes, &self.scratch)? {
+            let link = link?;
+            let number = *links.entry(link.first).or_insert_with(|| self.view.new_links(1));
+            links.insert(link.name, number);
+        }
         Ok(Contents {
             walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
-            first_link: self.view.new_links(links.numbers()),
             links,
             is_bare: self.view.is_bare(&top)?,
             above: vec![(top.clone(), self.view.entry_at(&top)?)],

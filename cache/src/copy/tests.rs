@@ -48,7 +48,11 @@ impl Image {
     pub(super) fn with(entries: &[(&str, Change)]) -> Self {
         let nodes = MemoryNodeStore::default();
         let tree = Tree::empty()
-            .apply(&nodes, &diff_of(entries.iter().map(|(at, change)| (path(at), change.clone()))))
+            .apply(
+                &nodes,
+                &diff_of(entries.iter().map(|(at, change)| (path(at), change.clone()))),
+                &Scratch::for_test(),
+            )
             .unwrap();
         Self { nodes, tree, last: CopyPlan::default() }
     }
@@ -78,7 +82,7 @@ impl Image {
     }
 
     pub(super) fn apply(&mut self, plan: CopyPlan) {
-        self.tree = self.tree.apply(&self.nodes, &plan.diff).unwrap();
+        self.tree = self.tree.apply(&self.nodes, &plan.diff, &Scratch::for_test()).unwrap();
         self.last = plan;
     }
 

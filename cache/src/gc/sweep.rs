@@ -188,7 +188,8 @@ impl Collector {
         let going: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
         let is_lost = |id: &LayerId| going.contains(id) || !snapshot.layers.contains_key(id);
         let is_all_held = |layers: &[LayerId]| layers.iter().all(|layer| marks.image_layers.contains(layer));
-        let dropped: Vec<(&[u8], i64)> = snapshot
+        let damaged = snapshot.damaged_results.iter().map(|(key, used)| (key.as_slice(), *used));
+        let unwanted = snapshot
             .results
             .iter()
             .filter(|result| {
@@ -199,8 +200,8 @@ impl Collector {
                         && policy.is_idle(result.used, now)
                         && is_all_held(&result.layers))
             })
-            .map(|result| (result.key.as_slice(), result.used))
-            .collect();
+            .map(|result| (result.key.as_slice(), result.used));
+        let dropped: Vec<(&[u8], i64)> = damaged.chain(unwanted).collect();
         collected.results = self.store.drop_results(&dropped)?;
         Ok(dropped.into_iter().map(|(key, _)| key).collect())
     }
@@ -227,7 +228,8 @@ impl Collector {
         self.store.drop_chains(&chains)?;
         let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
         let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));
-        let made = results.map(|result| result.root).chain(chains.filter_map(|(_, root)| *root));
+        let results = results.flat_map(|result| &result.roots);
+        let made = results.chain(chains.filter_map(|(_, roots)| roots.as_ref()).flatten()).copied();
         let kept = made.chain(snapshot.read_nodes.iter().copied()).map(|root| (root, Need::Records));
         // What goes now was reachable until now: a reader of this generation may have come by it.
         let until_now = roots(snapshot).map(|root| (root, Need::Readers));
@@ -249,9 +251,9 @@ fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
 }
 
 fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {
-    let results = snapshot.results.iter().map(|result| result.root);
-    let chains = snapshot.chains.values().filter_map(|root| *root);
-    results.chain(chains).chain(snapshot.read_nodes.iter().copied())
+    let results = snapshot.results.iter().flat_map(|result| &result.roots);
+    let chains = snapshot.chains.values().flatten().flatten();
+    results.chain(chains).chain(&snapshot.read_nodes).copied()
 }
 
 fn now_unix_ns() -> i64 {

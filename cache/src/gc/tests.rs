@@ -13,9 +13,10 @@ use rbuild_oci::Digest;
 
 use super::*;
 use crate::layer::LayerDiff;
+use crate::path::RelPath;
 use crate::store::{ImageRecord, Key, LayerId, Lease, ResultRecord, Store, StoreOptions};
 use crate::tree::testing::put_dir;
-use crate::tree::{DirEntries, Entry, Kind, Meta, NodeDigest, NodeStore, Tree, entry_in};
+use crate::tree::{DirEntries, Entry, Kind, Links, Meta, NodeDigest, NodeStore, Tree, entry_in};
 
 pub(super) fn options() -> StoreOptions {
     // What a machine's stop loses is the store's own tests' business.
@@ -56,15 +57,21 @@ pub(super) fn commit_layer(store: &Store, lease: &Lease, content: &str) -> Layer
     store.commit_layer(draft, &LayerDiff::saying(content), content.len() as u64).unwrap()
 }
 
-/// A stored tree of one directory in the root, different for each seed.
+/// A stored tree of one directory in the root, and of names of one file, different for each seed.
 pub(super) fn tree(store: &Store, seed: u32) -> Tree {
+    let names = ["a", "b"].map(|name| RelPath::clamp(format!("{name}{seed}").as_bytes()));
+    let links = Links::new([names.to_vec()], store).unwrap();
+    Tree { node: root(store, seed), links, ..Tree::empty() }
+}
+
+fn root(store: &Store, seed: u32) -> NodeDigest {
     let mut inner = DirEntries::default();
     let meta = Meta { mode: 0o644, uid: seed, ..Meta::default() };
     inner.insert(b"pipe".to_vec(), Entry { meta, kind: Kind::Fifo });
     let inner_digest = put_dir(store, &inner);
     let mut node = DirEntries::default();
     node.insert(b"dir".to_vec(), Entry { meta: Meta::default(), kind: Kind::Dir(inner_digest) });
-    Tree { node: put_dir(store, &node), ..Tree::empty() }
+    put_dir(store, &node)
 }
 
 pub(super) fn nodes_of(store: &Store, tree: &Tree) -> Vec<NodeDigest> {
@@ -72,7 +79,7 @@ pub(super) fn nodes_of(store: &Store, tree: &Tree) -> Vec<NodeDigest> {
         panic!("made by `tree`")
     };
     store.node(&inner).unwrap();
-    vec![tree.node, inner]
+    tree.nodes().chain([inner]).collect()
 }
 
 pub(super) fn record(tree: &Tree, stack: &[LayerId], exec_ns: u64) -> ResultRecord {
@@ -138,7 +145,7 @@ fn what_images_hold_stays_and_the_rest_goes_with_bytes_rows_and_nodes() {
     let collected = collect(&root, &Policy::default());
     assert_eq!((collected.layers, collected.blobs, collected.results), (1, 1, 1));
     assert_eq!((collected.freed_bytes, collected.deferred_bytes), (4 + 7, 0));
-    assert_eq!(collected.nodes, 2);
+    assert_eq!(collected.nodes, lost_nodes.len() as u64);
     let store = open(&root);
     assert!(store.result(&key(1)).unwrap().is_some());
     assert!(store.result(&key(2)).unwrap().is_none());
@@ -226,7 +233,7 @@ fn nodes_that_are_stored_again_while_they_wait_are_kept() {
 fn wide_tree(store: &Store, seeds: Range<u32>) -> (Tree, BTreeSet<NodeDigest>) {
     let mut dirs = DirEntries::default();
     for seed in seeds {
-        let kind = Kind::Dir(tree(store, seed).node);
+        let kind = Kind::Dir(root(store, seed));
         dirs.insert(seed.to_string().into_bytes(), Entry { meta: Meta::default(), kind });
     }
     let wide = Tree { node: put_dir(store, &dirs), ..Tree::empty() };
@@ -488,4 +495,25 @@ fn record_during_collection(pause: u32) {
 fn what_is_recorded_between_mark_and_sweep_by_a_reader_that_then_ends_is_saved() {
     record_during_collection(1);
     record_during_collection(2);
+}
+
+#[test]
+fn results_that_cannot_be_read_go() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    let config = store.put_blob(&lease, b"config").unwrap();
+    store.put_image("app", &image(config, &[layer])).unwrap();
+    store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    store.put_result(&key(2), &record(&tree(&store, 2), &[layer], 1)).unwrap();
+    drop((lease, store));
+    let connection = rusqlite::Connection::open(root.join("index.sqlite")).unwrap();
+    let damage = "UPDATE results SET record = x'00' WHERE key = (SELECT max(key) FROM results)";
+    assert_eq!(connection.execute(damage, []).unwrap(), 1);
+    let collected = collect(&root, &Policy::default());
+    assert_eq!((collected.results, collected.layers), (1, 0));
+    let left: i64 = connection.query_row("SELECT count(*) FROM results", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 1);
+    assert!(open(&root).result(&key(1)).unwrap().is_some());
 }

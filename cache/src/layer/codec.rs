@@ -267,7 +267,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next byte's place.
-    pub(super) fn at(&self) -> usize {
+    pub(crate) fn at(&self) -> usize {
         self.at
     }
 

@@ -9,7 +9,7 @@ use super::tar::{Member, MemberKind, TarWriter};
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
-use crate::tree::{Kind, LinkNames, Meta, NodeStore, Tree, TreeError};
+use crate::tree::{FirstNames, Kind, Meta, NodeStore, Tree, TreeError};
 
 /// Bytes read from a file at once.
 const BODY_BYTES: usize = 256 << 10;
@@ -48,7 +48,7 @@ pub fn listing(
     files: &dyn FileSource,
     scratch: &Scratch,
 ) -> Result<LayerDiff, FlattenError> {
-    let names = LinkNames::of(&tree.links);
+    let mut names = FirstNames::new(tree.links.iter(nodes));
     let mut listing = LayerDiff::new(scratch);
     let walk = tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)?;
     for found in walk {
@@ -60,11 +60,9 @@ pub fn listing(
             Err(error) => return Err(error.into()),
         };
         let meta = entry.meta;
-        let first = names.file_of(&path).filter(|first| *first != path.as_bytes());
+        let first = names.first_of(&path).map_err(TreeError::from)?;
         let change = match (first, entry.kind) {
-            (Some(first), Kind::File { .. }) => {
-                Change::Hardlink { target: RelPath::of_clean(first.to_vec()) }
-            }
+            (Some(target), Kind::File { .. }) => Change::Hardlink { target },
             (_, Kind::Dir(_)) => Change::Dir { meta, opaque: false },
             (_, Kind::File { size, content }) => Change::File { meta, size, content },
             (_, Kind::Symlink(target)) => Change::Symlink { meta, target },

@@ -56,7 +56,8 @@ pub(crate) struct ResultRow {
     pub(crate) layers: Vec<LayerId>,
     pub(crate) exec_ns: u64,
     pub(crate) description: String,
-    pub(crate) root: NodeDigest,
+    /// The nodes that its tree names.
+    pub(crate) roots: Vec<NodeDigest>,
 }
 
 /// The index at one moment.
@@ -65,8 +66,8 @@ pub(crate) struct Snapshot {
     pub(crate) layers: BTreeMap<LayerId, LayerRow>,
     pub(crate) blobs: BTreeMap<Digest, BlobRow>,
     pub(crate) results: Vec<ResultRow>,
-    /// Keys of results that cannot be read.
-    pub(crate) damaged_results: Vec<Vec<u8>>,
+    /// Results that cannot be read: their keys, and when they were used.
+    pub(crate) damaged_results: Vec<(Vec<u8>, i64)>,
     pub(crate) images: Vec<(String, ImageRecord)>,
     /// Manifests and configs of resolved references: small, and what lets a build start without the registry.
     pub(crate) resolved_blobs: BTreeSet<Digest>,
@@ -74,8 +75,8 @@ pub(crate) struct Snapshot {
     pub(crate) pulled: BTreeMap<Digest, Digest>,
     /// Root nodes of what remembered executions read.
     pub(crate) read_nodes: Vec<NodeDigest>,
-    /// Root node of each remembered tree of image layers.
-    pub(crate) chains: BTreeMap<[u8; 32], Option<NodeDigest>>,
+    /// What each remembered tree of image layers names.
+    pub(crate) chains: BTreeMap<[u8; 32], Option<Vec<NodeDigest>>>,
     /// Chains that an image or a resolved reference has.
     pub(crate) known_chains: BTreeMap<[u8; 32], Vec<Digest>>,
 }
@@ -159,14 +160,15 @@ impl Store {
                 let is_sealed = seal("result", &key, &bytes) == row.get::<_, [u8; 8]>(2)?;
                 match result::decode(&bytes).filter(|_| is_sealed) {
                     Some(record) => snapshot.results.push(result_row(key, row.get(3)?, record)),
-                    None => snapshot.damaged_results.push(key),
+                    None => snapshot.damaged_results.push((key, row.get(3)?)),
                 }
             }
             let mut statement = connection.prepare("SELECT chain, record FROM chain_trees")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let tree: Vec<u8> = row.get(1)?;
-                snapshot.chains.insert(row.get(0)?, Tree::decode(&tree).ok().map(|tree| tree.node));
+                let roots = Tree::decode(&tree).ok().map(|tree| tree.nodes().collect());
+                snapshot.chains.insert(row.get(0)?, roots);
             }
             let mut statement =
                 connection.prepare("SELECT diff_id, blob FROM encodings WHERE params = ?1")?;
@@ -545,7 +547,7 @@ fn result_row(key: Vec<u8>, used: i64, record: super::ResultRecord) -> ResultRow
         layers,
         exec_ns: record.exec_ns,
         description: record.description,
-        root: record.tree.node,
+        roots: record.tree.nodes().collect(),
     }
 }
 

@@ -396,15 +396,17 @@ impl Store {
         let is_whole = |root: &NodeDigest| {
             root == &*crate::tree::EMPTY_NODE || (children.contains_key(root) && !broken.contains(root))
         };
-        for result in snapshot.results.iter().filter(|result| !is_whole(&result.root)) {
+        for result in snapshot.results.iter().filter(|result| !result.roots.iter().all(is_whole)) {
             bad.results.insert(result.key.clone());
             findings.push(result_finding(result));
         }
-        for (chain, _) in snapshot.chains.iter().filter(|(_, root)| !root.as_ref().is_some_and(is_whole)) {
+        let is_damaged =
+            |roots: &Option<Vec<NodeDigest>>| !roots.as_ref().is_some_and(|roots| roots.iter().all(is_whole));
+        for (chain, _) in snapshot.chains.iter().filter(|(_, roots)| is_damaged(roots)) {
             bad.chains.insert(*chain);
             findings.push(Finding::Chain(hex::encode(chain)));
         }
-        for key in &snapshot.damaged_results {
+        for (key, _) in &snapshot.damaged_results {
             bad.results.insert(key.clone());
             findings.push(Finding::Record { kind: "result", name: hex::encode(key) });
         }

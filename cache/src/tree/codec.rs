@@ -4,7 +4,8 @@
 //! node  = "RBD" 01, count, { name, entry }…          names strictly ascending
 //!       | "RBP" 01, count, { first name, digest }…   parts of a large directory: two at least, likewise ascending
 //! entry = tag, mode, uid, gid, count, { name, value }…xattrs, payload
-//! tree  = "RBT" 01, meta, node digest, count, { count, path… }…
+//! tree  = "RBT" 01, meta, node digest, 0      when no file has several names
+//!       | "RBT" 02, meta, node digest, count, digest…   the nodes of its links, see `links`
 //! ```
 //!
 //! All integers are little-endian `u32` but sizes (`u64`) and tags (`u8`); all byte strings carry their length. One
@@ -14,11 +15,8 @@
 //! keys (`builder/src/solve/keys.rs`), of chains' trees (`store/resolution.rs`), and the stat index's.
 
 use std::collections::BTreeMap;
-use std::mem::take;
 
-use super::links::Packer;
-use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, LinkNames, Meta, NodeDigest, Part, Tree};
-use crate::path::is_clean;
+use super::{ContentDigest, DirEntries, DirNode, Entry, Kind, LinkNode, Links, Meta, NodeDigest, Part, Tree};
 
 /// Longest name of a directory entry in bytes: Linux's `NAME_MAX`.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -34,6 +32,7 @@ pub const ENCODED_BYTES_MAX: usize = 128 << 20;
 const DIR_MAGIC: &[u8; 4] = b"RBD\x01";
 const PARTS_MAGIC: &[u8; 4] = b"RBP\x01";
 const TREE_MAGIC: &[u8; 4] = b"RBT\x01";
+const LINKED_TREE_MAGIC: &[u8; 4] = b"RBT\x02";
 
 const TAG_DIR: u8 = 1;
 const TAG_FILE: u8 = 2;
@@ -75,8 +74,8 @@ pub enum CodecError {
     /// Too few parts of a directory.
     #[error("a directory in parts has only {0}")]
     Parts(u32),
-    /// Link groups that are not sorted, too small or overlapping.
-    #[error("hardlink groups are not valid")]
+    /// Links that are not sorted, or not written as they should be.
+    #[error("the list of hard links is not valid")]
     Links,
 }
 
@@ -97,6 +96,7 @@ impl DirNode {
                 }
                 out.counted(parts.len())
             }
+            Self::Links(links) => links.bytes().to_vec(),
         }
     }
 
@@ -104,6 +104,9 @@ impl DirNode {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.starts_with(PARTS_MAGIC) {
             return Self::decode_parts(bytes);
+        }
+        if LinkNode::begins(bytes) {
+            return LinkNode::decode(bytes).map(Self::Links);
         }
         let mut input = Reader::new(bytes, DIR_MAGIC, "directory node")?;
         let count = input.u32()?;
@@ -155,50 +158,34 @@ impl Entry {
 impl Tree {
     /// Canonical bytes: what [`super::TreeDigest`] is over and what records keep.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(128);
-        self.encode_to(&mut bytes);
-        bytes
-    }
-
-    /// Appends the canonical bytes.
-    pub(crate) fn encode_to(&self, bytes: &mut Vec<u8>) {
-        let mut out = Writer(take(bytes));
-        out.0.extend_from_slice(TREE_MAGIC);
+        let links = self.links.nodes();
+        let mut out = Writer(Vec::with_capacity(128));
+        out.0.extend_from_slice(if links.is_empty() { TREE_MAGIC } else { LINKED_TREE_MAGIC });
         out.meta(&self.root);
         out.0.extend_from_slice(&self.node.0);
-        out.count(self.links.len());
-        for group in self.links.groups() {
-            out.count(group.len());
-            for path in group {
-                out.bytes(path.as_bytes());
-            }
-        }
-        *bytes = out.0;
+        out.count(links.len());
+        links.iter().for_each(|node| out.0.extend_from_slice(&node.0));
+        out.0
     }
 
-    /// Reads canonical bytes; takes nothing but what [`Tree::encode`] gives. The node itself is not looked at.
+    /// Reads canonical bytes; takes nothing but what [`Tree::encode`] gives. The nodes themselves are not looked at.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        let mut input = Reader::new(bytes, TREE_MAGIC, "tree")?;
+        let is_linked = bytes.starts_with(LINKED_TREE_MAGIC);
+        let magic = if is_linked { LINKED_TREE_MAGIC } else { TREE_MAGIC };
+        let mut input = Reader::new(bytes, magic, "tree")?;
         let root = input.meta()?;
         let node = NodeDigest(input.digest()?);
-        let mut links = Packer::default();
-        let mut group = Vec::new();
-        for _ in 0..input.u32()? {
-            group.clear();
-            for _ in 0..input.u32()? {
-                let path = input.bytes(PATH_BYTES_MAX)?.filter(|path| is_clean(path));
-                group.push(path.ok_or(CodecError::Links)?);
-            }
-            if !links.push(&group) {
-                return Err(CodecError::Links);
-            }
-        }
-        input.end()?;
-        let links = links.finish();
-        if LinkNames::of(&links).have_equal() {
+        let count = input.u32()?;
+        // Earlier versions had the names themselves here.
+        if is_linked != (count > 0) {
             return Err(CodecError::Links);
         }
-        Ok(Self { root, node, links })
+        let mut links = Vec::new();
+        for _ in 0..count {
+            links.push(NodeDigest(input.digest()?));
+        }
+        input.end()?;
+        Ok(Self { root, node, links: Links::of_nodes(links) })
     }
 }
 

@@ -1,11 +1,14 @@
 //! A tree and a layer's diff give the next tree.
 
+mod links;
+
 use super::{
-    Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, LinkGroups, LinkNames, Meta,
-    NodeDigest, NodeStore, NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
+    Batch, DEPTH_MAX, DirReader, EMPTY_NODE, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore,
+    NodeStoreError, NodeWriter, Tree, TreeError, check_name, strip,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff, ListingError};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 
 impl Tree {
     /// Applies a layer's changes. Loads only directories that something changes in, and of large ones the parts; gives the
@@ -13,17 +16,18 @@ impl Tree {
     ///
     /// A changed or removed path leaves its hardlink group. A whiteout of what is not there changes nothing. A path
     /// whose directories are not listed in `diff` must have them in this tree.
-    pub fn apply(&self, nodes: &dyn NodeStore, diff: &LayerDiff) -> Result<Self, TreeError> {
+    pub fn apply(
+        &self,
+        nodes: &dyn NodeStore,
+        diff: &LayerDiff,
+        scratch: &Scratch,
+    ) -> Result<Self, TreeError> {
         let mut edit = Edit { nodes, open: vec![OpenDir::root(self)], made: Batch::new(nodes) };
         let mut last: Option<RelPath> = None;
-        let mut linked = LinkNames::default();
         for entry in diff {
             let DiffEntry { path, change, .. } = entry?;
             if last.is_some_and(|last| last >= path) {
                 return Err(TreeError::Unsorted { path });
-            }
-            if let Change::Hardlink { target } = &change {
-                linked.add(target.as_bytes(), [target.as_bytes(), path.as_bytes()]);
             }
             edit.change(&path, change, diff)?;
             last = Some(path);
@@ -34,24 +38,9 @@ impl Tree {
         let root = edit.open.pop().expect("the root is opened first and never closed");
         let meta = root.meta.clone();
         let node = edit.keep(root)?;
+        let links = links::after(&self.links, nodes, diff, scratch, &mut edit.made)?;
         edit.made.put()?;
-        let links = self.links_after(diff, linked)?;
         Ok(Self { root: meta, node, links })
-    }
-
-    /// The link groups that a diff leaves, with those that it makes.
-    fn links_after(&self, diff: &LayerDiff, linked: LinkNames) -> Result<LinkGroups, ListingError> {
-        if self.links.is_empty() {
-            return Ok(linked.into_groups());
-        }
-        let mut names = LinkNames::of(&self.links);
-        if !names.remove_touched(diff)? && linked.is_empty() {
-            return Ok(self.links.clone());
-        }
-        // Before the new ones come: the name that a file was known by may be another's now.
-        names.name_files();
-        names.append(linked);
-        Ok(names.into_groups())
     }
 }
 

@@ -1,181 +1,164 @@
-//! Hardlink groups of a tree.
+//! Names of files that have several.
+//!
+//! A tree has a sorted list of them: of each file all names but the first, with the first. There may be a million, so
+//! the list is in nodes of the store, some thousand names each, and the tree names the nodes.
 
-mod names;
+mod left;
+mod node;
 #[cfg(test)]
 mod tests;
+mod writer;
 
-use std::fmt;
+use std::iter::Peekable;
 use std::sync::Arc;
 
-pub(crate) use self::names::LinkNames;
-use crate::layer::{FieldReader, put_number, put_path};
+pub(crate) use self::left::Gone;
+pub use self::left::{LinksBelow, RelativeLinks};
+pub use self::node::LinkNode;
+use self::node::Pairs;
+pub(crate) use self::writer::LinksWriter;
+use super::{Batch, DirNode, NodeDigest, NodeStore, NodeStoreError};
 use crate::path::{RelPath, compare};
 
-/// Which paths are names of one file. Groups have two or more paths, paths are sorted within their group, groups by
-/// their first path, and no path is in two groups.
-///
-/// There may be a hundred thousand of them: paths are held as what they do not share with those of the group before, and
-/// made when somebody asks for them. Clones share them: a build has a tree for every step, and few steps change any.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct LinkGroups {
-    len: usize,
-    packed: Arc<[u8]>,
+/// A name of a file that has several, and the first of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The name, which comes after the first.
+    pub name: RelPath,
+    /// The file's first name in [`RelPath`]'s order, which is no name of another file.
+    pub first: RelPath,
 }
 
-impl LinkGroups {
-    /// Brings groups into order; paths alone in their group are dropped.
-    ///
-    /// A path must not be in two groups.
-    pub fn new(groups: impl IntoIterator<Item = Vec<RelPath>>) -> Self {
-        let mut names = LinkNames::default();
-        for group in groups {
-            if let Some(first) = group.iter().min() {
-                names.add(first.as_bytes(), group.iter().map(RelPath::as_bytes));
-            }
-        }
-        names.into_groups()
+/// Which paths of a tree are names of one file: the nodes that list them. Equal lists have equal nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Links(Arc<[NodeDigest]>);
+
+impl Links {
+    /// Those that these nodes list.
+    pub(crate) fn of_nodes(nodes: Vec<NodeDigest>) -> Self {
+        Self(nodes.into())
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.len
+    /// Those of these files, each given by all its names; one name alone is none. No name may be in two. `nodes` gets the
+    /// nodes.
+    pub fn new(
+        files: impl IntoIterator<Item = Vec<RelPath>>,
+        nodes: &dyn NodeStore,
+    ) -> Result<Self, NodeStoreError> {
+        let links_of = |mut names: Vec<RelPath>| {
+            names.sort_unstable();
+            let mut names = names.into_iter();
+            let first = names.next();
+            names.filter_map(move |name| Some(Link { name, first: first.clone()? }))
+        };
+        let mut links: Vec<Link> = files.into_iter().flat_map(links_of).collect();
+        links.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut made = Batch::new(nodes);
+        let mut out = LinksWriter::new(&mut made);
+        links.iter().try_for_each(|link| out.push(link))?;
+        let links = out.finish()?;
+        made.put()?;
+        Ok(links)
     }
 
     /// True when no file has two names.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_empty()
     }
 
-    /// The groups, sorted.
-    pub fn groups(&self) -> Groups<'_> {
-        Groups {
-            left: self.len,
-            input: FieldReader::new(&self.packed, 0),
-            first: Vec::new(),
-            other: Vec::new(),
+    /// The nodes that list them.
+    pub fn nodes(&self) -> &[NodeDigest] {
+        &self.0
+    }
+
+    /// All of them, sorted by name.
+    pub fn iter<'a>(&self, nodes: &'a dyn NodeStore) -> Names<'a> {
+        Names { nodes, list: self.clone(), next: 0, pairs: None, has_failed: false }
+    }
+
+    /// Those whose names do not come before `path`.
+    fn iter_from<'a>(
+        &self,
+        nodes: &'a dyn NodeStore,
+        path: &RelPath,
+    ) -> Result<Peekable<Names<'a>>, NodeStoreError> {
+        let (mut low, mut high) = (0, self.0.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let begins_before = compare(load(nodes, &self.0[middle])?.first_name(), path.as_bytes()).is_le();
+            (low, high) = if begins_before { (middle + 1, high) } else { (low, middle) };
+        }
+        let mut names = Names { next: low.saturating_sub(1), ..self.iter(nodes) }.peekable();
+        while names.next_if(|link| link.as_ref().is_ok_and(|link| link.name < *path)).is_some() {}
+        Ok(names)
+    }
+}
+
+fn load(nodes: &dyn NodeStore, digest: &NodeDigest) -> Result<LinkNode, NodeStoreError> {
+    match nodes.node(digest)? {
+        DirNode::Links(node) => Ok(node),
+        DirNode::Entries(_) | DirNode::Parts(_) => Err(NodeStoreError::Damaged(*digest)),
+    }
+}
+
+/// Names of [`Links`], one after the other. None comes after an error.
+pub struct Names<'a> {
+    nodes: &'a dyn NodeStore,
+    list: Links,
+    /// Which node comes next.
+    next: usize,
+    /// What is in the one before.
+    pairs: Option<Pairs>,
+    has_failed: bool,
+}
+
+impl Names<'_> {
+    fn step(&mut self) -> Result<Option<Link>, NodeStoreError> {
+        loop {
+            if let Some(link) = self.pairs.as_mut().and_then(Pairs::next) {
+                return Ok(Some(link));
+            }
+            let Some(digest) = self.list.0.get(self.next) else { return Ok(None) };
+            let node = load(self.nodes, digest)?;
+            if self.pairs.as_ref().is_some_and(|pairs| compare(pairs.last(), node.first_name()).is_ge()) {
+                return Err(NodeStoreError::Damaged(*digest));
+            }
+            self.pairs = Some(node.pairs());
+            self.next += 1;
         }
     }
+}
 
-    /// Groups as seen from `dir`: paths below it, relative to it; groups with fewer than two of those are left out.
-    pub fn below(&self, dir: &RelPath) -> Self {
-        if dir.is_root() {
-            return self.clone();
+impl Iterator for Names<'_> {
+    type Item = Result<Link, NodeStoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.has_failed {
+            return None;
         }
-        let inside = |group: Vec<RelPath>| {
-            group.iter().filter_map(|path| strip(path, dir)).filter(|path| !path.is_root()).collect()
-        };
-        Self::new(self.groups().map(inside))
-    }
-
-    /// Groups without the paths for which `gone` says true.
-    pub(crate) fn without(&self, gone: impl Fn(&RelPath) -> bool) -> impl Iterator<Item = Vec<RelPath>> {
-        self.groups().map(move |mut group| {
-            group.retain(|path| !gone(path));
-            group
-        })
-    }
-
-    /// True when both are in the same place.
-    #[cfg(test)]
-    pub(crate) fn are_shared_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.packed, &other.packed)
+        let step = self.step();
+        self.has_failed = step.is_err();
+        step.transpose()
     }
 }
 
-impl fmt::Debug for LinkGroups {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.groups()).finish()
+/// The first names of files, for those who ask for paths in their order.
+pub(crate) struct FirstNames<I: Iterator>(Peekable<I>);
+
+impl<I: Iterator<Item = Result<Link, E>>, E> FirstNames<I> {
+    /// `links` are sorted by name.
+    pub(crate) fn new(links: I) -> Self {
+        Self(links.peekable())
     }
-}
 
-/// Groups of a [`LinkGroups`], one after the other.
-#[derive(Clone)]
-pub struct Groups<'a> {
-    left: usize,
-    input: FieldReader<'a>,
-    /// The first path of the last group, and its last one.
-    first: Vec<u8>,
-    other: Vec<u8>,
-}
-
-impl Groups<'_> {
-    fn group(&mut self) -> Result<Vec<RelPath>, &'static str> {
-        let count = usize::try_from(self.input.number()?).unwrap_or_default();
-        let mut group = Vec::with_capacity(count);
-        for place in 0..count {
-            let path = if place == 0 { &mut self.first } else { &mut self.other };
-            self.input.path(path)?;
-            group.push(RelPath::of_clean(path.clone()));
+    /// The first name of the file at `path`, unless this is it or the only one.
+    pub(crate) fn first_of(&mut self, path: &RelPath) -> Result<Option<RelPath>, E> {
+        while let Some(link) = self.0.next_if(|link| link.as_ref().map_or(true, |link| link.name <= *path)) {
+            let link = link?;
+            if link.name == *path {
+                return Ok(Some(link.first));
+            }
         }
-        Ok(group)
+        Ok(None)
     }
-}
-
-impl Iterator for Groups<'_> {
-    type Item = Vec<RelPath>;
-
-    fn next(&mut self) -> Option<Vec<RelPath>> {
-        self.left = self.left.checked_sub(1)?;
-        // What was packed here unpacks.
-        self.group().ok()
-    }
-}
-
-/// Takes groups in order.
-///
-/// ```text
-/// group = count { shared suffix-length suffix }…
-/// ```
-///
-/// The names of a file are often in two directories, as are those of the next: first paths follow each other, and so do the
-/// others.
-#[derive(Default)]
-pub(crate) struct Packer {
-    len: usize,
-    packed: Vec<u8>,
-    first: Vec<u8>,
-    other: Vec<u8>,
-}
-
-impl Packer {
-    /// Takes the next group of clean paths, unless it is too small, not sorted, or does not come after those before.
-    pub(crate) fn push(&mut self, group: &[&[u8]]) -> bool {
-        let [first, others @ ..] = group else { return false };
-        // The root comes first of all, and is not a file.
-        let is_next = compare(&self.first, first).is_lt();
-        if others.is_empty() || !is_next || !group.is_sorted_by(|a, b| compare(a, b).is_lt()) {
-            return false;
-        }
-        self.len += 1;
-        put_number(&mut self.packed, group.len() as u64);
-        put_path(&mut self.packed, &self.first, first);
-        self.first.clear();
-        self.first.extend_from_slice(first);
-        for other in others {
-            put_path(&mut self.packed, &self.other, other);
-            self.other.clear();
-            self.other.extend_from_slice(other);
-        }
-        true
-    }
-
-    /// The groups; whether a path is in two of them is for whoever does not know it.
-    pub(crate) fn finish(self) -> LinkGroups {
-        LinkGroups { len: self.len, packed: self.packed.into() }
-    }
-}
-
-/// `path` relative to `dir`, `None` when it is not `dir` or below it.
-pub(crate) fn strip(path: &RelPath, dir: &RelPath) -> Option<RelPath> {
-    if dir.is_root() {
-        return Some(path.clone());
-    }
-    let rest = path.as_bytes().strip_prefix(dir.as_bytes())?;
-    let rest = if rest.is_empty() { rest } else { rest.strip_prefix(b"/")? };
-    Some(RelPath::new(rest).expect("the tail of a clean path after a `/` is clean"))
-}
-
-/// `path` below `dir`.
-pub(crate) fn below(dir: &RelPath, path: &RelPath) -> RelPath {
-    if path.is_root() { dir.clone() } else { dir.join(path.as_bytes()) }
 }

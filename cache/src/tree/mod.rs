@@ -5,7 +5,7 @@
 //! | `node`, `entries` | what a tree is made of |
 //! | `codec`, `digest` | canonical bytes and their digests |
 //! | `writer`, `reader` | a directory's nodes entry by entry, large ones in parts |
-//! | `links` | hardlink groups |
+//! | `links` | names of files that have several |
 //! | `edit` | [`Tree::apply`]: a tree and a layer's diff give the next tree |
 //! | `walk` | [`Tree::walk`]: everything below a path |
 //! | `diff` | [`difference`]: what differs between two trees |
@@ -36,7 +36,7 @@ pub use batch::Batch;
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{TreeChange, difference};
 pub use entries::DirEntries;
-pub use links::{Groups, LinkGroups};
+pub use links::{Link, LinkNode, Links, LinksBelow, Names, RelativeLinks};
 pub use memory::{Memo, MemoryNodeStore, load_node};
 pub use node::{
     ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, Part,
@@ -49,7 +49,7 @@ pub use walk::{DEPTH_MAX, Walk};
 
 pub(crate) use codec::check_name;
 pub(crate) use digest::EMPTY_NODE;
-pub(crate) use links::{LinkNames, below, strip};
+pub(crate) use links::{FirstNames, Gone, LinksWriter};
 pub(crate) use writer::{NodeWriter, PART_ENTRIES_MIN};
 
 use crate::layer::ListingError;
@@ -63,7 +63,7 @@ pub struct Tree {
     /// Node of the root directory.
     pub node: NodeDigest,
     /// Which paths are names of one file.
-    pub links: LinkGroups,
+    pub links: Links,
 }
 
 /// A failing operation on a tree.
@@ -75,6 +75,9 @@ pub enum TreeError {
     /// A diff could not be read.
     #[error(transparent)]
     Listing(#[from] ListingError),
+    /// Names of files that have several could not be put into order.
+    #[error("sort the names of hard links")]
+    Sort(#[source] std::io::Error),
     /// A diff lists a path twice or not in order.
     #[error("layer entry `{path}` is out of order")]
     Unsorted {
@@ -121,7 +124,12 @@ impl Tree {
     /// The tree of `FROM scratch`: a root directory 0755 0:0 with nothing in it.
     pub fn empty() -> Self {
         let root = Meta { mode: 0o755, ..Meta::default() };
-        Self { root, node: *EMPTY_NODE, links: LinkGroups::default() }
+        Self { root, node: *EMPTY_NODE, links: Links::default() }
+    }
+
+    /// The nodes that nothing but the tree names: the root's, and those of the links.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeDigest> {
+        std::iter::once(self.node).chain(self.links.nodes().iter().copied())
     }
 
     /// The root directory as an entry.
@@ -141,4 +149,19 @@ impl Tree {
         }
         Ok(Some(entry))
     }
+}
+
+/// `path` relative to `dir`, `None` when it is not `dir` or below it.
+pub(crate) fn strip(path: &RelPath, dir: &RelPath) -> Option<RelPath> {
+    if dir.is_root() {
+        return Some(path.clone());
+    }
+    let rest = path.as_bytes().strip_prefix(dir.as_bytes())?;
+    let rest = if rest.is_empty() { rest } else { rest.strip_prefix(b"/")? };
+    Some(RelPath::new(rest).expect("the tail of a clean path after a `/` is clean"))
+}
+
+/// `path` below `dir`.
+pub(crate) fn below(dir: &RelPath, path: &RelPath) -> RelPath {
+    if path.is_root() { dir.clone() } else { dir.join(path.as_bytes()) }
 }

@@ -4,14 +4,14 @@
 //! directory's node names parts of it instead, each a node of its own (see [`super::NodeWriter`] for where they end): so
 //! nobody has to hold it whole, and one file changed in it makes one part anew. Digests
 //! cover names, types, modes, owners, sizes, contents, link targets, device numbers and kept xattrs, never mtimes.
-//! Hardlink groups live beside the root node, because a link across directories must not make a subtree's digest
+//! Names of one file are listed beside the root node, because a link across directories must not make a subtree's digest
 //! depend on its surroundings.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::DirEntries;
+use super::{DirEntries, LinkNode};
 
 macro_rules! blake3_digest {
     ($(#[$doc:meta])* $name:ident) => {
@@ -107,6 +107,8 @@ pub enum DirNode {
     Entries(Arc<DirEntries>),
     /// The parts of a large directory, in the order of their names: two at least.
     Parts(Arc<[Part]>),
+    /// No directory at all: some of a tree's names of files that have several.
+    Links(LinkNode),
 }
 
 /// A part of a large directory.
@@ -136,6 +138,7 @@ impl DirNode {
         let (entries, parts): (Option<&DirEntries>, &[Part]) = match self {
             Self::Entries(entries) => (Some(entries), &[]),
             Self::Parts(parts) => (None, parts),
+            Self::Links(_) => (None, &[]),
         };
         let dirs = entries.into_iter().flat_map(DirEntries::values).filter_map(|entry| match entry.kind {
             Kind::Dir(node) => Some(node),
@@ -151,14 +154,16 @@ impl DirNode {
         100 + match self {
             Self::Entries(entries) => entries.values().map(of_entry).sum::<usize>(),
             Self::Parts(parts) => 80 * parts.len(),
+            Self::Links(links) => links.bytes().len(),
         }
     }
 
-    /// How many entries or parts.
+    /// How many entries, parts or links.
     pub fn len(&self) -> usize {
         match self {
             Self::Entries(entries) => entries.len(),
             Self::Parts(parts) => parts.len(),
+            Self::Links(links) => links.clone().pairs().count(),
         }
     }
 

@@ -21,6 +21,7 @@ impl<'a> DirReader<'a> {
         let (parts, entries) = match load_node(nodes, digest)? {
             DirNode::Entries(entries) => (Arc::default(), entries),
             DirNode::Parts(parts) => (parts, Arc::default()),
+            DirNode::Links(_) => return Err(NodeStoreError::Damaged(*digest)),
         };
         Ok(Self { nodes, parts, parts_done: 0, entries, done: 0 })
     }
@@ -89,6 +90,7 @@ pub fn entry_in(
                 None => return Ok(None),
             }
         }
+        DirNode::Links(_) => return Err(NodeStoreError::Damaged(*digest)),
     };
     Ok(entries.get(name).cloned())
 }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{
-    ContentDigest, DirEntries, EncodedNode, Kind, Meta, NodeDigest, NodeStore, NodeWriter, Tree, load_node,
+    ContentDigest, DirEntries, EncodedNode, Kind, Link, Links, Meta, NodeDigest, NodeStore, NodeWriter, Tree,
+    load_node,
 };
 use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 
 pub(crate) fn meta(mode: u32) -> Meta {
     Meta { mode, ..Meta::default() }
@@ -49,14 +51,14 @@ pub(crate) fn diff(entries: &[(&str, Change)]) -> LayerDiff {
 }
 
 pub(crate) fn tree(nodes: &dyn NodeStore, entries: &[(&str, Change)]) -> Tree {
-    Tree::empty().apply(nodes, &diff(entries)).unwrap()
+    Tree::empty().apply(nodes, &diff(entries), &Scratch::for_test()).unwrap()
 }
 
 /// A tree with hardlinks: `(path, target)`.
 pub(crate) fn tree_linked(nodes: &dyn NodeStore, entries: &[(&str, Change)], links: &[(&str, &str)]) -> Tree {
     let links = links.iter().map(|(at, target)| (path(at), Change::Hardlink { target: path(target) }));
     let entries = entries.iter().map(|(at, change)| (path(at), change.clone()));
-    Tree::empty().apply(nodes, &diff_of(entries.chain(links))).unwrap()
+    Tree::empty().apply(nodes, &diff_of(entries.chain(links)), &Scratch::for_test()).unwrap()
 }
 
 /// Stores a directory's nodes.
@@ -67,9 +69,19 @@ pub(crate) fn put_dir(nodes: &dyn NodeStore, entries: &DirEntries) -> NodeDigest
     out.finish(put).unwrap()
 }
 
+/// All names of each file that has several, sorted.
+pub(crate) fn groups(nodes: &dyn NodeStore, links: &Links) -> Vec<Vec<RelPath>> {
+    let mut groups: BTreeMap<RelPath, Vec<RelPath>> = BTreeMap::new();
+    for link in links.iter(nodes) {
+        let Link { name, first } = link.unwrap();
+        groups.entry(first.clone()).or_insert_with(|| vec![first]).push(name);
+    }
+    groups.into_values().collect()
+}
+
 /// Gives one store a tree that another one has.
 pub(crate) fn copy_nodes(from: &dyn NodeStore, to: &dyn NodeStore, tree: &Tree) {
-    let mut left = vec![tree.node];
+    let mut left: Vec<NodeDigest> = tree.nodes().collect();
     while let Some(digest) = left.pop() {
         let node = load_node(from, &digest).unwrap();
         left.extend(node.below());

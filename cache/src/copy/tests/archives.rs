@@ -1,6 +1,6 @@
 use super::*;
 use crate::scratch::Scratch;
-use crate::tree::testing::{diff, dir, file, file_with, link, owned};
+use crate::tree::testing::{diff, dir, file, file_with, groups, link, owned};
 
 fn add(
     image: &mut Image,
@@ -33,7 +33,7 @@ fn archives_keep_owners_and_modes() {
         "f 4755 5:6 dest/bin/a 1",
         "f 4755 5:6 dest/bin/b 1",
     ]);
-    assert_eq!(image.tree.links.groups().collect::<Vec<_>>(), [[path("dest/bin/a"), path("dest/bin/b")]]);
+    assert_eq!(groups(&image.nodes, &image.tree.links), [[path("dest/bin/a"), path("dest/bin/b")]]);
     assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
     let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
     assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(&origin));

@@ -4,7 +4,7 @@ use super::*;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
 use crate::tree::testing::{apply_model, model_diff, steps};
-use crate::tree::{EMPTY_NODE, Entry, Kind, LastLink, LinkGroups};
+use crate::tree::{EMPTY_NODE, Entry, Kind, LastLink, LinksBelow};
 
 proptest! {
     /// Whatever is copied where: it is refused with a reason, or the layer fits the parent and means what it says.
@@ -19,7 +19,7 @@ proptest! {
         ],
     ) {
         let nodes = MemoryNodeStore::default();
-        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps))).unwrap();
+        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps)), &Scratch::for_test()).unwrap();
         let (parent, source) = (build(&parent), build(&source));
         let selected: Vec<_> = patterns
             .iter()
@@ -36,7 +36,7 @@ proptest! {
         let Ok(plan) = plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test()) else {
             return Ok(());
         };
-        let next = parent.apply(&nodes, &plan.diff).unwrap();
+        let next = parent.apply(&nodes, &plan.diff, &Scratch::for_test()).unwrap();
         let mut files = files(&plan).into_iter();
         for entry in plan.diff.entries() {
             let resolved = next.resolve(&nodes, entry.path.as_bytes(), LastLink::Keep).unwrap();
@@ -57,7 +57,7 @@ proptest! {
         // What comes last is planned without being held: an empty directory after it changes nothing but that.
         if let Some(last) = selected.last() && matches!(last.entry.kind, Kind::Dir(_)) {
             let entry = Entry { kind: Kind::Dir(*EMPTY_NODE), ..last.entry.clone() };
-            let empty = CopyItem::Selected(Selected { entry, links: LinkGroups::default(), ..last.clone() });
+            let empty = CopyItem::Selected(Selected { entry, links: LinksBelow::default(), ..last.clone() });
             let items = items.iter().cloned().chain([empty]).collect::<Vec<_>>();
             let held = super::super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
             prop_assert_eq!(&held.unwrap(), &plan);
@@ -79,7 +79,7 @@ proptest! {
         // Doing it again changes nothing.
         let again = super::super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
         if let Ok(again) = again {
-            let whole = next.apply(&nodes, &again.diff).unwrap();
+            let whole = next.apply(&nodes, &again.diff, &Scratch::for_test()).unwrap();
             if dest.ends_with('/') || dest.ends_with("/.") {
                 prop_assert_eq!(whole.digest(), next.digest());
             }

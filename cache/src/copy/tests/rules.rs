@@ -1,8 +1,8 @@
 use super::*;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
-use crate::tree::testing::{dir, file, file_with, link, meta, owned};
-use crate::tree::{Entry, Kind, LinkGroups, NodeDigest};
+use crate::tree::testing::{dir, file, file_with, groups, link, meta, owned};
+use crate::tree::{Entry, Kind, LinksBelow, NodeDigest};
 
 fn two_files() -> Context<'static> {
     Context::new(&[("f", file_with(owned(0o644, 1000, 1000), "F")), ("g", file("GG"))])
@@ -169,13 +169,13 @@ fn case_97_pipes_stay_pipes_and_links_stay_linked() {
     context.links = vec![("d/b", "d/a"), ("d/c", "d/a"), ("o/out", "d/a")];
     let image = Image::scratch().copy(&context, &["d"], "/n");
     image.check(&["d 755 0:0 n", "f 644 0:0 n/a 1", "f 644 0:0 n/b 1", "f 644 0:0 n/c 1", "p 600 0:0 n/p"]);
-    assert_eq!(image.tree.links.groups().collect::<Vec<_>>(), [[path("n/a"), path("n/b"), path("n/c")]]);
+    assert_eq!(groups(&image.nodes, &image.tree.links), [[path("n/a"), path("n/b"), path("n/c")]]);
     assert_eq!(image.files().len(), 1, "one file has one source");
     // A later source overwrites the first name: the others still belong together and have bytes.
     context.entries.push(("z", dir(0o755)));
     context.entries.push(("z/a", file("ZZ")));
     let image = Image::scratch().copy(&context, &["d", "z"], "/n");
-    assert_eq!(image.tree.links.groups().collect::<Vec<_>>(), [[path("n/b"), path("n/c")]]);
+    assert_eq!(groups(&image.nodes, &image.tree.links), [[path("n/b"), path("n/c")]]);
     assert_eq!(image.files().len(), 2);
     let image = Image::scratch().copy(&context, &["d/a", "d/b"], "/n/");
     assert!(image.tree.links.is_empty(), "two sources are two files");
@@ -209,7 +209,7 @@ fn case_99_links_in_the_destination_are_followed_in_the_root() {
     let linked = Image::scratch().copy(&two_files(), &["f"], "/abs/");
     let base = Image::with(&base);
     let nodes = base.nodes;
-    let stacked = base.tree.apply(&nodes, &linked.last.diff).unwrap();
+    let stacked = base.tree.apply(&nodes, &linked.last.diff, &Scratch::for_test()).unwrap();
     assert!(listing(&nodes, &stacked).contains(&"f 644 0:0 abs/f 1".into()));
 }
 
@@ -238,7 +238,7 @@ fn case_101_an_existing_destination_keeps_its_metadata() {
     assert_eq!(image.mtime("n/sub"), Mtime { secs: 500, nanos: 5 });
     let linked = Image::scratch().copy(&dir_tree(), &["d"], "/tmp/");
     let base = Image::with(&[("tmp", dir(0o1777))]);
-    let stacked = base.tree.apply(&base.nodes, &linked.last.diff).unwrap();
+    let stacked = base.tree.apply(&base.nodes, &linked.last.diff, &Scratch::for_test()).unwrap();
     assert_eq!(stacked.get(&base.nodes, &path("tmp")).unwrap().unwrap().meta.mode, 0o755);
 }
 
@@ -286,7 +286,7 @@ fn heredocs_are_files_with_a_name() {
         let plan =
             plan(&nodes, &Tree::empty(), &FakeTimes(1), None, &items, &options(dest), &Scratch::for_test())
                 .unwrap();
-        listing(&nodes, &Tree::empty().apply(&nodes, &plan.diff).unwrap())
+        listing(&nodes, &Tree::empty().apply(&nodes, &plan.diff, &Scratch::for_test()).unwrap())
     };
     assert_eq!(inline("/x"), ["f 644 0:0 x 6"]);
     assert_eq!(inline("/x/"), ["d 755 0:0 x", "f 644 0:0 x/EOF 6"]);
@@ -349,7 +349,7 @@ fn a_directory_that_cannot_be_loaded_is_not_an_empty_one() {
     let nodes = MemoryNodeStore::default();
     let lost = NodeDigest([7; 32]);
     let entry = Entry { meta: meta(0o755), kind: Kind::Dir(lost) };
-    let selected = Selected { name: b"d".to_vec(), path: path("d"), entry, links: LinkGroups::default() };
+    let selected = Selected { name: b"d".to_vec(), path: path("d"), entry, links: LinksBelow::default() };
     let (times, parent) = (FakeTimes(1), Tree::empty());
     let planned = plan(
         &nodes,

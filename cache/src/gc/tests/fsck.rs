@@ -146,7 +146,12 @@ fn repair_drops_what_relies_on_a_lost_layer_and_nothing_else() {
 
 #[test]
 fn changed_records_and_nodes_are_found_by_name() {
+    let links = "substr(bytes, 1, 3) = CAST('RBL' AS BLOB)";
+    let bad_links = format!("UPDATE nodes SET bytes = CAST(bytes || x'00' AS BLOB) WHERE {links}");
+    let no_links = format!("DELETE FROM nodes WHERE {links}");
     let changes = [
+        ("trees.sqlite", bad_links.as_str(), "node"),
+        ("trees.sqlite", &no_links, "relies on"),
         (
             "index.sqlite",
             "UPDATE results SET record = CAST(x'00' || record AS BLOB) WHERE rowid = 1",

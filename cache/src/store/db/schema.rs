@@ -28,6 +28,8 @@ pub(in crate::store) const TREES: Schema = Schema {
         "CREATE TABLE condemned (digest BLOB PRIMARY KEY NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;",
         // No table changes: large directories are in parts, which earlier versions would not reach, and so collect.
         "",
+        // Likewise the names of files that have several.
+        "",
     ],
 };
 

@@ -12,7 +12,7 @@ use super::listed::{ListedDir, NodeEntries};
 use super::stat::FileStat;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
-use crate::tree::{EMPTY_NODE, Kind, Meta, NodeDigest, NodeStoreError, Part};
+use crate::tree::{EMPTY_NODE, Kind, MemoryNodeStore, Meta, NodeDigest, NodeStoreError, Part};
 
 mod nodes;
 
@@ -49,6 +49,8 @@ pub struct SeenContext {
     by_digest: OnceLock<HashMap<NodeDigest, usize>>,
     known_parts: Mutex<HashMap<NodeDigest, Place>>,
     nodes: NodeCache<KEPT_BYTES>,
+    /// Nodes of no directory: those of its links.
+    others: MemoryNodeStore,
 }
 
 /// Where a look-up in a [`SeenContext`] ended, and so where the next one is likely to.
@@ -114,7 +116,8 @@ impl SeenContext {
         dirs.sort_unstable_by(|a, b| compare(&a.path, &b.path));
         let all = Vec::with_capacity(dirs.len());
         let (by_digest, known_parts, nodes) = (OnceLock::new(), Mutex::default(), NodeCache::default());
-        let mut seen = Self { last, rules, dirs: all, by_digest, known_parts, nodes };
+        let others = MemoryNodeStore::default();
+        let mut seen = Self { last, rules, dirs: all, by_digest, known_parts, nodes, others };
         // From the root to the last one.
         let mut above: Vec<usize> = Vec::new();
         for dir in dirs {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::tree::testing::{dir, file, link, meta, path, tree_linked};
-use crate::tree::{EMPTY_NODE, LinkGroups, MemoryNodeStore, NodeStore};
+use crate::tree::{EMPTY_NODE, MemoryNodeStore, NodeStore};
 
 fn sample() -> DirNode {
     let mut with_xattr = meta(0o4755);
@@ -55,7 +55,7 @@ fn golden_bytes_do_not_move() {
     let tree = Tree {
         root: meta(0o755),
         node: NodeDigest([0xdd; 32]),
-        links: LinkGroups::new([vec![path("a"), path("b/c")]]),
+        links: Links::of_nodes(vec![NodeDigest([0xaa; 32]), NodeDigest([0xbb; 32])]),
     };
     let part = |first: &[u8]| Part { first: first.into(), node: NodeDigest([0xee; 32]) };
     let parts = DirNode::Parts([part(b"a"), part(b"bc")].into());
@@ -64,10 +64,16 @@ fn golden_bytes_do_not_move() {
         + "020000006263"
         + &"ee".repeat(32);
     assert_eq!(hex::encode(parts.encode()), expected);
-    let expected = ["52425401", "ed010000", "00000000", "00000000", "00000000"].concat()
-        + &"dd".repeat(32)
-        + &["01000000", "02000000", "01000000", "61", "03000000", "622f63"].concat();
+    let root = ["ed010000", "00000000", "00000000", "00000000"].concat() + &"dd".repeat(32);
+    let expected = format!("52425402{root}02000000{}{}", "aa".repeat(32), "bb".repeat(32));
     assert_eq!(hex::encode(tree.encode()), expected);
+    let unlinked = Tree { links: Links::default(), ..tree };
+    assert_eq!(hex::encode(unlinked.encode()), format!("52425401{root}00000000"));
+    let nodes = MemoryNodeStore::default();
+    let links = Links::new([vec![path("a"), path("b/c"), path("b/d")]], &nodes).unwrap();
+    let [node] = links.nodes() else { panic!("they are few") };
+    let pairs = ["0003", "622f63", "0001", "61", "0201", "64", "0100"].concat();
+    assert_eq!(hex::encode(nodes.node(node).unwrap().encode()), format!("52424c01{pairs}"));
 }
 
 #[test]
@@ -149,31 +155,16 @@ fn unsorted_names_and_groups_are_refused() {
     let at = bytes.iter().position(|b| *b == b'b').unwrap();
     bytes[at] = b'z';
     assert!(matches!(DirNode::decode(&bytes), Err(CodecError::Name(_))));
-    let decoded = |groups: &[&[&str]]| {
-        let mut out = Writer(Tree::empty().encode());
-        out.0.truncate(out.len() - 4);
-        out.count(groups.len());
-        for group in groups {
-            out.count(group.len());
-            group.iter().for_each(|path| out.bytes(path.as_bytes()));
-        }
-        Tree::decode(&out.0)
-    };
-    assert!(decoded(&[&["a", "b"], &["c", "d"]]).is_ok());
-    let bad: [&[&[&str]]; 9] = [
-        &[&[]],
-        &[&["a"]],
-        &[&["", "a"]],
-        &[&["a", "b/"]],
-        &[&["a", "a"]],
-        &[&["b", "a"]],
-        &[&["c", "d"], &["a", "b"]],
-        &[&["a", "b"], &["a", "c"]],
-        &[&["a", "b"], &["b", "c"]],
-    ];
-    for groups in bad {
-        assert_eq!(decoded(groups), Err(CodecError::Links), "{groups:?}");
-    }
+}
+
+#[test]
+fn a_tree_says_in_one_way_whether_it_has_links() {
+    let unlinked = Tree::empty().encode();
+    let linked = Tree { links: Links::of_nodes(vec![NodeDigest([1; 32])]), ..Tree::empty() }.encode();
+    let with_magic = |bytes: &[u8], magic: &[u8]| [magic, &bytes[magic.len()..]].concat();
+    assert_eq!(Tree::decode(&with_magic(&unlinked, LINKED_TREE_MAGIC)), Err(CodecError::Links));
+    assert_eq!(Tree::decode(&with_magic(&linked, TREE_MAGIC)), Err(CodecError::Links));
+    assert_eq!(Tree::decode(&linked[..linked.len() - 1]), Err(CodecError::Truncated));
 }
 
 proptest! {
@@ -190,9 +181,11 @@ proptest! {
         if let Ok(node) = DirNode::decode(&bytes) {
             prop_assert_eq!(node.encode(), bytes.clone());
         }
-        bytes.iter_mut().zip(TREE_MAGIC).for_each(|(b, m)| *b = *m);
-        if let Ok(tree) = Tree::decode(&bytes) {
-            prop_assert_eq!(tree.encode(), bytes);
+        for magic in [TREE_MAGIC, LINKED_TREE_MAGIC] {
+            bytes.iter_mut().zip(magic).for_each(|(b, m)| *b = *m);
+            if let Ok(tree) = Tree::decode(&bytes) {
+                prop_assert_eq!(tree.encode(), bytes.clone());
+            }
         }
     }
 }

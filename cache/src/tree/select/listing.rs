@@ -65,7 +65,7 @@ fn close(names: BTreeMap<Vec<u8>, Place>, made: &dyn NodeStore) -> Result<NodeDi
 mod tests {
     use super::*;
     use crate::path::RelPath;
-    use crate::tree::{ContentDigest, LinkGroups, MemoryNodeStore, Tree, difference};
+    use crate::tree::{ContentDigest, LinksBelow, MemoryNodeStore, Tree, difference};
 
     fn file(path: &str, content: &[u8], mode: u32) -> Selected {
         let path = RelPath::clamp(path.as_bytes());
@@ -75,7 +75,7 @@ mod tests {
             name: path.name().to_vec(),
             path,
             entry: Entry { meta, kind },
-            links: LinkGroups::default(),
+            links: LinksBelow::default(),
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
         let path = RelPath::clamp(b"dir");
         let kind = Kind::Dir(inner);
         let entry = Entry { meta: Meta { mode: 0o700, ..Meta::default() }, kind };
-        let dir = Selected { name: b"dir".to_vec(), path, entry, links: LinkGroups::default() };
+        let dir = Selected { name: b"dir".to_vec(), path, entry, links: LinksBelow::default() };
         let both = listing(&[file("dir/a", b"1", 0o644), dir.clone()], &nodes).unwrap();
         assert_eq!(both, listing(&[dir.clone(), file("dir/a", b"1", 0o644)], &nodes).unwrap());
         assert_eq!(both, listing(&[dir], &nodes).unwrap());

@@ -13,8 +13,12 @@ mod prune;
 #[cfg(test)]
 mod tests;
 
-use super::{DirReader, Entry, Kind, LastLink, LinkGroups, NodeStore, NodeStoreError, ResolveError, Tree};
+use super::{
+    DirReader, Entry, Kind, LastLink, Link, LinksBelow, NodeStore, NodeStoreError, ResolveError, Tree,
+    TreeError,
+};
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 pub use listing::listing;
 pub use modes::with_mode;
 pub use pattern::{Pattern, PatternError, has_wildcard};
@@ -33,8 +37,8 @@ pub struct Selected {
     pub path: RelPath,
     /// What is there; never a symlink.
     pub entry: Entry,
-    /// Hardlink groups inside a directory, relative to it.
-    pub links: LinkGroups,
+    /// Names of one file inside a directory.
+    pub links: LinksBelow,
 }
 
 /// Why a source selects nothing.
@@ -122,8 +126,8 @@ fn follow(tree: &Tree, nodes: &dyn NodeStore, path: &RelPath) -> Result<Selected
 
 fn selected(tree: &Tree, name: &[u8], path: RelPath, entry: Entry) -> Selected {
     let links = match entry.kind {
-        Kind::Dir(_) => tree.links.below(&path),
-        _ => LinkGroups::default(),
+        Kind::Dir(_) => LinksBelow::new(tree.links.clone(), path.clone()),
+        _ => LinksBelow::default(),
     };
     Selected { name: name.to_vec(), path, entry, links }
 }
@@ -136,12 +140,16 @@ fn selected(tree: &Tree, name: &[u8], path: RelPath, entry: Entry) -> Selected {
 /// | a file's base name | it is the name in a destination directory |
 /// | a file's entry | mode, owner, xattrs, content |
 /// | a directory's node | everything below it |
-/// | hardlink groups inside a directory | they stay linked |
+/// | names of one file inside a directory | they stay linked |
 ///
 /// Not in it: paths of the items, a directory's own name and metadata (its contents are copied, not itself), times,
 /// links that leave a directory. `--parents`
 /// selects the directory that paths are kept below, pruned ([`prune()`]), so kept directories are inside it.
-pub fn selection_digest(selected: &[Selected]) -> [u8; 32] {
+pub fn selection_digest(
+    selected: &[Selected],
+    nodes: &dyn NodeStore,
+    scratch: &Scratch,
+) -> Result<[u8; 32], TreeError> {
     let mut hasher = blake3::Hasher::new();
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -158,25 +166,35 @@ pub fn selection_digest(selected: &[Selected]) -> [u8; 32] {
         // A marker no base name can be, as it holds a `/`.
         field(b"dir/");
         field(&node.0);
-        field(&(item.links.len() as u64).to_le_bytes());
-        for group in item.links.groups() {
-            field(&(group.len() as u64).to_le_bytes());
-            for path in group {
-                field(path.as_bytes());
-            }
+        let mut links = item.links.iter(nodes, scratch)?.peekable();
+        if links.peek().is_none() {
+            field(&0_u64.to_le_bytes());
+            continue;
         }
+        // No number is as short, and no name is empty.
+        field(b"links");
+        for link in links {
+            let Link { name, first } = link?;
+            field(name.as_bytes());
+            field(first.as_bytes());
+        }
+        field(b"");
     }
-    *hasher.finalize().as_bytes()
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// Identity of what is mounted: unlike a copied one, a mounted directory shows its own metadata, and a file's name does not
 /// matter.
-pub fn mounted_digest(selected: &Selected) -> [u8; 32] {
+pub fn mounted_digest(
+    selected: &Selected,
+    nodes: &dyn NodeStore,
+    scratch: &Scratch,
+) -> Result<[u8; 32], TreeError> {
     let contents = match selected.entry.kind {
-        Kind::Dir(_) => selection_digest(std::slice::from_ref(selected)),
+        Kind::Dir(_) => selection_digest(std::slice::from_ref(selected), nodes, scratch)?,
         _ => [0; 32],
     };
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"rbuild mounted 1\0").update(&contents).update(&selected.entry.encode());
-    *hasher.finalize().as_bytes()
+    Ok(*hasher.finalize().as_bytes())
 }

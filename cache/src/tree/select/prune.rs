@@ -2,9 +2,10 @@
 
 use super::Selected;
 use crate::path::RelPath;
+use crate::scratch::Scratch;
 use crate::tree::{
-    DEPTH_MAX, DirReader, EncodedNode, Entry, Kind, LinkGroups, NodeDigest, NodeStore, NodeStoreError,
-    NodeWriter,
+    DEPTH_MAX, DirReader, EncodedNode, Entry, Kind, NodeDigest, NodeStore, NodeStoreError, NodeWriter,
+    TreeError,
 };
 
 /// What becomes of one entry.
@@ -24,6 +25,9 @@ pub enum PruneError {
     /// Nodes could not be read or kept.
     #[error(transparent)]
     Nodes(#[from] NodeStoreError),
+    /// Links could not be read or kept.
+    #[error(transparent)]
+    Links(#[from] TreeError),
     /// Directories nest deeper than [`DEPTH_MAX`].
     #[error("`{0}` is nested deeper than {DEPTH_MAX} directories")]
     TooDeep(RelPath),
@@ -43,12 +47,13 @@ struct Open<'a> {
 /// Takes out of a selected directory what `keep` refuses; it is asked with paths relative to the directory and whether
 /// they are directories. Anything else that is selected stays as it is.
 ///
-/// New directory nodes are put into `made`. Hardlink groups lose the paths that are gone.
+/// New nodes are put into `made`. `keep` is asked again about the names of files that have several, and must say the same.
 pub fn prune(
     selected: &mut Selected,
     nodes: &dyn NodeStore,
     made: &dyn NodeStore,
     keep: &dyn Fn(&RelPath, bool) -> Keep,
+    scratch: &Scratch,
 ) -> Result<(), PruneError> {
     let Kind::Dir(digest) = selected.entry.kind else { return Ok(()) };
     let open = |path: RelPath, entry: Entry, keep_empty: bool, digest: &NodeDigest| {
@@ -56,8 +61,6 @@ pub fn prune(
         Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, out: NodeWriter::new() })
     };
     let mut put = |node: EncodedNode| made.put_nodes(&[node]);
-    let mut kept: std::collections::HashSet<RelPath> = std::collections::HashSet::new();
-    let has_links = !selected.links.is_empty();
     let mut stack = vec![open(RelPath::root(), selected.entry.clone(), true, &digest)?];
     while let Some(dir) = stack.last_mut() {
         let Some((name, entry)) = dir.left.next()? else {
@@ -87,12 +90,15 @@ pub fn prune(
             (_, Keep::ForItsContents) => {}
             (_, Keep::Yes) => {
                 dir.out.entry(name, entry, &mut put)?;
-                if has_links {
-                    kept.insert(path);
-                }
             }
         }
     }
-    selected.links = LinkGroups::new(selected.links.without(|path| !kept.contains(path)));
+    selected.links.remove(nodes, made, scratch, |path| !is_kept(path, keep))?;
     Ok(())
+}
+
+/// True when a file and all directories that lead to it stay.
+fn is_kept(path: &RelPath, keep: &dyn Fn(&RelPath, bool) -> Keep) -> bool {
+    let mut dirs = std::iter::successors(path.parent(), RelPath::parent).filter(|dir| !dir.is_root());
+    keep(path, false) == Keep::Yes && dirs.all(|dir| keep(&dir, true) != Keep::No)
 }

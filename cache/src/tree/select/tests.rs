@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{dir, file, link, tree, tree_linked};
+use crate::tree::testing::{dir, file, groups, link, tree, tree_linked};
 use crate::tree::{MemoryNodeStore, load_node};
 
 fn paths(entries: &[(&str, crate::layer::Change)], source: &str) -> Vec<String> {
@@ -187,7 +187,9 @@ fn a_selection_digest_sees_names_contents_and_links_only() {
     );
     let linked =
         tree_linked(&nodes, &[("d", dir(0o755)), ("d/a", file("F"))], &[("d/b", "d/a"), ("x", "d/a")]);
-    let digest = |tree: &Tree, source: &[u8]| selection_digest(&select(tree, &nodes, source).unwrap());
+    let digest = |tree: &Tree, source: &[u8]| {
+        selection_digest(&select(tree, &nodes, source).unwrap(), &nodes, &Scratch::for_test()).unwrap()
+    };
     assert_eq!(digest(&plain, b"d"), digest(&plain, b"e"), "a directory's own name and mode are not copied");
     assert_ne!(digest(&plain, b"f"), digest(&plain, b"g"), "a file's name is");
     assert_eq!(digest(&plain, b"f"), digest(&plain, b"[f]"));
@@ -201,7 +203,7 @@ fn pruned(entries: &[(&str, crate::layer::Change)], keep: impl Fn(&str) -> Keep)
     let nodes = MemoryNodeStore::default();
     let tree = tree(&nodes, entries);
     let mut selected = select(&tree, &nodes, b"").unwrap().remove(0);
-    prune(&mut selected, &nodes, &nodes, &|path, _| keep(&path.to_string())).unwrap();
+    prune(&mut selected, &nodes, &nodes, &|path, _| keep(&path.to_string()), &Scratch::for_test()).unwrap();
     let Kind::Dir(node) = selected.entry.kind else { panic!("still a directory") };
     crate::tree::testing::listing(&nodes, &Tree { node, ..Tree::empty() })
 }
@@ -229,11 +231,11 @@ fn pruned_links_no_longer_count() {
     let entries = [("d", dir(0o755)), ("d/one", file("x"))];
     let linked = tree_linked(&nodes, &entries, &[("d/two", "d/one"), ("d/x", "d/one")]);
     let mut selected = select(&linked, &nodes, b"d").unwrap().remove(0);
-    let whole = selection_digest(&[selected.clone()]);
+    let whole = selection_digest(&[selected.clone()], &nodes, &Scratch::for_test()).unwrap();
     let keep = |path: &RelPath, _| if path.name() == b"one" { Keep::No } else { Keep::Yes };
-    prune(&mut selected, &nodes, &nodes, &keep).unwrap();
-    assert_eq!(selected.links.groups().map(|group| group.len()).collect::<Vec<_>>(), [2]);
-    assert_ne!(selection_digest(&[selected]), whole);
+    prune(&mut selected, &nodes, &nodes, &keep, &Scratch::for_test()).unwrap();
+    assert_eq!(groups(&nodes, selected.links.all()).iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+    assert_ne!(selection_digest(&[selected], &nodes, &Scratch::for_test()).unwrap(), whole);
 }
 
 proptest::proptest! {
@@ -244,12 +246,12 @@ proptest::proptest! {
     ) {
         use crate::tree::testing::{apply_model, listing, model_diff};
         let nodes = MemoryNodeStore::default();
-        let tree = Tree::empty().apply(&nodes, &model_diff(&apply_model(&steps))).unwrap();
+        let tree = Tree::empty().apply(&nodes, &model_diff(&apply_model(&steps)), &Scratch::for_test()).unwrap();
         let pruned = |keep: &dyn Fn(&RelPath, bool) -> Keep| {
             let mut selected = select(&tree, &nodes, b"").unwrap().remove(0);
-            prune(&mut selected, &nodes, &nodes, keep).unwrap();
+            prune(&mut selected, &nodes, &nodes, keep, &Scratch::for_test()).unwrap();
             let Kind::Dir(node) = selected.entry.kind else { panic!("still a directory") };
-            Tree { root: tree.root.clone(), node, links: selected.links }
+            Tree { root: tree.root.clone(), node, links: selected.links.all().clone() }
         };
         proptest::prop_assert_eq!(&pruned(&|_, _| Keep::Yes), &tree);
         let is_kept = |path: &RelPath| kept[path.as_bytes().iter().map(|b| usize::from(*b)).sum::<usize>() % 64];
@@ -273,7 +275,7 @@ proptest::proptest! {
                 proptest::prop_assert!(!load_node(&nodes, node).unwrap().is_empty(), "{}", path);
             }
         }
-        for path in some.links.groups().flatten() {
+        for path in groups(&nodes, &some.links).into_iter().flatten() {
             proptest::prop_assert!(is_kept(&path));
         }
     }

@@ -143,14 +143,14 @@ impl NodeStore for SeenContext {
         if let Some(node) = self.nodes.get(digest) {
             return Ok(node);
         }
-        let place = self.place(digest).ok_or(NodeStoreError::Missing(*digest))?;
+        let Some(place) = self.place(digest) else { return self.others.node(digest) };
         let node = self.make(place).ok_or(NodeStoreError::Damaged(*digest))?;
         self.nodes.put(*digest, node.clone());
         Ok(node)
     }
 
-    fn put_nodes(&self, _: &[EncodedNode]) -> Result<(), NodeStoreError> {
-        Err(NodeStoreError::Storage("a scanned context has the nodes that it has".into()))
+    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
+        self.others.put_nodes(nodes)
     }
 }
 
