@@ -233,8 +233,11 @@ CASES = {
     "w12-push": ("w12", "debian", "push", "gzip", ("cold",)),
     "w13-push": ("w13", "debian", "push", "gzip", ("cold",)),
     "w14-push": ("w14", None, "push", "gzip", ("cold",)),
+    "w15-push": ("w15", "debian", "push", "gzip", ("cold", "noop")),
+    "w16-push": ("w16", "busybox", "push", "gzip", ("cold", "noop")),
+    "w17-push": ("w17", "debian", "push", "gzip", ("cold", "noop")),
 }
-LONG = ("w13-push", "w14-push")                                  # minutes each: only when they are asked for
+LONG = ("w13-push", "w14-push", "w15-push")                      # minutes each: only when they are asked for
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}
 
 

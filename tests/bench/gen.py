@@ -18,8 +18,11 @@ w11     the same in one directory
 w12     RUN that makes 200,000 files in one directory, COPY --from of them
 w13     RUN that makes 1,000,000 files, COPY --from of them
 w14     FROM an image with 1,000,000 files in one layer (many_files.py puts it there), one trivial RUN
+w15     RUN that makes 500,000 files with two names each, COPY --from of them
+w16     ADD of an archive of 200,000 files
+w17     RUN that makes 200,000 files, COPY --from of two directories of them and of a pattern that matches 100,000
 """
-import os, random, sys
+import io, os, random, sys, tarfile
 
 OUT = sys.argv[1]
 REG = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1:5000"
@@ -167,8 +170,45 @@ def w14():
     write("w14/Dockerfile", f"FROM {REG}/many\nRUN true\n")
 
 
+def w15():
+    make = ("for $d (1..500) { mkdir $d; for (1..1000) { open F, '>', qq($d/file-$_); print F qq($d $_); close F; "
+            "link qq($d/file-$_), qq($d/other-$_) } }")
+    write("w15/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made /data /data
+""")
+
+
+def w16():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for d in range(200):
+            folder = tarfile.TarInfo(f"dir-{d:03d}")
+            folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, 1700000000
+            archive.addfile(folder)
+            for f in range(1000):
+                file = tarfile.TarInfo(f"dir-{d:03d}/file-{f:03d}.txt")
+                data = b"%03d %03d\n" % (d, f)
+                file.size, file.mtime = len(data), 1700000000
+                archive.addfile(file, io.BytesIO(data))
+    write("w16/files.tar", out.getvalue())
+    write("w16/Dockerfile", f"FROM {REG}/busybox\nADD files.tar /data/\n")
+
+
+def w17():
+    make = ("for $d ('a', 'b') { mkdir $d; for $e (1..100) { mkdir qq($d/$e); for (1..1000) { "
+            "open F, '>', qq($d/$e/file-$e-$_); print F qq($d $e $_); close F } } }")
+    write("w17/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made /data/a /data/b /both/
+COPY --from=made /data/a/*/* /flat/
+""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
