@@ -35,8 +35,8 @@ mod unpack;
 mod xattrs;
 
 pub use checkout::{Checkout, CheckoutError};
+pub(crate) use codec::{CUT_OFF, Reader as FieldReader, encoded_len, put_bytes, put_number, put_path};
 pub use codec::{CodecError, decode_diff, write_diff};
-pub(crate) use codec::{Reader as FieldReader, encoded_len, put_bytes, put_number, put_path};
 pub use compress::{
     Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, Hashed, encode, hash_from,
 };
