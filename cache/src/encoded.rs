@@ -94,6 +94,20 @@ impl Encoded {
         Ok(())
     }
 
+    /// The bytes at a place.
+    pub(crate) fn bytes_at(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        self.append_to(&mut bytes, at, len)?;
+        // What was appended at once is at one place: all in the file, or nothing of it.
+        if bytes.len() < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+    }
+
+    /// Memory that they take.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Reads from a place on, `ahead` bytes at once.
     pub(crate) fn read_from(&self, at: u64, ahead: usize) -> Input<'_> {
         let (window, window_at) = match self.file {
