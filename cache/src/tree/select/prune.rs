@@ -56,8 +56,6 @@ pub fn prune(
         Ok::<_, NodeStoreError>(Open { path, entry, keep_empty, left, out: NodeWriter::new() })
     };
     let mut put = |node: EncodedNode| made.put_nodes(&[node]);
-    let mut kept: std::collections::HashSet<RelPath> = std::collections::HashSet::new();
-    let has_links = !selected.links.is_empty();
     let mut stack = vec![open(RelPath::root(), selected.entry.clone(), true, &digest)?];
     while let Some(dir) = stack.last_mut() {
         let Some((name, entry)) = dir.left.next()? else {
@@ -85,14 +83,18 @@ pub fn prune(
                 stack.push(open(path, entry, verdict == Keep::Yes, &digest)?);
             }
             (_, Keep::ForItsContents) => {}
-            (_, Keep::Yes) => {
-                dir.out.entry(name, entry, &mut put)?;
-                if has_links {
-                    kept.insert(path);
-                }
-            }
+            (_, Keep::Yes) => dir.out.entry(name, entry, &mut put)?,
         }
     }
-    selected.links = LinkGroups::new(selected.links.without(|path| !kept.contains(path)));
+    if !selected.links.is_empty() {
+        selected.links = LinkGroups::new(selected.links.without(|path| !is_kept(path, keep)));
+    }
     Ok(())
+}
+
+/// True for a file that stays, and so do the directories that lead to it.
+fn is_kept(file: &RelPath, keep: &dyn Fn(&RelPath, bool) -> Keep) -> bool {
+    let dirs = std::iter::successors(file.parent(), RelPath::parent);
+    let is_gone = dirs.filter(|dir| !dir.is_root()).any(|dir| keep(&dir, true) == Keep::No);
+    keep(file, false) == Keep::Yes && !is_gone
 }
