@@ -24,7 +24,7 @@ use rbuild_cache::store::{
     Contained, FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, Store,
     StoreOptions,
 };
-use rbuild_cache::tree::select::{select, selection_digest};
+use rbuild_cache::tree::select::{Selections, select, selection_digest};
 use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
 use rbuild_oci::Sha256;
 use rustix::time::{ClockId, clock_gettime};
@@ -182,15 +182,19 @@ fn trees(diff: &LayerDiff) {
 
     let nodes = MemoryNodeStore::default();
     let context = Tree::empty().apply(&nodes, diff).expect("it fits");
+    let select_app = || {
+        let mut selected = Selections::new(&scratch());
+        select(&context, &nodes, b"app", &mut selected).expect("it is there");
+        selected
+    };
     let selecting = best(
         || (),
         |()| {
-            let selected = select(&context, &nodes, b"app").expect("it is there");
-            black_box(selection_digest(&selected));
+            black_box(selection_digest(&select_app()).expect("it is in memory"));
         },
     );
     row("COPY of a directory, selected and keyed", selecting, 1);
-    let selected = select(&context, &nodes, b"app").expect("it is there");
+    let selected = select_app();
     let options = CopyOptions {
         dest: "/srv/".to_owned(),
         owner: None,
@@ -199,9 +203,9 @@ fn trees(diff: &LayerDiff) {
         now: Mtime::default(),
     };
     let planning = best(
-        || selected.iter().cloned().map(CopyItem::Selected).collect::<Vec<_>>(),
+        || selected.iter().map(|item| Ok(CopyItem::Selected(item?))),
         |items| {
-            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), &items, &options, &scratch());
+            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), items, &options, &scratch());
             drop(black_box(planned.expect("it can be copied")));
         },
     );

@@ -19,8 +19,8 @@ use crate::ops::select::Selection;
 
 pub use scan::ScannedContext;
 
-/// Directory nodes for planning a copy: those of a context and of pruned selections live in memory, everything else in
-/// the store.
+/// Directory nodes for planning a copy: those of a context and of pruned selections are at hand, everything else is
+/// in the store.
 pub fn nodes_of<'a>(
     env: &'a ExecEnv,
     origin: &'a Origin,
@@ -30,19 +30,24 @@ pub fn nodes_of<'a>(
         Origin::Context(context) | Origin::Added { context: Some(context), .. } => Some(&*context.nodes),
         Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
     };
-    let memory = [context, selection.map(|selection| &*selection.pruned as &dyn NodeStore)];
-    Layered { memory, env }
+    let at_hand = [context, selection.map(|selection| &*selection.pruned as &dyn NodeStore)];
+    Layered { at_hand, env }
 }
 
 struct Layered<'a> {
-    memory: [Option<&'a dyn NodeStore>; 2],
+    at_hand: [Option<&'a dyn NodeStore>; 2],
     env: &'a ExecEnv,
 }
 
 impl NodeStore for Layered<'_> {
     fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
-        let found = self.memory.iter().flatten().find_map(|nodes| nodes.node(digest).ok());
-        found.map_or_else(|| self.env.store.node(digest), Ok)
+        for nodes in self.at_hand.into_iter().flatten() {
+            match nodes.node(digest) {
+                Err(NodeStoreError::Missing(_)) => {}
+                found => return found,
+            }
+        }
+        self.env.store.node(digest)
     }
 
     fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {

@@ -454,8 +454,9 @@ impl Solver {
         }
         match (op, source) {
             (Op::Copy(copy), Some(source)) => {
-                let selection = select_sources(copy, &source.tree, &self.env.store)
-                    .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
+                let selection =
+                    select_sources(copy, &source.tree, &self.env.store, &self.env.store.scratch())
+                        .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
                 Ok(Some(Arc::new(selection)))
             }
             _ => Ok(None),
