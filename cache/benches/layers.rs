@@ -24,7 +24,7 @@ use rbuild_cache::store::{
     Contained, FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, Store,
     StoreOptions,
 };
-use rbuild_cache::tree::select::{select, selection_digest};
+use rbuild_cache::tree::select::{Selections, select, selection_digest};
 use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
 use rbuild_oci::Sha256;
 use rustix::time::{ClockId, clock_gettime};
@@ -157,7 +157,7 @@ impl ParentView for Nothing {
 
 fn trees(diff: &LayerDiff) {
     let apply = best(MemoryNodeStore::default, |nodes| {
-        black_box(Tree::empty().apply(&nodes, diff, &Scratch::for_test()).expect("it fits"));
+        black_box(Tree::empty().apply(&nodes, diff, &scratch()).expect("it fits"));
     });
     row("tree of a layer, with all digests", apply, FILES);
     let entries: Vec<DiffEntry> = diff.iter().collect::<Result<_, _>>().expect("it is in memory");
@@ -181,16 +181,20 @@ fn trees(diff: &LayerDiff) {
     );
 
     let nodes = MemoryNodeStore::default();
-    let context = Tree::empty().apply(&nodes, diff, &Scratch::for_test()).expect("it fits");
+    let context = Tree::empty().apply(&nodes, diff, &scratch()).expect("it fits");
+    let select_app = || {
+        let mut selected = Selections::new(&scratch());
+        select(&context, &nodes, b"app", &mut selected).expect("it is there");
+        selected
+    };
     let selecting = best(
         || (),
         |()| {
-            let selected = select(&context, &nodes, b"app").expect("it is there");
-            black_box(selection_digest(&selected));
+            black_box(selection_digest(&select_app()).expect("it is in memory"));
         },
     );
     row("COPY of a directory, selected and keyed", selecting, 1);
-    let selected = select(&context, &nodes, b"app").expect("it is there");
+    let selected = select_app();
     let options = CopyOptions {
         dest: "/srv/".to_owned(),
         owner: None,
@@ -199,9 +203,9 @@ fn trees(diff: &LayerDiff) {
         now: Mtime::default(),
     };
     let planning = best(
-        || selected.iter().cloned().map(CopyItem::Selected).collect::<Vec<_>>(),
+        || selected.iter().map(|item| Ok(CopyItem::Selected(item?))),
         |items| {
-            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), &items, &options, &scratch());
+            let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), items, &options, &scratch());
             drop(black_box(planned.expect("it can be copied")));
         },
     );
@@ -363,7 +367,7 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
     let commit = || {
         let nodes = MemoryNodeStore::default();
         let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
-        let tree = Tree::empty().apply(&nodes, &diff, &Scratch::for_test()).expect("it fits");
+        let tree = Tree::empty().apply(&nodes, &diff, &scratch()).expect("it fits");
         black_box((tree, encoded(&diff)));
     };
     // In turns, so that the machine is in the same mood for both.

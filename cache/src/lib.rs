@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
+mod encoded;
 pub mod gc;
 pub mod layer;
 pub mod path;

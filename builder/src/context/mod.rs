@@ -11,41 +11,44 @@ mod secrets;
 pub mod stdin;
 pub mod wanted;
 
-use rbuild_cache::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
+use rbuild_cache::store::Store;
+use rbuild_cache::tree::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError, SpilledNodeStore};
 
-use crate::ops::ExecEnv;
 use crate::ops::copy::Origin;
-use crate::ops::select::Selection;
 
 pub use scan::ScannedContext;
 
-/// Directory nodes for planning a copy: those of a context and of pruned selections live in memory, everything else in
-/// the store.
+/// Directory nodes for planning a copy: those of a context and of pruned selections are at hand, everything else is
+/// in the store.
 pub fn nodes_of<'a>(
-    env: &'a ExecEnv,
+    store: &'a Store,
     origin: &'a Origin,
-    selection: Option<&'a Selection>,
+    pruned: Option<&'a SpilledNodeStore>,
 ) -> impl NodeStore + 'a {
     let context = match origin {
         Origin::Context(context) | Origin::Added { context: Some(context), .. } => Some(&*context.nodes),
         Origin::Added { context: None, .. } | Origin::Stage(_) | Origin::Inline => None,
     };
-    let memory = [context, selection.map(|selection| &*selection.pruned as &dyn NodeStore)];
-    Layered { memory, env }
+    Layered { at_hand: [context, pruned.map(|pruned| pruned as &dyn NodeStore)], store }
 }
 
 struct Layered<'a> {
-    memory: [Option<&'a dyn NodeStore>; 2],
-    env: &'a ExecEnv,
+    at_hand: [Option<&'a dyn NodeStore>; 2],
+    store: &'a Store,
 }
 
 impl NodeStore for Layered<'_> {
     fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
-        let found = self.memory.iter().flatten().find_map(|nodes| nodes.node(digest).ok());
-        found.map_or_else(|| self.env.store.node(digest), Ok)
+        for nodes in self.at_hand.into_iter().flatten() {
+            match nodes.node(digest) {
+                Err(NodeStoreError::Missing(_)) => {}
+                found => return found,
+            }
+        }
+        self.store.node(digest)
     }
 
     fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
-        self.env.store.put_nodes(nodes)
+        self.store.put_nodes(nodes)
     }
 }

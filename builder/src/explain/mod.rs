@@ -27,9 +27,9 @@ use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, GoneWhy, Key, PastExecution, Sighting, Store};
-use rbuild_cache::tree::select::{Selected, listing};
+use rbuild_cache::tree::select::{Selections, listing};
 use rbuild_cache::tree::{
-    Batch, DirNode, EncodedNode, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, load_node,
+    Batch, EncodedNode, NodeDigest, NodeStore, NodeStoreError, Over, SpilledNodeStore, Tree, load_node,
 };
 use rbuild_frontend::graph::{BuildGraph, Op, Role, Step};
 use rbuild_frontend::remote::without_user;
@@ -85,7 +85,7 @@ pub struct Miss {
     key: Key,
     listings: Vec<NodeDigest>,
     /// Nodes of the listings that nobody else has.
-    made: MemoryNodeStore,
+    made: SpilledNodeStore,
 }
 
 /// What a miss is explained from.
@@ -131,7 +131,7 @@ impl Explainer {
     /// Finds out why `node` is executed. Never fails: what cannot be told is told so.
     pub fn miss(&self, node: NodeIndex, inputs: &Inputs<'_>) -> Miss {
         let at = &self.graph.dag[node];
-        let made = MemoryNodeStore::default();
+        let made = SpilledNodeStore::new(&self.store.scratch());
         let recorded = self.inputs(node, inputs, &made);
         let listings: Vec<NodeDigest> = recorded.iter().filter_map(|(_, listing)| *listing).collect();
         let mut record = Record {
@@ -227,18 +227,20 @@ impl Explainer {
         &self,
         node: NodeIndex,
         inputs: &Inputs<'_>,
-        made: &MemoryNodeStore,
+        made: &SpilledNodeStore,
     ) -> Vec<(InputRecord, Option<NodeDigest>)> {
         let mut found = Vec::new();
         for (input, producer) in self.graph.inputs(node) {
             let Some(digest) = inputs.digests.iter().find(|digest| digest.slot == input.slot) else {
                 continue;
             };
-            let selected: Vec<Selected> = match (input.role, inputs.selection) {
-                (Role::Source, Some(selection)) => selection.sources.iter().flatten().cloned().collect(),
-                _ => Vec::new(),
+            let listed = || {
+                let scratch = self.store.scratch();
+                let nothing = Selections::new(&scratch);
+                let selected = inputs.selection.map_or(&nothing, |selection| &selection.selected);
+                listing(selected, made, &scratch).ok()
             };
-            let listing = (input.role == Role::Source).then(|| listing(&selected, made).ok()).flatten();
+            let listing = (input.role == Role::Source).then(listed).flatten();
             let record = InputRecord {
                 slot: input.slot,
                 digest: hex::encode(digest.digest),
@@ -417,20 +419,4 @@ fn keep(store: &Store, nodes: &dyn NodeStore, root: &NodeDigest) -> Result<(), N
         }
     }
     new.put()
-}
-
-/// Nodes of a listing over those of what it lists.
-struct Over<'a> {
-    above: &'a MemoryNodeStore,
-    below: &'a dyn NodeStore,
-}
-
-impl NodeStore for Over<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
-        self.above.node(digest).or_else(|_| self.below.node(digest))
-    }
-
-    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
-        self.above.put_nodes(nodes)
-    }
 }

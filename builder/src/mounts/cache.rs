@@ -89,7 +89,7 @@ fn fill(env: &ExecEnv, cache: &CacheMount, input: &MountInput, dir: &Path) -> Re
     }
     let (uid, gid) = owner(env, cache.uid, cache.gid);
     let root = Meta { mode: cache.mode, uid, gid, ..Meta::default() };
-    let nodes = crate::context::nodes_of(env, &input.origin, None);
+    let nodes = crate::context::nodes_of(&env.store, &input.origin, None);
     let files: Box<dyn FileSource> = match &input.origin {
         Origin::Context(context) => Box::new(context.files()?),
         Origin::Stage(solved) => Box::new(env.stack_source(solved)?),

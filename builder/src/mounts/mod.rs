@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::CacheMount;
 use rbuild_cache::tree::select::{Selected, mounted_digest, select_path};
 use rbuild_cache::tree::{NodeStore, Tree};
@@ -49,11 +50,10 @@ impl Mounted {
         mount: &Mount,
         tree: &Tree,
         nodes: &dyn NodeStore,
-        scratch: &rbuild_cache::scratch::Scratch,
+        scratch: &Scratch,
     ) -> Result<Self, SelectionError> {
         let selected = select_path(tree, nodes, mount.source().as_bytes())?;
-        let digest = mounted_digest(&selected, nodes, scratch)
-            .map_err(rbuild_cache::tree::select::PruneError::from)?;
+        let digest = mounted_digest(&selected, nodes, scratch)?;
         Ok(Self { selected, digest })
     }
 }

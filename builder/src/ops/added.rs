@@ -9,63 +9,59 @@ use rbuild_cache::copy::{FileSource, SourceError, StackSource};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::Store;
-use rbuild_cache::tree::select::{PruneError, SelectError, Selected, prune, selection_digest};
-use rbuild_cache::tree::{DirReader, LinksBelow, MemoryNodeStore};
+use rbuild_cache::tree::select::{SelectError, Selected, Selections, prune, selection_digest};
+use rbuild_cache::tree::{DirReader, LinksBelow, SpilledNodeStore};
 use rbuild_frontend::dockerignore::Ignore;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 
-use crate::context::ScannedContext;
+use crate::context::{ScannedContext, nodes_of};
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
-use crate::ops::select::{Pruned, Selection, SelectionError, keep};
+use crate::ops::copy::Origin;
+use crate::ops::select::{Selection, SelectionError, keep};
 use crate::solve::Solved;
 
 /// In front of paths of the context. No slot has this name.
 const CONTEXT: &str = "context";
 
-/// Selects all of each fetched source, beside what `context` selects.
+/// Selects all of each fetched source of `origin`, beside what `context` selects.
 pub fn select(
     copy: &CopyOp,
     context: Option<&Selection>,
-    remotes: &[(u16, Arc<Solved>)],
+    origin: &Origin,
     store: &Store,
 ) -> Result<Selection, SelectionError> {
+    let remotes = match origin {
+        Origin::Added { remotes, .. } => remotes.as_slice(),
+        Origin::Context(_) | Origin::Stage(_) | Origin::Inline => &[],
+    };
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
-    let pruned = context.map_or_else(|| Arc::new(MemoryNodeStore::default()), |c| Arc::clone(&c.pruned));
-    let mut sources = Vec::with_capacity(copy.sources.len());
+    let scratch = store.scratch();
+    let new = || Arc::new(SpilledNodeStore::new(&scratch));
+    let pruned = context.map_or_else(new, |context| Arc::clone(&context.pruned));
+    let mut selected = Selections::new(&scratch);
     for (at, source) in copy.sources.iter().enumerate() {
-        let mut selected = match source {
-            CopySource::Remote { slot, form } => {
-                let found = remotes.iter().find(|(found, _)| found == slot);
-                let (_, solved) = found.expect("every fetched source is an input");
-                let item = match form {
-                    RemoteForm::Tree => everything(solved),
-                    RemoteForm::File | RemoteForm::Archive => only_file(solved, store)?,
-                };
-                vec![behind(&slot.to_string(), item)]
+        selected.begin_source();
+        if let CopySource::Remote { slot, form } = source {
+            let found = remotes.iter().find(|(found, _)| found == slot);
+            let (_, solved) = found.expect("every fetched source is an input");
+            let item = match form {
+                RemoteForm::Tree => everything(solved),
+                RemoteForm::File | RemoteForm::Archive => only_file(solved, store)?,
+            };
+            let mut item = behind(&slot.to_string(), item);
+            if !exclude.is_empty() {
+                prune(&mut item, store, &*pruned, &|path, is_dir| keep(&[&exclude], path, is_dir), &scratch)?;
             }
-            _ => {
-                let paths = context.map(|context| context.sources[at].clone()).unwrap_or_default();
-                paths.into_iter().map(|item| behind(CONTEXT, item)).collect()
-            }
-        };
-        if matches!(source, CopySource::Remote { .. }) && !exclude.is_empty() {
-            for item in &mut selected {
-                prune(
-                    item,
-                    store,
-                    &*pruned,
-                    &|path, is_dir| keep(&[&exclude], path, is_dir),
-                    &store.scratch(),
-                )?;
+            selected.push(&item)?;
+        } else if let Some(context) = context {
+            for item in context.selected.of_source(at) {
+                selected.push(&behind(CONTEXT, item?))?;
             }
         }
-        sources.push(selected);
     }
-    let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
-    let nodes = Pruned { pruned: &pruned, nodes: store };
-    let digest = selection_digest(&all, &nodes, &store.scratch()).map_err(PruneError::from)?;
-    Ok(Selection { sources, pruned, digest })
+    let digest = selection_digest(&selected, &nodes_of(store, origin, Some(&pruned)), &scratch)?;
+    Ok(Selection { selected, pruned, digest })
 }
 
 fn everything(solved: &Solved) -> Selected {

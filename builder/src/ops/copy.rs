@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
+use rbuild_cache::copy::{self, CopyError, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
 use rbuild_cache::layer::{self, EmitError, LayerDiff, Marks, Pack, Start};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
@@ -17,7 +17,7 @@ use crate::context::ScannedContext;
 use crate::error::StepFailure;
 use crate::ops::added::AddedFiles;
 use crate::ops::archive::{self, Unarchived};
-use crate::ops::select::Selection;
+use crate::ops::select::{Selection, SelectionError};
 use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
 use crate::progress::VertexId;
 use crate::solve::Solved;
@@ -102,16 +102,17 @@ fn layer(
         }
         Origin::Inline => None,
     };
-    let unarchived = match &files {
+    let archives = match &files {
         Some(files) => unarchive(env, op, selection, files.as_ref())?,
         None => Vec::new(),
     };
-    let items = items(op, selection, &unarchived);
-    let nodes = crate::context::nodes_of(env, origin, selection);
+    let items = items(op, selection, &archives);
+    let nodes = crate::context::nodes_of(&env.store, origin, selection.map(|selection| &*selection.pruned));
     let source = files.as_deref();
     let scratch = env.store.scratch();
-    let mut plan = copy::plan(&nodes, &below.tree, &parents, source, &items, &options, &scratch)?;
-    let archives: Vec<&dyn FileSource> = unarchived.iter().flatten().map(Unarchived::files).collect();
+    let mut plan = copy::plan(&nodes, &below.tree, &parents, source, items, &options, &scratch)?;
+    let archives: Vec<&dyn FileSource> =
+        archives.iter().map(|archived| archived.unarchived.files()).collect();
     let sources = Sources { main: source, archives: &archives, ..Sources::default() };
     let (draft, tar, recent, tree) = match keep {
         Keep::Directory => {
@@ -219,51 +220,59 @@ impl Last {
     }
 }
 
-/// Unpacks what is an archive among all selected entries, in their order; `None` for what is not, or is to stay one.
+/// A selected entry that was unpacked.
+struct Archived {
+    /// Which source argument it is of, and its place in what that selects.
+    place: (usize, usize),
+    unarchived: Unarchived,
+}
+
+/// Unpacks what is an archive among all selected entries, in their order, unless it is to stay one.
 fn unarchive(
     env: &ExecEnv,
     op: &CopyOp,
     selection: Option<&Selection>,
     files: &dyn FileSource,
-) -> Result<Vec<Option<Unarchived>>, StepFailure> {
-    let mut unarchived = Vec::new();
+) -> Result<Vec<Archived>, StepFailure> {
+    let mut archives = Vec::new();
     for (at, source) in op.sources.iter().enumerate() {
         let unpack = match source {
             CopySource::Remote { form, .. } => *form == RemoteForm::Archive,
             CopySource::Path(_) | CopySource::Below { .. } | CopySource::Inline { .. } => op.unpack,
         };
-        for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
-            unarchived.push(if unpack { archive::unpack(env, selected, files)? } else { None });
+        let selected = selection.filter(|_| unpack).map(|selection| selection.selected.of_source(at));
+        for (index, selected) in selected.into_iter().flatten().enumerate() {
+            let selected = selected.map_err(SelectionError::from)?;
+            if let Some(unarchived) = archive::unpack(env, &selected, files)? {
+                archives.push(Archived { place: (at, index), unarchived });
+            }
         }
     }
-    Ok(unarchived)
+    Ok(archives)
 }
 
-/// What to copy, in the arguments' order. `unarchived` has a place for each selected entry.
+/// What to copy, in the arguments' order, each item made when it is asked for.
 fn items<'a>(
-    op: &CopyOp,
-    selection: Option<&Selection>,
-    unarchived: &'a [Option<Unarchived>],
-) -> Vec<CopyItem<'a>> {
-    let mut items = Vec::new();
-    let mut unarchived = unarchived.iter();
-    for (at, source) in op.sources.iter().enumerate() {
-        match source {
-            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Remote { .. } => {
-                for selected in selection.map(|s| s.sources[at].as_slice()).unwrap_or_default() {
-                    items.push(match unarchived.next() {
-                        Some(Some(archive)) => CopyItem::Archive(archive.archive()),
-                        _ => CopyItem::Selected(selected.clone()),
-                    });
-                }
-            }
-            CopySource::Inline { name, content } => {
-                items.push(CopyItem::Inline {
-                    name: name.clone().into_bytes(),
-                    content: content.clone().into_bytes(),
-                });
-            }
-        }
-    }
-    items
+    op: &'a CopyOp,
+    selection: Option<&'a Selection>,
+    archives: &'a [Archived],
+) -> impl Iterator<Item = Result<CopyItem<'a>, CopyError>> {
+    op.sources.iter().enumerate().flat_map(move |(at, source)| {
+        let inline = match source {
+            CopySource::Inline { name, content } => Some(CopyItem::Inline {
+                name: name.clone().into_bytes(),
+                content: content.clone().into_bytes(),
+            }),
+            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Remote { .. } => None,
+        };
+        let selected = selection.map(|selection| selection.selected.of_source(at));
+        let selected = selected.into_iter().flatten().enumerate().map(move |(index, selected)| {
+            let found = archives.binary_search_by_key(&(at, index), |archived| archived.place);
+            Ok(match found {
+                Ok(found) => CopyItem::Archive(archives[found].unarchived.archive()),
+                Err(_) => CopyItem::Selected(selected?),
+            })
+        });
+        inline.map(Ok).into_iter().chain(selected)
+    })
 }

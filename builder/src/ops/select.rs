@@ -5,11 +5,10 @@ use std::sync::Arc;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::tree::select::{
-    Keep, PruneError, SelectError, Selected, has_wildcard, prune, select, selection_digest, with_mode,
+    Keep, PruneError, SelectError, Selections, SelectionsError, has_wildcard, prune, select,
+    selection_digest, with_mode,
 };
-use rbuild_cache::tree::{
-    DirNode, EncodedNode, Kind, Memo, MemoryNodeStore, NodeDigest, NodeStore, NodeStoreError, Tree, entry_in,
-};
+use rbuild_cache::tree::{Kind, Memo, NodeStore, NodeStoreError, Over, SpilledNodeStore, Tree, entry_in};
 use rbuild_frontend::dockerignore::{Ignore, IgnoreError};
 use rbuild_frontend::graph::{CopyOp, CopySource};
 use rbuild_oci::FileMode;
@@ -17,11 +16,11 @@ use rbuild_oci::FileMode;
 /// The selected entries of one COPY, by source argument.
 #[derive(Debug)]
 pub struct Selection {
-    /// One list per [`CopySource`], empty for inline ones and, until [`super::added`] fills them in, for fetched ones; in
-    /// the arguments' order.
-    pub sources: Vec<Vec<Selected>>,
+    /// What each [`CopySource`] selects, in the arguments' order: nothing for inline ones and, until [`super::added`] fills
+    /// them in, for fetched ones.
+    pub selected: Selections,
     /// Nodes of directories that are selected without some of what is in them, or with other modes.
-    pub pruned: Arc<MemoryNodeStore>,
+    pub pruned: Arc<SpilledNodeStore>,
     /// Digest of everything selected, for keys.
     pub digest: [u8; 32],
 }
@@ -38,9 +37,12 @@ pub enum SelectionError {
     /// A pattern of `--exclude` or `--parents`; lowering has checked them all.
     #[error(transparent)]
     Pattern(#[from] IgnoreError),
+    /// What is selected cannot be kept, or not be read any more.
+    #[error(transparent)]
+    List(#[from] SelectionsError),
 }
 
-/// Selects on the source tree, without touching files.
+/// Selects on the source tree, without touching its files. What is too much for memory goes to files of `scratch`.
 pub fn select_sources(
     copy: &CopyOp,
     tree: &Tree,
@@ -48,63 +50,52 @@ pub fn select_sources(
     scratch: &Scratch,
 ) -> Result<Selection, SelectionError> {
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
-    let pruned = MemoryNodeStore::default();
+    let mode = copy.chmod.as_ref().and_then(FileMode::octal);
+    let pruned = SpilledNodeStore::new(scratch);
     // Hundreds of sources may lie in one directory of as many files.
     let memo = Memo::new(nodes);
-    let mut sources = Vec::with_capacity(copy.sources.len());
+    let mut selected = Selections::new(scratch);
     for source in &copy.sources {
-        let mut selected = match source {
-            CopySource::Path(path) => select(tree, &memo, path.as_bytes())?,
-            CopySource::Below { pivot, .. } => select(tree, &memo, pivot.as_bytes())?,
-            CopySource::Remote { .. } | CopySource::Inline { .. } => Vec::new(),
+        selected.begin_source();
+        let (path, below) = match source {
+            CopySource::Path(path) => (path, None),
+            CopySource::Below { pivot, pattern } => (pivot, Some(pattern)),
+            CopySource::Remote { .. } | CopySource::Inline { .. } => continue,
         };
-        let pattern = match source {
-            CopySource::Below { pattern, .. } => pattern,
-            CopySource::Path(_) | CopySource::Remote { .. } | CopySource::Inline { .. } => "",
-        };
-        let include = Ignore::all_but(pattern)?;
-        if let CopySource::Below { pivot, pattern } = source {
-            // Paths are kept below directories only.
-            selected.retain(|item| matches!(item.entry.kind, Kind::Dir(_)));
-            require(pivot, pattern, &selected, nodes)?;
+        let include = Ignore::all_but(below.map_or("", String::as_str))?;
+        let is_pruned = !include.is_empty() || !exclude.is_empty();
+        if below.is_none() && !is_pruned && mode.is_none() {
+            select(tree, &memo, path.as_bytes(), &mut selected)?;
+            continue;
         }
-        if !include.is_empty() || !exclude.is_empty() {
-            for item in &mut selected {
+        let mut found = Selections::new(scratch);
+        select(tree, &memo, path.as_bytes(), &mut found)?;
+        if let Some(pattern) = below {
+            require(path, pattern, &found, nodes)?;
+        }
+        for item in &found {
+            let mut item = item?;
+            if below.is_some() && !matches!(item.entry.kind, Kind::Dir(_)) {
+                // Paths are kept below directories only.
+                continue;
+            }
+            if is_pruned {
                 prune(
-                    item,
+                    &mut item,
                     nodes,
                     &pruned,
                     &|path, is_dir| keep(&[&include, &exclude], path, is_dir),
                     scratch,
                 )?;
             }
+            if let Some(mode) = mode {
+                with_mode(&mut item, &Over { above: &pruned, below: nodes }, &pruned, mode)?;
+            }
+            selected.push(&item)?;
         }
-        if let Some(mode) = copy.chmod.as_ref().and_then(FileMode::octal) {
-            let known = Pruned { pruned: &pruned, nodes };
-            selected.iter_mut().try_for_each(|item| with_mode(item, &known, &pruned, mode))?;
-        }
-        sources.push(selected);
     }
-    let all: Vec<Selected> = sources.iter().flatten().cloned().collect();
-    let known = Pruned { pruned: &pruned, nodes };
-    let digest = selection_digest(&all, &known, scratch).map_err(PruneError::from)?;
-    Ok(Selection { sources, pruned: Arc::new(pruned), digest })
-}
-
-/// Nodes of a selection that may have been pruned.
-pub(super) struct Pruned<'a> {
-    pub(super) pruned: &'a MemoryNodeStore,
-    pub(super) nodes: &'a dyn NodeStore,
-}
-
-impl NodeStore for Pruned<'_> {
-    fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
-        self.pruned.node(digest).or_else(|_| self.nodes.node(digest))
-    }
-
-    fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
-        self.pruned.put_nodes(nodes)
-    }
+    let digest = selection_digest(&selected, &Over { above: &pruned, below: nodes }, scratch)?;
+    Ok(Selection { selected, pruned: Arc::new(pruned), digest })
 }
 
 /// What of a directory stays: all that no filter refuses, and the directories that lead there.
@@ -123,7 +114,7 @@ pub(super) fn keep(filters: &[&Ignore], path: &RelPath, is_dir: bool) -> Keep {
 fn require(
     pivot: &str,
     pattern: &str,
-    selected: &[Selected],
+    selected: &Selections,
     nodes: &dyn NodeStore,
 ) -> Result<(), SelectionError> {
     if [pivot, pattern].iter().any(|text| has_wildcard(text.as_bytes())) {
@@ -132,7 +123,7 @@ fn require(
     // Without wildcards a backslash still escapes.
     let path = RelPath::clamp(pattern.replace('\\', "").as_bytes());
     for item in selected {
-        if exists(&item.entry.kind, &path, nodes).map_err(SelectError::from)? {
+        if exists(&item?.entry.kind, &path, nodes).map_err(SelectError::from)? {
             return Ok(());
         }
     }

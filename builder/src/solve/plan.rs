@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use petgraph::graph::NodeIndex;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{Key, Store};
 use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
@@ -83,7 +84,8 @@ pub fn plan(
                             digest
                         }
                         _ => {
-                            let selection = context_selection(op, scanned, store).map_err(failed)?;
+                            let selection =
+                                context_selection(op, scanned, &store.scratch()).map_err(failed)?;
                             let digest = selection.digest;
                             selections.insert(node, Arc::new(selection));
                             digest
@@ -160,9 +162,9 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
     Ok(record.stack.map(|stack| Solved::whole(record.tree, stack)))
 }
 
-fn context_selection(op: &Op, scanned: &ScannedContext, store: &Store) -> Result<Selection, StepFailure> {
+fn context_selection(op: &Op, scanned: &ScannedContext, scratch: &Scratch) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
-    select_sources(copy, &scanned.tree, scanned.nodes.as_ref(), &store.scratch())
+    select_sources(copy, &scanned.tree, scanned.nodes.as_ref(), scratch)
         .map_err(|error| absent::in_context(scanned, error))
 }
 

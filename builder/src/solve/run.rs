@@ -331,7 +331,8 @@ impl Solver {
             }
             return Ok(solved);
         }
-        let nodes = crate::context::nodes_of(&self.env, &origin, selection.as_deref());
+        let nodes =
+            crate::context::nodes_of(&self.env.store, &origin, selection.as_ref().map(|it| &*it.pruned));
         let (use_cache, forced) = match reuse {
             Reuse::Never(cause) => (false, Some(cause)),
             Reuse::Take | Reuse::Verify => (true, None),
@@ -448,7 +449,8 @@ impl Solver {
     ) -> Result<Option<Arc<Selection>>, StepFailure> {
         if let (Op::Copy(copy), false) = (op, remotes.is_empty()) {
             let context = self.plan.selections.get(&node).map(Arc::as_ref);
-            return Ok(Some(Arc::new(ops::added::select(copy, context, remotes, &self.env.store)?)));
+            let origin = self.origin(node, None, remotes.to_vec());
+            return Ok(Some(Arc::new(ops::added::select(copy, context, &origin, &self.env.store)?)));
         }
         if let Some(selection) = self.plan.selections.get(&node) {
             return Ok(Some(Arc::clone(selection)));

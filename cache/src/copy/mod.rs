@@ -47,6 +47,7 @@ pub use workdir::plan_workdir;
 
 use crate::layer::{LayerDiff, ListingError};
 use crate::path::RelPath;
+use crate::tree::select::SelectionsError;
 use crate::tree::{CodecError, NodeStoreError, ResolveError, TreeError};
 
 /// A layer that is known but not written yet.
@@ -66,6 +67,9 @@ pub enum CopyError {
     /// A list of entries cannot be kept or read.
     #[error(transparent)]
     Listing(#[from] ListingError),
+    /// The list of what to copy cannot be read.
+    #[error(transparent)]
+    Selections(#[from] SelectionsError),
     /// Something on the way to the destination, or a destination that ends in `/`, is not a directory.
     #[error("/{path}: not a directory")]
     NotDirectory {

@@ -51,18 +51,18 @@ pub struct Archive<'a> {
     pub implied: &'a [RelPath],
 }
 
-/// Plans one instruction.
+/// Plans one instruction. Each of `items` is asked for when those before it are planned.
 ///
 /// `parent` is the state copied into, `parent_times` its modification times. `source` has the
 /// files that [`CopyItem::Selected`] items were selected from. With no items, or none that hold anything, the layer has nothing
 /// but the root. Rules: dockerfile reference 3.4 to 3.6; where a rule depends on an earlier item of the same
 /// instruction (a link it made, a file it put there), that item counts as already copied.
-pub fn plan(
+pub fn plan<'i>(
     nodes: &dyn NodeStore,
     parent: &Tree,
     parent_times: &dyn FileSource,
     source: Option<&dyn FileSource>,
-    items: &[CopyItem<'_>],
+    items: impl IntoIterator<Item = Result<CopyItem<'i>, CopyError>>,
     options: &CopyOptions,
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
@@ -75,11 +75,11 @@ pub fn plan(
         if let Some(contents) = contents.take() {
             planner.view.put_all(contents)?;
         }
-        match item {
-            CopyItem::Selected(selected) => contents = planner.selected(selected)?,
-            CopyItem::Inline { name, content } => planner.inline(name, content)?,
+        match item? {
+            CopyItem::Selected(selected) => contents = planner.selected(&selected)?,
+            CopyItem::Inline { name, content } => planner.inline(&name, &content)?,
             CopyItem::Archive(archive) => {
-                planner.archive(archives_total, archive)?;
+                planner.archive(archives_total, &archive)?;
                 archives_total += 1;
             }
         }

@@ -14,9 +14,9 @@ use super::origins::Found;
 use super::*;
 use crate::layer::{Change, Mtime};
 use crate::scratch::Scratch;
-use crate::tree::select::select;
+use crate::tree::select::testing::select;
 use crate::tree::testing::{diff_of, listing, path, tree_linked};
-use crate::tree::{MemoryNodeStore, Tree};
+use crate::tree::{MemoryNodeStore, NodeStore, Tree};
 
 pub(super) const NOW: Mtime = Mtime { secs: 1_000_000, nanos: 0 };
 
@@ -31,6 +31,20 @@ impl FileSource for FakeTimes {
     fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
         Ok(Mtime { secs: self.0, nanos: u32::try_from(path.as_bytes().len()).unwrap() })
     }
+}
+
+/// [`super::plan()`] of items that are all there.
+pub(super) fn plan(
+    nodes: &dyn NodeStore,
+    parent: &Tree,
+    parent_times: &dyn FileSource,
+    source: Option<&dyn FileSource>,
+    items: &[CopyItem<'_>],
+    options: &CopyOptions,
+    scratch: &Scratch,
+) -> Result<CopyPlan, CopyError> {
+    let items = items.iter().cloned().map(Ok);
+    super::plan(nodes, parent, parent_times, source, items, options, scratch)
 }
 
 /// A parent state and the instructions that came after.

@@ -14,9 +14,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-use super::diff::{
-    ALL_AHEAD, Change, DiffEntry, Encoded, LayerDiff, ListingCheck, ListingError, Mtime, ONE_AHEAD, ReadError,
-};
+use super::diff::{Change, DiffEntry, LayerDiff, ListingCheck, ListingError, Mtime};
+use crate::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
 use crate::path::{RelPath, compare, is_clean};
 use crate::tree::{ContentDigest, Meta};
 
@@ -25,7 +24,7 @@ const VERSION: u8 = 1;
 const CHECK_BYTES: usize = 16;
 
 /// Why bytes that stop too early are no entry.
-pub(super) const CUT_OFF: &str = "it is cut off";
+pub(crate) const CUT_OFF: &str = "it is cut off";
 
 impl From<ListingError> for CodecError {
     fn from(error: ListingError) -> Self {

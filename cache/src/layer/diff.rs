@@ -3,7 +3,6 @@
 //! A [`LayerDiff`] says everything a layer directory holds, so that trees can be edited, tars emitted and layers
 //! checked without walking or hashing the directory again. It is stored beside the directory.
 
-mod encoded;
 mod placed;
 mod stops;
 #[cfg(test)]
@@ -12,11 +11,10 @@ mod testing;
 use std::cmp::Ordering;
 use std::{fmt, io};
 
-use self::encoded::Input;
-pub(super) use self::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
 pub(super) use self::placed::Placed;
 use self::stops::{Stop, Stops};
 use super::codec::put_entry;
+use crate::encoded::{ALL_AHEAD, Encoded, Input, ONE_AHEAD, ReadError};
 use crate::path::{RelPath, compare};
 use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Meta};

@@ -35,13 +35,14 @@ mod unpack;
 mod xattrs;
 
 pub use checkout::{Checkout, CheckoutError};
+pub(crate) use codec::{CUT_OFF, Reader as FieldReader, encoded_len, put_bytes, put_number, put_path};
 pub use codec::{CodecError, decode_diff, write_diff};
-pub(crate) use codec::{Reader as FieldReader, encoded_len, put_path};
 pub use compress::{
     Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, Hashed, encode, hash_from,
 };
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, Entries, LayerDiff, ListingCheck, ListingError, Mtime};
+pub(crate) use dirs::is_below;
 pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_from, emit_tar, emit_tar_from};
 pub(crate) use emit::{PassError, checked, read_all};
 pub use flatten::{FilesArchive, FlattenError, listing};

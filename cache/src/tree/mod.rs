@@ -11,7 +11,7 @@
 //! | `diff` | [`difference`]: what differs between two trees |
 //! | `resolve` | [`Tree::resolve`]: paths with symlinks, as the kernel resolves them inside a root |
 //! | [`select`] | COPY source patterns |
-//! | `memory`, `batch` | nodes in memory, and on their way to a store |
+//! | `memory`, `spilled`, `batch` | nodes in memory, in a file when they are many, and on their way to a store |
 //!
 //! A tree is a value: its digest says all about a filesystem state but times. Nothing here touches files.
 
@@ -27,6 +27,7 @@ mod node;
 mod reader;
 mod resolve;
 pub mod select;
+mod spilled;
 #[cfg(test)]
 pub(crate) mod testing;
 mod walk;
@@ -45,6 +46,7 @@ pub use node::{
 pub use reader::{DirReader, entry_in};
 pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
 pub(crate) use resolve::{Lookup, resolve_in};
+pub use spilled::{Over, SpilledNodeStore};
 pub use walk::{DEPTH_MAX, Walk};
 
 pub(crate) use codec::check_name;

@@ -59,7 +59,7 @@ proptest! {
             let entry = Entry { kind: Kind::Dir(*EMPTY_NODE), ..last.entry.clone() };
             let empty = CopyItem::Selected(Selected { entry, links: LinksBelow::default(), ..last.clone() });
             let items = items.iter().cloned().chain([empty]).collect::<Vec<_>>();
-            let held = super::super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
+            let held = super::plan(&nodes, &parent, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
             prop_assert_eq!(&held.unwrap(), &plan);
         }
         // The last item is there in full: its files with their bytes.
@@ -77,7 +77,7 @@ proptest! {
             }
         }
         // Doing it again changes nothing.
-        let again = super::super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
+        let again = super::plan(&nodes, &next, &FakeTimes(100), from, &items, &options(dest), &Scratch::for_test());
         if let Ok(again) = again {
             let whole = next.apply(&nodes, &again.diff, &Scratch::for_test()).unwrap();
             if dest.ends_with('/') || dest.ends_with("/.") {

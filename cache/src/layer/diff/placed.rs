@@ -3,7 +3,8 @@
 use std::io;
 
 use super::super::codec::put_entry;
-use super::{DiffEntry, Encoded, ONE_AHEAD};
+use super::DiffEntry;
+use crate::encoded::{Encoded, ONE_AHEAD};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 

@@ -85,9 +85,19 @@ impl LinksBelow {
         Self { all, dir }
     }
 
-    #[cfg(test)]
+    /// True when the tree has none at all.
+    pub(crate) fn is_none(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// All of the tree.
     pub(crate) fn all(&self) -> &Links {
         &self.all
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &RelPath {
+        &self.dir
     }
 
     /// All of them, relative to the directory and sorted by name. A file whose first name is elsewhere is known by the first

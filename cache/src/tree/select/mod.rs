@@ -5,13 +5,18 @@
 //! followed, everything after is matched against real entries, and each match then counts as an explicit source.
 //! (dockerfile reference 3.4.)
 
+mod list;
 mod listing;
 mod modes;
 mod pattern;
 mod prune;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
+
+use std::borrow::Borrow;
 
 use super::{
     DirReader, Entry, Kind, LastLink, Link, LinksBelow, NodeStore, NodeStoreError, ResolveError, Tree,
@@ -19,6 +24,7 @@ use super::{
 };
 use crate::path::RelPath;
 use crate::scratch::Scratch;
+pub use list::{SelectedItems, Selections, SelectionsError};
 pub use listing::listing;
 pub use modes::with_mode;
 pub use pattern::{Pattern, PatternError, has_wildcard};
@@ -65,13 +71,24 @@ pub enum SelectError {
     /// Nodes could not be read.
     #[error(transparent)]
     Nodes(#[from] NodeStoreError),
+    /// Names of files that have several could not be read.
+    #[error(transparent)]
+    Links(#[from] TreeError),
+    /// What is selected cannot be kept.
+    #[error(transparent)]
+    List(#[from] SelectionsError),
 }
 
-/// Selects what one source names, in lexical order. Empty only when wildcards match nothing.
-pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<Selected>, SelectError> {
+/// Adds what one source names to a list, in lexical order. Nothing only when wildcards match nothing.
+pub fn select(
+    tree: &Tree,
+    nodes: &dyn NodeStore,
+    source: &[u8],
+    list: &mut Selections,
+) -> Result<(), SelectError> {
     let source = RelPath::clamp(source);
     if !has_wildcard(source.as_bytes()) {
-        return Ok(vec![follow(tree, nodes, &source)?]);
+        return Ok(list.push(&follow(tree, nodes, &source)?)?);
     }
     let components: Vec<&[u8]> = source.components().collect();
     let literal = components.iter().take_while(|name| !has_wildcard(name)).count();
@@ -81,31 +98,39 @@ pub fn select(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Result<Vec<S
     let start = match tree.resolve(nodes, prefix.as_bytes(), LastLink::Follow) {
         Ok(found) if found.exists() => found,
         Ok(_) | Err(ResolveError::NotDirectory { .. } | ResolveError::NotFound { .. }) => {
-            return Ok(Vec::new());
+            return Ok(());
         }
         Err(source) => return Err(SelectError::Resolve { path: prefix, source }),
     };
-    // One level per component keeps the order lexical: every level is visited in order and so are its children.
-    let mut level = vec![(start.path, start.entry)];
-    for pattern in &patterns {
-        let mut next = Vec::new();
-        for (dir, entry) in level {
-            let Kind::Dir(node) = &entry.kind else { continue };
-            let mut entries = DirReader::open(nodes, node)?;
-            while let Some((name, entry)) = entries.next()? {
-                if pattern.matches(name) {
-                    next.push((dir.join(name), entry.clone()));
-                }
-            }
-        }
-        level = next;
-    }
-    let explicit = |(path, entry): (RelPath, Entry)| match entry.kind {
-        Kind::Symlink(_) => follow(tree, nodes, &path),
-        // Already a real path; resolving each of many siblings again would load their directory as often.
-        _ => Ok(selected(tree, path.name(), path.clone(), entry)),
+    let open = |path: RelPath, entry: &Entry| match &entry.kind {
+        Kind::Dir(node) => Ok::<_, NodeStoreError>(Some((path, DirReader::open(nodes, node)?))),
+        _ => Ok(None),
     };
-    level.into_iter().map(explicit).collect()
+    // The directories on the way, one for each component that has matched: what matches in the end is as many components long
+    // as all others, so it comes in lexical order.
+    let mut way: Vec<_> = open(start.path, &start.entry)?.into_iter().collect();
+    while let Some(depth) = way.len().checked_sub(1) {
+        let (dir, entries) = &mut way[depth];
+        let Some((name, entry)) = entries.next()? else {
+            way.pop();
+            continue;
+        };
+        if !patterns[depth].matches(name) {
+            continue;
+        }
+        let path = dir.join(name);
+        if depth + 1 < patterns.len() {
+            let inner = open(path, entry)?;
+            way.extend(inner);
+            continue;
+        }
+        list.push(&match entry.kind {
+            Kind::Symlink(_) => follow(tree, nodes, &path)?,
+            // Already a real path; resolving each of many siblings again would load their directory as often.
+            _ => selected(tree, name, path, entry.clone()),
+        })?;
+    }
+    Ok(())
 }
 
 /// What a path without wildcards names; symlinks are followed inside the root.
@@ -145,19 +170,33 @@ fn selected(tree: &Tree, name: &[u8], path: RelPath, entry: Entry) -> Selected {
 /// Not in it: paths of the items, a directory's own name and metadata (its contents are copied, not itself), times,
 /// links that leave a directory. `--parents`
 /// selects the directory that paths are kept below, pruned ([`prune()`]), so kept directories are inside it.
+///
+/// `nodes` has those of the links.
 pub fn selection_digest(
-    selected: &[Selected],
+    selected: &Selections,
     nodes: &dyn NodeStore,
     scratch: &Scratch,
-) -> Result<[u8; 32], TreeError> {
+) -> Result<[u8; 32], SelectError> {
+    digest_of(selected.len(), selected, nodes, scratch)
+}
+
+/// [`selection_digest`] of so many items.
+fn digest_of(
+    count: usize,
+    items: impl IntoIterator<Item = Result<impl Borrow<Selected>, SelectionsError>>,
+    nodes: &dyn NodeStore,
+    scratch: &Scratch,
+) -> Result<[u8; 32], SelectError> {
     let mut hasher = blake3::Hasher::new();
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
     field(DIGEST_CONTEXT);
-    field(&(selected.len() as u64).to_le_bytes());
-    for item in selected {
+    field(&(count as u64).to_le_bytes());
+    for item in items {
+        let item = item?;
+        let item = item.borrow();
         let Kind::Dir(node) = &item.entry.kind else {
             field(&item.name);
             field(&item.entry.encode());
@@ -189,9 +228,9 @@ pub fn mounted_digest(
     selected: &Selected,
     nodes: &dyn NodeStore,
     scratch: &Scratch,
-) -> Result<[u8; 32], TreeError> {
+) -> Result<[u8; 32], SelectError> {
     let contents = match selected.entry.kind {
-        Kind::Dir(_) => selection_digest(std::slice::from_ref(selected), nodes, scratch)?,
+        Kind::Dir(_) => digest_of(1, [Ok(selected)], nodes, scratch)?,
         _ => [0; 32],
     };
     let mut hasher = blake3::Hasher::new();

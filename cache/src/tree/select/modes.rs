@@ -6,6 +6,9 @@ use super::{PruneError, Selected};
 use crate::path::RelPath;
 use crate::tree::{DEPTH_MAX, DirReader, EncodedNode, Kind, NodeDigest, NodeStore, NodeWriter};
 
+/// Directories to remember the new node of: those that are alike are often near each other.
+const KNOWN_MAX: usize = if cfg!(test) { 4 } else { 1 << 14 };
+
 /// Gives every file and directory of a selection this mode, which `--chmod` will give it anyway: what is selected is
 /// then the same whatever modes its source has. New directory nodes are put into `made`.
 pub fn with_mode(
@@ -55,6 +58,9 @@ impl Uniform<'_> {
             out.entry(name, &entry, put)?;
         }
         let made = out.finish(put)?;
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
         self.known.insert(digest, made);
         Ok(made)
     }

@@ -88,17 +88,16 @@ pub fn prune(
                 stack.push(open(path, entry, verdict == Keep::Yes, &digest)?);
             }
             (_, Keep::ForItsContents) => {}
-            (_, Keep::Yes) => {
-                dir.out.entry(name, entry, &mut put)?;
-            }
+            (_, Keep::Yes) => dir.out.entry(name, entry, &mut put)?,
         }
     }
     selected.links.remove(nodes, made, scratch, |path| !is_kept(path, keep))?;
     Ok(())
 }
 
-/// True when a file and all directories that lead to it stay.
-fn is_kept(path: &RelPath, keep: &dyn Fn(&RelPath, bool) -> Keep) -> bool {
-    let mut dirs = std::iter::successors(path.parent(), RelPath::parent).filter(|dir| !dir.is_root());
-    keep(path, false) == Keep::Yes && dirs.all(|dir| keep(&dir, true) != Keep::No)
+/// True for a file that stays, and so do the directories that lead to it.
+fn is_kept(file: &RelPath, keep: &dyn Fn(&RelPath, bool) -> Keep) -> bool {
+    let dirs = std::iter::successors(file.parent(), RelPath::parent);
+    let is_gone = dirs.filter(|dir| !dir.is_root()).any(|dir| keep(&dir, true) == Keep::No);
+    keep(file, false) == Keep::Yes && !is_gone
 }

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
+use super::testing::{list, select};
 use super::*;
 use crate::tree::testing::{dir, file, groups, link, tree, tree_linked};
-use crate::tree::{MemoryNodeStore, load_node};
+use crate::tree::{Links, MemoryNodeStore, load_node};
 
 fn paths(entries: &[(&str, crate::layer::Change)], source: &str) -> Vec<String> {
     let nodes = MemoryNodeStore::default();
@@ -188,7 +189,7 @@ fn a_selection_digest_sees_names_contents_and_links_only() {
     let linked =
         tree_linked(&nodes, &[("d", dir(0o755)), ("d/a", file("F"))], &[("d/b", "d/a"), ("x", "d/a")]);
     let digest = |tree: &Tree, source: &[u8]| {
-        selection_digest(&select(tree, &nodes, source).unwrap(), &nodes, &Scratch::for_test()).unwrap()
+        selection_digest(&list(&select(tree, &nodes, source).unwrap()), &nodes, &Scratch::for_test()).unwrap()
     };
     assert_eq!(digest(&plain, b"d"), digest(&plain, b"e"), "a directory's own name and mode are not copied");
     assert_ne!(digest(&plain, b"f"), digest(&plain, b"g"), "a file's name is");
@@ -231,11 +232,11 @@ fn pruned_links_no_longer_count() {
     let entries = [("d", dir(0o755)), ("d/one", file("x"))];
     let linked = tree_linked(&nodes, &entries, &[("d/two", "d/one"), ("d/x", "d/one")]);
     let mut selected = select(&linked, &nodes, b"d").unwrap().remove(0);
-    let whole = selection_digest(&[selected.clone()], &nodes, &Scratch::for_test()).unwrap();
+    let whole = selection_digest(&list(&[selected.clone()]), &nodes, &Scratch::for_test()).unwrap();
     let keep = |path: &RelPath, _| if path.name() == b"one" { Keep::No } else { Keep::Yes };
     prune(&mut selected, &nodes, &nodes, &keep, &Scratch::for_test()).unwrap();
     assert_eq!(groups(&nodes, selected.links.all()).iter().map(Vec::len).collect::<Vec<_>>(), [2]);
-    assert_ne!(selection_digest(&[selected], &nodes, &Scratch::for_test()).unwrap(), whole);
+    assert_ne!(selection_digest(&list(&[selected]), &nodes, &Scratch::for_test()).unwrap(), whole);
 }
 
 proptest::proptest! {
@@ -255,7 +256,9 @@ proptest::proptest! {
         };
         proptest::prop_assert_eq!(&pruned(&|_, _| Keep::Yes), &tree);
         let is_kept = |path: &RelPath| kept[path.as_bytes().iter().map(|b| usize::from(*b)).sum::<usize>() % 64];
+        let is_in_c = |path: &RelPath| path.parent().unwrap().components().any(|name| name == b"c");
         let some = pruned(&|path, is_dir| match (is_dir, is_kept(path)) {
+            (true, _) if path.name() == b"c" => Keep::No,
             (true, _) => Keep::ForItsContents,
             (false, true) => Keep::Yes,
             (false, false) => Keep::No,
@@ -265,7 +268,9 @@ proptest::proptest! {
         };
         let wanted: Vec<String> = files(&tree)
             .into_iter()
-            .filter(|line| is_kept(&RelPath::new(line.split(' ').nth(3).unwrap()).unwrap()))
+            .map(|line| (RelPath::new(line.split(' ').nth(3).unwrap()).unwrap(), line))
+            .filter(|(path, _)| is_kept(path) && !is_in_c(path))
+            .map(|(_, line)| line)
             .collect();
         proptest::prop_assert_eq!(files(&some), wanted);
         // No directory stays for nothing, and no link names what is gone.
@@ -275,8 +280,104 @@ proptest::proptest! {
                 proptest::prop_assert!(!load_node(&nodes, node).unwrap().is_empty(), "{}", path);
             }
         }
-        for path in groups(&nodes, &some.links).into_iter().flatten() {
-            proptest::prop_assert!(is_kept(&path));
-        }
+        let gone = |path: &RelPath| some.get(&nodes, path).unwrap().is_none();
+        let left = groups(&nodes, &tree.links).into_iter().map(|mut names| {
+            names.retain(|path| !gone(path));
+            names
+        });
+        proptest::prop_assert_eq!(&some.links, &Links::new(left, &nodes).unwrap());
     }
+}
+
+/// Paths that wildcards match, component by component.
+fn matches(tree: &Tree, nodes: &dyn NodeStore, source: &[u8]) -> Vec<RelPath> {
+    let mut level = vec![(RelPath::root(), tree.root_entry())];
+    for name in source.split(|byte| *byte == b'/') {
+        let pattern = Pattern::new(name).unwrap();
+        let mut next = Vec::new();
+        for (dir, entry) in level {
+            let Kind::Dir(node) = &entry.kind else { continue };
+            let mut entries = DirReader::open(nodes, node).unwrap();
+            while let Some((name, entry)) = entries.next().unwrap() {
+                if pattern.matches(name) {
+                    next.push((dir.join(name), entry.clone()));
+                }
+            }
+        }
+        level = next;
+    }
+    level.into_iter().map(|(path, _)| path).collect()
+}
+
+proptest! {
+    #[test]
+    fn several_wildcards_match_in_lexical_order(
+        steps in crate::tree::testing::steps(),
+        source in prop::sample::select(vec![
+            "*", "*/*", "*/*/*", "a*/?", "[ab]*/*/*", "*/[^b]", "a/*", "*/a.b/*", "?/*/a*",
+        ]),
+    ) {
+        use crate::tree::testing::{apply_model, model_diff};
+        let nodes = MemoryNodeStore::default();
+        // What a link selects is elsewhere.
+        let steps: Vec<_> = steps.into_iter().filter(|(_, what)| *what != 5).collect();
+        let tree = Tree::empty().apply(&nodes, &model_diff(&apply_model(&steps)), &Scratch::for_test()).unwrap();
+        let found: Vec<RelPath> =
+            select(&tree, &nodes, source.as_bytes()).unwrap().into_iter().map(|item| item.path).collect();
+        prop_assert!(found.is_sorted());
+        prop_assert_eq!(found, matches(&tree, &nodes, source.as_bytes()));
+    }
+}
+
+#[test]
+fn thousands_of_matches_are_selected_in_order() {
+    let nodes = MemoryNodeStore::default();
+    let paths = (0..3000).map(|at| format!("d{:02}/f{at}", at % 40));
+    let tree = Tree::empty()
+        .apply(
+            &nodes,
+            &crate::tree::testing::diff_of(
+                (0..40)
+                    .map(|at| (RelPath::clamp(format!("d{at:02}").as_bytes()), dir(0o755)))
+                    .chain(paths.map(|path| (RelPath::clamp(path.as_bytes()), file(&path)))),
+            ),
+            &Scratch::for_test(),
+        )
+        .unwrap();
+    let found = select(&tree, &nodes, b"*/*").unwrap();
+    assert_eq!(found.len(), 3000);
+    assert!(found.is_sorted_by_key(|item| item.path.clone()));
+    for item in found {
+        assert_eq!(tree.get(&nodes, &item.path).unwrap(), Some(item.entry));
+        assert_eq!(item.name, item.path.name());
+    }
+}
+
+#[test]
+fn one_mode_for_all_is_the_same_with_nodes_in_a_file() {
+    let (memory, scratch) = (MemoryNodeStore::default(), Scratch::for_test());
+    let entries = (0..2000).flat_map(|at: u32| {
+        let dir_path = RelPath::clamp(format!("d{:03}", at % 500).as_bytes());
+        let path = dir_path.join(format!("f{at}").as_bytes());
+        [(dir_path, dir(0o700)), (path, file(&(at % 3).to_string()))]
+    });
+    let tree =
+        Tree::empty().apply(&memory, &crate::tree::testing::diff_of(entries), &Scratch::for_test()).unwrap();
+    let item = select_path(&tree, &memory, b"").unwrap();
+    let (mut one, mut other) = (item.clone(), item);
+    let spilled = crate::tree::SpilledNodeStore::new(&scratch);
+    let keep = |path: &RelPath, _| if path.name().ends_with(b"7") { Keep::No } else { Keep::Yes };
+    for (item, made) in [(&mut one, &memory as &dyn NodeStore), (&mut other, &spilled)] {
+        prune(item, &memory, made, &keep, &scratch).unwrap();
+        let over = crate::tree::Over { above: &spilled, below: &memory };
+        with_mode(item, &over, made, 0o751).unwrap();
+    }
+    assert_eq!(one, other);
+    let listed = |item: &Selected, nodes: &dyn NodeStore| {
+        let Kind::Dir(node) = item.entry.kind else { panic!("still a directory") };
+        crate::tree::testing::listing(nodes, &Tree { node, ..Tree::empty() })
+    };
+    let all = listed(&other, &spilled);
+    assert_eq!(all, listed(&one, &memory));
+    assert!(all.len() > 1600 && all.iter().all(|line| line[2..].starts_with("751 ")));
 }

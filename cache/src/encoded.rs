@@ -1,11 +1,11 @@
-//! The bytes of a listing.
+//! Lists as bytes: in memory while they are short, else in a file that is read through a window.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::super::codec::{CUT_OFF, Reader};
+use crate::layer::{CUT_OFF, FieldReader};
 use crate::scratch::Scratch;
 
 /// Bytes that are held in memory before they go to a file.
@@ -18,14 +18,14 @@ const HELD_BYTES: usize = 2 << 10;
 const WRITTEN_BYTES: usize = HELD_BYTES / 4;
 
 /// Bytes read ahead for all entries, and for the one that is looked for.
-pub(in super::super) const ALL_AHEAD: usize = 64 << 10;
-pub(in super::super) const ONE_AHEAD: usize = 4 << 10;
+pub(crate) const ALL_AHEAD: usize = 64 << 10;
+pub(crate) const ONE_AHEAD: usize = 4 << 10;
 
 /// Encoded entries. Places among them are counted from where the file begins, or the memory.
 #[derive(Default)]
-pub(in super::super) struct Encoded {
+pub(crate) struct Encoded {
     /// Where the first entry is.
-    pub(in super::super) start: u64,
+    pub(crate) start: u64,
     file: Option<Part>,
     /// What follows what is in the file.
     bytes: Vec<u8>,
@@ -41,17 +41,17 @@ struct Part {
 }
 
 impl Encoded {
-    pub(super) fn new(scratch: Scratch) -> Self {
+    pub(crate) fn new(scratch: Scratch) -> Self {
         Self { scratch: Some(scratch), ..Self::default() }
     }
 
     /// Nothing, but the first entry will be at `start`.
-    pub(super) fn of_start(start: u64) -> Self {
+    pub(crate) fn of_start(start: u64) -> Self {
         Self { start, ..Self::default() }
     }
 
     /// What a file has, `len` bytes from `from` on; in memory when that is little.
-    pub(in super::super) fn read(file: File, from: u64, len: u64) -> io::Result<Self> {
+    pub(crate) fn read(file: File, from: u64, len: u64) -> io::Result<Self> {
         if len > HELD_BYTES as u64 {
             return Ok(Self { file: Some(Part { file, from, len }), ..Self::default() });
         }
@@ -61,17 +61,17 @@ impl Encoded {
     }
 
     /// Where the next entry will be.
-    pub(in super::super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.file.as_ref().map_or(0, |part| part.len) + self.bytes.len() as u64
     }
 
     /// Bytes of all entries.
-    pub(in super::super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.end() - self.start
     }
 
     /// Appends what `put` does.
-    pub(super) fn append(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+    pub(crate) fn append(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         put(&mut self.bytes);
         let limit = if self.file.is_some() { WRITTEN_BYTES } else { HELD_BYTES };
         match &self.scratch {
@@ -94,8 +94,22 @@ impl Encoded {
         Ok(())
     }
 
+    /// The bytes at a place.
+    pub(crate) fn bytes_at(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        self.append_to(&mut bytes, at, len)?;
+        // What was appended at once is at one place: all in the file, or nothing of it.
+        if bytes.len() < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+    }
+
+    /// Memory that they take.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Reads from a place on, `ahead` bytes at once.
-    pub(in super::super) fn read_from(&self, at: u64, ahead: usize) -> Input<'_> {
+    pub(crate) fn read_from(&self, at: u64, ahead: usize) -> Input<'_> {
         let (window, window_at) = match self.file {
             // All of them.
             None => (Cow::Borrowed(&self.bytes[..]), 0),
@@ -106,10 +120,7 @@ impl Encoded {
     }
 
     /// Hands out the bytes of all entries in pieces.
-    pub(in super::super) fn for_each_piece(
-        &self,
-        mut take: impl FnMut(&[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub(crate) fn for_each_piece(&self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut input = self.read_from(self.start, WRITTEN_BYTES);
         loop {
             take(&input.window[input.at..])?;
@@ -137,7 +148,7 @@ impl Encoded {
 }
 
 /// Why an entry was not read.
-pub(in super::super) enum ReadError {
+pub(crate) enum ReadError {
     /// The file cannot be read.
     Io(io::Error),
     /// It is no entry, for this reason.
@@ -161,7 +172,7 @@ impl From<ReadError> for io::Error {
 }
 
 /// Reads encoded entries, as many of them at once as are ahead.
-pub(in super::super) struct Input<'a> {
+pub(crate) struct Input<'a> {
     encoded: &'a Encoded,
     /// Some of the bytes, or all.
     window: Cow<'a, [u8]>,
@@ -174,17 +185,17 @@ pub(in super::super) struct Input<'a> {
 
 impl Input<'_> {
     /// Where it goes on.
-    pub(in super::super) fn at(&self) -> u64 {
+    pub(crate) fn at(&self) -> u64 {
         self.window_at + self.at as u64
     }
 
     /// What `read` reads; it is called again, with more, when it came to the end. It has changed nothing then.
-    pub(in super::super) fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
-        mut read: impl FnMut(&mut Reader<'_>) -> Result<T, &'static str>,
+        mut read: impl FnMut(&mut FieldReader<'_>) -> Result<T, &'static str>,
     ) -> Result<T, ReadError> {
         loop {
-            let mut reader = Reader::new(&self.window, self.at);
+            let mut reader = FieldReader::new(&self.window, self.at);
             match read(&mut reader) {
                 Ok(value) => {
                     self.at = reader.at();
