@@ -126,10 +126,10 @@ impl<'a> Checkout<'a> {
     }
 
     /// Writes a file that is not of a state.
-    pub fn add_file(&mut self, path: &RelPath, bytes: &[u8]) -> Result<(), CheckoutError> {
+    pub fn add_file(&mut self, path: &RelPath, bytes: &mut dyn io::Read) -> Result<(), CheckoutError> {
         self.place(path, "write", |dir, name| {
             let file = create(dir, name, 0o644)?;
-            io::Write::write_all(&mut std::fs::File::from(file), bytes)?;
+            io::copy(bytes, &mut std::fs::File::from(file))?;
             Ok(())
         })?;
         self.written.insert(path.clone());

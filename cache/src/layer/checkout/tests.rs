@@ -157,7 +157,7 @@ fn later_times_are_set_back() {
     let mut checkout = Checkout::new(to.as_fd(), Some(999));
     checkout.add_dir(&path("p")).unwrap();
     checkout.add(&path("p"), &state, &source).unwrap();
-    checkout.add_file(&path("p/extra"), b"more").unwrap();
+    checkout.add_file(&path("p/extra"), &mut &b"more"[..]).unwrap();
     checkout.delete_others().unwrap();
     checkout.finish().unwrap();
     for name in ["d", "f"] {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{apply_model, dir, file, model_diff, path, put_dir, steps, tree};
+use crate::tree::testing::{apply_model, dir, file, model_diff, put_dir, steps, tree};
 use crate::tree::{DirEntries, DirNode, EncodedNode, MemoryNodeStore, load_node};
 
 /// All at once: a directory's differences before what is in them.
