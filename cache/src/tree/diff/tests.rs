@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::tree::testing::{apply_model, dir, file, model_diff, put_dir, steps, tree};
-use crate::tree::{DirEntries, DirNode, EncodedNode, MemoryNodeStore, load_node};
+use crate::tree::{DirEntries, DirNode, EncodedNode, MemoryNodeStore};
 
 /// All at once: a directory's differences before what is in them.
 fn model(nodes: &dyn NodeStore, old: &Tree, new: &Tree) -> Result<Vec<TreeChange>, TreeError> {
