@@ -20,7 +20,7 @@ use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::dirs::Dirs;
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
-use crate::store::layout::{names, remove_at};
+use crate::store::layout::{read_names, remove_at};
 use crate::tree::{Meta, below, strip};
 
 /// Bits that files keep.
@@ -147,10 +147,10 @@ impl<'a> Checkout<'a> {
             let fd = self.dirs.dir(&dir).map_err(failed("open", &dir))?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
-            for name in names(&listed).map_err(failed("list", &dir))? {
-                let path = dir.join(&name);
+            for name in read_names(&listed).map_err(failed("list", &dir))? {
+                let path = dir.join(name.map_err(failed("list", &dir))?.as_bytes());
                 if !self.is_written(&path)? {
-                    remove_at(&fd, OsStr::from_bytes(&name)).map_err(failed("remove", &path))?;
+                    remove_at(&fd, OsStr::from_bytes(path.name())).map_err(failed("remove", &path))?;
                     continue;
                 }
                 let stat = rustix::fs::statat(&fd, path.name(), AtFlags::SYMLINK_NOFOLLOW);
