@@ -11,6 +11,7 @@
 //! `oci-artifact=false` asks for the older one, whose config looks like an image's.
 
 use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::assemble::manifest::{LayerBlob, PackedImage};
@@ -50,6 +51,17 @@ pub struct Predicate {
     pub file_name: String,
 }
 
+/// The fields of a statement, in this order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Statement<S> {
+    #[serde(rename = "_type")]
+    declares: &'static str,
+    predicate_type: &'static str,
+    subject: S,
+    predicate: Value,
+}
+
 /// Where a predicate lists the layers of the image.
 #[derive(Debug, Clone)]
 pub struct LayerPlaces {
@@ -87,14 +99,14 @@ impl Blob {
 }
 
 impl Predicate {
-    /// The statement about `subjects`.
-    pub fn statement(&self, subjects: &[Value], layers: &[LayerBlob]) -> Value {
-        json!({
-            "_type": STATEMENT,
-            "predicateType": self.kind,
-            "subject": subjects,
-            "predicate": self.with_layers(layers),
-        })
+    /// The statement about `subjects`, a list of [`subject`]s.
+    pub fn statement<S: Serialize>(&self, subjects: S, layers: &[LayerBlob]) -> impl Serialize {
+        Statement {
+            declares: STATEMENT,
+            predicate_type: self.kind,
+            subject: subjects,
+            predicate: self.with_layers(layers),
+        }
     }
 
     fn with_layers(&self, layers: &[LayerBlob]) -> Value {

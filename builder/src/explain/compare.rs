@@ -1,6 +1,6 @@
 //! Two records of one step: what differs.
 
-use rbuild_cache::tree::{Entry, Kind, NodeDigest, NodeStore, Tree, difference};
+use rbuild_cache::tree::{Entry, Kind, NodeDigest, NodeStore, Tree, TreeChange, difference};
 
 use super::cause::{Cause, FileChange, Shown};
 use super::record::{COMMAND, Class, Field, InputRecord, Producer, Record};
@@ -107,26 +107,27 @@ fn files(old: &InputRecord, new: &InputRecord, nodes: &dyn NodeStore) -> Cause {
 /// What files differ between two trees.
 pub(super) fn between(from: Option<String>, before: &Tree, after: &Tree, nodes: &dyn NodeStore) -> Cause {
     let unknown = |from| Cause::Files { from, files: Vec::new(), count: 0 };
-    // Nodes of the past may have been lost: then only that something changed is known.
-    let Ok(changes) = difference(nodes, before, after) else { return unknown(from) };
-    let files: Vec<FileChange> = changes
-        .iter()
+    let mut changes = difference(nodes, before, after);
+    let first = changes.next();
+    let mut changes = changes.peekable();
+    let is_only_one = changes.peek().is_none();
+    let (mut files, mut count) = (Vec::new(), 0);
+    for change in first.into_iter().chain(changes) {
+        // Nodes of the past may have been lost: then only that something changed is known.
+        let Ok(TreeChange { path, old, new }) = change else { return unknown(from) };
         // Directories that come with their contents are no news.
-        .filter(|change| {
-            !matches!((&change.old, &change.new), (None, Some(Entry { kind: Kind::Dir(_), .. })))
-                || changes.len() == 1
-        })
-        .filter_map(|change| {
-            let how = how(change.old.as_ref(), change.new.as_ref())?;
-            Some(FileChange { path: change.path.to_string(), how })
-        })
-        .collect();
-    if files.is_empty() {
-        // Names under which things are copied, or hard links: both are no part of the listing.
-        return unknown(from);
+        if matches!((&old, &new), (None, Some(Entry { kind: Kind::Dir(_), .. }))) && !is_only_one {
+            continue;
+        }
+        count += 1;
+        if files.len() < FILES_MAX
+            && let Some(how) = how(old.as_ref(), new.as_ref())
+        {
+            files.push(FileChange { path: path.to_string(), how });
+        }
     }
-    let count = files.len();
-    Cause::Files { from, files: files.into_iter().take(FILES_MAX).collect(), count }
+    // Of none: names under which things are copied, or hard links. Both are no part of the listing.
+    Cause::Files { from, files, count }
 }
 
 fn tree(input: &InputRecord) -> Option<Tree> {
@@ -180,5 +181,78 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Symlink(_) => "symlink",
         Kind::CharDevice { .. } | Kind::BlockDevice { .. } => "device",
         Kind::Fifo => "pipe",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rbuild_cache::layer::{Change, DiffEntry, LayerDiff, Mtime};
+    use rbuild_cache::path::RelPath;
+    use rbuild_cache::tree::{ContentDigest, EncodedNode, MemoryNodeStore, Meta};
+
+    use super::*;
+
+    /// Of sorted paths; those that end with a slash are directories.
+    fn state(nodes: &dyn NodeStore, paths: &[&str], content: &str) -> Tree {
+        let entry = |at: &&str| {
+            let meta = Meta { mode: 0o755, ..Meta::default() };
+            let content = ContentDigest::of(content.as_bytes());
+            let change = match at.strip_suffix('/') {
+                Some(_) => Change::Dir { meta, opaque: false },
+                None => Change::File { meta, size: 1, content },
+            };
+            DiffEntry { path: RelPath::clamp(at.as_bytes()), change, mtime: Mtime::default() }
+        };
+        Tree::empty().apply(nodes, &paths.iter().map(entry).collect::<LayerDiff>()).unwrap()
+    }
+
+    #[track_caller]
+    fn check(before: &[&str], after: &[&str], expected: &[&str]) {
+        let nodes = MemoryNodeStore::default();
+        let (before, after) = (state(&nodes, before, "old"), state(&nodes, after, "new"));
+        let Cause::Files { from: None, files, count } = between(None, &before, &after, &nodes) else {
+            panic!("it is about files");
+        };
+        let found: Vec<String> = files.iter().map(|file| format!("{} {}", file.path, file.how)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(count, expected.len());
+    }
+
+    #[test]
+    fn a_directory_is_news_only_when_nothing_else_is() {
+        check(&[], &["a/"], &["a new"]);
+        check(&[], &["a/", "a/f", "b/"], &["a/f new"]);
+        check(&["x"], &["a/", "x"], &["x content"]);
+        check(&["x"], &["a/"], &["x removed"]);
+        check(&["x"], &["x/"], &["x file -> directory"]);
+        check(&["a/", "a/f"], &[], &["a removed"]);
+        check(&[], &["a/", "b/"], &[]);
+        check(&["a"], &["a"], &["a content"]);
+    }
+
+    #[test]
+    fn of_many_files_the_first_are_named() {
+        let names: Vec<String> = (0..FILES_MAX + 10).map(|at| format!("f{at:05}")).collect();
+        let paths: Vec<&str> = names.iter().map(String::as_str).collect();
+        let nodes = MemoryNodeStore::default();
+        let (before, after) = (state(&nodes, &paths, "old"), state(&nodes, &paths, "new"));
+        let Cause::Files { files, count, .. } = between(None, &before, &after, &nodes) else {
+            panic!("it is about files");
+        };
+        assert_eq!(count, FILES_MAX + 10);
+        assert!(files.iter().map(|file| &file.path).eq(&names[..FILES_MAX]));
+    }
+
+    #[test]
+    fn when_nodes_are_lost_only_that_something_changed_is_known() {
+        let (nodes, half) = (MemoryNodeStore::default(), MemoryNodeStore::default());
+        let paths = ["a", "b/", "b/f"];
+        let before = state(&nodes, &paths, "old");
+        let after = state(&nodes, &paths, "new");
+        for tree in [&before, &after] {
+            half.put_nodes(&[EncodedNode::of(&nodes.node(&tree.node).unwrap())]).unwrap();
+        }
+        let unknown = Cause::Files { from: None, files: Vec::new(), count: 0 };
+        assert_eq!(between(None, &before, &after, &half), unknown);
     }
 }

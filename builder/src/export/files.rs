@@ -1,9 +1,8 @@
 //! The image's files themselves: `type=local` and `type=tar`. They are read from the solved state, without a mount and
 //! without making layers.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal, Read as _, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -12,17 +11,14 @@ use rbuild_cache::layer::{
     Change, Checkout, CheckoutError, DiffEntry, FilesArchive, FlattenError, LayerDiff, ListingError, listing,
 };
 use rbuild_cache::path::RelPath;
-use rbuild_oci::{Digest, Platform, Sha256};
-use serde_json::Value;
+use rbuild_oci::Platform;
 
-use crate::assemble::attestation::{Predicate, platform_suffix, subject};
+use super::statements::{FileStatement, about_files};
+use crate::assemble::attestation::{Predicate, platform_suffix};
 use crate::cli::{Destination, LocalMode};
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 use crate::solve::Solved;
-
-/// Bytes read from a file at once.
-const READ_BYTES: usize = 256 << 10;
 
 /// The files of one platform's image.
 pub struct Files {
@@ -30,8 +26,8 @@ pub struct Files {
     pub platform: Platform,
     listing: LayerDiff,
     source: Box<dyn FileSource>,
-    /// What is said about them, by the name of its file.
-    statements: Vec<(String, Vec<u8>)>,
+    /// What is said about them.
+    statements: Vec<FileStatement>,
 }
 
 /// How files are written.
@@ -123,59 +119,16 @@ impl Files {
     ) -> Result<Self, StepFailure> {
         let source = env.stack_source(solved)?;
         let listing = listing(&solved.tree, &env.store, &source, &env.store.scratch())?;
-        let mut files = Self { platform, listing, source: Box::new(source), statements: Vec::new() };
-        let mut predicates = predicates.iter().filter(|predicate| !predicate.inline_only).peekable();
-        if predicates.peek().is_some() {
-            let subjects = files.subjects()?;
-            let statement = |predicate: &Predicate| {
-                let statement = predicate.statement(&subjects, &[]);
-                let bytes = serde_json::to_vec_pretty(&statement).expect("a JSON value serialises");
-                (predicate.file_name.clone(), bytes)
-            };
-            files.statements = predicates.map(statement).collect();
-        }
-        Ok(files)
-    }
-
-    /// Every file with the digest of its bytes, as attestations name what they are about.
-    fn subjects(&self) -> Result<Vec<Value>, StepFailure> {
-        let mut digests: HashMap<RelPath, Digest> = HashMap::new();
-        let mut subjects = Vec::new();
-        let mut buffer = vec![0; READ_BYTES];
-        for entry in &self.listing {
-            let entry = entry?;
-            let digest = match &entry.change {
-                Change::File { .. } => {
-                    let failed =
-                        |source| StepFailure::Io { what: "read", path: entry.path.to_string(), source };
-                    let mut file = File::from(self.source.open(&entry.path)?);
-                    let mut hash = Sha256::new();
-                    loop {
-                        match file.read(&mut buffer).map_err(failed)? {
-                            0 => break,
-                            len => hash.update(&buffer[..len]),
-                        }
-                    }
-                    let digest = hash.finish();
-                    digests.insert(entry.path.clone(), digest);
-                    digest
-                }
-                Change::Hardlink { target } => match digests.get(target) {
-                    Some(digest) => *digest,
-                    None => continue,
-                },
-                _ => continue,
-            };
-            subjects.push(subject(&entry.path.to_string(), digest));
-        }
-        Ok(subjects)
+        let predicates = predicates.iter().filter(|predicate| !predicate.inline_only);
+        let statements = about_files(predicates, &listing, &source, &env.store.scratch())?;
+        Ok(Self { platform, listing, source: Box::new(source), statements })
     }
 
     /// Attestations under the names that they get in this form.
-    fn named_statements(&self, form: &FilesForm) -> Result<Vec<(String, &[u8])>, FilesError> {
-        let mut named: Vec<(String, &[u8])> = Vec::new();
-        for (name, bytes) in &self.statements {
-            let mut name = format!("{}{name}", form.attestation_prefix);
+    fn named_statements(&self, form: &FilesForm) -> Result<Vec<(String, &FileStatement)>, FilesError> {
+        let mut named: Vec<(String, &FileStatement)> = Vec::new();
+        for statement in &self.statements {
+            let mut name = format!("{}{}", form.attestation_prefix, statement.name);
             if form.is_merged {
                 let (base, extension) = name.rsplit_once('.').unwrap_or((&name, ""));
                 let dot = if extension.is_empty() { "" } else { "." };
@@ -187,7 +140,7 @@ impl Files {
             if is_taken {
                 return Err(FilesError::Attestation { name });
             }
-            named.push((name, bytes));
+            named.push((name, statement));
         }
         Ok(named)
     }
@@ -258,7 +211,7 @@ pub fn write_tar(images: &[Files], to: &Destination, form: &FilesForm) -> Result
 fn archive(
     images: &[Files],
     directories: &[String],
-    statements: &[Vec<(String, &[u8])>],
+    statements: &[Vec<(String, &FileStatement)>],
     clamp: Option<i64>,
     out: &mut dyn Write,
     to: &Path,
@@ -272,8 +225,9 @@ fn archive(
                 prefix = format!("{directory}/");
             }
             archive.add(&prefix, &image.listing, &*image.source, clamp)?;
-            for (name, bytes) in statements {
-                archive.add_file(&format!("{prefix}{name}"), bytes, clamp.unwrap_or(0))?;
+            for (name, statement) in statements {
+                let (name, bytes) = (format!("{prefix}{name}"), &mut statement.bytes());
+                archive.add_file(&name, statement.size, bytes, clamp.unwrap_or(0))?;
             }
         }
         archive.finish()
@@ -305,8 +259,8 @@ pub fn write_directory(
                 checkout.add_dir(&prefix)?;
             }
             checkout.add(&prefix, &image.listing, &*image.source)?;
-            for (name, bytes) in statements {
-                checkout.add_file(&prefix.join(name.as_bytes()), bytes)?;
+            for (name, statement) in statements {
+                checkout.add_file(&prefix.join(name.as_bytes()), &mut statement.bytes())?;
             }
         }
         if mode == LocalMode::Delete {

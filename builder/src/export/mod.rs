@@ -10,6 +10,7 @@ pub mod oci_layout;
 pub mod outputs;
 pub mod preflight;
 pub mod registry;
+mod statements;
 pub mod store;
 
 use std::path::{Path, PathBuf};

@@ -16,12 +16,12 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::diff::{Change, LayerDiff, ListingError, Mtime};
+use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::dirs::Dirs;
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
-use crate::store::layout::{names, remove_at};
-use crate::tree::{Meta, strip};
+use crate::store::layout::{read_names, remove_at};
+use crate::tree::{Meta, below, strip};
 
 /// Bits that files keep.
 const MODE_KEPT: u32 = 0o1777;
@@ -51,8 +51,6 @@ pub enum CheckoutError {
 /// Writes states into one directory.
 pub struct Checkout<'a> {
     dirs: Dirs<'a>,
-    /// Modes and times of directories, to be set when everything is in them.
-    made: Vec<(RelPath, u32, Mtime)>,
     /// What was written of states, and below which path; what was written besides.
     listed: Vec<(RelPath, &'a LayerDiff)>,
     written: BTreeSet<RelPath>,
@@ -62,12 +60,19 @@ pub struct Checkout<'a> {
     pub devices: u64,
 }
 
+/// A directory that was made, and what it gets.
+struct Made {
+    path: RelPath,
+    mode: u32,
+    mtime: Mtime,
+}
+
 impl<'a> Checkout<'a> {
     /// Begins in a directory, which keeps its own mode. Times later than `clamp` are set back to it.
     pub fn new(root: BorrowedFd<'a>, clamp: Option<i64>) -> Self {
         let dirs = Dirs::new(root);
-        let (made, listed, written) = (Vec::new(), Vec::new(), BTreeSet::new());
-        Self { dirs, made, listed, written, clamp, temporary: 0, devices: 0 }
+        let (listed, written) = (Vec::new(), BTreeSet::new());
+        Self { dirs, listed, written, clamp, temporary: 0, devices: 0 }
     }
 
     /// Writes all entries of a listing, below `prefix`.
@@ -80,7 +85,7 @@ impl<'a> Checkout<'a> {
         self.listed.push((prefix.clone(), listing));
         for entry in listing {
             let entry = entry?;
-            let path = entry.path.components().fold(prefix.clone(), |path, name| path.join(name));
+            let path = below(prefix, &entry.path);
             if path.is_root() {
                 continue;
             }
@@ -91,14 +96,13 @@ impl<'a> Checkout<'a> {
                     self.devices += 1;
                     continue;
                 }
-                Change::Dir { meta, .. } => self.dir(&path, meta.mode & MODE_KEPT, mtime)?,
+                Change::Dir { .. } => self.make_dir(&path)?,
                 Change::File { meta, size, .. } => {
                     let from = files.open(&entry.path)?;
                     self.file(&path, &from, *size, meta, mtime)?;
                 }
                 Change::Hardlink { target } => {
-                    let target = target.components().fold(prefix.clone(), |path, name| path.join(name));
-                    self.link(&path, &target)?;
+                    self.link(&path, &below(prefix, target))?;
                 }
                 Change::Symlink { target, .. } => {
                     self.place(&path, "make the link", |dir, name| {
@@ -126,10 +130,10 @@ impl<'a> Checkout<'a> {
     }
 
     /// Writes a file that is not of a state.
-    pub fn add_file(&mut self, path: &RelPath, bytes: &[u8]) -> Result<(), CheckoutError> {
+    pub fn add_file(&mut self, path: &RelPath, bytes: &mut dyn io::Read) -> Result<(), CheckoutError> {
         self.place(path, "write", |dir, name| {
             let file = create(dir, name, 0o644)?;
-            io::Write::write_all(&mut std::fs::File::from(file), bytes)?;
+            io::copy(bytes, &mut std::fs::File::from(file))?;
             Ok(())
         })?;
         self.written.insert(path.clone());
@@ -143,10 +147,10 @@ impl<'a> Checkout<'a> {
             let fd = self.dirs.dir(&dir).map_err(failed("open", &dir))?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
-            for name in names(&listed).map_err(failed("list", &dir))? {
-                let path = dir.join(&name);
+            for name in read_names(&listed).map_err(failed("list", &dir))? {
+                let path = dir.join(name.map_err(failed("list", &dir))?.as_bytes());
                 if !self.is_written(&path)? {
-                    remove_at(&fd, OsStr::from_bytes(&name)).map_err(failed("remove", &path))?;
+                    remove_at(&fd, OsStr::from_bytes(path.name())).map_err(failed("remove", &path))?;
                     continue;
                 }
                 let stat = rustix::fs::statat(&fd, path.name(), AtFlags::SYMLINK_NOFOLLOW);
@@ -175,19 +179,38 @@ impl<'a> Checkout<'a> {
         Ok(false)
     }
 
-    /// Gives directories their modes and times.
+    /// Gives directories their modes and times, now that everything is in them.
     pub fn finish(mut self) -> Result<(), CheckoutError> {
-        // Innermost first: what happens in a directory changes its time.
-        for (path, mode, mtime) in std::mem::take(&mut self.made).into_iter().rev() {
-            let parent = self.dirs.parent(&path).map_err(failed("open the directory of", &path))?;
-            let set = || {
-                set_times(parent.as_fd(), path.name(), mtime)?;
-                rustix::fs::chmodat(&parent, path.name(), Mode::from_raw_mode(mode), AtFlags::empty())?;
-                Ok::<_, io::Error>(())
-            };
-            set().map_err(|source| CheckoutError::Io { action: "set mode and time of", path, source })?;
+        for (prefix, listing) in std::mem::take(&mut self.listed).into_iter().rev() {
+            // The directory at hand, last, and those that it is in.
+            let mut open: Vec<Made> = Vec::new();
+            for entry in listing {
+                let DiffEntry { path, change: Change::Dir { meta, .. }, mtime } = entry? else { continue };
+                let path = below(&prefix, &path);
+                if path.is_root() {
+                    continue;
+                }
+                while let Some(left) = open.pop_if(|dir| strip(&path, &dir.path).is_none()) {
+                    self.settle(left)?;
+                }
+                open.push(Made { path, mode: meta.mode & MODE_KEPT, mtime: self.time(mtime) });
+            }
+            // Innermost first: the mode of the outer one may keep everybody out.
+            while let Some(left) = open.pop() {
+                self.settle(left)?;
+            }
         }
         Ok(())
+    }
+
+    fn settle(&mut self, Made { path, mode, mtime }: Made) -> Result<(), CheckoutError> {
+        let parent = self.dirs.parent(&path).map_err(failed("open the directory of", &path))?;
+        let set = || {
+            set_times(parent.as_fd(), path.name(), mtime)?;
+            rustix::fs::chmodat(&parent, path.name(), Mode::from_raw_mode(mode), AtFlags::empty())?;
+            Ok::<_, io::Error>(())
+        };
+        set().map_err(|source| CheckoutError::Io { action: "set mode and time of", path, source })
     }
 
     fn time(&self, mtime: Mtime) -> Mtime {
@@ -195,12 +218,6 @@ impl<'a> Checkout<'a> {
             Some(clamp) if mtime.secs >= clamp => Mtime { secs: clamp, nanos: 0 },
             _ => mtime,
         }
-    }
-
-    fn dir(&mut self, path: &RelPath, mode: u32, mtime: Mtime) -> Result<(), CheckoutError> {
-        self.make_dir(path)?;
-        self.made.push((path.clone(), mode, mtime));
-        Ok(())
     }
 
     /// Makes a directory where there is none; what else is there goes.

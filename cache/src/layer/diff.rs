@@ -125,12 +125,22 @@ impl LayerDiff {
 
     /// The entry at a path.
     pub fn get(&self, path: &RelPath) -> Result<Option<DiffEntry>, ListingError> {
+        self.moved_to(path)?.map(|mut entries| entries.entry()).transpose()
+    }
+
+    /// Index of the entry at a path.
+    pub fn position(&self, path: &RelPath) -> Result<Option<usize>, ListingError> {
+        Ok(self.moved_to(path)?.map(|entries| self.len - entries.left - 1))
+    }
+
+    /// Entries of which the path of the one at this path was read, if there is one.
+    fn moved_to(&self, path: &RelPath) -> Result<Option<Entries<'_>>, ListingError> {
         let stop = self.stops.before(|stop| compare(stop.path, path.as_bytes()).is_le());
         let mut entries = self.entries_from(stop, ONE_AHEAD);
         while entries.read_path()? {
             match compare(&entries.path, path.as_bytes()) {
                 Ordering::Less => entries.pass()?,
-                Ordering::Equal => return entries.entry().map(Some),
+                Ordering::Equal => return Ok(Some(entries)),
                 Ordering::Greater => break,
             }
         }

@@ -148,10 +148,24 @@ impl<'a> FilesArchive<'a> {
         self.own(format!("{name}/"), MemberKind::Dir, 0o755, mtime_secs)
     }
 
-    /// Adds a file that is not of an image.
-    pub fn add_file(&mut self, name: &str, bytes: &[u8], mtime_secs: i64) -> Result<(), FlattenError> {
-        self.own(name.to_owned(), MemberKind::File { size: bytes.len() as u64 }, 0o644, mtime_secs)?;
-        self.tar.body(bytes).map_err(FlattenError::Write)
+    /// Adds a file that is not of an image, of `size` bytes.
+    pub fn add_file(
+        &mut self,
+        name: &str,
+        size: u64,
+        bytes: &mut dyn io::Read,
+        mtime_secs: i64,
+    ) -> Result<(), FlattenError> {
+        self.own(name.to_owned(), MemberKind::File { size }, 0o644, mtime_secs)?;
+        let failed = |source| FlattenError::Read { path: RelPath::clamp(name.as_bytes()), source };
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
+            bytes.read_exact(&mut self.buffer[..want]).map_err(failed)?;
+            self.tar.body(&self.buffer[..want]).map_err(FlattenError::Write)?;
+            left -= want as u64;
+        }
+        Ok(())
     }
 
     /// Writes the end mark.

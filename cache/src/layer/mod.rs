@@ -30,6 +30,7 @@ mod pack;
 mod pipe;
 mod recognise;
 mod scan;
+mod slots;
 mod tar;
 mod unpack;
 mod xattrs;

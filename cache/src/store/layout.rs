@@ -183,7 +183,7 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
 }
 
 /// The same one after the other: a directory may have millions.
-fn read_names(dir: impl AsFd) -> Result<impl Iterator<Item = Result<CString, Errno>>, Errno> {
+pub(crate) fn read_names(dir: impl AsFd) -> Result<impl Iterator<Item = Result<CString, Errno>>, Errno> {
     let name_of = |entry: Result<rustix::fs::DirEntry, Errno>| match entry {
         Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => None,
         entry => Some(entry.map(|entry| entry.file_name().to_owned())),

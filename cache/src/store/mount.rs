@@ -390,13 +390,17 @@ fn size_of(top: &OwnedFd) -> u64 {
     while let Some((parent, name, depth)) = todo.pop() {
         let Ok(dir) = rustix::fs::openat(&*parent, &name[..], flags, Mode::empty()) else { continue };
         let dir = Rc::new(dir);
-        for name in layout::names(&*dir).unwrap_or_default() {
-            let Ok(stat) = rustix::fs::statat(&*dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let Ok(names) = layout::read_names(&*dir) else { continue };
+        // What cannot be listed to its end counts as far as it was.
+        for name in names.map_while(Result::ok) {
+            let Ok(stat) = rustix::fs::statat(&*dir, &*name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile if stat.st_nlink == 1 || linked.insert((stat.st_dev, stat.st_ino)) => {
                     total = total.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
                 }
-                FileType::Directory if depth < DEPTH_MAX => todo.push((Rc::clone(&dir), name, depth + 1)),
+                FileType::Directory if depth < DEPTH_MAX => {
+                    todo.push((Rc::clone(&dir), name.into_bytes(), depth + 1));
+                }
                 _ => {}
             }
         }

@@ -157,7 +157,7 @@ fn later_times_are_set_back() {
     let mut checkout = Checkout::new(to.as_fd(), Some(999));
     checkout.add_dir(&path("p")).unwrap();
     checkout.add(&path("p"), &state, &source).unwrap();
-    checkout.add_file(&path("p/extra"), b"more").unwrap();
+    checkout.add_file(&path("p/extra"), &mut &b"more"[..]).unwrap();
     checkout.delete_others().unwrap();
     checkout.finish().unwrap();
     for name in ["d", "f"] {
@@ -165,4 +165,41 @@ fn later_times_are_set_back() {
         assert_eq!((found.mtime(), found.mtime_nsec()), (999, 0), "{name}");
     }
     assert_eq!(fs::read_to_string(temp.path().join("to/p/extra")).unwrap(), "more");
+}
+
+#[test]
+fn directories_are_finished_after_what_is_in_them() {
+    let (temp, source, to) = world(&[("a/b/f", "f"), ("a/c/f", "f"), ("d/f", "f")]);
+    let dirs = ["a", "a/b", "a/c", "a-b", "d"];
+    let state = |mode: u32, secs: i64| -> LayerDiff {
+        let of = |(at, name): (usize, &&str)| DiffEntry {
+            path: path(name),
+            change: dir(mode + at as u32),
+            mtime: Mtime { secs: secs + at as i64, nanos: 7 },
+        };
+        let files = ["a/b/f", "a/c/f", "d/f"].map(|at| DiffEntry {
+            path: path(at),
+            change: file(0o644, "f"),
+            mtime: Mtime::default(),
+        });
+        let mut entries: Vec<_> = dirs.iter().enumerate().map(of).chain(files).collect();
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        entries.into_iter().collect()
+    };
+    let (first, second) = (state(0o700, 1000), state(0o770, 2000));
+    let mut checkout = Checkout::new(to.as_fd(), None);
+    checkout.add_dir(&path("p")).unwrap();
+    for (prefix, state) in [("", &first), ("", &second), ("p", &second)] {
+        checkout.add(&path(prefix), state, &source).unwrap();
+    }
+    checkout.finish().unwrap();
+    // Of two states the first says what a directory is like.
+    for (below, mode_of, secs) in [("to", 0o700, 1000), ("to/p", 0o770, 2000)] {
+        for (at, name) in dirs.iter().enumerate() {
+            let found = temp.path().join(below).join(name);
+            let stat = found.metadata().unwrap();
+            let expected = (mode_of + at as u32, secs + at as i64, 7);
+            assert_eq!((mode(&found), stat.mtime(), stat.mtime_nsec()), expected, "{below}/{name}");
+        }
+    }
 }

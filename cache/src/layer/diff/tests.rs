@@ -62,6 +62,7 @@ proptest! {
                 prop_assert_eq!(diff.at(from).unwrap(), model.values().nth(from).cloned());
                 for path in asked.iter().chain(model.keys()) {
                     prop_assert_eq!(diff.get(path).unwrap(), model.get(path).cloned());
+                    prop_assert_eq!(diff.position(path).unwrap(), model.keys().position(|at| at == path));
                 }
                 prop_assert_eq!(diff.root().unwrap(), model.get(&RelPath::root()).cloned());
                 diff.remove_root().unwrap();

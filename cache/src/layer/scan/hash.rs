@@ -24,6 +24,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 const PARALLEL_BYTES_MIN: u64 = 2 << 20;
 const PARALLEL_FILES_MIN: usize = 256;
 
+const LOOK_FOR_NAMES: &str = "look for other names of";
+
 /// Files taken by a thread at once: neighbours share their directory.
 const BATCH_FILES: usize = 32;
 
@@ -64,8 +66,10 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// What is known of files whose other names are to come goes to `scratch` when it is much.
-    pub(super) fn new(dir: BorrowedFd<'a>, form: OverlayForm, scratch: &Scratch) -> Self {
-        Self { dir, form, firsts: Firsts::new(scratch) }
+    pub(super) fn new(dir: BorrowedFd<'a>, form: OverlayForm, scratch: &Scratch) -> Result<Self, ScanError> {
+        let root = RelPath::root();
+        let firsts = Firsts::new(scratch).map_err(io_error("note the names of what is in", &root))?;
+        Ok(Self { dir, form, firsts })
     }
 
     /// Reads the files of what comes next.
@@ -82,8 +86,14 @@ impl<'a> Reader<'a> {
         // The first name stands for all, however the threads were scheduled.
         linked.sort_unstable_by_key(|one| one.place);
         let mut new = HashSet::new();
-        let is_first = |one: &&Opened| !self.firsts.await_names_of(one.inode) && new.insert(one.inode);
-        let firsts: Vec<usize> = linked.iter().filter(is_first).map(|one| one.place).collect();
+        let mut firsts = Vec::new();
+        for one in &linked {
+            let is_awaited = self.firsts.await_names_of(one.inode);
+            if !is_awaited.map_err(io_error(LOOK_FOR_NAMES, &found[one.place].path))? && new.insert(one.inode)
+            {
+                firsts.push(one.place);
+            }
+        }
         for one in self.open_all(found, &firsts, Linked::Read)? {
             one.fill(None, found);
         }
@@ -98,7 +108,7 @@ impl<'a> Reader<'a> {
             let entry = DiffEntry { path: path.clone(), change, mtime: *mtime };
             return self.firsts.note(inode, links, &entry).map_err(io_error("note the names of", path));
         }
-        let first = self.firsts.of_next_name(one.inode).map_err(io_error("look for other names of", path))?;
+        let first = self.firsts.of_next_name(one.inode).map_err(io_error(LOOK_FOR_NAMES, path))?;
         let Some(DiffEntry { path: first, change: Change::File { meta, content, .. }, .. }) = first else {
             return Err(ScanError::Changing { path: path.clone() });
         };

@@ -241,7 +241,7 @@ fn for_each(
     mut take: impl FnMut(Found) -> Result<(), ScanError>,
 ) -> Result<(), ScanError> {
     let mut walker = Walker::new(dir, form, parent, owners, scratch);
-    let mut reader = Reader::new(dir, form, scratch);
+    let mut reader = Reader::new(dir, form, scratch)?;
     let mut batch = vec![walker.root()?];
     loop {
         walker.fill(&mut batch, at_once)?;

@@ -1,9 +1,11 @@
 //! Comparing a committed layer directory with its listing. Changes nothing.
 
-use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::AtFlags;
+
 use super::super::diff::{Change, DiffEntry, LayerDiff};
+use super::super::dirs::Dirs;
 use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
 use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, walk};
@@ -32,12 +34,8 @@ pub fn verify_layer(
 ) -> Result<Vec<RelPath>, ScanError> {
     let mut listed = listing.iter().peekable();
     let mut wrong = Vec::new();
-    // Of files with several names.
-    let mut inodes = HashMap::new();
+    let mut dirs = Dirs::new(dir);
     for_each(dir, form, &Directories, &ROOTS_OWN, scratch, walk::AT_ONCE, |one| {
-        if let What::File { inode, links: 2.., .. } = one.what {
-            inodes.insert(one.path.clone(), inode);
-        }
         // Both are in order.
         let is_before =
             |entry: &Result<DiffEntry, _>| entry.as_ref().is_ok_and(|entry| entry.path < one.path);
@@ -47,7 +45,7 @@ pub fn verify_layer(
         let is_at =
             |entry: &Result<DiffEntry, _>| entry.as_ref().map_or(true, |entry| entry.path == one.path);
         let is_right = match listed.next_if(is_at).transpose()? {
-            Some(entry) => is_as_listed(&one, &entry.change, &inodes, form),
+            Some(entry) => is_as_listed(&one, &entry.change, &mut dirs, form),
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
         };
@@ -62,7 +60,7 @@ pub fn verify_layer(
     Ok(wrong)
 }
 
-fn is_as_listed(one: &Found, change: &Change, inodes: &HashMap<RelPath, u64>, form: OverlayForm) -> bool {
+fn is_as_listed(one: &Found, change: &Change, dirs: &mut Dirs<'_>, form: OverlayForm) -> bool {
     // What the form has in the listing alone cannot differ.
     let same_meta = |meta: &Meta| !form.has_modes() || *meta == one.meta;
     let same_owner = |meta: &Meta| {
@@ -75,7 +73,9 @@ fn is_as_listed(one: &Found, change: &Change, inodes: &HashMap<RelPath, u64>, fo
         (What::File { size, content, .. }, Change::File { meta, size: listed, content: digest }) => {
             same_meta(meta) && size == listed && content.as_ref() == Some(digest)
         }
-        (What::File { inode, .. }, Change::Hardlink { target }) => inodes.get(target) == Some(inode),
+        (What::File { inode, .. }, Change::Hardlink { target }) => {
+            *target < one.path && inode_at(dirs, target) == Some(*inode)
+        }
         (What::Symlink { target }, Change::Symlink { meta, target: listed }) => {
             same_owner(meta) && target == listed
         }
@@ -90,4 +90,9 @@ fn is_as_listed(one: &Found, change: &Change, inodes: &HashMap<RelPath, u64>, fo
         (What::Fifo, Change::Fifo { meta }) => same_owner(meta),
         _ => false,
     }
+}
+
+fn inode_at(dirs: &mut Dirs<'_>, path: &RelPath) -> Option<u64> {
+    let holder = dirs.parent(path).ok()?;
+    rustix::fs::statat(holder, path.name(), AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_ino)
 }

@@ -1,17 +1,17 @@
 //! What is there in the end, from all that happened.
 
-use std::collections::HashMap;
 use std::io;
 use std::mem::take;
 
 use super::super::diff::{Change, DiffEntry, Mtime, Placed};
 use super::super::dirs::is_below;
+use super::super::slots::Slots;
 use super::events::{DAMAGED, Event, Record, SortedEvents};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::Meta;
 
-/// Goes through what was unpacked, in order of paths. In memory are a path, and where the files with several names are.
+/// Goes through what was unpacked, in order of paths. In memory is a path.
 pub(super) struct Listing {
     events: SortedEvents,
     ahead: Option<Record>,
@@ -169,24 +169,48 @@ impl Gone {
     }
 }
 
-/// Files with several names: all names of one inode are equal until the end. There may be as many as there are files: in
-/// memory is where.
+/// Files with several names: all names of one inode are equal until the end. There may be as many as there are files:
+/// nothing of them stays in memory when it is much.
 struct Links {
-    /// By the number of a link, that of the first link of the same file.
-    firsts: Vec<u32>,
-    /// By the latter.
-    files: HashMap<u32, u64>,
+    links: Slots<LINK_BYTES>,
     /// At the first name in order of paths, once that is known; until then at the root, which is no file.
     entries: Placed,
+}
+
+/// What is known of a link.
+#[derive(Clone, Copy)]
+struct Link {
+    /// The first link of the same file.
+    first: u32,
+    /// Of that one, where the file is among the entries.
+    file: Option<u64>,
+}
+
+const LINK_BYTES: usize = 12;
+
+impl Link {
+    /// Never zeros.
+    fn encode(self) -> [u8; LINK_BYTES] {
+        let mut record = [0; LINK_BYTES];
+        record[..4].copy_from_slice(&(self.first + 1).to_le_bytes());
+        record[4..].copy_from_slice(&self.file.map_or(0, |at| at + 1).to_le_bytes());
+        record
+    }
+
+    fn decode(record: &[u8; LINK_BYTES]) -> Option<Self> {
+        let first = u32::from_le_bytes(record[..4].try_into().expect("four bytes")).checked_sub(1)?;
+        let file = u64::from_le_bytes(record[4..].try_into().expect("eight bytes"));
+        Some(Self { first, file: file.checked_sub(1) })
+    }
 }
 
 impl Links {
     /// Looks for the files of all links: a file may come after its other names in the order of paths, and the entry that
     /// made it may have been replaced, which leaves the others as they are.
     fn of(events: &mut SortedEvents, scratch: &Scratch) -> io::Result<Self> {
-        let firsts = (0..events.links()).collect();
-        let mut links = Self { firsts, files: HashMap::new(), entries: Placed::new(scratch) };
-        if links.firsts.is_empty() {
+        let links = Slots::new(scratch, events.links() as usize)?;
+        let mut links = Self { links, entries: Placed::new(scratch) };
+        if events.links() == 0 {
             return Ok(links);
         }
         let (mut path, mut here) = (RelPath::root(), Here::Nothing);
@@ -195,23 +219,25 @@ impl Links {
                 (path, here) = (record.path, Here::Nothing);
             }
             if let Event::Linked(number) = record.event {
-                match take(&mut here) {
-                    Here::Linked(earlier) => {
-                        *links.firsts.get_mut(number as usize).ok_or(DAMAGED)? = earlier;
-                    }
+                let link = match take(&mut here) {
+                    Here::Linked(earlier) => Link { first: earlier, file: None },
                     Here::Other { change, mtime, .. } => {
                         let file = DiffEntry { path: RelPath::root(), change, mtime };
-                        links.files.insert(number, links.entries.put(&file)?);
+                        Link { first: number, file: Some(links.entries.put(&file)?) }
                     }
                     Here::Nothing | Here::Dir(_) => return Err(DAMAGED.into()),
-                }
+                };
+                links.set(number, link)?;
             }
             here.take(record.event);
         }
         // The earlier ones know theirs.
-        for number in 0..links.firsts.len() {
-            let earlier = links.firsts[number] as usize;
-            links.firsts[number] = *links.firsts.get(earlier).ok_or(DAMAGED)?;
+        for number in 0..events.links() {
+            let link = links.get(number)?;
+            let first = links.get(link.first)?.first;
+            if first != link.first {
+                links.set(number, Link { first, ..link })?;
+            }
         }
         events.rewind()?;
         Ok(links)
@@ -220,15 +246,23 @@ impl Links {
     /// What is at `path`, a name of the file of this link, which comes after all asked for earlier. The first is the file,
     /// the others are links to it.
     fn name(&mut self, number: u32, path: &RelPath) -> io::Result<(Change, Mtime)> {
-        let first = self.firsts.get(number as usize).ok_or(DAMAGED)?;
-        let at = self.files.get_mut(first).ok_or(DAMAGED)?;
-        let file = self.entries.get(*at)?;
+        let first = self.get(number)?.first;
+        let file = self.entries.get(self.get(first)?.file.ok_or(DAMAGED)?)?;
         if !file.path.is_root() {
             return Ok((Change::Hardlink { target: file.path }, file.mtime));
         }
         // Its name and time are all that the others want: with its xattrs, each would pay for them.
         let known = DiffEntry { path: path.clone(), change: Change::Whiteout, mtime: file.mtime };
-        *at = self.entries.put(&known)?;
+        let file_now = Some(self.entries.put(&known)?);
+        self.set(first, Link { first, file: file_now })?;
         Ok((file.change, file.mtime))
+    }
+
+    fn get(&self, number: u32) -> io::Result<Link> {
+        Ok(Link::decode(&self.links.get(number as usize)?).ok_or(DAMAGED)?)
+    }
+
+    fn set(&mut self, number: u32, link: Link) -> io::Result<()> {
+        self.links.set(number as usize, link.encode())
     }
 }

@@ -166,8 +166,8 @@ mod tests {
             tree(&[file("src/a.rs", b"1", 0o644), file("run.sh", b"x", 0o664), file("same", b"s", 0o644)]);
         let new =
             tree(&[file("src/a.rs", b"2", 0o644), file("run.sh", b"x", 0o644), file("same", b"s", 0o644)]);
-        let changes = difference(&nodes, &old, &new).unwrap();
-        let paths: Vec<String> = changes.iter().map(|change| change.path.to_string()).collect();
+        let changes = difference(&nodes, &old, &new);
+        let paths: Vec<String> = changes.map(|change| change.unwrap().path.to_string()).collect();
         assert_eq!(paths, ["run.sh", "src/a.rs"]);
     }
 
