@@ -94,11 +94,11 @@ impl Encoded {
         Ok(())
     }
 
-    /// The bytes at a place.
+    /// So many bytes at a place, which were appended at once.
     pub(crate) fn bytes_at(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(len);
         self.append_to(&mut bytes, at, len)?;
-        // What was appended at once is at one place: all in the file, or nothing of it.
+        // All of them are in the file, or none.
         if bytes.len() < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
     }
 
