@@ -190,7 +190,7 @@ fn trees(diff: &LayerDiff) {
     let selecting = best(
         || (),
         |()| {
-            black_box(selection_digest(&select_app()).expect("it is in memory"));
+            black_box(selection_digest(&select_app(), &nodes, &scratch()).expect("it is in memory"));
         },
     );
     row("COPY of a directory, selected and keyed", selecting, 1);
@@ -367,7 +367,7 @@ fn commit(dir: &Path, what: &str, files: usize, file_bytes: usize) {
     let commit = || {
         let nodes = MemoryNodeStore::default();
         let diff = scan_upper(root.as_fd(), OverlayForm::User, &Nothing, &scratch).expect("lists");
-        let tree = Tree::empty().apply(&nodes, &diff, &scratch()).expect("it fits");
+        let tree = Tree::empty().apply(&nodes, &diff, &scratch).expect("it fits");
         black_box((tree, encoded(&diff)));
     };
     // In turns, so that the machine is in the same mood for both.

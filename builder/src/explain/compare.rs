@@ -188,6 +188,7 @@ fn kind(kind: &Kind) -> &'static str {
 mod tests {
     use rbuild_cache::layer::{Change, DiffEntry, LayerDiff, Mtime};
     use rbuild_cache::path::RelPath;
+    use rbuild_cache::scratch::Scratch;
     use rbuild_cache::tree::{ContentDigest, EncodedNode, MemoryNodeStore, Meta};
 
     use super::*;
@@ -203,7 +204,8 @@ mod tests {
             };
             DiffEntry { path: RelPath::clamp(at.as_bytes()), change, mtime: Mtime::default() }
         };
-        Tree::empty().apply(nodes, &paths.iter().map(entry).collect::<LayerDiff>()).unwrap()
+        let scratch = Scratch::on(std::fs::File::open(std::env::temp_dir()).unwrap()).unwrap();
+        Tree::empty().apply(nodes, &paths.iter().map(entry).collect::<LayerDiff>(), &scratch).unwrap()
     }
 
     #[track_caller]

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
+use crate::scratch::Scratch;
 use crate::tree::testing::{apply_model, dir, file, model_diff, put_dir, steps, tree};
 use crate::tree::{DirEntries, DirNode, EncodedNode, MemoryNodeStore};
 
@@ -94,7 +95,7 @@ proptest! {
         lost: Option<prop::sample::Index>,
     ) {
         let mut nodes = Asked::default();
-        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps))).unwrap();
+        let build = |steps: &[_]| Tree::empty().apply(&nodes, &model_diff(&apply_model(steps)), &Scratch::for_test()).unwrap();
         let (old, new) = (build(&old), build(&new));
         let all = model(&nodes, &old, &new).unwrap();
         nodes.asked.get_mut().unwrap().clear();
