@@ -66,7 +66,8 @@ pub fn plan(
     options: &CopyOptions,
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
-    let mut planner = Planner { nodes, view: View::new(nodes, parent), source, options };
+    let mut planner =
+        Planner { nodes, view: View::new(nodes, parent, Some(scratch.clone())), source, options };
     let mut archives_total = 0;
     let mut contents = None;
     for item in items {
@@ -111,7 +112,7 @@ impl<'a> Planner<'a> {
         let (uid, gid) = self.options.owner.unwrap_or((0, 0));
         let mode = self.mode(0o644, false);
         let entry = Entry { meta: Meta { mode, uid, gid, ..Meta::default() }, kind };
-        let planned = Planned { entry, mtime: Some(self.options.now), origin: None, link: None };
+        let planned = Planned::of(entry, Some(self.options.now));
         self.file(name, planned, |_| Origin::Inline(content.to_vec()))
     }
 
@@ -150,14 +151,14 @@ impl<'a> Planner<'a> {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
-        let links = LinkNames::of(&item.links);
         Ok(Contents {
             walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
-            first_link: self.view.new_links(links.numbers()),
-            links,
+            item: self.view.new_item(),
+            links: LinkNames::of(&item.links),
+            source: item.entry.clone(),
             is_bare: self.view.is_bare(&top)?,
             above: vec![(top.clone(), self.view.entry_at(&top)?)],
             from: item.path.clone(),

@@ -15,7 +15,7 @@ use std::{fmt, io};
 use self::encoded::Input;
 pub(super) use self::encoded::{ALL_AHEAD, Encoded, ONE_AHEAD, ReadError};
 pub(super) use self::placed::Placed;
-use self::stops::{Stop, Stops};
+pub(crate) use self::stops::{Stop, Stops};
 use super::codec::put_entry;
 use crate::path::{RelPath, compare};
 use crate::scratch::Scratch;

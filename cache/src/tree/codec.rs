@@ -142,6 +142,14 @@ impl Entry {
         out.0
     }
 
+    /// Reads canonical bytes; takes nothing but what [`Entry::encode`] gives for a valid entry.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut input = Reader { rest: bytes };
+        let entry = input.entry()?;
+        input.end()?;
+        Ok(entry)
+    }
+
     /// Says why this entry cannot be part of a tree.
     pub(crate) fn check(&self) -> Result<(), CodecError> {
         check_meta(&self.meta)?;

@@ -68,23 +68,8 @@ impl LinkNames {
 
     /// What the file of this name is known by. Names are in order.
     pub(crate) fn file_of(&self, name: &RelPath) -> Option<&[u8]> {
-        Some(self.path(self.find(name)?.file))
-    }
-
-    /// A number below [`Self::numbers`] that all names of this file have and no others. Names are in order, each file known
-    /// by one place.
-    pub(crate) fn number_of(&self, name: &RelPath) -> Option<u32> {
-        u32::try_from(self.find(name)?.file).ok()
-    }
-
-    /// No number of a file is as large.
-    pub(crate) fn numbers(&self) -> u32 {
-        u32::try_from(self.paths.len()).unwrap_or(u32::MAX)
-    }
-
-    fn find(&self, name: &RelPath) -> Option<&Name> {
         let found = self.names.binary_search_by(|one| compare(self.path(one.at), name.as_bytes())).ok()?;
-        self.names.get(found)
+        Some(self.path(self.names.get(found)?.file))
     }
 
     /// Takes out what a diff touches: every path in it, and everything below what it replaces. Names are in order. False
