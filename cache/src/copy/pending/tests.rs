@@ -34,14 +34,14 @@ fn some_planned(seed: u32) -> Planned {
         3 => Kind::Fifo,
         _ => Kind::File { size: u64::MAX - u64::from(seed), content: ContentDigest([seed as u8; 32]) },
     };
-    let mut meta = if seed % 2 == 0 { meta(0o644) } else { owned(0o7777, seed, u32::MAX) };
-    if seed % 7 == 0 {
+    let mut meta = if seed.is_multiple_of(2) { meta(0o644) } else { owned(0o7777, seed, u32::MAX) };
+    if seed.is_multiple_of(7) {
         meta.xattrs.insert(b"user.x".to_vec(), vec![7; seed as usize % 300]);
     }
     Planned {
         entry: Entry { meta, kind },
-        mtime: (seed % 3 > 0).then(|| Mtime { secs: -i64::from(seed), nanos: 999_999_999 }),
-        origin: (seed % 4 > 0).then_some(rule),
+        mtime: (!seed.is_multiple_of(3)).then(|| Mtime { secs: -i64::from(seed), nanos: 999_999_999 }),
+        origin: (!seed.is_multiple_of(4)).then_some(rule),
         item: std::num::NonZeroU32::new(seed % 3),
         first: (seed % 4 == 1).then(|| Box::new(FirstName { path: path("a/b/c"), rule })),
     }

@@ -177,7 +177,10 @@ fn names_of_a_file_stay_together_when_a_later_item_takes_the_first() {
     assert_eq!(links(&image.last), [pair("n/b", "n/a"), pair("n/l", "n/k"), pair("n/sub/c", "n/a")]);
 }
 
-fn unpacked(image: &Image, archives: &[(&[(&str, Change)], &[&str])]) -> CopyPlan {
+/// An archive's entries, and which directories it only implies.
+type Listed<'a> = (&'a [(&'a str, Change)], &'a [&'a str]);
+
+fn unpacked(image: &Image, archives: &[Listed<'_>]) -> CopyPlan {
     let diffs: Vec<LayerDiff> = archives.iter().map(|(entries, _)| diff(entries)).collect();
     let implied: Vec<Vec<RelPath>> =
         archives.iter().map(|(_, implied)| implied.iter().map(|at| path(at)).collect()).collect();
