@@ -103,7 +103,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
             Some(file) => file,
             None => file.insert(scratch.file()?),
         };
-        let mut run = RunWriter { file, at: ends.last().copied().unwrap_or(0), out: Vec::new() };
+        let mut run = RunWriter::new(file, ends.last().copied().unwrap_or(0));
         records.drain(..).try_for_each(|record| run.record(record.of(bytes)))?;
         ends.push(run.finish()?);
         bytes.clear();
@@ -112,16 +112,26 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
 }
 
 /// Writes a sorted run.
-struct RunWriter<'a> {
+pub(crate) struct RunWriter<'a> {
     file: &'a File,
     /// Where what was not written yet belongs.
     at: u64,
     out: Vec<u8>,
 }
 
-impl RunWriter<'_> {
+impl<'a> RunWriter<'a> {
+    /// From a place of a file on.
+    pub(crate) fn new(file: &'a File, at: u64) -> Self {
+        Self { file, at, out: Vec::new() }
+    }
+
+    /// Where the next record will be.
+    pub(crate) fn at(&self) -> u64 {
+        self.at + self.out.len() as u64
+    }
+
     /// Adds the next record.
-    fn record(&mut self, record: &[u8]) -> io::Result<()> {
+    pub(crate) fn record(&mut self, record: &[u8]) -> io::Result<()> {
         if !self.out.is_empty() && self.out.len() + HEAD_BYTES + record.len() > AHEAD_BYTES_MAX {
             self.write()?;
         }
@@ -132,7 +142,7 @@ impl RunWriter<'_> {
     }
 
     /// Where it ends.
-    fn finish(mut self) -> io::Result<u64> {
+    pub(crate) fn finish(mut self) -> io::Result<u64> {
         self.write()?;
         Ok(self.at)
     }
@@ -193,11 +203,11 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
 
     /// Writes what is left to a file, from `at` on: to go on later in little memory.
     pub(crate) fn write_rest(&mut self, file: &File, at: u64) -> io::Result<Run> {
-        let mut run = RunWriter { file, at, out: Vec::new() };
+        let mut run = RunWriter::new(file, at);
         while let Some(record) = self.next()? {
             run.record(record)?;
         }
-        Ok(Run { at, end: run.finish()?, ahead: AHEAD_BYTES_MIN, ..Run::default() })
+        Ok(Run::new(at, run.finish()?, AHEAD_BYTES_MIN))
     }
 
     /// Puts a run where its next record belongs, away when it has none.
@@ -236,6 +246,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// The records between two places of a file, to be read `ahead` bytes at once.
+    pub(crate) fn new(at: u64, end: u64, ahead: usize) -> Self {
+        Self { at, end, ahead, ..Self::default() }
+    }
+
     /// The record that was last moved on to.
     pub(crate) fn record(&self) -> &[u8] {
         &self.buffer[self.record.clone()]

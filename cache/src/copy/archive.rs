@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use super::origins::Rule;
 use super::plan::{Archive, Planner};
-use super::view::{Link, NewDirs, Planned};
+use super::view::{FirstName, NewDirs, Planned, leads_to};
 use super::{CopyError, Moved, Origin};
-use crate::layer::{Change, Mtime};
+use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Meta};
+use crate::tree::{EMPTY_NODE, Entry, Kind, Meta, below, strip};
 
 impl Planner<'_> {
     /// Merges one archive under the destination, which is a directory whatever its spelling.
@@ -25,71 +25,52 @@ impl Planner<'_> {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
-        // Where each directory of the archive really is, elsewhere behind a symlink of the image, and the rule for what
-        // is in it.
         let rule = self.unpacked(index, RelPath::root(), top.clone());
-        let mut dirs: HashMap<RelPath, (RelPath, Rule)> = HashMap::from([(RelPath::root(), (top, rule))]);
-        // Numbers of the archive's hardlink groups, by their first path.
-        let mut links: HashMap<RelPath, Link> = HashMap::new();
-        for entry in archive.diff {
-            if let Change::Hardlink { target } = entry?.change
-                && !links.contains_key(&target)
-            {
-                let link = self.view.new_links(1);
-                links.insert(target, link);
-            }
-        }
-        let mut linked: HashMap<RelPath, Entry> = HashMap::new();
-        for item in archive.diff {
-            let item = item?;
-            let Some(parent) = item.path.parent() else { continue };
-            let not_directory = || CopyError::NotDirectory { path: item.path.clone() };
-            let (dir, rule) = dirs.get(&parent).ok_or_else(not_directory)?;
-            let (dest, rule) = (dir.join(item.path.name()), *rule);
-            let mut entry = match &item.change {
-                Change::Whiteout => return Err(CopyError::Whiteout { path: item.path.clone() }),
-                Change::Dir { meta, opaque } => {
-                    let (real, rule) = if archive.implied.binary_search(&item.path).is_ok() {
-                        let real = self.implied_dir(&dest)?;
-                        let rule = match real == dest {
-                            true => rule,
-                            false => self.unpacked(index, item.path.clone(), real.clone()),
-                        };
-                        (real, rule)
+        let mut places = Places::of_top(Place { path: top, rule });
+        let item = self.view.new_item();
+        for listed in archive.diff {
+            let DiffEntry { path, change, mtime } = listed?;
+            let Some(Place { path: dest, rule }) = places.next(&path)? else { continue };
+            let mut first = None;
+            let mut entry = match change {
+                Change::Whiteout => return Err(CopyError::Whiteout { path }),
+                Change::Dir { .. } if archive.implied.binary_search(&path).is_ok() => {
+                    let real = self.implied_dir(&dest)?;
+                    if real == dest {
+                        places.enter(path, Place { path: real, rule });
                     } else {
-                        (self.archive_dir(dest, meta, *opaque, item.mtime)?, rule)
-                    };
-                    dirs.insert(item.path.clone(), (real, rule));
+                        let rule = self.unpacked(index, path.clone(), real.clone());
+                        places.enter_elsewhere(path, Place { path: real, rule });
+                    }
                     continue;
                 }
-                Change::File { meta, size, content } => {
-                    let kind = Kind::File { size: *size, content: *content };
-                    let entry = Entry { meta: meta.clone(), kind };
-                    linked.insert(item.path.clone(), entry.clone());
-                    entry
+                Change::Dir { meta, opaque } => {
+                    self.archive_dir(dest.clone(), meta, opaque, mtime)?;
+                    places.enter(path, Place { path: dest, rule });
+                    continue;
                 }
+                Change::File { meta, size, content } => Entry { meta, kind: Kind::File { size, content } },
                 Change::Hardlink { target } => {
+                    let earlier = if target < path { archive.diff.get(&target)? } else { None };
+                    let Some(Change::File { meta, size, content }) = earlier.map(|file| file.change) else {
+                        return Err(CopyError::LinkTarget { path, target });
+                    };
+                    let Place { path, rule } = places.of(&target);
+                    first = Some(Box::new(FirstName { path, rule }));
                     // Should the first name be overwritten, this one has the bytes: it was unpacked too.
-                    linked.get(target).cloned().ok_or_else(|| CopyError::LinkTarget {
-                        path: item.path.clone(),
-                        target: target.clone(),
-                    })?
+                    Entry { meta, kind: Kind::File { size, content } }
                 }
-                Change::Symlink { meta, target } => entry(meta, Kind::Symlink(target.clone())),
+                Change::Symlink { meta, target } => Entry { meta, kind: Kind::Symlink(target) },
                 Change::CharDevice { meta, major, minor } => {
-                    entry(meta, Kind::CharDevice { major: *major, minor: *minor })
+                    Entry { meta, kind: Kind::CharDevice { major, minor } }
                 }
                 Change::BlockDevice { meta, major, minor } => {
-                    entry(meta, Kind::BlockDevice { major: *major, minor: *minor })
+                    Entry { meta, kind: Kind::BlockDevice { major, minor } }
                 }
-                Change::Fifo { meta } => entry(meta, Kind::Fifo),
+                Change::Fifo { meta } => Entry { meta, kind: Kind::Fifo },
             };
             self.chown(&mut entry.meta);
-            let link = match &item.change {
-                Change::Hardlink { target } => links.get(target).copied(),
-                _ => links.get(&item.path).copied(),
-            };
-            let planned = Planned { entry, mtime: Some(item.mtime), origin: Some(rule), link };
+            let planned = Planned { entry, mtime: Some(mtime), origin: Some(rule), item, first };
             self.view.replace(dest, planned)?;
         }
         Ok(())
@@ -110,28 +91,23 @@ impl Planner<'_> {
         self.view.make_dirs(&found, found.missing.len(), new)
     }
 
-    /// Plans a directory of an archive and gives its path. An opaque one comes after something else of its name in the
+    /// Plans a directory of an archive. An opaque one comes after something else of its name in the
     /// same archive, so nothing of the image is left in it.
     fn archive_dir(
         &mut self,
         dest: RelPath,
-        meta: &Meta,
+        meta: Meta,
         is_opaque: bool,
         mtime: Mtime,
-    ) -> Result<RelPath, CopyError> {
+    ) -> Result<(), CopyError> {
         let node = match self.view.entry_at(&dest)? {
             Some(Entry { kind: Kind::Dir(node), .. }) if !is_opaque => node,
             _ => *EMPTY_NODE,
         };
-        let mut entry = entry(meta, Kind::Dir(node));
+        let mut entry = Entry { meta, kind: Kind::Dir(node) };
         self.chown(&mut entry.meta);
-        let planned = Planned { entry, mtime: Some(mtime), origin: None, link: None };
-        if is_opaque {
-            self.view.replace(dest.clone(), planned)?;
-        } else {
-            self.view.put(dest.clone(), planned)?;
-        }
-        Ok(dest)
+        let planned = Planned::of(entry, Some(mtime));
+        if is_opaque { self.view.replace(dest, planned) } else { self.view.put(dest, planned) }
     }
 
     fn chown(&self, meta: &mut Meta) {
@@ -141,6 +117,60 @@ impl Planner<'_> {
     }
 }
 
-fn entry(meta: &Meta, kind: Kind) -> Entry {
-    Entry { meta: meta.clone(), kind }
+/// Where in the layer something of an archive is, and the rule for where its bytes are.
+#[derive(Clone)]
+struct Place {
+    path: RelPath,
+    rule: Rule,
+}
+
+/// The places of what an archive has, path by path.
+struct Places {
+    top: Place,
+    /// Those of directories that are not where their parent's place would have them, but elsewhere behind a symlink of the image.
+    elsewhere: HashMap<RelPath, Place>,
+    /// The directories that lead to the last path, by their paths in the archive.
+    above: Vec<(RelPath, Place)>,
+}
+
+impl Places {
+    fn of_top(top: Place) -> Self {
+        Self { top: top.clone(), elsewhere: HashMap::new(), above: vec![(RelPath::root(), top)] }
+    }
+
+    /// Where the next path of the archive goes, if nothing is in its place behind a symlink; `None` for the root.
+    fn next(&mut self, path: &RelPath) -> Result<Option<Place>, CopyError> {
+        if path.is_root() {
+            return Ok(None);
+        }
+        while self.above.last().is_some_and(|(dir, _)| !leads_to(dir, path)) {
+            self.above.pop();
+        }
+        match self.above.last() {
+            Some((dir, Place { path: real, rule })) if path.is_in(dir) => {
+                Ok(Some(Place { path: real.join(path.name()), rule: *rule }))
+            }
+            _ => Err(CopyError::NotDirectory { path: path.clone() }),
+        }
+    }
+
+    /// The last path is a directory.
+    fn enter(&mut self, path: RelPath, place: Place) {
+        self.above.push((path, place));
+    }
+
+    /// The last path is a directory that is not where its parent's place would have it.
+    fn enter_elsewhere(&mut self, path: RelPath, place: Place) {
+        self.elsewhere.insert(path.clone(), place.clone());
+        self.enter(path, place);
+    }
+
+    /// Where an earlier path went.
+    fn of(&self, path: &RelPath) -> Place {
+        let mut above = std::iter::successors(path.parent(), RelPath::parent);
+        let found = above.find_map(|dir| self.elsewhere.get_key_value(&dir));
+        let moved = found.and_then(|(dir, place)| Some((strip(path, dir)?, place)));
+        let (rel, Place { path: real, rule }) = moved.unwrap_or((path.clone(), &self.top));
+        Place { path: below(real, &rel), rule: *rule }
+    }
 }

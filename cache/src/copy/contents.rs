@@ -1,21 +1,26 @@
 //! What is in a directory, on its way to the destination.
 
+use std::num::NonZeroU32;
+
 use super::origins::Rule;
-use super::view::{Link, Planned, View, check};
+use super::view::{FirstName, Planned, View, check};
 use super::{CopyError, CopyOptions, FileSource};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Lookup, Walk, below};
+use crate::tree::{EMPTY_NODE, Entry, FirstNames, Kind, RelativeLinks, Walk, below, strip};
 
 /// The entries of a copied directory, made one after the other in the order of their paths.
 pub(super) struct Contents<'a> {
     pub(super) walk: Walk<'a>,
     pub(super) files: &'a dyn FileSource,
     pub(super) options: &'a CopyOptions,
-    /// The directory in the source, and where it goes.
+    /// The directory in the source, what is there, and where it goes.
     pub(super) from: RelPath,
+    pub(super) source: Entry,
     pub(super) top: RelPath,
     pub(super) rule: Rule,
-    pub(super) links: std::collections::HashMap<RelPath, Link>,
+    pub(super) item: Option<NonZeroU32>,
+    /// Names of files with several, relative to both.
+    pub(super) links: FirstNames<RelativeLinks<'a>>,
     /// Nothing is at the destination.
     pub(super) is_bare: bool,
     /// Directories from the destination to the last entry, each with what was there before.
@@ -35,13 +40,27 @@ impl Contents<'_> {
         };
         let path = below(&self.top, &rel);
         let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
-        planned.origin = Some(self.rule);
-        planned.link = self.links.get(&rel).copied();
+        (planned.origin, planned.item) = (Some(self.rule), self.item);
+        planned.first = self.first_name(&rel)?.map(Box::new);
         if !self.is_bare {
             self.meet(view, &path, &mut planned.entry)?;
         }
         check(&path, &planned)?;
         Ok(Some((path, planned)))
+    }
+
+    /// The first name of a file, unless this is it.
+    fn first_name(&mut self, rel: &RelPath) -> Result<Option<FirstName>, CopyError> {
+        let first = self.links.first_of(rel)?;
+        Ok(first.map(|first| FirstName { path: below(&self.top, &first), rule: self.rule }))
+    }
+
+    /// True when anything in the directory goes to `path`.
+    pub(super) fn has(&self, view: &View<'_>, path: &RelPath) -> Result<bool, CopyError> {
+        match strip(path, &self.top) {
+            Some(rel) if !rel.is_root() => Ok(view.entry_below(&self.source, &rel)?.is_some()),
+            _ => Ok(false),
+        }
     }
 
     /// Merges a directory with one that is there; anything else neither replaces a directory nor is replaced by one.
@@ -70,7 +89,7 @@ impl Contents<'_> {
             self.above.pop();
         }
         match self.above.last() {
-            Some((dir, Some(entry))) => Ok(view.child(dir, entry, path.name())?),
+            Some((dir, Some(entry))) => view.entry_in(dir, entry, path.name()),
             _ => Ok(None),
         }
     }
@@ -98,5 +117,5 @@ pub(super) fn sourced(
     if let Kind::Dir(node) = &mut entry.kind {
         *node = *EMPTY_NODE;
     }
-    Ok(Planned { entry, mtime: Some(mtime), origin: None, link: None })
+    Ok(Planned::of(entry, Some(mtime)))
 }

@@ -14,7 +14,8 @@
 //! | `plan`, `contents` | COPY and ADD, what they take out of a directory |
 //! | `archive` | unpacked archives merged into the image |
 //! | `workdir` | WORKDIR |
-//! | `view` | the parent tree with what is planned so far |
+//! | `view`, `pending` | the parent tree with what is planned so far, most of it in a file when it is much |
+//! | `finished` | what was planned as a layer |
 //! | `origins` | where the bytes of planned files are |
 //! | `materialise`, `bytes` | filling the layer directory |
 //! | `pack` | keeping a layer without a directory, and making that later |
@@ -23,9 +24,11 @@
 mod archive;
 mod bytes;
 mod contents;
+mod finished;
 mod materialise;
 mod origins;
 mod pack;
+mod pending;
 mod plan;
 mod source;
 mod stack;

@@ -52,8 +52,20 @@ impl Moved {
 }
 
 /// Number of a rule, from one on. Four bytes even where there may be none: a plan in the making has one for each path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Rule(NonZeroU32);
+
+impl Rule {
+    /// The rule of this number.
+    pub(super) fn of_number(number: u64) -> Option<Self> {
+        u32::try_from(number).ok().and_then(NonZeroU32::new).map(Self)
+    }
+
+    /// From one on.
+    pub(super) fn number(self) -> u64 {
+        self.0.get().into()
+    }
+}
 
 /// The origins of all files of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

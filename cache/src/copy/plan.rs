@@ -9,7 +9,7 @@ use crate::layer::{LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
-use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeStore, Tree, Walk};
+use crate::tree::{ContentDigest, Entry, FirstNames, Kind, Meta, NodeStore, Tree, Walk};
 
 /// How one COPY or ADD copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub fn plan<'i>(
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
     let mut planner =
-        Planner { nodes, view: View::new(nodes, parent), source, scratch: scratch.clone(), options };
+        Planner { nodes, view: View::new(nodes, parent, Some(scratch.clone())), source, scratch, options };
     let mut archives_total = 0;
     let mut contents = None;
     for item in items {
@@ -91,7 +91,7 @@ pub(super) struct Planner<'a> {
     nodes: &'a dyn NodeStore,
     pub(super) view: View<'a>,
     source: Option<&'a dyn FileSource>,
-    scratch: Scratch,
+    scratch: &'a Scratch,
     pub(super) options: &'a CopyOptions,
 }
 
@@ -113,7 +113,7 @@ impl<'a> Planner<'a> {
         let (uid, gid) = self.options.owner.unwrap_or((0, 0));
         let mode = self.mode(0o644, false);
         let entry = Entry { meta: Meta { mode, uid, gid, ..Meta::default() }, kind };
-        let planned = Planned { entry, mtime: Some(self.options.now), origin: None, link: None };
+        let planned = Planned::of(entry, Some(self.options.now));
         self.file(name, planned, |_| Origin::Inline(content.to_vec()))
     }
 
@@ -152,18 +152,15 @@ impl<'a> Planner<'a> {
             true => CopyError::NotDirectory { path },
             false => CopyError::ToNonDirectory { path },
         })?;
-        let mut links = std::collections::HashMap::new();
-        for link in item.links.iter(self.nodes, &self.scratch)? {
-            let link = link?;
-            let number = *links.entry(link.first).or_insert_with(|| self.view.new_links(1));
-            links.insert(link.name, number);
-        }
+        let links = FirstNames::new(item.links.iter(self.nodes, self.scratch)?);
         Ok(Contents {
             walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
             rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
+            item: self.view.new_item(),
             links,
+            source: item.entry.clone(),
             is_bare: self.view.is_bare(&top)?,
             above: vec![(top.clone(), self.view.entry_at(&top)?)],
             from: item.path.clone(),

@@ -6,6 +6,7 @@ mod on_disk;
 mod packs;
 mod random;
 mod rules;
+mod several;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

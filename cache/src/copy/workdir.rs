@@ -16,7 +16,7 @@ pub fn plan_workdir(
     owner: (u32, u32),
     now: Mtime,
 ) -> Result<CopyPlan, CopyError> {
-    let mut view = View::new(nodes, parent);
+    let mut view = View::new(nodes, parent, None);
     let found = view.resolve(&RelPath::clamp(path))?;
     if !matches!(found.entry.kind, Kind::Dir(_)) {
         return Err(CopyError::NotDirectory { path: found.path });

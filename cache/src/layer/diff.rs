@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 use std::{fmt, io};
 
 pub(super) use self::placed::Placed;
-use self::stops::{Stop, Stops};
+pub(crate) use self::stops::{Stop, Stops};
 use super::codec::put_entry;
 use crate::encoded::{ALL_AHEAD, Encoded, Input, ONE_AHEAD, ReadError};
 use crate::path::{RelPath, compare};

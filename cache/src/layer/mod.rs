@@ -43,6 +43,7 @@ pub use compress::{
 };
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, Entries, LayerDiff, ListingCheck, ListingError, Mtime};
+pub(crate) use diff::{Stop, Stops};
 pub(crate) use dirs::is_below;
 pub use emit::{Bodies, DirBodies, Each, EmitError, PackBodies, emit_from, emit_tar, emit_tar_from};
 pub(crate) use emit::{PassError, checked, read_all};

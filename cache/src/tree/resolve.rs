@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Entry, Kind, NodeStore, NodeStoreError, PATH_BYTES_MAX, Tree, entry_in};
+use crate::layer::ListingError;
 use crate::path::RelPath;
 
 /// Most symlinks followed in one resolution: Linux's `MAXSYMLINKS`.
@@ -70,6 +71,9 @@ pub enum ResolveError {
     /// Nodes could not be read.
     #[error(transparent)]
     Nodes(#[from] NodeStoreError),
+    /// What a layer in the making has there could not be read.
+    #[error(transparent)]
+    Listing(#[from] ListingError),
 }
 
 impl Tree {
@@ -90,7 +94,7 @@ pub(crate) trait Lookup {
     /// The root directory.
     fn root(&self) -> Entry;
     /// What directory `dir`, whose entry is `entry`, has as `name`.
-    fn child(&self, dir: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, NodeStoreError>;
+    fn child(&self, dir: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, ResolveError>;
 }
 
 struct TreeLookup<'a> {
@@ -103,9 +107,9 @@ impl Lookup for TreeLookup<'_> {
         self.tree.root_entry()
     }
 
-    fn child(&self, _: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, NodeStoreError> {
+    fn child(&self, _: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, ResolveError> {
         match &entry.kind {
-            Kind::Dir(node) => entry_in(self.nodes, node, name),
+            Kind::Dir(node) => Ok(entry_in(self.nodes, node, name)?),
             _ => Ok(None),
         }
     }

@@ -1,4 +1,4 @@
-//! Where a listing can be taken up.
+//! Where a list in the order of paths can be taken up.
 
 /// From one stop to the next there are no more entries, so a look-up passes over half as many,
 const ENTRIES: usize = 32;
@@ -12,16 +12,16 @@ const HELD_BYTES: usize = 4 << 10;
 
 /// An entry that can be read without those before it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stop<'a> {
-    pub(super) index: usize,
+pub(crate) struct Stop<'a> {
+    pub(crate) index: usize,
     /// Where in the bytes.
-    pub(super) at: u64,
-    pub(super) path: &'a [u8],
+    pub(crate) at: u64,
+    pub(crate) path: &'a [u8],
 }
 
-/// Some of the entries of a listing, in order.
+/// Some of the entries of a list, in order.
 #[derive(Default)]
-pub(super) struct Stops {
+pub(crate) struct Stops {
     held: Vec<Held>,
     path_bytes: usize,
     /// They are so many times as far apart as at first, as a power of two.
@@ -42,7 +42,7 @@ impl Held {
 
 impl Stops {
     /// Takes down an entry if it is far enough from the one before, or from the first, which is at `start`.
-    pub(super) fn note(&mut self, stop: Stop<'_>, start: u64) {
+    pub(crate) fn note(&mut self, stop: Stop<'_>, start: u64) {
         let (index, from) = self.held.last().map_or((0, start), |last| (last.index, last.at));
         let is_far =
             stop.index - index >= ENTRIES << self.apart || stop.at.saturating_sub(from) > BYTES << self.apart;
@@ -63,18 +63,18 @@ impl Stops {
     }
 
     /// The last of those that come first for which `is_before` holds.
-    pub(super) fn before(&self, is_before: impl Fn(Stop<'_>) -> bool) -> Option<Stop<'_>> {
+    pub(crate) fn before(&self, is_before: impl Fn(Stop<'_>) -> bool) -> Option<Stop<'_>> {
         let count = self.held.partition_point(|held| is_before(held.as_stop()));
         self.held[..count].last().map(Held::as_stop)
     }
 
     /// The first entry is gone, which is none of them.
-    pub(super) fn remove_first(&mut self) {
+    pub(crate) fn remove_first(&mut self) {
         self.held.iter_mut().for_each(|held| held.index -= 1);
     }
 
     /// Memory that they take.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.held.len() * size_of::<Held>() + self.path_bytes
     }
 }
