@@ -16,8 +16,9 @@ pub(super) struct Layer<'a, 'v> {
     pub(super) plan: CopyPlan,
     times: &'a dyn FileSource,
     now: Mtime,
-    /// What was added last.
+    /// What was added last, and the directory that it is in.
     last: RelPath,
+    last_dir: RelPath,
     /// The least names of files whose first name in their item is not that of the layer: something else is there, or an
     /// archive's directory is elsewhere, behind a symlink of the image. All others are known by what is planned there.
     least: HashMap<(NonZeroU32, FirstName), RelPath>,
@@ -31,7 +32,15 @@ impl<'a, 'v> Layer<'a, 'v> {
         times: &'a dyn FileSource,
         now: Mtime,
     ) -> Result<Self, CopyError> {
-        let mut layer = Self { view, plan, times, now, last: RelPath::root(), least: HashMap::new() };
+        let mut layer = Self {
+            view,
+            plan,
+            times,
+            now,
+            last: RelPath::root(),
+            last_dir: RelPath::root(),
+            least: HashMap::new(),
+        };
         layer.put(RelPath::root(), Planned::of(view.root(), None), None)?;
         Ok(layer)
     }
@@ -102,6 +111,10 @@ impl<'a, 'v> Layer<'a, 'v> {
     /// Adds one path after the existing directories that lead to it, which an overlay's upper directory needs. All that is
     /// below a directory comes right after it, so those that lead to the last path are there.
     fn add(&mut self, path: RelPath, planned: Planned, target: Option<RelPath>) -> Result<(), CopyError> {
+        // Most paths are in the directory of the last one.
+        if path.is_in(&self.last_dir) {
+            return self.put(path, planned, target);
+        }
         let above = std::iter::successors(path.parent(), RelPath::parent);
         let missing: Vec<RelPath> = above.take_while(|dir| !leads_to(dir, &self.last)).collect();
         for dir in missing.into_iter().rev() {
@@ -109,6 +122,7 @@ impl<'a, 'v> Layer<'a, 'v> {
                 self.put(dir, Planned::of(entry, None), None)?;
             }
         }
+        self.last_dir = path.parent().unwrap_or_default();
         self.put(path, planned, target)
     }
 
