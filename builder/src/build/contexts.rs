@@ -214,7 +214,7 @@ pub(super) async fn scan_contexts(
             // hashed, where a single step takes it, whole.
             let is_packed = index.is_empty() && plan::is_packed_by_one(graph, &context.name);
             let spool = if is_packed { env.store.spool(&env.lease).ok() } else { None };
-            let mut scanned = scan(dir, rules, &wanted, &index, spool)?;
+            let mut scanned = scan(dir, rules, &wanted, &index, spool, &env.store.scratch())?;
             if let Some(seen) = &scanned.seen {
                 indexing.add(env, identity, seen);
                 // Freed with the process: hundred thousand pieces, one by one, would take longer.

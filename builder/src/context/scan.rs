@@ -12,7 +12,6 @@ mod read;
 mod tests;
 mod walk;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -22,10 +21,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rbuild_cache::copy::{DirSource, FileSource, SourceError};
 use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
     Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, SeenHint, Spool, StatIndex,
 };
-use rbuild_cache::tree::{Links, Meta, NodeStore, PATH_BYTES_MAX, Tree};
+use rbuild_cache::tree::{FoundNames, Meta, NodeStore, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
 use rustix::fs::{Mode, OFlags};
 
@@ -138,6 +138,9 @@ pub enum ScanError {
     /// The trees could not be kept.
     #[error(transparent)]
     Tree(#[from] rbuild_cache::tree::NodeStoreError),
+    /// Names of files that have several.
+    #[error(transparent)]
+    Links(#[from] rbuild_cache::tree::TreeError),
 }
 
 pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> ScanError {
@@ -150,18 +153,19 @@ pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Err
 /// `ignore` decides what is left out, `wanted` what is looked at; the Dockerfile and the ignore file themselves are read
 /// by the builder elsewhere. A source that is, or leads through, a symlink may end anywhere in the context, so then all
 /// of it is looked at. `index` is the stat index of the last scan, or empty. With a `spool` small
-/// files that are read are packed on the way.
+/// files that are read are packed on the way. What is too much for memory goes to files of `scratch`.
 pub fn scan(
     root: &Path,
     ignore: &Ignore,
     wanted: &Wanted,
     index: &Arc<StatIndex>,
     spool: Option<Spool>,
+    scratch: &Scratch,
 ) -> Result<ScannedContext, ScanError> {
-    if let Some(scanned) = look_through(root, ignore, wanted, index, spool)? {
+    if let Some(scanned) = look_through(root, ignore, wanted, index, spool, scratch)? {
         return Ok(scanned);
     }
-    let all = look_through(root, ignore, &Wanted::everything(), index, None)?;
+    let all = look_through(root, ignore, &Wanted::everything(), index, None, scratch)?;
     Ok(all.unwrap_or_else(|| unreachable!("a walk of everything has no symlink to stop at")))
 }
 
@@ -172,6 +176,7 @@ fn look_through(
     wanted: &Wanted,
     index: &Arc<StatIndex>,
     spool: Option<Spool>,
+    scratch: &Scratch,
 ) -> Result<Option<ScannedContext>, ScanError> {
     // Before the first look at any file: what changes from here on is not trusted next time.
     let moment = ScanMoment::now();
@@ -190,14 +195,13 @@ fn look_through(
     let Some(mut looked) = walk::walk(&lister)? else { return Ok(None) };
     let packs = read::read_all(dir.as_fd(), &mut looked, spool)?;
     let (mut skipped, mut suspects) = (Vec::new(), Vec::new());
-    // Paths of files with several names, by device and inode.
-    let mut links: BTreeMap<(u64, u64), Vec<RelPath>> = BTreeMap::new();
+    let mut linked = FoundNames::new(scratch);
     let mut dirs = Vec::with_capacity(looked.len());
     for dir in looked {
         skipped.extend(dir.notes.skipped);
         suspects.extend(dir.notes.suspects);
-        for (inode, path) in dir.notes.links {
-            links.entry(inode).or_default().push(path);
+        for (inode, name) in dir.notes.links.iter() {
+            linked.add(inode, &RelPath::clamp(&dir.path).join(name))?;
         }
         let contained = match dir.found {
             Found::Kept(at) => Contained::Kept(at),
@@ -208,7 +212,7 @@ fn look_through(
     suspects.sort();
     let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, dirs)?);
     let root = Meta { mode: 0o755, ..Meta::default() };
-    let links = Links::new(links.into_values(), &*seen)?;
+    let links = linked.links(&*seen)?;
     Ok(Some(ScannedContext {
         tree: Tree { root, node: seen.node(), links },
         nodes: Arc::clone(&seen) as Arc<dyn NodeStore>,

@@ -57,7 +57,7 @@ pub(super) fn base_cause(old: &InputRecord, new: &InputRecord) -> Option<Cause> 
         (
             Producer::Image { reference: old_reference, manifest: old },
             Producer::Image { reference, manifest: new },
-        ) => Some(Cause::Base {
+        ) if (old_reference, old) != (reference, new) => Some(Cause::Base {
             old_reference: old_reference.clone(),
             old: old.clone(),
             reference: reference.clone(),

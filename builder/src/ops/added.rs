@@ -29,6 +29,7 @@ pub fn select(
     copy: &CopyOp,
     context: Option<&Selection>,
     origin: &Origin,
+    pruned: &Arc<SpilledNodeStore>,
     store: &Store,
 ) -> Result<Selection, SelectionError> {
     let remotes = match origin {
@@ -37,8 +38,6 @@ pub fn select(
     };
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
     let scratch = store.scratch();
-    let new = || Arc::new(SpilledNodeStore::new(&scratch));
-    let pruned = context.map_or_else(new, |context| Arc::clone(&context.pruned));
     let mut selected = Selections::new(&scratch);
     for (at, source) in copy.sources.iter().enumerate() {
         selected.begin_source();
@@ -51,7 +50,13 @@ pub fn select(
             };
             let mut item = behind(&slot.to_string(), item);
             if !exclude.is_empty() {
-                prune(&mut item, store, &*pruned, &|path, is_dir| keep(&[&exclude], path, is_dir), &scratch)?;
+                prune(
+                    &mut item,
+                    store,
+                    &**pruned,
+                    &|path, is_dir| keep(&[&exclude], path, is_dir),
+                    &scratch,
+                )?;
             }
             selected.push(&item)?;
         } else if let Some(context) = context {
@@ -60,8 +65,8 @@ pub fn select(
             }
         }
     }
-    let digest = selection_digest(&selected, &nodes_of(store, origin, Some(&pruned)), &scratch)?;
-    Ok(Selection { selected, pruned, digest })
+    let digest = selection_digest(&selected, &nodes_of(store, origin, Some(pruned)), &scratch)?;
+    Ok(Selection { selected, pruned: Arc::clone(pruned), digest })
 }
 
 fn everything(solved: &Solved) -> Selected {

@@ -42,16 +42,17 @@ pub enum SelectionError {
     List(#[from] SelectionsError),
 }
 
-/// Selects on the source tree, without touching its files. What is too much for memory goes to files of `scratch`.
+/// Selects on the source tree, without touching its files. New nodes go to `pruned`, which many selections may share, and what
+/// is too much for memory to files of `scratch`.
 pub fn select_sources(
     copy: &CopyOp,
     tree: &Tree,
     nodes: &dyn NodeStore,
+    pruned: &Arc<SpilledNodeStore>,
     scratch: &Scratch,
 ) -> Result<Selection, SelectionError> {
     let exclude = Ignore::excluding(copy.exclude.iter().map(String::as_str))?;
     let mode = copy.chmod.as_ref().and_then(FileMode::octal);
-    let pruned = SpilledNodeStore::new(scratch);
     // Hundreds of sources may lie in one directory of as many files.
     let memo = Memo::new(nodes);
     let mut selected = Selections::new(scratch);
@@ -83,19 +84,19 @@ pub fn select_sources(
                 prune(
                     &mut item,
                     nodes,
-                    &pruned,
+                    &**pruned,
                     &|path, is_dir| keep(&[&include, &exclude], path, is_dir),
                     scratch,
                 )?;
             }
             if let Some(mode) = mode {
-                with_mode(&mut item, &Over { above: &pruned, below: nodes }, &pruned, mode)?;
+                with_mode(&mut item, &Over { above: pruned, below: nodes }, &**pruned, mode)?;
             }
             selected.push(&item)?;
         }
     }
-    let digest = selection_digest(&selected, &Over { above: &pruned, below: nodes }, scratch)?;
-    Ok(Selection { selected, pruned: Arc::new(pruned), digest })
+    let digest = selection_digest(&selected, &Over { above: pruned, below: nodes }, scratch)?;
+    Ok(Selection { selected, pruned: Arc::clone(pruned), digest })
 }
 
 /// What of a directory stays: all that no filter refuses, and the directories that lead there.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use petgraph::graph::NodeIndex;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{Key, Store};
+use rbuild_cache::tree::SpilledNodeStore;
 use rbuild_frontend::graph::{BuildGraph, CopyOp, CopySource, Op, Role};
 
 use crate::cli::CacheControl;
@@ -19,6 +20,9 @@ use crate::solve::keys::{self, InputDigest};
 use crate::solve::mounted::mounted;
 use crate::solve::pin::Fetched;
 use crate::solve::reuse::ReuseRules;
+
+/// A selection of more bytes is made again when its step is executed.
+const SELECTED_BYTES: u64 = 4 << 10;
 
 /// Contexts by name, the main one under `None`.
 pub type Contexts = BTreeMap<Option<String>, Arc<ScannedContext>>;
@@ -36,6 +40,8 @@ pub struct Plan {
     pub def_keys: HashMap<NodeIndex, Key>,
     /// What each COPY from a context selects.
     pub selections: HashMap<NodeIndex, Arc<Selection>>,
+    /// New nodes of all selections.
+    pub pruned: Arc<SpilledNodeStore>,
     /// What of a context a RUN mounts, by the slot of the input.
     pub mounted: HashMap<(NodeIndex, u16), Arc<Mounted>>,
     /// Which steps may take a result from the cache.
@@ -58,7 +64,8 @@ pub fn plan(
 ) -> Result<Plan, StepError> {
     let order = petgraph::algo::toposort(&graph.dag, None).expect("the graph builder makes no cycles");
     let mut def_keys = HashMap::new();
-    let mut selections = HashMap::new();
+    let (mut selections, scratch) = (HashMap::new(), store.scratch());
+    let pruned = Arc::new(SpilledNodeStore::new(&scratch));
     let mut mounts = HashMap::new();
     for &node in &order {
         let op = &graph.dag[node].op;
@@ -75,8 +82,7 @@ pub fn plan(
                     match (op, input.role) {
                         (Op::Run(run), Role::Mount(index)) => {
                             let mount = &run.mounts[usize::from(index)];
-                            let mounted =
-                                Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref(), &store.scratch());
+                            let mounted = Mounted::of(mount, &scanned.tree, scanned.nodes.as_ref(), &scratch);
                             let mounted =
                                 mounted.map_err(|error| failed(absent::in_context(scanned, error)))?;
                             let digest = mounted.digest;
@@ -85,9 +91,12 @@ pub fn plan(
                         }
                         _ => {
                             let selection =
-                                context_selection(op, scanned, &store.scratch()).map_err(failed)?;
+                                context_selection(op, scanned, &pruned, &scratch).map_err(failed)?;
                             let digest = selection.digest;
-                            selections.insert(node, Arc::new(selection));
+                            // Many steps may select much, and most of them are not executed.
+                            if selection.selected.bytes() <= SELECTED_BYTES {
+                                selections.insert(node, Arc::new(selection));
+                            }
                             digest
                         }
                     }
@@ -107,6 +116,7 @@ pub fn plan(
         covered: Vec::new(),
         def_keys,
         selections,
+        pruned,
         mounted: mounts,
         reuse: ReuseRules::new(control, graph, &order),
         entered,
@@ -162,9 +172,15 @@ fn by_definition(store: &Store, key: &Key) -> Result<Option<Solved>, StepFailure
     Ok(record.stack.map(|stack| Solved::whole(record.tree, stack)))
 }
 
-fn context_selection(op: &Op, scanned: &ScannedContext, scratch: &Scratch) -> Result<Selection, StepFailure> {
+/// What a COPY selects from a context.
+pub fn context_selection(
+    op: &Op,
+    scanned: &ScannedContext,
+    pruned: &Arc<SpilledNodeStore>,
+    scratch: &Scratch,
+) -> Result<Selection, StepFailure> {
     let Op::Copy(copy) = op else { unreachable!("only COPY and mounts read contexts") };
-    select_sources(copy, &scanned.tree, scanned.nodes.as_ref(), scratch)
+    select_sources(copy, &scanned.tree, scanned.nodes.as_ref(), pruned, scratch)
         .map_err(|error| absent::in_context(scanned, error))
 }
 

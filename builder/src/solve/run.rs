@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::cancel::Reason;
-use crate::context::absent;
+use crate::context::{ScannedContext, absent};
 use crate::error::{BuildError, StepError, StepFailure, one_line};
 use crate::explain::{self, Explainer, Inputs};
 use crate::mounts::{MountInput, Mounted};
@@ -24,7 +24,7 @@ use crate::resolve::{BaseImage, BaseImages};
 use crate::solve::Solved;
 use crate::solve::keys::{self, InputDigest};
 use crate::solve::mounted::mounted;
-use crate::solve::plan::{Contexts, Plan};
+use crate::solve::plan::{Contexts, Plan, context_selection};
 use crate::solve::reuse::Reuse;
 use crate::solve::whole::whole;
 use crate::timestamp;
@@ -448,22 +448,42 @@ impl Solver {
         remotes: &[(u16, Arc<Solved>)],
     ) -> Result<Option<Arc<Selection>>, StepFailure> {
         if let (Op::Copy(copy), false) = (op, remotes.is_empty()) {
-            let context = self.plan.selections.get(&node).map(Arc::as_ref);
+            let context = self.context_selection(node, op)?;
             let origin = self.origin(node, None, remotes.to_vec());
-            return Ok(Some(Arc::new(ops::added::select(copy, context, &origin, &self.env.store)?)));
+            let pruned = &self.plan.pruned;
+            let selected = ops::added::select(copy, context.as_deref(), &origin, pruned, &self.env.store)?;
+            return Ok(Some(Arc::new(selected)));
         }
-        if let Some(selection) = self.plan.selections.get(&node) {
-            return Ok(Some(Arc::clone(selection)));
+        if let Some(selection) = self.context_selection(node, op)? {
+            return Ok(Some(selection));
         }
         match (op, source) {
             (Op::Copy(copy), Some(source)) => {
-                let selection =
-                    select_sources(copy, &source.tree, &self.env.store, &self.env.store.scratch())
-                        .map_err(|error| absent::in_stage(&source.tree, &self.env.store, error))?;
+                let (store, pruned) = (&self.env.store, &self.plan.pruned);
+                let selection = select_sources(copy, &source.tree, store, pruned, &store.scratch())
+                    .map_err(|error| absent::in_stage(&source.tree, store, error))?;
                 Ok(Some(Arc::new(selection)))
             }
             _ => Ok(None),
         }
+    }
+
+    /// What a COPY selects from a context, if it reads one. A large selection was not kept when its digest was known.
+    fn context_selection(&self, node: NodeIndex, op: &Op) -> Result<Option<Arc<Selection>>, StepFailure> {
+        if let Some(selection) = self.plan.selections.get(&node) {
+            return Ok(Some(Arc::clone(selection)));
+        }
+        let (Op::Copy(_), Some(context)) = (op, self.context(node)) else { return Ok(None) };
+        let scratch = self.env.store.scratch();
+        context_selection(op, &context, &self.plan.pruned, &scratch)
+            .map(|selection| Some(Arc::new(selection)))
+    }
+
+    fn context(&self, node: NodeIndex) -> Option<Arc<ScannedContext>> {
+        self.graph.inputs(node).into_iter().find_map(|(_, producer)| {
+            let Op::Context(context) = &self.graph.dag[producer].op else { return None };
+            self.contexts.get(&context.name).cloned()
+        })
     }
 
     fn origin(
@@ -475,10 +495,7 @@ impl Solver {
         if let Some(source) = source {
             return ops::copy::Origin::Stage(source);
         }
-        let context = self.graph.inputs(node).into_iter().find_map(|(_, producer)| {
-            let Op::Context(context) = &self.graph.dag[producer].op else { return None };
-            self.contexts.get(&context.name).cloned()
-        });
+        let context = self.context(node);
         if !remotes.is_empty() {
             return ops::copy::Origin::Added { context, remotes };
         }

@@ -188,7 +188,8 @@ impl Collector {
         let going: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
         let is_lost = |id: &LayerId| going.contains(id) || !snapshot.layers.contains_key(id);
         let is_all_held = |layers: &[LayerId]| layers.iter().all(|layer| marks.image_layers.contains(layer));
-        let damaged = snapshot.damaged_results.iter().map(|(key, used)| (key.as_slice(), *used));
+        let unreadable = snapshot.damaged_results.iter().chain(&snapshot.old_results);
+        let damaged = unreadable.map(|(key, used)| (key.as_slice(), *used));
         let unwanted = snapshot
             .results
             .iter()
@@ -223,8 +224,9 @@ impl Collector {
             let diff_ids = snapshot.known_chains.get(chain);
             diff_ids.is_some_and(|diff_ids| diff_ids.iter().all(|diff| live.contains(diff)))
         };
+        let unwanted = snapshot.chains.iter().filter(|(chain, roots)| roots.is_none() || !is_useful(chain));
         let chains: Vec<[u8; 32]> =
-            snapshot.chains.keys().filter(|chain| !is_useful(chain)).copied().collect();
+            unwanted.map(|(chain, _)| chain).chain(&snapshot.old_chains).copied().collect();
         self.store.drop_chains(&chains)?;
         let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
         let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));

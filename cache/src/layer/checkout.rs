@@ -143,7 +143,8 @@ impl<'a> Checkout<'a> {
     /// Removes everything in the directory that was not written.
     pub fn delete_others(&mut self) -> Result<(), CheckoutError> {
         let mut open = vec![RelPath::root()];
-        while let Some(dir) = open.pop() {
+        while let Some(dir) = open.last().cloned() {
+            let (count, mut has_removed) = (open.len(), false);
             let fd = self.dirs.dir(&dir).map_err(failed("open", &dir))?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
@@ -151,6 +152,7 @@ impl<'a> Checkout<'a> {
                 let path = dir.join(name.map_err(failed("list", &dir))?.as_bytes());
                 if !self.is_written(&path)? {
                     remove_at(&fd, OsStr::from_bytes(path.name())).map_err(failed("remove", &path))?;
+                    has_removed = true;
                     continue;
                 }
                 let stat = rustix::fs::statat(&fd, path.name(), AtFlags::SYMLINK_NOFOLLOW);
@@ -158,6 +160,12 @@ impl<'a> Checkout<'a> {
                 if kind == FileType::Directory {
                     open.push(path);
                 }
+            }
+            // A file system may pass over names while others go: then it is read again.
+            if has_removed {
+                open.truncate(count);
+            } else {
+                open.remove(count - 1);
             }
         }
         Ok(())

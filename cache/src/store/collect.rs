@@ -16,6 +16,7 @@ use super::error::{IoContext, StoreError};
 use super::layout::{self, list};
 use super::lease::Lease;
 use super::readers::CONDEMNED;
+use super::resolution::CHAIN_TREE;
 use super::{
     GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
 };
@@ -68,6 +69,8 @@ pub(crate) struct Snapshot {
     pub(crate) results: Vec<ResultRow>,
     /// Results that cannot be read: their keys, and when they were used.
     pub(crate) damaged_results: Vec<(Vec<u8>, i64)>,
+    /// Likewise those that an earlier version recorded in a form of its own.
+    pub(crate) old_results: Vec<(Vec<u8>, i64)>,
     pub(crate) images: Vec<(String, ImageRecord)>,
     /// Manifests and configs of resolved references: small, and what lets a build start without the registry.
     pub(crate) resolved_blobs: BTreeSet<Digest>,
@@ -75,7 +78,9 @@ pub(crate) struct Snapshot {
     pub(crate) pulled: BTreeMap<Digest, Digest>,
     /// Root nodes of what remembered executions read.
     pub(crate) read_nodes: Vec<NodeDigest>,
-    /// What each remembered tree of image layers names.
+    /// Remembered trees of image layers that an earlier version recorded in a form of its own.
+    pub(crate) old_chains: Vec<[u8; 32]>,
+    /// What each remembered tree of image layers names; nothing is known of a damaged one.
     pub(crate) chains: BTreeMap<[u8; 32], Option<Vec<NodeDigest>>>,
     /// Chains that an image or a resolved reference has.
     pub(crate) known_chains: BTreeMap<[u8; 32], Vec<Digest>>,
@@ -158,17 +163,26 @@ impl Store {
             while let Some(row) = rows.next()? {
                 let (key, bytes): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
                 let is_sealed = seal("result", &key, &bytes) == row.get::<_, [u8; 8]>(2)?;
-                match result::decode(&bytes).filter(|_| is_sealed) {
-                    Some(record) => snapshot.results.push(result_row(key, row.get(3)?, record)),
-                    None => snapshot.damaged_results.push((key, row.get(3)?)),
+                match result::decode(&bytes) {
+                    Some(record) if is_sealed => {
+                        snapshot.results.push(result_row(key, row.get(3)?, record));
+                    }
+                    None if is_sealed => snapshot.old_results.push((key, row.get(3)?)),
+                    _ => snapshot.damaged_results.push((key, row.get(3)?)),
                 }
             }
-            let mut statement = connection.prepare("SELECT chain, record FROM chain_trees")?;
+            let mut statement = connection.prepare("SELECT chain, record, seal FROM chain_trees")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                let tree: Vec<u8> = row.get(1)?;
+                let (chain, tree): ([u8; 32], Vec<u8>) = (row.get(0)?, row.get(1)?);
                 let roots = Tree::decode(&tree).ok().map(|tree| tree.nodes().collect());
-                snapshot.chains.insert(row.get(0)?, roots);
+                if seal(CHAIN_TREE, &chain, &tree) != row.get::<_, [u8; 8]>(2)? {
+                    snapshot.chains.insert(chain, None);
+                } else if roots.is_some() {
+                    snapshot.chains.insert(chain, roots);
+                } else {
+                    snapshot.old_chains.push(chain);
+                }
             }
             let mut statement =
                 connection.prepare("SELECT diff_id, blob FROM encodings WHERE params = ?1")?;

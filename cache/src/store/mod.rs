@@ -106,6 +106,8 @@ pub use usage::Usage;
 
 use db::Db;
 use db::mark::BootId;
+#[cfg(test)]
+pub(crate) use db::seal;
 use error::IoContext;
 use layout::Layout;
 

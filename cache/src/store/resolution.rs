@@ -117,8 +117,9 @@ impl Store {
     }
 }
 
-/// What the seal of a chain's tree is for. The number rises when the same files get another tree.
-const CHAIN_TREE: &str = "chain tree 2";
+/// What the seal of a chain's tree is for. The number rises when the same files get another tree, unless the one before does
+/// not decode any more.
+pub(super) const CHAIN_TREE: &str = "chain tree 2";
 
 /// Neither part can contain a line break.
 fn resolution_name(reference: &str, platform: &str) -> String {

@@ -3,6 +3,7 @@
 //! A tree has a sorted list of them: of each file all names but the first, with the first. There may be a million, so
 //! the list is in nodes of the store, some thousand names each, and the tree names the nodes.
 
+mod found;
 mod left;
 mod node;
 #[cfg(test)]
@@ -12,12 +13,13 @@ mod writer;
 use std::iter::Peekable;
 use std::sync::Arc;
 
+pub use self::found::FoundNames;
 pub(crate) use self::left::Gone;
 pub use self::left::{LinksBelow, RelativeLinks};
 pub use self::node::LinkNode;
 use self::node::Pairs;
 pub(crate) use self::writer::LinksWriter;
-use super::{Batch, DirNode, NodeDigest, NodeStore, NodeStoreError};
+use super::{DirNode, NodeDigest, NodeStore, NodeStoreError};
 use crate::path::{RelPath, compare};
 
 /// A name of a file that has several, and the first of them.
@@ -39,26 +41,17 @@ impl Links {
         Self(nodes.into())
     }
 
-    /// Those of these files, each given by all its names; one name alone is none. No name may be in two. `nodes` gets the
-    /// nodes.
-    pub fn new(
+    /// Those of these files, each given by all its names. No name may be in two.
+    #[cfg(test)]
+    pub(crate) fn new(
         files: impl IntoIterator<Item = Vec<RelPath>>,
         nodes: &dyn NodeStore,
-    ) -> Result<Self, NodeStoreError> {
-        let links_of = |mut names: Vec<RelPath>| {
-            names.sort_unstable();
-            let mut names = names.into_iter();
-            let first = names.next();
-            names.filter_map(move |name| Some(Link { name, first: first.clone()? }))
-        };
-        let mut links: Vec<Link> = files.into_iter().flat_map(links_of).collect();
-        links.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let mut made = Batch::new(nodes);
-        let mut out = LinksWriter::new(&mut made);
-        links.iter().try_for_each(|link| out.push(link))?;
-        let links = out.finish()?;
-        made.put()?;
-        Ok(links)
+    ) -> Result<Self, super::TreeError> {
+        let mut found = FoundNames::new(&crate::scratch::Scratch::for_test());
+        for (file, names) in (0..).zip(files) {
+            names.iter().try_for_each(|name| found.add((7, file), name))?;
+        }
+        found.links(nodes)
     }
 
     /// True when no file has two names.

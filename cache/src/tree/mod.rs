@@ -37,7 +37,7 @@ pub use batch::Batch;
 pub use codec::{CodecError, ENCODED_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX, XATTRS_MAX};
 pub use diff::{Difference, TreeChange, difference};
 pub use entries::DirEntries;
-pub use links::{Link, LinkNode, Links, LinksBelow, Names, RelativeLinks};
+pub use links::{FoundNames, Link, LinkNode, Links, LinksBelow, Names, RelativeLinks};
 pub use memory::{Memo, MemoryNodeStore, load_node};
 pub use node::{
     ContentDigest, DirNode, EncodedNode, Entry, Kind, Meta, NodeDigest, NodeStore, NodeStoreError, Part,

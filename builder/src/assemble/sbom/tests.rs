@@ -1,3 +1,4 @@
+use rbuild_cache::scratch::Scratch;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::context::wanted::Wanted;
 #[track_caller]
 fn found_in(root: &Path) -> Found {
     let (ignore, index) = (Ignore::default(), Arc::new(StatIndex::empty()));
-    let context = scan::scan(root, &ignore, &Wanted::everything(), &index, None).unwrap();
+    let scratch = Scratch::on(File::open(root).unwrap()).unwrap();
+    let context = scan::scan(root, &ignore, &Wanted::everything(), &index, None, &scratch).unwrap();
     scan(&context.tree, &*context.nodes, &context.files().unwrap()).unwrap()
 }
 

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rbuild_cache::layer::kept_xattrs;
-use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{
     Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, ScanMoment, SeenEntry, StatIndex,
 };
@@ -77,8 +76,33 @@ pub(super) struct Listed {
 pub(super) struct Notes {
     pub(super) skipped: Vec<String>,
     pub(super) suspects: Vec<String>,
-    /// Files with several names, by device and inode.
-    pub(super) links: Vec<((u64, u64), RelPath)>,
+    pub(super) links: LinkedFiles,
+}
+
+/// The files of a directory that have several names, perhaps elsewhere. In one piece: there may be as many as files.
+#[derive(Default)]
+pub(super) struct LinkedFiles(Vec<u8>);
+
+impl LinkedFiles {
+    fn add(&mut self, (device, inode): (u64, u64), name: &[u8]) {
+        self.0.extend_from_slice(&device.to_ne_bytes());
+        self.0.extend_from_slice(&inode.to_ne_bytes());
+        self.0.extend_from_slice(name);
+        // No name has one.
+        self.0.push(0);
+    }
+
+    /// Device, inode and name of each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = ((u64, u64), &[u8])> {
+        let mut rest = self.0.as_slice();
+        std::iter::from_fn(move || {
+            let (device, after) = rest.split_first_chunk()?;
+            let (inode, after) = after.split_first_chunk()?;
+            let end = after.iter().position(|byte| *byte == 0)?;
+            rest = &after[end + 1..];
+            Some(((u64::from_ne_bytes(*device), u64::from_ne_bytes(*inode)), &after[..end]))
+        })
+    }
 }
 
 impl Lister<'_> {
@@ -217,7 +241,7 @@ impl<'a> Visit<'a> {
         let path = join(self.path, entry.name.to_bytes());
         if entry.is_linked {
             let stat = entry.stat();
-            self.notes.links.push(((stat.dev, stat.ino), RelPath::clamp(&path)));
+            self.notes.links.add((stat.dev, stat.ino), entry.name.to_bytes());
         }
         if entry.is_suspect {
             self.notes.suspects.push(String::from_utf8_lossy(&path).escape_debug().to_string());
@@ -274,7 +298,7 @@ impl<'a> Visit<'a> {
                     self.notes.suspects.push(text.escape_debug().to_string());
                 }
                 if is_linked {
-                    self.notes.links.push(((stat.dev, stat.ino), RelPath::clamp(&path)));
+                    self.notes.links.add((stat.dev, stat.ino), name);
                 }
             }
             FileType::Symlink => {

@@ -33,7 +33,7 @@ impl Case {
     /// A scan as a build makes it. Gives it, and whether it wrote the next index.
     fn scan(&self, ignore: &Ignore, wanted: &Wanted) -> (ScannedContext, bool) {
         let index = Arc::new(self.store.stat_index(&[1; 32]).unwrap());
-        let scanned = scan(&self.root(), ignore, wanted, &index, None).unwrap();
+        let scanned = scan(&self.root(), ignore, wanted, &index, None, &scratch()).unwrap();
         let seen = scanned.seen.as_ref().unwrap();
         let differs = seen.differs();
         if differs {
@@ -44,7 +44,7 @@ impl Case {
 
     /// The same by somebody who knows nothing.
     fn scan_anew(&self, ignore: &Ignore, wanted: &Wanted) -> ScannedContext {
-        scan(&self.root(), ignore, wanted, &Arc::default(), None).unwrap()
+        scan(&self.root(), ignore, wanted, &Arc::default(), None, &scratch()).unwrap()
     }
 
     /// Until what was changed so far is older than any doubt.
@@ -283,7 +283,7 @@ fn what_is_read_is_packed_once_however_often_it_is_there() {
     contents.dedup();
     let spool = case.store.spool(&case.store.lease().unwrap()).unwrap();
     let (none, all) = (Ignore::default(), Wanted::everything());
-    let scanned = scan(&case.root(), &none, &all, &Arc::default(), Some(spool)).unwrap();
+    let scanned = scan(&case.root(), &none, &all, &Arc::default(), Some(spool), &scratch()).unwrap();
     let plain = case.scan_anew(&none, &all);
     assert_same(&scanned, &plain);
     assert!(plain.take_packs().is_none());
@@ -301,5 +301,11 @@ fn what_is_read_is_packed_once_however_often_it_is_there() {
     let (few, spool) = (case.root().join("few"), case.store.spool(&case.store.lease().unwrap()).unwrap());
     fs::create_dir(&few).unwrap();
     fs::write(few.join("one"), "1").unwrap();
-    assert!(scan(&few, &none, &all, &Arc::default(), Some(spool)).unwrap().take_packs().is_none());
+    assert!(
+        scan(&few, &none, &all, &Arc::default(), Some(spool), &scratch()).unwrap().take_packs().is_none()
+    );
+}
+
+fn scratch() -> Scratch {
+    Scratch::on(fs::File::open(std::env::temp_dir()).unwrap()).unwrap()
 }

@@ -2,13 +2,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use rbuild_oci::DiffId;
+use rbuild_oci::{ChainId, DiffId};
 
 use super::*;
 use crate::layer::{OverlayForm, scan_upper};
 use crate::layer::{ParentEntry, ParentView, ParentViewError};
 use crate::path::RelPath;
-use crate::store::{Finding, Rebuilt, StoreError};
+use crate::store::{Finding, Rebuilt, StoreError, seal};
 
 /// Nothing below.
 struct Nothing;
@@ -286,4 +286,40 @@ fn a_store_in_use_is_not_rebuilt() {
     let _user = open(&root);
     let refused = Store::rebuild(&root, options(), OverlayForm::User);
     assert!(matches!(refused, Err(StoreError::InUse { .. })), "{refused:?}");
+}
+
+/// Earlier versions had the names of linked files in the record itself.
+#[test]
+fn records_of_an_earlier_form_are_no_damage_and_go() {
+    let small = small();
+    let root = &small.root;
+    let store = open(root);
+    let mut old_tree = Tree::empty().encode();
+    old_tree.truncate(old_tree.len() - 4);
+    old_tree.extend([1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, b'a', 1, 0, 0, 0, b'b']);
+    assert!(Tree::decode(&old_tree).is_err());
+    let chain = ChainId::of(&[DiffId(Digest::of(b"tar"))]).unwrap();
+    store.put_chain_tree(&chain, &old_tree).unwrap();
+    store.put_result(&key(9), &record(&Tree::empty(), &small.layers[..1], 1)).unwrap();
+    drop(store);
+    let connection = rusqlite::Connection::open(root.join("index.sqlite")).unwrap();
+    let (name, mut bytes): (Vec<u8>, Vec<u8>) = connection
+        .query_row("SELECT key, record FROM results ORDER BY key DESC LIMIT 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    let tree_len = Tree::empty().encode().len();
+    bytes.truncate(bytes.len() - tree_len - 8);
+    bytes.extend((old_tree.len() as u64).to_le_bytes());
+    bytes.extend(&old_tree);
+    let seal = seal("result", &name, &bytes);
+    let sql = "UPDATE results SET record = ?2, seal = ?3 WHERE key = ?1";
+    assert_eq!(connection.execute(sql, (name, bytes, seal)).unwrap(), 1);
+
+    assert_eq!(fsck(root, false), []);
+    let collected = collect(root, &Policy::default());
+    assert_eq!(collected.results, 1);
+    assert!(open(root).result(&key(1)).unwrap().is_some());
+    let chains: i64 = connection.query_row("SELECT count(*) FROM chain_trees", [], |row| row.get(0)).unwrap();
+    assert_eq!(chains, 0);
 }

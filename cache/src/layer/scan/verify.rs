@@ -3,12 +3,13 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::AtFlags;
+use rustix::io::Errno;
 
 use super::super::diff::{Change, DiffEntry, LayerDiff};
 use super::super::dirs::Dirs;
 use super::super::overlay::{OverlayForm, Owners};
 use super::walk::{Found, What};
-use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, walk};
+use super::{ParentEntry, ParentView, ParentViewError, ROOTS_OWN, ScanError, for_each, io_error, walk};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::{Entry, Kind, Meta, NodeDigest};
@@ -45,7 +46,7 @@ pub fn verify_layer(
         let is_at =
             |entry: &Result<DiffEntry, _>| entry.as_ref().map_or(true, |entry| entry.path == one.path);
         let is_right = match listed.next_if(is_at).transpose()? {
-            Some(entry) => is_as_listed(&one, &entry.change, &mut dirs, form),
+            Some(entry) => is_as_listed(&one, &entry.change, &mut dirs, form)?,
             // The root is listed only when the layer changes it.
             None => one.path.is_root(),
         };
@@ -60,21 +61,26 @@ pub fn verify_layer(
     Ok(wrong)
 }
 
-fn is_as_listed(one: &Found, change: &Change, dirs: &mut Dirs<'_>, form: OverlayForm) -> bool {
+fn is_as_listed(
+    one: &Found,
+    change: &Change,
+    dirs: &mut Dirs<'_>,
+    form: OverlayForm,
+) -> Result<bool, ScanError> {
     // What the form has in the listing alone cannot differ.
     let same_meta = |meta: &Meta| !form.has_modes() || *meta == one.meta;
     let same_owner = |meta: &Meta| {
         form.owners() != Owners::Set
             || (meta.mode, meta.uid, meta.gid) == (one.meta.mode, one.meta.uid, one.meta.gid)
     };
-    match (&one.what, change) {
+    Ok(match (&one.what, change) {
         (What::Whiteout, Change::Whiteout) => true,
         (What::Dir { opaque }, Change::Dir { meta, opaque: listed }) => same_meta(meta) && opaque == listed,
         (What::File { size, content, .. }, Change::File { meta, size: listed, content: digest }) => {
             same_meta(meta) && size == listed && content.as_ref() == Some(digest)
         }
         (What::File { inode, .. }, Change::Hardlink { target }) => {
-            *target < one.path && inode_at(dirs, target) == Some(*inode)
+            return Ok(*target < one.path && inode_at(dirs, target)? == Some(*inode));
         }
         (What::Symlink { target }, Change::Symlink { meta, target: listed }) => {
             same_owner(meta) && target == listed
@@ -89,10 +95,16 @@ fn is_as_listed(one: &Found, change: &Change, dirs: &mut Dirs<'_>, form: Overlay
         ) => same_owner(meta) && major == listed && minor == lesser,
         (What::Fifo, Change::Fifo { meta }) => same_owner(meta),
         _ => false,
-    }
+    })
 }
 
-fn inode_at(dirs: &mut Dirs<'_>, path: &RelPath) -> Option<u64> {
-    let holder = dirs.parent(path).ok()?;
-    rustix::fs::statat(holder, path.name(), AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_ino)
+/// `None` when nothing is there.
+fn inode_at(dirs: &mut Dirs<'_>, path: &RelPath) -> Result<Option<u64>, ScanError> {
+    let holder = dirs.parent(path);
+    let stat = holder.and_then(|holder| rustix::fs::statat(holder, path.name(), AtFlags::SYMLINK_NOFOLLOW));
+    match stat {
+        Ok(stat) => Ok(Some(stat.st_ino)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(io_error("look at", path)(errno)),
+    }
 }

@@ -16,7 +16,7 @@ pub(super) use writer::{Db, DbError};
 use super::error::StoreError;
 
 /// First bytes of the BLAKE3 over a record, its kind and its key: SQLite does not notice flipped bits itself.
-pub(super) fn seal(kind: &str, key: &[u8], record: &[u8]) -> [u8; 8] {
+pub(crate) fn seal(kind: &str, key: &[u8], record: &[u8]) -> [u8; 8] {
     let mut hasher = blake3::Hasher::new();
     for part in [kind.as_bytes(), key, record] {
         hasher.update(&(part.len() as u64).to_le_bytes());

@@ -18,7 +18,7 @@ pub(crate) struct Gone {
 }
 
 /// Two paths with a zero byte between them, in the order of the first and then of the second.
-type Pair = fn(&[u8], &[u8]) -> Ordering;
+pub(super) type Pair = fn(&[u8], &[u8]) -> Ordering;
 
 /// Names of files that have several yet, sorted.
 pub(crate) struct Left<'a> {
@@ -56,7 +56,7 @@ impl Links {
             }
             stays[at / 8] |= u8::from(is_same) << (at % 8);
             if gone.first && !gone.name {
-                let orphans = orphans.get_or_insert_with(|| sorter(scratch));
+                let orphans = orphans.get_or_insert_with(|| pairs_by_name(scratch));
                 orphans
                     .push(&[link.first.as_bytes(), b"\0", link.name.as_bytes()])
                     .map_err(TreeError::Sort)?;
@@ -114,18 +114,21 @@ impl LinksBelow {
         Ok(RelativeLinks(left))
     }
 
-    /// Takes names out; paths are relative to the directory. `made` gets the new nodes.
+    /// Takes names out. What says which are gone is asked with paths relative to the directory: about names in their order, and
+    /// about the first one of each. `made` gets the new nodes.
     pub(crate) fn remove(
         &mut self,
         nodes: &dyn NodeStore,
         made: &dyn NodeStore,
         scratch: &Scratch,
-        mut is_gone: impl FnMut(&RelPath) -> bool,
+        mut is_name_gone: impl FnMut(&RelPath) -> bool,
+        mut is_first_gone: impl FnMut(&RelPath) -> bool,
     ) -> Result<(), TreeError> {
         let Self { all, dir } = self;
-        let mut is_gone = |path: &RelPath| strip(path, dir).is_none_or(|path| is_gone(&path));
         let left = all.left(nodes, dir, scratch, |link| {
-            Ok(Gone { name: is_gone(&link.name), first: is_gone(&link.first) })
+            let name = strip(&link.name, dir).is_none_or(|path| is_name_gone(&path));
+            let first = strip(&link.first, dir).is_none_or(|path| is_first_gone(&path));
+            Ok(Gone { name, first })
         })?;
         if left.has_lost() {
             let mut made = Batch::new(made);
@@ -161,7 +164,7 @@ fn below(dir: &RelPath, link: Result<Link, NodeStoreError>) -> Option<Result<Lin
 
 /// Makes the first name of each file that has lost its own the first, and sorts the others by name.
 fn regroup(orphans: Sorter<Pair>, scratch: &Scratch) -> io::Result<Sorted<Pair>> {
-    let mut regrouped = sorter(scratch);
+    let mut regrouped = pairs_by_name(scratch);
     let mut orphans = orphans.sorted()?;
     let (mut file, mut first) = (Vec::new(), Vec::new());
     while let Some(pair) = orphans.next()? {
@@ -175,11 +178,12 @@ fn regroup(orphans: Sorter<Pair>, scratch: &Scratch) -> io::Result<Sorted<Pair>>
     regrouped.sorted()
 }
 
-fn sorter(scratch: &Scratch) -> Sorter<Pair> {
+pub(super) fn pairs_by_name(scratch: &Scratch) -> Sorter<Pair> {
     Sorter::new(scratch.clone(), compare_pairs)
 }
 
-fn split(pair: &[u8]) -> (&[u8], &[u8]) {
+/// The two paths.
+pub(super) fn split(pair: &[u8]) -> (&[u8], &[u8]) {
     // No path has a zero byte.
     let at = pair.iter().position(|byte| *byte == 0).unwrap_or(pair.len());
     (&pair[..at], pair.get(at + 1..).unwrap_or_default())

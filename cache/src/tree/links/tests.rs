@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::scratch::Scratch;
 use crate::tree::testing::{groups, path};
-use crate::tree::{EncodedNode, MemoryNodeStore, TreeError};
+use crate::tree::{Batch, EncodedNode, MemoryNodeStore, TreeError};
 
 /// Names by file.
 fn files() -> impl Strategy<Value = Vec<Vec<RelPath>>> {
@@ -98,7 +98,7 @@ proptest! {
         };
         prop_assert_eq!(of(&nodes, below.iter(&nodes, &Scratch::for_test()).unwrap()), inside(&|_| true));
         let is_gone = |at: &RelPath| gone.contains(&super::super::below(&dir, at));
-        below.remove(&nodes, &nodes, &Scratch::for_test(), is_gone).unwrap();
+        below.remove(&nodes, &nodes, &Scratch::for_test(), is_gone, is_gone).unwrap();
         let wanted = inside(&|at| !gone.contains(at));
         prop_assert_eq!(of(&nodes, below.iter(&nodes, &Scratch::for_test()).unwrap()), wanted);
     }

@@ -94,6 +94,11 @@ impl Selections {
         Ok(())
     }
 
+    /// Bytes that they take, in memory or in a file.
+    pub fn bytes(&self) -> u64 {
+        self.encoded.len()
+    }
+
     /// Number of items.
     pub fn len(&self) -> usize {
         self.len

@@ -91,13 +91,58 @@ pub fn prune(
             (_, Keep::Yes) => dir.out.entry(name, entry, &mut put)?,
         }
     }
-    selected.links.remove(nodes, made, scratch, |path| !is_kept(path, keep))?;
+    let (mut names, mut firsts) = (KeptDirs::new(keep), KeptDirs::new(keep));
+    selected.links.remove(
+        nodes,
+        made,
+        scratch,
+        |path| !names.has_kept(path),
+        |path| !firsts.has_kept(path),
+    )?;
     Ok(())
 }
 
-/// True for a file that stays, and so do the directories that lead to it.
-fn is_kept(file: &RelPath, keep: &dyn Fn(&RelPath, bool) -> Keep) -> bool {
-    let dirs = std::iter::successors(file.parent(), RelPath::parent);
-    let is_gone = dirs.filter(|dir| !dir.is_root()).any(|dir| keep(&dir, true) == Keep::No);
-    keep(file, false) == Keep::Yes && !is_gone
+/// What `keep` said of the directories that lead to the last path: those that lead to the next are mostly the same.
+struct KeptDirs<'a> {
+    keep: &'a dyn Fn(&RelPath, bool) -> Keep,
+    /// Lengths of the paths of the directories that stay, outermost first.
+    dirs: Vec<usize>,
+    /// That of the first one that goes.
+    gone: Option<usize>,
+    last: RelPath,
+}
+
+impl<'a> KeptDirs<'a> {
+    fn new(keep: &'a dyn Fn(&RelPath, bool) -> Keep) -> Self {
+        Self { keep, dirs: Vec::new(), gone: None, last: RelPath::root() }
+    }
+
+    /// True for a file that stays, and so do the directories that lead to it.
+    fn has_kept(&mut self, file: &RelPath) -> bool {
+        self.go_to(file);
+        self.gone.is_none() && (self.keep)(file, false) == Keep::Yes
+    }
+
+    fn go_to(&mut self, file: &RelPath) {
+        let (path, last) = (file.as_bytes(), self.last.as_bytes());
+        let shared = path.iter().zip(last).take_while(|(a, b)| a == b).count();
+        // A directory leads to both when the `/` after it is shared, too.
+        let leads = |len: usize| len < shared;
+        let still = self.dirs.partition_point(|len| leads(*len));
+        self.dirs.truncate(still);
+        self.gone = self.gone.filter(|len| leads(*len));
+        let known = self.dirs.last().map_or(0, |len| len + 1);
+        if self.gone.is_none() {
+            let ends = path[known..].iter().enumerate().filter(|(_, byte)| **byte == b'/');
+            for end in ends.map(|(at, _)| known + at) {
+                let dir = RelPath::of_clean(path[..end].to_vec());
+                if (self.keep)(&dir, true) == Keep::No {
+                    self.gone = Some(end);
+                    break;
+                }
+                self.dirs.push(end);
+            }
+        }
+        self.last.clone_from(file);
+    }
 }

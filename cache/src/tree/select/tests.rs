@@ -381,3 +381,28 @@ fn one_mode_for_all_is_the_same_with_nodes_in_a_file() {
     assert_eq!(all, listed(&one, &memory));
     assert!(all.len() > 1600 && all.iter().all(|line| line[2..].starts_with("751 ")));
 }
+
+#[test]
+fn directories_of_linked_files_are_asked_about_once() {
+    let nodes = MemoryNodeStore::default();
+    let deep = vec!["d"; 50].join("/");
+    let dirs = (1..=50).map(|depth| (RelPath::clamp(vec!["d"; depth].join("/").as_bytes()), dir(0o755)));
+    let first = RelPath::clamp(format!("{deep}/a").as_bytes());
+    let links = (0..100).map(|at| {
+        let target = first.clone();
+        (RelPath::clamp(format!("{deep}/x{at}").as_bytes()), crate::layer::Change::Hardlink { target })
+    });
+    let all = dirs.chain([(first.clone(), file("A"))]).chain(links);
+    let tree =
+        Tree::empty().apply(&nodes, &crate::tree::testing::diff_of(all), &Scratch::for_test()).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let keep = |path: &RelPath, _| {
+        asked.set(asked.get() + 1);
+        if path.name() == b"x7" { Keep::No } else { Keep::Yes }
+    };
+    let mut selected = select_path(&tree, &nodes, b"").unwrap();
+    prune(&mut selected, &nodes, &nodes, &keep, &Scratch::for_test()).unwrap();
+    assert_eq!(groups(&nodes, selected.links.all())[0].len(), 100);
+    // Once for the tree, and once more for the names and for the first ones.
+    assert!(asked.get() < 600, "{}", asked.get());
+}
