@@ -6,7 +6,8 @@
 use std::num::NonZeroU32;
 
 use super::{FileSource, Sources};
-use crate::path::RelPath;
+use crate::layer::{FieldReader, put_number, put_path};
+use crate::path::{RelPath, compare};
 use crate::tree::{below, strip};
 
 /// Where the bytes of some files are.
@@ -71,8 +72,60 @@ impl Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Origins {
     rules: Vec<Origin>,
-    /// Ascending: the rule counts from that path up to the next one here.
-    starts: Vec<(RelPath, Rule)>,
+    starts: Starts,
+}
+
+/// From which path on which rule counts, up to the next one here. Files of two sources may take turns in a directory, so
+/// paths are held as what they do not share with the one before; every so many, one is whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Starts {
+    /// ```text
+    /// start = shared-prefix suffix  rule
+    /// ```
+    bytes: Vec<u8>,
+    /// Where those with a whole path are.
+    whole: Vec<usize>,
+    len: usize,
+    last: Option<(Vec<u8>, Rule)>,
+}
+
+/// One path in so many is whole.
+const WHOLE_ONE_IN: usize = 32;
+
+impl Starts {
+    /// The rule counts from this path on, which comes after all others.
+    fn push(&mut self, path: &RelPath, rule: Rule) {
+        let before = match &self.last {
+            Some((_, last)) if *last == rule => return,
+            Some((before, _)) if !self.len.is_multiple_of(WHOLE_ONE_IN) => before.as_slice(),
+            _ => {
+                self.whole.push(self.bytes.len());
+                &[]
+            }
+        };
+        put_path(&mut self.bytes, before, path.as_bytes());
+        put_number(&mut self.bytes, rule.number());
+        self.last = Some((path.as_bytes().to_vec(), rule));
+        self.len += 1;
+    }
+
+    /// The rule that counts at this path.
+    fn rule_at(&self, path: &RelPath) -> Option<Rule> {
+        let begins_before = |at: &usize| {
+            let (mut first, mut reader) = (Vec::new(), FieldReader::new(&self.bytes, *at));
+            reader.path(&mut first).is_ok() && compare(&first, path.as_bytes()).is_le()
+        };
+        let at = self.whole[..self.whole.partition_point(begins_before)].last()?;
+        let (mut start, mut found) = (Vec::new(), None);
+        let mut reader = FieldReader::new(&self.bytes, *at);
+        for _ in 0..WHOLE_ONE_IN {
+            if reader.path(&mut start).is_err() || compare(&start, path.as_bytes()).is_gt() {
+                break;
+            }
+            found = Rule::of_number(reader.number().ok()?);
+        }
+        found
+    }
 }
 
 impl Origins {
@@ -86,9 +139,7 @@ impl Origins {
 
     /// Where the file at `path` is, which must be one of the plan's.
     pub fn of(&self, path: &RelPath) -> Option<&Origin> {
-        let after = self.starts.partition_point(|(start, _)| start <= path);
-        let (_, rule) = self.starts.get(after.checked_sub(1)?)?;
-        self.rules.get(rule.0.get() as usize - 1)
+        self.rules.get(self.starts.rule_at(path)?.0.get() as usize - 1)
     }
 
     /// The number of a rule, which is a new one unless it was the last one too.
@@ -102,9 +153,7 @@ impl Origins {
 
     /// Says where the file at `path` is, which comes after all others.
     pub(super) fn push(&mut self, path: &RelPath, rule: Rule) {
-        if self.starts.last().is_none_or(|(_, last)| *last != rule) {
-            self.starts.push((path.clone(), rule));
-        }
+        self.starts.push(path, rule);
     }
 }
 
@@ -162,11 +211,29 @@ mod tests {
         for (at, rule) in [("b", one), ("b/c", one), ("b.c", two), ("d", one), ("e", one)] {
             origins.push(&path(at), rule);
         }
-        assert_eq!(origins.starts.len(), 3);
+        assert_eq!(origins.starts.len, 3);
         assert_eq!(origins.of(&path("a")), None);
         assert_eq!(origins.of(&path("b.c")), Some(&Origin::Packed));
         for at in ["b", "b/c", "d", "e"] {
             assert_eq!(origins.of(&path(at)), Some(&Origin::Source(moved("x", ""))), "{at}");
         }
+    }
+
+    #[test]
+    fn rules_that_take_turns_are_found_in_little() {
+        let mut origins = Origins::default();
+        let rules = [Origin::Packed, Origin::Inline(vec![1])];
+        let numbers = rules.clone().map(|rule| origins.rule(rule));
+        let at = |at: usize| path(&format!("some/dir/file-{at:05}"));
+        for place in 0..1000 {
+            origins.push(&at(2 * place), numbers[place % 2]);
+        }
+        assert!(origins.starts.bytes.len() < 10_000, "{}", origins.starts.bytes.len());
+        for place in 0..1000 {
+            for between in [2 * place, 2 * place + 1] {
+                assert_eq!(origins.of(&at(between)), Some(&rules[place % 2]), "{between}");
+            }
+        }
+        assert_eq!(origins.of(&path("some/dir")), None);
     }
 }
