@@ -124,8 +124,12 @@ impl Files {
         Ok(Self { platform, listing, source: Box::new(source), statements })
     }
 
-    /// Attestations under the names that they get in this form.
-    fn named_statements(&self, form: &FilesForm) -> Result<Vec<(String, &FileStatement)>, FilesError> {
+    /// Attestations under the names that they get in this form, which must not be those of files of `beside`.
+    fn named_statements(
+        &self,
+        form: &FilesForm,
+        beside: &[Self],
+    ) -> Result<Vec<(String, &FileStatement)>, FilesError> {
         let mut named: Vec<(String, &FileStatement)> = Vec::new();
         for statement in &self.statements {
             let mut name = format!("{}{}", form.attestation_prefix, statement.name);
@@ -135,8 +139,10 @@ impl Files {
                 name = format!("{base}.{}{dot}{extension}", platform_suffix(&self.platform));
             }
             let path = RelPath::clamp(name.as_bytes());
-            let is_taken =
-                named.iter().any(|(other, _)| *other == name) || self.listing.get(&path)?.is_some();
+            let mut is_taken = named.iter().any(|(other, _)| *other == name);
+            for image in beside {
+                is_taken |= image.listing.get(&path)?.is_some();
+            }
             if is_taken {
                 return Err(FilesError::Attestation { name });
             }
@@ -144,6 +150,15 @@ impl Files {
         }
         Ok(named)
     }
+}
+
+/// The attestations of each image under their names.
+fn named_statements<'a>(
+    images: &'a [Files],
+    form: &FilesForm,
+) -> Result<Vec<Vec<(String, &'a FileStatement)>>, FilesError> {
+    let beside = |image: &'a Files| if form.split { std::slice::from_ref(image) } else { images };
+    images.iter().map(|image| image.named_statements(form, beside(image))).collect()
 }
 
 /// The directories of the images: one each with `split`, none without.
@@ -178,8 +193,7 @@ fn overlap(first: &LayerDiff, second: &LayerDiff) -> Result<Option<RelPath>, Lis
 /// Writes a tar archive: the file is there when it is whole.
 pub fn write_tar(images: &[Files], to: &Destination, form: &FilesForm) -> Result<(), FilesError> {
     let directories = directories(images, form.split)?;
-    let statements: Vec<_> =
-        images.iter().map(|image| image.named_statements(form)).collect::<Result<_, _>>()?;
+    let statements = named_statements(images, form)?;
     let archive =
         |out: &mut dyn Write, to: &Path| archive(images, &directories, &statements, form.clamp, out, to);
     let path = match to {
@@ -246,8 +260,7 @@ pub fn write_directory(
     form: &FilesForm,
 ) -> Result<u64, FilesError> {
     let directories = directories(images, form.split)?;
-    let statements: Vec<_> =
-        images.iter().map(|image| image.named_statements(form)).collect::<Result<_, _>>()?;
+    let statements = named_statements(images, form)?;
     let destination = |source| FilesError::Destination { to: to.to_owned(), source };
     fs::create_dir_all(to).map_err(destination)?;
     let root = File::open(to).map_err(destination)?;

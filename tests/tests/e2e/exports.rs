@@ -105,6 +105,16 @@ fn files_of_the_result_are_one_tar_and_each_platform_has_its_directory() -> Resu
     env.build(&clash, &[platforms, "-o", "type=local,dest=clash-out,platform-split=false"])?
         .exits(1)
         .says(&["/same is in the images of linux/amd64 and linux/arm64"]);
+    // An attestation must not take the place of another platform's file.
+    let named = "FROM scratch AS arm64\nCOPY <<x /provenance.linux_amd64.json\n1\nx\nFROM scratch AS amd64\n\
+        COPY <<x /other\n1\nx\nFROM ${TARGETARCH}\n";
+    let named = env.context("named", &format!("ARG TARGETARCH\n{named}"), &[])?;
+    let spec = "type=local,dest=named-out,platform-split=false";
+    env.build(&named, &[platforms, "--provenance", "-o", spec])?
+        .exits(1)
+        .says(&["have `provenance.linux_amd64.json` already"]);
+    let spec = "type=local,dest=named-out";
+    env.build(&named, &[platforms, "--provenance", "-o", spec])?.ok();
     Ok(())
 }
 
