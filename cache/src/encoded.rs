@@ -14,6 +14,9 @@ const HELD_BYTES: usize = 256 << 10;
 #[cfg(test)]
 const HELD_BYTES: usize = 2 << 10;
 
+/// Bytes of a file that are read into memory rather than looked up there: a stack has a list for each of its layers.
+const READ_BYTES: u64 = HELD_BYTES as u64 / 4;
+
 /// Bytes written at once.
 const WRITTEN_BYTES: usize = HELD_BYTES / 4;
 
@@ -52,7 +55,7 @@ impl Encoded {
 
     /// What a file has, `len` bytes from `from` on; in memory when that is little.
     pub(crate) fn read(file: File, from: u64, len: u64) -> io::Result<Self> {
-        if len > HELD_BYTES as u64 {
+        if len > READ_BYTES {
             return Ok(Self { file: Some(Part { file, from, len }), ..Self::default() });
         }
         let mut bytes = vec![0; len as usize];

@@ -47,7 +47,7 @@ pub struct ListingCheck(pub [u8; 16]);
 /// listed (as [`Change::Dir`] with the metadata they have in the merged view); the root may be, as the empty path.
 ///
 /// A layer may have millions of files: entries are held as they are encoded, in some 70 bytes each, and made when somebody
-/// asks for them; beyond 256 KiB of them they are in a file, and reading may fail.
+/// asks for them; beyond 256 KiB of them, or 64 where they come from the store, they are in a file, and reading may fail.
 #[derive(Default)]
 pub struct LayerDiff {
     pub(super) encoded: Encoded,
