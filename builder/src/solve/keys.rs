@@ -69,7 +69,7 @@ mod tests {
     use rbuild_cache::layer::{Change, DiffEntry, LayerDiff, Mtime};
     use rbuild_cache::path::RelPath;
     use rbuild_cache::scratch::Scratch;
-    use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
+    use rbuild_cache::tree::{ContentDigest, FoundNames, MemoryNodeStore, Meta, Tree};
     use rbuild_frontend::graph::WorkdirOp;
 
     fn op(path: &str) -> Op {
@@ -98,6 +98,22 @@ mod tests {
         let scratch = Scratch::on(std::fs::File::open(std::env::temp_dir()).unwrap()).unwrap();
         let tree = Tree::empty().apply(&nodes, &entries.collect::<LayerDiff>(), &scratch).unwrap();
         insta::assert_snapshot!(format!("{} of {} nodes", tree.node, nodes.len()));
+    }
+
+    /// Likewise with the rule by which a list of links is in nodes: a tree's digest is over theirs.
+    #[test]
+    fn the_digest_of_many_links_is_pinned() {
+        let nodes = MemoryNodeStore::default();
+        let mut found =
+            FoundNames::new(&Scratch::on(std::fs::File::open(std::env::temp_dir()).unwrap()).unwrap());
+        for at in 0..20_000 {
+            for dir in ["a", "b"] {
+                let name = RelPath::new(format!("{dir}/file-{at:05}").as_bytes()).unwrap();
+                found.add((1, at), &name).unwrap();
+            }
+        }
+        let tree = Tree { links: found.links(&nodes).unwrap(), ..Tree::empty() };
+        insta::assert_snapshot!(format!("{} of {} nodes", tree.digest(), nodes.len()));
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! All integers are little-endian `u32` but sizes (`u64`) and tags (`u8`); all byte strings carry their length. One
 //! value has exactly one encoding and the decoder takes nothing else, so equal bytes, equal digests and equal values
 //! are the same thing. Any change here changes every digest: bump the version bytes and the golden tests together. Where the
-//! parts of a large directory end is the rule of `writer`, and part of the format: when it changes, so do the labels of the
+//! parts of a large directory end is the rule of `writer`, where nodes of links do that of `links`; both are part of the format: when one
+//! changes, so do the labels of the
 //! keys (`builder/src/solve/keys.rs`), of chains' trees (`store/resolution.rs`), and the stat index's.
 
 use std::collections::BTreeMap;
