@@ -33,10 +33,13 @@ class Tool:
 
 
 class Rbuild(Tool):
+    FLAGS = {"w20": ["--isolation", "single"]}                   # what a workload is about
+
     def reset(self): shutil.rmtree(f"{self.dir}/root", ignore_errors=True)
 
     def build(self, ctx, ref, out, comp):
         a = ["rbuild", "--root", f"{self.dir}/root", "build", "-q"]
+        a += self.FLAGS.get(os.path.basename(ctx), [])
         c = f",compression={comp}" if comp != "gzip" else ""
         a += {"cache": ["-t", ref], "push": ["--output", f"type=image,name={ref},push=true{c}"],
               "oci": ["--output", f"type=oci,dest={self.dir}/out.tar{c}"]}[out]
@@ -236,6 +239,9 @@ CASES = {
     "w15-push": ("w15", "debian", "push", "gzip", ("cold", "noop")),
     "w16-push": ("w16", "busybox", "push", "gzip", ("cold", "noop")),
     "w17-push": ("w17", "debian", "push", "gzip", ("cold", "noop")),
+    "w18-push": ("w18", None, "push", "gzip", ("cold", "noop")),
+    "w19-push": ("w19", "debian", "push", "gzip", ("cold", "noop")),
+    "w20-push": ("w20", "debian", "push", "gzip", ("cold",)),
 }
 LONG = ("w13-push", "w14-push", "w15-push")                      # minutes each: only when they are asked for
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}

@@ -21,6 +21,9 @@ w14     FROM an image with 1,000,000 files in one layer (many_files.py puts it t
 w15     RUN that makes 500,000 files with two names each, COPY --from of them
 w16     ADD of an archive of 200,000 files
 w17     RUN that makes 200,000 files, COPY --from of two directories of them and of a pattern that matches 100,000
+w18     image and archive to ADD of 200,000 files, each in a directory that is not listed
+w19     RUN that makes 200,000 files with two names each and 200,000 others, COPY --from that puts these in place of the first names
+w20     RUN that makes 300,000 symbolic links and gives them away (rbuild: where one id is mapped)
 """
 import io, os, random, sys, tarfile
 
@@ -207,8 +210,39 @@ COPY --from=made /data/a/*/* /flat/
 """)
 
 
+def w18():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for d in range(200_000):
+            file = tarfile.TarInfo(f"dir-{d % 200:03d}/sub-{d:06d}/file.txt")
+            data = b"%d\n" % d
+            file.size, file.mtime = len(data), 1700000000
+            archive.addfile(file, io.BytesIO(data))
+    write("w18/files.tar", out.getvalue())
+    write("w18/Dockerfile", f"FROM {REG}/implied\nADD files.tar /data/\n")
+
+
+def w19():
+    make = ("mkdir $_ for ('a', 'b'); for $d (1..200) { mkdir qq($_/$d) for ('a', 'b'); for (1..1000) { "
+            "for $e ('a', 'b') { open F, '>', qq($e/$d/file-$_); print F qq($d $_ $e); close F } "
+            "link qq(a/$d/file-$_), qq(a/$d/other-$_) } }")
+    write("w19/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made /data/a /data/b /both/
+""")
+
+
+def w20():
+    make = "for $d (1..300) { mkdir $d; symlink qq(../$_), qq($d/link-$_) for (1..1000) }"
+    write("w20/Dockerfile", f"""FROM {REG}/debian
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}" && chown -hR 33:33 /data
+""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
-for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17):
+for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17, w18, w19,
+           w20):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
