@@ -11,8 +11,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Descriptors one message carries at most: root, standard output and error of a step, its mounts, control groups and
-/// locks. The kernel's own limit is 253.
+/// Descriptors one message carries at most: root, standard output and error of a step, its mounts, control groups, owners
+/// and locks. The kernel's own limit is 253.
 pub(crate) const FDS_MAX: usize = 200;
 
 /// Sends all of `bytes`, which must not be empty, with up to [`FDS_MAX`] descriptors attached to the first of them.

@@ -23,6 +23,7 @@ mod probe;
 mod error;
 mod image_file;
 mod overlay;
+mod owner_table;
 pub mod passwd;
 mod spec;
 
@@ -50,6 +51,7 @@ pub use idmap::IdRange;
 pub use ladder::{Isolation, Rung};
 pub use network::{NetworkError, UserNetwork};
 pub use overlay::{LOWERS_MAX, LayerDir, MountError, mount_overlay};
+pub use owner_table::OwnerTable;
 pub use parent::{Ended, Ownership, Teardown, prepare_step, prepare_steps, run_step, run_step_to_exit};
 pub use probe::{ProbeResult, probe_rung};
 pub use spec::{

@@ -1,19 +1,15 @@
 //! The builder's side of a step: resolve, spawn, stream, kill, clean up.
 
-use crate::child::ledger;
 use crate::error::{SetupStep, SpecError, StepError};
 use crate::mount_points::{Kind, MountPoints};
+use crate::owner_table::{Inode, OwnerTable};
 use crate::spec::{Console, Exit, MountSource, Network, StepMount, StepSpec, Stream};
-use crate::wire::{
-    ChildSpec, Flavour, Inode, Malformed, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report,
-    SPEC_SIZE_BYTES_MAX,
-};
+use crate::wire::{ChildSpec, Flavour, NetworkNamespace, REPORT_SIZE_BYTES_MAX, Report, SPEC_SIZE_BYTES_MAX};
 use crate::{channel, seccomp, spawner};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,8 +17,6 @@ use step_mounts::Tree;
 
 mod step_mounts;
 
-/// Owners kept of one step's links and pipes: as many as it may have files.
-const OWNERS_MAX: usize = 1 << 20;
 /// Bytes read from an output pipe at once: few at first, as most steps say little, at most what a pipe holds.
 const CHUNK_SIZE_BYTES_MIN: usize = 2 << 10;
 const CHUNK_SIZE_BYTES_MAX: usize = 64 << 10;
@@ -80,12 +74,14 @@ pub fn run_step_to_exit(
         .iter()
         .map(|fd| fd.as_fd())
         .chain(trees.iter().map(Tree::as_fd))
+        .chain(spec.owners.as_ref().map(AsFd::as_fd))
         .chain(spec.held.iter().map(|fd| fd.as_fd()))
         .collect();
     let outcome = Running::start(kind, &child_spec, spec.console.as_ref(), root, &attached)
         .and_then(|running| running.run(cancel, on_output));
     mount_points.remove();
-    let (end, teardown, given) = outcome?;
+    let (end, teardown) = outcome?;
+    let given = spec.owners.clone().filter(|table| !table.is_empty());
     let ownership = Ownership { user: (child_spec.uid, child_spec.gid), given };
     Ok(Ended { exit: end.into_result(spec)?, teardown, ownership })
 }
@@ -117,37 +113,35 @@ fn kind(spec: &StepSpec) -> spawner::Kind {
     spawner::Kind { flavour, network, emulator: spec.emulator.clone() }
 }
 
-/// Owners given to what cannot carry them.
-type Given = HashMap<Inode, (u32, u32)>;
-
 /// Owners that files of a step cannot have themselves: see [`ladder`](crate::ladder), rung `single`.
 #[derive(Debug, Default)]
 pub struct Ownership {
     /// User and group of the step, whose what it made is.
     pub user: (u32, u32),
-    given: Given,
+    /// Those given to what cannot carry them; `None` if there are none.
+    given: Option<OwnerTable>,
 }
 
 impl Ownership {
     /// The owner that the step gave what is at `path` in its root, a symbolic link or something else that cannot carry a
     /// note; `None` if it gave none. `root` is the mount the step ran on.
-    pub fn given(&self, root: BorrowedFd<'_>, path: &[u8]) -> Option<(u32, u32)> {
-        use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
-        if self.given.is_empty() {
-            return None;
-        }
-        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(at) => (&path[..at], &path[at + 1..]),
-            None => (&b"."[..], path),
-        };
-        // The path is where the layer's directory has it, which has no links in it.
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let dir =
-            rustix::fs::openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
-        let wanted = StatxFlags::INO | StatxFlags::BTIME;
-        let stat = rustix::fs::statx(&dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted).ok()?;
-        self.given.get(&ledger::inode(&stat)).copied()
+    pub fn given(&self, root: BorrowedFd<'_>, path: &[u8]) -> io::Result<Option<(u32, u32)>> {
+        let Some(table) = &self.given else { return Ok(None) };
+        let Some(inode) = inode_at(root, path) else { return Ok(None) };
+        Ok(table.get(inode)?)
     }
+}
+
+fn inode_at(root: BorrowedFd<'_>, path: &[u8]) -> Option<Inode> {
+    use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+    let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&b"."[..], path),
+    };
+    // The path is where the layer's directory has it, which has no links in it.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let dir = rustix::fs::openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).ok()?;
+    Inode::at(&dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()
 }
 
 /// A step's mounts, going away. Dropping it waits until they are gone, which takes less than a millisecond.
@@ -203,7 +197,8 @@ pub(crate) fn check(spec: &StepSpec) -> Result<(), SpecError> {
             no_nul("a mount source", path)?;
         }
     }
-    if spec.mounts.len() + spec.cgroups.len() + spec.held.len() + 3 > channel::FDS_MAX {
+    let owners = usize::from(spec.owners.is_some());
+    if spec.mounts.len() + spec.cgroups.len() + spec.held.len() + owners + 3 > channel::FDS_MAX {
         return Err(SpecError::TooManyMounts { max: channel::FDS_MAX - 3 });
     }
     let mounted = |mount: &StepMount| match &mount.source {
@@ -272,6 +267,7 @@ pub(crate) fn resolve(spec: &StepSpec, root: BorrowedFd<'_>) -> Result<ChildSpec
             .map(|limit| (u32::try_from(limit.index).unwrap_or(u32::MAX), limit.soft, limit.hard))
             .collect(),
         cgroups: u32::try_from(spec.cgroups.len()).unwrap_or(u32::MAX),
+        has_owner_table: spec.owners.is_some(),
     })
 }
 
@@ -303,7 +299,7 @@ impl End {
             Some(Report::Failed { step, errno, detail }) => {
                 Err(StepError::Setup { step, detail, source: io::Error::from_raw_os_error(errno) })
             }
-            Some(Report::Started | Report::Owner { .. }) | None => Err(StepError::Died),
+            Some(Report::Started) | None => Err(StepError::Died),
         }
     }
 }
@@ -337,7 +333,6 @@ pub(crate) struct Running {
     stop: Stop,
     reports: Vec<u8>,
     report: Option<Report>,
-    given: Given,
 }
 
 impl Running {
@@ -361,7 +356,6 @@ impl Running {
             stop: Stop::KillInit,
             reports: Vec::new(),
             report: None,
-            given: HashMap::new(),
         };
         // With its first report init can be killed by its descriptor.
         if !running.receive_report()? {
@@ -390,7 +384,6 @@ impl Running {
             stop: Stop::CloseSocket,
             reports: Vec::new(),
             report: None,
-            given: HashMap::new(),
         };
         running.receive_report()?;
         running.send(spec, root, their_stdout, their_stderr, &[])?;
@@ -435,13 +428,6 @@ impl Running {
         };
         let mut is_over = count == 0;
         while let Some(report) = Report::take_from(&mut self.reports).map_err(malformed)? {
-            if let Report::Owner { inode, uid, gid } = report {
-                if self.given.len() == OWNERS_MAX {
-                    return Err(malformed(Malformed));
-                }
-                self.given.insert(inode, (uid, gid));
-                continue;
-            }
             is_over |= matches!(report, Report::Exited(_) | Report::Signaled(_));
             if self.report.is_none() && report != Report::Started {
                 self.report = Some(report);
@@ -454,7 +440,7 @@ impl Running {
         mut self,
         cancel: BorrowedFd<'_>,
         on_output: &mut dyn FnMut(Stream, &[u8]),
-    ) -> Result<(End, Teardown, Given), StepError> {
+    ) -> Result<(End, Teardown), StepError> {
         let mut was_cancelled = false;
         let mut is_talking = true;
         let mut buffer = vec![0; CHUNK_SIZE_BYTES_MIN];
@@ -488,8 +474,7 @@ impl Running {
             }
         }
         let end = End { was_cancelled, report: self.report.take() };
-        let given = std::mem::take(&mut self.given);
-        Ok((end, Teardown { init: self.teardown.init.take() }, given))
+        Ok((end, Teardown { init: self.teardown.init.take() }))
     }
 
     fn wait_for_input(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Ready, StepError> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::emulation::Emulator;
 use crate::network::UserNetwork;
+use crate::owner_table::OwnerTable;
 
 /// The network a step sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +158,8 @@ pub struct StepSpec {
     pub cgroups: Vec<Arc<OwnedFd>>,
     /// Kept open until nothing of the step is alive: locks.
     pub held: Vec<Arc<OwnedFd>>,
+    /// Where one id is mapped: what becomes of owners that files cannot carry. Without it they are forgotten.
+    pub owners: Option<OwnerTable>,
     /// Nothing is masked or filtered, and root has every capability there is here.
     pub insecure: bool,
     /// Runs the programs of another processor.
@@ -205,6 +208,7 @@ impl StepSpec {
             limits: Vec::new(),
             cgroups: Vec::new(),
             held: Vec::new(),
+            owners: None,
             insecure: false,
             emulator: None,
             console: None,

@@ -59,6 +59,8 @@ pub(crate) struct ChildSpec {
     pub(crate) rlimits: Vec<(u32, Option<u64>, Option<u64>)>,
     /// How many of the attached descriptors are `cgroup.procs` files; they come after root and output.
     pub(crate) cgroups: u32,
+    /// Whether the table of owners is attached, after the mounts.
+    pub(crate) has_owner_table: bool,
 }
 
 /// One mount of a step.
@@ -98,16 +100,6 @@ pub(crate) enum Report {
     Exited(i32),
     /// The command was ended by a signal.
     Signaled(i32),
-    /// The step gave something to an owner that it cannot carry itself.
-    Owner { inode: Inode, uid: u32, gid: u32 },
-}
-
-/// One thing in the merged root, as long as it lives and after: a later thing of the same number was born later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Inode {
-    pub(crate) number: u64,
-    /// Seconds and nanoseconds; zero where the file system does not say.
-    pub(crate) born: (i64, u32),
 }
 
 /// A message that does not decode.
@@ -246,6 +238,7 @@ impl ChildSpec {
             w.optional(*hard);
         });
         w.u32(self.cgroups);
+        w.u32(self.has_owner_table.into());
         w.0
     }
 
@@ -265,6 +258,7 @@ impl ChildSpec {
             mounts: r.list(WireMount::read)?,
             rlimits: r.list(|r| Ok((r.u32()?, r.optional()?, r.optional()?)))?,
             cgroups: r.u32()?,
+            has_owner_table: r.u32()? != 0,
         };
         r.end()?;
         Ok(spec)
@@ -356,14 +350,6 @@ impl Report {
                 w.u32(3);
                 w.u32(signal.cast_unsigned());
             }
-            Report::Owner { inode, uid, gid } => {
-                w.u32(4);
-                w.u64(inode.number);
-                w.u64(inode.born.0.cast_unsigned());
-                w.u32(inode.born.1);
-                w.u32(*uid);
-                w.u32(*gid);
-            }
         }
         let mut framed = Writer::default();
         framed.bytes(&w.0);
@@ -393,10 +379,6 @@ impl Report {
             }
             2 => Report::Exited(r.u32()?.cast_signed()),
             3 => Report::Signaled(r.u32()?.cast_signed()),
-            4 => {
-                let inode = Inode { number: r.u64()?, born: (r.u64()?.cast_signed(), r.u32()?) };
-                Report::Owner { inode, uid: r.u32()?, gid: r.u32()? }
-            }
             _ => return Err(Malformed),
         };
         r.end()?;

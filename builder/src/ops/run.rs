@@ -13,7 +13,7 @@ use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerDraft};
 use rbuild_cache::tree::{Kind, Meta};
 use rbuild_frontend::graph::{Mount, Op, RunOp, Step};
-use rbuild_sandbox::{Ended, Exit, LayerDir, Rung, StepSpec, Stream as SandboxStream};
+use rbuild_sandbox::{Ended, Exit, LayerDir, OwnerTable, Rung, StepSpec, Stream as SandboxStream};
 
 use crate::cancel::Reason;
 use crate::cli::{HostAddress, SecretBytes};
@@ -190,6 +190,7 @@ impl Ready {
             files: extra_files(env, root)?,
             mounts: std::mem::take(&mut prepared.mounts),
             held: std::mem::take(&mut prepared.held),
+            owners: owner_table(env)?,
             cgroups: cgroups.into_iter().map(Arc::new).collect(),
             insecure: op.insecure,
             groups: lent.groups,
@@ -313,6 +314,19 @@ pub(crate) fn like_root(dir: &OwnedFd, root: &Meta, owners: Owners) -> Result<()
         rustix::fs::fchmod(dir, Mode::from_raw_mode(root.mode)).map_err(io)?;
     }
     Ok(())
+}
+
+/// Room for the owners that files cannot carry, where those are noted that they can.
+fn owner_table(env: &ExecEnv) -> Result<Option<OwnerTable>, StepFailure> {
+    if env.overlay.owners() != Owners::Noted {
+        return Ok(None);
+    }
+    let file = env.store.scratch().file().map_err(|source| StepFailure::Io {
+        what: "set up",
+        path: "the step's owners".to_owned(),
+        source,
+    })?;
+    Ok(Some(OwnerTable::in_file(file)))
 }
 
 /// Where one id is mapped apt cannot become the user it downloads as, and gives up; so it is told not to try.

@@ -4,6 +4,7 @@ use super::ledger::Ledger;
 use super::{EXIT_BROKEN, Filter, Joined, Template, exec, mounts};
 use crate::channel;
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::owner_table::OwnerTable;
 use crate::sys::{self, Fork};
 use crate::wire::{ChildSpec, Flavour, NetworkNamespace, Report, SPEC_SIZE_BYTES_MAX};
 use rustix::event::{PollFd, PollFlags};
@@ -19,12 +20,12 @@ pub(super) fn init_main(socket: &OwnedFd, flavour: Flavour, joined: Joined, temp
     let outcome = prepare(socket, flavour, joined, template).and_then(|(command, world)| {
         // A spare nobody needed.
         let Some(order) = Order::receive(socket.as_fd())? else { return Ok(None) };
-        let (mut order, mounts) = order.for_command();
+        let (mut order, mounts, owners) = order.for_command();
         enter(world, &order.spec, order.root.as_fd(), mounts)?;
         // What is only mounted is nothing that the command's process has to know.
         order.spec.files.clear();
         order.spec.mounts.clear();
-        start(command, &order, socket, &template.filter).map(Some)
+        start(command, &order, owners, &template.filter).map(Some)
     });
     match outcome {
         Ok(None) => 0,
@@ -123,7 +124,7 @@ pub(super) struct Order {
     pub(super) stderr: OwnedFd,
     /// The `cgroup.procs` files that the command joins.
     pub(super) cgroups: Vec<OwnedFd>,
-    /// Mounts for init; then what it keeps open for as long as it lives.
+    /// Mounts for init, and its table of owners; then what it keeps open for as long as it lives.
     others: Vec<OwnedFd>,
 }
 
@@ -162,12 +163,14 @@ impl Order {
         Ok(Some(Order { spec, root, stdout, stderr, cgroups, others: fds.collect() }))
     }
 
-    /// Takes the mounts out.
-    fn for_command(mut self) -> (Order, impl Iterator<Item = OwnedFd>) {
-        let trees = self.spec.mounts.iter().filter(|mount| mount.source.has_descriptor());
-        let count = trees.count().min(self.others.len());
-        let mounts: Vec<OwnedFd> = self.others.drain(..count).collect();
-        (self, mounts.into_iter())
+    /// Takes out what is init's alone: the mounts and the table of owners.
+    fn for_command(mut self) -> (Order, impl Iterator<Item = OwnedFd>, Option<OwnerTable>) {
+        let trees = self.spec.mounts.iter().filter(|mount| mount.source.has_descriptor()).count();
+        let mut others = std::mem::take(&mut self.others).into_iter();
+        let mounts: Vec<OwnedFd> = others.by_ref().take(trees).collect();
+        let owners = self.spec.has_owner_table.then(|| others.next()).flatten();
+        self.others = others.collect();
+        (self, mounts.into_iter(), owners.map(OwnerTable::in_file))
     }
 
     /// Passes the order on.
@@ -196,7 +199,7 @@ fn enter(
 fn start(
     command: Waiting,
     order: &Order,
-    reports: &OwnedFd,
+    owners: Option<OwnerTable>,
     filter: &Filter,
 ) -> Result<Report, SetupFailure> {
     // What is left to do needs one right: to kill what other users of the step left behind.
@@ -213,7 +216,7 @@ fn start(
     let listener = if answers_calls { receive_listener(command.socket.as_fd())? } else { None };
     drop(command.socket);
     let report = match listener {
-        Some(listener) => answer_until(command.pid, Ledger::new(listener, reports.as_fd(), &order.spec))?,
+        Some(listener) => answer_until(command.pid, &Ledger::new(listener, owners, &order.spec))?,
         None => reap_until(command.pid).at(SetupStep::Wait)?,
     };
     kill_the_rest().at(SetupStep::Wait)?;
@@ -238,7 +241,7 @@ fn receive_listener(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, SetupFail
 }
 
 /// Answers the calls of the step, and reaps, until the command is gone.
-fn answer_until(command: Pid, mut ledger: Ledger<'_>) -> Result<Report, SetupFailure> {
+fn answer_until(command: Pid, ledger: &Ledger<'_>) -> Result<Report, SetupFailure> {
     let signals = sys::child_signals().at(SetupStep::Wait)?;
     // It may have gone before the signals were looked for.
     let mut is_signalled = true;

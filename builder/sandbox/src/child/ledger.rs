@@ -6,17 +6,17 @@
 //! ```
 //!
 //! The note is the xattr `user.rbuild.owner` of the file or directory: it lives and dies with the inode, and goes along when
-//! overlayfs copies it up. What cannot carry one (symbolic links, pipes) is reported to the builder by inode. Init has
-//! entered the step's root, so whatever path a step names, nothing outside of it can be reached; and all it does there is
-//! what the step could do itself.
+//! overlayfs copies it up. What cannot carry one (symbolic links, pipes) is in an [`OwnerTable`] by inode, in a file of the
+//! builder's. Init has entered the step's root, so whatever path a step names, nothing outside of it can be reached; and all
+//! it does there is what the step could do itself.
 
 use crate::error::{AtStep as _, SetupFailure, SetupStep};
+use crate::owner_table::{Inode, OwnerTable};
 use crate::seccomp;
 use crate::sys;
-use crate::wire::{ChildSpec, Inode, Report};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Uid, XattrFlags};
+use crate::wire::ChildSpec;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags};
 use rustix::io::Errno;
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
@@ -28,10 +28,9 @@ const PATH_SIZE_BYTES_MAX: usize = 4096;
 /// Who owns what, as the step sees to it.
 pub(super) struct Ledger<'a> {
     listener: OwnedFd,
-    reports: BorrowedFd<'a>,
+    /// Of what cannot carry a note.
+    special: Option<OwnerTable>,
     spec: &'a ChildSpec,
-    /// What cannot carry a note.
-    special: HashMap<Inode, (u32, u32)>,
 }
 
 /// What a call wants to change.
@@ -50,8 +49,8 @@ struct Wish {
 }
 
 impl<'a> Ledger<'a> {
-    pub(super) fn new(listener: OwnedFd, reports: BorrowedFd<'a>, spec: &'a ChildSpec) -> Ledger<'a> {
-        Ledger { listener, reports, spec, special: HashMap::new() }
+    pub(super) fn new(listener: OwnedFd, special: Option<OwnerTable>, spec: &'a ChildSpec) -> Ledger<'a> {
+        Ledger { listener, special, spec }
     }
 
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
@@ -59,7 +58,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Takes one call and answers it.
-    pub(super) fn answer_next(&mut self) -> Result<(), SetupFailure> {
+    pub(super) fn answer_next(&self) -> Result<(), SetupFailure> {
         let call = match sys::receive_notification(self.listener.as_fd()) {
             // Its process was killed meanwhile.
             Err(Errno::NOENT | Errno::INTR) => return Ok(()),
@@ -72,7 +71,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn grant(&mut self, call: &libc::seccomp_notif, wish: Wish) -> Result<(), Errno> {
+    fn grant(&self, call: &libc::seccomp_notif, wish: Wish) -> Result<(), Errno> {
         let target = open(call.pid, wish.target)?;
         if !sys::is_waiting(self.listener.as_fd(), call.id) {
             // What was opened may be another process's by now.
@@ -81,7 +80,12 @@ impl<'a> Ledger<'a> {
         let file_type = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
         let can_carry = matches!(file_type, FileType::RegularFile | FileType::Directory);
         let note = format!("/proc/self/fd/{}", target.as_raw_fd());
-        let before = if can_carry { noted(&note)? } else { self.special.get(&inode_of(&target)?).copied() };
+        let inode = || Inode::at(&target, c"", AtFlags::EMPTY_PATH);
+        let before = match &self.special {
+            _ if can_carry => noted(&note)?,
+            Some(special) => special.get(inode()?)?,
+            None => None,
+        };
         let before = before.unwrap_or((self.spec.uid, self.spec.gid));
         let keeps = |id: &u32| self.spec.uid == 0 || *id != 0;
         // Everything looks like root's, so programs pass 0 for the id they do not mean; who is not root cannot mean it.
@@ -96,11 +100,9 @@ impl<'a> Ledger<'a> {
                 other => other,
             };
         }
+        let Some(special) = &self.special else { return Ok(()) };
         // Copied up by now: born anew, under the same number.
-        let inode = inode_of(&target)?;
-        self.special.insert(inode, after);
-        let report = Report::Owner { inode, uid: after.0, gid: after.1 };
-        crate::channel::send_all(self.reports, &report.encode())
+        special.set(inode()?, after)
     }
 
     /// The kernel's rule: root may, others may give what is theirs to a group of theirs.
@@ -111,18 +113,6 @@ impl<'a> Ledger<'a> {
         let may = spec.uid == 0 || (is_theirs && (after.1 == before.1 || in_group(after.1)));
         if may { Ok(()) } else { Err(Errno::PERM) }
     }
-}
-
-/// What a thing in the merged root is recognised by.
-pub(crate) fn inode(stat: &rustix::fs::Statx) -> Inode {
-    let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
-    let born = if has_birth { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) };
-    Inode { number: stat.stx_ino, born }
-}
-
-fn inode_of(target: &OwnedFd) -> Result<Inode, Errno> {
-    let stat = rustix::fs::statx(target, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::BTIME)?;
-    Ok(inode(&stat))
 }
 
 fn wish(data: &libc::seccomp_data) -> Option<Wish> {
@@ -253,9 +243,9 @@ mod tests {
 
     #[test]
     fn an_ordinary_user_gives_nothing_away() {
-        let (listener, reports) = std::os::unix::net::UnixStream::pair().unwrap();
+        let listener = File::open("/dev/null").unwrap();
         let spec = ChildSpec { uid: 1000, gid: 1000, groups: vec![44], ..ChildSpec::default() };
-        let ledger = Ledger::new(listener.into(), reports.as_fd(), &spec);
+        let ledger = Ledger::new(listener.into(), None, &spec);
         assert_eq!(ledger.permit((1000, 1000), (1000, 44)), Ok(()));
         assert_eq!(ledger.permit((1000, 1000), (0, 1000)), Err(Errno::PERM));
         assert_eq!(ledger.permit((1000, 1000), (1000, 45)), Err(Errno::PERM));

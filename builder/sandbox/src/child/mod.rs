@@ -16,7 +16,7 @@ mod exec;
 mod identity;
 mod init;
 mod keeper;
-pub(crate) mod ledger;
+mod ledger;
 mod mounts;
 mod step_mounts;
 

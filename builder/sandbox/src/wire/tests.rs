@@ -29,6 +29,7 @@ fn spec() -> ChildSpec {
         ],
         rlimits: vec![(3, Some(1), None)],
         cgroups: 2,
+        has_owner_table: true,
     }
 }
 

@@ -148,7 +148,7 @@ pub struct StepOwners<'a> {
     /// Whom what the step made belongs to: its user.
     pub user: (u32, u32),
     /// The owner that the step gave a symbolic link, pipe or device, if it did: those carry no note.
-    pub special: &'a dyn Fn(&RelPath) -> Option<(u32, u32)>,
+    pub special: &'a dyn Fn(&RelPath) -> io::Result<Option<(u32, u32)>>,
 }
 
 impl StepOwners<'_> {
@@ -161,13 +161,13 @@ impl StepOwners<'_> {
         is_special: bool,
         below: Option<&ParentEntry>,
         group: Option<u32>,
-    ) -> (u32, u32) {
-        let recorded = if is_special { (self.special)(path) } else { None };
+    ) -> io::Result<(u32, u32)> {
+        let recorded = if is_special { (self.special)(path)? } else { None };
         let below = below.map(|below| (below.entry.meta.uid, below.entry.meta.gid));
-        recorded.unwrap_or(match below {
+        Ok(recorded.unwrap_or(match below {
             Some(owner) if is_special || self.user != (0, 0) || owner == (0, 0) => owner,
             _ => (self.user.0, group.unwrap_or(self.user.1)),
-        })
+        }))
     }
 }
 
@@ -185,7 +185,7 @@ fn note_owner(fd: impl AsFd, path: &RelPath, form: OverlayForm, meta: &Meta) -> 
 }
 
 /// For a layer that is looked at later: what carries no note belongs to root.
-const ROOTS_OWN: StepOwners<'static> = StepOwners { user: (0, 0), special: &|_| None };
+const ROOTS_OWN: StepOwners<'static> = StepOwners { user: (0, 0), special: &|_| Ok(None) };
 
 /// Lists what a RUN changed, and takes what it did not change out of the directory.
 ///

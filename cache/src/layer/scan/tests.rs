@@ -210,6 +210,23 @@ fn sockets_go_and_what_they_hid_stays_hidden() {
 }
 
 #[test]
+fn an_owner_that_cannot_be_told_is_an_error_and_not_another() {
+    let upper = Upper::new();
+    std::os::unix::fs::symlink("x", upper.path("link")).unwrap();
+    let dir = File::open(upper.temp.path()).unwrap();
+    let scan = |special: &dyn Fn(&RelPath) -> io::Result<Option<(u32, u32)>>| {
+        let owners = StepOwners { user: (0, 0), special };
+        scan_upper_of(dir.as_fd(), OverlayForm::SingleId, &upper.parent, &owners, &Scratch::for_test())
+    };
+    let failed = scan(&|_| Err(io::Error::other("lost"))).unwrap_err();
+    assert!(matches!(failed, ScanError::Io { path, .. } if path.as_bytes() == b"link"));
+    let Change::Symlink { meta, .. } = scan(&|_| Ok(Some((8, 9)))).unwrap().entries().remove(0).change else {
+        panic!("not a link")
+    };
+    assert_eq!((meta.uid, meta.gid), (8, 9));
+}
+
+#[test]
 fn hard_links_form_a_group_even_with_a_copied_up_name() {
     let mut upper = Upper::new();
     upper.write("a", "body");

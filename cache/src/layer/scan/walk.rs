@@ -175,7 +175,10 @@ impl<'a> Walker<'a> {
         if self.form.owners() == Owners::Noted {
             let below = parent.as_ref().filter(|parent| is_of_type(&parent.entry.kind, file_type));
             let is_special = !matches!(file_type, FileType::Directory | FileType::RegularFile);
-            (meta.uid, meta.gid) = self.owners.without_note(&path, is_special, below, group);
+            (meta.uid, meta.gid) = self
+                .owners
+                .without_note(&path, is_special, below, group)
+                .map_err(io_error("read the owner of", &path))?;
         }
         let what = match file_type {
             FileType::Directory => {
