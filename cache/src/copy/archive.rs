@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::origins::Rule;
 use super::plan::{Archive, Planner};
+use super::rules::Rule;
 use super::view::{FirstName, NewDirs, Planned, leads_to};
 use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, DiffEntry, Mtime};
@@ -25,7 +25,7 @@ impl Planner<'_> {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
-        let rule = self.unpacked(index, RelPath::root(), top.clone());
+        let rule = self.unpacked(index, RelPath::root(), top.clone())?;
         let mut places = Places::of_top(Place { path: top, rule });
         let item = self.view.new_item();
         for listed in archive.diff {
@@ -39,7 +39,7 @@ impl Planner<'_> {
                     if real == dest {
                         places.enter(path, Place { path: real, rule });
                     } else {
-                        let rule = self.unpacked(index, path.clone(), real.clone());
+                        let rule = self.unpacked(index, path.clone(), real.clone())?;
                         places.enter_elsewhere(path, Place { path: real, rule });
                     }
                     continue;
@@ -77,8 +77,8 @@ impl Planner<'_> {
     }
 
     /// The rule for what is in a directory of an archive.
-    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Rule {
-        self.view.origins.rule(Origin::Archive { index, moved: Moved::new(from, to) })
+    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Result<Rule, CopyError> {
+        Ok(self.view.rules.number_of(Origin::Archive { index, moved: Moved::new(from, to) })?)
     }
 
     /// Finds or makes a directory that the archive does not list, and gives its real path.
