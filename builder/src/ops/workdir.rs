@@ -24,8 +24,9 @@ pub async fn execute(
     blocking(move || {
         let owner = owner::workdir(&env, &root, &op.user)?;
         let parents = env.stack_source(&root)?;
-        let plan =
-            copy::plan_workdir(&env.store, &root.tree, &parents, op.path.as_bytes(), owner, env.now())?;
+        let scratch = env.store.scratch();
+        let path = op.path.as_bytes();
+        let plan = copy::plan_workdir(&env.store, &root.tree, &parents, path, owner, env.now(), &scratch)?;
         let draft = env.store.draft(&env.lease)?;
         copy::materialise(
             &plan,
@@ -35,7 +36,7 @@ pub async fn execute(
             env.overlay,
         )?;
         let diff = without_same_root(plan.diff, &root.tree.root)?;
-        let tree = root.tree.apply(&env.store, &diff, &env.store.scratch())?;
+        let tree = root.tree.apply(&env.store, &diff, &scratch)?;
         Ok(NewLayer { draft: Draft::Dir(draft), diff, tree, size_bytes: 0, tar: None, recent: None })
     })
     .await

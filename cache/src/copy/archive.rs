@@ -1,8 +1,8 @@
 //! Unpacked archives merged into the image, as `tar -x` over existing content does (dockerfile reference 3.10).
 
-use super::origins::Rule;
 use super::places::{Place, Places};
 use super::plan::{Archive, Planner};
+use super::rules::Rule;
 use super::view::{FirstName, NewDirs, Planned};
 use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, DiffEntry, Mtime};
@@ -24,7 +24,7 @@ impl Planner<'_> {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
-        let rule = self.unpacked(index, RelPath::root(), top.clone());
+        let rule = self.unpacked(index, RelPath::root(), top.clone())?;
         let mut places = Places::of_top(Place { path: top, rule }, self.scratch)?;
         let item = self.view.new_item();
         for listed in archive.implied.among(archive.diff) {
@@ -38,7 +38,7 @@ impl Planner<'_> {
                     if real == dest {
                         places.enter(path, Place { path: real, rule });
                     } else {
-                        let rule = self.unpacked(index, path.clone(), real.clone());
+                        let rule = self.unpacked(index, path.clone(), real.clone())?;
                         places.enter_elsewhere(path, Place { path: real, rule })?;
                     }
                     continue;
@@ -76,8 +76,8 @@ impl Planner<'_> {
     }
 
     /// The rule for what is in a directory of an archive.
-    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Rule {
-        self.view.origins.rule(Origin::Archive { index, moved: Moved::new(from, to) })
+    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Result<Rule, CopyError> {
+        Ok(self.view.rules.number_of(Origin::Archive { index, moved: Moved::new(from, to) })?)
     }
 
     /// Finds or makes a directory that the archive does not list, and gives its real path.

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::origins::Rule;
+use super::rules::Rule;
 use super::view::{FirstName, Planned, View, check};
 use super::{CopyError, CopyOptions, FileSource};
 use crate::path::RelPath;

@@ -1,10 +1,9 @@
 //! What was planned becomes a layer.
 
-use std::collections::HashMap;
-use std::num::NonZeroU32;
-
-use super::contents::Contents;
-use super::view::{FirstName, Planned, View, leads_to};
+use super::by_path::InOrder;
+use super::names::FirstNames;
+use super::rules::Rule;
+use super::view::{Planned, View, leads_to};
 use super::{CopyError, CopyPlan, FileSource, SourceError};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
@@ -19,9 +18,10 @@ pub(super) struct Layer<'a, 'v> {
     /// What was added last, and the directory that it is in.
     last: RelPath,
     last_dir: RelPath,
-    /// The least names of files whose first name in their item is not that of the layer: something else is there, or an
-    /// archive's directory is elsewhere, behind a symlink of the image. All others are known by what is planned there.
-    least: HashMap<(NonZeroU32, FirstName), RelPath>,
+    /// The rule of the last file.
+    last_rule: Option<Rule>,
+    /// Those of [`View::replace`].
+    replaced: InOrder,
 }
 
 impl<'a, 'v> Layer<'a, 'v> {
@@ -29,6 +29,7 @@ impl<'a, 'v> Layer<'a, 'v> {
     pub(super) fn new(
         view: &'a View<'v>,
         plan: CopyPlan,
+        replaced: InOrder,
         times: &'a dyn FileSource,
         now: Mtime,
     ) -> Result<Self, CopyError> {
@@ -39,21 +40,22 @@ impl<'a, 'v> Layer<'a, 'v> {
             now,
             last: RelPath::root(),
             last_dir: RelPath::root(),
-            least: HashMap::new(),
+            last_rule: None,
+            replaced,
         };
         layer.put(RelPath::root(), Planned::of(view.root(), None), None)?;
         Ok(layer)
     }
 
-    /// Adds what is pending. `last` is what may have come in the place of others that are, and is not pending itself.
+    /// Adds what is pending; `first_names` has what came of it.
     pub(super) fn add_pending(
         &mut self,
         path: RelPath,
         planned: Planned,
-        last: Option<&Contents<'_>>,
+        first_names: &mut FirstNames,
     ) -> Result<(), CopyError> {
         let target = match &planned.entry.kind {
-            Kind::File { .. } => self.earlier_name(&path, &planned, last)?,
+            Kind::File { .. } => first_names.first_of(&path, &planned)?,
             _ => None,
         };
         self.add(path, planned, target)
@@ -63,49 +65,6 @@ impl<'a, 'v> Layer<'a, 'v> {
     pub(super) fn add_last(&mut self, path: RelPath, mut planned: Planned) -> Result<(), CopyError> {
         let target = planned.first.take().map(|first| first.path);
         self.add(path, planned, target)
-    }
-
-    /// The least name of this file in the layer, unless it is this one.
-    fn earlier_name(
-        &mut self,
-        path: &RelPath,
-        planned: &Planned,
-        last: Option<&Contents<'_>>,
-    ) -> Result<Option<RelPath>, CopyError> {
-        let Planned { item: Some(item), origin: Some(rule), first, .. } = planned else { return Ok(None) };
-        let file = |first: &FirstName| (*item, first.clone());
-        if !self.least.is_empty() {
-            let own = || FirstName { path: path.clone(), rule: *rule };
-            let file = first.as_deref().map_or_else(|| file(&own()), file);
-            if let Some(least) = self.least.get(&file) {
-                return Ok(Some(least.clone()));
-            }
-        }
-        let Some(first) = first else { return Ok(None) };
-        if first.path < *path && self.is_left(*item, first, last)? {
-            return Ok(Some(first.path.clone()));
-        }
-        self.least.insert(file(first), path.clone());
-        Ok(None)
-    }
-
-    /// True when the first name of a file still is one. Its place may have another file of the same rule (`COPY dir dir/file /`),
-    /// but that is not from the same item; and in one item a rule and a place are one file.
-    fn is_left(
-        &self,
-        item: NonZeroU32,
-        first: &FirstName,
-        last: Option<&Contents<'_>>,
-    ) -> Result<bool, CopyError> {
-        let Some(planned) = self.view.pending.get(&first.path)? else { return Ok(false) };
-        let is_same = planned.item == Some(item)
-            && planned.origin == Some(first.rule)
-            && planned.first.is_none()
-            && matches!(planned.entry.kind, Kind::File { .. });
-        match last {
-            Some(last) if is_same => Ok(!last.has(self.view, &first.path)?),
-            _ => Ok(is_same),
-        }
     }
 
     /// Adds one path after the existing directories that lead to it, which an overlay's upper directory needs. All that is
@@ -138,13 +97,15 @@ impl<'a, 'v> Layer<'a, 'v> {
         let meta = entry.meta;
         let change = match entry.kind {
             Kind::Dir(node) => {
-                Change::Dir { meta, opaque: node == *EMPTY_NODE && self.view.replaced.contains(&path) }
+                let is_replaced = node == *EMPTY_NODE && self.replaced.find(&path, |_| true)?.is_some();
+                Change::Dir { meta, opaque: is_replaced }
             }
             Kind::File { size, content } => match target {
                 Some(target) => Change::Hardlink { target },
                 None => {
-                    if let Some(rule) = origin {
-                        self.plan.origins.push(&path, rule);
+                    if let Some(rule) = origin.filter(|rule| self.last_rule != Some(*rule)) {
+                        self.plan.origins.push(&path, &self.view.rules.get(rule)?)?;
+                        self.last_rule = Some(rule);
                     }
                     Change::File { meta, size, content }
                 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::bytes::{copy_in_kernel, copy_rest, write_all};
-use super::origins::{Found, Origins};
+use super::origins::{Finder, Found, Origins};
 use super::pack::open_planned;
 use super::source::open_dir;
 use super::{CopyPlan, FileSource, SourceError};
@@ -207,7 +207,7 @@ fn fill_all<'a>(
 struct Filler<'a> {
     root: BorrowedFd<'a>,
     sources: &'a Sources<'a>,
-    origins: &'a Origins,
+    origins: Finder<'a>,
     owners: Owners,
     has_modes: bool,
     /// Directory of the last entry.
@@ -230,7 +230,16 @@ impl<'a> Filler<'a> {
         has_modes: bool,
     ) -> Self {
         let (last, buffer) = (None, Vec::new());
-        Self { root, sources, origins, owners, has_modes, last, buffer, is_clone_refused: false }
+        Self {
+            root,
+            sources,
+            origins: origins.finder(),
+            owners,
+            has_modes,
+            last,
+            buffer,
+            is_clone_refused: false,
+        }
     }
 
     fn entry(&mut self, entry: &DiffEntry) -> Result<(), MaterialiseError> {
@@ -256,7 +265,7 @@ impl<'a> Filler<'a> {
             Change::File { meta, size, content } => {
                 let common = OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let no_source = || MaterialiseError::NoSource { path: path.clone() };
-                let found = self.sources.find(self.origins, path).ok_or_else(no_source)?;
+                let found = self.sources.find(&mut self.origins, path)?.ok_or_else(no_source)?;
                 let file = if take_given(path, dir, &found)? {
                     let file = openat(dir, name, OFlags::RDONLY | common, Mode::empty());
                     file.map_err(failed("open file", path))?
@@ -318,7 +327,7 @@ impl<'a> Filler<'a> {
         content: &ContentDigest,
     ) -> Result<(), MaterialiseError> {
         let (source, from) = match found {
-            Found::Bytes(bytes) => return write_all(file, bytes).map_err(failed("write", path)),
+            Found::Bytes(bytes) => return write_all(file, &bytes).map_err(failed("write", path)),
             Found::Packed => return self.unpack(path, file, size, content),
             Found::File(source, from) => (source, from),
         };

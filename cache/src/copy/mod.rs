@@ -15,22 +15,26 @@
 //! | `archive`, `places` | unpacked archives merged into the image, behind its symlinks |
 //! | `workdir` | WORKDIR |
 //! | `view`, `pending` | the parent tree with what is planned so far, most of it in a file when it is much |
-//! | `finished` | what was planned as a layer |
-//! | `origins` | where the bytes of planned files are |
+//! | `finished`, `names` | what was planned as a layer, whose hard links have other first names where those are gone |
+//! | `by_path` | what is asked for in the order of paths |
+//! | `rules`, `origins` | where the bytes of planned files are |
 //! | `materialise`, `bytes` | filling the layer directory |
 //! | `pack` | keeping a layer without a directory, and making that later |
 //! | `source`, `stack` | reading a context directory, a stack of layers |
 
 mod archive;
+mod by_path;
 mod bytes;
 mod contents;
 mod finished;
 mod materialise;
+mod names;
 mod origins;
 mod pack;
 mod pending;
 mod places;
 mod plan;
+mod rules;
 mod source;
 mod stack;
 mod view;

@@ -1,13 +1,18 @@
 //! Where the bytes of a plan's files are.
 //!
-//! Nearly all files of a layer come from below a directory or two. So a plan has rules, and says from which path on
-//! which one counts; it holds nothing for each file.
+//! Nearly all files of a layer come from below a directory or two. So a plan says from which path on which origin counts;
+//! it holds nothing for each file.
 
-use std::num::NonZeroU32;
+mod encoded;
 
+use std::fmt;
+
+pub(super) use self::encoded::{put_origin, read_origin};
 use super::{FileSource, Sources};
-use crate::layer::{FieldReader, put_number, put_path};
+use crate::encoded::{Encoded, Input, ONE_AHEAD, ReadError};
+use crate::layer::{ListingError, Stop, Stops, put_path};
 use crate::path::{RelPath, compare};
+use crate::scratch::Scratch;
 use crate::tree::{below, strip};
 
 /// Where the bytes of some files are.
@@ -52,188 +57,168 @@ impl Moved {
     }
 }
 
-/// Number of a rule, from one on. Four bytes even where there may be none: a plan in the making has one for each path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Rule(NonZeroU32);
-
-impl Rule {
-    /// The rule of this number.
-    pub(super) fn of_number(number: u64) -> Option<Self> {
-        u32::try_from(number).ok().and_then(NonZeroU32::new).map(Self)
-    }
-
-    /// From one on.
-    pub(super) fn number(self) -> u64 {
-        self.0.get().into()
-    }
-}
-
 /// The origins of all files of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+///
+/// ```text
+/// start = shared-prefix suffix  origin
+/// ```
+///
+/// An origin counts from its start on, up to the next one. Files of many sources may take turns in a directory: what goes beyond 256 KiB
+/// is in a file, and reading may fail.
+#[derive(Default)]
 pub struct Origins {
-    rules: Vec<Origin>,
-    starts: Starts,
-}
-
-/// From which path on which rule counts, up to the next one here. Files of two sources may take turns in a directory, so
-/// paths are held as what they do not share with the one before; every so many, one is whole.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Starts {
-    /// ```text
-    /// start = shared-prefix suffix  rule
-    /// ```
-    bytes: Vec<u8>,
-    /// Where those with a whole path are.
-    whole: Vec<usize>,
+    starts: Encoded,
+    stops: Stops,
     len: usize,
-    last: Option<(Vec<u8>, Rule)>,
-}
-
-/// One path in so many is whole.
-const WHOLE_ONE_IN: usize = 32;
-
-impl Starts {
-    /// The rule counts from this path on, which comes after all others.
-    fn push(&mut self, path: &RelPath, rule: Rule) {
-        let before = match &self.last {
-            Some((_, last)) if *last == rule => return,
-            Some((before, _)) if !self.len.is_multiple_of(WHOLE_ONE_IN) => before.as_slice(),
-            _ => {
-                self.whole.push(self.bytes.len());
-                &[]
-            }
-        };
-        put_path(&mut self.bytes, before, path.as_bytes());
-        put_number(&mut self.bytes, rule.number());
-        self.last = Some((path.as_bytes().to_vec(), rule));
-        self.len += 1;
-    }
-
-    /// The rule that counts at this path.
-    fn rule_at(&self, path: &RelPath) -> Option<Rule> {
-        let begins_before = |at: &usize| {
-            let (mut first, mut reader) = (Vec::new(), FieldReader::new(&self.bytes, *at));
-            reader.path(&mut first).is_ok() && compare(&first, path.as_bytes()).is_le()
-        };
-        let at = self.whole[..self.whole.partition_point(begins_before)].last()?;
-        let (mut start, mut found) = (Vec::new(), None);
-        let mut reader = FieldReader::new(&self.bytes, *at);
-        for _ in 0..WHOLE_ONE_IN {
-            if reader.path(&mut start).is_err() || compare(&start, path.as_bytes()).is_gt() {
-                break;
-            }
-            found = Rule::of_number(reader.number().ok()?);
-        }
-        found
-    }
+    /// Path of the last start.
+    last: Vec<u8>,
 }
 
 impl Origins {
+    /// None so far; many go to a file of `scratch`. The default keeps all in memory.
+    pub fn new(scratch: &Scratch) -> Self {
+        Self { starts: Encoded::new(scratch.clone()), ..Self::default() }
+    }
+
     /// One for all files.
-    pub fn all(origin: Origin) -> Self {
+    pub fn all(origin: &Origin) -> Self {
         let mut origins = Self::default();
-        let rule = origins.rule(origin);
-        origins.push(&RelPath::root(), rule);
+        origins.push(&RelPath::root(), origin).expect("nothing is written to a file");
         origins
     }
 
-    /// Where the file at `path` is, which must be one of the plan's.
-    pub fn of(&self, path: &RelPath) -> Option<&Origin> {
-        self.rules.get(self.starts.rule_at(path)?.0.get() as usize - 1)
+    /// Says where the file at `path` is, which comes after all others, and those that follow.
+    pub fn push(&mut self, path: &RelPath, origin: &Origin) -> Result<(), ListingError> {
+        let (path, at) = (path.as_bytes(), self.starts.end());
+        let last = &self.last;
+        self.starts
+            .append(|out| {
+                put_path(out, last, path);
+                put_origin(out, path, origin);
+            })
+            .map_err(|source| ListingError { doing: "write", source })?;
+        self.stops.note(Stop { index: self.len, at, path }, self.starts.start);
+        self.last.clear();
+        self.last.extend_from_slice(path);
+        self.len += 1;
+        Ok(())
     }
 
-    /// The number of a rule, which is a new one unless it was the last one too.
-    pub(super) fn rule(&mut self, origin: Origin) -> Rule {
-        if self.rules.last() != Some(&origin) {
-            self.rules.push(origin);
+    /// Looks origins up.
+    pub(super) fn finder(&self) -> Finder<'_> {
+        Finder { origins: self, cursor: None }
+    }
+
+    fn cursor(&self, stop: Option<Stop<'_>>) -> Cursor<'_> {
+        let Stop { index, at, path } = stop.unwrap_or(Stop { index: 0, at: self.starts.start, path: b"" });
+        // What its path shares with the one before, it shares with itself.
+        Cursor {
+            input: self.starts.read_from(at, ONE_AHEAD),
+            left: self.len - index,
+            path: path.to_vec(),
+            now: None,
+            next: None,
         }
-        let number = u32::try_from(self.rules.len()).ok().and_then(NonZeroU32::new);
-        Rule(number.expect("there is one, and four billion would fill hundreds of gigabytes"))
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origins").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Looks origins up. Who asks in the order of paths has each start read once.
+pub(super) struct Finder<'a> {
+    origins: &'a Origins,
+    cursor: Option<Cursor<'a>>,
+}
+
+/// Goes through starts.
+struct Cursor<'a> {
+    input: Input<'a>,
+    left: usize,
+    /// Of the last start that was read.
+    path: Vec<u8>,
+    /// What counts, and what will be next. Nothing counts before the first.
+    now: Option<Start>,
+    next: Option<Start>,
+}
+
+struct Start {
+    path: Vec<u8>,
+    origin: Origin,
+}
+
+impl Finder<'_> {
+    /// Where the file at `path` is, which must be one of the plan's.
+    pub(super) fn of(&mut self, path: &RelPath) -> Result<Option<&Origin>, ListingError> {
+        let unread = |error: ReadError| ListingError { doing: "read", source: error.into() };
+        let path = path.as_bytes();
+        let stop = self.origins.stops.before(|stop| compare(stop.path, path).is_le());
+        let mut cursor = match self.cursor.take() {
+            Some(cursor) if cursor.goes_on_to(path, stop) => cursor,
+            _ => {
+                let mut cursor = self.origins.cursor(stop);
+                cursor.advance().map_err(unread)?;
+                cursor
+            }
+        };
+        while cursor.next.as_ref().is_some_and(|next| compare(&next.path, path).is_le()) {
+            cursor.advance().map_err(unread)?;
+        }
+        Ok(self.cursor.insert(cursor).now.as_ref().map(|now| &now.origin))
+    }
+}
+
+impl Cursor<'_> {
+    /// False when it is behind the path, or `stop` is nearer.
+    fn goes_on_to(&self, path: &[u8], stop: Option<Stop<'_>>) -> bool {
+        let is_behind = self.now.as_ref().is_some_and(|now| compare(&now.path, path).is_gt());
+        let is_nearer =
+            |stop: Stop<'_>| self.next.as_ref().is_some_and(|next| compare(stop.path, &next.path).is_gt());
+        !is_behind && !stop.is_some_and(is_nearer)
     }
 
-    /// Says where the file at `path` is, which comes after all others.
-    pub(super) fn push(&mut self, path: &RelPath, rule: Rule) {
-        self.starts.push(path, rule);
+    /// Moves on to the next start.
+    fn advance(&mut self) -> Result<(), ReadError> {
+        self.now = self.next.take();
+        if self.left == 0 {
+            return Ok(());
+        }
+        let path = &mut self.path;
+        self.input.read(|reader| reader.path(path).map(drop))?;
+        let origin = self.input.read(|reader| read_origin(reader, path))?;
+        self.next = Some(Start { path: path.clone(), origin });
+        self.left -= 1;
+        Ok(())
     }
 }
 
 /// Where one file is read from.
 pub(super) enum Found<'a> {
     File(&'a dyn FileSource, RelPath),
-    Bytes(&'a [u8]),
+    Bytes(Vec<u8>),
     Packed,
 }
 
 impl<'a> Sources<'a> {
     /// Where the file at `path` is read from; `None` when its source was not given.
-    pub(super) fn find(&self, origins: &'a Origins, path: &RelPath) -> Option<Found<'a>> {
+    pub(super) fn find(
+        &self,
+        origins: &mut Finder<'_>,
+        path: &RelPath,
+    ) -> Result<Option<Found<'a>>, ListingError> {
         let (source, moved) = match origins.of(path)? {
-            Origin::Source(moved) => (self.main?, moved),
-            Origin::Archive { index, moved } => (*self.archives.get(*index)?, moved),
-            Origin::Inline(bytes) => return Some(Found::Bytes(bytes)),
-            Origin::Packed => return Some(Found::Packed),
+            Some(Origin::Source(moved)) => (self.main, moved),
+            Some(Origin::Archive { index, moved }) => (self.archives.get(*index).copied(), moved),
+            Some(Origin::Inline(bytes)) => return Ok(Some(Found::Bytes(bytes.clone()))),
+            Some(Origin::Packed) => return Ok(Some(Found::Packed)),
+            None => return Ok(None),
         };
-        Some(Found::File(source, moved.source_of(path)?))
+        Ok(source.zip(moved.source_of(path)).map(|(source, from)| Found::File(source, from)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tree::testing::path;
-
-    fn moved(from: &str, to: &str) -> Moved {
-        Moved::new(path(from), path(to))
-    }
-
-    #[test]
-    fn a_moved_file_is_found_below_where_it_came_from() {
-        for (from, to, at, source) in [
-            ("", "", "a/b", Some("a/b")),
-            ("", "app", "app/a", Some("a")),
-            ("src", "", "a", Some("src/a")),
-            ("src", "app/src", "app/src/a", Some("src/a")),
-            ("x/f", "y/g", "y/g", Some("x/f")),
-            ("x/f", "f", "f", Some("x/f")),
-            ("src", "app", "apple/a", None),
-        ] {
-            assert_eq!(moved(from, to).source_of(&path(at)), source.map(path), "{from} to {to}: {at}");
-        }
-        assert_eq!(moved("x/a/f", "y/a/f"), moved("x/b", "y/b"), "one rule for what is taken one by one");
-    }
-
-    #[test]
-    fn a_rule_counts_up_to_the_next_one() {
-        let mut origins = Origins::default();
-        let one = origins.rule(Origin::Source(moved("x", "")));
-        assert_eq!(origins.rule(Origin::Source(moved("x", ""))), one);
-        let two = origins.rule(Origin::Packed);
-        for (at, rule) in [("b", one), ("b/c", one), ("b.c", two), ("d", one), ("e", one)] {
-            origins.push(&path(at), rule);
-        }
-        assert_eq!(origins.starts.len, 3);
-        assert_eq!(origins.of(&path("a")), None);
-        assert_eq!(origins.of(&path("b.c")), Some(&Origin::Packed));
-        for at in ["b", "b/c", "d", "e"] {
-            assert_eq!(origins.of(&path(at)), Some(&Origin::Source(moved("x", ""))), "{at}");
-        }
-    }
-
-    #[test]
-    fn rules_that_take_turns_are_found_in_little() {
-        let mut origins = Origins::default();
-        let rules = [Origin::Packed, Origin::Inline(vec![1])];
-        let numbers = rules.clone().map(|rule| origins.rule(rule));
-        let at = |at: usize| path(&format!("some/dir/file-{at:05}"));
-        for place in 0..1000 {
-            origins.push(&at(2 * place), numbers[place % 2]);
-        }
-        assert!(origins.starts.bytes.len() < 10_000, "{}", origins.starts.bytes.len());
-        for place in 0..1000 {
-            for between in [2 * place, 2 * place + 1] {
-                assert_eq!(origins.of(&at(between)), Some(&rules[place % 2]), "{between}");
-            }
-        }
-        assert_eq!(origins.of(&path("some/dir")), None);
-    }
-}
+pub(super) mod tests;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::fstat;
 
-use super::origins::Found;
+use super::origins::{Finder, Found};
 use super::{CopyPlan, FileSource, MaterialiseError, Origin, Origins, SourceError, Sources, materialise};
 use crate::layer::{
     Bodies, Change, DiffEntry, Each, EmitError, LayerDiff, ListingError, Marks, Mtime, OverlayForm, Pack,
@@ -127,7 +127,7 @@ pub fn pack(
 ) -> Result<Vec<TarPlace>, PackLayerError> {
     let mut packing = Packing {
         sources,
-        origins: &plan.origins,
+        origins: plan.origins.finder(),
         shared: PackBodies::new(shared),
         pack,
         buffer: Vec::new(),
@@ -142,7 +142,7 @@ pub fn pack(
 
 struct Packing<'a> {
     sources: &'a Sources<'a>,
-    origins: &'a Origins,
+    origins: Finder<'a>,
     shared: PackBodies<'a>,
     pack: &'a mut PackWriter,
     buffer: Vec<u8>,
@@ -161,7 +161,7 @@ impl Bodies for Packing<'_> {
         if size > 0 && self.shared.try_body(path, size, content, each)? {
             return Ok(());
         }
-        let found = self.sources.find(self.origins, path);
+        let found = self.sources.find(&mut self.origins, path);
         let is_new = size > 0 && !self.pack.has(content);
         let (pack, mut is_packed) = (&mut *self.pack, true);
         let mut take = |bytes: &[u8]| {
@@ -187,15 +187,15 @@ impl Bodies for Packing<'_> {
 
 /// Hands the bytes of a planned file to `take` and checks that they are the planned ones.
 fn stream(
-    found: Option<Found<'_>>,
+    found: Result<Option<Found<'_>>, ListingError>,
     path: &RelPath,
     size: u64,
     content: &ContentDigest,
     buffer: &mut Vec<u8>,
     take: Each<'_>,
 ) -> Result<(), Unread> {
-    let (source, from) = match found {
-        Some(Found::Bytes(bytes)) => return take(bytes).map_err(Unread::Take),
+    let (source, from) = match found.map_err(MaterialiseError::from)? {
+        Some(Found::Bytes(bytes)) => return take(&bytes).map_err(Unread::Take),
         Some(Found::File(source, from)) => (source, from),
         Some(Found::Packed) | None => {
             return Err(MaterialiseError::NoSource { path: path.clone() }.into());
@@ -258,6 +258,6 @@ pub fn materialise_packed(
     form: OverlayForm,
 ) -> Result<(), MaterialiseError> {
     let sources = Sources { packs, ..Sources::default() };
-    let plan = CopyPlan { diff, origins: Origins::all(Origin::Packed) };
+    let plan = CopyPlan { diff, origins: Origins::all(&Origin::Packed) };
     materialise(&plan, dir.as_fd(), &sources, form.owners(), form)
 }

@@ -49,8 +49,7 @@ pub(super) struct Pending {
     file: Option<File>,
     /// In the order in which they were written.
     runs: Vec<Run>,
-    /// Without it all is held.
-    scratch: Option<Scratch>,
+    scratch: Scratch,
 }
 
 type Held = BTreeMap<RelPath, Said>;
@@ -81,7 +80,7 @@ impl Said {
 
 impl Pending {
     /// Nothing; much of it will go to a file of `scratch`.
-    pub(super) fn new(scratch: Option<Scratch>) -> Self {
+    pub(super) fn new(scratch: Scratch) -> Self {
         Self { held: Held::new(), held_bytes: 0, file: None, runs: Vec::new(), scratch }
     }
 
@@ -153,21 +152,19 @@ impl Pending {
         if let Some(before) = self.held.insert(path, said) {
             self.held_bytes -= before.held_bytes(path_len);
         }
-        match &self.scratch {
-            Some(scratch) if self.held_bytes > held_bytes_max() => {
-                let file = match self.file.take() {
-                    Some(file) => Ok(file),
-                    None => scratch.file(),
-                };
-                let written = file.and_then(|file| {
-                    self.write_run(&file)?;
-                    self.file = Some(file);
-                    Ok(())
-                });
-                written.map_err(|source| ListingError { doing: "write", source })
-            }
-            _ => Ok(()),
+        if self.held_bytes <= held_bytes_max() {
+            return Ok(());
         }
+        let file = match self.file.take() {
+            Some(file) => Ok(file),
+            None => self.scratch.file(),
+        };
+        let written = file.and_then(|file| {
+            self.write_run(&file)?;
+            self.file = Some(file);
+            Ok(())
+        });
+        written.map_err(|source| ListingError { doing: "write", source })
     }
 
     /// Writes what is held.

@@ -1,7 +1,7 @@
 //! Where in the layer the entries of an archive are.
 
 use super::CopyError;
-use super::origins::Rule;
+use super::rules::Rule;
 use super::view::leads_to;
 use crate::encoded::{Encoded, ONE_AHEAD, ReadError};
 use crate::layer::{ListingError, Stop, Stops, put_bytes, put_number, put_path};
@@ -105,7 +105,7 @@ impl Starts {
             put_path(bytes, last, path);
             put_number(bytes, dir.path.as_bytes().len() as u64);
             put_bytes(bytes, dir.place.path.as_bytes());
-            put_number(bytes, dir.place.rule.number());
+            put_number(bytes, dir.place.rule.number().into());
         };
         encoded.append(put).map_err(|source| ListingError { doing: "write", source })?;
         stops.note(Stop { index: *len, at, path }, 0);

@@ -66,8 +66,7 @@ pub fn plan<'i>(
     options: &CopyOptions,
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
-    let mut planner =
-        Planner { nodes, view: View::new(nodes, parent, Some(scratch.clone())), source, scratch, options };
+    let mut planner = Planner { nodes, view: View::new(nodes, parent, scratch), source, scratch, options };
     let mut archives_total = 0;
     let mut contents = None;
     for item in items {
@@ -140,7 +139,7 @@ impl<'a> Planner<'a> {
         if let Some(Entry { kind: Kind::Dir(_), .. }) = self.view.entry_at(&dest)? {
             return Err(CopyError::ReplaceDirectory { path: dest });
         }
-        planned.origin = Some(self.view.origins.rule(origin(dest.clone())));
+        planned.origin = Some(self.view.rules.number_of(origin(dest.clone()))?);
         self.view.put(dest, planned)
     }
 
@@ -157,7 +156,7 @@ impl<'a> Planner<'a> {
             walk: Walk::of(self.nodes, item.entry.clone()),
             files,
             options: self.options,
-            rule: self.view.origins.rule(Origin::Source(Moved::new(item.path.clone(), top.clone()))),
+            rule: self.view.rules.number_of(Origin::Source(Moved::new(item.path.clone(), top.clone())))?,
             item: self.view.new_item(),
             links,
             source: item.entry.clone(),

@@ -120,9 +120,10 @@ impl Image {
 pub(super) fn files(plan: &CopyPlan) -> Vec<(RelPath, RelPath)> {
     let source = &FakeTimes(0) as &dyn FileSource;
     let sources = Sources { main: Some(source), archives: &[source], packs: &[] };
+    let mut origins = plan.origins.finder();
     let files = plan.diff.entries().into_iter().filter(|entry| matches!(entry.change, Change::File { .. }));
     files
-        .map(|entry| match sources.find(&plan.origins, &entry.path) {
+        .map(|entry| match sources.find(&mut origins, &entry.path).unwrap() {
             Some(Found::File(_, from)) => (entry.path.clone(), from),
             _ => panic!("/{} has no source", entry.path),
         })

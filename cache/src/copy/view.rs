@@ -1,15 +1,16 @@
 //! The parent tree with what is planned so far.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
-use std::mem::take;
+use std::mem::replace;
 use std::num::NonZeroU32;
 
+use super::by_path::ByPath;
 use super::contents::Contents;
 use super::finished::Layer;
-use super::origins::{Origins, Rule};
+use super::names::{Name, OtherNames};
 use super::pending::Pending;
-use super::{CopyError, CopyPlan, FileSource};
+use super::rules::{Rule, Rules};
+use super::{CopyError, CopyPlan, FileSource, Origins};
 use crate::layer::{LayerDiff, Mtime, is_below};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
@@ -50,7 +51,7 @@ impl Planned {
 
 /// The first name of a file, where it is planned, and the rule for it there. In one item this is one file: what has the same
 /// rule and place in the layer has the same path in the source.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FirstName {
     pub(super) path: RelPath,
     pub(super) rule: Rule,
@@ -63,24 +64,28 @@ pub(super) struct View<'a> {
     parent: &'a Tree,
     /// Never of the root, which is a directory whatever is copied, and keeps its metadata.
     pub(super) pending: Pending,
-    pub(super) origins: Origins,
+    pub(super) rules: Rules,
     items_total: u32,
+    other_names: OtherNames,
     /// Directories of the parent tree that something else took the place of, if only for a while.
-    pub(super) replaced: BTreeSet<RelPath>,
+    replaced: ByPath,
+    scratch: Scratch,
     /// The directory last looked into, with what is there: its other entries follow.
     dir: Cell<Option<(RelPath, Option<Entry>)>>,
 }
 
 impl<'a> View<'a> {
-    /// Nothing is planned yet; much of it will go to a file of `scratch`.
-    pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree, scratch: Option<Scratch>) -> Self {
+    /// Nothing is planned yet; much of it will go to files of `scratch`.
+    pub(super) fn new(nodes: &'a dyn NodeStore, parent: &'a Tree, scratch: &Scratch) -> Self {
         Self {
             nodes: Memo::new(nodes),
             parent,
-            pending: Pending::new(scratch),
-            origins: Origins::default(),
+            pending: Pending::new(scratch.clone()),
+            rules: Rules::new(scratch),
             items_total: 0,
-            replaced: BTreeSet::new(),
+            other_names: OtherNames::new(scratch),
+            replaced: ByPath::new(scratch),
+            scratch: scratch.clone(),
             dir: Cell::default(),
         }
     }
@@ -167,7 +172,7 @@ impl<'a> View<'a> {
     pub(super) fn replace(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
         if let Some(Entry { kind: Kind::Dir(node), .. }) = self.entry_at(&path)? {
             if node != *EMPTY_NODE {
-                self.replaced.insert(path.clone());
+                self.replaced.say(&path, [])?;
             }
             self.pending.drop_below(&path)?;
         }
@@ -194,6 +199,7 @@ impl<'a> View<'a> {
         if dir.as_ref().is_some_and(|(dir, _)| leads_to(&path, dir)) {
             *dir = None;
         }
+        self.other_names.note(&path, &planned)?;
         Ok(self.pending.insert(path, planned)?)
     }
 
@@ -224,8 +230,11 @@ impl<'a> View<'a> {
         now: Mtime,
         diff: LayerDiff,
     ) -> Result<CopyPlan, CopyError> {
-        let plan = CopyPlan { origins: take(&mut self.origins), diff };
-        let mut layer = Layer::new(&self, plan, times, now)?;
+        let plan = CopyPlan { origins: Origins::new(&self.scratch), diff };
+        let replaced = replace(&mut self.replaced, ByPath::new(&self.scratch)).in_order()?;
+        let other_names = replace(&mut self.other_names, OtherNames::new(&self.scratch));
+        let mut first_names = other_names.regroup(|name| self.is_left(name, contents.as_ref()))?;
+        let mut layer = Layer::new(&self, plan, replaced, times, now)?;
         let mut pending = self.pending.all()?;
         let mut earlier = pending.next()?;
         while let Some(all) = &mut contents
@@ -233,17 +242,30 @@ impl<'a> View<'a> {
         {
             while let Some((at, earlier_planned)) = earlier.take_if(|(at, _)| *at <= path) {
                 if at < path {
-                    layer.add_pending(at, earlier_planned, Some(&*all))?;
+                    layer.add_pending(at, earlier_planned, &mut first_names)?;
                 }
                 earlier = pending.next()?;
             }
             layer.add_last(path, planned)?;
         }
         while let Some((path, planned)) = earlier {
-            layer.add_pending(path, planned, contents.as_ref())?;
+            layer.add_pending(path, planned, &mut first_names)?;
             earlier = pending.next()?;
         }
         Ok(layer.plan)
+    }
+
+    /// True when what was planned will be in the layer. Its place may have another file of the same rule (`COPY dir dir/file /`), but that is
+    /// not from the same item. `last` is what may come in the place of what is pending, and is not pending itself.
+    fn is_left(&self, name: &Name, last: Option<&Contents<'_>>) -> Result<bool, CopyError> {
+        let Some(planned) = self.pending.get(&name.path)? else { return Ok(false) };
+        let is_same = planned.item == Some(name.item)
+            && planned.origin == Some(name.rule)
+            && matches!(planned.entry.kind, Kind::File { .. });
+        match last {
+            Some(last) if is_same => Ok(!last.has(self, &name.path)?),
+            _ => Ok(is_same),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub fn plan_whole(
 ) -> Result<CopyPlan, CopyError> {
     let in_place = Moved::new(RelPath::root(), RelPath::root());
     let mut plan =
-        CopyPlan { diff: LayerDiff::new(scratch), origins: Origins::all(Origin::Source(in_place)) };
+        CopyPlan { diff: LayerDiff::new(scratch), origins: Origins::all(&Origin::Source(in_place)) };
     for item in tree.walk(nodes, &RelPath::root())? {
         let (path, entry) = item?;
         let meta = entry.meta;

@@ -8,7 +8,7 @@
 
 use std::num::NonZeroU32;
 
-use super::super::origins::Rule;
+use super::super::rules::Rule;
 use super::super::view::{FirstName, Planned};
 use super::Said;
 use crate::layer::{FieldReader, Mtime, put_bytes, put_number};
@@ -38,13 +38,13 @@ pub(super) fn put_said(out: &mut Vec<u8>, said: &Said) {
         put_number(out, u64::from(*nanos));
     }
     if let Some(rule) = origin {
-        put_number(out, rule.number());
+        put_number(out, rule.number().into());
     }
     if let Some(item) = item {
         put_number(out, item.get().into());
     }
     if let Some(first) = first {
-        put_number(out, first.rule.number());
+        put_number(out, first.rule.number().into());
         put_bytes(out, first.path.as_bytes());
     }
     put_bytes(out, &entry.encode());

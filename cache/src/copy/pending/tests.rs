@@ -3,8 +3,8 @@ use std::cell::Cell;
 use proptest::prelude::*;
 
 use super::*;
+use crate::copy::rules::Rule;
 use crate::copy::view::FirstName;
-use crate::copy::{Origin, Origins};
 use crate::layer::Mtime;
 use crate::tree::testing::{meta, owned, path};
 use crate::tree::{ContentDigest, EMPTY_NODE, Entry};
@@ -26,7 +26,7 @@ pub(in crate::copy) fn with_held_bytes_max<T>(bytes: usize, work: impl FnOnce() 
 }
 
 fn some_planned(seed: u32) -> Planned {
-    let rule = Origins::default().rule(Origin::Packed);
+    let rule = Rule::of_number(1).unwrap();
     let kind = match seed % 5 {
         0 => Kind::Dir(*EMPTY_NODE),
         1 => Kind::Symlink(vec![b't'; 1 + seed as usize % 200]),
@@ -90,7 +90,7 @@ proptest! {
     #[test]
     fn it_is_a_map(steps in steps(), limit in prop_oneof![Just(1), Just(2 << 10), Just(20 << 10)]) {
         with_held_bytes_max(limit, || {
-            let mut pending = Pending::new(Some(Scratch::for_test()));
+            let mut pending = Pending::new(Scratch::for_test());
             let mut model = BTreeMap::new();
             for step in &steps {
                 match step {
@@ -135,7 +135,7 @@ proptest! {
 
 #[test]
 fn little_needs_no_file() {
-    let mut pending = Pending::new(Some(Scratch::for_test()));
+    let mut pending = Pending::new(Scratch::for_test());
     for seed in 0..5 {
         pending.insert(path(&format!("f{seed}")), some_planned(seed * 5)).unwrap();
     }
@@ -146,7 +146,7 @@ fn little_needs_no_file() {
 
 #[test]
 fn what_comes_in_the_order_of_paths_is_one_run() {
-    let mut pending = Pending::new(Some(Scratch::for_test()));
+    let mut pending = Pending::new(Scratch::for_test());
     for item in 1..4 {
         for seed in 0..500 {
             pending.insert(path(&format!("d/f{seed:03}")), some_planned(seed)).unwrap();

@@ -33,8 +33,7 @@ fn plan_of(files: &BTreeMap<u8, File>) -> CopyPlan {
         let meta = Meta { mode: *mode, ..Meta::default() };
         let change = Change::File { meta, size: *size as u64, content: ContentDigest::of(&bytes) };
         let path = RelPath::new(format!("f{name:03}")).unwrap();
-        let rule = plan.origins.rule(Origin::Inline(bytes));
-        plan.origins.push(&path, rule);
+        plan.origins.push(&path, &Origin::Inline(bytes)).unwrap();
         plan.diff.push(&DiffEntry { path, change, mtime: Mtime { secs: *secs, nanos: 7 } }).unwrap();
     }
     plan

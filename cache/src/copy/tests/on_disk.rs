@@ -162,8 +162,8 @@ fn many_files_are_made_at_once_and_the_first_error_counts() {
     let source = DirSource::new(dir_fd(from.path()));
     let plan = plan_all(&context, &nodes, &source, "/");
     let mut origins = Origins::default();
-    let rule = origins.rule(Origin::Source(Moved::new(path("d"), RelPath::root())));
-    origins.push(&path("00/f000"), rule);
+    let origin = Origin::Source(Moved::new(path("d"), RelPath::root()));
+    origins.push(&path("00/f000"), &origin).unwrap();
     assert_eq!(plan.origins, origins, "one for all");
     let sources = Sources { main: Some(&source), ..Sources::default() };
     let into = |name: &str| {

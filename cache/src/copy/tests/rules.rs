@@ -304,7 +304,15 @@ fn selected_items_need_their_source() {
 }
 
 fn workdir(image: &mut Image, at: &str, owner: (u32, u32)) -> Result<(), CopyError> {
-    let plan = plan_workdir(&image.nodes, &image.tree, &FakeTimes(100), at.as_bytes(), owner, NOW)?;
+    let plan = plan_workdir(
+        &image.nodes,
+        &image.tree,
+        &FakeTimes(100),
+        at.as_bytes(),
+        owner,
+        NOW,
+        &Scratch::for_test(),
+    )?;
     image.apply(plan);
     Ok(())
 }
