@@ -143,12 +143,15 @@ fn read_xattrs(fd: impl AsFd, path: &RelPath, form: OverlayForm) -> Result<Attri
     Ok(Attributes { kept, owner })
 }
 
+/// The owner that a step gave to what is at a path, if it did.
+type SpecialOwner<'a> = dyn Fn(&RelPath) -> io::Result<Option<(u32, u32)>> + 'a;
+
 /// Owners of what a step left behind, in the form that has them noted ([`OverlayForm::SingleId`]).
 pub struct StepOwners<'a> {
     /// Whom what the step made belongs to: its user.
     pub user: (u32, u32),
     /// The owner that the step gave a symbolic link, pipe or device, if it did: those carry no note.
-    pub special: &'a dyn Fn(&RelPath) -> io::Result<Option<(u32, u32)>>,
+    pub special: &'a SpecialOwner<'a>,
 }
 
 impl StepOwners<'_> {

@@ -214,7 +214,7 @@ fn an_owner_that_cannot_be_told_is_an_error_and_not_another() {
     let upper = Upper::new();
     std::os::unix::fs::symlink("x", upper.path("link")).unwrap();
     let dir = File::open(upper.temp.path()).unwrap();
-    let scan = |special: &dyn Fn(&RelPath) -> io::Result<Option<(u32, u32)>>| {
+    let scan = |special: &SpecialOwner<'_>| {
         let owners = StepOwners { user: (0, 0), special };
         scan_upper_of(dir.as_fd(), OverlayForm::SingleId, &upper.parent, &owners, &Scratch::for_test())
     };
