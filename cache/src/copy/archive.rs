@@ -7,7 +7,7 @@ use super::view::{FirstName, NewDirs, Planned};
 use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Meta};
+use crate::tree::{EMPTY_NODE, Entry, Kind, Meta, Resolved};
 
 impl Planner<'_> {
     /// Merges one archive under the destination, which is a directory whatever its spelling.
@@ -82,12 +82,29 @@ impl Planner<'_> {
 
     /// Finds or makes a directory that the archive does not list, and gives its real path.
     fn implied_dir(&mut self, dest: &RelPath) -> Result<RelPath, CopyError> {
-        let found = self.view.resolve(dest)?;
+        let found = match self.view.entry_at(dest)? {
+            // Where the parent is is known: to follow the whole path for each of a deep one's directories would take its square.
+            Some(Entry { kind: Kind::Dir(_), .. }) => return Ok(dest.clone()),
+            None => self.missing_dir(dest)?,
+            Some(_) => self.view.resolve(dest)?,
+        };
         if !matches!(found.entry.kind, Kind::Dir(_)) {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let new = NewDirs { mode: 0o755, owner: (0, 0), now: self.options.now };
         self.view.make_dirs(&found, found.missing.len(), new)
+    }
+
+    /// A directory that is not there yet, while its parent should be.
+    fn missing_dir(&self, dest: &RelPath) -> Result<Resolved, CopyError> {
+        let parent = dest.parent().unwrap_or_default();
+        match self.view.entry_at(&parent)? {
+            Some(entry @ Entry { kind: Kind::Dir(_), .. }) => {
+                Ok(Resolved { path: parent, entry, missing: vec![dest.name().to_vec()] })
+            }
+            // Something of the archive came in the place of it, by another way.
+            _ => self.view.resolve(dest),
+        }
     }
 
     /// Plans a directory of an archive. An opaque one comes after something else of its name in the

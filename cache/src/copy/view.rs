@@ -107,10 +107,10 @@ impl<'a> View<'a> {
             return Ok(Some(planned.into_owned().entry));
         }
         let Some(dir) = path.parent() else { return Ok(Some(self.root())) };
-        let (dir, entry) = match self.dir.take().filter(|(known, _)| *known == dir) {
-            Some(known) => known,
-            None => {
-                let entry = self.dir_at(&dir)?;
+        let (dir, entry) = match self.dir.take() {
+            Some((known, entry)) if known == dir => (known, entry),
+            known => {
+                let entry = self.dir_at(&dir, known)?;
                 (dir, entry)
             }
         };
@@ -122,12 +122,19 @@ impl<'a> View<'a> {
         Ok(found)
     }
 
-    fn dir_at(&self, path: &RelPath) -> Result<Option<Entry>, CopyError> {
+    /// What is at `path`, from what is at `known` if that is on the way.
+    fn dir_at(
+        &self,
+        path: &RelPath,
+        known: Option<(RelPath, Option<Entry>)>,
+    ) -> Result<Option<Entry>, CopyError> {
         if let Some(planned) = self.pending.get(path)? {
             return Ok(Some(planned.into_owned().entry));
         }
-        let (mut dir, mut entry) = (RelPath::root(), self.root());
-        for name in path.components() {
+        let on_the_way = |(dir, entry): (RelPath, Option<Entry>)| Some((strip(path, &dir)?, dir, entry?));
+        let (below, mut dir, mut entry) =
+            known.and_then(on_the_way).unwrap_or_else(|| (path.clone(), RelPath::root(), self.root()));
+        for name in below.components() {
             match self.entry_in(&dir, &entry, name)? {
                 Some(child) => (dir, entry) = (dir.join(name), child),
                 None => return Ok(None),
