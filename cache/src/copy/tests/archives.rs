@@ -37,7 +37,7 @@ fn archives_keep_owners_and_modes() {
     assert_eq!(groups(&image.nodes, &image.tree.links), [[path("dest/bin/a"), path("dest/bin/b")]]);
     assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
     let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
-    assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(origin));
+    assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(&origin));
     let mut image = Image::scratch();
     let with_owner = CopyOptions { owner: Some((1, 2)), ..options("/") };
     add(&mut image, &entries[..3], &[], &with_owner).unwrap();
@@ -105,8 +105,8 @@ fn links_to_files_in_many_implied_directories_lead_to_where_the_image_has_these(
         entries.extend([(other, Change::Hardlink { target: path(&first) }), (first, file("f"))]);
         implied.extend(dirs);
     }
-    for unsorted in [&mut base, &mut entries] {
-        unsorted.sort_by_key(|(at, _)| path(at));
+    for entries in [&mut base, &mut entries] {
+        entries.sort_by_key(|(at, _)| path(at));
     }
     let [base, entries] = [&base, &entries].map(|entries| -> Vec<(&str, Change)> {
         entries.iter().map(|(at, change)| (&**at, change.clone())).collect()
