@@ -52,7 +52,7 @@ use crate::ops::cgroup::Groups;
 use crate::ops::emulation::Emulators;
 use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
-use crate::ops::{ExecEnv, blocking};
+use crate::ops::{self, ExecEnv, blocking};
 use crate::progress::{Events, Outcome, VertexId};
 use crate::resolve::{self, Resolver};
 use crate::solve::pin;
@@ -317,7 +317,8 @@ pub(crate) fn exec_env(
         rung: host.rung(),
         is_chroot_forced: host.settings.isolation == Isolation::ForcedChroot,
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
-        disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        disk_slots: ops::disk_slots(),
+        unpack_slots: ops::unpack_slots(),
         steps: request.steps.clone(),
         secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rbuild_cache::copy::{CopyItem, CopyOptions, FileSource, SourceError, plan};
 use rbuild_cache::layer::{
     Change, Compression, DEFAULT_GZIP, DiffEntry, LayerDiff, Mtime, OverlayForm, Pack, PackBodies,
-    PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode, scan_upper,
+    PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode_on, scan_upper,
     write_diff,
 };
 use rbuild_cache::path::RelPath;
@@ -289,7 +289,7 @@ fn packs(diff: &LayerDiff, dir: &Path) {
             |()| {
                 let mut bodies = PackBodies::new(&packs);
                 let source = |out: &mut dyn Write| emit_tar_from(&mut bodies, diff, None, out);
-                black_box(encode(source, compression, &mut io::sink(), threads).expect("encodes"));
+                black_box(encode_on(threads, source, compression, &mut io::sink()).expect("encodes"));
             },
         )
     };
@@ -327,7 +327,7 @@ fn contents() {
             |()| {
                 let source =
                     |out: &mut dyn Write| bytes.chunks(256 << 10).try_for_each(|piece| out.write_all(piece));
-                size = encode(source, DEFAULT_GZIP, &mut io::sink(), 1).expect("encodes").size;
+                size = encode_on(1, source, DEFAULT_GZIP, &mut io::sink()).expect("encodes").size;
             },
         );
         rate(&format!("gzip of {what}, {:.3} x smaller", LEN as f64 / size as f64), time, LEN);

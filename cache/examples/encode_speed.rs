@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rbuild_cache::layer::{
     Compression, DEFAULT_GZIP, DEFAULT_ZSTD, Encoded, Gzip, OverlayForm, ParentEntry, ParentView,
-    ParentViewError, emit_tar, encode, scan_upper,
+    ParentViewError, emit_tar, encode_on, scan_upper,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
@@ -51,7 +51,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for threads in [1, 2] {
             let start = Instant::now();
             let source = |out: &mut dyn Write| out.write_all(&tar);
-            let Encoded { size, uncompressed, .. } = encode(source, compression, &mut io::sink(), threads)?;
+            let Encoded { size, uncompressed, .. } =
+                encode_on(threads, source, compression, &mut io::sink())?;
             report(&format!("{} x{threads}", compression.params()), uncompressed, size, start);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use rbuild_cache::layer::{Compression, DEFAULT_GZIP, Gzip, encode};
+use rbuild_cache::layer::{Compression, DEFAULT_GZIP, Gzip, encode_on};
 
 /// Blocks of text, of noise, of digits, and a short one at the end.
 fn sample() -> Vec<u8> {
@@ -19,7 +19,7 @@ fn the_bytes_of_a_release_stay() {
     let bytes = sample();
     let digest = |compression| {
         let source = |out: &mut dyn Write| out.write_all(&bytes);
-        encode(source, compression, &mut std::io::sink(), 2).unwrap().digest.to_string()
+        encode_on(2, source, compression, &mut std::io::sink()).unwrap().digest.to_string()
     };
     let mut pinned = vec![(
         Compression::Gzip(Gzip::Level(4)),

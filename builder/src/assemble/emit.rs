@@ -30,7 +30,7 @@ pub struct Emissions {
     turns: Mutex<HashMap<LayerId, Arc<tokio::sync::Mutex<()>>>>,
     /// Digests and lengths of tars in which times were set back, which the store does not remember.
     clamped: Mutex<HashMap<(LayerId, i64), (DiffId, u64)>>,
-    /// Layers emitted ahead at once: one, which takes all cores that the steps leave.
+    /// Layers emitted ahead at once: one, which takes the cores that the steps leave.
     ahead: Semaphore,
 }
 
@@ -81,8 +81,7 @@ pub async fn image_layer(
     let worker = Arc::clone(env);
     let tar = Pace::Now.run(env, move || {
         let mut sink = Stoppable { inner: io::sink(), cancel: &worker.cancel };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink, threads)?;
+        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink)?;
         let tar = (encoded.diff_id, encoded.uncompressed);
         note(&worker, id, clamp, tar)?;
         Ok(tar)
@@ -144,8 +143,7 @@ async fn one_pass(
     let emitted = Pace::Ahead.run(env, move || {
         let writer = Grower::new(&worker, compression, clamp, Some(listener))?;
         let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let encoded = worker.encode_layer(id, clamp, compression, &mut sink, threads)?;
+        let encoded = worker.encode_layer(id, clamp, compression, &mut sink)?;
         sink.inner.commit_as(&worker.passing, encoded.digest)?;
         let digest = encoded.digest;
         worker.store.put_encoding(&encoded.diff_id, &compression.params(), &digest, encoded.size)?;

@@ -156,14 +156,13 @@ fn recompress(
     mut file: File,
     compression: Compression,
     out: &mut dyn Write,
-    threads: usize,
 ) -> Result<Encoded, StepFailure> {
     let failed = |source| StepFailure::Blob { layer: blob, source };
     // Its first bytes were looked at.
     file.rewind().map_err(|source| failed(DecompressError::Read(source)))?;
     let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
     let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
-    layer::encode(copy, compression, out, threads).map_err(|error| StepFailure::Io {
+    layer::encode(copy, compression, out).map_err(|error| StepFailure::Io {
         what: "recompress layer",
         path: blob.to_string(),
         source: match error {
@@ -250,11 +249,10 @@ pub(crate) async fn layer_blob(
             None => Grower::made_again(&worker, false)?,
         };
         let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let encoded = match (foreign, id) {
             // Somebody else's tar: only its own bytes have its diff id.
-            (Some((blob, file)), _) => recompress(blob, file, compression, &mut writer, threads)?,
-            (None, Some(id)) => worker.encode_layer(id, clamp, compression, &mut writer, threads)?,
+            (Some((blob, file)), _) => recompress(blob, file, compression, &mut writer)?,
+            (None, Some(id)) => worker.encode_layer(id, clamp, compression, &mut writer)?,
             (None, None) => return Err(StepFailure::LayerVanished(layer.diff_id)),
         };
         if encoded.diff_id != layer.diff_id {

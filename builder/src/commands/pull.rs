@@ -22,7 +22,7 @@ use crate::mounts::ssh::Agents;
 use crate::ops::cgroup::Groups;
 use crate::ops::leaving::Leaving;
 use crate::ops::network::StepNetwork;
-use crate::ops::{ExecEnv, image};
+use crate::ops::{self, ExecEnv, image};
 use crate::progress::{Events, Outcome};
 use crate::resolve::{self, ResolveError};
 use crate::settings::Settings;
@@ -124,7 +124,6 @@ pub(super) fn plain_env(
     cancel: &Cancel,
     client: Client,
 ) -> Result<ExecEnv, BuildError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(ExecEnv {
         store: host.store.clone(),
         lease: host.store.lease()?,
@@ -136,7 +135,8 @@ pub(super) fn plain_env(
         rung: host.rung(),
         is_chroot_forced: false,
         run_slots: Arc::new(Semaphore::new(1)),
-        disk_slots: Arc::new(Semaphore::new(cores.max(2))),
+        disk_slots: ops::disk_slots(),
+        unpack_slots: ops::unpack_slots(),
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         agents: Agents::default(),

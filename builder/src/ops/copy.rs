@@ -175,14 +175,13 @@ fn pack(
     let worth = copy::worth_sharing(&plan.diff, &known.packs).unwrap_or_default();
     let shared = known.keep(&worth);
     let mut draft = env.store.packed_draft(&env.lease)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let writer = &mut draft.writer;
     let mut emit =
         |start: &Start, out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, start, out);
     let compression = env.wanted_compression().filter(|_| is_of_image);
     let (tar, marks) = if let Some(compression) = compression {
         let archive = |out: &mut dyn Write| emit(&Start::default(), out).map(drop);
-        let encode = |sink: &mut dyn Write| Ok(layer::encode(archive, compression, sink, threads)?);
+        let encode = |sink: &mut dyn Write| Ok(layer::encode(archive, compression, sink)?);
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {
@@ -191,6 +190,7 @@ fn pack(
             Some(last) => last.marks_for(&plan.diff, &shared.packs).unwrap_or_default(),
             None => Marks::default(),
         };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let hashed = layer::hash_from(marks, emit, threads)?;
         ((hashed.diff_id, hashed.size), hashed.marks)
     };

@@ -1,4 +1,4 @@
-//! Makes a base image's layers local: download, verify, decompress, unpack, all layers at once.
+//! Makes a base image's layers local: download, verify, decompress, unpack, several layers at once.
 //!
 //! Each layer streams socket -> SHA-256 and blob file -> inflate -> SHA-256 -> files, with bounded buffers; inflating
 //! and making files are two threads. Nothing becomes visible before the blob's digest and the layer's diff id both
@@ -161,6 +161,9 @@ async fn pull_layer(
     vertex: VertexId,
 ) -> Result<Option<Pending>, StepFailure> {
     let lock = download::lock(env, layer.diff_id, vertex).await?;
+    // After the lock, for which who has a slot must not wait; before the download, which must not wait for a slot when
+    // it has a connection.
+    let _slot = env.unpack_slots.acquire().await.expect("the semaphore is never closed");
     if env.store.layer_by_diff_id(&layer.diff_id)?.is_some() {
         return Ok(None);
     }

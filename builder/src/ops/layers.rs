@@ -112,17 +112,16 @@ impl ExecEnv {
         clamp: Option<i64>,
         compression: Compression,
         sink: &mut dyn Write,
-        threads: usize,
     ) -> Result<Encoded, StepFailure> {
         let diff = self.store.layer_diff(id)?;
         let encoded = match self.store.layer_packs(id)? {
             Some(packs) => {
                 let mut bodies = PackBodies::new(&packs.packs);
-                encode(|out| emit_tar_from(&mut bodies, &diff, clamp, out), compression, sink, threads)
+                encode(|out| emit_tar_from(&mut bodies, &diff, clamp, out), compression, sink)
             }
             None => {
                 let dir = self.store.layer_dir(id)?;
-                encode(|out| emit_tar(dir.as_fd(), &diff, clamp, out), compression, sink, threads)
+                encode(|out| emit_tar(dir.as_fd(), &diff, clamp, out), compression, sink)
             }
         };
         encoded.map_err(|error: EncodeError<_>| error.into())

@@ -75,8 +75,10 @@ pub struct ExecEnv {
     pub is_chroot_forced: bool,
     /// RUN steps at once. Not the core count: a step that sleeps must not block another.
     pub run_slots: Arc<Semaphore>,
-    /// Unpacking and copying at once.
+    /// Copying and writing layers out at once.
     pub disk_slots: Arc<Semaphore>,
+    /// Layers of images unpacked at once, wherever their blobs come from.
+    pub unpack_slots: Arc<Semaphore>,
     /// What RUN steps get.
     pub steps: StepOptions,
     /// Secrets, for steps and for remote sources.
@@ -107,6 +109,22 @@ pub struct ExecEnv {
     pub mount_points: OnceLock<PathBuf>,
     /// Where the first failed step is kept, for a shell in it; `None` when nobody wants one.
     pub failed_step: Option<Slot>,
+}
+
+/// More copies at once than this fill memory rather than a disk.
+const DISK_SLOTS_MAX: usize = 8;
+/// Each layer that is unpacked takes two threads and some MiB.
+const UNPACK_SLOTS: usize = 4;
+
+/// [`ExecEnv::disk_slots`] of this machine.
+pub fn disk_slots() -> Arc<Semaphore> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new(cores.clamp(2, DISK_SLOTS_MAX)))
+}
+
+/// [`ExecEnv::unpack_slots`].
+pub fn unpack_slots() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(UNPACK_SLOTS))
 }
 
 /// An executed step's layer, before it is committed.

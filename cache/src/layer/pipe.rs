@@ -153,7 +153,7 @@ mod tests {
 
     fn blob(compression: Compression) -> Vec<u8> {
         let mut blob = Vec::new();
-        encode(|out| out.write_all(&archive()), compression, &mut blob, 1).unwrap();
+        encode(|out| out.write_all(&archive()), compression, &mut blob).unwrap();
         blob
     }
 

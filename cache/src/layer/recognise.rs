@@ -46,7 +46,7 @@ mod tests {
 
     fn compressed(bytes: &[u8], compression: Compression) -> Vec<u8> {
         let mut blob = Vec::new();
-        encode(|out| out.write_all(bytes), compression, &mut blob, 1).unwrap();
+        encode(|out| out.write_all(bytes), compression, &mut blob).unwrap();
         blob
     }
 

@@ -55,6 +55,12 @@ impl Job {
     }
 }
 
+/// Most blocks in memory: one at each thread, some that wait for one while the sink writes, and some for an earlier one.
+/// Each is up to a MiB with what becomes of it.
+pub(super) fn unwritten_max(threads: usize) -> usize {
+    threads + 6
+}
+
 pub(super) fn encode<E>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     engine: Gzip,
@@ -65,7 +71,7 @@ pub(super) fn encode<E>(
         let mut deflater = Deflater::new(engine);
         return run(source, sink, &mut Inline { deflater: &mut deflater, done: None }, 1);
     }
-    let unwritten_max = 2 * threads + 4;
+    let unwritten_max = unwritten_max(threads);
     let (jobs, jobs_taken) = sync_channel::<Job>(unwritten_max);
     let (done_sent, done) = sync_channel::<Done>(unwritten_max);
     let jobs_taken = Mutex::new(jobs_taken);

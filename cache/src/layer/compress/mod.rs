@@ -7,9 +7,11 @@
 //! Equal input and equal [`Compression`] give equal bytes for any number of threads. The bytes also depend on the
 //! engine and the block size, so [`Compression::params`] names everything that matters, with a version.
 
+mod budget;
 mod deflate;
 #[cfg(feature = "isal")]
 mod fast;
+mod frame;
 mod gzip;
 #[cfg(feature = "isal")]
 mod literals;
@@ -58,11 +60,11 @@ pub const DEFAULT_GZIP: Compression = Compression::Gzip(Gzip::Level(4));
 pub const DEFAULT_ZSTD: Compression = Compression::Zstd { level: 3 };
 
 /// Raised whenever the same parameters give other bytes: another engine or release of it, another block size, or another
-/// rule for what is tried (2: codes for single bytes).
+/// rule for what is tried (gzip 2: codes for single bytes; zstd 2: jobs of 1 MiB, and small tables).
 #[cfg(feature = "isal")]
 const FAST_VERSION: u32 = 2;
 const GZIP_VERSION: u32 = 1;
-const ZSTD_VERSION: u32 = 1;
+const ZSTD_VERSION: u32 = 2;
 
 impl Compression {
     /// Names everything the bytes depend on: a key for «this layer compressed like that has this digest».
@@ -122,15 +124,26 @@ pub enum EncodeError<E: std::error::Error + 'static> {
     Compressor(#[source] io::Error),
 }
 
-/// Compresses what `source` writes into `sink`.
+/// Compresses what `source` writes into `sink`, with threads and memory of which there are so many for the whole process:
+/// it may wait for another encode to end. Neither of the two may encode, or wait for who does.
 ///
-/// `source` and `sink` run on the calling thread; `threads` (at least 1) are added for compression when above 1, one
-/// for hashing where nothing is compressed. For the DiffId alone there is [`hash_from`]. Memory stays below 4 MiB per thread.
+/// `source` and `sink` run on the calling thread. For the DiffId alone there is [`hash_from`].
 pub fn encode<E: std::error::Error + 'static>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     compression: Compression,
     sink: &mut dyn Write,
+) -> Result<Encoded, EncodeError<E>> {
+    let share = budget::share(compression.in_range());
+    encode_on(share.threads, source, compression, sink)
+}
+
+/// [`encode`] on so many threads (at least 1), besides the calling one when above 1, without asking whether they are free:
+/// to measure it, and to show that the bytes are the same. One is for hashing where nothing is compressed.
+pub fn encode_on<E: std::error::Error + 'static>(
     threads: usize,
+    source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    compression: Compression,
+    sink: &mut dyn Write,
 ) -> Result<Encoded, EncodeError<E>> {
     let mut sink = Sink { out: sink, digest: Sha256::new(), size: 0, error: None };
     let (diff_id, uncompressed) = match compression.in_range() {
@@ -143,7 +156,7 @@ pub fn encode<E: std::error::Error + 'static>(
             )
         }
         Compression::Gzip(engine) => gzip::encode(source, engine, &mut sink, threads.max(1)),
-        Compression::Zstd { level } => encode_zstd(source, level, &mut sink, threads.max(1)),
+        Compression::Zstd { level } => frame::encode(source, level, &mut sink, threads.max(1)),
     }
     .map_err(|failure| failure.at(&mut sink))?;
     Ok(Encoded { diff_id, digest: sink.digest.finish(), size: sink.size, uncompressed })
@@ -161,7 +174,7 @@ pub struct Hashed {
 }
 
 /// The DiffId of an archive of which `source` writes what comes after `marks`, and the marks of all of it. `source` tells
-/// the places of the new ones, as [`emit_from`](crate::layer::emit_from) does. Threads as for [`encode`].
+/// the places of the new ones, as [`emit_from`](crate::layer::emit_from) does. Threads as for [`encode_on`].
 pub fn hash_from<E: std::error::Error + 'static>(
     mut marks: Marks,
     source: impl FnOnce(&Start, &mut dyn Write) -> Result<Vec<TarPlace>, E>,
@@ -253,21 +266,6 @@ fn hash_source<E>(
     let mut tar = TarHash { to, hash: Sha256::new(), size: 0 };
     source(&mut tar).map_err(Failure::Source)?;
     Ok((DiffId(tar.hash.finish()), tar.size))
-}
-
-fn encode_zstd<E>(
-    source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-    level: i32,
-    sink: &mut Sink<'_>,
-    threads: usize,
-) -> Result<(DiffId, u64), Failure<E>> {
-    let mut encoder = zstd::stream::write::Encoder::new(sink, level).map_err(Failure::Compressor)?;
-    encoder.include_checksum(true).map_err(Failure::Compressor)?;
-    // Never 0 workers: output of the single-threaded mode differs from that of any number of workers.
-    encoder.multithread(threads.min(64) as u32).map_err(Failure::Compressor)?;
-    let sums = hash_source(source, &mut encoder)?;
-    encoder.finish().map_err(Failure::Compressor)?;
-    Ok(sums)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ fn sample(len: usize) -> Vec<u8> {
 fn encoded(bytes: &[u8], compression: Compression, threads: usize) -> (Encoded, Vec<u8>) {
     let mut blob = Vec::new();
     let source = |out: &mut dyn Write| bytes.chunks(70_001).try_for_each(|chunk| out.write_all(chunk));
-    let encoded = encode(source, compression, &mut blob, threads).unwrap();
+    let encoded = encode_on(threads, source, compression, &mut blob).unwrap();
     (encoded, blob)
 }
 
@@ -32,7 +32,8 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
     for len in [0, 1, 1000, gzip::BLOCK_BYTES, gzip::BLOCK_BYTES + 1, 5 * gzip::BLOCK_BYTES + 77] {
         let bytes = sample(len);
         let portable = [4, 9].map(|level| Compression::Gzip(Gzip::Level(level)));
-        for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD].into_iter().chain(portable) {
+        let large = Compression::Zstd { level: 9 };
+        for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD, large].into_iter().chain(portable) {
             let (one, blob) = encoded(&bytes, compression, 1);
             for threads in 2..=4 {
                 assert_eq!(
@@ -106,7 +107,7 @@ fn a_full_disk_is_the_sinks_failure_and_a_bad_source_is_the_sources() {
     let bytes = sample(8 * gzip::BLOCK_BYTES);
     for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD] {
         for threads in [1, 3] {
-            let full = encode(|out| out.write_all(&bytes), compression, &mut Full(1000), threads);
+            let full = encode_on(threads, |out| out.write_all(&bytes), compression, &mut Full(1000));
             assert!(
                 matches!(&full, Err(EncodeError::Sink(e)) if e.kind() == io::ErrorKind::StorageFull),
                 "{full:?}"
@@ -115,7 +116,7 @@ fn a_full_disk_is_the_sinks_failure_and_a_bad_source_is_the_sources() {
                 out.write_all(&bytes)?;
                 Err(io::Error::from(io::ErrorKind::InvalidData))
             };
-            let failed = encode(source, compression, &mut io::sink(), threads);
+            let failed = encode_on(threads, source, compression, &mut io::sink());
             assert!(matches!(&failed, Err(EncodeError::Source(e)) if e.kind() == io::ErrorKind::InvalidData));
         }
     }
@@ -130,7 +131,7 @@ fn parameters_name_the_level_in_effect() {
     assert_eq!(DEFAULT_GZIP.params(), "gzip/2/isa-l-2.31/level=2/x86_64/block=524288");
     #[cfg(not(feature = "isal"))]
     assert_eq!(DEFAULT_GZIP, Compression::Gzip(Gzip::Level(4)));
-    assert_eq!(DEFAULT_ZSTD.params(), "zstd/1/level=3/mt");
+    assert_eq!(DEFAULT_ZSTD.params(), "zstd/2/level=3/mt");
 }
 
 #[test]
