@@ -7,7 +7,7 @@
 //! | [`copy`] | COPY and ADD planned on trees, and reading their sources |
 //! | [`gc`] | giving space back |
 //! | [`store`] | the directory on disk: index, blobs, layers, leases, locks |
-//! | [`scratch`] | room for what is too much for memory |
+//! | [`scratch`], [`sorter`] | room for what is too much for memory |
 //!
 //! Knows nothing of Dockerfiles, processes or terminals.
 #![forbid(unsafe_code)]
@@ -18,6 +18,6 @@ pub mod gc;
 pub mod layer;
 pub mod path;
 pub mod scratch;
-mod sorter;
+pub mod sorter;
 pub mod store;
 pub mod tree;

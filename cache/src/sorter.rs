@@ -24,7 +24,7 @@ const HEAD_BYTES: usize = 4;
 
 /// Takes byte strings and gives them back in the order that `F` says, equal ones as they came. A few MiB are in memory, the
 /// rest in sorted runs in a scratch file, which are merged.
-pub(crate) struct Sorter<F> {
+pub struct Sorter<F> {
     compare: F,
     scratch: Scratch,
     bytes: Vec<u8>,
@@ -54,12 +54,12 @@ struct Runs {
 
 impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
     /// None so far.
-    pub(crate) fn new(scratch: Scratch, compare: F) -> Self {
+    pub fn new(scratch: Scratch, compare: F) -> Self {
         Self { compare, scratch, bytes: Vec::new(), records: Vec::new(), runs: Runs::default() }
     }
 
     /// Takes a record, given in parts that follow each other.
-    pub(crate) fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+    pub fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let held = self.bytes.len() + self.records.len() * size_of::<Place>();
         if !self.records.is_empty() && held + len > HELD_BYTES {
@@ -74,7 +74,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
     }
 
     /// All of them.
-    pub(crate) fn sorted(mut self) -> io::Result<Sorted<F>> {
+    pub fn sorted(mut self) -> io::Result<Sorted<F>> {
         if self.runs.ends.is_empty() {
             self.sort();
         } else {
@@ -112,7 +112,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
 }
 
 /// Writes a sorted run.
-pub(crate) struct RunWriter<'a> {
+pub struct RunWriter<'a> {
     file: &'a File,
     /// Where what was not written yet belongs.
     at: u64,
@@ -121,17 +121,17 @@ pub(crate) struct RunWriter<'a> {
 
 impl<'a> RunWriter<'a> {
     /// From a place of a file on.
-    pub(crate) fn new(file: &'a File, at: u64) -> Self {
+    pub fn new(file: &'a File, at: u64) -> Self {
         Self { file, at, out: Vec::new() }
     }
 
     /// Where the next record will be.
-    pub(crate) fn at(&self) -> u64 {
+    pub fn at(&self) -> u64 {
         self.at + self.out.len() as u64
     }
 
     /// Adds the next record.
-    pub(crate) fn record(&mut self, record: &[u8]) -> io::Result<()> {
+    pub fn record(&mut self, record: &[u8]) -> io::Result<()> {
         if !self.out.is_empty() && self.out.len() + HEAD_BYTES + record.len() > AHEAD_BYTES_MAX {
             self.write()?;
         }
@@ -142,7 +142,7 @@ impl<'a> RunWriter<'a> {
     }
 
     /// Where it ends.
-    pub(crate) fn finish(mut self) -> io::Result<u64> {
+    pub fn finish(mut self) -> io::Result<u64> {
         self.write()?;
         Ok(self.at)
     }
@@ -156,7 +156,7 @@ impl<'a> RunWriter<'a> {
 }
 
 /// What a [`Sorter`] gives back.
-pub(crate) struct Sorted<F> {
+pub struct Sorted<F> {
     compare: F,
     /// When there is but what was held, and which of it comes next.
     held: Vec<u8>,
@@ -173,7 +173,7 @@ pub(crate) struct Sorted<F> {
 
 impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
     /// Begins with the first record again.
-    pub(crate) fn rewind(&mut self) -> io::Result<()> {
+    pub fn rewind(&mut self) -> io::Result<()> {
         self.from = 0;
         self.given = None;
         self.runs.clear();
@@ -188,7 +188,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
     }
 
     /// The next record.
-    pub(crate) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.file.is_none() {
             let place = self.records.get(self.from);
             self.from += usize::from(place.is_some());
@@ -202,7 +202,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
     }
 
     /// Writes what is left to a file, from `at` on: to go on later in little memory.
-    pub(crate) fn write_rest(&mut self, file: &File, at: u64) -> io::Result<Run> {
+    pub fn write_rest(&mut self, file: &File, at: u64) -> io::Result<Run> {
         let mut run = RunWriter::new(file, at);
         while let Some(record) = self.next()? {
             run.record(record)?;
@@ -231,7 +231,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
 
 /// A sorted run in a file that is being read.
 #[derive(Default)]
-pub(crate) struct Run {
+pub struct Run {
     /// Its place among all: of equal records, that of an earlier run came earlier.
     order: usize,
     /// What was read ahead, where it goes on there, and the record at hand.
@@ -247,22 +247,22 @@ pub(crate) struct Run {
 
 impl Run {
     /// The records between two places of a file, to be read `ahead` bytes at once.
-    pub(crate) fn new(at: u64, end: u64, ahead: usize) -> Self {
+    pub fn new(at: u64, end: u64, ahead: usize) -> Self {
         Self { at, end, ahead, ..Self::default() }
     }
 
     /// The record that was last moved on to.
-    pub(crate) fn record(&self) -> &[u8] {
+    pub fn record(&self) -> &[u8] {
         &self.buffer[self.record.clone()]
     }
 
     /// Where in the file it ends.
-    pub(crate) fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.end
     }
 
     /// Moves on to the next record; false when there is none.
-    pub(crate) fn advance(&mut self, file: &File) -> io::Result<bool> {
+    pub fn advance(&mut self, file: &File) -> io::Result<bool> {
         if self.from == self.buffer.len() && self.at == self.end {
             return Ok(false);
         }

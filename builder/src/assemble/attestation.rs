@@ -10,12 +10,17 @@
 //! BuildKit's layout (its `docs/attestations/attestation-storage.md`), in the form of an OCI artifact unless
 //! `oci-artifact=false` asks for the older one, whose config looks like an image's.
 
-use rbuild_oci::{Digest, Platform, Reference, canonical_json, media_type};
-use serde::Serialize;
+use std::io;
+
+use rbuild_cache::scratch::Scratch;
+use rbuild_oci::{Digest, Platform, Reference, canonical_json, in_canonical_order, media_type};
+use serde::ser::SerializeStruct as _;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+use crate::assemble::file_blob::FileBlob;
 use crate::assemble::manifest::{LayerBlob, PackedImage};
-use crate::assemble::purl;
+use crate::assemble::{purl, sbom};
 
 /// What a statement says it is.
 pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
@@ -42,24 +47,88 @@ pub struct Predicate {
     /// What kind of thing is said, as a URI.
     pub kind: &'static str,
     /// What is said.
-    pub value: Value,
-    /// Where the blobs of layers go in it once they are known.
-    pub layers: Option<LayerPlaces>,
+    pub said: Said,
     /// Said beside images only.
     pub inline_only: bool,
     /// Name of the file it goes to beside exported files.
     pub file_name: String,
 }
 
-/// The fields of a statement, in this order.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Statement<S> {
-    #[serde(rename = "_type")]
-    declares: &'static str,
-    predicate_type: &'static str,
-    subject: S,
-    predicate: Value,
+/// The substance of a predicate.
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// A small document.
+    Value {
+        /// What it says.
+        value: Value,
+        /// Where the blobs of layers go in it once they are known.
+        layers: Option<LayerPlaces>,
+    },
+    /// A list of packages, which may be long.
+    Packages(sbom::Document),
+}
+
+/// In which order the keys of objects are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// As people want to read them.
+    AsSaid,
+    /// That of [`canonical_json`].
+    Sorted,
+}
+
+impl Keys {
+    /// The value with its keys in this order.
+    pub fn of(self, value: Value) -> Value {
+        match self {
+            Self::AsSaid => value,
+            Self::Sorted => in_canonical_order(value),
+        }
+    }
+}
+
+/// A statement with everything in it.
+struct Statement<'a, S> {
+    predicate: &'a Predicate,
+    subjects: S,
+    layers: &'a [LayerBlob],
+    keys: Keys,
+}
+
+impl<S: Serialize> Serialize for Statement<'_, S> {
+    fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
+        let mut statement = serializer.serialize_struct("Statement", 4)?;
+        let said = Substance { said: &self.predicate.said, layers: self.layers, keys: self.keys };
+        statement.serialize_field("_type", STATEMENT)?;
+        if self.keys == Keys::Sorted {
+            statement.serialize_field("predicate", &said)?;
+        }
+        statement.serialize_field("predicateType", self.predicate.kind)?;
+        statement.serialize_field("subject", &self.subjects)?;
+        if self.keys == Keys::AsSaid {
+            statement.serialize_field("predicate", &said)?;
+        }
+        statement.end()
+    }
+}
+
+/// What a statement says, with the layers of its image.
+struct Substance<'a> {
+    said: &'a Said,
+    layers: &'a [LayerBlob],
+    keys: Keys,
+}
+
+impl Serialize for Substance<'_> {
+    fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
+        match self.said {
+            Said::Value { value, layers } => {
+                let whole = with_layers(value.clone(), layers.as_ref(), self.layers);
+                self.keys.of(whole).serialize(serializer)
+            }
+            Said::Packages(document) => document.with_keys(self.keys, serializer),
+        }
+    }
 }
 
 /// Where a predicate lists the layers of the image.
@@ -81,14 +150,16 @@ pub struct Blob {
 }
 
 /// The attestations of one image, packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct AttestationManifest {
     /// The image manifest that they are about.
     pub subject: Digest,
     /// The manifest.
     pub manifest: Blob,
-    /// Its config and statements.
-    pub blobs: Vec<Blob>,
+    /// Its config.
+    pub config: Blob,
+    /// Its statements.
+    pub statements: Vec<FileBlob>,
 }
 
 impl Blob {
@@ -99,44 +170,51 @@ impl Blob {
 }
 
 impl Predicate {
-    /// The statement about `subjects`, a list of [`subject`]s.
-    pub fn statement<S: Serialize>(&self, subjects: S, layers: &[LayerBlob]) -> impl Serialize {
-        Statement {
-            declares: STATEMENT,
-            predicate_type: self.kind,
-            subject: subjects,
-            predicate: self.with_layers(layers),
-        }
+    /// The statement about `subjects`, a list of [`subject`]s whose keys are in this order, too.
+    pub fn statement<'a, S: Serialize>(
+        &'a self,
+        subjects: S,
+        layers: &'a [LayerBlob],
+        keys: Keys,
+    ) -> impl Serialize + use<'a, S> {
+        Statement { predicate: self, subjects, layers, keys }
     }
+}
 
-    fn with_layers(&self, layers: &[LayerBlob]) -> Value {
-        let mut value = self.value.clone();
-        let Some(places) = &self.layers else { return value };
-        let Some(map) = value.pointer_mut(places.at).and_then(Value::as_object_mut) else { return value };
-        for (key, layer) in places.keys.iter().zip(layers) {
-            let entry = map.entry(key.clone()).or_insert_with(|| json!([[]]));
-            if let Some(list) = entry.pointer_mut("/0").and_then(Value::as_array_mut) {
-                list.push(descriptor(&layer.media_type, layer.digest, layer.size));
-            }
+fn with_layers(mut value: Value, places: Option<&LayerPlaces>, layers: &[LayerBlob]) -> Value {
+    let Some(places) = places else { return value };
+    let Some(map) = value.pointer_mut(places.at).and_then(Value::as_object_mut) else { return value };
+    for (key, layer) in places.keys.iter().zip(layers) {
+        let entry = map.entry(key.clone()).or_insert_with(|| json!([[]]));
+        if let Some(list) = entry.pointer_mut("/0").and_then(Value::as_array_mut) {
+            list.push(descriptor(&layer.media_type, layer.digest, layer.size));
         }
-        value
     }
+    value
 }
 
 impl AttestationManifest {
     /// Packs what is said about `image`, which has these names.
-    pub fn of(image: &PackedImage, names: &[Reference], predicates: &[Predicate], form: Form) -> Self {
+    pub fn of(
+        image: &PackedImage,
+        names: &[Reference],
+        predicates: &[Predicate],
+        form: Form,
+        scratch: &Scratch,
+    ) -> io::Result<Self> {
         let platform = &image.image.config.platform;
         let mut subjects: Vec<Value> =
             names.iter().map(|name| subject(&purl::image(name, Some(platform)), image.digest)).collect();
         if subjects.is_empty() {
             subjects.push(subject("_", image.digest));
         }
+        let subjects = Keys::Sorted.of(subjects.into());
         let mut statements = Vec::with_capacity(predicates.len());
         let mut layers = Vec::with_capacity(predicates.len());
         for predicate in predicates {
-            let blob = Blob::new(canonical_json(&predicate.statement(&subjects, &image.layers)));
-            let mut layer = descriptor(IN_TOTO, blob.digest, blob.bytes.len() as u64);
+            let statement = predicate.statement(&subjects, &image.layers, Keys::Sorted);
+            let blob = FileBlob::write(scratch, |out| Ok(serde_json::to_writer(out, &statement)?))?;
+            let mut layer = descriptor(IN_TOTO, blob.digest, blob.size);
             layer["annotations"] = json!({ PREDICATE_TYPE: predicate.kind });
             layers.push(layer);
             statements.push(blob);
@@ -166,13 +244,7 @@ impl AttestationManifest {
             manifest["subject"] = descriptor(&image.media_type, image.digest, image.manifest.len() as u64);
         }
         let manifest = Blob::new(canonical_json(&manifest));
-        let blobs = std::iter::once(config).chain(statements).collect();
-        Self { subject: image.digest, manifest, blobs }
-    }
-
-    /// All that has to be where the index is, the manifest last.
-    pub fn all_blobs(&self) -> impl Iterator<Item = &Blob> {
-        self.blobs.iter().chain([&self.manifest])
+        Ok(Self { subject: image.digest, manifest, config, statements })
     }
 
     /// Its entry in an index.

@@ -1,6 +1,7 @@
 //! What exporters get: one image, or an index of an image for each platform.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use rbuild_cache::layer::Compression;
@@ -11,7 +12,7 @@ use crate::assemble::BuiltImage;
 use crate::assemble::attestation::{AttestationManifest, Form, Predicate};
 use crate::assemble::manifest::{PackedImage, Packing, pack};
 use crate::cli::{Annotation, AnnotationPlace};
-use crate::error::BuildError;
+use crate::error::{BuildError, StepFailure};
 use crate::ops::ExecEnv;
 
 /// Images packed for the outside, in the order their platforms were asked for; never empty.
@@ -100,9 +101,12 @@ impl ImageSet {
         };
         let descriptor_annotations = annotations_of(annotations, place, platform.as_ref());
         let said = set.images.iter().zip(predicates).filter(|(_, list)| !list.is_empty());
-        let attestations: Vec<_> = said
-            .map(|(image, list)| AttestationManifest::of(image, names, list, packing.attestation_form))
-            .collect();
+        let (form, scratch) = (packing.attestation_form, env.store.scratch());
+        let unkept = |source| StepFailure::Io { what: "write", path: "attestations".to_owned(), source };
+        let attestations = said
+            .map(|(image, list)| AttestationManifest::of(image, names, list, form, &scratch))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(unkept)?;
         let index =
             is_multi.then(|| Index::over(&set.images, &attestations, annotations, packing.docker_types));
         Ok(Self { index, attestations, descriptor_annotations, ..set })

@@ -5,6 +5,7 @@
 
 pub mod attestation;
 pub mod emit;
+pub mod file_blob;
 pub mod growing;
 pub mod index;
 pub mod manifest;

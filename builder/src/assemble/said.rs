@@ -6,12 +6,12 @@ use rbuild_frontend::graph::Target;
 use rbuild_oci::Reference;
 
 use crate::assemble::BuiltImage;
-use crate::assemble::attestation::Predicate;
+use crate::assemble::attestation::{Predicate, Said};
 use crate::assemble::provenance::Facts;
 use crate::assemble::sbom::{self, Subject};
 use crate::cli::{Attestations, SbomArg};
 use crate::context::ScannedContext;
-use crate::error::BuildError;
+use crate::error::{BuildError, StepFailure};
 use crate::ops::{ExecEnv, blocking};
 use crate::solve::Solved;
 use crate::timestamp::rfc3339;
@@ -80,15 +80,22 @@ async fn packages(
     arg: &SbomArg,
 ) -> Result<Predicate, BuildError> {
     let worker = Arc::clone(env);
-    let found = blocking(move || match searched {
-        Searched::State(solved) => sbom::scan(&solved.tree, &worker.store, &worker.stack_source(&solved)?),
-        Searched::Context(context) => sbom::scan(&context.tree, &*context.nodes, &context.files()?),
+    let found = blocking(move || {
+        let scratch = worker.store.scratch();
+        match searched {
+            Searched::State(solved) => {
+                sbom::scan(&solved.tree, &worker.store, &worker.stack_source(&solved)?, &scratch)
+            }
+            Searched::Context(context) => {
+                sbom::scan(&context.tree, &*context.nodes, &context.files()?, &scratch)
+            }
+        }
     })
     .await?;
+    let unkept = |source| StepFailure::Io { what: "list", path: "packages".to_owned(), source };
     Ok(Predicate {
         kind: sbom::PREDICATE_TYPE,
-        value: sbom::document(&found, &subject),
-        layers: None,
+        said: Said::Packages(sbom::Document::of(found, &subject).map_err(unkept)?),
         inline_only: arg.inline_only,
         file_name: format!("{file}.spdx.json"),
     })

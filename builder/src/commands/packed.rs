@@ -8,8 +8,9 @@ use rbuild_oci::{Document, ImageConfig, Reference, media_type};
 
 use super::ImageError;
 use crate::assemble::attestation::{
-    ATTESTATION, AttestationManifest, Blob, REFERENCE_DIGEST, REFERENCE_TYPE, STATEMENT_BYTES_MAX,
+    ATTESTATION, AttestationManifest, Blob, REFERENCE_DIGEST, REFERENCE_TYPE,
 };
+use crate::assemble::file_blob::FileBlob;
 use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage, pack};
 use crate::assemble::passing::remembered_as;
@@ -76,7 +77,7 @@ fn attestations(
         }
         let blob = |digest: &str| -> Result<Option<Blob>, BuildError> {
             let Ok(digest) = digest.parse() else { return Ok(None) };
-            let bytes = store.blob_bytes(&digest, STATEMENT_BYTES_MAX)?;
+            let bytes = store.blob_bytes(&digest, Document::BYTES_MAX as u64)?;
             Ok(bytes.map(|bytes| Blob { bytes, digest }))
         };
         let subject = annotation(REFERENCE_DIGEST).and_then(|digest| digest.parse().ok());
@@ -84,12 +85,14 @@ fn attestations(
             return Ok(None);
         };
         let Ok(Document::Manifest(parsed)) = Document::parse(&manifest.bytes, None) else { return Ok(None) };
-        let mut blobs = Vec::new();
-        for descriptor in std::iter::once(parsed.config()).chain(parsed.layers()) {
-            let Some(blob) = blob(descriptor.digest().as_ref())? else { return Ok(None) };
-            blobs.push(blob);
+        let Some(config) = blob(parsed.config().digest().as_ref())? else { return Ok(None) };
+        let mut statements = Vec::new();
+        for descriptor in parsed.layers() {
+            let Ok(digest) = descriptor.digest().as_ref().parse() else { return Ok(None) };
+            let Some(blob) = store.blob(&digest)? else { return Ok(None) };
+            statements.push(FileBlob::stored(digest, blob));
         }
-        found.push(AttestationManifest { subject, manifest, blobs });
+        found.push(AttestationManifest { subject, manifest, config, statements });
     }
     Ok(Some(found))
 }

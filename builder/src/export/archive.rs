@@ -113,6 +113,10 @@ pub fn write(store: &Store, images: &[SavedImage], out: impl Write, cancel: &Can
         let name = blob_name(digest);
         match part {
             Part::Bytes(bytes) => file(&mut tar, &name, bytes)?,
+            Part::File(blob) => {
+                let mut header = header(blob.size, tar::EntryType::Regular);
+                tar.append_data(&mut header, name, blob.reader())?;
+            }
             Part::Blob(size) => {
                 let body = Watched { inner: open_blob(store, digest)?.take(size), cancel };
                 let body = io::BufReader::with_capacity(COPY_BYTES, body);

@@ -6,9 +6,12 @@ use std::io;
 use rbuild_cache::store::Store;
 use rbuild_oci::Digest;
 
-/// A blob to write: bytes in memory, or a blob of the store with its length.
+use crate::assemble::file_blob::FileBlob;
+
+/// A blob to write: bytes in memory or in a file, or a blob of the store with its length.
 pub(super) enum Part<'a> {
     Bytes(&'a [u8]),
+    File(&'a FileBlob),
     Blob(u64),
 }
 

@@ -240,8 +240,8 @@ fn archive(
             }
             archive.add(&prefix, &image.listing, &*image.source, clamp)?;
             for (name, statement) in statements {
-                let (name, bytes) = (format!("{prefix}{name}"), &mut statement.bytes());
-                archive.add_file(&name, statement.size, bytes, clamp.unwrap_or(0))?;
+                let (name, blob) = (format!("{prefix}{name}"), &statement.blob);
+                archive.add_file(&name, blob.size, &mut blob.reader(), clamp.unwrap_or(0))?;
             }
         }
         archive.finish()
@@ -273,7 +273,7 @@ pub fn write_directory(
             }
             checkout.add(&prefix, &image.listing, &*image.source)?;
             for (name, statement) in statements {
-                checkout.add_file(&prefix.join(name.as_bytes()), &mut statement.bytes())?;
+                checkout.add_file(&prefix.join(name.as_bytes()), &mut statement.blob.reader())?;
             }
         }
         if mode == LocalMode::Delete {

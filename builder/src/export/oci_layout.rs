@@ -11,7 +11,6 @@ use rbuild_cache::store::Store;
 use rbuild_oci::{Digest, Reference, canonical_json, media_type};
 use serde_json::{Value, json};
 
-use crate::assemble::attestation::AttestationManifest;
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
@@ -83,8 +82,10 @@ fn parts(set: &ImageSet) -> Vec<(Digest, Part<'_>)> {
         parts.push((image.image.id, Part::Bytes(&image.image.config_bytes)));
         parts.push((image.digest, Part::Bytes(&image.manifest)));
     }
-    for blob in set.attestations.iter().flat_map(AttestationManifest::all_blobs) {
-        parts.push((blob.digest, Part::Bytes(&blob.bytes)));
+    for attestation in &set.attestations {
+        let known = [&attestation.config, &attestation.manifest];
+        parts.extend(known.map(|blob| (blob.digest, Part::Bytes(&blob.bytes))));
+        parts.extend(attestation.statements.iter().map(|blob| (blob.digest, Part::File(blob))));
     }
     let root = set.root();
     parts.push((root.digest, Part::Bytes(root.bytes)));
@@ -101,6 +102,10 @@ fn archive(store: &Store, set: &ImageSet, names: &[Reference], out: impl Write) 
         match part {
             Part::Bytes(bytes) => {
                 tar.append_data(&mut header(bytes.len() as u64, tar::EntryType::Regular), name, bytes)?;
+            }
+            Part::File(blob) => {
+                let mut header = header(blob.size, tar::EntryType::Regular);
+                tar.append_data(&mut header, name, blob.reader())?;
             }
             Part::Blob(size) => {
                 let file = open_blob(store, digest)?.take(size);
@@ -123,6 +128,7 @@ fn directory(store: &Store, set: &ImageSet, names: &[Reference], to: &Path) -> i
         let path = blobs.join(digest.hex());
         match part {
             Part::Bytes(bytes) => replace(&path, &mut &*bytes)?,
+            Part::File(blob) => replace(&path, &mut blob.reader())?,
             Part::Blob(size) if fs::metadata(&path).is_ok_and(|m| m.len() == size) => {}
             Part::Blob(size) => replace(&path, &mut open_blob(store, digest)?.take(size))?,
         }

@@ -13,6 +13,8 @@ use rbuild_oci::{Digest, Reference, media_type};
 use rbuild_registry::{BlobBody, BlobSource, BytesSource, Client, PushOutcome, RegistryError};
 use tokio::sync::OnceCell;
 
+use crate::assemble::attestation::Blob;
+use crate::assemble::file_blob::FileBlob;
 use crate::assemble::growing::{Along, Growing, read_at};
 use crate::assemble::index::ImageSet;
 use crate::assemble::manifest::LayerBlob;
@@ -192,9 +194,11 @@ impl Push {
             }
         }
         for attestation in &set.attestations {
-            for blob in &attestation.blobs {
-                let source = BytesSource(blob.bytes.clone().into());
-                self.client.push_blob(&name, blob.digest, blob.bytes.len() as u64, &source, |_| {}).await?;
+            let Blob { bytes, digest } = &attestation.config;
+            let source = BytesSource(bytes.clone().into());
+            self.client.push_blob(&name, *digest, bytes.len() as u64, &source, |_| {}).await?;
+            for blob in &attestation.statements {
+                self.client.push_blob(&name, blob.digest, blob.size, blob, |_| {}).await?;
             }
             let manifest = &attestation.manifest;
             let member = name.only_digest(manifest.digest);
@@ -327,14 +331,20 @@ impl OwnBlob {
 
 impl BlobSource for OwnBlob {
     fn open(&self) -> BoxFuture<'_, io::Result<BlobBody>> {
-        Box::pin(async move {
-            let (file, size) = (self.file().await?, self.layer.size);
-            let body = stream::try_unfold((file, 0), move |(file, at)| async move {
-                let piece = read_at(&file, at, READ_BYTES.min(size - at)).await?;
-                let end = at + piece.len() as u64;
-                Ok((!piece.is_empty()).then_some((piece, (file, end))))
-            });
-            Ok(Box::pin(body) as BlobBody)
-        })
+        Box::pin(async move { Ok(body(self.file().await?, self.layer.size)) })
     }
+}
+
+impl BlobSource for FileBlob {
+    fn open(&self) -> BoxFuture<'_, io::Result<BlobBody>> {
+        Box::pin(async move { Ok(body(Arc::clone(&self.file), self.size)) })
+    }
+}
+
+fn body(file: Arc<File>, size: u64) -> BlobBody {
+    Box::pin(stream::try_unfold((file, 0), move |(file, at)| async move {
+        let piece = read_at(&file, at, READ_BYTES.min(size - at)).await?;
+        let end = at + piece.len() as u64;
+        Ok((!piece.is_empty()).then_some((piece, (file, end))))
+    }))
 }

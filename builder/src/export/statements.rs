@@ -3,7 +3,7 @@
 //! There may be a million files: their digests and the statements are in scratch files.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 
 use rbuild_cache::copy::FileSource;
@@ -13,7 +13,8 @@ use rbuild_oci::{Digest, Sha256};
 use serde::ser::{Error as _, SerializeSeq as _};
 use serde::{Serialize, Serializer};
 
-use crate::assemble::attestation::{Predicate, subject};
+use crate::assemble::attestation::{Keys, Predicate, subject};
+use crate::assemble::file_blob::{FileBlob, Window};
 use crate::error::StepFailure;
 
 /// Bytes read from a file at once.
@@ -26,30 +27,8 @@ const DIGEST_BYTES: usize = 32;
 pub(super) struct FileStatement {
     /// Name of the file that it goes to.
     pub(super) name: String,
-    /// Length in bytes.
-    pub(super) size: u64,
-    file: File,
-}
-
-impl FileStatement {
-    /// Its bytes, from the first on.
-    pub(super) fn bytes(&self) -> impl Read {
-        Window { file: &self.file, at: 0 }
-    }
-}
-
-/// Reads a file that others read as well.
-struct Window<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for Window<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.file.read_at(buffer, self.at)?;
-        self.at += len as u64;
-        Ok(len)
-    }
+    /// What that file has.
+    pub(super) blob: FileBlob,
 }
 
 /// Writes what each of the predicates says about the files of a listing.
@@ -67,20 +46,12 @@ pub(super) fn about_files<'a>(
     predicates
         .map(|predicate| {
             let name = predicate.file_name.clone();
-            write(predicate, &subjects, scratch)
-                .map(|(file, size)| FileStatement { name: name.clone(), size, file })
+            let statement = predicate.statement(&subjects, &[], Keys::AsSaid);
+            FileBlob::write(scratch, |out| Ok(serde_json::to_writer_pretty(out, &statement)?))
+                .map(|blob| FileStatement { name: name.clone(), blob })
                 .map_err(|source| StepFailure::Io { what: "write", path: name, source })
         })
         .collect()
-}
-
-fn write(predicate: &Predicate, subjects: &Subjects<'_>, scratch: &Scratch) -> io::Result<(File, u64)> {
-    let mut out = BufWriter::with_capacity(READ_BYTES, scratch.file()?);
-    serde_json::to_writer_pretty(&mut out, &predicate.statement(subjects, &[]))?;
-    out.flush()?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let size = file.metadata()?.len();
-    Ok((file, size))
 }
 
 /// Every file of a listing with the digest of its bytes, as attestations name what they are about.
@@ -131,7 +102,7 @@ impl<'a> Subjects<'a> {
 
 impl Serialize for Subjects<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut digests = BufReader::new(Window { file: &self.digests, at: 0 });
+        let mut digests = BufReader::new(Window::of(&self.digests));
         let mut subjects = serializer.serialize_seq(None)?;
         for entry in self.listing {
             let entry = entry.map_err(S::Error::custom)?;
@@ -158,7 +129,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::assemble::attestation::STATEMENT;
+    use crate::assemble::attestation::{STATEMENT, Said};
 
     /// Every file has its path for bytes.
     struct Named(tempfile::TempDir);
@@ -190,8 +161,7 @@ mod tests {
         let scratch = Scratch::on(File::open(temp.path()).unwrap()).unwrap();
         let predicate = |file_name: &str| Predicate {
             kind: "https://example.com/kind",
-            value: json!({"b": 1, "a": [1, 2, {}]}),
-            layers: None,
+            said: Said::Value { value: json!({"b": 1, "a": [1, 2, {}]}), layers: None },
             inline_only: false,
             file_name: file_name.to_owned(),
         };
@@ -222,9 +192,9 @@ mod tests {
             // More than once, as each output does.
             for _ in 0..2 {
                 let mut text = String::new();
-                statement.bytes().read_to_string(&mut text).unwrap();
+                statement.blob.reader().read_to_string(&mut text).unwrap();
                 assert_eq!(text, expected);
-                assert_eq!(statement.size, expected.len() as u64);
+                assert_eq!(statement.blob.size, expected.len() as u64);
             }
         }
     }

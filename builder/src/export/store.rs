@@ -1,12 +1,14 @@
 //! Names an image in the local store.
 
+use std::io;
+
 use rbuild_cache::store::{AbsentLayers, ImageRecord, LayerId, Lease, ResolvedLayer, Store};
 use rbuild_oci::{Platform, Reference};
 
 use crate::assemble::BuiltImage;
-use crate::assemble::attestation::AttestationManifest;
+use crate::assemble::file_blob::FileBlob;
 use crate::assemble::index::ImageSet;
-use crate::error::BuildError;
+use crate::error::{BuildError, StepFailure};
 use crate::ops::download::RemoteLayer;
 use crate::resolve::BaseImage;
 use crate::timestamp;
@@ -84,12 +86,26 @@ pub fn tag(
     let own = images.iter().position(|image| image.config.platform.satisfies(host)).unwrap_or(0);
     let mut record = records.remove(own);
     record.others = records;
-    for blob in set.iter().flat_map(|set| &set.attestations).flat_map(AttestationManifest::all_blobs) {
-        store.put_blob(lease, &blob.bytes)?;
+    for attestation in set.iter().flat_map(|set| &set.attestations) {
+        store.put_blob(lease, &attestation.config.bytes)?;
+        attestation.statements.iter().try_for_each(|blob| put_file(store, lease, blob))?;
+        store.put_blob(lease, &attestation.manifest.bytes)?;
     }
     let index = set.and_then(|set| set.index.as_ref());
     record.index = index.map(|index| store.put_blob(lease, &index.bytes)).transpose()?;
     let names: Vec<String> = names.iter().map(|name| name.clone().with_default_tag().to_string()).collect();
     let records: Vec<_> = names.iter().map(|name| (name.as_str(), &record)).collect();
     Ok(store.put_images(&records)?)
+}
+
+/// Stores a blob that is in a file. Writes nothing when it is there.
+fn put_file(store: &Store, lease: &Lease, blob: &FileBlob) -> Result<(), BuildError> {
+    if store.blob(&blob.digest)?.is_some() {
+        return Ok(());
+    }
+    let unwritten = |source| StepFailure::Io { what: "store", path: blob.digest.to_string(), source };
+    let mut writer = store.ingest(lease)?;
+    io::copy(&mut blob.reader(), &mut writer).map_err(unwritten)?;
+    writer.commit(Some(blob.digest))?;
+    Ok(())
 }

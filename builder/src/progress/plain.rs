@@ -11,8 +11,10 @@
 //! One vertex has the floor at a time, so that parallel steps read as paragraphs and not as a shuffle. It keeps the
 //! floor while it speaks; another gets it when the speaker ends, falls silent, or has kept it waiting too long.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::io::Write;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 use rbuild_frontend::diagnostic::Diagnostic;
@@ -51,33 +53,51 @@ struct Vertex {
     /// Time of the first byte of the line each stream has begun.
     line_began: [Option<Instant>; 2],
     transfers: BTreeMap<String, Transfer>,
-    /// Lines not printed yet, and since when the first waits.
-    waiting: VecDeque<String>,
-    waiting_bytes: usize,
-    waiting_since: Option<Instant>,
+    waiting: Waiting,
     finished: bool,
     failed: bool,
 }
 
+/// Lines not printed yet.
+#[derive(Default)]
+struct Waiting {
+    /// One after the other, each with its end: nothing else is held of them.
+    text: String,
+    /// Since when the first waits.
+    since: Option<Instant>,
+}
+
+impl Waiting {
+    fn push(&mut self, now: Instant, line: fmt::Arguments<'_>) {
+        self.since.get_or_insert(now);
+        // A string takes everything.
+        let _ = writeln!(self.text, "{line}");
+    }
+
+    /// A line that a step wrote.
+    fn push_log(&mut self, now: Instant, when: Instant, began: Instant, line: &str) {
+        let seconds = when.saturating_duration_since(began).as_secs_f64();
+        self.push(now, format_args!("{seconds:.3} {line}"));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+}
+
 impl Vertex {
-    fn say(&mut self, now: Instant, text: String) {
-        self.waiting_bytes += text.len();
-        self.waiting_since.get_or_insert(now);
-        self.waiting.push_back(text);
+    fn say(&mut self, now: Instant, text: &str) {
+        self.waiting.push(now, format_args!("{text}"));
     }
 
     fn log(&mut self, at: Instant, stderr: bool, bytes: &[u8]) {
         let began = self.started.unwrap_or(at);
-        let mut lines = Vec::new();
         let splitter = if stderr { &mut self.stderr } else { &mut self.stdout };
-        splitter.push(bytes, |line| lines.push(line));
         let line_began = &mut self.line_began[usize::from(stderr)];
-        for line in lines {
+        splitter.push(bytes, |line| {
             let when = line_began.take().unwrap_or(at);
-            self.waiting_bytes += line.len();
-            self.waiting_since.get_or_insert(at);
-            self.waiting.push_back(log_line(when, began, &line));
-        }
+            self.waiting.push_log(at, when, began, &line);
+        });
         // Whether a line is under way shows in the next call: the first byte's time is then this one's at the latest.
         if !bytes.ends_with(b"\n") {
             line_began.get_or_insert(at);
@@ -89,16 +109,10 @@ impl Vertex {
         for (index, splitter) in [&mut self.stdout, &mut self.stderr].into_iter().enumerate() {
             if let Some(line) = splitter.finish() {
                 let when = self.line_began[index].take().unwrap_or(at);
-                self.waiting_bytes += line.len();
-                self.waiting_since.get_or_insert(at);
-                self.waiting.push_back(log_line(when, began, &line));
+                self.waiting.push_log(at, when, began, &line);
             }
         }
     }
-}
-
-fn log_line(when: Instant, began: Instant, line: &str) -> String {
-    format!("{:.3} {line}", when.saturating_duration_since(began).as_secs_f64())
 }
 
 impl<W: Write> Plain<W> {
@@ -132,14 +146,14 @@ impl<W: Write> Plain<W> {
         let waiting = self.vertices.iter().filter(|(id, vertex)| {
             !vertex.waiting.is_empty() && self.floor.is_none_or(|(speaker, _)| speaker != **id)
         });
-        let (id, vertex) = waiting.min_by_key(|(id, vertex)| (!vertex.failed, vertex.waiting_since, **id))?;
+        let (id, vertex) = waiting.min_by_key(|(id, vertex)| (!vertex.failed, vertex.waiting.since, **id))?;
         let Some((_, silent_since)) = self.floor else {
             return Some(*id);
         };
         let waited =
-            vertex.waiting_since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
+            vertex.waiting.since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
         let silent = self.now.saturating_duration_since(silent_since);
-        let urgent = vertex.failed || vertex.waiting_bytes > WAITING_BYTES || waited >= PATIENCE;
+        let urgent = vertex.failed || vertex.waiting.text.len() > WAITING_BYTES || waited >= PATIENCE;
         (urgent || silent >= SILENCE).then_some(*id)
     }
 
@@ -161,15 +175,13 @@ impl<W: Write> Plain<W> {
         if !vertex.waiting.is_empty() {
             self.floor = Some((id, self.now));
         }
-        for line in vertex.waiting.drain(..) {
+        for line in take(&mut vertex.waiting).text.split_terminator('\n') {
             if line.is_empty() {
                 self.output.line(&format!("#{id}"));
             } else {
                 self.output.line(&format!("#{id} {line}"));
             }
         }
-        vertex.waiting_bytes = 0;
-        vertex.waiting_since = None;
         if vertex.finished {
             // Nothing follows: late events of this number are dropped.
             self.vertices.remove(&id);
@@ -214,7 +226,7 @@ impl<W: Write> Plain<W> {
             vertex.failed = matches!(outcome, Outcome::Error(_));
             vertex.finished = true;
             for line in text.lines() {
-                vertex.say(now, line.to_owned());
+                vertex.say(now, line);
             }
         });
     }
@@ -246,7 +258,7 @@ impl<W: Write> Consumer for Plain<W> {
                 self.finished(id, at, &outcome);
             }
             BuildEvent::Note { id, text } => {
-                self.with(id, |vertex, now| vertex.say(now, clean_text(&text).into_owned()));
+                self.with(id, |vertex, now| vertex.say(now, &clean_text(&text)));
             }
             BuildEvent::Log { id, at, stream, bytes } => {
                 self.now = self.now.max(at);
@@ -256,7 +268,7 @@ impl<W: Write> Consumer for Plain<W> {
                 let transfer = Transfer { done_bytes, total_bytes, elapsed, finished };
                 self.with(id, |vertex, now| {
                     if transfer.worth_a_line(vertex.transfers.get(&item)) {
-                        vertex.say(now, format!("{} {}", clean_text(&item), transfer.words()));
+                        vertex.say(now, &format!("{} {}", clean_text(&item), transfer.words()));
                         if finished {
                             vertex.transfers.remove(&item);
                         } else {
@@ -267,7 +279,7 @@ impl<W: Write> Consumer for Plain<W> {
             }
             BuildEvent::Warning(diagnostic) => match self.definition {
                 Some(id) if self.vertices.get(&id).is_some_and(|vertex| !vertex.finished) => {
-                    self.with(id, |vertex, now| vertex.say(now, warning_words(&diagnostic)));
+                    self.with(id, |vertex, now| vertex.say(now, &warning_words(&diagnostic)));
                 }
                 // That vertex is done or never was: a paragraph of its own, as for a remark.
                 _ => self.remarks.push(warning_words(&diagnostic)),
@@ -306,7 +318,7 @@ impl<W: Write> Consumer for Plain<W> {
 impl<W: Write> Plain<W> {
     fn longest_waiting(&self) -> Option<VertexId> {
         let waiting = self.vertices.iter().filter(|(_, vertex)| !vertex.waiting.is_empty());
-        waiting.min_by_key(|(id, vertex)| (vertex.waiting_since, **id)).map(|(id, _)| *id)
+        waiting.min_by_key(|(id, vertex)| (vertex.waiting.since, **id)).map(|(id, _)| *id)
     }
 }
 

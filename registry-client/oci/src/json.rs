@@ -7,9 +7,15 @@ use serde_json::Value;
 ///
 /// Panics only when `value` cannot be represented as JSON (non-string map keys), which no type here can do.
 pub fn canonical_json<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut tree = serde_json::to_value(value).expect("image documents have string keys");
-    sort(&mut tree);
-    serde_json::to_vec(&tree).expect("a JSON value serialises")
+    let tree = serde_json::to_value(value).expect("image documents have string keys");
+    serde_json::to_vec(&in_canonical_order(tree)).expect("a JSON value serialises")
+}
+
+/// The value with object keys in the order that [`canonical_json`] writes them in: for a part of what is too large to be
+/// one value.
+pub fn in_canonical_order(mut value: Value) -> Value {
+    sort(&mut value);
+    value
 }
 
 fn sort(value: &mut Value) {

@@ -31,7 +31,7 @@ pub use document::{Descriptor, Document, DocumentError, Index, Manifest, Manifes
 pub use duration::parse_duration;
 pub use file_mode::{FileMode, FileModeError};
 pub use ids::{ChainId, DiffId};
-pub use json::canonical_json;
+pub use json::{canonical_json, in_canonical_order};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use size::parse_bytes;

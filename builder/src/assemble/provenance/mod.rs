@@ -27,7 +27,7 @@ use rbuild_oci::Platform;
 use serde_json::{Map, Value, json};
 
 use crate::assemble::BuiltImage;
-use crate::assemble::attestation::{LayerPlaces, Predicate};
+use crate::assemble::attestation::{LayerPlaces, Predicate, Said};
 use crate::cli::{
     BuildRequest, ContextArg, Detail, DockerfileArg, NamedContextArg, ProvenanceArg, Pull, SlsaVersion,
 };
@@ -80,6 +80,22 @@ pub struct Invocation {
 impl Facts<'_> {
     /// What is said about the image of `target`; `image` says how its layers come about, where that is known.
     pub fn predicate(&self, target: &Target, image: Option<&BuiltImage>, arg: &ProvenanceArg) -> Predicate {
+        let (value, layers) = self.value(target, image, arg);
+        Predicate {
+            kind: arg.version.predicate_type(),
+            said: Said::Value { value, layers },
+            inline_only: arg.inline_only,
+            file_name: arg.file_name.clone(),
+        }
+    }
+
+    /// What it says, and where the blobs of layers go in it.
+    fn value(
+        &self,
+        target: &Target,
+        image: Option<&BuiltImage>,
+        arg: &ProvenanceArg,
+    ) -> (Value, Option<LayerPlaces>) {
         let reachable = reachable(self.graph, target.node);
         let redaction = Redaction::of(&self.request.build_args);
         let is_full = arg.detail == Detail::Max;
@@ -110,9 +126,7 @@ impl Facts<'_> {
             SlsaVersion::V0_2 => parts.v0_2(self.invocation.as_ref()),
         };
         redaction.apply(&mut value);
-        let kind = arg.version.predicate_type();
-        let (inline_only, file_name) = (arg.inline_only, arg.file_name.clone());
-        Predicate { kind, value, layers, inline_only, file_name }
+        (value, layers)
     }
 
     /// What the metadata file says: the predicate for each target's platform. Buildx's variables say how much of it.
@@ -121,7 +135,7 @@ impl Facts<'_> {
         let asked = self.request.results.attestations.provenance.clone().unwrap_or_default();
         let arg = ProvenanceArg { detail, ..asked };
         let targets = self.graph.targets.iter();
-        targets.map(|t| (t.config.platform.clone(), self.predicate(t, None, &arg).value)).collect()
+        targets.map(|t| (t.config.platform.clone(), self.value(t, None, &arg).0)).collect()
     }
 
     /// Where the Dockerfile is from: the context when that was fetched, else only its name.

@@ -77,7 +77,7 @@ fn predicate_of(
         invocation,
     };
     let arg = request.results.attestations.provenance.clone().unwrap();
-    facts.predicate(&graph.targets[0], None, &arg).value
+    facts.value(&graph.targets[0], None, &arg).0
 }
 
 fn predicate(dockerfile: &str, line: &[&str]) -> Value {

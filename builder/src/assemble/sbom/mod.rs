@@ -1,35 +1,41 @@
 //! Packages of an image, found in the databases that package managers leave in its files, as an SPDX document.
 //!
 //! ```text
-//! tree ──walk──▶ paths of databases ──read──▶ dpkg · apk · node · python ──▶ Found ──▶ spdx
+//! tree ──walk──▶ paths of databases ──read──▶ dpkg · apk · node · python ──sorted──▶ Found ──▶ spdx
 //! ```
 //!
 //! Nothing is unpacked or executed: the tree says which paths there are, and only databases are read, from the layers.
 //! All of it is hostile: sizes and counts have limits, what is malformed is left out, and what was left out is said in the
-//! document. Not read: RPM databases, and packages that only a binary tells of (Go, Rust, jars).
+//! document. Packages pass one by one, from the databases into a scratch file and from there into each document. Not read: RPM databases, and packages that only a binary tells of (Go, Rust, jars).
 
 mod apk;
 mod dpkg;
+mod lines;
 mod node;
 mod os;
+mod packages;
 mod python;
 mod spdx;
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, BufReader, Read as _};
 
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::path::RelPath;
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::tree::{Kind, NodeStore, Tree, TreeError};
 
 use crate::error::StepFailure;
+use packages::{Collected, Packages};
 
-pub use spdx::{PREDICATE_TYPE, Subject, document};
+pub use spdx::{Document, PREDICATE_TYPE, Subject};
 
 /// Largest database read.
 const DATABASE_BYTES_MAX: u64 = 64 << 20;
 /// Largest description of a single package read.
 const DESCRIPTION_BYTES_MAX: u64 = 4 << 20;
+/// Bytes read at once.
+const READ_BYTES: usize = 64 << 10;
 /// Most packages listed.
 const PACKAGES_MAX: usize = 100_000;
 /// Longest name or version; no package manager has longer ones.
@@ -42,10 +48,14 @@ const REMARKS_MAX: usize = 20;
 /// Whose package it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ecosystem {
-    Deb,
+    Deb = 1,
     Apk,
     Npm,
     PyPi,
+}
+
+impl Ecosystem {
+    const ALL: [Self; 4] = [Self::Deb, Self::Apk, Self::Npm, Self::PyPi];
 }
 
 /// An installed package.
@@ -82,6 +92,34 @@ impl Package {
         }
     }
 
+    /// What it is sorted by, and kept as, after its ecosystem.
+    fn fields(&self) -> [&str; 8] {
+        [
+            &self.name,
+            &self.version,
+            &self.architecture,
+            &self.upstream,
+            &self.license,
+            &self.maintainer,
+            &self.homepage,
+            &self.found_in,
+        ]
+    }
+
+    /// The same, to be filled in.
+    fn fields_mut(&mut self) -> [&mut String; 8] {
+        [
+            &mut self.name,
+            &mut self.version,
+            &mut self.architecture,
+            &mut self.upstream,
+            &mut self.license,
+            &mut self.maintainer,
+            &mut self.homepage,
+            &mut self.found_in,
+        ]
+    }
+
     /// True when it can be listed.
     fn is_named(&self) -> bool {
         let is_sound = |text: &str| {
@@ -92,23 +130,12 @@ impl Package {
 }
 
 /// What is in an image.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Found {
-    /// Sorted, each once.
-    packages: Vec<Package>,
+    packages: Packages,
     system: os::System,
     /// What was seen and not read.
     remarks: Vec<String>,
-}
-
-impl Found {
-    fn remark(&mut self, text: String) {
-        match self.remarks.len() {
-            0..REMARKS_MAX => self.remarks.push(text),
-            REMARKS_MAX => self.remarks.push("more was left out".to_owned()),
-            _ => {}
-        }
-    }
 }
 
 /// What a path says about its file.
@@ -147,55 +174,89 @@ impl Role {
 }
 
 /// Finds the packages in a state.
-pub fn scan(tree: &Tree, nodes: &dyn NodeStore, files: &dyn FileSource) -> Result<Found, StepFailure> {
-    let mut found = Found::default();
-    let mut wanted = Vec::new();
+pub fn scan(
+    tree: &Tree,
+    nodes: &dyn NodeStore,
+    files: &dyn FileSource,
+    scratch: &Scratch,
+) -> Result<Found, StepFailure> {
+    let mut search =
+        Search { packages: Collected::new(scratch), system: os::System::default(), remarks: Vec::new() };
     for entry in tree.walk(nodes, &RelPath::root()).map_err(TreeError::from)? {
         let (path, entry) = entry?;
         if let (Kind::File { size, .. }, Some(role)) = (&entry.kind, Role::of(path.as_bytes())) {
-            wanted.push((path, role, *size));
+            search.file(&path, role, *size, files)?;
         }
     }
-    for (path, role, size) in wanted {
+    search.found().map_err(|source| StepFailure::Io { what: "sort", path: "packages".to_owned(), source })
+}
+
+/// What has been seen so far.
+struct Search {
+    packages: Collected,
+    system: os::System,
+    remarks: Vec<String>,
+}
+
+impl Search {
+    fn file(
+        &mut self,
+        path: &RelPath,
+        role: Role,
+        size: u64,
+        files: &dyn FileSource,
+    ) -> Result<(), StepFailure> {
         let shown = path.to_string();
         let bytes_max = match role {
             Role::Dpkg | Role::Apk => DATABASE_BYTES_MAX,
             Role::Node | Role::Python | Role::System => DESCRIPTION_BYTES_MAX,
             Role::Rpm => {
-                found.remark(format!("the RPM database /{shown} was not read"));
-                continue;
+                self.remark(format!("the RPM database /{shown} was not read"));
+                return Ok(());
             }
         };
         if size > bytes_max {
-            found.remark(format!("/{shown} was not read: it has more than {bytes_max} bytes"));
-            continue;
+            self.remark(format!("/{shown} was not read: it has more than {bytes_max} bytes"));
+            return Ok(());
         }
-        let mut bytes = Vec::new();
-        let failed = |source| StepFailure::Io { what: "read", path: shown.clone(), source };
-        File::from(files.open(&path)?).take(bytes_max).read_to_end(&mut bytes).map_err(failed)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let mut add = |package: Package| {
-            if found.packages.len() < PACKAGES_MAX {
-                found.packages.push(Package { found_in: shown.clone(), ..package });
-            }
+        let bytes = BufReader::with_capacity(READ_BYTES, File::from(files.open(path)?).take(bytes_max));
+        self.read(role, bytes, &shown).map_err(|source| StepFailure::Io { what: "read", path: shown, source })
+    }
+
+    fn read(&mut self, role: Role, bytes: impl io::BufRead, shown: &str) -> io::Result<()> {
+        let packages = &mut self.packages;
+        let mut add = |package: Package| match package.is_named() && packages.count < PACKAGES_MAX {
+            true => packages.add(&Package { found_in: shown.to_owned(), ..package }),
+            false => Ok(()),
         };
         match role {
-            Role::Dpkg => dpkg::packages(&text).for_each(&mut add),
-            Role::Apk => apk::packages(&text).for_each(&mut add),
-            Role::Node => node::package(&bytes).into_iter().for_each(&mut add),
-            Role::Python => python::package(&text).into_iter().for_each(&mut add),
+            Role::Dpkg => dpkg::packages(bytes, add),
+            Role::Apk => apk::packages(bytes, add),
+            Role::Node => node::package(bytes)?.map_or(Ok(()), add),
+            Role::Python => add(python::package(bytes)?),
             // `/etc/os-release` comes first and counts.
-            Role::System if found.system == os::System::default() => found.system = os::System::parse(&text),
-            Role::System | Role::Rpm => {}
+            Role::System if self.system == os::System::default() => {
+                self.system = os::System::read(bytes)?;
+                Ok(())
+            }
+            Role::System | Role::Rpm => Ok(()),
         }
     }
-    if found.packages.len() == PACKAGES_MAX {
-        found.remark(format!("only {PACKAGES_MAX} packages are listed"));
+
+    fn remark(&mut self, text: String) {
+        match self.remarks.len() {
+            0..REMARKS_MAX => self.remarks.push(text),
+            REMARKS_MAX => self.remarks.push("more was left out".to_owned()),
+            _ => {}
+        }
     }
-    found.packages.retain(Package::is_named);
-    found.packages.sort();
-    found.packages.dedup();
-    Ok(found)
+
+    fn found(mut self) -> io::Result<Found> {
+        if self.packages.count == PACKAGES_MAX {
+            self.remark(format!("only {PACKAGES_MAX} packages are listed"));
+        }
+        Ok(Found { packages: self.packages.sorted()?, system: self.system, remarks: self.remarks })
+    }
 }
 
 /// A value for people: without control characters, and no longer than anyone writes it.

@@ -1,5 +1,8 @@
 //! Which distribution an image is of (os-release(5)).
 
+use std::io::{self, BufRead};
+
+use super::lines::for_each_line;
 use super::text;
 
 /// A distribution.
@@ -12,18 +15,19 @@ pub(super) struct System {
 }
 
 impl System {
-    pub(super) fn parse(file: &str) -> Self {
+    pub(super) fn read(file: impl BufRead) -> io::Result<Self> {
         let mut system = Self::default();
-        for line in file.lines() {
-            let Some((key, value)) = line.trim().split_once('=') else { continue };
+        for_each_line(file, |line| {
+            let Some((key, value)) = line.trim().split_once('=') else { return Ok(true) };
             let value = text(value.trim_matches(['"', '\'']));
             match key {
                 "ID" => system.id = value.to_ascii_lowercase(),
                 "VERSION_ID" => system.version = value,
                 _ => {}
             }
-        }
-        system
+            Ok(true)
+        })?;
+        Ok(system)
     }
 
     /// `debian-12`, as package URLs have it.

@@ -1,15 +1,21 @@
 //! Packages of Python: the core metadata that installers keep (`METADATA`, `PKG-INFO`).
 
+use std::io::{self, BufRead};
+
+use super::lines::for_each_line;
 use super::{Ecosystem, Package, text};
 
-pub(super) fn package(metadata: &str) -> Option<Package> {
+pub(super) fn package(metadata: impl BufRead) -> io::Result<Package> {
     let mut package = Package::new(Ecosystem::PyPi);
-    // Headers end at the first empty line; the description comes after it.
-    for line in metadata.lines().take_while(|line| !line.is_empty()) {
-        if line.starts_with([' ', '\t']) {
-            continue;
+    for_each_line(metadata, |line| {
+        // Headers end at the first empty line; the description comes after it.
+        if matches!(line, "" | "\r") {
+            return Ok(false);
         }
-        let Some((field, value)) = line.split_once(':') else { continue };
+        if line.starts_with([' ', '\t']) {
+            return Ok(true);
+        }
+        let Some((field, value)) = line.split_once(':') else { return Ok(true) };
         match field {
             "Name" => package.name = text(value),
             "Version" => package.version = text(value),
@@ -19,6 +25,7 @@ pub(super) fn package(metadata: &str) -> Option<Package> {
             "Home-page" => package.homepage = text(value),
             _ => {}
         }
-    }
-    Some(package)
+        Ok(true)
+    })?;
+    Ok(package)
 }

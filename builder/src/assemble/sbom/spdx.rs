@@ -1,9 +1,16 @@
 //! The SPDX 2.3 document of what was found.
 
-use rbuild_oci::{Digest, canonical_json};
+use std::io;
+use std::sync::Arc;
+
+use rbuild_oci::Digest;
+use serde::ser::{Error as _, SerializeMap as _, SerializeSeq as _};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{Ecosystem, Found, Package};
+use crate::assemble::attestation::Keys;
+use crate::assemble::file_blob::hashed;
 use crate::assemble::purl::Purl;
 
 /// What the predicate is.
@@ -22,43 +29,106 @@ pub struct Subject<'a> {
     pub created: &'a str,
 }
 
-/// The document. Depends on nothing but what was found and on `subject`.
-pub fn document(found: &Found, subject: &Subject<'_>) -> Value {
-    let packages: Vec<Value> = found.packages.iter().map(|package| entry(package, found)).collect();
-    let contents = Digest::of(&canonical_json(&(subject.name, &packages)));
-    let mut listed = vec![json!({
-        "SPDXID": IMAGE_ID,
-        "name": subject.name,
-        "downloadLocation": NONE,
-        "filesAnalyzed": false,
-        "licenseConcluded": NONE,
-        "licenseDeclared": NONE,
-        "copyrightText": NONE,
-        "primaryPackagePurpose": if subject.is_image { "CONTAINER" } else { "SOURCE" },
-    })];
-    let mut relationships = vec![relationship("SPDXRef-DOCUMENT", "DESCRIBES", IMAGE_ID)];
-    for package in packages {
-        relationships.push(relationship(
-            IMAGE_ID,
-            "CONTAINS",
-            package["SPDXID"].as_str().unwrap_or_default(),
-        ));
-        listed.push(package);
+/// The document, which is never in memory as a whole. Depends on nothing but what was found and on its subject.
+#[derive(Debug, Clone)]
+pub struct Document {
+    found: Arc<Found>,
+    /// Says what is scanned.
+    image: Value,
+    created: String,
+    namespace: String,
+}
+
+impl Document {
+    /// Lists what was found.
+    pub fn of(found: Found, subject: &Subject<'_>) -> io::Result<Self> {
+        let image = json!({
+            "SPDXID": IMAGE_ID,
+            "name": subject.name,
+            "downloadLocation": NONE,
+            "filesAnalyzed": false,
+            "licenseConcluded": NONE,
+            "licenseDeclared": NONE,
+            "copyrightText": NONE,
+            "primaryPackagePurpose": if subject.is_image { "CONTAINER" } else { "SOURCE" },
+        });
+        let packages =
+            List { found: &found, first: None, each: &|package| Keys::Sorted.of(entry(package, &found)) };
+        let (contents, ..) =
+            hashed(io::sink(), |out| Ok(serde_json::to_writer(out, &(subject.name, packages))?))?;
+        let namespace = format!("https://spdx.org/spdxdocs/rbuild-{}", contents.hex());
+        let created = whole_seconds(subject.created);
+        Ok(Self { found: Arc::new(found), image, created, namespace })
     }
-    json!({
-        "spdxVersion": "SPDX-2.3",
-        "dataLicense": "CC0-1.0",
-        "SPDXID": "SPDXRef-DOCUMENT",
-        "name": subject.name,
-        "documentNamespace": format!("https://spdx.org/spdxdocs/rbuild-{}", contents.hex()),
-        "comment": comment(found),
-        "creationInfo": {
-            "created": whole_seconds(subject.created),
+
+    /// Serializes with the keys of all objects in an order.
+    pub fn with_keys<S: Serializer>(&self, keys: Keys, serializer: S) -> Result<S::Ok, S::Error> {
+        let found = &*self.found;
+        let first = |value: Value| Some(keys.of(value));
+        let packages =
+            List { found, first: first(self.image.clone()), each: &|package| keys.of(entry(package, found)) };
+        let contains = |package: &Package| {
+            keys.of(relationship(IMAGE_ID, "CONTAINS", &id(package, &purl(package, found))))
+        };
+        let relationships = List {
+            found,
+            first: first(relationship("SPDXRef-DOCUMENT", "DESCRIBES", IMAGE_ID)),
+            each: &contains,
+        };
+        let creation = json!({
+            "created": self.created,
             "creators": [concat!("Tool: rbuild-", env!("CARGO_PKG_VERSION"))],
-        },
-        "packages": listed,
-        "relationships": relationships,
-    })
+        });
+        let comment = comment(found);
+        let mut fields: [(&str, Field<'_>); 9] = [
+            ("spdxVersion", Field::Text("SPDX-2.3")),
+            ("dataLicense", Field::Text("CC0-1.0")),
+            ("SPDXID", Field::Text("SPDXRef-DOCUMENT")),
+            ("name", Field::Value(self.image["name"].clone())),
+            ("documentNamespace", Field::Text(&self.namespace)),
+            ("comment", Field::Text(&comment)),
+            ("creationInfo", Field::Value(keys.of(creation))),
+            ("packages", Field::List(packages)),
+            ("relationships", Field::List(relationships)),
+        ];
+        if keys == Keys::Sorted {
+            fields.sort_by_key(|(name, _)| *name);
+        }
+        let mut document = serializer.serialize_map(Some(fields.len()))?;
+        for (name, field) in &fields {
+            document.serialize_entry(name, field)?;
+        }
+        document.end()
+    }
+}
+
+/// A field of the document.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Field<'a> {
+    Text(&'a str),
+    Value(Value),
+    List(List<'a>),
+}
+
+/// What is said of each package, after what comes first.
+struct List<'a> {
+    found: &'a Found,
+    first: Option<Value>,
+    each: &'a dyn Fn(&Package) -> Value,
+}
+
+impl Serialize for List<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        if let Some(first) = &self.first {
+            list.serialize_element(first)?;
+        }
+        for package in self.found.packages.iter() {
+            list.serialize_element(&(self.each)(&package.map_err(S::Error::custom)?))?;
+        }
+        list.end()
+    }
 }
 
 fn comment(found: &Found) -> String {
@@ -86,11 +156,15 @@ fn relationship(from: &str, kind: &str, to: &str) -> Value {
     json!({"spdxElementId": from, "relationshipType": kind, "relatedSpdxElement": to})
 }
 
-fn entry(package: &Package, found: &Found) -> Value {
-    let purl = purl(package, found);
+fn id(package: &Package, purl: &str) -> String {
     let identity = Digest::of(format!("{purl}\0{}", package.found_in).as_bytes());
     let safe: String =
         package.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(64).collect();
+    format!("SPDXRef-Package-{safe}-{}", &identity.hex()[..16])
+}
+
+fn entry(package: &Package, found: &Found) -> Value {
+    let purl = purl(package, found);
     let source = match package.ecosystem {
         Ecosystem::Deb => "dpkg database",
         Ecosystem::Apk => "apk database",
@@ -99,7 +173,7 @@ fn entry(package: &Package, found: &Found) -> Value {
     };
     let or_none = |text: &str| if text.is_empty() { NONE.to_owned() } else { text.to_owned() };
     let mut entry = json!({
-        "SPDXID": format!("SPDXRef-Package-{safe}-{}", &identity.hex()[..16]),
+        "SPDXID": id(package, &purl),
         "name": package.name,
         "versionInfo": package.version,
         "supplier": supplier(&package.maintainer),

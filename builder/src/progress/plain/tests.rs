@@ -155,3 +155,18 @@ fn events_of_unknown_or_finished_vertices_change_nothing() {
     script.log(1, 1, b"late\n");
     assert_eq!(script.text(), "#1 x\n#1 DONE 0.0s\n\n");
 }
+
+#[test]
+fn empty_lines_take_room_as_well() {
+    let mut script = Script::new();
+    script.step(1, "one", 0);
+    script.step(2, "two", 0);
+    script.log(1, 1, b"speaks\n");
+    script.log(2, 1, &vec![b'\n'; 1000]);
+    assert!(!script.plain.vertices[&2].waiting.is_empty());
+    for _ in 0..WAITING_BYTES / 1000 {
+        script.log(2, 1, &vec![b'\n'; 1000]);
+    }
+    let waiting = &script.plain.vertices[&2].waiting;
+    assert!(waiting.is_empty() && waiting.text.capacity() <= 2 * WAITING_BYTES);
+}
