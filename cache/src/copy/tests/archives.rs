@@ -37,7 +37,7 @@ fn archives_keep_owners_and_modes() {
     assert_eq!(groups(&image.nodes, &image.tree.links), [[path("dest/bin/a"), path("dest/bin/b")]]);
     assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
     let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
-    assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(&origin));
+    assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(origin));
     let mut image = Image::scratch();
     let with_owner = CopyOptions { owner: Some((1, 2)), ..options("/") };
     add(&mut image, &entries[..3], &[], &with_owner).unwrap();
