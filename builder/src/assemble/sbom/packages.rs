@@ -12,9 +12,11 @@ use super::{Ecosystem, Package};
 /// Bytes read ahead of the file.
 const READ_BYTES: usize = 64 << 10;
 
+type Compare = fn(&[u8], &[u8]) -> Ordering;
+
 /// Brings packages into order.
 pub(super) struct Collected {
-    sorter: Sorter<fn(&[u8], &[u8]) -> Ordering>,
+    sorter: Sorter<Compare>,
     scratch: Scratch,
     /// How many there are.
     pub(super) count: usize,
