@@ -188,10 +188,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
     }
 
     /// The next record.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "what it gives is its own, and goes with the next call"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "the record is lent")]
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         if self.file.is_none() {
             let place = self.records.get(self.from);

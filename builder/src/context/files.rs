@@ -12,8 +12,8 @@ use crate::cli::DockerfileArg;
 use crate::context::remote::Pinned;
 use crate::error::BuildError;
 
-/// Largest Dockerfile or ignore file read.
-pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Largest Dockerfile or ignore file read: several times that is held of one while it is looked at.
+const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Names tried in a context when `-f` is not given.
 pub(crate) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
@@ -150,7 +150,8 @@ pub(super) fn bounded(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 64 MiB"));
+        let text = format!("larger than {} MiB", FILE_BYTES_MAX >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
     Ok(bytes)
 }
@@ -187,6 +188,20 @@ mod tests {
             panic!("found one")
         };
         assert_eq!(similar, ["Dockerfile.dev"]);
+    }
+
+    #[test]
+    fn too_large_a_dockerfile_is_refused_whole() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("Dockerfile");
+        fs::write(&path, "FROM scratch").expect("write");
+        let file = fs::OpenOptions::new().write(true).open(&path).expect("open");
+        for (size, is_read) in [(FILE_BYTES_MAX, true), (FILE_BYTES_MAX + 1, false)] {
+            file.set_len(size).expect("grow");
+            assert_eq!(read(&path).is_ok_and(|bytes| bytes.len() as u64 == size), is_read, "{size}");
+        }
+        let error = read(&path).expect_err("too large");
+        assert_eq!(error.to_string(), "larger than 8 MiB");
     }
 
     #[test]

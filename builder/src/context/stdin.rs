@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::ScannedContext;
 use super::epoch::newest;
-use super::files::{DEFAULT_NAMES, FILE_BYTES_MAX, FoundDockerfile};
+use super::files::{DEFAULT_NAMES, FoundDockerfile, bounded};
 use crate::cancel::Cancel;
 
 /// Bytes that are enough to tell whether they begin a tar: Zstandard inflates in blocks of up to 128 KiB.
@@ -139,12 +139,7 @@ pub fn only_dockerfile(
     if dockerfile.is_some() {
         return Err(StdinError::TwoDockerfiles);
     }
-    let mut bytes = Vec::new();
-    head.chain(rest).take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(StdinError::Read)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        let error = io::Error::new(io::ErrorKind::FileTooLarge, "a Dockerfile larger than 64 MiB");
-        return Err(StdinError::Read(error));
-    }
+    let bytes = bounded(&mut head.chain(rest)).map_err(StdinError::Read)?;
     Ok(FoundDockerfile { path: None, display: "stdin".to_owned(), bytes: bytes.into(), pinned: None })
 }
 
@@ -185,9 +180,8 @@ pub fn dockerfile_in(context: &ScannedContext, wanted: Option<&Path>) -> Result<
             Err(source) => return Err(StdinError::Resolve { path: name.clone(), source }),
         };
         let failed = |source| StdinError::Dockerfile { path: name.clone(), source };
-        let mut bytes = Vec::new();
-        let file = File::from(source()?.open(&found).map_err(failed)?);
-        file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(StdinError::Read)?;
+        let mut file = File::from(source()?.open(&found).map_err(failed)?);
+        let bytes = bounded(&mut file).map_err(StdinError::Read)?;
         let (display, bytes) = (name.clone(), bytes.into());
         return Ok(FoundDockerfile { path: None, display, bytes, pinned: None });
     }

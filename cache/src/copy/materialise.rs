@@ -27,7 +27,7 @@ use crate::tree::{ContentDigest, Meta};
 /// Files that one thread takes at once.
 const BATCH_ENTRIES: usize = 64;
 /// Entries that are gone through at once for the directories among them, backwards.
-const FINISHED_AT_ONCE: usize = if cfg!(test) { 3 } else { 4096 };
+const FINISHED_AT_ONCE: usize = if cfg!(test) { 3 } else { 1024 };
 /// Most threads that fill one layer; more only queue up in the filesystem's journal.
 const THREADS_MAX: usize = 8;
 
@@ -139,6 +139,7 @@ pub fn materialise(
     while end > 0 {
         let start = end.saturating_sub(FINISHED_AT_ONCE);
         let these = plan.diff.iter_from(start)?.take(end - start);
+        let these = these.filter(|entry| entry.as_ref().map_or(true, |entry| is_dir(&entry.change)));
         for entry in these.collect::<Result<Vec<_>, _>>()?.iter().rev() {
             if let Change::Dir { meta, opaque } = &entry.change {
                 filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;

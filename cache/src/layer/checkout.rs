@@ -142,33 +142,45 @@ impl<'a> Checkout<'a> {
 
     /// Removes everything in the directory that was not written.
     pub fn delete_others(&mut self) -> Result<(), CheckoutError> {
-        let mut open = vec![RelPath::root()];
-        while let Some(dir) = open.last().cloned() {
-            let (count, mut has_removed) = (open.len(), false);
-            let fd = self.dirs.dir(&dir).map_err(failed("open", &dir))?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", &dir))?;
-            for name in read_names(&listed).map_err(failed("list", &dir))? {
-                let path = dir.join(name.map_err(failed("list", &dir))?.as_bytes());
-                if !self.is_written(&path)? {
-                    remove_at(&fd, OsStr::from_bytes(path.name())).map_err(failed("remove", &path))?;
-                    has_removed = true;
-                    continue;
+        self.delete_others_in(&RelPath::root())?;
+        for path in self.written.clone() {
+            self.delete_others_in(&path)?;
+        }
+        for (prefix, listing) in self.listed.clone() {
+            for entry in listing {
+                let DiffEntry { path, change: Change::Dir { .. }, .. } = entry? else { continue };
+                let dir = below(&prefix, &path);
+                if !dir.is_root() {
+                    self.delete_others_in(&dir)?;
                 }
-                let stat = rustix::fs::statat(&fd, path.name(), AtFlags::SYMLINK_NOFOLLOW);
-                let kind = FileType::from_raw_mode(stat.map_err(failed("look at", &path))?.st_mode);
-                if kind == FileType::Directory {
-                    open.push(path);
-                }
-            }
-            // A file system may pass over names while others go: then it is read again.
-            if has_removed {
-                open.truncate(count);
-            } else {
-                open.remove(count - 1);
             }
         }
         Ok(())
+    }
+
+    /// The same directly in something that was written, if it is a directory.
+    fn delete_others_in(&mut self, dir: &RelPath) -> Result<(), CheckoutError> {
+        let fd = match self.dirs.dir(dir) {
+            // A later state has something else in its place.
+            Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => return Ok(()),
+            fd => fd.map_err(failed("open", dir))?,
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        loop {
+            let mut has_removed = false;
+            let listed = rustix::fs::openat(&fd, ".", flags, Mode::empty()).map_err(failed("open", dir))?;
+            for name in read_names(&listed).map_err(failed("list", dir))? {
+                let path = dir.join(name.map_err(failed("list", dir))?.as_bytes());
+                if !self.is_written(&path)? {
+                    remove_at(&fd, OsStr::from_bytes(path.name())).map_err(failed("remove", &path))?;
+                    has_removed = true;
+                }
+            }
+            // A file system may pass over names while others go: then it is read again.
+            if !has_removed {
+                return Ok(());
+            }
+        }
     }
 
     fn is_written(&self, path: &RelPath) -> Result<bool, CheckoutError> {

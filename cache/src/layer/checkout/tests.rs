@@ -203,3 +203,24 @@ fn directories_are_finished_after_what_is_in_them() {
         }
     }
 }
+
+#[test]
+fn a_file_in_place_of_a_directory_keeps_nothing_below_it() {
+    let (temp, source, to) = world(&[("d/e/f", "f"), ("g/h", "h")]);
+    let first = listing(&[
+        ("", dir(0o755)),
+        ("d", dir(0o755)),
+        ("d/e", dir(0o755)),
+        ("d/e/f", file(0o644, "f")),
+        ("g", dir(0o755)),
+        ("g/h", file(0o644, "h")),
+    ]);
+    fs::create_dir_all(temp.path().join("to/g/old/older")).unwrap();
+    fs::write(temp.path().join("to/g/old/older/f"), "").unwrap();
+    let mut checkout = Checkout::new(to.as_fd(), None);
+    checkout.add(&RelPath::root(), &first, &source).unwrap();
+    checkout.add_file(&path("d"), &mut &b"in its place"[..]).unwrap();
+    checkout.delete_others().unwrap();
+    assert_eq!(fs::read_to_string(temp.path().join("to/d")).unwrap(), "in its place");
+    assert_eq!(fs::read_dir(temp.path().join("to/g")).unwrap().count(), 1, "h");
+}

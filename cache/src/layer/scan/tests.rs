@@ -414,6 +414,18 @@ fn long_paths_make_a_batch_smaller() {
 }
 
 #[test]
+fn long_targets_make_a_batch_smaller() {
+    let upper = Upper::new();
+    let target = "t".repeat(4000);
+    for link in 0..1500 {
+        std::os::unix::fs::symlink(&target, upper.path(&link.to_string())).unwrap();
+    }
+    let (all, waiting_max) = walked(&upper, walk::AT_ONCE);
+    assert_eq!(all, 1 + 1500);
+    assert!(waiting_max * target.len() < 5 << 20, "{waiting_max}");
+}
+
+#[test]
 fn directories_with_many_names_are_walked_in_order_and_come_back_to() {
     let upper = Upper::new();
     let mut expected = Vec::new();

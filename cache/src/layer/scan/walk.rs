@@ -22,11 +22,12 @@ const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
 const HOLD_NAMES: &str = "take down what is in";
 
-/// Things gathered before their files are read: enough for two threads, little enough to be in memory.
-pub(super) const AT_ONCE: usize = 8192;
+/// Things gathered before their files are read: enough for two threads, little enough to be in memory
+/// whatever xattrs the files turn out to have.
+pub(super) const AT_ONCE: usize = 2048;
 
-/// Bytes of their paths.
-const PATH_BYTES_AT_ONCE: u64 = 4 << 20;
+/// Bytes that are known of them before that.
+const BYTES_AT_ONCE: usize = 4 << 20;
 
 /// One thing in the upper directory, and what the parent has there.
 pub(super) struct Found {
@@ -38,6 +39,28 @@ pub(super) struct Found {
     pub(super) what: What,
     /// In a box: most of what a step makes is new.
     pub(super) parent: Option<Box<ParentEntry>>,
+}
+
+impl Found {
+    /// Bytes that it takes beside itself.
+    fn held_bytes(&self) -> usize {
+        let target = match &self.what {
+            What::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let below = self.parent.as_ref().map_or(0, |parent| {
+            let target = match &parent.entry.kind {
+                Kind::Symlink(target) => target.len(),
+                _ => 0,
+            };
+            target + xattr_bytes(&parent.entry.meta)
+        });
+        self.path.as_bytes().len() + target + xattr_bytes(&self.meta) + below
+    }
+}
+
+fn xattr_bytes(meta: &Meta) -> usize {
+    meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 pub(super) enum What {
@@ -128,10 +151,10 @@ impl<'a> Walker<'a> {
         self.visit(RelPath::root(), FileType::Directory, true, None)
     }
 
-    /// Adds what comes next until there are `at_once`, or all their paths are long: none when nothing is left.
+    /// Adds what comes next until there are `at_once`, or they are large: none when nothing is left.
     pub(super) fn fill(&mut self, batch: &mut Vec<Found>, at_once: usize) -> Result<(), ScanError> {
-        let listing_bytes_max = self.listing_bytes + PATH_BYTES_AT_ONCE;
-        while batch.len() < at_once && self.listing_bytes < listing_bytes_max {
+        let mut held_bytes = 0;
+        while batch.len() < at_once && held_bytes < BYTES_AT_ONCE {
             let Some(frame) = self.stack.last_mut() else { break };
             let next = frame.names.next(&self.aside).map_err(io_error("go through", &frame.path))?;
             let Some((name, listed)) = next else {
@@ -142,7 +165,9 @@ impl<'a> Walker<'a> {
             };
             let path = frame.path.join(name);
             let (is_merged, group) = (frame.is_merged, frame.group);
-            batch.push(self.visit(path, listed, is_merged, group)?);
+            let found = self.visit(path, listed, is_merged, group)?;
+            held_bytes += found.held_bytes();
+            batch.push(found);
         }
         Ok(())
     }
