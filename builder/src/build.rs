@@ -132,7 +132,7 @@ pub async fn build(
         ));
     }
     remark_on_network(&graph, &plan, &env);
-    crate::ops::run::prepare(&env, plan.needed.iter().map(|node| &graph.dag[*node].op));
+    ops::run::prepare(&env, plan.needed.iter().map(|node| &graph.dag[*node].op));
     // Where everything is cached the push itself says as soon what a question beforehand would.
     let executes = plan.needed.iter().any(|node| matches!(graph.dag[*node].op, Op::Run(_) | Op::Copy(_)));
     if executes {

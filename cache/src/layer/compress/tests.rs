@@ -33,7 +33,8 @@ fn every_form_decodes_and_is_the_same_for_any_number_of_threads() {
         let bytes = sample(len);
         let portable = [4, 9].map(|level| Compression::Gzip(Gzip::Level(level)));
         let large = Compression::Zstd { level: 9 };
-        for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD, large].into_iter().chain(portable) {
+        for compression in [Compression::None, DEFAULT_GZIP, DEFAULT_ZSTD, large].into_iter().chain(portable)
+        {
             let (one, blob) = encoded(&bytes, compression, 1);
             for threads in 2..=4 {
                 assert_eq!(
