@@ -1,14 +1,13 @@
 //! Unpacked archives merged into the image, as `tar -x` over existing content does (dockerfile reference 3.10).
 
-use std::collections::HashMap;
-
 use super::origins::Rule;
+use super::places::{Place, Places};
 use super::plan::{Archive, Planner};
-use super::view::{FirstName, NewDirs, Planned, leads_to};
+use super::view::{FirstName, NewDirs, Planned};
 use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Meta, below, strip};
+use crate::tree::{EMPTY_NODE, Entry, Kind, Meta};
 
 impl Planner<'_> {
     /// Merges one archive under the destination, which is a directory whatever its spelling.
@@ -26,21 +25,21 @@ impl Planner<'_> {
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
         let rule = self.unpacked(index, RelPath::root(), top.clone());
-        let mut places = Places::of_top(Place { path: top, rule });
+        let mut places = Places::of_top(Place { path: top, rule }, self.scratch)?;
         let item = self.view.new_item();
-        for listed in archive.diff {
-            let DiffEntry { path, change, mtime } = listed?;
+        for listed in archive.implied.among(archive.diff) {
+            let (DiffEntry { path, change, mtime }, is_implied) = listed?;
             let Some(Place { path: dest, rule }) = places.next(&path)? else { continue };
             let mut first = None;
             let mut entry = match change {
                 Change::Whiteout => return Err(CopyError::Whiteout { path }),
-                Change::Dir { .. } if archive.implied.binary_search(&path).is_ok() => {
+                Change::Dir { .. } if is_implied => {
                     let real = self.implied_dir(&dest)?;
                     if real == dest {
                         places.enter(path, Place { path: real, rule });
                     } else {
                         let rule = self.unpacked(index, path.clone(), real.clone());
-                        places.enter_elsewhere(path, Place { path: real, rule });
+                        places.enter_elsewhere(path, Place { path: real, rule })?;
                     }
                     continue;
                 }
@@ -55,7 +54,7 @@ impl Planner<'_> {
                     let Some(Change::File { meta, size, content }) = earlier.map(|file| file.change) else {
                         return Err(CopyError::LinkTarget { path, target });
                     };
-                    let Place { path, rule } = places.of(&target);
+                    let Place { path, rule } = places.of(&target)?;
                     first = Some(Box::new(FirstName { path, rule }));
                     // Should the first name be overwritten, this one has the bytes: it was unpacked too.
                     Entry { meta, kind: Kind::File { size, content } }
@@ -114,63 +113,5 @@ impl Planner<'_> {
         if let Some(owner) = self.options.owner {
             (meta.uid, meta.gid) = owner;
         }
-    }
-}
-
-/// Where in the layer something of an archive is, and the rule for where its bytes are.
-#[derive(Clone)]
-struct Place {
-    path: RelPath,
-    rule: Rule,
-}
-
-/// The places of what an archive has, path by path.
-struct Places {
-    top: Place,
-    /// Those of directories that are not where their parent's place would have them, but elsewhere behind a symlink of the image.
-    elsewhere: HashMap<RelPath, Place>,
-    /// The directories that lead to the last path, by their paths in the archive.
-    above: Vec<(RelPath, Place)>,
-}
-
-impl Places {
-    fn of_top(top: Place) -> Self {
-        Self { top: top.clone(), elsewhere: HashMap::new(), above: vec![(RelPath::root(), top)] }
-    }
-
-    /// Where the next path of the archive goes, if nothing is in its place behind a symlink; `None` for the root.
-    fn next(&mut self, path: &RelPath) -> Result<Option<Place>, CopyError> {
-        if path.is_root() {
-            return Ok(None);
-        }
-        while self.above.last().is_some_and(|(dir, _)| !leads_to(dir, path)) {
-            self.above.pop();
-        }
-        match self.above.last() {
-            Some((dir, Place { path: real, rule })) if path.is_in(dir) => {
-                Ok(Some(Place { path: real.join(path.name()), rule: *rule }))
-            }
-            _ => Err(CopyError::NotDirectory { path: path.clone() }),
-        }
-    }
-
-    /// The last path is a directory.
-    fn enter(&mut self, path: RelPath, place: Place) {
-        self.above.push((path, place));
-    }
-
-    /// The last path is a directory that is not where its parent's place would have it.
-    fn enter_elsewhere(&mut self, path: RelPath, place: Place) {
-        self.elsewhere.insert(path.clone(), place.clone());
-        self.enter(path, place);
-    }
-
-    /// Where an earlier path went.
-    fn of(&self, path: &RelPath) -> Place {
-        let mut above = std::iter::successors(path.parent(), RelPath::parent);
-        let found = above.find_map(|dir| self.elsewhere.get_key_value(&dir));
-        let moved = found.and_then(|(dir, place)| Some((strip(path, dir)?, place)));
-        let (rel, Place { path: real, rule }) = moved.unwrap_or((path.clone(), &self.top));
-        Place { path: below(real, &rel), rule: *rule }
     }
 }

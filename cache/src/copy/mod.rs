@@ -12,7 +12,7 @@
 //! | module | for |
 //! |---|---|
 //! | `plan`, `contents` | COPY and ADD, what they take out of a directory |
-//! | `archive` | unpacked archives merged into the image |
+//! | `archive`, `places` | unpacked archives merged into the image, behind its symlinks |
 //! | `workdir` | WORKDIR |
 //! | `view`, `pending` | the parent tree with what is planned so far, most of it in a file when it is much |
 //! | `finished` | what was planned as a layer |
@@ -29,6 +29,7 @@ mod materialise;
 mod origins;
 mod pack;
 mod pending;
+mod places;
 mod plan;
 mod source;
 mod stack;

@@ -5,7 +5,7 @@ use rbuild_oci::FileMode;
 use super::contents::{Contents, sourced};
 use super::view::{NewDirs, Planned, View};
 use super::{CopyError, CopyPlan, FileSource, Moved, Origin};
-use crate::layer::{LayerDiff, Mtime};
+use crate::layer::{ImpliedDirs, LayerDiff, Mtime};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::select::Selected;
@@ -47,8 +47,8 @@ pub enum CopyItem<'a> {
 pub struct Archive<'a> {
     /// All it holds, sorted.
     pub diff: &'a LayerDiff,
-    /// Directories that the archive only implies by what is in them, sorted. They do not change existing ones.
-    pub implied: &'a [RelPath],
+    /// Which of it are directories that the archive only implies by what is in them. They do not change existing ones.
+    pub implied: &'a ImpliedDirs,
 }
 
 /// Plans one instruction. Each of `items` is asked for when those before it are planned.
@@ -91,7 +91,7 @@ pub(super) struct Planner<'a> {
     nodes: &'a dyn NodeStore,
     pub(super) view: View<'a>,
     source: Option<&'a dyn FileSource>,
-    scratch: &'a Scratch,
+    pub(super) scratch: &'a Scratch,
     pub(super) options: &'a CopyOptions,
 }
 

@@ -60,5 +60,5 @@ pub use scan::{
     verify_layer,
 };
 pub use tar::TarError;
-pub use unpack::{UnpackError, Unpacked, fix_implied, unpack};
+pub use unpack::{ImpliedDirs, UnpackError, Unpacked, fix_implied, unpack};
 pub use xattrs::kept_xattrs;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::layer::ImpliedDirs;
 use crate::scratch::Scratch;
 use crate::tree::testing::{diff, dir, file, file_with, groups, link, owned};
 
@@ -9,7 +10,7 @@ fn add(
     options: &CopyOptions,
 ) -> Result<(), CopyError> {
     let archive = diff(entries);
-    let implied: Vec<RelPath> = implied.iter().map(|at| path(at)).collect();
+    let implied = ImpliedDirs::of(&archive, |at| implied.contains(&&*at.to_string()));
     let items = [CopyItem::Archive(Archive { diff: &archive, implied: &implied })];
     let plan = plan(&image.nodes, &image.tree, &FakeTimes(100), None, &items, options, &Scratch::for_test())?;
     image.apply(plan);
@@ -62,7 +63,8 @@ fn a_directory_replaced_twice_is_opaque() {
     let nodes = MemoryNodeStore::default();
     let mut image = Image::with(&[("a", dir(0o755)), ("a/old", file("old"))]);
     let (first, second) = (diff(&[("a", file("A"))]), diff(&[("a", dir(0o700)), ("a/new", file("n"))]));
-    let items = [&first, &second].map(|diff| CopyItem::Archive(Archive { diff, implied: &[] }));
+    let none = ImpliedDirs::default();
+    let items = [&first, &second].map(|diff| CopyItem::Archive(Archive { diff, implied: &none }));
     let plan =
         plan(&image.nodes, &image.tree, &FakeTimes(1), None, &items, &options("/"), &Scratch::for_test())
             .unwrap();
@@ -82,6 +84,40 @@ fn implied_directories_go_through_links_and_change_nothing() {
     let mut image = Image::with(&base);
     add(&mut image, &entries, &[], &options("/")).unwrap();
     image.check(&["d 755 0:0 lib", "f 644 0:0 lib/x 1", "d 711 0:0 usr", "d 711 0:0 usr/lib"]);
+}
+
+#[test]
+fn links_to_files_in_many_implied_directories_lead_to_where_the_image_has_these() {
+    let (mut base, mut entries, mut implied) =
+        (vec![("real".to_owned(), dir(0o711))], Vec::new(), Vec::new());
+    let mut expected = Vec::new();
+    for at in 0..300 {
+        let (real, dirs) = (format!("real/d{at:03}"), [format!("l{at:03}"), format!("l{at:03}/in")]);
+        // In every other one the directory in it is elsewhere again.
+        let (inner, place) = match at % 2 {
+            0 => (dir(0o711), format!("{real}/in/f{at:03}")),
+            _ => (link("/real"), format!("real/f{at:03}")),
+        };
+        base.extend([(dirs[0].clone(), link(&real)), (format!("{real}/in"), inner), (real, dir(0o711))]);
+        let (first, other) = (format!("l{at:03}/in/f{at:03}"), format!("z{at:03}"));
+        expected.push((path(&place), path(&first), vec![path(&place), path(&other)]));
+        entries.extend(dirs.iter().map(|at| (at.clone(), dir(0o755))));
+        entries.extend([(other, Change::Hardlink { target: path(&first) }), (first, file("f"))]);
+        implied.extend(dirs);
+    }
+    let sorted = |entries: &mut Vec<(String, Change)>| entries.sort_by_key(|(at, _)| path(at));
+    [&mut base, &mut entries].map(sorted);
+    let [base, entries] = [&base, &entries].map(|entries| -> Vec<(&str, Change)> {
+        entries.iter().map(|(at, change)| (&**at, change.clone())).collect()
+    });
+    let implied: Vec<&str> = implied.iter().map(String::as_str).collect();
+    let mut image = Image::with(&base);
+    add(&mut image, &entries, &implied, &options("/")).unwrap();
+    expected.sort();
+    let names: Vec<_> = expected.iter().map(|(.., names)| names.clone()).collect();
+    assert_eq!(groups(&image.nodes, &image.tree.links), names);
+    let from: Vec<_> = expected.into_iter().map(|(place, first, _)| (place, first)).collect();
+    assert_eq!(image.files(), from);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::*;
-use crate::layer::{DiffEntry, LayerDiff, OverlayForm, Owners};
+use crate::layer::{DiffEntry, ImpliedDirs, LayerDiff, OverlayForm, Owners};
 use crate::scratch::Scratch;
 use crate::tree::testing::{dir, file, file_with, link, meta};
 use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
@@ -234,7 +234,8 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     let one = file_with(Meta { mode: 0o6755, uid, gid, ..Meta::default() }, "1");
     let listing =
         crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
-    let items = [CopyItem::Archive(Archive { diff: &listing, implied: &[] })];
+    let none = ImpliedDirs::default();
+    let items = [CopyItem::Archive(Archive { diff: &listing, implied: &none })];
     let options = CopyOptions { owner: Some((uid, gid)), ..options("/d") };
     let stack = StackSource::new(Vec::new());
     let plan = plan(
@@ -269,8 +270,9 @@ fn a_link_of_an_archive_has_its_bytes_when_its_first_name_is_overwritten() {
     let one = file_with(meta(0o644), "1");
     let archive =
         crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
+    let none = ImpliedDirs::default();
     let items = [
-        CopyItem::Archive(Archive { diff: &archive, implied: &[] }),
+        CopyItem::Archive(Archive { diff: &archive, implied: &none }),
         CopyItem::Inline { name: b"one".to_vec(), content: b"inline".to_vec() },
     ];
     let options = CopyOptions { owner: Some(ourselves()), ..options("/d/") };

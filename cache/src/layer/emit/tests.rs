@@ -124,7 +124,7 @@ proptest! {
         let again = emitted(&temp, &first.diff, None).unwrap();
         let (temp, second) = unpacked(&again);
         prop_assert_eq!(&second.diff, &first.diff);
-        prop_assert_eq!(second.implied_dirs.len(), 0);
+        prop_assert!(second.implied_dirs.is_empty());
         prop_assert_eq!(emitted(&temp, &second.diff, None).unwrap(), again);
         prop_assert_eq!(&decoded(&encoded(&first.diff)).unwrap(), &first.diff);
     }

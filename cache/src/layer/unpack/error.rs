@@ -56,7 +56,7 @@ pub enum UnpackError {
         /// Limit.
         max: u64,
     },
-    /// Names, targets and xattrs together, or the names of directories that it leaves out, take too much room.
+    /// Names, targets and xattrs together take too much room.
     #[error("the names in the archive take more than the {max} bytes allowed")]
     ListingTooLarge {
         /// Limit in bytes.

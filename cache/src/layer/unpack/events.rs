@@ -13,7 +13,7 @@ use crate::sorter::{Sorted, Sorter};
 #[derive(Debug)]
 pub(super) enum Event {
     /// This is there from now on. A directory keeps what is inside when there was one already, all else replaces.
-    Entry { change: Change, mtime: Mtime, is_absent: bool },
+    Entry { change: Change, mtime: Mtime },
     /// A directory was made for something below, in place of what was there.
     Implied,
     /// The directory hides what lower layers have in it.
@@ -53,11 +53,10 @@ pub(super) struct SortedEvents {
 }
 
 const ENTRY: u8 = 0;
-const ABSENT: u8 = 1;
-const IMPLIED: u8 = 2;
-const OPAQUE: u8 = 3;
-const LINKED: u8 = 4;
-const LINK: u8 = 5;
+const IMPLIED: u8 = 1;
+const OPAQUE: u8 = 2;
+const LINKED: u8 = 3;
+const LINK: u8 = 4;
 
 impl Events {
     /// For what comes in [`RelPath`]'s order.
@@ -77,8 +76,8 @@ impl Events {
     pub(super) fn push(&mut self, path: &RelPath, entry: u64, event: &Event) -> io::Result<()> {
         self.rest.clear();
         match event {
-            Event::Entry { change, mtime, is_absent } => {
-                self.rest.push(if *is_absent { ABSENT } else { ENTRY });
+            Event::Entry { change, mtime } => {
+                self.rest.push(ENTRY);
                 put_rest(&mut self.rest, change, *mtime);
             }
             Event::Implied => self.rest.push(IMPLIED),
@@ -145,9 +144,9 @@ fn decode(record: &[u8]) -> Option<Record> {
     let (tag, rest) = rest.split_first()?;
     let number = || Some(u32::from_le_bytes(rest.try_into().ok()?));
     let event = match *tag {
-        ENTRY | ABSENT => {
+        ENTRY => {
             let (change, mtime) = Reader::new(rest, 0).rest().ok()?;
-            Event::Entry { change, mtime, is_absent: *tag == ABSENT }
+            Event::Entry { change, mtime }
         }
         IMPLIED => Event::Implied,
         OPAQUE => Event::Opaque,

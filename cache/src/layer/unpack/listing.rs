@@ -24,8 +24,6 @@ pub(super) struct Listed {
     pub(super) entry: DiffEntry,
     /// A directory that is not in the archive itself.
     pub(super) is_implied: bool,
-    /// A device that is not in the directory.
-    pub(super) is_absent: bool,
 }
 
 impl Listing {
@@ -87,7 +85,6 @@ enum Here {
     Other {
         change: Change,
         mtime: Mtime,
-        is_absent: bool,
     },
 }
 
@@ -104,7 +101,7 @@ impl Here {
             Event::Entry { change: Change::Dir { meta, .. }, mtime, .. } => {
                 Self::Dir(DirNode { meta, mtime, is_implied: false, ..take(self).into_dir() })
             }
-            Event::Entry { change, mtime, is_absent } => Self::Other { change, mtime, is_absent },
+            Event::Entry { change, mtime } => Self::Other { change, mtime },
             Event::Implied => Self::Dir(take(self).into_dir()),
             Event::Opaque => Self::Dir(DirNode { opaque: true, ..take(self).into_dir() }),
             Event::Linked(number) | Event::Link(number) => Self::Linked(number),
@@ -125,18 +122,18 @@ impl Here {
     }
 
     fn listed(self, path: RelPath, links: &mut Links) -> io::Result<Option<Listed>> {
-        let (change, mtime, is_implied, is_absent) = match self {
+        let (change, mtime, is_implied) = match self {
             Self::Nothing => return Ok(None),
             Self::Dir(DirNode { meta, mtime, opaque, is_implied }) => {
-                (Change::Dir { meta, opaque }, mtime, is_implied, false)
+                (Change::Dir { meta, opaque }, mtime, is_implied)
             }
             Self::Linked(number) => {
                 let (change, mtime) = links.name(number, &path)?;
-                (change, mtime, false, false)
+                (change, mtime, false)
             }
-            Self::Other { change, mtime, is_absent } => (change, mtime, false, is_absent),
+            Self::Other { change, mtime } => (change, mtime, false),
         };
-        Ok(Some(Listed { entry: DiffEntry { path, change, mtime }, is_implied, is_absent }))
+        Ok(Some(Listed { entry: DiffEntry { path, change, mtime }, is_implied }))
     }
 }
 
@@ -221,7 +218,7 @@ impl Links {
             if let Event::Linked(number) = record.event {
                 let link = match take(&mut here) {
                     Here::Linked(earlier) => Link { first: earlier, file: None },
-                    Here::Other { change, mtime, .. } => {
+                    Here::Other { change, mtime } => {
                         let file = DiffEntry { path: RelPath::root(), change, mtime };
                         Link { first: number, file: Some(links.entries.put(&file)?) }
                     }

@@ -34,29 +34,24 @@ use crate::tree::{ContentDigest, Meta};
 
 pub(super) use create::times;
 pub use error::UnpackError;
-pub use implied::fix_implied;
+pub use implied::{ImpliedDirs, fix_implied};
 
 /// What [`unpack`] made.
 #[derive(Debug)]
 #[cfg_attr(test, derive(PartialEq))]
 pub struct Unpacked {
-    /// Everything the directory holds.
+    /// Everything the directory holds, and device nodes that the kernel refused to make, as it does inside a user namespace:
+    /// they are in images made from the listing, but not in the directory.
     pub diff: LayerDiff,
-    /// Directories the archive does not list though entries are below them, sorted. They are made 0755, owned by 0:0;
-    /// where a lower layer has the directory, that would change it in the merged view: see [`fix_implied`].
-    pub implied_dirs: Vec<RelPath>,
-    /// Device nodes in the listing that the kernel refused to make, as it does inside a user namespace. They are in
-    /// images made from the listing, but not in the directory.
-    pub absent_devices: Vec<RelPath>,
+    /// Which of it are directories that the archive only implies. They are made 0755, owned by 0:0; where a lower layer
+    /// has the directory, that would change it in the merged view: see [`fix_implied`].
+    pub implied_dirs: ImpliedDirs,
     /// Xattrs that were dropped: names no layer keeps, or on things that carry none.
     pub xattrs_dropped: u64,
 }
 
 /// Bytes read from the archive at once; a file up to this size takes one `write`.
 const BODY_BYTES: usize = 256 << 10;
-
-/// Bytes of the paths of directories that archives leave out: they are held in memory.
-const IMPLIED_BYTES_MAX: u64 = 64 << 20;
 
 /// Unpacks an uncompressed layer archive into the directory `dir`, which is empty and nobody else's: what is found there is
 /// taken for what the archive had.
@@ -65,8 +60,7 @@ const IMPLIED_BYTES_MAX: u64 = 64 << 20;
 /// a directory over a directory keeps what is inside, everything else replaces. Where an entry's parent is, in this
 /// archive, not a directory (a symlink, say), it is replaced by one: nothing is ever written through a link. Owner,
 /// mode, xattrs and times are set in this order, those of directories at the end. The archive is read to the end of
-/// `reader`, so that digests taken there are complete. Memory grows with the number of implied directories, of absent
-/// devices and of files with several names, not with that of entries.
+/// `reader`, so that digests taken there are complete. Memory does not grow with what is in it.
 ///
 /// Differences from docker: names that climb out with `..` are refused rather than clamped; device nodes that cannot
 /// be made in a user namespace stay in the listing; a character device 0:0 is taken for the whiteout it would be.
@@ -110,7 +104,6 @@ fn unpack_as(
         limits,
         entries: 0,
         listing_bytes: 0,
-        implied_bytes: 0,
         xattrs_dropped: 0,
         buffer: vec![0; BODY_BYTES],
     };
@@ -138,8 +131,6 @@ struct Unpacker<'a> {
     /// So far: the number of the one at hand.
     entries: u64,
     listing_bytes: u64,
-    /// Bytes of the paths of directories that the archive has not listed by then.
-    implied_bytes: u64,
     xattrs_dropped: u64,
     buffer: Vec<u8>,
 }
@@ -292,7 +283,6 @@ impl<'a> Unpacker<'a> {
 
     /// Takes a symbolic link, device or pipe.
     fn special(&mut self, path: &RelPath, change: Change, mtime: Mtime) -> Result<(), UnpackError> {
-        let mut is_absent = false;
         if self.purpose == Purpose::Add {
             self.make(path, "create", create::placeholder)?;
         } else if self.make(path, "create", |dir, name| create::special(dir, name, &change))? {
@@ -300,9 +290,8 @@ impl<'a> Unpacker<'a> {
         } else {
             // The kernel may have refused it before it saw what is there.
             self.creator.remove(path)?;
-            is_absent = true;
         }
-        self.push(path, &Event::Entry { change, mtime, is_absent })
+        self.push_entry(path, change, mtime)
     }
 
     /// Makes something at `path`, in place of what is there. Its parents are directories then.
@@ -362,10 +351,6 @@ impl<'a> Unpacker<'a> {
                 return Err(UnpackError::BelowNonDirectory { path: path.clone(), above: dir });
             }
             self.account(dir.as_bytes().len())?;
-            self.implied_bytes += dir.as_bytes().len() as u64;
-            if self.implied_bytes > IMPLIED_BYTES_MAX {
-                return Err(UnpackError::ListingTooLarge { max: IMPLIED_BYTES_MAX });
-            }
             self.make_in(&parent, &dir, "create directory", create::dir)?;
             self.push(&dir, &Event::Implied)?;
         }
@@ -373,7 +358,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn push_entry(&mut self, path: &RelPath, change: Change, mtime: Mtime) -> Result<(), UnpackError> {
-        self.push(path, &Event::Entry { change, mtime, is_absent: false })
+        self.push(path, &Event::Entry { change, mtime })
     }
 
     fn push(&mut self, path: &RelPath, event: &Event) -> Result<(), UnpackError> {

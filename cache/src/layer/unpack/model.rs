@@ -31,12 +31,11 @@ enum Kind {
 enum Node {
     Dir { meta: Meta, mtime: Mtime, opaque: bool, is_implied: bool },
     File { group: usize },
-    Other { change: Change, mtime: Mtime, is_absent: bool },
+    Other { change: Change, mtime: Mtime },
 }
 
 struct Model {
     purpose: Purpose,
-    has_devices: bool,
     nodes: BTreeMap<RelPath, Node>,
     files: Vec<(Change, Mtime)>,
     /// The archive so far.
@@ -130,7 +129,7 @@ impl Model {
         if self.purpose == Purpose::Add {
             self.check_added(&path)?;
         }
-        let other = |change, is_absent| Node::Other { change, mtime, is_absent };
+        let other = |change| Node::Other { change, mtime };
         match kind {
             Kind::File(byte) => {
                 let content = ContentDigest(*blake3::hash(&[*byte; 3]).as_bytes());
@@ -150,17 +149,12 @@ impl Model {
             }
             Kind::Symlink => {
                 let meta = Meta { mode: 0o777, ..meta };
-                self.put(&path, other(Change::Symlink { meta, target: b".".to_vec() }, false));
+                self.put(&path, other(Change::Symlink { meta, target: b".".to_vec() }));
             }
-            Kind::Fifo => self.put(&path, other(Change::Fifo { meta }, false)),
-            Kind::Device => {
-                let is_absent = self.purpose == Purpose::Layer && !self.has_devices;
-                self.put(&path, other(Change::CharDevice { meta, major: 1, minor: 3 }, is_absent));
-            }
+            Kind::Fifo => self.put(&path, other(Change::Fifo { meta })),
+            Kind::Device => self.put(&path, other(Change::CharDevice { meta, major: 1, minor: 3 })),
             Kind::Whiteout => {
-                let node =
-                    Node::Other { change: Change::Whiteout, mtime: Mtime::default(), is_absent: false };
-                self.put(&path, node);
+                self.put(&path, Node::Other { change: Change::Whiteout, mtime: Mtime::default() });
             }
             Kind::Link(_) | Kind::WildLink(_) => {
                 let target = format!("/{link_target}");
@@ -178,13 +172,15 @@ impl Model {
     }
 
     fn unpacked(&self) -> Unpacked {
-        let (mut implied_dirs, mut absent_devices, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut implied_dirs, mut entries) = (ImpliedDirs::default(), Vec::new());
         let mut firsts = BTreeMap::new();
         for (path, node) in &self.nodes {
             let (change, mtime) = match node {
                 Node::Dir { opaque: false, is_implied: true, .. } if path.is_root() => continue,
                 Node::Dir { meta, mtime, opaque, is_implied } => {
-                    implied_dirs.extend(is_implied.then(|| path.clone()));
+                    if *is_implied {
+                        implied_dirs.push(entries.len()).unwrap();
+                    }
                     (Change::Dir { meta: meta.clone(), opaque: *opaque }, *mtime)
                 }
                 Node::File { group } => {
@@ -197,14 +193,11 @@ impl Model {
                         }
                     }
                 }
-                Node::Other { change, mtime, is_absent } => {
-                    absent_devices.extend(is_absent.then(|| path.clone()));
-                    (change.clone(), *mtime)
-                }
+                Node::Other { change, mtime } => (change.clone(), *mtime),
             };
             entries.push(DiffEntry { path: path.clone(), change, mtime });
         }
-        Unpacked { diff: entries.into_iter().collect(), implied_dirs, absent_devices, xattrs_dropped: 0 }
+        Unpacked { diff: entries.into_iter().collect(), implied_dirs, xattrs_dropped: 0 }
     }
 }
 
@@ -234,7 +227,7 @@ fn form() -> OverlayForm {
 }
 
 /// What the test's user may make.
-fn has_devices() -> bool {
+pub(super) fn has_devices() -> bool {
     let temp = tempfile::tempdir().unwrap();
     let (path, null) = (temp.path().join("null"), rustix::fs::makedev(1, 3));
     let kind = FileType::CharacterDevice;
@@ -256,8 +249,11 @@ fn on_disk(root: &std::path::Path) -> Vec<RelPath> {
     found
 }
 
-fn check_layer(root: &std::path::Path, dir: &OwnedFd, unpacked: &Unpacked) {
-    let expected: Vec<RelPath> = unpacked.absent_devices.clone();
+fn check_layer(root: &std::path::Path, dir: &OwnedFd, unpacked: &Unpacked, has_implied_root: bool) {
+    let is_absent = |entry: &DiffEntry| matches!(entry.change, Change::CharDevice { .. }) && !has_devices();
+    let entries = unpacked.diff.entries();
+    let absent: Vec<RelPath> =
+        entries.iter().filter(|entry| is_absent(entry)).map(|entry| entry.path.clone()).collect();
     let mut wrong = verify_layer(dir.as_fd(), form(), &unpacked.diff, &Scratch::for_test()).unwrap();
     let is_opaque = |path: &RelPath| {
         matches!(
@@ -267,19 +263,57 @@ fn check_layer(root: &std::path::Path, dir: &OwnedFd, unpacked: &Unpacked) {
     };
     wrong.retain(|path| {
         // The root's metadata is the lower layers'.
-        let is_lower = path.is_root() && unpacked.implied_dirs.contains(path);
+        let is_lower = path.is_root() && has_implied_root;
         // A scan sees no marks where a directory above hides all of the lower layers.
         let is_hidden = std::iter::successors(path.parent(), RelPath::parent).any(|above| is_opaque(&above));
         !(is_lower || is_hidden && is_opaque(path))
     });
-    assert_eq!(wrong, expected);
-    for entry in unpacked.diff.entries() {
-        let is_other = entry.path.is_root() && unpacked.implied_dirs.contains(&entry.path);
-        if entry.change != Change::Whiteout && !expected.contains(&entry.path) && !is_other {
+    assert_eq!(wrong, absent);
+    for entry in entries {
+        let is_other = entry.path.is_root() && has_implied_root;
+        if entry.change != Change::Whiteout && !absent.contains(&entry.path) && !is_other {
             let stat = root.join(entry.path.to_string()).symlink_metadata().unwrap();
             assert_eq!(stat.mtime(), entry.mtime.secs, "{entry:?}");
         }
     }
+}
+
+/// As if every directory were asked for by itself, and what hides it.
+fn check_fixed(dir: &OwnedFd, unpacked: &mut Unpacked) {
+    let entries = unpacked.diff.entries();
+    let implied = unpacked.implied_dirs.paths(&unpacked.diff);
+    let opaque: Vec<&RelPath> = entries
+        .iter()
+        .filter(|entry| matches!(entry.change, Change::Dir { opaque: true, .. }))
+        .map(|entry| &entry.path)
+        .collect();
+    let is_hidden = |path: &RelPath| {
+        std::iter::successors(Some(path.clone()), RelPath::parent).any(|dir| opaque.contains(&&dir))
+    };
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let below = |path: &RelPath| {
+        let len = path.as_bytes().len();
+        let meta = Meta { mode: 0o700 + len as u32, uid, gid, ..Meta::default() };
+        (len % 3 != 0).then_some((meta, Mtime { secs: len as i64, nanos: 0 }))
+    };
+    let shown: Vec<RelPath> = implied.into_iter().filter(|path| !is_hidden(path)).collect();
+    let expected = entries.iter().cloned().map(|mut entry| {
+        if shown.contains(&entry.path)
+            && let Some((meta, mtime)) = below(&entry.path)
+        {
+            (entry.change, entry.mtime) = (Change::Dir { meta, opaque: false }, mtime);
+        }
+        entry
+    });
+    let expected: Vec<DiffEntry> = expected.collect();
+    let mut asked = Vec::new();
+    fix_implied(dir.as_fd(), form(), unpacked, &Scratch::for_test(), |path| {
+        asked.push(path.clone());
+        Ok(below(path))
+    })
+    .unwrap();
+    assert_eq!((asked, unpacked.diff.entries()), (shown, expected));
+    assert!(unpacked.implied_dirs.is_empty());
 }
 
 fn check_added(root: &std::path::Path, unpacked: &Unpacked) {
@@ -307,7 +341,7 @@ proptest! {
     fn it_is_as_if_all_paths_were_remembered(entries in entries(), is_layer in any::<bool>()) {
         let purpose = if is_layer { Purpose::Layer } else { Purpose::Add };
         let (nodes, files, tar) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut model = Model { purpose, has_devices: has_devices(), nodes, files, tar };
+        let mut model = Model { purpose, nodes, files, tar };
         let refused = entries.into_iter().find_map(|(path, kind, mode, secs)| {
             // An ADD would mostly end with the first entry below a file or link.
             let before = model.tar.len();
@@ -327,10 +361,16 @@ proptest! {
             Purpose::Add => unpack_added(&model.tar[..], dir.as_fd(), &limits, &scratch),
         };
         match (unpacked, refused) {
-            (Ok(unpacked), None) => {
+            (Ok(mut unpacked), None) => {
                 prop_assert_eq!(&unpacked, &model.unpacked());
                 match purpose {
-                    Purpose::Layer => check_layer(temp.path(), &dir, &unpacked),
+                    Purpose::Layer => {
+                        let implied = unpacked.implied_dirs.paths(&unpacked.diff);
+                        let has_implied_root = implied.contains(&RelPath::root());
+                        check_layer(temp.path(), &dir, &unpacked, has_implied_root);
+                        check_fixed(&dir, &mut unpacked);
+                        check_layer(temp.path(), &dir, &unpacked, has_implied_root);
+                    }
                     Purpose::Add => check_added(temp.path(), &unpacked),
                 }
             }

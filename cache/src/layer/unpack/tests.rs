@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::super::TarError;
 use super::super::diff::Change;
+use super::super::scan::verify_layer;
 use super::super::tar::tests::{Raw, pax_of};
 use super::*;
 use crate::scratch::Scratch;
@@ -63,6 +64,11 @@ impl Case {
 
     fn paths(&self) -> Vec<String> {
         self.unpacked().diff.entries().into_iter().map(|entry| entry.path.to_string()).collect()
+    }
+
+    fn implied(&self) -> Vec<String> {
+        let Unpacked { diff, implied_dirs, .. } = self.unpacked();
+        implied_dirs.paths(diff).iter().map(ToString::to_string).collect()
     }
 
     /// Nothing but the layer directory was made beside it.
@@ -249,7 +255,7 @@ fn devices_keep_their_numbers_and_0_0_is_the_whiteout_it_would_be() {
     assert!(matches!(case.change("sda"), Change::BlockDevice { major: 8, minor: 0, .. }));
     assert_eq!(case.change("zero"), Change::Whiteout);
     assert!(matches!(case.change("pipe"), Change::Fifo { .. }));
-    if case.unpacked().absent_devices.is_empty() {
+    if model::has_devices() {
         let null = case.path("null").symlink_metadata().unwrap();
         assert!(null.file_type().is_char_device());
         assert_eq!(null.mode() & 0o7777, 0o660);
@@ -342,6 +348,51 @@ fn names_that_differ_in_case_only_are_kept_apart() {
 }
 
 #[test]
+fn many_implied_directories_cost_no_more_for_what_hides_some() {
+    if !needs_root("chown") {
+        return;
+    }
+    let (deep, count) = (2000, 3000);
+    let chain = [b"d/".repeat(deep), b"f".to_vec()].concat();
+    let wide: Vec<u8> = (0..count).flat_map(|at| file(format!("w/{at:04}/f").as_bytes(), b"")).collect();
+    let dirs = |levels: usize| vec!["d"; levels].join("/");
+    let opaque = |dir: &str| file(RelPath::clamp(dir.as_bytes()).join(b".wh..wh..opq").as_bytes(), b"");
+    for (hiding, chained, all) in
+        [(None, deep, deep + count + 1), (Some(10), 9, 9 + count + 1), (Some(0), 0, 0)]
+    {
+        let mark = hiding.map_or(Vec::new(), |levels| opaque(&dirs(levels)));
+        let mut case = unpack_parts(&[pax_of(&[(b"path", &chain)]), file(b"x", b""), wide.clone(), mark]);
+        assert_eq!(case.implied().len(), deep + count + 1 + usize::from(hiding == Some(0)));
+        let meta = Meta { mode: 0o2775, uid: 5, gid: 6, ..Meta::default() };
+        let dir = File::open(case.path("")).unwrap();
+        let mut asked = Vec::new();
+        let unpacked = case.result.as_mut().unwrap();
+        fix_implied(dir.as_fd(), OverlayForm::Trusted, unpacked, &Scratch::for_test(), |path| {
+            asked.push(path.clone());
+            Ok(Some((meta.clone(), Mtime { secs: 7, nanos: 0 })))
+        })
+        .unwrap();
+        assert_eq!(asked.len(), all);
+        assert!(asked.is_sorted());
+        for (levels, is_theirs) in
+            [(1, chained >= 1), (9, chained >= 9), (10, chained >= 10), (1500, chained >= 1500)]
+        {
+            let Change::Dir { meta: found, .. } = case.change(&dirs(levels)) else { panic!("a directory") };
+            assert_eq!(found == meta, is_theirs, "{levels}");
+            let stat = case.path(&dirs(levels)).metadata().unwrap();
+            assert_eq!((stat.uid(), stat.gid()) == (5, 6), is_theirs, "{levels}");
+        }
+        let stat = case.path("w/2999").metadata().unwrap();
+        assert_eq!((stat.uid(), stat.mtime()) == (5, 7), hiding != Some(0));
+        let mut wrong =
+            verify_layer(dir.as_fd(), OverlayForm::Trusted, &case.unpacked().diff, &Scratch::for_test())
+                .unwrap();
+        wrong.retain(|path| !path.is_root());
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn implied_directories_take_the_metadata_of_the_layers_below() {
     if !needs_root("chown") {
         return;
@@ -353,8 +404,7 @@ fn implied_directories_take_the_metadata_of_the_layers_below() {
         file(b"new/sub/f", b""),
         file(b"var/f", b""),
     ]);
-    let implied: Vec<String> = case.unpacked().implied_dirs.iter().map(ToString::to_string).collect();
-    assert_eq!(implied, ["new/sub", "usr", "usr/bin", "var"]);
+    assert_eq!(case.implied(), ["new/sub", "usr", "usr/bin", "var"]);
     assert!(matches!(case.change("usr/bin"), Change::Dir { meta, .. } if meta.mode == 0o755));
     let dir = File::open(case.path("")).unwrap();
     let meta = Meta { mode: 0o2775, uid: 5, gid: 6, ..Meta::default() };
@@ -371,7 +421,7 @@ fn implied_directories_take_the_metadata_of_the_layers_below() {
         },
     )
     .unwrap();
-    assert_eq!(asked, ["var", "usr/bin", "usr"]);
+    assert_eq!(asked, ["usr", "usr/bin", "var"]);
     assert_eq!(case.change("usr/bin"), Change::Dir { meta: meta.clone(), opaque: false });
     assert!(matches!(case.change("var"), Change::Dir { meta, .. } if meta.mode == 0o755));
     let stat = case.path("usr/bin").metadata().unwrap();
@@ -443,7 +493,7 @@ fn an_added_archive_is_listed_in_full_but_only_its_bytes_are_on_disk() {
         file(b"implied/f", b""),
     ]);
     assert_eq!(case.paths(), ["d", "d/also", "d/su", "implied", "implied/f", "null", "pipe", "pipe2", "sym"]);
-    assert_eq!(case.unpacked().implied_dirs, [RelPath::new("implied").unwrap()]);
+    assert_eq!(case.implied(), ["implied"]);
     assert!(matches!(case.change("d"), Change::Dir { meta, .. } if (meta.mode, meta.uid) == (0o1777, 5)));
     let Change::File { meta, .. } = case.change("d/also") else { panic!("a file") };
     assert_eq!((meta.mode, meta.uid), (0o6755, 70_192));
