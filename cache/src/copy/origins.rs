@@ -15,13 +15,8 @@ use crate::tree::{below, strip};
 pub enum Origin {
     /// In the source of the instruction.
     Source(Moved),
-    /// In an unpacked archive.
-    Archive {
-        /// Which one, counted over the instruction's archives.
-        index: usize,
-        /// Where in it.
-        moved: Moved,
-    },
+    /// In the directory of an unpacked archive, among those of all archives.
+    Archive(Moved),
     /// In the plan: a heredoc.
     Inline(Vec<u8>),
     /// In whichever pack has the content.
@@ -169,7 +164,7 @@ impl<'a> Sources<'a> {
     pub(super) fn find(&self, origins: &'a Origins, path: &RelPath) -> Option<Found<'a>> {
         let (source, moved) = match origins.of(path)? {
             Origin::Source(moved) => (self.main?, moved),
-            Origin::Archive { index, moved } => (*self.archives.get(*index)?, moved),
+            Origin::Archive(moved) => (self.archives?, moved),
             Origin::Inline(bytes) => return Some(Found::Bytes(bytes)),
             Origin::Packed => return Some(Found::Packed),
         };
