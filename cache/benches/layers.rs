@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rbuild_cache::copy::{CopyItem, CopyOptions, FileSource, SourceError, plan};
+use rbuild_cache::copy::{CopyError, CopyItem, CopyOptions, FileSource, SourceError, plan};
 use rbuild_cache::layer::{
     Change, Compression, DEFAULT_GZIP, DiffEntry, LayerDiff, Mtime, OverlayForm, Pack, PackBodies,
     PackWriter, ParentEntry, ParentView, ParentViewError, decode_diff, emit_tar_from, encode_on, scan_upper,
@@ -203,7 +203,7 @@ fn trees(diff: &LayerDiff) {
         now: Mtime::default(),
     };
     let planning = best(
-        || selected.iter().map(|item| Ok(CopyItem::Selected(item?))),
+        || selected.iter().map(|item| Ok::<_, CopyError>(CopyItem::Selected(item?))),
         |items| {
             let planned = plan(&nodes, &Tree::empty(), &Times, Some(&Times), items, &options, &scratch());
             drop(black_box(planned.expect("it can be copied")));

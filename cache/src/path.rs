@@ -74,6 +74,15 @@ impl RelPath {
         Self(bytes)
     }
 
+    /// Its first component, and its path below that; `None` for the root.
+    pub fn split_first(&self) -> Option<(&[u8], Self)> {
+        match self.0.iter().position(|b| *b == b'/') {
+            Some(at) => Some((&self.0[..at], Self(self.0[at + 1..].to_vec()))),
+            None if self.0.is_empty() => None,
+            None => Some((&self.0, Self::root())),
+        }
+    }
+
     /// Directory that holds it, `None` for the root.
     pub fn parent(&self) -> Option<Self> {
         match self.0.iter().rposition(|b| *b == b'/') {

@@ -151,7 +151,7 @@ pub(super) fn copy_out(
     below.root = root;
     let options =
         CopyOptions { dest: "/".to_owned(), owner: None, chmod: None, from_context, now: env.now() };
-    let items = [Ok(CopyItem::Selected(mounted.selected.clone()))];
+    let items = [Ok::<_, StepFailure>(CopyItem::Selected(mounted.selected.clone()))];
     let no_parents = StackSource::new(Vec::new());
     let plan = copy::plan(nodes, &below, &no_parents, Some(files), items, &options, &env.store.scratch())?;
     let sources = Sources { main: Some(files), ..Sources::default() };

@@ -119,11 +119,10 @@ impl AddedFiles {
     }
 
     fn place(&self, path: &RelPath) -> Result<(&dyn FileSource, RelPath), SourceError> {
-        let mut names = path.components();
-        let first = names.next().unwrap_or_default();
-        let found = self.places.iter().find(|(name, _)| name == first);
-        let (_, files) = found.ok_or_else(|| SourceError::Missing { path: path.clone() })?;
-        Ok((files.as_ref(), names.fold(RelPath::root(), |dir, name| dir.join(name))))
+        let missing = || SourceError::Missing { path: path.clone() };
+        let (first, below) = path.split_first().ok_or_else(missing)?;
+        let (_, files) = self.places.iter().find(|(name, _)| name == first).ok_or_else(missing)?;
+        Ok((files.as_ref(), below))
     }
 }
 

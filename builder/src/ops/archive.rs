@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rbuild_cache::copy::{Archive, DirSource, FileSource, MaterialiseError};
+use rbuild_cache::copy::{Archive, CopyItem, DirSource, FileSource, MaterialiseError};
 use rbuild_cache::layer::{self, Limits, Unpacked};
+use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::Kind;
 use rbuild_cache::tree::select::Selected;
 
@@ -14,65 +15,98 @@ use crate::cancel::Cancel;
 use crate::error::StepFailure;
 use crate::ops::ExecEnv;
 
-/// An unpacked archive, in a directory of the build's work area. Dropping it removes the directory.
-pub struct Unarchived {
-    unpacked: Unpacked,
+/// The archives of one instruction, unpacked one after the other, each into a directory of its own below one of the build's work
+/// area. Nothing is held for each: a pattern may match as many as there are files. Dropping it removes the directory.
+pub struct Archives<'a> {
+    env: &'a ExecEnv,
+    /// Where they are taken from.
+    source: Option<&'a dyn FileSource>,
+    unpacked: Option<AllUnpacked>,
+    total: u64,
+}
+
+struct AllUnpacked {
     files: DirSource,
-    _scratch: Scratch,
+    dir: Scratch,
 }
 
-impl Unarchived {
-    /// What it holds, for the plan.
-    pub fn archive(&self) -> Archive<'_> {
-        Archive { diff: &self.unpacked.diff, implied: &self.unpacked.implied_dirs }
+impl<'a> Archives<'a> {
+    /// None so far; there is none without a source.
+    pub fn new(env: &'a ExecEnv, source: Option<&'a dyn FileSource>) -> Self {
+        Self { env, source, unpacked: None, total: 0 }
     }
 
-    /// Where its files are.
-    pub fn files(&self) -> &dyn FileSource {
-        &self.files
+    /// Where the files of all of them are.
+    pub fn files(&self) -> Option<&dyn FileSource> {
+        self.unpacked.as_ref().map(|unpacked| &unpacked.files as &dyn FileSource)
+    }
+
+    /// A selected entry as what is in it, when it is a regular file and its bytes are an archive; else it is to be copied like
+    /// any other.
+    pub fn item(&mut self, selected: Selected) -> Result<CopyItem, StepFailure> {
+        Ok(match self.unpack(&selected)? {
+            Some(archive) => CopyItem::Archive(archive),
+            None => CopyItem::Selected(selected),
+        })
+    }
+
+    fn unpack(&mut self, selected: &Selected) -> Result<Option<Archive>, StepFailure> {
+        let (Kind::File { size, content }, Some(source)) = (&selected.entry.kind, self.source) else {
+            return Ok(None);
+        };
+        if *size == 0 {
+            return Ok(None);
+        }
+        let (env, path, limits) = (self.env, &selected.path, Limits::default());
+        match layer::is_archive(File::from(source.open(path)?), &limits) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(source) => return Err(StepFailure::AddRead { path: path.to_string(), source }),
+        }
+        let (name, dir) = self.new_dir()?;
+        let mut file = Watched {
+            // One byte more than was scanned is enough to see that the file grew.
+            inner: File::from(source.open(path)?).take(size.saturating_add(1)),
+            hash: blake3::Hasher::new(),
+            cancel: &env.cancel,
+        };
+        let unpacked = layer::unpack_archive(&mut file, dir.as_fd(), &limits, &env.store.scratch());
+        if env.cancel.reason().is_some() {
+            return Err(StepFailure::Canceled);
+        }
+        let (Unpacked { diff, implied_dirs: implied, .. }, _) =
+            unpacked.map_err(|source| StepFailure::AddUnpack { path: path.to_string(), source })?;
+        // The key of this step was computed from the bytes that the scan saw.
+        if file.hash.finalize().as_bytes() != &content.0 {
+            return Err(MaterialiseError::Changed { source_path: path.clone() }.into());
+        }
+        Ok(Some(Archive { dir: name, diff, implied }))
+    }
+
+    /// An empty directory for the next one, and its name.
+    fn new_dir(&mut self) -> Result<(RelPath, File), StepFailure> {
+        let all = match &mut self.unpacked {
+            Some(all) => all,
+            none => {
+                let dir = Scratch(self.env.lease.new_dir()?);
+                let files = DirSource::disposable(open_dir(&dir.0)?.into());
+                none.insert(AllUnpacked { files, dir })
+            }
+        };
+        let name = self.total.to_string();
+        self.total += 1;
+        let path = all.dir.0.join(&name);
+        std::fs::create_dir(&path).map_err(|source| dir_error("make", &path, source))?;
+        Ok((RelPath::root().join(name.as_bytes()), open_dir(&path)?))
     }
 }
 
-/// Unpacks a selected entry when it is a regular file and its bytes are an archive; `None` means that it is to be
-/// copied like any other.
-pub fn unpack(
-    env: &ExecEnv,
-    selected: &Selected,
-    files: &dyn FileSource,
-) -> Result<Option<Unarchived>, StepFailure> {
-    let Kind::File { size, content } = &selected.entry.kind else { return Ok(None) };
-    if *size == 0 {
-        return Ok(None);
-    }
-    let (path, limits) = (&selected.path, Limits::default());
-    match layer::is_archive(File::from(files.open(path)?), &limits) {
-        Ok(true) => {}
-        Ok(false) => return Ok(None),
-        Err(source) => return Err(StepFailure::AddRead { path: path.to_string(), source }),
-    }
-    let scratch = Scratch(env.lease.new_dir()?);
-    let dir = File::open(&scratch.0).map_err(|source| StepFailure::Io {
-        what: "open",
-        path: scratch.0.display().to_string(),
-        source,
-    })?;
-    let mut file = Watched {
-        // One byte more than was scanned is enough to see that the file grew.
-        inner: File::from(files.open(path)?).take(size.saturating_add(1)),
-        hash: blake3::Hasher::new(),
-        cancel: &env.cancel,
-    };
-    let unpacked = layer::unpack_archive(&mut file, dir.as_fd(), &limits, &env.store.scratch());
-    if env.cancel.reason().is_some() {
-        return Err(StepFailure::Canceled);
-    }
-    let (unpacked, _) =
-        unpacked.map_err(|source| StepFailure::AddUnpack { path: path.to_string(), source })?;
-    // The key of this step was computed from the bytes that the scan saw.
-    if file.hash.finalize().as_bytes() != &content.0 {
-        return Err(MaterialiseError::Changed { source_path: path.clone() }.into());
-    }
-    Ok(Some(Unarchived { unpacked, files: DirSource::disposable(dir.into()), _scratch: scratch }))
+fn open_dir(path: &Path) -> Result<File, StepFailure> {
+    File::open(path).map_err(|source| dir_error("open", path, source))
+}
+
+fn dir_error(what: &'static str, path: &Path, source: io::Error) -> StepFailure {
+    StepFailure::Io { what, path: path.display().to_string(), source }
 }
 
 /// A directory that goes when it is dropped.

@@ -1,6 +1,6 @@
 //! Executes COPY and ADD: a plan on trees, then the files into a layer. No mount, no sandbox.
 //!
-//! Archives that ADD meets are unpacked first: what is in them is part of the plan.
+//! Archives that ADD meets are unpacked when their turn comes: what is in them is part of the plan.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -16,8 +16,8 @@ use rbuild_oci::DiffId;
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
 use crate::ops::added::AddedFiles;
-use crate::ops::archive::{self, Unarchived};
-use crate::ops::select::{Selection, SelectionError};
+use crate::ops::archive::Archives;
+use crate::ops::select::Selection;
 use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
 use crate::progress::VertexId;
 use crate::solve::Solved;
@@ -102,18 +102,13 @@ fn layer(
         }
         Origin::Inline => None,
     };
-    let archives = match &files {
-        Some(files) => unarchive(env, op, selection, files.as_ref())?,
-        None => Vec::new(),
-    };
-    let items = items(op, selection, &archives);
     let nodes = crate::context::nodes_of(&env.store, origin, selection.map(|selection| &*selection.pruned));
     let source = files.as_deref();
     let scratch = env.store.scratch();
+    let mut archives = Archives::new(env, source);
+    let items = items(op, selection, &mut archives);
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, items, &options, &scratch)?;
-    let archives: Vec<&dyn FileSource> =
-        archives.iter().map(|archived| archived.unarchived.files()).collect();
-    let sources = Sources { main: source, archives: &archives, ..Sources::default() };
+    let sources = Sources { main: source, archives: archives.files(), ..Sources::default() };
     let (draft, tar, recent, tree) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
@@ -220,59 +215,28 @@ impl Last {
     }
 }
 
-/// A selected entry that was unpacked.
-struct Archived {
-    /// Which source argument it is of, and its place in what that selects.
-    place: (usize, usize),
-    unarchived: Unarchived,
-}
-
-/// Unpacks what is an archive among all selected entries, in their order, unless it is to stay one.
-fn unarchive(
-    env: &ExecEnv,
-    op: &CopyOp,
-    selection: Option<&Selection>,
-    files: &dyn FileSource,
-) -> Result<Vec<Archived>, StepFailure> {
-    let mut archives = Vec::new();
-    for (at, source) in op.sources.iter().enumerate() {
-        let unpack = match source {
-            CopySource::Remote { form, .. } => *form == RemoteForm::Archive,
-            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Inline { .. } => op.unpack,
-        };
-        let selected = selection.filter(|_| unpack).map(|selection| selection.selected.of_source(at));
-        for (index, selected) in selected.into_iter().flatten().enumerate() {
-            let selected = selected.map_err(SelectionError::from)?;
-            if let Some(unarchived) = archive::unpack(env, &selected, files)? {
-                archives.push(Archived { place: (at, index), unarchived });
-            }
-        }
-    }
-    Ok(archives)
-}
-
-/// What to copy, in the arguments' order, each item made when it is asked for.
+/// What to copy, in the arguments' order, each item made when it is asked for: an archive is unpacked then, unless it is to
+/// stay one.
 fn items<'a>(
     op: &'a CopyOp,
     selection: Option<&'a Selection>,
-    archives: &'a [Archived],
-) -> impl Iterator<Item = Result<CopyItem<'a>, CopyError>> {
-    op.sources.iter().enumerate().flat_map(move |(at, source)| {
-        let inline = match source {
-            CopySource::Inline { name, content } => Some(CopyItem::Inline {
-                name: name.clone().into_bytes(),
-                content: content.clone().into_bytes(),
-            }),
-            CopySource::Path(_) | CopySource::Below { .. } | CopySource::Remote { .. } => None,
+    archives: &'a mut Archives<'_>,
+) -> impl Iterator<Item = Result<CopyItem, StepFailure>> {
+    let items = op.sources.iter().enumerate().flat_map(move |(at, source)| {
+        let (inline, unpack) = match source {
+            CopySource::Inline { name, content } => {
+                let (name, content) = (name.clone().into_bytes(), content.clone().into_bytes());
+                (Some(CopyItem::Inline { name, content }), false)
+            }
+            CopySource::Remote { form, .. } => (None, *form == RemoteForm::Archive),
+            CopySource::Path(_) | CopySource::Below { .. } => (None, op.unpack),
         };
-        let selected = selection.map(|selection| selection.selected.of_source(at));
-        let selected = selected.into_iter().flatten().enumerate().map(move |(index, selected)| {
-            let found = archives.binary_search_by_key(&(at, index), |archived| archived.place);
-            Ok(match found {
-                Ok(found) => CopyItem::Archive(archives[found].unarchived.archive()),
-                Err(_) => CopyItem::Selected(selected?),
-            })
-        });
-        inline.map(Ok).into_iter().chain(selected)
+        let selected = selection.map(|selection| selection.selected.of_source(at)).into_iter().flatten();
+        let selected = selected.map(move |selected| Ok((CopyItem::Selected(selected?), unpack)));
+        inline.map(|inline| Ok((inline, false))).into_iter().chain(selected)
+    });
+    items.map(|item: Result<_, CopyError>| match item? {
+        (CopyItem::Selected(selected), true) => archives.item(selected),
+        (item, _) => Ok(item),
     })
 }

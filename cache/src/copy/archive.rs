@@ -7,7 +7,7 @@ use super::view::{FirstName, NewDirs, Planned};
 use super::{CopyError, Moved, Origin};
 use crate::layer::{Change, DiffEntry, Mtime};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, Kind, Meta, Resolved};
+use crate::tree::{EMPTY_NODE, Entry, Kind, Meta, Resolved, below};
 
 impl Planner<'_> {
     /// Merges one archive under the destination, which is a directory whatever its spelling.
@@ -16,7 +16,7 @@ impl Planner<'_> {
     /// gives it new metadata; any other clash replaces what is there, with all below it. Directories that the archive
     /// only implies go through an existing directory, also behind a symlink, and change nothing; missing ones are made
     /// 0755 and, whatever `--chown` says, for root; anything else in their place is an error.
-    pub(super) fn archive(&mut self, index: usize, archive: &Archive<'_>) -> Result<(), CopyError> {
+    pub(super) fn archive(&mut self, archive: &Archive) -> Result<(), CopyError> {
         let mut top_dirs = self.new_dirs();
         top_dirs.mode = 0o755;
         let found = self.view.resolve(&RelPath::clamp(self.options.dest.as_bytes()))?;
@@ -24,10 +24,10 @@ impl Planner<'_> {
             return Err(CopyError::NotDirectory { path: found.path });
         }
         let top = self.view.make_dirs(&found, found.missing.len(), top_dirs)?;
-        let rule = self.unpacked(index, RelPath::root(), top.clone())?;
+        let rule = self.unpacked(archive.dir.clone(), top.clone())?;
         let mut places = Places::of_top(Place { path: top, rule }, self.scratch)?;
         let item = self.view.new_item();
-        for listed in archive.implied.among(archive.diff) {
+        for listed in archive.implied.among(&archive.diff) {
             let (DiffEntry { path, change, mtime }, is_implied) = listed?;
             let Some(Place { path: dest, rule }) = places.next(&path)? else { continue };
             let mut first = None;
@@ -38,7 +38,7 @@ impl Planner<'_> {
                     if real == dest {
                         places.enter(path, Place { path: real, rule });
                     } else {
-                        let rule = self.unpacked(index, path.clone(), real.clone())?;
+                        let rule = self.unpacked(below(&archive.dir, &path), real.clone())?;
                         places.enter_elsewhere(path, Place { path: real, rule })?;
                     }
                     continue;
@@ -76,8 +76,8 @@ impl Planner<'_> {
     }
 
     /// The rule for what is in a directory of an archive.
-    fn unpacked(&mut self, index: usize, from: RelPath, to: RelPath) -> Result<Rule, CopyError> {
-        Ok(self.view.rules.number_of(Origin::Archive { index, moved: Moved::new(from, to) })?)
+    fn unpacked(&mut self, from: RelPath, to: RelPath) -> Result<Rule, CopyError> {
+        Ok(self.view.rules.number_of(Origin::Archive(Moved::new(from, to)))?)
     }
 
     /// Finds or makes a directory that the archive does not list, and gives its real path.

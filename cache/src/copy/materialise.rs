@@ -36,8 +36,8 @@ const THREADS_MAX: usize = 8;
 pub struct Sources<'a> {
     /// What [`super::Origin::Source`] means.
     pub main: Option<&'a dyn FileSource>,
-    /// What [`super::Origin::Archive`] indexes.
-    pub archives: &'a [&'a dyn FileSource],
+    /// What [`super::Origin::Archive`] means: all archives, each in a directory of its own.
+    pub archives: Option<&'a dyn FileSource>,
     /// What [`super::Origin::Packed`] means.
     pub packs: &'a [Pack],
 }

@@ -20,13 +20,8 @@ use crate::tree::{below, strip};
 pub enum Origin {
     /// In the source of the instruction.
     Source(Moved),
-    /// In an unpacked archive.
-    Archive {
-        /// Which one, counted over the instruction's archives.
-        index: usize,
-        /// Where in it.
-        moved: Moved,
-    },
+    /// In the directory of an unpacked archive, among those of all archives.
+    Archive(Moved),
     /// In the plan: a heredoc.
     Inline(Vec<u8>),
     /// In whichever pack has the content.
@@ -211,7 +206,7 @@ impl<'a> Sources<'a> {
     ) -> Result<Option<Found<'a>>, ListingError> {
         let (source, moved) = match origins.of(path)? {
             Some(Origin::Source(moved)) => (self.main, moved),
-            Some(Origin::Archive { index, moved }) => (self.archives.get(*index).copied(), moved),
+            Some(Origin::Archive(moved)) => (self.archives, moved),
             Some(Origin::Inline(bytes)) => return Ok(Some(Found::Bytes(bytes.clone()))),
             Some(Origin::Packed) => return Ok(Some(Found::Packed)),
             None => return Ok(None),

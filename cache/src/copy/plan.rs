@@ -27,8 +27,9 @@ pub struct CopyOptions {
 }
 
 /// One thing to copy. Later items overwrite earlier ones.
-#[derive(Debug, Clone)]
-pub enum CopyItem<'a> {
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub enum CopyItem {
     /// From the source tree.
     Selected(Selected),
     /// A heredoc.
@@ -39,35 +40,37 @@ pub enum CopyItem<'a> {
         content: Vec<u8>,
     },
     /// An archive to unpack (ADD).
-    Archive(Archive<'a>),
+    Archive(Archive),
 }
 
-/// An archive that was unpacked into a directory of its own.
-#[derive(Debug, Clone, Copy)]
-pub struct Archive<'a> {
+/// An archive that was unpacked into a directory of its own. Once it is planned, only its files are wanted.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub struct Archive {
+    /// Where its files are in the source of all archives.
+    pub dir: RelPath,
     /// All it holds, sorted.
-    pub diff: &'a LayerDiff,
+    pub diff: LayerDiff,
     /// Which of it are directories that the archive only implies by what is in them. They do not change existing ones.
-    pub implied: &'a ImpliedDirs,
+    pub implied: ImpliedDirs,
 }
 
-/// Plans one instruction. Each of `items` is asked for when those before it are planned.
+/// Plans one instruction. Each of `items` is asked for when those before it are planned, and let go of before the next.
 ///
 /// `parent` is the state copied into, `parent_times` its modification times. `source` has the
 /// files that [`CopyItem::Selected`] items were selected from. With no items, or none that hold anything, the layer has nothing
 /// but the root. Rules: dockerfile reference 3.4 to 3.6; where a rule depends on an earlier item of the same
 /// instruction (a link it made, a file it put there), that item counts as already copied.
-pub fn plan<'i>(
+pub fn plan<E: From<CopyError>>(
     nodes: &dyn NodeStore,
     parent: &Tree,
     parent_times: &dyn FileSource,
     source: Option<&dyn FileSource>,
-    items: impl IntoIterator<Item = Result<CopyItem<'i>, CopyError>>,
+    items: impl IntoIterator<Item = Result<CopyItem, E>>,
     options: &CopyOptions,
     scratch: &Scratch,
-) -> Result<CopyPlan, CopyError> {
+) -> Result<CopyPlan, E> {
     let mut planner = Planner { nodes, view: View::new(nodes, parent, scratch), source, scratch, options };
-    let mut archives_total = 0;
     let mut contents = None;
     for item in items {
         // What comes last need not be held: nothing comes later that might meet it.
@@ -77,13 +80,10 @@ pub fn plan<'i>(
         match item? {
             CopyItem::Selected(selected) => contents = planner.selected(&selected)?,
             CopyItem::Inline { name, content } => planner.inline(&name, &content)?,
-            CopyItem::Archive(archive) => {
-                planner.archive(archives_total, &archive)?;
-                archives_total += 1;
-            }
+            CopyItem::Archive(archive) => planner.archive(&archive)?,
         }
     }
-    planner.view.finish(contents, parent_times, options.now, LayerDiff::new(scratch))
+    Ok(planner.view.finish(contents, parent_times, options.now, LayerDiff::new(scratch))?)
 }
 
 pub(super) struct Planner<'a> {

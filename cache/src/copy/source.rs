@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::layer::{ListingError, Mtime};
 use crate::path::RelPath;
+use crate::tree::PATH_BYTES_MAX;
 
 /// Symlinks are entries like any other: no path is resolved through one.
 pub(super) const RESOLVE: ResolveFlags =
@@ -157,11 +158,20 @@ impl FileSource for DirSource {
 
 /// Opens a directory below `root` as a place to look things up in.
 pub(super) fn open_dir(root: BorrowedFd<'_>, path: &RelPath) -> rustix::io::Result<OwnedFd> {
-    let bytes = if path.is_root() { b".".as_slice() } else { path.as_bytes() };
+    // What an archive has may be as deep as the kernel takes, and is in a directory besides.
+    if path.as_bytes().len() > PATH_BYTES_MAX
+        && let Some((outer, inner)) = path.split_first()
+    {
+        return open_dir_of(open_dir_of(root, outer)?.as_fd(), inner.as_bytes());
+    }
+    open_dir_of(root, if path.is_root() { b"." } else { path.as_bytes() })
+}
+
+fn open_dir_of(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // The kernel may ask to try again when something else is renamed meanwhile; it does not do so for ever.
     for _ in 0..64 {
-        match openat2(root, bytes, flags, Mode::empty(), RESOLVE) {
+        match openat2(root, path, flags, Mode::empty(), RESOLVE) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return other,
         }

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 
 use super::origins::Found;
 use super::*;
-use crate::layer::{Change, Mtime};
+use crate::layer::{Change, ImpliedDirs, Mtime};
 use crate::scratch::Scratch;
 use crate::tree::select::testing::select;
 use crate::tree::testing::{diff_of, listing, path, tree_linked};
@@ -40,12 +40,18 @@ pub(super) fn plan(
     parent: &Tree,
     parent_times: &dyn FileSource,
     source: Option<&dyn FileSource>,
-    items: &[CopyItem<'_>],
+    items: &[CopyItem],
     options: &CopyOptions,
     scratch: &Scratch,
 ) -> Result<CopyPlan, CopyError> {
     let items = items.iter().cloned().map(Ok);
     super::plan(nodes, parent, parent_times, source, items, options, scratch)
+}
+
+/// An archive that only has what it lists, in its own directory; `implied` are the paths of what it does not.
+pub(super) fn archive(dir: &str, diff: LayerDiff, implied: impl Fn(&RelPath) -> bool) -> CopyItem {
+    let implied = ImpliedDirs::of(&diff, implied);
+    CopyItem::Archive(Archive { dir: path(dir), diff, implied })
 }
 
 /// A parent state and the instructions that came after.
@@ -84,7 +90,7 @@ impl Image {
         options: CopyOptions,
     ) -> Result<Self, CopyError> {
         let source = context.tree(&self.nodes);
-        let items: Vec<CopyItem<'_>> = sources
+        let items: Vec<CopyItem> = sources
             .iter()
             .flat_map(|pattern| select(&source, &self.nodes, pattern.as_bytes()).unwrap())
             .map(CopyItem::Selected)
@@ -119,7 +125,7 @@ impl Image {
 /// Every file of a plan, and where the source of the instruction or its archive has it.
 pub(super) fn files(plan: &CopyPlan) -> Vec<(RelPath, RelPath)> {
     let source = &FakeTimes(0) as &dyn FileSource;
-    let sources = Sources { main: Some(source), archives: &[source], packs: &[] };
+    let sources = Sources { main: Some(source), archives: Some(source), packs: &[] };
     let mut origins = plan.origins.finder();
     let files = plan.diff.entries().into_iter().filter(|entry| matches!(entry.change, Change::File { .. }));
     files

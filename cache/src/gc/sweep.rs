@@ -220,10 +220,8 @@ impl Collector {
             .filter(|(id, row)| !row.is_condemned && !gone.contains(id))
             .filter_map(|(_, row)| row.diff_id)
             .collect();
-        let is_useful = |chain: &[u8; 32]| {
-            let diff_ids = snapshot.known_chains.get(chain);
-            diff_ids.is_some_and(|diff_ids| diff_ids.iter().all(|diff| live.contains(diff)))
-        };
+        let useful = snapshot.useful_chains(|diff| live.contains(&diff.0));
+        let is_useful = |chain: &[u8; 32]| useful.contains(chain);
         let unwanted = snapshot.chains.iter().filter(|(chain, roots)| roots.is_none() || !is_useful(chain));
         let chains: Vec<[u8; 32]> =
             unwanted.map(|(chain, _)| chain).chain(&snapshot.old_chains).copied().collect();

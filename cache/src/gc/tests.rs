@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rbuild_oci::Digest;
+use rbuild_oci::{ChainId, DiffId, Digest};
 
 use super::*;
 use crate::layer::LayerDiff;
@@ -300,6 +300,39 @@ fn many_nodes_are_condemned_held_by_a_later_reader_taken_back_and_freed() {
 }
 
 #[test]
+fn remembered_trees_stay_as_far_up_as_all_layers_of_a_known_stack_are_there() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let diff_ids = ["a", "b", "c", "d"].map(|content| DiffId(Digest::of(content.as_bytes())));
+    let layers = ["a", "b", "d"].map(|content| {
+        let layer = commit_layer(&store, &lease, content);
+        store.set_diff_id(layer, &DiffId(Digest::of(content.as_bytes())), 1).unwrap();
+        layer
+    });
+    let config = store.put_blob(&lease, b"config").unwrap();
+    // The third layer is nowhere, so what is above it is of no use.
+    store.put_image("app", &ImageRecord { diff_ids: diff_ids.to_vec(), ..image(config, &layers) }).unwrap();
+    let unknown = ChainId::of(&[diff_ids[1], diff_ids[0]]).unwrap();
+    let chains: Vec<ChainId> = ChainId::each(&diff_ids).chain([unknown]).collect();
+    let trees: Vec<Tree> = (1..).zip(&chains).map(|(seed, _)| tree(&store, seed)).collect();
+    for (chain, tree) in chains.iter().zip(&trees) {
+        store.put_chain_tree(chain, &tree.encode()).unwrap();
+    }
+    drop((lease, store));
+
+    let collected = collect(&root, &Policy::default());
+    let store = open(&root);
+    let gone: usize = trees[2..].iter().map(|tree| tree.nodes().count() + 1).sum();
+    assert_eq!(collected.nodes, gone as u64);
+    for (at, (chain, tree)) in chains.iter().zip(&trees).enumerate() {
+        let is_kept = at < 2;
+        assert_eq!(store.chain_tree(chain).unwrap(), is_kept.then(|| tree.encode()), "{at}");
+        assert!(tree.nodes().all(|node| store.node(&node).is_ok() == is_kept), "{at}");
+    }
+}
+
+#[test]
 fn one_collects_at_a_time() {
     let (_dir, root) = fresh();
     let first = Collector::open(&root, options()).unwrap();
@@ -430,7 +463,7 @@ fn a_pulled_layer_and_its_blob_stay_and_go_together() {
     let pull = |content: &str| {
         let layer = commit_layer(&store, &lease, content);
         let blob = store.put_blob(&lease, format!("blob of {content}").as_bytes()).unwrap();
-        let diff_id = rbuild_oci::DiffId(Digest::of(content.as_bytes()));
+        let diff_id = DiffId(Digest::of(content.as_bytes()));
         store.set_diff_id(layer, &diff_id, 1).unwrap();
         store.put_encoding(&diff_id, crate::store::PULLED, &blob, 9).unwrap();
         (layer, blob)

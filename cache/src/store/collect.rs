@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-use rbuild_oci::{ChainId, Digest};
+use rbuild_oci::{ChainId, DiffId, Digest};
 use rusqlite::Transaction;
 use rustix::fs::{AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -82,8 +82,8 @@ pub(crate) struct Snapshot {
     pub(crate) old_chains: Vec<[u8; 32]>,
     /// What each remembered tree of image layers names; nothing is known of a damaged one.
     pub(crate) chains: BTreeMap<[u8; 32], Option<Vec<NodeDigest>>>,
-    /// Chains that an image or a resolved reference has.
-    pub(crate) known_chains: BTreeMap<[u8; 32], Vec<Digest>>,
+    /// Layers of each image and resolved reference, base layer first.
+    pub(crate) stacks: Vec<Vec<DiffId>>,
 }
 
 /// What was freed.
@@ -121,9 +121,7 @@ impl Store {
         })?;
         for (name, text, sealed) in images {
             let record: ImageRecord = from_json("image", &name, &text, sealed)?;
-            for image in record.each() {
-                snapshot.know_chain(image.diff_ids.iter().map(|diff| diff.0).collect());
-            }
+            snapshot.stacks.extend(record.each().map(|image| image.diff_ids.clone()));
             snapshot.images.push((name, record));
         }
         Ok(snapshot)
@@ -200,7 +198,7 @@ impl Store {
         for text in resolutions {
             if let Ok(resolution) = serde_json::from_str::<Resolution>(&text) {
                 snapshot.resolved_blobs.extend([resolution.manifest, resolution.config]);
-                snapshot.know_chain(resolution.layers.iter().map(|layer| layer.diff_id.0).collect());
+                snapshot.stacks.push(resolution.layers.iter().map(|layer| layer.diff_id).collect());
             }
         }
         Ok(snapshot)
@@ -541,13 +539,13 @@ impl Snapshot {
         self.blobs.contains_key(blob).then_some(*blob)
     }
 
-    fn know_chain(&mut self, diff_ids: Vec<Digest>) {
-        for end in 1..=diff_ids.len() {
-            let below: Vec<_> = diff_ids[..end].iter().map(|diff| rbuild_oci::DiffId(*diff)).collect();
-            if let Some(chain) = ChainId::of(&below) {
-                self.known_chains.entry(*chain.0.as_bytes()).or_insert_with(|| diff_ids[..end].to_vec());
-            }
-        }
+    /// Remembered trees of image layers that an image or a resolved reference has, for which `is_there`.
+    pub(crate) fn useful_chains(&self, is_there: impl Fn(&DiffId) -> bool) -> BTreeSet<[u8; 32]> {
+        let chains = self.stacks.iter().flat_map(|stack| {
+            let there = stack.iter().take_while(|diff| is_there(diff)).count();
+            ChainId::each(&stack[..there]).map(|chain| *chain.0.as_bytes())
+        });
+        chains.filter(|chain| self.chains.contains_key(chain)).collect()
     }
 }
 

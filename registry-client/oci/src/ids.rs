@@ -20,10 +20,19 @@ pub struct ChainId(pub Digest);
 impl ChainId {
     /// Folds a stack, base layer first. `None` for an empty stack.
     pub fn of(stack: &[DiffId]) -> Option<Self> {
-        let (first, rest) = stack.split_first()?;
-        Some(rest.iter().fold(Self(first.0), |chain, diff| {
-            Self(Digest::of(format!("{} {}", chain.0, diff.0).as_bytes()))
-        }))
+        Self::each(stack).last()
+    }
+
+    /// Those of each layer of a stack with all below it, base layer first.
+    pub fn each(stack: &[DiffId]) -> impl Iterator<Item = Self> {
+        stack.iter().scan(None, |below, diff| {
+            let chain = match below {
+                Some(Self(below)) => Self(Digest::of(format!("{below} {diff}").as_bytes())),
+                None => Self(diff.0),
+            };
+            *below = Some(chain);
+            Some(chain)
+        })
     }
 }
 
@@ -55,5 +64,8 @@ mod tests {
         assert_eq!(ChainId::of(&[a]), Some(ChainId(a.0)));
         assert_eq!(ChainId::of(&[a, b]), Some(ChainId(Digest::of(format!("{a} {b}").as_bytes()))));
         assert_eq!(ChainId::of(&[]), None);
+        let stack = [a, b, a, b];
+        let prefixes = (1..=stack.len()).filter_map(|len| ChainId::of(&stack[..len]));
+        assert!(ChainId::each(&stack).eq(prefixes));
     }
 }

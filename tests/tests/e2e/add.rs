@@ -1,9 +1,10 @@
 //! ADD of local archives (dockerfile reference, golden cases 109 to 111).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::{Registry, Run, TestEnv, judge, need};
@@ -198,5 +199,50 @@ fn without_root_devices_of_an_archive_are_in_the_image() -> Result<()> {
     let (_, unpacked) = built(&env, &context)?;
     assert_eq!(entries(&unpacked)?.len(), 1);
     assert_eq!(unpacked.root().join("null").metadata()?.rdev(), 0x103);
+    Ok(())
+}
+
+/// Writes an archive of small files.
+fn pack(path: &Path, files: &[(&str, &str)]) -> Result<()> {
+    let mut archive = tar::Builder::new(fs::File::create(path)?);
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len().try_into()?);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, content.as_bytes())?;
+    }
+    archive.finish()?;
+    Ok(())
+}
+
+#[test]
+fn many_archives_take_few_descriptors() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let count = 1100;
+    let context = env.context("many", "FROM scratch\nADD *.tar /x/\n", &[])?;
+    for number in 0..count {
+        let (own, text) = (format!("d{number:04}/f"), number.to_string());
+        pack(&context.join(format!("{number:04}.tar")), &[(&own, &text), ("last", &text)])?;
+    }
+    let out = env.work().join("out");
+    let inner = env.command([
+        OsStr::new("build"),
+        OsStr::new("-o"),
+        out.as_os_str(),
+        OsStr::new("--progress=plain"),
+        context.as_os_str(),
+    ]);
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -n 256; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
+    command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(env.work()).stdin(Stdio::null());
+    env.start(command)?.finish()?.ok();
+    assert_eq!(fs::read_to_string(out.join("x/last"))?, (count - 1).to_string(), "the last one wins");
+    for number in [0, 255, 256, count - 1] {
+        assert_eq!(fs::read_to_string(out.join(format!("x/d{number:04}/f")))?, number.to_string());
+    }
+    assert_eq!(fs::read_dir(out.join("x"))?.count(), count + 1);
+    env.assert_nothing_left();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! An origin as bytes: for one process, so there is no version in them.
 //!
 //! ```text
-//! origin = 0 moved | 1 moved index | 2 content | 3
+//! origin = 0 moved | 1 moved | 2 content | 3
 //! moved  = shared-prefix suffix  shared-prefix suffix
 //! ```
 //!
@@ -23,10 +23,9 @@ pub(in super::super) fn put_origin(out: &mut Vec<u8>, near: &[u8], origin: &Orig
             put_number(out, SOURCE);
             put_moved(out, near, moved);
         }
-        Origin::Archive { index, moved } => {
+        Origin::Archive(moved) => {
             put_number(out, ARCHIVE);
             put_moved(out, near, moved);
-            put_number(out, *index as u64);
         }
         Origin::Inline(content) => {
             put_number(out, INLINE);
@@ -48,11 +47,7 @@ pub(in super::super) fn read_origin(
 ) -> Result<Origin, &'static str> {
     Ok(match input.number()? {
         SOURCE => Origin::Source(read_moved(input, near)?),
-        ARCHIVE => {
-            let moved = read_moved(input, near)?;
-            let index = usize::try_from(input.number()?).map_err(|_| "an archive has no such number")?;
-            Origin::Archive { index, moved }
-        }
+        ARCHIVE => Origin::Archive(read_moved(input, near)?),
         INLINE => Origin::Inline(input.string()?.to_vec()),
         PACKED => Origin::Packed,
         _ => return Err("an unknown origin"),

@@ -51,7 +51,7 @@ pub(in super::super) fn some_origin() -> impl Strategy<Value = Origin> {
     let moved = || (some_path(), some_path()).prop_map(|(from, to)| Moved::new(from, to));
     prop_oneof![
         6 => moved().prop_map(Origin::Source),
-        3 => (0..300_usize, moved()).prop_map(|(index, moved)| Origin::Archive { index, moved }),
+        3 => moved().prop_map(Origin::Archive),
         1 => prop::collection::vec(any::<u8>(), 0..6000).prop_map(Origin::Inline),
         1 => Just(Origin::Packed),
     ]

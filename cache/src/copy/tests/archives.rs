@@ -1,5 +1,4 @@
 use super::*;
-use crate::layer::ImpliedDirs;
 use crate::scratch::Scratch;
 use crate::tree::testing::{diff, dir, file, file_with, groups, link, owned};
 
@@ -9,9 +8,7 @@ fn add(
     implied: &[&str],
     options: &CopyOptions,
 ) -> Result<(), CopyError> {
-    let archive = diff(entries);
-    let implied = ImpliedDirs::of(&archive, |at| implied.contains(&&*at.to_string()));
-    let items = [CopyItem::Archive(Archive { diff: &archive, implied: &implied })];
+    let items = [archive("0", diff(entries), |at| implied.contains(&&*at.to_string()))];
     let plan = plan(&image.nodes, &image.tree, &FakeTimes(100), None, &items, options, &Scratch::for_test())?;
     image.apply(plan);
     Ok(())
@@ -35,8 +32,8 @@ fn archives_keep_owners_and_modes() {
         "f 4755 5:6 dest/bin/b 1",
     ]);
     assert_eq!(groups(&image.nodes, &image.tree.links), [[path("dest/bin/a"), path("dest/bin/b")]]);
-    assert_eq!(image.files(), [(path("dest/bin/a"), path("bin/a"))]);
-    let origin = Origin::Archive { index: 0, moved: Moved::new(RelPath::root(), path("dest")) };
+    assert_eq!(image.files(), [(path("dest/bin/a"), path("0/bin/a"))]);
+    let origin = Origin::Archive(Moved::new(path("0"), path("dest")));
     assert_eq!(image.last.origins.of(&path("dest/bin/a")), Some(origin));
     let mut image = Image::scratch();
     let with_owner = CopyOptions { owner: Some((1, 2)), ..options("/") };
@@ -63,8 +60,7 @@ fn a_directory_replaced_twice_is_opaque() {
     let nodes = MemoryNodeStore::default();
     let mut image = Image::with(&[("a", dir(0o755)), ("a/old", file("old"))]);
     let (first, second) = (diff(&[("a", file("A"))]), diff(&[("a", dir(0o700)), ("a/new", file("n"))]));
-    let none = ImpliedDirs::default();
-    let items = [&first, &second].map(|diff| CopyItem::Archive(Archive { diff, implied: &none }));
+    let items = [("0", first), ("1", second)].map(|(dir, diff)| archive(dir, diff, |_| false));
     let plan =
         plan(&image.nodes, &image.tree, &FakeTimes(1), None, &items, &options("/"), &Scratch::for_test())
             .unwrap();
@@ -80,7 +76,7 @@ fn implied_directories_go_through_links_and_change_nothing() {
     let mut image = Image::with(&base);
     add(&mut image, &entries, &["lib"], &options("/")).unwrap();
     image.check(&["l 777 0:0 lib -> usr/lib", "d 711 0:0 usr", "d 711 0:0 usr/lib", "f 644 0:0 usr/lib/x 1"]);
-    assert_eq!(image.files(), [(path("usr/lib/x"), path("lib/x"))]);
+    assert_eq!(image.files(), [(path("usr/lib/x"), path("0/lib/x"))]);
     let mut image = Image::with(&base);
     add(&mut image, &entries, &[], &options("/")).unwrap();
     image.check(&["d 755 0:0 lib", "f 644 0:0 lib/x 1", "d 711 0:0 usr", "d 711 0:0 usr/lib"]);
@@ -100,7 +96,7 @@ fn links_to_files_in_many_implied_directories_lead_to_where_the_image_has_these(
         };
         base.extend([(dirs[0].clone(), link(&real)), (format!("{real}/in"), inner), (real, dir(0o711))]);
         let (first, other) = (format!("l{at:03}/in/f{at:03}"), format!("z{at:03}"));
-        expected.push((path(&place), path(&first), vec![path(&place), path(&other)]));
+        expected.push((path(&place), path("0").join(first.as_bytes()), vec![path(&place), path(&other)]));
         entries.extend(dirs.iter().map(|at| (at.clone(), dir(0o755))));
         entries.extend([(other, Change::Hardlink { target: path(&first) }), (first, file("f"))]);
         implied.extend(dirs);

@@ -3,13 +3,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fstat, mkdirat, open, openat};
 
 use super::*;
-use crate::layer::{DiffEntry, ImpliedDirs, LayerDiff, OverlayForm, Owners};
+use crate::layer::{DiffEntry, LayerDiff, OverlayForm, Owners};
 use crate::scratch::Scratch;
 use crate::tree::testing::{dir, file, file_with, link, meta};
-use crate::tree::{ContentDigest, MemoryNodeStore, Meta};
+use crate::tree::{ContentDigest, MemoryNodeStore, Meta, PATH_BYTES_MAX};
 
 pub(super) fn dir_fd(path: &Path) -> OwnedFd {
     open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
@@ -228,14 +228,15 @@ fn a_socket_is_copied_as_the_empty_file_it_was_scanned_as() {
 #[test]
 fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::write(from.path().join("one"), "1").unwrap();
-    fs::hard_link(from.path().join("one"), from.path().join("two")).unwrap();
+    let unpacked = from.path().join("7");
+    fs::create_dir(&unpacked).unwrap();
+    fs::write(unpacked.join("one"), "1").unwrap();
+    fs::hard_link(unpacked.join("one"), unpacked.join("two")).unwrap();
     let (uid, gid) = ourselves();
     let one = file_with(Meta { mode: 0o6755, uid, gid, ..Meta::default() }, "1");
     let listing =
         crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
-    let none = ImpliedDirs::default();
-    let items = [CopyItem::Archive(Archive { diff: &listing, implied: &none })];
+    let items = [archive("7", listing, |_| false)];
     let options = CopyOptions { owner: Some((uid, gid)), ..options("/d") };
     let stack = StackSource::new(Vec::new());
     let plan = plan(
@@ -254,8 +255,8 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
     ] {
         let into = to.path().join(name);
         fs::create_dir(&into).unwrap();
-        let before = fs::metadata(from.path().join("one")).unwrap();
-        let sources = Sources { archives: &[&source], ..Sources::default() };
+        let before = fs::metadata(unpacked.join("one")).unwrap();
+        let sources = Sources { archives: Some(&source), ..Sources::default() };
         materialise(&plan, dir_fd(&into).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
         check_on_disk(&into, &plan);
         assert_eq!(fs::metadata(into.join("d/two")).unwrap().ino() == before.ino(), is_taken, "{name}");
@@ -263,16 +264,36 @@ fn the_files_of_a_disposable_archive_are_taken_and_others_copied() {
 }
 
 #[test]
+fn what_is_as_deep_as_can_be_in_an_archive_s_directory_is_found() {
+    let from = tempfile::tempdir().unwrap();
+    let deepest = path(&["d/".repeat((PATH_BYTES_MAX - 3) / 2).as_str(), "one"].concat());
+    assert_eq!(deepest.as_bytes().len(), PATH_BYTES_MAX);
+    let in_archive = path("1234").join(deepest.as_bytes());
+    let mut dir = dir_fd(from.path());
+    for name in in_archive.parent().unwrap().components() {
+        mkdirat(&dir, name, Mode::RWXU).unwrap();
+        dir = openat(&dir, name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let made = openat(&dir, "one", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+    let source = DirSource::disposable(dir_fd(from.path()));
+    let found = source.open(&in_archive).unwrap();
+    assert_eq!(fstat(&found).unwrap().st_ino, fstat(&made).unwrap().st_ino);
+    let elsewhere = path("1235").join(deepest.as_bytes());
+    assert!(matches!(source.open(&elsewhere), Err(SourceError::Missing { .. })));
+}
+
+#[test]
 fn a_link_of_an_archive_has_its_bytes_when_its_first_name_is_overwritten() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::write(from.path().join("one"), "1").unwrap();
-    fs::hard_link(from.path().join("one"), from.path().join("two")).unwrap();
+    let unpacked = from.path().join("0");
+    fs::create_dir(&unpacked).unwrap();
+    fs::write(unpacked.join("one"), "1").unwrap();
+    fs::hard_link(unpacked.join("one"), unpacked.join("two")).unwrap();
     let one = file_with(meta(0o644), "1");
-    let archive =
+    let listing =
         crate::tree::testing::diff(&[("one", one), ("two", Change::Hardlink { target: path("one") })]);
-    let none = ImpliedDirs::default();
     let items = [
-        CopyItem::Archive(Archive { diff: &archive, implied: &none }),
+        archive("0", listing, |_| false),
         CopyItem::Inline { name: b"one".to_vec(), content: b"inline".to_vec() },
     ];
     let options = CopyOptions { owner: Some(ourselves()), ..options("/d/") };
@@ -288,7 +309,7 @@ fn a_link_of_an_archive_has_its_bytes_when_its_first_name_is_overwritten() {
     )
     .unwrap();
     let source = DirSource::disposable(dir_fd(from.path()));
-    let sources = Sources { archives: &[&source], ..Sources::default() };
+    let sources = Sources { archives: Some(&source), ..Sources::default() };
     materialise(&plan, dir_fd(to.path()).as_fd(), &sources, Owners::Keep, OverlayForm::User).unwrap();
     check_on_disk(to.path(), &plan);
     assert_eq!(fs::read(to.path().join("d/one")).unwrap(), b"inline");

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::copy::pending::with_held_bytes_max;
-use crate::layer::{DiffEntry, ImpliedDirs, LayerDiff};
+use crate::layer::DiffEntry;
 use crate::tree::testing::{Model, apply_model, diff, dir, file, link, model_diff, steps};
 
 /// One thing to copy.
@@ -92,17 +92,8 @@ fn planned(
     let build =
         |model: &Model| Tree::empty().apply(&nodes, &model_diff(model), &Scratch::for_test()).unwrap();
     let (parent, source) = (build(&linked(parent)), build(&linked(source)));
-    let archives: Vec<(LayerDiff, ImpliedDirs)> = items
-        .iter()
-        .map(|item| {
-            let Item::Archive(files) = item else { return Default::default() };
-            let diff = files.diff.iter().cloned().collect();
-            let implied = ImpliedDirs::of(&diff, |at| files.implied.contains(at));
-            (diff, implied)
-        })
-        .collect();
     let mut copied = Vec::new();
-    for (item, (diff, implied)) in items.iter().zip(&archives) {
+    for (number, item) in items.iter().enumerate() {
         match item {
             Item::Pattern(pattern) => {
                 let selected = select(&source, &nodes, pattern.as_bytes()).unwrap_or_default();
@@ -111,7 +102,10 @@ fn planned(
             Item::Inline(name) => {
                 copied.push(CopyItem::Inline { name: name.as_bytes().to_vec(), content: b"inline".to_vec() });
             }
-            Item::Archive(_) => copied.push(CopyItem::Archive(Archive { diff, implied })),
+            Item::Archive(files) => {
+                let diff = files.diff.iter().cloned().collect();
+                copied.push(archive(&number.to_string(), diff, |at| files.implied.contains(at)));
+            }
         }
     }
     let from = Some(&FakeTimes(500) as &dyn FileSource);
@@ -182,16 +176,13 @@ fn names_of_a_file_stay_together_when_a_later_item_takes_the_first() {
 type Listed<'a> = (&'a [(&'a str, Change)], &'a [&'a str]);
 
 fn unpacked(image: &Image, archives: &[Listed<'_>]) -> CopyPlan {
-    let archives: Vec<(LayerDiff, ImpliedDirs)> = archives
-        .iter()
-        .map(|(entries, implied)| {
-            let diff = diff(entries);
-            let implied = ImpliedDirs::of(&diff, |at| implied.contains(&&*at.to_string()));
-            (diff, implied)
+    let items: Vec<CopyItem> = (0..)
+        .zip(archives)
+        .map(|(number, (entries, implied))| {
+            let is_implied = |at: &RelPath| implied.contains(&&*at.to_string());
+            archive(&i32::to_string(&number), diff(entries), is_implied)
         })
         .collect();
-    let items: Vec<CopyItem<'_>> =
-        archives.iter().map(|(diff, implied)| CopyItem::Archive(Archive { diff, implied })).collect();
     plan(&image.nodes, &image.tree, &FakeTimes(1), None, &items, &options("/"), &Scratch::for_test()).unwrap()
 }
 

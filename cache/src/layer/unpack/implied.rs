@@ -148,6 +148,14 @@ mod testing {
         }
     }
 
+    impl Clone for ImpliedDirs {
+        fn clone(&self) -> Self {
+            let mut cloned = Self::new(&Scratch::for_test());
+            self.indexes().for_each(|index| cloned.push(index.unwrap()).unwrap());
+            cloned
+        }
+    }
+
     impl PartialEq for ImpliedDirs {
         fn eq(&self, other: &Self) -> bool {
             self.indexes().map(Result::unwrap).eq(other.indexes().map(Result::unwrap))
