@@ -25,9 +25,9 @@ pub(super) const MAGIC: &[u8; 8] = b"rbstats5";
 /// Before the table.
 pub(super) const HEAD_BYTES: usize = 8 + 4;
 pub(super) const RULES_BYTES: usize = 32;
-const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
+pub(super) const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
 
-const KIND_MASK: u8 = 0x0f;
+const KIND_MASK: u8 = 0x07;
 const FILE: u8 = 1;
 const SYMLINK: u8 = 2;
 const FIFO: u8 = 3;
@@ -38,6 +38,10 @@ const YOUNG: u8 = 0x10;
 const LINKED: u8 = 0x20;
 /// The file looks like a secret.
 const SUSPECT: u8 = 0x40;
+/// While it is scanned only: the file's content is not known yet.
+const UNREAD: u8 = 0x80;
+/// Of a scan only: the file has xattrs, which lie elsewhere. No index has such a file.
+const WITH_XATTRS: u8 = 0x08;
 
 /// The record is all that is in the directory for as long as its stat does not move.
 const TRUSTED: u8 = 1;
@@ -145,6 +149,10 @@ pub struct Known<'a> {
     pub is_linked: bool,
     /// True for a file that looks like a secret.
     pub is_suspect: bool,
+    /// True for a file whose content is still to be read.
+    pub(super) is_unread: bool,
+    /// True for a file that has xattrs.
+    pub(super) has_xattrs: bool,
     /// What it is.
     pub kind: KnownKind<'a>,
 }
@@ -233,6 +241,8 @@ impl<'a> Known<'a> {
             is_young: has(YOUNG),
             is_linked: has(LINKED),
             is_suspect: has(SUSPECT),
+            is_unread: has(UNREAD),
+            has_xattrs: has(WITH_XATTRS),
             kind,
         })
     }
@@ -295,11 +305,18 @@ impl SeenEntry<'_> {
     }
 }
 
+/// Says of the file whose entry this begins with that its content is still to be read.
+pub(super) fn mark_unread(entry: &mut [u8]) {
+    if let [head, ..] = entry {
+        *head |= UNREAD;
+    }
+}
+
 /// Replaces what a record says of the file whose entry this begins with.
 pub(super) fn rewrite_file(
     entry: &mut [u8],
     stat: &[u8; STAT_BYTES],
-    is_young: bool,
+    (is_young, has_xattrs): (bool, bool),
     content: &ContentDigest,
 ) -> Option<()> {
     let [head, low, high, rest @ ..] = entry else { return None };
@@ -307,7 +324,9 @@ pub(super) fn rewrite_file(
     let (old_stat, rest) = rest.get_mut(name_bytes..)?.split_first_chunk_mut()?;
     *rest.first_chunk_mut()? = content.0;
     *old_stat = *stat;
-    *head = *head & !YOUNG | if is_young { YOUNG } else { 0 };
+    let flags = [(is_young, YOUNG), (has_xattrs, WITH_XATTRS)];
+    *head &= !(YOUNG | UNREAD | WITH_XATTRS);
+    flags.into_iter().filter(|(is_set, _)| *is_set).for_each(|(_, flag)| *head |= flag);
     Some(())
 }
 
