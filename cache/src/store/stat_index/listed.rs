@@ -39,15 +39,16 @@ pub struct SeenDir {
     is_noted: bool,
     /// Its node, once that is settled.
     pub(super) node: NodeDigest,
-    /// Of few things, its own first.
-    xattrs: Option<Box<Vec<(Holder, XattrsPlace)>>>,
+    /// `None` for most.
+    xattrs: Option<Box<Xattrs>>,
 }
 
-/// Whose xattrs they are: the directory's own, or those of the file whose entry begins there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Holder {
-    Dir,
-    File(u32),
+/// Where the xattrs are of a directory and of what is in it.
+#[derive(Debug, Default)]
+struct Xattrs {
+    own: Option<XattrsPlace>,
+    /// Of files, by where their entries begin in the record.
+    files: Vec<(u32, XattrsPlace)>,
 }
 
 /// Something in a listed directory.
@@ -126,7 +127,7 @@ impl ListedDir {
 
     /// Once all is pushed. `is_excluded` when the directory itself is left out, and there for what is brought back in it.
     pub fn done(self, is_excluded: bool) -> SeenDir {
-        let xattrs = self.xattrs.map(|own| Box::new(vec![(Holder::Dir, own)]));
+        let xattrs = self.xattrs.map(|own| Box::new(Xattrs { own: Some(own), files: Vec::new() }));
         SeenDir {
             may_be_trusted: self.may_be_trusted && self.stat.is_settled(self.scanned),
             is_noted: self.is_noted,
@@ -234,7 +235,8 @@ impl SeenDir {
     ) -> io::Result<()> {
         let has_xattrs = !read.xattrs.is_empty();
         if has_xattrs {
-            self.xattrs.get_or_insert_default().push((Holder::File(at.0), seen.add(&read.xattrs)?));
+            let place = seen.add(&read.xattrs)?;
+            self.xattrs.get_or_insert_default().files.push((at.0, place));
         }
         let entry = self.bytes.get_mut(self.path_bytes as usize + at.0 as usize..);
         let flags = (!read.stat.is_settled(scanned), has_xattrs);
@@ -247,23 +249,20 @@ impl SeenDir {
     /// Once all files are read.
     pub(super) fn sort_xattrs(&mut self) {
         if let Some(xattrs) = &mut self.xattrs {
-            xattrs.sort_unstable_by_key(|(holder, _)| *holder);
-            xattrs.shrink_to_fit();
+            xattrs.files.sort_unstable_by_key(|(start, _)| *start);
+            xattrs.files.shrink_to_fit();
         }
     }
 
     pub(super) fn own_xattrs(&self) -> Option<XattrsPlace> {
-        self.xattrs_of(Holder::Dir)
+        self.xattrs.as_ref()?.own
     }
 
+    /// Those of the file whose entry begins there.
     pub(super) fn file_xattrs(&self, start: u32) -> Option<XattrsPlace> {
-        self.xattrs_of(Holder::File(start))
-    }
-
-    fn xattrs_of(&self, holder: Holder) -> Option<XattrsPlace> {
-        let xattrs = self.xattrs.as_ref()?;
-        let at = xattrs.binary_search_by_key(&holder, |(holder, _)| *holder).ok()?;
-        Some(xattrs[at].1)
+        let files = &self.xattrs.as_ref()?.files;
+        let at = files.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+        Some(files[at].1)
     }
 
     /// The record as an index has it, in `buffer` if that is not all of it.
