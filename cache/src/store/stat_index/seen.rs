@@ -251,8 +251,7 @@ impl SeenContext {
         let (mut bytes, mut buffer) = (Vec::new(), Vec::new());
         for at in 0..self.dirs.len() {
             bytes.clear();
-            let path = self.dirs[at].path();
-            if self.row(at, &mut buffer).and_then(|row| row.write(path, &mut bytes)).is_none() {
+            if self.row(at, &mut buffer).and_then(|row| row.write(&mut bytes)).is_none() {
                 return Ok(false);
             }
             show(&bytes)?;
@@ -260,16 +259,16 @@ impl SeenContext {
         Ok(true)
     }
 
-    fn row(&self, at: usize, buffer: &mut Vec<u8>) -> Option<Row> {
+    fn row<'s>(&'s self, at: usize, buffer: &mut Vec<u8>) -> Option<Row<'s>> {
         let dir = &self.dirs[at];
         if let Some(kept) = dir.place_kept() {
-            return Some(Row { node: dir.node, ..self.last.dir(kept)?.row().clone() });
+            return Some(Row { node: dir.node, ..self.last.dir(kept)?.row() });
         }
         let (files, bytes) = self.files(at)?;
         let record = dir.indexed(buffer).0;
         Some(Row {
-            path: 0..0,
-            stat: *dir.stat(),
+            path: dir.path(),
+            stat: dir.stat(),
             is_trusted: dir.is_trusted(),
             is_excluded: dir.is_excluded(),
             node: dir.node,
@@ -277,8 +276,6 @@ impl SeenContext {
             bytes,
             record_bytes: u32::try_from(record.len()).ok()?,
             crc: crc32fast::hash(record),
-            record_at: 0,
-            parent: 0,
         })
     }
 
