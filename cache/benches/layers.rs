@@ -21,8 +21,7 @@ use rbuild_cache::layer::{
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    Contained, FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenDir, SeenEntry, Store,
-    StoreOptions,
+    FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenEntry, SeenXattrs, Store, StoreOptions,
 };
 use rbuild_cache::tree::select::{Selections, select, selection_digest};
 use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
@@ -226,8 +225,8 @@ fn stat_index(dir: &Path) {
         uid: 0,
         gid: 0,
     };
-    let dir = |path: String, files: Range<usize>| {
-        let mut listed = ListedDir::new(stat(0), ScanMoment::now());
+    let dir = |path: &str, files: Range<usize>| {
+        let mut listed = ListedDir::new(path.as_bytes(), stat(0), ScanMoment::now());
         listed.may_be_trusted = true;
         for at in files {
             let (name, kind) = (format!("file{at:06}.txt"), KnownKind::File(&[7; 32]));
@@ -235,12 +234,13 @@ fn stat_index(dir: &Path) {
             let entry = SeenEntry { name: name.as_bytes(), stat, is_linked, is_suspect, kind };
             listed.push(&entry).expect("a record has room");
         }
-        SeenDir { path: path.into_bytes(), is_excluded: false, contained: Contained::Listed(listed) }
+        listed.done(false)
     };
     const EACH: usize = 100;
-    let mut dirs = vec![dir(String::new(), 0..0)];
-    dirs.extend((0..FILES / EACH).map(|at| dir(format!("d{at}"), at * EACH..(at + 1) * EACH)));
-    let seen = SeenContext::new(Arc::default(), [0; 32], dirs).expect("no node is missing");
+    let mut dirs = vec![dir("", 0..0)];
+    dirs.extend((0..FILES / EACH).map(|at| dir(&format!("d{at}"), at * EACH..(at + 1) * EACH)));
+    let seen =
+        SeenContext::new(Arc::default(), [0; 32], dirs, SeenXattrs::default()).expect("no node is missing");
     store.put_stat_index(&lease, &[1; 32], &seen).expect("writes");
     let loading = best(|| (), |()| drop(black_box(store.stat_index(&[1; 32]).expect("reads"))));
     row("stat index, its table loaded", loading, FILES);

@@ -7,6 +7,7 @@
 //! | [`copy`] | COPY and ADD planned on trees, and reading their sources |
 //! | [`gc`] | giving space back |
 //! | [`store`] | the directory on disk: index, blobs, layers, leases, locks |
+//! | [`names`] | the names in a directory, sorted |
 //! | [`scratch`], [`sorter`] | room for what is too much for memory |
 //!
 //! Knows nothing of Dockerfiles, processes or terminals.
@@ -16,6 +17,7 @@ pub mod copy;
 mod encoded;
 pub mod gc;
 pub mod layer;
+pub mod names;
 pub mod path;
 pub mod scratch;
 pub mod sorter;

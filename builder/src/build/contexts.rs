@@ -224,8 +224,11 @@ pub(super) async fn scan_contexts(
             scanned.ignore = ignore;
             Ok(scanned)
         })?;
-        for skipped in &scanned.skipped {
-            events.remark(skipped.clone());
+        let (skipped, more) =
+            (scanned.skipped.first(), scanned.skipped.more_than(scanned.skipped.first().len()));
+        skipped.iter().for_each(|skipped| events.remark(skipped.clone()));
+        if more > 0 {
+            events.remark(format!("{more} more devices were left out of the build context"));
         }
         for remark in remarks::remarks(&scanned, ".dockerignore") {
             events.remark(remark);

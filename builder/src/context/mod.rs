@@ -1,6 +1,7 @@
 //! Build contexts: finding the Dockerfile and ignore files, scanning directories, fetching what is elsewhere.
 
 pub mod absent;
+pub mod counted;
 pub mod epoch;
 pub mod files;
 pub mod list;

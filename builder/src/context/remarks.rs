@@ -7,6 +7,7 @@ use rbuild_cache::path::RelPath;
 use rbuild_cache::tree::{DirReader, Kind, NodeDigest, NodeStore, NodeStoreError};
 
 use super::ScannedContext;
+use super::counted::Counted;
 use super::secrets::{self, Suspicion};
 use super::wanted::{Standing, Wanted};
 use crate::report::human;
@@ -20,7 +21,7 @@ const NAMED_MAX: usize = 5;
 struct Taken<'a> {
     context: &'a ScannedContext,
     size_bytes: u64,
-    suspects: &'a [String],
+    suspects: &'a Counted,
 }
 
 /// Warnings about what is copied of a context that was scanned. `ignore_file` is where lines can be added.
@@ -33,7 +34,7 @@ pub fn remarks(scanned: &ScannedContext, ignore_file: &str) -> Vec<String> {
 /// The same for a context that came whole, where ignore files have no say: from standard input, a repository, a web
 /// server. Walks all that is wanted of it.
 pub fn of_received(context: &ScannedContext, wanted: &Wanted) -> Vec<String> {
-    let (mut size_bytes, mut suspects) = (0_u64, Vec::new());
+    let (mut size_bytes, mut suspects) = (0_u64, Counted::default());
     let nodes = context.nodes.as_ref();
     let files = context.files().ok();
     let Ok(walk) = context.tree.walk(nodes, &RelPath::root()) else { return Vec::new() };
@@ -53,7 +54,7 @@ pub fn of_received(context: &ScannedContext, wanted: &Wanted) -> Vec<String> {
             }
         };
         if is_secret {
-            suspects.push(String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string());
+            suspects.add(|| String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string());
         }
     }
     let taken = Taken { context, size_bytes, suspects: &suspects };
@@ -63,13 +64,14 @@ pub fn of_received(context: &ScannedContext, wanted: &Wanted) -> Vec<String> {
 impl Taken<'_> {
     fn remarks(&self, remedy: &dyn Fn(&str) -> String, more_at: &str) -> Vec<String> {
         let mut remarks = Vec::new();
-        if let [first, ..] = self.suspects {
-            let more = match self.suspects.len().saturating_sub(NAMED_MAX) {
+        let suspects = self.suspects.first();
+        if let [first, ..] = suspects {
+            let more = match self.suspects.more_than(NAMED_MAX) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
             let named: Vec<String> =
-                self.suspects.iter().take(NAMED_MAX).map(|path| format!("`{path}`")).collect();
+                suspects.iter().take(NAMED_MAX).map(|path| format!("`{path}`")).collect();
             remarks.push(format!(
                 "[Warning] what looks like a secret is copied from the build context: {}{more}; {}",
                 named.join(", "),

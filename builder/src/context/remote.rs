@@ -17,6 +17,7 @@ use rbuild_frontend::remote::{GitSource, HttpSource, without_user};
 use rbuild_oci::Digest;
 
 use super::ScannedContext;
+use super::counted::Counted;
 use super::files::{self, FoundDockerfile};
 use super::stdin::{self, StdinError};
 use crate::error::{BuildError, StepFailure, one_line};
@@ -188,9 +189,9 @@ fn of_layer(env: &ExecEnv, solved: &Solved) -> Result<ScannedContext, StepFailur
         layer: Some(*layer),
         newest_unix: None,
         identity: None,
-        skipped: Vec::new(),
+        skipped: Counted::default(),
         size_bytes: 0,
-        suspects: Vec::new(),
+        suspects: Counted::default(),
         seen: None,
         ignore: None,
         packs: Mutex::default(),

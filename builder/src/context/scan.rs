@@ -23,17 +23,20 @@ use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    Contained, LayerId, LayerPacks, ScanMoment, SeenContext, SeenDir, SeenHint, Spool, StatIndex,
+    LayerId, LayerPacks, RecordDamaged, ScanMoment, SeenContext, SeenDir, SeenHint, SeenXattrs, Spool,
+    StatIndex,
 };
-use rbuild_cache::tree::{FoundNames, Meta, NodeStore, PATH_BYTES_MAX, Tree};
+use rbuild_cache::tree::{FoundNames, Meta, NodeStore, NodeStoreError, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
 use rustix::fs::{Mode, OFlags};
 
+use crate::context::counted::Counted;
 use crate::context::files::FoundIgnore;
 use crate::context::wanted::Wanted;
 use crate::error::StepFailure;
+use lister::Lister;
 pub(super) use lister::names_in;
-use lister::{Found, Lister};
+use walk::Walked;
 
 /// Raised when the same patterns choose something else, or other files count as secrets.
 const RULES_LABEL: &str = concat!("rbuild scan rules 1, ", env!("CARGO_PKG_VERSION"));
@@ -57,11 +60,11 @@ pub struct ScannedContext {
     /// When the newest thing in an archive on standard input was made, in seconds.
     pub newest_unix: Option<i64>,
     /// Entries that were left out, with the reason.
-    pub skipped: Vec<String>,
+    pub skipped: Counted,
     /// Bytes of the files that some step takes.
     pub size_bytes: u64,
     /// Files among them that look like secrets.
-    pub suspects: Vec<String>,
+    pub suspects: Counted,
     /// What the scan saw, for the next stat index; `None` when none is kept.
     pub seen: Option<Arc<SeenContext>>,
     /// The ignore file that left entries out, for those who miss one.
@@ -137,15 +140,15 @@ pub enum ScanError {
     Changed(String),
     /// The trees could not be kept.
     #[error(transparent)]
-    Tree(#[from] rbuild_cache::tree::NodeStoreError),
+    Tree(#[from] NodeStoreError),
     /// Names of files that have several.
     #[error(transparent)]
     Links(#[from] rbuild_cache::tree::TreeError),
 }
 
-pub(super) fn io(what: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> ScanError {
+pub(super) fn io<E: Into<std::io::Error>>(what: &'static str, path: &[u8]) -> impl FnOnce(E) -> ScanError {
     let path = String::from_utf8_lossy(path).into_owned();
-    move |errno| ScanError::Io { what, path, source: errno.into() }
+    move |error| ScanError::Io { what, path, source: error.into() }
 }
 
 /// Scans `root`.
@@ -182,7 +185,7 @@ fn look_through(
     let moment = ScanMoment::now();
     let dir = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(io("open", root.as_os_str().as_bytes()))?;
-    let rules = rules(ignore, wanted);
+    let (rules, xattrs) = (rules(ignore, wanted), SeenXattrs::new(scratch));
     let lister = Lister {
         root: dir.as_fd(),
         ignore,
@@ -191,26 +194,14 @@ fn look_through(
         is_current: index.is_by(&rules),
         trusted_dev: trusted_dev(dir.as_fd()),
         moment,
+        xattrs: &xattrs,
+        scratch,
     };
-    let Some(mut looked) = walk::walk(&lister)? else { return Ok(None) };
-    let packs = read::read_all(dir.as_fd(), &mut looked, spool)?;
-    let (mut skipped, mut suspects) = (Vec::new(), Vec::new());
+    let Some(Walked { mut dirs, skipped }) = walk::walk(&lister)? else { return Ok(None) };
     let mut linked = FoundNames::new(scratch);
-    let mut dirs = Vec::with_capacity(looked.len());
-    for dir in looked {
-        skipped.extend(dir.notes.skipped);
-        suspects.extend(dir.notes.suspects);
-        for (inode, name) in dir.notes.links.iter() {
-            linked.add(inode, &RelPath::clamp(&dir.path).join(name))?;
-        }
-        let contained = match dir.found {
-            Found::Kept(at) => Contained::Kept(at),
-            Found::Listed(listed) => Contained::Listed(listed.dir),
-        };
-        dirs.push(SeenDir { path: dir.path, is_excluded: dir.is_excluded, contained });
-    }
-    suspects.sort();
-    let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, dirs)?);
+    let suspects = note(&dirs, index, &mut linked)?;
+    let packs = read::read_all(&lister, &mut dirs, spool)?;
+    let seen = Arc::new(SeenContext::new(Arc::clone(index), rules, dirs, xattrs)?);
     let root = Meta { mode: 0o755, ..Meta::default() };
     let links = linked.links(&*seen)?;
     Ok(Some(ScannedContext {
@@ -227,6 +218,33 @@ fn look_through(
         ignore: None,
         packs: Mutex::new(packs),
     }))
+}
+
+/// What must be told of each time: gives files that look like secrets, and adds the names of those that have several.
+fn note(dirs: &[SeenDir], index: &StatIndex, linked: &mut FoundNames) -> Result<Counted, ScanError> {
+    let (mut suspects, mut buffer) = (Counted::default(), Vec::new());
+    for dir in dirs.iter().filter(|dir| dir.is_noted()) {
+        let entries = match dir.place_kept() {
+            None => dir.entries(),
+            Some(at) => match index.record(at, &mut buffer) {
+                Some(record) => record.entries(),
+                // It was there a moment ago.
+                None => return Err(NodeStoreError::Storage(Box::new(RecordDamaged)).into()),
+            },
+        };
+        let path = RelPath::clamp(dir.path());
+        for known in entries.flatten().filter(|known| known.is_linked || known.is_suspect) {
+            let path = path.join(known.name.to_bytes());
+            if known.is_linked {
+                let stat = known.stat();
+                linked.add((stat.dev, stat.ino), &path)?;
+            }
+            if known.is_suspect {
+                suspects.add(|| String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string());
+            }
+        }
+    }
+    Ok(suspects.sorted())
 }
 
 /// What decides about what is in a context, as a digest.

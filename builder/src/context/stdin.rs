@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::ScannedContext;
+use super::counted::Counted;
 use super::epoch::newest;
 use super::files::{DEFAULT_NAMES, FoundDockerfile, bounded};
 use crate::cancel::Cancel;
@@ -154,9 +155,9 @@ fn context(diff: LayerDiff, dir: OwnedFd, scratch: &Scratch) -> Result<ScannedCo
         identity: None,
         layer: None,
         newest_unix,
-        skipped: Vec::new(),
+        skipped: Counted::default(),
         size_bytes: 0,
-        suspects: Vec::new(),
+        suspects: Counted::default(),
         seen: None,
         ignore: None,
         packs: Mutex::default(),

@@ -99,8 +99,8 @@ pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, Made, ResultRecord};
 pub use spool::Spool;
 pub use stat_index::{
-    Contained, Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, RecordDamaged,
-    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenHint, StatIndex,
+    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, ReadFile, Record, RecordDamaged,
+    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenHint, SeenXattrs, StatIndex,
 };
 pub use usage::Usage;
 

@@ -9,14 +9,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rbuild_cache::layer::kept_xattrs;
+use rbuild_cache::names::{Aside, Listed};
+use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, ScanMoment, SeenEntry, StatIndex,
+    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, ScanMoment, SeenDir, SeenEntry,
+    SeenXattrs, StatIndex,
 };
 use rbuild_cache::tree::PATH_BYTES_MAX;
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir};
 
 use super::{ScanError, io, open_beneath};
+use crate::context::counted::Counted;
 use crate::context::secrets::{self, Suspicion};
 use crate::context::wanted::{Standing, Wanted};
 
@@ -32,6 +36,10 @@ pub(super) struct Lister<'a> {
     pub(super) trusted_dev: Option<u64>,
     /// When the scan began.
     pub(super) moment: ScanMoment,
+    /// For those of what is seen.
+    pub(super) xattrs: &'a SeenXattrs,
+    /// For what is too much for memory.
+    pub(super) scratch: &'a Scratch,
 }
 
 /// A directory to look at.
@@ -45,63 +53,42 @@ pub(super) enum Task {
 
 /// A directory that was looked at.
 pub(super) struct Looked {
-    pub(super) path: Vec<u8>,
-    /// It is itself left out.
-    pub(super) is_excluded: bool,
-    pub(super) found: Found,
-    pub(super) notes: Notes,
-}
-
-/// What was found in a directory.
-pub(super) enum Found {
-    /// All as it is at this place of the index.
-    Kept(usize),
-    Listed(Box<Listed>),
-}
-
-/// What is in one directory.
-pub(super) struct Listed {
-    /// All but directories.
-    pub(super) dir: ListedDir,
-    /// Names of directories, sorted.
-    pub(super) dirs: Vec<(Vec<u8>, Verdict)>,
-    /// Files whose content is not known yet, by name.
-    pub(super) unread: Vec<Place>,
+    /// What is in it but for directories.
+    pub(super) dir: SeenDir,
+    /// Directories in it that are found for the first time.
+    pub(super) dirs: FoundDirs,
+    /// Those that the last scan went through by the same rules, by their places in the index, of a directory that is not as
+    /// it was.
+    pub(super) still: Vec<usize>,
+    /// Devices in it.
+    pub(super) skipped: Counted,
     /// A symlink was met that a source names or goes through.
     pub(super) leads_out: bool,
 }
 
-/// What else is to say about a directory.
+/// Directories found in another. In one piece: there may be as many as files.
 #[derive(Default)]
-pub(super) struct Notes {
-    pub(super) skipped: Vec<String>,
-    pub(super) suspects: Vec<String>,
-    pub(super) links: LinkedFiles,
+pub(super) struct FoundDirs {
+    names: Vec<u8>,
+    /// Where each name ends.
+    ends: Vec<(usize, Verdict)>,
 }
 
-/// The files of a directory that have several names, perhaps elsewhere. In one piece: there may be as many as files.
-#[derive(Default)]
-pub(super) struct LinkedFiles(Vec<u8>);
-
-impl LinkedFiles {
-    fn add(&mut self, (device, inode): (u64, u64), name: &[u8]) {
-        self.0.extend_from_slice(&device.to_ne_bytes());
-        self.0.extend_from_slice(&inode.to_ne_bytes());
-        self.0.extend_from_slice(name);
-        // No name has one.
-        self.0.push(0);
+impl FoundDirs {
+    pub(super) fn push(&mut self, name: &[u8], verdict: Verdict) {
+        self.names.extend_from_slice(name);
+        self.ends.push((self.names.len(), verdict));
     }
 
-    /// Device, inode and name of each.
-    pub(super) fn iter(&self) -> impl Iterator<Item = ((u64, u64), &[u8])> {
-        let mut rest = self.0.as_slice();
-        std::iter::from_fn(move || {
-            let (device, after) = rest.split_first_chunk()?;
-            let (inode, after) = after.split_first_chunk()?;
-            let end = after.iter().position(|byte| *byte == 0)?;
-            rest = &after[end + 1..];
-            Some(((u64::from_ne_bytes(*device), u64::from_ne_bytes(*inode)), &after[..end]))
-        })
+    /// Takes the last one out: its name.
+    pub(super) fn pop(&mut self) -> Option<(Vec<u8>, Verdict)> {
+        let (_, verdict) = self.ends.pop()?;
+        let start = self.ends.last().map_or(0, |(end, _)| *end);
+        Some((self.names.split_off(start), verdict))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
     }
 }
 
@@ -112,6 +99,11 @@ impl Lister<'_> {
             Task::Known(at) => self.index.dir(*at).map_or(&[], KnownDir::path),
             Task::Found { path, .. } => path,
         }
+    }
+
+    /// Place in the index of a directory that the last scan went through by the same rules.
+    pub(super) fn known(&self, path: &[u8]) -> Option<usize> {
+        if self.is_current { self.index.find(path) } else { None }
     }
 
     /// Looks at a directory. `buffer` is for records.
@@ -151,30 +143,43 @@ struct Visit<'a> {
     verdict: Verdict,
     /// What is known of the names that come.
     known: Option<Entries<'a>>,
-    listed: Listed,
-    notes: Notes,
+    listed: ListedDir,
+    dirs: FoundDirs,
+    still: Vec<usize>,
+    skipped: Counted,
+    leads_out: bool,
 }
 
 impl<'a> Visit<'a> {
     fn new(lister: &'a Lister<'a>, dir: BorrowedFd<'a>, path: &'a [u8], stat: FileStat) -> Self {
-        let mut dir_listed = ListedDir::new(stat, lister.moment);
-        dir_listed.may_be_trusted = lister.trusted_dev == Some(stat.dev)
+        let mut listed = ListedDir::new(path, stat, lister.moment);
+        listed.may_be_trusted = lister.trusted_dev == Some(stat.dev)
             // As some file systems say it that keep none.
             && (stat.mtime.secs, stat.ctime.secs) != (0, 0);
-        let listed = Listed { dir: dir_listed, dirs: Vec::new(), unread: Vec::new(), leads_out: false };
-        Self { lister, dir, path, verdict: Verdict::default(), known: None, listed, notes: Notes::default() }
+        Self {
+            lister,
+            dir,
+            path,
+            verdict: Verdict::default(),
+            known: None,
+            listed,
+            dirs: FoundDirs::default(),
+            still: Vec::new(),
+            skipped: Counted::default(),
+            leads_out: false,
+        }
     }
 
     /// A directory in which nothing came or went.
     fn again(mut self, at: usize, known: KnownDir<'_>, record: Record<'a>) -> Result<Looked, ScanError> {
         let mut entries = record.entries();
-        let mut same = 0;
+        let (mut same, mut is_noted) = (0, false);
         loop {
             let from_here = entries.clone();
             match entries.next() {
                 None => break,
                 Some(Ok(entry)) if self.is_unmoved(&entry) => {
-                    self.note(&entry);
+                    is_noted |= entry.is_linked || entry.is_suspect;
                     same += 1;
                 }
                 Some(_) => {
@@ -185,8 +190,9 @@ impl<'a> Visit<'a> {
         }
         let is_excluded = known.is_excluded();
         let Some(rest) = self.known.clone() else {
-            let path = self.path.to_vec();
-            return Ok(Looked { path, is_excluded, found: Found::Kept(at), notes: self.notes });
+            let dir = SeenDir::kept(at, known, is_noted);
+            let (dirs, still) = (FoundDirs::default(), Vec::new());
+            return Ok(Looked { dir, dirs, still, skipped: Counted::default(), leads_out: false });
         };
         self.verdict = self.lister.ignore.verdict(&String::from_utf8_lossy(self.path));
         for entry in record.entries().take(same).flatten() {
@@ -195,15 +201,14 @@ impl<'a> Visit<'a> {
         for entry in rest {
             let Ok(entry) = entry else {
                 // Not even what was the same can be believed.
-                let again = Self::new(self.lister, self.dir, self.path, *self.listed.dir.stat());
+                let again = Self::new(self.lister, self.dir, self.path, *self.listed.stat());
                 return again.anew(self.verdict, None);
             };
             self.look_at(entry.name.to_bytes(), FileType::Unknown)?;
         }
-        let index = self.lister.index;
-        let dirs = index.dirs_in(at).filter_map(|dir| Some(name_of(index.dir(dir)?.path()).to_vec()));
-        // They are looked at already, and have no need for a verdict.
-        self.listed.dirs = dirs.map(|name| (name, Verdict::default())).collect();
+        // They are looked at already.
+        self.dirs = FoundDirs::default();
+        self.still = self.lister.index.dirs_in(at).collect();
         Ok(self.done(is_excluded))
     }
 
@@ -211,41 +216,39 @@ impl<'a> Visit<'a> {
     fn anew(mut self, verdict: Verdict, record: Option<Record<'a>>) -> Result<Looked, ScanError> {
         // The root's are the host's affair.
         if !self.path.is_empty() {
-            self.listed.dir.xattrs = kept_xattrs(self.dir);
+            let xattrs = kept_xattrs(self.dir);
+            self.listed
+                .set_xattrs(&xattrs, self.lister.xattrs)
+                .map_err(io("keep the xattrs of", self.path))?;
         }
         self.verdict = verdict;
         self.known = record.map(Record::entries);
-        for (name, kind) in names_in(self.dir, self.path)? {
-            self.look_at(&name, kind)?;
+        let mut names = Listed::new(self.lister.scratch);
+        each_name(self.dir, self.path, |name, kind| {
+            names.add(name, kind).map_err(io("hold the names in", self.path))
+        })?;
+        let mut names = names.sorted().map_err(io("hold the names in", self.path))?;
+        let (aside, mut last) = (Aside::new(self.lister.scratch.clone()), Vec::new());
+        while let Some((name, kind)) = names.next(&aside).map_err(io("go through", self.path))? {
+            // What was replaced meanwhile may be listed at both places.
+            if name != last {
+                last.clear();
+                last.extend_from_slice(name);
+                self.look_at(&last, kind)?;
+            }
         }
         let is_excluded = self.lister.ignore.excludes(verdict);
         Ok(self.done(is_excluded))
     }
 
-    fn done(mut self, is_excluded: bool) -> Looked {
-        self.listed.dir.trim();
-        let path = self.path.to_vec();
-        Looked { path, is_excluded, found: Found::Listed(Box::new(self.listed)), notes: self.notes }
+    fn done(self, is_excluded: bool) -> Looked {
+        let Self { listed, dirs, still, skipped, leads_out, .. } = self;
+        Looked { dir: listed.done(is_excluded), dirs, still, skipped, leads_out }
     }
 
     fn is_unmoved(&self, entry: &Known<'_>) -> bool {
         let stat = || rustix::fs::statat(self.dir, entry.name, AtFlags::SYMLINK_NOFOLLOW);
         !entry.is_young && stat().is_ok_and(|stat| FileStat::from(&stat).to_bytes() == *entry.stat)
-    }
-
-    /// What is to say about an entry that is as it was.
-    fn note(&mut self, entry: &Known<'_>) {
-        if !entry.is_linked && !entry.is_suspect {
-            return;
-        }
-        let path = join(self.path, entry.name.to_bytes());
-        if entry.is_linked {
-            let stat = entry.stat();
-            self.notes.links.add((stat.dev, stat.ino), entry.name.to_bytes());
-        }
-        if entry.is_suspect {
-            self.notes.suspects.push(String::from_utf8_lossy(&path).escape_debug().to_string());
-        }
     }
 
     fn look_at(&mut self, name: &[u8], kind: FileType) -> Result<(), ScanError> {
@@ -275,7 +278,7 @@ impl<'a> Visit<'a> {
             return Ok(());
         }
         if kind == FileType::Symlink && standing != Standing::Inside {
-            self.listed.leads_out = true;
+            self.leads_out = true;
             return Ok(());
         }
         if kind != FileType::Directory && standing == Standing::Above {
@@ -285,20 +288,17 @@ impl<'a> Visit<'a> {
         let stat = FileStat::from(&stat);
         let entry = |kind| SeenEntry { name, stat, is_linked, is_suspect: false, kind };
         match kind {
-            FileType::Directory => self.listed.dirs.push((name.to_vec(), verdict)),
+            FileType::Directory => match self.lister.known(&path) {
+                Some(at) => self.still.push(at),
+                None => self.dirs.push(name, verdict),
+            },
             FileType::RegularFile => {
                 let is_suspect = self.is_secret(name, &path);
                 let content = self.content(name, &stat);
                 let kind = KnownKind::File(content.unwrap_or(&[0; 32]));
                 let place = self.add(&SeenEntry { is_suspect, ..entry(kind) })?;
                 if content.is_none() {
-                    self.listed.unread.push(place);
-                }
-                if is_suspect {
-                    self.notes.suspects.push(text.escape_debug().to_string());
-                }
-                if is_linked {
-                    self.notes.links.add((stat.dev, stat.ino), name);
+                    self.listed.mark_unread(place);
                 }
             }
             FileType::Symlink => {
@@ -309,10 +309,9 @@ impl<'a> Visit<'a> {
             FileType::Fifo => drop(self.add(&entry(KnownKind::Fifo))?),
             FileType::Socket => drop(self.add(&entry(KnownKind::Socket))?),
             _ => {
-                let skipped = format!("`{text}` is a device and was left out of the build context");
-                self.notes.skipped.push(skipped);
+                self.skipped.add(|| format!("`{text}` is a device and was left out of the build context"));
                 // Which is to be said each time.
-                self.listed.dir.may_be_trusted = false;
+                self.listed.may_be_trusted = false;
             }
         }
         Ok(())
@@ -320,7 +319,7 @@ impl<'a> Visit<'a> {
 
     fn add(&mut self, entry: &SeenEntry<'_>) -> Result<Place, ScanError> {
         let too_large = || io("record", &join(self.path, entry.name))(rustix::io::Errno::FBIG);
-        self.listed.dir.push(entry).ok_or_else(too_large)
+        self.listed.push(entry).ok_or_else(too_large)
     }
 
     fn is_secret(&self, name: &[u8], path: &[u8]) -> bool {
@@ -364,27 +363,36 @@ pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-pub(super) fn name_of(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
-}
-
 /// The names in a directory, sorted, with the types that the file system tells.
 pub(in crate::context) fn names_in(
     dir: BorrowedFd<'_>,
     path: &[u8],
 ) -> Result<Vec<(Vec<u8>, FileType)>, ScanError> {
-    let mut buffer = Vec::with_capacity(32 << 10);
     let mut names = Vec::new();
+    each_name(dir, path, |name, kind| {
+        names.push((name.to_vec(), kind));
+        Ok(())
+    })?;
+    names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    // What was replaced meanwhile may be listed at both places.
+    names.dedup_by(|(a, _), (b, _)| a == b);
+    Ok(names)
+}
+
+/// Shows the names in a directory as they come, with the types that the file system tells.
+fn each_name(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    mut each: impl FnMut(&[u8], FileType) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    let mut buffer = Vec::with_capacity(32 << 10);
     let mut reader = RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(entry) = reader.next() {
         let entry = entry.map_err(io("list", path))?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push((name.to_vec(), entry.file_type()));
+            each(name, entry.file_type())?;
         }
     }
-    names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    // What was replaced meanwhile may be listed at both places.
-    names.dedup_by(|(a, _), (b, _)| a == b);
-    Ok(names)
+    Ok(())
 }

@@ -1,16 +1,16 @@
 //! Reads and hashes the files whose content no index knows, and packs them on the way where that will be wanted.
 
-use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rbuild_cache::layer::kept_xattrs;
-use rbuild_cache::store::{FileStat, LayerPacks, ListedDir, Place, Spool};
+use rbuild_cache::store::{FileStat, LayerPacks, Place, ReadFile, SeenDir, Spool};
 use rbuild_cache::tree::ContentDigest;
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::OFlags;
 
-use super::lister::{Found, Looked};
+use super::lister::Lister;
 use super::{ScanError, io, open_beneath};
 
 /// Looks at a file that shrinks while it is being read before that is an error.
@@ -27,55 +27,39 @@ const PACKED_BYTES_MAX: u64 = BUFFER_BYTES as u64;
 /// Contents packed at most, for the same reason.
 const PACKED_BYTES_SUM_MAX: u64 = 256 << 20;
 
-/// A directory with files to read.
-struct Dir<'a> {
-    path: &'a [u8],
-    unread: Vec<Place>,
-    listed: Mutex<&'a mut ListedDir>,
-}
-
-impl<'a> Dir<'a> {
-    fn listed(&self) -> MutexGuard<'_, &'a mut ListedDir> {
-        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Reads what is left to read, on both cores when there is much, and tells its directory. With a `spool`, and when
 /// there is much, gives a pack of the small files among them. `dirs` are in order.
 pub(super) fn read_all(
-    root: BorrowedFd<'_>,
-    dirs: &mut [Looked],
+    lister: &Lister<'_>,
+    dirs: &mut [SeenDir],
     spool: Option<Spool>,
 ) -> Result<Option<LayerPacks>, ScanError> {
-    let dirs = dirs.iter_mut().filter_map(|looked| match &mut looked.found {
-        Found::Listed(listed) if !listed.unread.is_empty() => {
-            let unread = std::mem::take(&mut listed.unread);
-            Some(Dir { path: &looked.path, unread, listed: Mutex::new(&mut listed.dir) })
-        }
-        Found::Listed(_) | Found::Kept(_) => None,
-    });
-    let dirs: Vec<Dir<'_>> = dirs.collect();
-    if dirs.is_empty() {
+    let todo = in_order(dirs);
+    if todo.is_empty() {
         return Ok(None);
     }
-    let todo = in_order(&dirs);
-    let size_of = |(dir, place): &(&Dir<'_>, Place)| dir.listed().size(*place);
+    let size_of = |(dir, place): &(u32, Place)| dirs[*dir as usize].size(*place);
     let is_much = todo.len() >= PARALLEL_MIN
         || todo.iter().map(size_of).fold(0, u64::saturating_add) >= PARALLEL_BYTES_MIN;
+    let dirs: Vec<Mutex<&mut SeenDir>> = dirs.iter_mut().map(Mutex::new).collect();
     let (next, packing) = (AtomicUsize::new(0), Packing(Mutex::new(spool.filter(|_| is_much))));
     let work = || -> Result<(), ScanError> {
         let (mut path, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some((dir, place)) = todo.get(at) else { return Ok(()) };
+            let dir = || dirs[*dir as usize].lock().unwrap_or_else(PoisonError::into_inner);
             path.clear();
-            path.extend_from_slice(dir.path);
+            let holder = dir();
+            path.extend_from_slice(holder.path());
             if !path.is_empty() {
                 path.push(b'/');
             }
-            path.extend_from_slice(dir.listed().name(*place));
-            let Hashed { content, stat, xattrs } = hash_file(root, &path, &mut buffer, &packing)?;
-            dir.listed().fill(*place, &FileStat::from(&stat), &content, xattrs);
+            path.extend_from_slice(holder.name(*place));
+            drop(holder);
+            let read = hash_file(lister.root, &path, &mut buffer, &packing)?;
+            let filled = dir().fill(*place, &read, lister.moment, lister.xattrs);
+            filled.map_err(io("keep the xattrs of", &path))?;
         }
     };
     let threads = match is_much {
@@ -90,30 +74,28 @@ pub(super) fn read_all(
     Ok(packing.finish())
 }
 
-/// All files to read in the order of archives, in which a pack of them will be read. `dirs` are in it already.
-fn in_order<'d, 'l>(dirs: &'d [Dir<'l>]) -> Vec<(&'d Dir<'l>, Place)> {
-    let mut todo = Vec::with_capacity(dirs.iter().map(|dir| dir.unread.len()).sum());
+/// All files to read, with the places of their directories, in the order of archives, in which a pack of them will be
+/// read. `dirs` are in it already.
+fn in_order(dirs: &[SeenDir]) -> Vec<(u32, Place)> {
+    let mut todo = Vec::new();
     // From the top down to the last one, with what is left of each.
-    let mut open: Vec<(&Dir<'_>, &[Place])> = Vec::new();
-    for dir in dirs {
+    let mut open: Vec<(u32, Peekable<_>)> = Vec::new();
+    // A scan has a few million.
+    for (at, dir) in (0..).zip(dirs) {
         while let Some((above, left)) = open.last_mut() {
-            let name = name_below(above.path, dir.path);
-            let count = name.map_or(left.len(), |name| {
-                let listed = above.listed();
-                left.partition_point(|place| listed.name(*place) < name)
-            });
-            let (before, after) = left.split_at(count);
-            todo.extend(before.iter().map(|place| (*above, *place)));
-            *left = after;
+            let holder = &dirs[*above as usize];
+            let name = name_below(holder.path(), dir.path());
+            let is_before = |place: &Place| name.is_none_or(|name| holder.name(*place) < name);
+            todo.extend(std::iter::from_fn(|| left.next_if(is_before)).map(|place| (*above, place)));
             if name.is_some() {
                 break;
             }
             open.pop();
         }
-        open.push((dir, &dir.unread));
+        open.push((at, dir.unread().peekable()));
     }
     let last = open.into_iter().rev();
-    todo.extend(last.flat_map(|(dir, left)| left.iter().map(move |place| (dir, *place))));
+    todo.extend(last.flat_map(|(dir, left)| left.map(move |place| (dir, place))));
     todo
 }
 
@@ -146,13 +128,6 @@ impl Packing {
     }
 }
 
-/// What reading a file gave.
-struct Hashed {
-    content: ContentDigest,
-    stat: Stat,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
 /// Hashes a file's first `st_size` bytes, as it is when opened, and packs it if it is small. One that grows meanwhile (a
 /// log that this very build writes, say) is taken as it was; a copy that reads it again checks its bytes against the digest.
 fn hash_file(
@@ -160,7 +135,7 @@ fn hash_file(
     path: &[u8],
     buffer: &mut [u8],
     packing: &Packing,
-) -> Result<Hashed, ScanError> {
+) -> Result<ReadFile, ScanError> {
     for _ in 0..READS_MAX {
         let fd = open_beneath(root, path, OFlags::empty()).map_err(io("open", path))?;
         let stat = rustix::fs::fstat(&fd).map_err(io("look at", path))?;
@@ -185,7 +160,7 @@ fn hash_file(
             if is_packed {
                 packing.add(content, &buffer[..from]);
             }
-            return Ok(Hashed { content, stat, xattrs: kept_xattrs(&fd) });
+            return Ok(ReadFile { stat: FileStat::from(&stat), content, xattrs: kept_xattrs(&fd) });
         }
     }
     Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))
@@ -195,7 +170,7 @@ fn hash_file(
 mod tests {
     use rbuild_cache::layer::Mtime;
     use rbuild_cache::path::compare;
-    use rbuild_cache::store::{KnownKind, ScanMoment, SeenEntry};
+    use rbuild_cache::store::{KnownKind, ListedDir, ScanMoment, SeenEntry};
 
     use super::super::lister::join;
     use super::*;
@@ -206,22 +181,20 @@ mod tests {
         let stat = FileStat { size: 1, mtime: time, ctime: time, ino: 1, dev: 1, mode: 0, uid: 0, gid: 0 };
         let names = [&b"!"[..], b"a.b", b"ab", b"b!", b"d", b"z"];
         let paths = [&b""[..], b"a", b"a/b", b"a/b/c/d", b"a!", b"b", b"b.x", b"b.x/e", b"x/y/q"];
-        let mut listed: Vec<_> = paths.map(|_| (ListedDir::new(stat, ScanMoment::now()), Vec::new())).into();
-        for (dir, unread) in &mut listed {
+        let dirs = paths.map(|path| {
+            let mut listed = ListedDir::new(path, stat, ScanMoment::now());
             for name in names {
                 let kind = KnownKind::File(&[0; 32]);
                 let entry = SeenEntry { name, stat, is_linked: false, is_suspect: false, kind };
-                unread.push(dir.push(&entry).unwrap());
+                let place = listed.push(&entry).unwrap();
+                listed.mark_unread(place);
             }
-        }
-        let dirs = paths.iter().zip(&mut listed);
-        let dirs = dirs.map(|(path, (dir, unread))| Dir {
-            path,
-            unread: std::mem::take(unread),
-            listed: Mutex::new(dir),
+            listed.done(false)
         });
-        let dirs: Vec<_> = dirs.collect();
-        let path_of = |(dir, place): &(&Dir<'_>, Place)| join(dir.path, dir.listed().name(*place));
+        let path_of = |(dir, place): &(u32, Place)| {
+            let dir = &dirs[*dir as usize];
+            join(dir.path(), dir.name(*place))
+        };
         let found: Vec<_> = in_order(&dirs).iter().map(path_of).collect();
         assert_eq!(found.len(), paths.len() * names.len());
         assert!(found.is_sorted_by(|a, b| compare(a, b).is_lt()), "{found:?}");

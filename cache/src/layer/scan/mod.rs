@@ -13,7 +13,6 @@
 mod compare;
 mod firsts;
 mod hash;
-mod names;
 mod verify;
 mod walk;
 mod whole;

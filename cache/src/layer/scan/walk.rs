@@ -10,10 +10,10 @@ use super::super::diff::Mtime;
 use super::super::dirs::Dirs;
 use super::super::limits::Limits;
 use super::super::overlay::{OverlayForm, Owners};
-use super::names::{Aside, Listed, Names};
 use super::{
     ParentEntry, ParentView, ScanError, StepOwners, inherited_group, io_error, note_owner, read_xattrs,
 };
+use crate::names::{Aside, Listed, Names};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::{ContentDigest, Kind, Meta};

@@ -13,7 +13,6 @@
 //! A record has no numbers of rows, so that one whose directory did not change is copied as it is.
 
 use std::ffi::CStr;
-use std::ops::Range;
 
 use super::listed::SeenEntry;
 use super::stat::{FileStat, STAT_BYTES};
@@ -25,9 +24,9 @@ pub(super) const MAGIC: &[u8; 8] = b"rbstats5";
 /// Before the table.
 pub(super) const HEAD_BYTES: usize = 8 + 4;
 pub(super) const RULES_BYTES: usize = 32;
-const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
+pub(super) const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
 
-const KIND_MASK: u8 = 0x0f;
+const KIND_MASK: u8 = 0x07;
 const FILE: u8 = 1;
 const SYMLINK: u8 = 2;
 const FIFO: u8 = 3;
@@ -38,6 +37,10 @@ const YOUNG: u8 = 0x10;
 const LINKED: u8 = 0x20;
 /// The file looks like a secret.
 const SUSPECT: u8 = 0x40;
+/// While it is scanned only: the file's content is not known yet.
+const UNREAD: u8 = 0x80;
+/// Of a scan only: the file has xattrs, which lie elsewhere. No index has such a file.
+const WITH_XATTRS: u8 = 0x08;
 
 /// The record is all that is in the directory for as long as its stat does not move.
 const TRUSTED: u8 = 1;
@@ -45,11 +48,10 @@ const TRUSTED: u8 = 1;
 const EXCLUDED: u8 = 2;
 
 /// One directory in the table.
-#[derive(Debug, Clone)]
-pub(super) struct Row {
-    /// Of the path in the table.
-    pub(super) path: Range<usize>,
-    pub(super) stat: [u8; STAT_BYTES],
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub(super) path: &'a [u8],
+    pub(super) stat: &'a [u8; STAT_BYTES],
     pub(super) is_trusted: bool,
     pub(super) is_excluded: bool,
     pub(super) node: NodeDigest,
@@ -58,18 +60,25 @@ pub(super) struct Row {
     pub(super) bytes: u64,
     pub(super) record_bytes: u32,
     pub(super) crc: u32,
-    /// Where the record is, counted from the first one.
-    pub(super) record_at: u64,
-    /// Row of the directory that holds it; the root has its own.
-    pub(super) parent: usize,
 }
 
-impl Row {
-    /// Appends the row of the directory at `path`.
-    pub(super) fn write(&self, path: &[u8], out: &mut Vec<u8>) -> Option<()> {
-        out.extend_from_slice(&u16::try_from(path.len()).ok()?.to_le_bytes());
-        out.extend_from_slice(path);
-        out.extend_from_slice(&self.stat);
+/// Where a row is, and what follows from those before it.
+#[derive(Debug)]
+pub(super) struct RowPlace {
+    /// In the table.
+    pub(super) start: u32,
+    /// Row of the directory that holds it; the root has its own.
+    pub(super) parent: u32,
+    /// Where the record is, counted from the first one.
+    pub(super) record_at: u64,
+}
+
+impl<'a> Row<'a> {
+    /// Appends it.
+    pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
+        out.extend_from_slice(&u16::try_from(self.path.len()).ok()?.to_le_bytes());
+        out.extend_from_slice(self.path);
+        out.extend_from_slice(self.stat);
         out.push(if self.is_trusted { TRUSTED } else { 0 } | if self.is_excluded { EXCLUDED } else { 0 });
         out.extend_from_slice(&self.node.0);
         out.extend_from_slice(&self.files.to_le_bytes());
@@ -78,47 +87,76 @@ impl Row {
         out.extend_from_slice(&self.crc.to_le_bytes());
         Some(())
     }
-}
 
-/// Rows of a table, whose checksum was right; `None` for anything that is not written here.
-pub(super) fn parse_table(table: &[u8]) -> Option<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::with_capacity(table.len() / (ROW_BYTES + 16));
-    // From the root to the last row.
-    let mut above: Vec<usize> = Vec::new();
-    let (mut rest, mut record_at) = (table.get(RULES_BYTES..)?, 0_u64);
-    while !rest.is_empty() {
-        let at = table.len() - rest.len() + 2;
-        let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
-        let path = rest.split_off(..length)?;
-        let parent = match rows.last() {
-            None if path.is_empty() => 0,
-            Some(last) if compare(&table[last.path.clone()], path).is_lt() => {
-                let holder = path.iter().rposition(|byte| *byte == b'/').map_or(&path[..0], |at| &path[..at]);
-                while table[rows[*above.last()?].path.clone()] != *holder {
-                    above.pop();
-                }
-                *above.last()?
-            }
-            _ => return None,
-        };
-        above.push(rows.len());
-        let stat = take(&mut rest)?;
-        let [flags] = take(&mut rest)?;
-        let row = Row {
-            path: at..at + length,
+    /// The row that begins there.
+    pub(super) fn at(table: &'a [u8], start: usize) -> Option<Self> {
+        Self::take(&mut table.get(start..)?)
+    }
+
+    fn take(rest: &mut &'a [u8]) -> Option<Self> {
+        let path = take_path(rest)?;
+        let stat = take_ref(rest)?;
+        let [flags] = take(rest)?;
+        Some(Self {
+            path,
             stat,
             is_trusted: flags & TRUSTED != 0,
             is_excluded: flags & EXCLUDED != 0,
-            node: NodeDigest(take(&mut rest)?),
-            files: u32::from_le_bytes(take(&mut rest)?),
-            bytes: u64::from_le_bytes(take(&mut rest)?),
-            record_bytes: u32::from_le_bytes(take(&mut rest)?),
-            crc: u32::from_le_bytes(take(&mut rest)?),
-            record_at,
-            parent,
+            node: NodeDigest(take(rest)?),
+            files: u32::from_le_bytes(take(rest)?),
+            bytes: u64::from_le_bytes(take(rest)?),
+            record_bytes: u32::from_le_bytes(take(rest)?),
+            crc: u32::from_le_bytes(take(rest)?),
+        })
+    }
+}
+
+/// The path of the row that begins there: of one that was found before.
+pub(super) fn path_at(table: &[u8], start: usize) -> &[u8] {
+    table.get(start..).and_then(|mut rest| take_path(&mut rest)).unwrap_or_default()
+}
+
+fn take_path<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::from(u16::from_le_bytes(take(rest)?));
+    rest.split_off(..length)
+}
+
+/// What is in a table, whose checksum was right.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) places: Vec<RowPlace>,
+    /// Number of files.
+    pub(super) files: u64,
+    /// Bytes of all records.
+    pub(super) record_bytes: u64,
+}
+
+/// Rows of a table; `None` for anything that is not written here.
+pub(super) fn parse_table(table: &[u8]) -> Option<Rows> {
+    let mut rows = Rows { places: Vec::with_capacity(table.len() / (ROW_BYTES + 16)), ..Rows::default() };
+    // From the root to the last row.
+    let mut above: Vec<(u32, &[u8])> = Vec::new();
+    let mut rest = table.get(RULES_BYTES..)?;
+    while !rest.is_empty() {
+        let start = u32::try_from(table.len() - rest.len()).ok()?;
+        let row = Row::take(&mut rest)?;
+        let at = u32::try_from(rows.places.len()).ok()?;
+        let parent = match rows.places.last() {
+            None if row.path.is_empty() => 0,
+            Some(last) if compare(path_at(table, last.start as usize), row.path).is_lt() => {
+                let holder =
+                    row.path.iter().rposition(|byte| *byte == b'/').map_or(&[][..], |at| &row.path[..at]);
+                while above.last()?.1 != holder {
+                    above.pop();
+                }
+                above.last()?.0
+            }
+            _ => return None,
         };
-        record_at += u64::from(row.record_bytes);
-        rows.push(row);
+        above.push((at, row.path));
+        rows.places.push(RowPlace { start, parent, record_at: rows.record_bytes });
+        rows.record_bytes += u64::from(row.record_bytes);
+        rows.files += u64::from(row.files);
     }
     Some(rows)
 }
@@ -145,6 +183,10 @@ pub struct Known<'a> {
     pub is_linked: bool,
     /// True for a file that looks like a secret.
     pub is_suspect: bool,
+    /// True for a file whose content is still to be read.
+    pub(super) is_unread: bool,
+    /// True for a file that has xattrs.
+    pub(super) has_xattrs: bool,
     /// What it is.
     pub kind: KnownKind<'a>,
 }
@@ -233,6 +275,8 @@ impl<'a> Known<'a> {
             is_young: has(YOUNG),
             is_linked: has(LINKED),
             is_suspect: has(SUSPECT),
+            is_unread: has(UNREAD),
+            has_xattrs: has(WITH_XATTRS),
             kind,
         })
     }
@@ -295,11 +339,18 @@ impl SeenEntry<'_> {
     }
 }
 
+/// Says of the file whose entry this begins with that its content is still to be read.
+pub(super) fn mark_unread(entry: &mut [u8]) {
+    if let [head, ..] = entry {
+        *head |= UNREAD;
+    }
+}
+
 /// Replaces what a record says of the file whose entry this begins with.
 pub(super) fn rewrite_file(
     entry: &mut [u8],
     stat: &[u8; STAT_BYTES],
-    is_young: bool,
+    (is_young, has_xattrs): (bool, bool),
     content: &ContentDigest,
 ) -> Option<()> {
     let [head, low, high, rest @ ..] = entry else { return None };
@@ -307,7 +358,9 @@ pub(super) fn rewrite_file(
     let (old_stat, rest) = rest.get_mut(name_bytes..)?.split_first_chunk_mut()?;
     *rest.first_chunk_mut()? = content.0;
     *old_stat = *stat;
-    *head = *head & !YOUNG | if is_young { YOUNG } else { 0 };
+    let flags = [(is_young, YOUNG), (has_xattrs, WITH_XATTRS)];
+    *head &= !(YOUNG | UNREAD | WITH_XATTRS);
+    flags.into_iter().filter(|(is_set, _)| *is_set).for_each(|(_, flag)| *head |= flag);
     Some(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use super::format::{HEAD_BYTES, MAGIC, RULES_BYTES, Record, Row, parse_table};
+use super::format::{HEAD_BYTES, MAGIC, RULES_BYTES, Record, Row, Rows, parse_table, path_at};
 use super::stat::{FileStat, STAT_BYTES};
 use crate::path::compare;
 use crate::tree::NodeDigest;
@@ -17,56 +17,54 @@ const TABLE_BYTES_MAX: usize = 256 << 20;
 pub struct StatIndex {
     file: Option<File>,
     table: Vec<u8>,
-    rows: Vec<Row>,
+    /// Where each is in it: they are read when they are asked for.
+    rows: Rows,
     /// Where the first record is in the file.
     records_at: u64,
 }
 
 /// A directory of the index.
 #[derive(Debug, Clone, Copy)]
-pub struct KnownDir<'a> {
-    index: &'a StatIndex,
-    row: &'a Row,
-}
+pub struct KnownDir<'a>(Row<'a>);
 
 impl<'a> KnownDir<'a> {
     /// Below the context's root.
     pub fn path(self) -> &'a [u8] {
-        &self.index.table[self.row.path.clone()]
+        self.0.path
     }
 
     /// Its stat before it was listed.
     pub fn stat(self) -> &'a [u8; STAT_BYTES] {
-        &self.row.stat
+        self.0.stat
     }
 
     /// True when the record is all that is in it for as long as its stat does not move. Then it has no xattrs.
     pub fn is_trusted(self) -> bool {
-        self.row.is_trusted
+        self.0.is_trusted
     }
 
     /// True when the directory itself is left out, and there for what is brought back in it.
     pub fn is_excluded(self) -> bool {
-        self.row.is_excluded
+        self.0.is_excluded
     }
 
     /// Its node, with all below it.
     pub fn node(self) -> NodeDigest {
-        self.row.node
+        self.0.node
     }
 
     /// Bytes of the files in it.
     pub fn bytes(self) -> u64 {
-        self.row.bytes
+        self.0.bytes
     }
 
     /// Permissions.
     pub(super) fn mode(self) -> u32 {
-        FileStat::from_bytes(&self.row.stat).mode & 0o7777
+        FileStat::from_bytes(self.0.stat).mode & 0o7777
     }
 
-    pub(super) fn row(self) -> &'a Row {
-        self.row
+    pub(super) fn row(self) -> Row<'a> {
+        self.0
     }
 }
 
@@ -102,8 +100,12 @@ impl StatIndex {
         let table = bytes.split_off(HEAD_BYTES);
         let rows = parse_table(&table)?;
         let records_at = end as u64;
-        let records: u64 = rows.iter().map(|row| u64::from(row.record_bytes)).sum();
-        (records_at + records == file_bytes).then_some(Self { file: Some(file), table, rows, records_at })
+        (records_at + rows.record_bytes == file_bytes).then_some(Self {
+            file: Some(file),
+            table,
+            rows,
+            records_at,
+        })
     }
 
     /// True when these rules chose what is in it.
@@ -113,48 +115,50 @@ impl StatIndex {
 
     /// Number of directories.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.rows.places.len()
     }
 
     /// True when it knows nothing.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.places.is_empty()
     }
 
     /// Number of files.
     pub fn files(&self) -> u64 {
-        self.rows.iter().map(|row| u64::from(row.files)).sum()
+        self.rows.files
     }
 
     /// The directory at this place; they are sorted by path.
     pub fn dir(&self, at: usize) -> Option<KnownDir<'_>> {
-        self.rows.get(at).map(|row| KnownDir { index: self, row })
+        Row::at(&self.table, self.rows.places.get(at)?.start as usize).map(KnownDir)
     }
 
     /// Place of the directory at `path`.
     pub fn find(&self, path: &[u8]) -> Option<usize> {
-        self.rows.binary_search_by(|row| compare(&self.table[row.path.clone()], path)).ok()
+        let path_of = |start: u32| path_at(&self.table, start as usize);
+        self.rows.places.binary_search_by(|place| compare(path_of(place.start), path)).ok()
     }
 
     /// Places of the directories in the one at `at`.
     pub fn dirs_in(&self, at: usize) -> impl Iterator<Item = usize> {
         let path = self.dir(at).map_or(&[][..], KnownDir::path);
         let below = move |inner: &usize| {
-            let inner = &self.table[self.rows[*inner].path.clone()];
+            let inner = path_at(&self.table, self.rows.places[*inner].start as usize);
             path.is_empty() || inner.strip_prefix(path).is_some_and(|rest| rest.first() == Some(&b'/'))
         };
-        (at + 1..self.rows.len()).take_while(below).filter(move |inner| self.rows[*inner].parent == at)
+        let is_in = move |inner: &usize| self.rows.places[*inner].parent as usize == at;
+        (at + 1..self.len()).take_while(below).filter(is_in)
     }
 
     /// Reads what the directory at this place held into `buffer`; `None` when it is damaged.
     pub fn record<'b>(&self, at: usize, buffer: &'b mut Vec<u8>) -> Option<Record<'b>> {
-        let row = self.rows.get(at)?;
+        let (place, KnownDir(row)) = (self.rows.places.get(at)?, self.dir(at)?);
         let length = usize::try_from(row.record_bytes).ok()?;
         if buffer.len() < length {
             buffer.resize(length, 0);
         }
         let bytes = &mut buffer[..length];
-        read_at(self.file.as_ref()?, bytes, self.records_at + row.record_at)?;
+        read_at(self.file.as_ref()?, bytes, self.records_at + place.record_at)?;
         (crc32fast::hash(bytes) == row.crc).then_some(Record(bytes))
     }
 

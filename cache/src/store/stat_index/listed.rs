@@ -1,26 +1,54 @@
-//! A directory that is being looked at. Its record is written as what is in it comes, and holds it from then on.
+//! A directory that was looked at. Its record is written as what is in it comes, and holds it from then on.
+//!
+//! There may be as many directories as files, so one takes little beside its record: that is in one piece with the path.
 
 use std::collections::BTreeMap;
+use std::io;
 
-use super::format::{Known, KnownKind, Record, rewrite_file};
-use super::stat::{FileStat, ScanMoment};
-use crate::tree::{ContentDigest, Entry};
+use super::format::{Entries, Known, KnownKind, Record, mark_unread, rewrite_file};
+use super::index::KnownDir;
+use super::stat::{FileStat, STAT_BYTES, ScanMoment};
+use super::xattrs::{SeenXattrs, XattrsPlace};
+use crate::tree::{ContentDigest, EMPTY_NODE, NodeDigest};
 
-/// Entries of a directory, as a node has them.
-pub(super) type NodeEntries = BTreeMap<Vec<u8>, Entry>;
-
-/// A directory that was listed, and what is in it but for other directories.
+/// A directory while it is listed, and what is in it but for other directories.
 #[derive(Debug)]
 pub struct ListedDir {
-    /// Kept xattrs; the root has none that count.
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// True when its times tell of every change of what is in it, and nothing in it must be told of each time.
     pub may_be_trusted: bool,
     stat: FileStat,
     scanned: ScanMoment,
-    record: Vec<u8>,
-    /// Files with xattrs, which leave the record when it is whole.
-    beside: NodeEntries,
+    /// Its path, then the record.
+    bytes: Vec<u8>,
+    path_bytes: usize,
+    is_noted: bool,
+    xattrs: Option<XattrsPlace>,
+}
+
+/// A directory that a scan went through.
+#[derive(Debug)]
+pub struct SeenDir {
+    /// Its path below the context's root, then the record if it was listed.
+    bytes: Box<[u8]>,
+    path_bytes: u32,
+    /// Its place in the last index, where it is as it was there.
+    kept: Option<u32>,
+    stat: [u8; STAT_BYTES],
+    is_excluded: bool,
+    may_be_trusted: bool,
+    is_noted: bool,
+    /// Its node, once that is settled.
+    pub(super) node: NodeDigest,
+    /// `None` for most.
+    xattrs: Option<Box<Xattrs>>,
+}
+
+/// Where the xattrs are of a directory and of what is in it.
+#[derive(Debug, Default)]
+struct Xattrs {
+    own: Option<XattrsPlace>,
+    /// Of files, by where their entries begin in the record.
+    files: Vec<(u32, XattrsPlace)>,
 }
 
 /// Something in a listed directory.
@@ -50,21 +78,27 @@ impl<'a> From<&Known<'a>> for SeenEntry<'a> {
     }
 }
 
-/// Where something is in a [`ListedDir`].
+/// What reading a file gave.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// Its stat when it was opened.
+    pub stat: FileStat,
+    /// Its content.
+    pub content: ContentDigest,
+    /// Its kept xattrs. A file that has some is read each time, and is in no index.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Where something is in the record of a directory.
 #[derive(Debug, Clone, Copy)]
 pub struct Place(u32);
 
 impl ListedDir {
-    /// A directory with nothing in it so far. `stat` is from before it was listed, in a scan that began at `scanned`.
-    pub fn new(stat: FileStat, scanned: ScanMoment) -> Self {
-        Self {
-            xattrs: BTreeMap::new(),
-            may_be_trusted: false,
-            stat,
-            scanned,
-            record: Vec::new(),
-            beside: BTreeMap::new(),
-        }
+    /// The directory at `path`, with nothing in it so far. `stat` is from before it was listed, in a scan that began at
+    /// `scanned`.
+    pub fn new(path: &[u8], stat: FileStat, scanned: ScanMoment) -> Self {
+        let (bytes, path_bytes) = (path.to_vec(), path.len());
+        Self { may_be_trusted: false, stat, scanned, bytes, path_bytes, is_noted: false, xattrs: None }
     }
 
     /// Its stat from before it was listed.
@@ -74,17 +108,114 @@ impl ListedDir {
 
     /// Adds what the rules leave of it, by name. `None` when no record holds it: one has 4 GiB at most.
     pub fn push(&mut self, entry: &SeenEntry<'_>) -> Option<Place> {
-        let at = u32::try_from(self.record.len()).ok()?;
-        entry.write(!entry.stat.is_settled(self.scanned), &mut self.record)?;
+        let at = u32::try_from(self.bytes.len() - self.path_bytes).ok()?;
+        entry.write(!entry.stat.is_settled(self.scanned), &mut self.bytes)?;
+        self.is_noted |= entry.is_linked || entry.is_suspect;
         Some(Place(at))
     }
 
-    /// Nothing is pushed any more: gives back what memory is left over.
-    pub fn trim(&mut self) {
-        self.record.shrink_to_fit();
+    /// Says of a file that its content is still to be read.
+    pub fn mark_unread(&mut self, at: Place) {
+        mark_unread(&mut self.bytes[self.path_bytes + at.0 as usize..]);
     }
 
-    /// The name of what is at a place that [`Self::push`] gave.
+    /// Says which xattrs the directory itself has; the root has none that count.
+    pub fn set_xattrs(&mut self, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>, seen: &SeenXattrs) -> io::Result<()> {
+        self.xattrs = if xattrs.is_empty() { None } else { Some(seen.add(xattrs)?) };
+        Ok(())
+    }
+
+    /// Once all is pushed. `is_excluded` when the directory itself is left out, and there for what is brought back in it.
+    pub fn done(self, is_excluded: bool) -> SeenDir {
+        let xattrs = self.xattrs.map(|own| Box::new(Xattrs { own: Some(own), files: Vec::new() }));
+        SeenDir {
+            may_be_trusted: self.may_be_trusted && self.stat.is_settled(self.scanned),
+            is_noted: self.is_noted,
+            xattrs,
+            ..SeenDir::new(self.bytes, self.path_bytes, self.stat.to_bytes(), is_excluded)
+        }
+    }
+}
+
+impl SeenDir {
+    fn new(bytes: Vec<u8>, path_bytes: usize, stat: [u8; STAT_BYTES], is_excluded: bool) -> Self {
+        Self {
+            bytes: bytes.into_boxed_slice(),
+            // No path that is looked at is near so long.
+            path_bytes: path_bytes as u32,
+            kept: None,
+            stat,
+            is_excluded,
+            may_be_trusted: false,
+            is_noted: false,
+            node: *EMPTY_NODE,
+            xattrs: None,
+        }
+    }
+
+    /// One in which all is as the last index has it, `at` this place: its own stat was found unmoved, and those of all
+    /// files in it. `is_noted` when there is something among these that must be told of each time.
+    pub fn kept(at: usize, known: KnownDir<'_>, is_noted: bool) -> Self {
+        let (path, node) = (known.path(), known.node());
+        // An index has a few million.
+        let kept = Some(at as u32);
+        let new = Self::new(path.to_vec(), path.len(), *known.stat(), known.is_excluded());
+        Self { kept, may_be_trusted: known.is_trusted(), is_noted, node, ..new }
+    }
+
+    /// Below the context's root.
+    pub fn path(&self) -> &[u8] {
+        &self.bytes[..self.path_bytes as usize]
+    }
+
+    /// Its place in the last index, where it is as it was there.
+    pub fn place_kept(&self) -> Option<usize> {
+        self.kept.map(|at| at as usize)
+    }
+
+    /// True when something in it must be told of each time: a file with other names, or one that looks like a secret.
+    pub fn is_noted(&self) -> bool {
+        self.is_noted
+    }
+
+    /// True when the directory itself is left out, and there for what is brought back in it.
+    pub(super) fn is_excluded(&self) -> bool {
+        self.is_excluded
+    }
+
+    /// True when its record will be all that is in it for as long as its stat does not move.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.may_be_trusted && self.xattrs.is_none()
+    }
+
+    pub(super) fn stat(&self) -> &[u8; STAT_BYTES] {
+        &self.stat
+    }
+
+    /// What is in it, if it was listed.
+    pub(super) fn record(&self) -> Record<'_> {
+        Record(&self.bytes[self.path_bytes as usize..])
+    }
+
+    /// What is in it but for other directories, if it was listed.
+    pub fn entries(&self) -> Entries<'_> {
+        self.record().entries()
+    }
+
+    /// Files whose contents are still to be read.
+    pub fn unread(&self) -> impl Iterator<Item = Place> {
+        let (mut entries, bytes) = (self.entries(), self.record().0.len());
+        std::iter::from_fn(move || {
+            loop {
+                let at = bytes - entries.bytes().len();
+                if entries.next()?.ok()?.is_unread {
+                    return Some(Place(at as u32));
+                }
+            }
+        })
+    }
+
+    /// The name of what is at a place.
     pub fn name(&self, at: Place) -> &[u8] {
         self.known(at).name.to_bytes()
     }
@@ -94,59 +225,73 @@ impl ListedDir {
         self.known(at).stat().size
     }
 
-    /// Fills in what reading a file gave: its stat when it was opened, its content, and its kept xattrs. Who has some is
-    /// read each time, and is in no index.
+    /// Fills in what reading a file gave, in the scan that began at `scanned`.
     pub fn fill(
         &mut self,
         at: Place,
-        stat: &FileStat,
-        content: &ContentDigest,
-        xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    ) {
-        let entry = self.record.get_mut(at.0 as usize..);
-        let is_young = !stat.is_settled(self.scanned);
+        read: &ReadFile,
+        scanned: ScanMoment,
+        seen: &SeenXattrs,
+    ) -> io::Result<()> {
+        let has_xattrs = !read.xattrs.is_empty();
+        if has_xattrs {
+            let place = seen.add(&read.xattrs)?;
+            self.xattrs.get_or_insert_default().files.push((at.0, place));
+        }
+        let entry = self.bytes.get_mut(self.path_bytes as usize + at.0 as usize..);
+        let flags = (!read.stat.is_settled(scanned), has_xattrs);
         entry
-            .and_then(|entry| rewrite_file(entry, &stat.to_bytes(), is_young, content))
+            .and_then(|entry| rewrite_file(entry, &read.stat.to_bytes(), flags, &read.content))
             .expect("a file was pushed there");
-        if !xattrs.is_empty() {
-            let known = self.known(at);
-            let (name, mut entry) = (known.name.to_bytes().to_vec(), known.entry());
-            entry.meta.xattrs = xattrs;
-            self.beside.insert(name, entry);
+        Ok(())
+    }
+
+    /// Once all files are read.
+    pub(super) fn sort_xattrs(&mut self) {
+        if let Some(xattrs) = &mut self.xattrs {
+            xattrs.files.sort_unstable_by_key(|(start, _)| *start);
+            xattrs.files.shrink_to_fit();
+        }
+    }
+
+    pub(super) fn own_xattrs(&self) -> Option<XattrsPlace> {
+        self.xattrs.as_ref()?.own
+    }
+
+    /// Those of the file whose entry begins there.
+    pub(super) fn file_xattrs(&self, start: u32) -> Option<XattrsPlace> {
+        let files = &self.xattrs.as_ref()?.files;
+        let at = files.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+        Some(files[at].1)
+    }
+
+    /// The record as an index has it, in `buffer` if that is not all of it.
+    pub(super) fn indexed<'b>(&'b self, buffer: &'b mut Vec<u8>) -> Record<'b> {
+        if self.xattrs.is_none() {
+            return self.record();
+        }
+        buffer.clear();
+        let mut entries = self.entries();
+        loop {
+            let from_here = entries.bytes();
+            let Some(Ok(known)) = entries.next() else { return Record(buffer) };
+            if !known.has_xattrs {
+                buffer.extend_from_slice(&from_here[..from_here.len() - entries.bytes().len()]);
+            }
         }
     }
 
     fn known(&self, at: Place) -> Known<'_> {
-        Record(&self.record).at(at.0).expect("something was pushed there")
-    }
-
-    /// True when its record will be all that is in it for as long as its stat does not move.
-    pub(super) fn is_trusted(&self) -> bool {
-        self.may_be_trusted
-            && self.xattrs.is_empty()
-            && self.beside.is_empty()
-            && self.stat.is_settled(self.scanned)
-    }
-
-    /// The record, and what no record has.
-    pub(super) fn into_record(self) -> (Vec<u8>, NodeEntries) {
-        let Self { mut record, beside, .. } = self;
-        if !beside.is_empty() {
-            record = without(&record, &beside);
-        }
-        record.shrink_to_fit();
-        (record, beside)
+        self.record().at(at.0).expect("something was pushed there")
     }
 }
 
-fn without(record: &[u8], beside: &NodeEntries) -> Vec<u8> {
-    let mut left = Vec::with_capacity(record.len());
-    let mut entries = Record(record).entries();
-    loop {
-        let from_here = entries.bytes();
-        let Some(Ok(known)) = entries.next() else { return left };
-        if !beside.contains_key(known.name.to_bytes()) {
-            left.extend_from_slice(&from_here[..from_here.len() - entries.bytes().len()]);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_takes_little_beside_its_path_and_record() {
+        assert!(size_of::<SeenDir>() <= 136, "{}", size_of::<SeenDir>());
     }
 }

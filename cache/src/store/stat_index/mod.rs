@@ -16,7 +16,8 @@
 //! | `stat` | [`FileStat`], [`ScanMoment`], the rule above |
 //! | `format` | bytes of a record and of the table |
 //! | `index` | [`StatIndex`]: the last scan's, as it lies on the disk |
-//! | `listed` | [`ListedDir`]: a directory while it is looked at, from which its record is made |
+//! | `listed` | [`ListedDir`]: a directory while it is looked at, of which a [`SeenDir`] is made, with its record |
+//! | `xattrs` | [`SeenXattrs`]: what no record has |
 //! | `seen` | [`SeenContext`]: this scan's, from which the next index is written |
 
 mod format;
@@ -24,14 +25,16 @@ mod index;
 mod listed;
 mod seen;
 mod stat;
+mod xattrs;
 
 pub use format::{Entries, Known, KnownKind, Record, RecordDamaged};
 pub use index::{KnownDir, StatIndex};
-pub use listed::{ListedDir, Place, SeenEntry};
-pub use seen::{Contained, SeenContext, SeenDir, SeenHint};
+pub use listed::{ListedDir, Place, ReadFile, SeenDir, SeenEntry};
+pub use seen::{SeenContext, SeenHint};
 #[cfg(test)]
 pub(super) use stat::settled;
 pub use stat::{FileStat, STAT_BYTES, ScanMoment};
+pub use xattrs::SeenXattrs;
 
 use std::io::{BufWriter, Write as _};
 

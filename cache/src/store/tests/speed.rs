@@ -84,19 +84,19 @@ fn a_stat_index_of_twenty_thousand_files_is_read_at_once() {
     let lease = store.lease().unwrap();
     let mtime = Mtime { secs: 10, nanos: 1 };
     let stat = FileStat { size: 3, mtime, ctime: mtime, ino: 4, dev: 5, mode: 0o644, uid: 6, gid: 7 };
-    let dir = |path: String, files| {
-        let mut listed = ListedDir::new(stat, ScanMoment::now());
+    let dir = |path: &str, files| {
+        let mut listed = ListedDir::new(path.as_bytes(), stat, ScanMoment::now());
         listed.may_be_trusted = true;
         for n in 0..files {
             let (name, kind) = (format!("file-{n:03}.js"), KnownKind::File(&[1; 32]));
             let (is_linked, is_suspect) = (false, false);
             listed.push(&SeenEntry { name: name.as_bytes(), stat, is_linked, is_suspect, kind }).unwrap();
         }
-        SeenDir { path: path.into_bytes(), is_excluded: false, contained: Contained::Listed(listed) }
+        listed.done(false)
     };
-    let mut dirs = vec![dir(String::new(), 0)];
-    dirs.extend((0..100).map(|n| dir(format!("module-{n}"), 200)));
-    let seen = SeenContext::new(Arc::default(), [0; 32], dirs).unwrap();
+    let mut dirs = vec![dir("", 0)];
+    dirs.extend((0..100).map(|n| dir(&format!("module-{n}"), 200)));
+    let seen = SeenContext::new(Arc::default(), [0; 32], dirs, SeenXattrs::default()).unwrap();
     let begun = Instant::now();
     store.put_stat_index(&lease, &[0; 32], &seen).unwrap();
     let saved = begun.elapsed();

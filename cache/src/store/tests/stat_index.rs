@@ -8,6 +8,7 @@ use super::super::stat_index::settled;
 use super::*;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
+use crate::scratch::Scratch;
 use crate::tree::testing::put_dir;
 use crate::tree::{
     ContentDigest, DirEntries, DirNode, DirReader, Entry, Kind, MemoryNodeStore, Meta, NodeStore, Tree,
@@ -38,10 +39,19 @@ fn file(name: &str, stat: FileStat) -> Thing {
     Thing { name: name.to_owned(), stat, content, target: None, is_marked: false, xattrs }
 }
 
-fn listed(stat: FileStat, things: &[Thing]) -> ListedDir {
-    let mut listed = ListedDir::new(stat, SCANNED);
+/// A directory that was listed and then read, or what becomes of it when `change` is made before that.
+fn changed(
+    path: &str,
+    stat: FileStat,
+    things: &[Thing],
+    change: &dyn Fn(&mut ListedDir),
+    xattrs: &SeenXattrs,
+) -> SeenDir {
+    let mut listed = ListedDir::new(path.as_bytes(), stat, SCANNED);
     listed.may_be_trusted = true;
-    for Thing { name, stat, content, target, is_marked, xattrs } in things {
+    let mut unread = Vec::new();
+    for thing in things {
+        let Thing { name, stat, target, is_marked, .. } = thing;
         let kind = target.map_or(KnownKind::File(&[0; 32]), |target| KnownKind::Symlink(target.as_bytes()));
         // Not as it is when it is opened.
         let before = if target.is_some() { *stat } else { FileStat { size: 99, ino: 99, ..*stat } };
@@ -49,19 +59,35 @@ fn listed(stat: FileStat, things: &[Thing]) -> ListedDir {
         let entry = SeenEntry { name: name.as_bytes(), stat: before, is_linked, is_suspect, kind };
         let place = listed.push(&entry).unwrap();
         if target.is_none() {
-            listed.fill(place, stat, content, xattrs.clone());
+            listed.mark_unread(place);
+            unread.push(thing);
         }
     }
-    listed
+    change(&mut listed);
+    let mut dir = listed.done(false);
+    assert_eq!(dir.is_noted(), things.iter().any(|thing| thing.is_marked));
+    let places: Vec<_> = dir.unread().collect();
+    assert_eq!(places.len(), unread.len());
+    for (place, thing) in places.into_iter().zip(unread) {
+        assert_eq!((dir.name(place), dir.size(place)), (thing.name.as_bytes(), 99));
+        let Thing { stat, content, xattrs: own, .. } = thing.clone();
+        dir.fill(place, &ReadFile { stat, content, xattrs: own }, SCANNED, xattrs).unwrap();
+    }
+    assert_eq!(dir.unread().count(), 0);
+    dir
 }
 
 fn dir(path: &str, things: Vec<Thing>) -> SeenDir {
     let stat = FileStat { mode: 0o40_755, ..stat(OLD) };
-    SeenDir { path: path.into(), is_excluded: false, contained: Contained::Listed(listed(stat, &things)) }
+    changed(path, stat, &things, &|_| {}, &SeenXattrs::default())
+}
+
+fn kept(last: &StatIndex, at: usize) -> SeenDir {
+    SeenDir::kept(at, last.dir(at).unwrap(), false)
 }
 
 fn seen(last: &Arc<StatIndex>, dirs: Vec<SeenDir>) -> SeenContext {
-    SeenContext::new(Arc::clone(last), RULES, dirs).unwrap()
+    SeenContext::new(Arc::clone(last), RULES, dirs, SeenXattrs::default()).unwrap()
 }
 
 fn save(store: &Store, seen: &SeenContext) -> Arc<StatIndex> {
@@ -123,7 +149,7 @@ fn what_changed_around_the_scan_is_not_trusted() {
     let (_dir, store) = fresh();
     let is_trusted = |stat: FileStat| {
         let of_file = save_new(&store, vec![dir("", vec![file("f", stat)])]);
-        let empty = SeenDir { contained: Contained::Listed(listed(stat, &[])), ..dir("", Vec::new()) };
+        let empty = changed("", stat, &[], &|_| {}, &SeenXattrs::default());
         let of_dir = save_new(&store, vec![empty]).dir(0).unwrap().is_trusted();
         // A directory is trusted or not by its own times.
         assert!(of_file.dir(0).unwrap().is_trusted());
@@ -146,25 +172,32 @@ fn what_changed_around_the_scan_is_not_trusted() {
 fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
     let (_store_dir, store) = fresh();
     let xattrs = || BTreeMap::from([(b"user.x".to_vec(), b"1".to_vec())]);
-    let with = |things: Vec<Thing>, change: fn(&mut ListedDir)| {
-        let mut changed = dir("", things);
-        if let Contained::Listed(listed) = &mut changed.contained {
-            change(listed);
-        }
-        let seen = seen(&Arc::default(), vec![changed]);
+    let with = |things: Vec<Thing>, change: fn(&mut ListedDir, &SeenXattrs)| {
+        let (held, stat) = (SeenXattrs::new(&Scratch::for_test()), FileStat { mode: 0o40_755, ..stat(OLD) });
+        let dir = changed("", stat, &things, &|listed| change(listed, &held), &held);
+        let seen = SeenContext::new(Arc::default(), RULES, vec![dir], held).unwrap();
+        let names: Vec<_> =
+            things.iter().map(|thing| (thing.name.clone().into_bytes(), thing.xattrs.clone())).collect();
+        let found = entries(&seen, &seen.node()).into_iter().map(|(name, entry)| (name, entry.meta.xattrs));
+        assert_eq!(found.collect::<Vec<_>>(), names);
         assert_eq!((entries(&seen, &seen.node()).len(), seen.bytes()), (3, 9));
         let index = save(&store, &seen);
         assert_eq!(index.files(), 3);
         (index.dir(0).unwrap().is_trusted(), recorded(&index, 0).unwrap().len())
     };
     let plain = || ["f", "g", "h"].map(|name| file(name, stat(OLD))).to_vec();
-    assert_eq!(with(plain(), |_| {}), (true, 3));
-    assert_eq!(with(plain(), |dir| dir.may_be_trusted = false), (false, 3));
-    assert_eq!(with(plain(), |dir| drop(dir.xattrs.insert(b"user.x".to_vec(), b"1".to_vec()))), (false, 3));
+    assert_eq!(with(plain(), |_, _| {}), (true, 3));
+    assert_eq!(with(plain(), |dir, _| dir.may_be_trusted = false), (false, 3));
+    assert_eq!(
+        with(plain(), |dir, held| dir
+            .set_xattrs(&[(b"user.x".to_vec(), b"1".to_vec())].into(), held)
+            .unwrap()),
+        (false, 3)
+    );
     for at in 0..3 {
         let mut things = plain();
         things[at].xattrs = xattrs();
-        assert_eq!(with(things, |_| {}), (false, 2));
+        assert_eq!(with(things, |_, _| {}), (false, 2));
     }
 }
 
@@ -179,18 +212,22 @@ fn entries(nodes: &dyn NodeStore, dir: &NodeDigest) -> Vec<(Vec<u8>, Entry)> {
 fn parts_of_a_large_directory_are_made_one_by_one() {
     const MANY: usize = 10_000;
     let (_dir, store) = fresh();
-    let many = |is_marked| {
+    let held = || SeenXattrs::new(&Scratch::for_test());
+    let many = |is_marked, held: &SeenXattrs| {
         let mut things: Vec<_> = (0..MANY).map(|at| file(&format!("{at:05}"), stat(OLD))).collect();
         if is_marked {
             things[7].xattrs.insert(b"user.x".to_vec(), b"1".to_vec());
         }
-        things
+        let name = if is_marked { "a" } else { "b" };
+        changed(name, FileStat { mode: 0o40_755, ..stat(OLD) }, &things, &|_| {}, held)
     };
-    let listed = [dir("", Vec::new()), dir("a", many(true)), dir("b", many(false))];
-    let listed = seen(&Arc::default(), listed.into());
+    let xattrs = held();
+    let listed = vec![dir("", Vec::new()), many(true, &xattrs), many(false, &xattrs)];
+    let listed = SeenContext::new(Arc::default(), RULES, listed, xattrs).unwrap();
     let index = save(&store, &listed);
-    let kept = SeenDir { contained: Contained::Kept(2), ..dir("b", Vec::new()) };
-    let known = seen(&index, vec![dir("", Vec::new()), dir("a", many(true)), kept]);
+    let xattrs = held();
+    let known = vec![dir("", Vec::new()), many(true, &xattrs), kept(&index, 2)];
+    let known = SeenContext::new(Arc::clone(&index), RULES, known, xattrs).unwrap();
     assert_eq!(known.node(), listed.node());
     for seen in [&listed, &known] {
         for (_, entry) in entries(seen, &seen.node()) {
@@ -242,8 +279,7 @@ fn no_part_of_an_index_is_published() {
     // In the last record, of what will be kept.
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let kept = SeenDir { contained: Contained::Kept(1), ..dir("d", Vec::new()) };
-    let next = seen(&last, vec![dir("", things("c")), kept]);
+    let next = seen(&last, vec![dir("", things("c")), kept(&last, 1)]);
     assert!(next.differs());
     store.put_stat_index(&store.lease().unwrap(), &[1; 32], &next).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
@@ -329,7 +365,7 @@ fn look(model: &Model, before: Option<&Model>, last: &Arc<StatIndex>) -> SeenCon
             before.get(path) == Some(files) && names(before, path) == names(model, path)
         });
         match last.find(path.as_bytes()).filter(|_| is_same) {
-            Some(at) => SeenDir { contained: Contained::Kept(at), ..dir(path, Vec::new()) },
+            Some(at) => kept(last, at),
             None => dir(path, files.iter().map(|(name, version)| versioned(name, *version)).collect()),
         }
     });

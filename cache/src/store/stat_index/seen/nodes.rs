@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::ops::{Bound, Range};
-use std::sync::{Arc, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::super::format::Record;
-use super::{Dir, SeenContext, damaged, name_of};
+use super::super::listed::SeenDir;
+use super::{SeenContext, damaged, name_at, name_of};
 use crate::tree::{
     DirEntries, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, NodeDigest, NodeStore, NodeStoreError,
     NodeWriter, PART_ENTRIES_MIN, Part,
@@ -45,14 +45,20 @@ impl Names<'_> {
 impl SeenContext {
     /// Settles the node of a directory, once those in it are settled.
     pub(super) fn close(&mut self, at: usize) -> Result<(), NodeStoreError> {
-        let dir = &self.dirs[at];
-        if dir.kept.is_some() && !dir.dirs.iter().any(|inner| self.has_moved(*inner)) {
+        let is_kept = self.dirs[at].place_kept().is_some();
+        if is_kept && !self.inner(at).iter().any(|inner| self.has_moved(*inner as usize)) {
             return Ok(());
         }
         let parts = self.written(at).ok_or_else(damaged)?;
-        let dir = &mut self.dirs[at];
-        (dir.row.node, dir.parts) = (NodeWriter::node_of(&parts).0, parts_if_many(parts).into());
+        self.dirs[at].node = NodeWriter::node_of(&parts).0;
+        if parts.len() > 1 {
+            self.known_parts_of().insert(at, parts.into());
+        }
         Ok(())
+    }
+
+    fn known_parts_of(&self) -> MutexGuard<'_, HashMap<usize, Arc<[Part]>>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The parts of a directory's node. `None` when its record is damaged.
@@ -67,68 +73,82 @@ impl SeenContext {
     }
 
     /// The parts of a directory, if there are more than one.
-    fn parts(&self, at: usize) -> &Arc<[Part]> {
-        let dir = &self.dirs[at];
-        dir.parts.get_or_init(|| {
-            let recorded = dir.row.record_bytes as usize / RECORDED_BYTES_MIN;
-            let is_small = recorded + dir.dirs.len() < PART_ENTRIES_MIN && dir.beside.is_empty();
-            if is_small { Arc::default() } else { parts_if_many(self.written(at).unwrap_or_default()) }
-        })
+    fn parts(&self, at: usize) -> Arc<[Part]> {
+        if let Some(parts) = self.known_parts_of().get(&at) {
+            return Arc::clone(parts);
+        }
+        let recorded = self.record_bytes(at) / RECORDED_BYTES_MIN;
+        if recorded + self.inner(at).len() < PART_ENTRIES_MIN {
+            return Arc::default();
+        }
+        let parts = parts_if_many(self.written(at).unwrap_or_default());
+        self.known_parts_of().insert(at, Arc::clone(&parts));
+        parts
     }
 
     /// Shows entries of a directory's node by name, the directories in it being settled. `None` when its record is
     /// damaged.
     fn each_entry(&self, at: usize, names: Names<'_>, mut each: impl FnMut(&[u8], Entry)) -> Option<()> {
-        let (dir, held) = (&self.dirs[at], self.held(at)?);
+        let held = self.held(at)?;
+        let (dir, record) = (&self.dirs[at], held.record(&self.dirs[at]));
+        let name_of_dir = |inner: u32| name_of(self.dirs[inner as usize].path()).1;
         // Entered for what would be brought back in it, and nothing was.
-        let is_there = |inner: &&Dir| !inner.row.is_excluded || inner.row.node != *EMPTY_NODE;
-        let dirs = &dir.dirs[names.range(&dir.dirs, |inner| name_of(&self.dirs[inner].path).1)];
-        let dirs = dirs.iter().map(|inner| &self.dirs[*inner]).filter(is_there).map(|inner| {
-            let entry = Entry { meta: inner.meta.clone(), kind: Kind::Dir(inner.row.node) };
-            (name_of(&inner.path).1, entry)
-        });
-        let bounds = (Bound::Included(names.from), names.end.map_or(Bound::Unbounded, Bound::Excluded));
-        let beside = dir.beside.range::<[u8], _>(bounds);
-        let beside = beside.map(|(name, entry)| (name.as_slice(), entry.clone()));
-        let mut others: Vec<(&[u8], Entry)> = dirs.chain(beside).collect();
-        others.sort_unstable_by_key(|(name, _)| *name);
-        let mut others = others.into_iter().peekable();
-        let starts = &held.starts[names.range(&held.starts, |start| held.name_at(start))];
-        for start in starts {
-            let known = Record(&held.bytes).at(*start)?;
+        let is_there = |inner: &SeenDir| !inner.is_excluded() || inner.node != *EMPTY_NODE;
+        let inner = self.inner(at);
+        let inner = inner[names.range(inner, name_of_dir)].iter().copied();
+        let mut dirs = inner.filter(|inner| is_there(&self.dirs[*inner as usize])).peekable();
+        let dir_entry = |inner: u32| {
+            let meta = self.meta(inner as usize)?;
+            Some(Entry { meta, kind: Kind::Dir(self.dirs[inner as usize].node) })
+        };
+        for start in &held.starts[names.range(&held.starts, |start| name_at(record, start))] {
+            let known = record.at(*start)?;
             let name = known.name.to_bytes();
-            while let Some((other, entry)) = others.next_if(|(other, _)| *other < name) {
-                each(other, entry);
+            while let Some(inner) = dirs.next_if(|inner| name_of_dir(*inner) < name) {
+                each(name_of_dir(inner), dir_entry(inner)?);
             }
-            each(name, known.entry());
+            let mut entry = known.entry();
+            if known.has_xattrs {
+                entry.meta.xattrs = self.xattrs.get(dir.file_xattrs(*start)?).ok()?;
+            }
+            each(name, entry);
         }
-        others.for_each(|(name, entry)| each(name, entry));
+        for inner in dirs {
+            each(name_of_dir(inner), dir_entry(inner)?);
+        }
         Some(())
     }
 
     /// Where a node is found. A part is asked for by whoever has got the node that names it, so those of a directory are
     /// known from then on: to know them all, all large directories would have to be written.
     fn place(&self, digest: &NodeDigest) -> Option<Place> {
-        let all = || self.dirs.iter().enumerate().map(|(at, dir)| (dir.row.node, at)).collect();
-        let dirs: &HashMap<NodeDigest, usize> = self.by_digest.get_or_init(all);
+        let node = |at: &u32| self.dirs[*at as usize].node;
+        let by_node = self.by_node.get_or_init(|| {
+            let mut all: Vec<u32> = (0..self.dirs.len() as u32).collect();
+            all.sort_unstable_by_key(node);
+            all
+        });
         let parts = || self.known_parts.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied();
-        dirs.get(digest).map(|at| Place::Dir(*at)).or_else(parts)
+        let found = by_node.binary_search_by_key(digest, node).ok();
+        found.map(|found| Place::Dir(by_node[found] as usize)).or_else(parts)
     }
 
     /// Makes the node at a place.
     fn make(&self, place: Place) -> Option<DirNode> {
+        let parts;
         let (at, names) = match place {
             Place::Dir(at) => match self.parts(at) {
-                parts if parts.is_empty() => (at, Names::ALL),
+                none if none.is_empty() => (at, Names::ALL),
                 parts => {
                     let places = (0..).map(|index| Place::Part(at, index));
                     let known = parts.iter().map(|part| part.node).zip(places);
                     self.known_parts.lock().unwrap_or_else(PoisonError::into_inner).extend(known);
-                    return Some(DirNode::Parts(Arc::clone(parts)));
+                    return Some(DirNode::Parts(parts));
                 }
             },
             Place::Part(at, index) => {
-                let part = |index: usize| self.parts(at).get(index).map(|part| &*part.first);
+                parts = self.parts(at);
+                let part = |index: usize| parts.get(index).map(|part| &*part.first);
                 (at, Names { from: part(index)?, end: part(index + 1) })
             }
         };

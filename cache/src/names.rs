@@ -18,7 +18,7 @@ const TYPE_SHIFT: u32 = 12;
 type Compare = fn(&[u8], &[u8]) -> Ordering;
 
 /// Names of one directory as the kernel lists them.
-pub(super) struct Listed {
+pub struct Listed {
     /// Each record is a name and, last, the type.
     sorter: Sorter<Compare>,
     bytes: usize,
@@ -26,26 +26,28 @@ pub(super) struct Listed {
 
 impl Listed {
     /// None so far. What is too much for memory goes to scratch files.
-    pub(super) fn new(scratch: &Scratch) -> Self {
+    pub fn new(scratch: &Scratch) -> Self {
         let compare: Compare = |a, b| name_and_type(a).0.cmp(name_and_type(b).0);
         Self { sorter: Sorter::new(scratch.clone(), compare), bytes: 0 }
     }
 
     /// Adds a name, and of what type the directory says that it is.
-    pub(super) fn add(&mut self, name: &[u8], listed: FileType) -> io::Result<()> {
+    pub fn add(&mut self, name: &[u8], listed: FileType) -> io::Result<()> {
         // With its place and type.
         self.bytes += name.len() + 9;
         self.sorter.push(&[name, &[(listed.as_raw_mode() >> TYPE_SHIFT) as u8]])
     }
 
     /// Once all are added.
-    pub(super) fn sorted(self) -> io::Result<Names> {
-        Ok(Names::Sorted { sorted: self.sorter.sorted()?, bytes: self.bytes })
+    pub fn sorted(self) -> io::Result<Names> {
+        Ok(Names(Left::Sorted { sorted: self.sorter.sorted()?, bytes: self.bytes }))
     }
 }
 
 /// The names that are left of one directory, taken out in byte order.
-pub(super) enum Names {
+pub struct Names(Left);
+
+enum Left {
     /// In a few MiB and what goes beyond them in a file of its own.
     Sorted { sorted: Sorted<Compare>, bytes: usize },
     /// In [`Aside`], from `start` on.
@@ -54,10 +56,10 @@ pub(super) enum Names {
 
 impl Names {
     /// The next name, and of what type the directory says that it is. `aside` is where they are, if they were put aside.
-    pub(super) fn next(&mut self, aside: &Aside) -> io::Result<Option<(&[u8], FileType)>> {
-        let record = match self {
-            Self::Sorted { sorted, .. } => sorted.next()?,
-            Self::Aside { run, .. } => match &aside.file {
+    pub fn next(&mut self, aside: &Aside) -> io::Result<Option<(&[u8], FileType)>> {
+        let record = match &mut self.0 {
+            Left::Sorted { sorted, .. } => sorted.next()?,
+            Left::Aside { run, .. } => match &aside.file {
                 Some(file) if run.advance(file)? => Some(run.record()),
                 _ => None,
             },
@@ -67,7 +69,7 @@ impl Names {
 }
 
 /// What waits of the directories on the way to the one at hand, so that one alone has many names in memory.
-pub(super) struct Aside {
+pub struct Aside {
     scratch: Scratch,
     /// Made when it is needed: of most trees nothing ever is put here.
     file: Option<File>,
@@ -77,13 +79,13 @@ pub(super) struct Aside {
 
 impl Aside {
     /// With nothing in it.
-    pub(super) fn new(scratch: Scratch) -> Self {
+    pub fn new(scratch: Scratch) -> Self {
         Self { scratch, file: None, end: 0 }
     }
 
     /// Puts aside what is left of a directory, unless that is little. Of those that it is in, this was done before.
-    pub(super) fn put(&mut self, names: &mut Names) -> io::Result<()> {
-        let Names::Sorted { sorted, bytes: WAITING_BYTES_MAX.. } = names else { return Ok(()) };
+    pub fn put(&mut self, names: &mut Names) -> io::Result<()> {
+        let Left::Sorted { sorted, bytes: WAITING_BYTES_MAX.. } = &mut names.0 else { return Ok(()) };
         let file = match &self.file {
             Some(file) => file,
             None => self.file.insert(self.scratch.file()?),
@@ -91,13 +93,13 @@ impl Aside {
         let start = self.end;
         let run = sorted.write_rest(file, start)?;
         self.end = run.end();
-        *names = Names::Aside { run, start };
+        names.0 = Left::Aside { run, start };
         Ok(())
     }
 
     /// Takes the room back that the names of the innermost directory had, if any.
-    pub(super) fn free(&mut self, names: Names) {
-        if let Names::Aside { start, .. } = names {
+    pub fn free(&mut self, names: Names) {
+        if let Left::Aside { start, .. } = names.0 {
             self.end = start;
         }
     }
@@ -156,7 +158,7 @@ mod tests {
         let mut aside = Aside::new(Scratch::for_test());
         let mut few = sorted(&["a", "b"]);
         aside.put(&mut few).unwrap();
-        assert!(matches!(few, Names::Sorted { .. }) && aside.file.is_none());
+        assert!(matches!(few.0, Left::Sorted { .. }) && aside.file.is_none());
 
         let many: Vec<String> = (0..2000).map(|at| format!("{at:05}")).collect();
         let mut dirs = [(); 3].map(|()| sorted(&many.iter().map(String::as_str).collect::<Vec<_>>()));
@@ -166,7 +168,7 @@ mod tests {
                 names.next(&aside).unwrap();
             }
             aside.put(names).unwrap();
-            assert!(matches!(names, Names::Aside { .. }));
+            assert!(matches!(names.0, Left::Aside { .. }));
             // The first of them is needed meanwhile, and the second time there is nothing to put.
             aside.put(names).unwrap();
             ends.push(aside.end);
