@@ -12,7 +12,7 @@
 //! floor while it speaks; another gets it when the speaker ends, falls silent, or has kept it waiting too long.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::Write;
 use std::mem::take;
 use std::time::{Duration, Instant};
@@ -68,16 +68,18 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn push(&mut self, now: Instant, line: fmt::Arguments<'_>) {
+    fn push(&mut self, now: Instant, line: &str) {
         self.since.get_or_insert(now);
-        // A string takes everything.
-        let _ = writeln!(self.text, "{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
     }
 
     /// A line that a step wrote.
     fn push_log(&mut self, now: Instant, when: Instant, began: Instant, line: &str) {
         let seconds = when.saturating_duration_since(began).as_secs_f64();
-        self.push(now, format_args!("{seconds:.3} {line}"));
+        // A string takes everything.
+        let _ = write!(self.text, "{seconds:.3} ");
+        self.push(now, line);
     }
 
     fn is_empty(&self) -> bool {
@@ -87,7 +89,7 @@ impl Waiting {
 
 impl Vertex {
     fn say(&mut self, now: Instant, text: &str) {
-        self.waiting.push(now, format_args!("{text}"));
+        self.waiting.push(now, text);
     }
 
     fn log(&mut self, at: Instant, stderr: bool, bytes: &[u8]) {
