@@ -53,11 +53,6 @@ impl<'a> KnownDir<'a> {
         self.0.node
     }
 
-    /// Bytes of the files in it.
-    pub fn bytes(self) -> u64 {
-        self.0.bytes
-    }
-
     /// Permissions.
     pub(super) fn mode(self) -> u32 {
         FileStat::from_bytes(self.0.stat).mode & 0o7777
