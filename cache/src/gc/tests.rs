@@ -463,7 +463,7 @@ fn a_pulled_layer_and_its_blob_stay_and_go_together() {
     let pull = |content: &str| {
         let layer = commit_layer(&store, &lease, content);
         let blob = store.put_blob(&lease, format!("blob of {content}").as_bytes()).unwrap();
-        let diff_id = rbuild_oci::DiffId(Digest::of(content.as_bytes()));
+        let diff_id = DiffId(Digest::of(content.as_bytes()));
         store.set_diff_id(layer, &diff_id, 1).unwrap();
         store.put_encoding(&diff_id, crate::store::PULLED, &blob, 9).unwrap();
         (layer, blob)

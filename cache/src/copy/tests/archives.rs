@@ -101,8 +101,9 @@ fn links_to_files_in_many_implied_directories_lead_to_where_the_image_has_these(
         entries.extend([(other, Change::Hardlink { target: path(&first) }), (first, file("f"))]);
         implied.extend(dirs);
     }
-    let sorted = |entries: &mut Vec<(String, Change)>| entries.sort_by_key(|(at, _)| path(at));
-    [&mut base, &mut entries].map(sorted);
+    for entries in [&mut base, &mut entries] {
+        entries.sort_by_key(|(at, _)| path(at));
+    }
     let [base, entries] = [&base, &entries].map(|entries| -> Vec<(&str, Change)> {
         entries.iter().map(|(at, change)| (&**at, change.clone())).collect()
     });

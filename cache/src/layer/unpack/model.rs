@@ -294,7 +294,7 @@ fn check_fixed(dir: &OwnedFd, unpacked: &mut Unpacked) {
     let below = |path: &RelPath| {
         let len = path.as_bytes().len();
         let meta = Meta { mode: 0o700 + len as u32, uid, gid, ..Meta::default() };
-        (len % 3 != 0).then_some((meta, Mtime { secs: len as i64, nanos: 0 }))
+        (!len.is_multiple_of(3)).then_some((meta, Mtime { secs: len as i64, nanos: 0 }))
     };
     let shown: Vec<RelPath> = implied.into_iter().filter(|path| !is_hidden(path)).collect();
     let expected = entries.iter().cloned().map(|mut entry| {
