@@ -33,7 +33,8 @@ class Tool:
 
 
 class Rbuild(Tool):
-    FLAGS = {"w20": ["--isolation", "single"]}                   # what a workload is about
+    # what a workload is about
+    FLAGS = {"w20": ["--isolation", "single"], "w23": ["--sbom", "true"]}
 
     def reset(self): shutil.rmtree(f"{self.dir}/root", ignore_errors=True)
 
@@ -242,6 +243,9 @@ CASES = {
     "w18-push": ("w18", None, "push", "gzip", ("cold", "noop")),
     "w19-push": ("w19", "debian", "push", "gzip", ("cold", "noop")),
     "w20-push": ("w20", "debian", "push", "gzip", ("cold",)),
+    "w21-push": ("w21", "busybox", "push", "gzip", ("cold", "noop")),
+    "w22-push": ("w22", "busybox", "push", "gzip", ("cold", "noop")),
+    "w23-push": ("w23", "debian", "push", "gzip", ("cold", "noop")),
 }
 LONG = ("w13-push", "w14-push", "w15-push")                      # minutes each: only when they are asked for
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}
@@ -370,7 +374,7 @@ PROMISED = {
 }
 # The most memory that any build may take: so much, and so much for each file of its context.
 PEAK_MIB, PEAK_BYTES_A_FILE = 64, 300
-FILES = {"w2": 20_000, "w10": 200_000, "w11": 200_000}
+FILES = {"w2": 20_000, "w10": 200_000, "w11": 200_000, "w21": 200_000, "w22": 500}
 
 
 def ratio(files):

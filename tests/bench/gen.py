@@ -24,6 +24,9 @@ w17     RUN that makes 200,000 files, COPY --from of two directories of them and
 w18     image and archive to ADD of 200,000 files, each in a directory that is not listed
 w19     RUN that makes 200,000 files with two names each and 200,000 others, COPY --from that puts these in place of the first names
 w20     RUN that makes 300,000 symbolic links and gives them away (rbuild: where one id is mapped)
+w21     COPY of 200,000 files, each in a directory of its own
+w22     ADD of 500 archives of 1,000 files each
+w23     RUN that makes 20,000 Node packages (rbuild: listed in an SBOM)
 """
 import io, os, random, sys, tarfile
 
@@ -240,9 +243,37 @@ RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}" && c
 """)
 
 
+def w21():
+    for d in range(200_000):
+        write(f"w21/data/dir-{d % 200:03d}/sub-{d:06d}/file.txt", b"%d\n" % d)
+    write("w21/Dockerfile", f"FROM {REG}/busybox\nCOPY data /data/\n")
+
+
+def w22():
+    for a in range(500):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for f in range(1000):
+                file = tarfile.TarInfo(f"dir-{a:03d}/file-{f:03d}.txt")
+                data = b"%03d %03d\n" % (a, f)
+                file.size, file.mtime = len(data), 1700000000
+                archive.addfile(file, io.BytesIO(data))
+        write(f"w22/archive-{a:03d}.tar", out.getvalue())
+    write("w22/Dockerfile", f"FROM {REG}/busybox\nADD archive-*.tar /data/\n")
+
+
+def w23():
+    make = ("for (1..20000) { mkdir qq(p-$_); open F, '>', qq(p-$_/package.json); "
+            "print F '{', chr(34), 'name', chr(34), ':', chr(34), qq(package-$_), chr(34), ',', chr(34), 'version', chr(34), ':', "
+            "chr(34), qq(1.0.$_), chr(34), '}'; close F }")
+    write("w23/Dockerfile", f"""FROM {REG}/debian
+RUN mkdir -p /app/node_modules && cd /app/node_modules && perl -e "{make.replace('$', chr(92) + '$')}"
+""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
 for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17, w18, w19,
-           w20):
+           w20, w21, w22, w23):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
