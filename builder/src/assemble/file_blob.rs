@@ -33,9 +33,11 @@ impl FileBlob {
         Ok(Self { digest, size, file: Arc::new(file) })
     }
 
-    /// A blob of the store.
-    pub fn stored(digest: Digest, blob: store::Blob) -> Self {
-        Self { digest, size: blob.size, file: Arc::new(blob.file) }
+    /// A blob of the store; `None` if its bytes are others by now.
+    pub fn stored(digest: Digest, blob: store::Blob) -> io::Result<Option<Self>> {
+        let stored = Self { digest, size: blob.size, file: Arc::new(blob.file) };
+        let (found, ..) = hashed(io::sink(), |out| io::copy(&mut stored.reader(), out).map(drop))?;
+        Ok((found == digest).then_some(stored))
     }
 
     /// Its bytes, from the first on.

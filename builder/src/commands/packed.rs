@@ -90,7 +90,9 @@ fn attestations(
         for descriptor in parsed.layers() {
             let Ok(digest) = descriptor.digest().as_ref().parse() else { return Ok(None) };
             let Some(blob) = store.blob(&digest)? else { return Ok(None) };
-            statements.push(FileBlob::stored(digest, blob));
+            // One that cannot be read is none either.
+            let Ok(Some(statement)) = FileBlob::stored(digest, blob) else { return Ok(None) };
+            statements.push(statement);
         }
         found.push(AttestationManifest { subject, manifest, config, statements });
     }

@@ -164,6 +164,9 @@ async fn pull_layer(
     // After the lock, for which who has a slot must not wait; before the download, which must not wait for a slot when
     // it has a connection.
     let _slot = env.unpack_slots.acquire().await.expect("the semaphore is never closed");
+    if env.cancel.reason().is_some() {
+        return Err(StepFailure::Canceled);
+    }
     if env.store.layer_by_diff_id(&layer.diff_id)?.is_some() {
         return Ok(None);
     }

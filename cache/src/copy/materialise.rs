@@ -26,6 +26,8 @@ use crate::tree::{ContentDigest, Meta};
 
 /// Files that one thread takes at once.
 const BATCH_ENTRIES: usize = 64;
+/// Bytes of xattrs that are held of either.
+const XATTR_BYTES_AT_ONCE: usize = if cfg!(test) { 200 } else { 256 << 10 };
 /// Entries that are gone through at once for the directories among them, backwards.
 const FINISHED_AT_ONCE: usize = if cfg!(test) { 3 } else { 1024 };
 /// Most threads that fill one layer; more only queue up in the filesystem's journal.
@@ -138,9 +140,18 @@ pub fn materialise(
     let mut end = plan.diff.len();
     while end > 0 {
         let start = end.saturating_sub(FINISHED_AT_ONCE);
-        let these = plan.diff.iter_from(start)?.take(end - start);
-        let these = these.filter(|entry| entry.as_ref().map_or(true, |entry| is_dir(&entry.change)));
-        for entry in these.collect::<Result<Vec<_>, _>>()?.iter().rev() {
+        let (mut these, mut held_bytes) = (Vec::new(), 0);
+        for (at, entry) in (start..end).zip(plan.diff.iter_from(start)?) {
+            let entry = entry?;
+            if let Change::Dir { meta, .. } = &entry.change {
+                held_bytes += meta.held_xattr_bytes();
+                these.push((at, (held_bytes <= XATTR_BYTES_AT_ONCE).then_some(entry)));
+            }
+        }
+        for (at, entry) in these.into_iter().rev() {
+            // What was too much to hold is read once more.
+            let entry = entry.map_or_else(|| plan.diff.at(at), |entry| Ok(Some(entry)))?;
+            let Some(entry) = entry else { continue };
             if let Change::Dir { meta, opaque } = &entry.change {
                 filler.finish_dir(&entry.path, meta, opaque.then_some(form), entry.mtime)?;
             }
@@ -172,7 +183,7 @@ fn fill_all<'a>(
                 batch.clear();
                 // No new batches for anyone after an error; those before it were taken already and run to their end.
                 if !has_failed.load(Ordering::Relaxed) {
-                    batch.extend(left.0.by_ref().take(BATCH_ENTRIES));
+                    take_batch(&mut left.0, &mut batch);
                 }
                 left.1 += 1;
                 left.1
@@ -202,6 +213,22 @@ fn fill_all<'a>(
     match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some((_, error)) => Err(error),
         None => Ok(()),
+    }
+}
+
+/// Takes entries until there are as many, or their xattrs as large, as one thread takes at once.
+fn take_batch(
+    work: &mut impl Iterator<Item = Result<DiffEntry, ListingError>>,
+    batch: &mut Vec<Result<DiffEntry, ListingError>>,
+) {
+    let mut held_bytes = 0;
+    while batch.len() < BATCH_ENTRIES
+        && held_bytes < XATTR_BYTES_AT_ONCE
+        && let Some(entry) = work.next()
+    {
+        let meta = entry.as_ref().ok().and_then(|entry| entry.change.meta());
+        held_bytes += meta.map_or(0, Meta::held_xattr_bytes);
+        batch.push(entry);
     }
 }
 

@@ -72,9 +72,7 @@ impl Said {
         let Planned { entry, first, .. } = &**planned;
         let of_target = if let Kind::Symlink(target) = &entry.kind { 16 + target.len() } else { 0 };
         let of_first = first.as_ref().map_or(0, |first| 64 + first.path.as_bytes().len());
-        let of_xattr = |(name, value): (&Vec<u8>, &Vec<u8>)| 100 + name.len() + value.len();
-        let of_xattrs: usize = entry.meta.xattrs.iter().map(of_xattr).sum();
-        of_path + size_of::<Planned>() + 16 + of_target + of_first + of_xattrs
+        of_path + size_of::<Planned>() + 16 + of_target + of_first + entry.meta.held_xattr_bytes()
     }
 }
 

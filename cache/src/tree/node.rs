@@ -59,6 +59,13 @@ pub struct Meta {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl Meta {
+    /// About how many bytes its xattrs take in memory: a short one as much as some hundred bytes.
+    pub(crate) fn held_xattr_bytes(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| 100 + name.len() + value.len()).sum()
+    }
+}
+
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -149,8 +156,7 @@ impl DirNode {
 
     /// About how many bytes it takes in memory.
     pub fn held_bytes(&self) -> usize {
-        let of_xattr = |(name, value): (&Vec<u8>, &Vec<u8>)| 100 + name.len() + value.len();
-        let of_entry = |entry: &Entry| 170 + entry.meta.xattrs.iter().map(of_xattr).sum::<usize>();
+        let of_entry = |entry: &Entry| 170 + entry.meta.held_xattr_bytes();
         100 + match self {
             Self::Entries(entries) => entries.values().map(of_entry).sum::<usize>(),
             Self::Parts(parts) => 80 * parts.len(),

@@ -245,6 +245,20 @@ fn only_what_changed_is_listed_and_an_index_written_only_then() {
 }
 
 #[test]
+fn an_xattr_taken_from_a_directory_counts_though_its_parent_did_not_move() {
+    let (case, ignore, wanted) = settled();
+    let dir = case.root().join("d2/e2");
+    rustix::fs::lsetxattr(&dir, "user.x", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    case.settle();
+    let _ = case.scan(&ignore, &wanted);
+    let (with, _) = case.scan(&ignore, &wanted);
+    rustix::fs::lremovexattr(&dir, "user.x").unwrap();
+    let (without, _) = case.scan(&ignore, &wanted);
+    assert_ne!(without.tree, with.tree);
+    assert_same(&without, &case.scan_anew(&ignore, &wanted));
+}
+
+#[test]
 fn other_rules_list_everything_and_read_nothing() {
     let (case, ignore, wanted) = settled();
     let (first, _) = case.scan(&ignore, &wanted);

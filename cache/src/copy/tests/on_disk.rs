@@ -413,6 +413,26 @@ fn opaque_directories_are_marked_in_the_form_of_the_store() {
     }
 }
 
+#[test]
+fn directories_with_more_xattrs_than_are_held_are_finished_like_others() {
+    let entry = |at: &str| {
+        let xattrs = [(b"user.large".to_vec(), vec![b'x'; 150])].into_iter().collect();
+        let change = Change::Dir { meta: Meta { xattrs, ..meta(0o711) }, opaque: false };
+        DiffEntry { path: path(at), change, mtime: NOW }
+    };
+    let names = ["", "a", "a/b", "a/b/c", "a/b/c/d", "e", "e/f"];
+    let plan = CopyPlan { diff: names.map(entry).into_iter().collect(), origins: Origins::default() };
+    let to = tempfile::tempdir().unwrap();
+    let into = dir_fd(to.path());
+    materialise(&plan, into.as_fd(), &Sources::default(), Owners::Keep, OverlayForm::User).unwrap();
+    for name in names {
+        let (at, mut value) = (to.path().join(name), [0; 200]);
+        assert_eq!(rustix::fs::getxattr(&at, "user.large", &mut value[..]), Ok(150), "{name}");
+        let found = at.metadata().unwrap();
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (0o711, NOW.secs), "{name}");
+    }
+}
+
 /// What `chmod` of this machine makes of a file's mode, with umask 0.
 fn chmod_program(path: &Path, text: &str, mode: u32) -> u32 {
     use std::os::unix::fs::PermissionsExt as _;

@@ -33,6 +33,12 @@ fn mib(compression: Compression, threads: usize) -> usize {
     }
 }
 
+/// Threads that have something to do.
+fn useful(compression: Compression) -> usize {
+    // One hashes.
+    if compression == Compression::None { 2 } else { THREADS_MAX }
+}
+
 struct Budget {
     free: Mutex<Free>,
     returned: Condvar,
@@ -63,7 +69,7 @@ impl Budget {
     fn share(&self, compression: Compression, threads_max: usize) -> Share<'_> {
         let mut free = self.free();
         loop {
-            let most = free.threads.min(threads_max).max(1);
+            let most = free.threads.min(threads_max).min(useful(compression)).max(1);
             let fitting = (1..=most).rev().find(|threads| mib(compression, *threads) <= free.mib);
             if let Some(threads) = fitting {
                 let taken = Free { threads: threads.min(free.threads), mib: mib(compression, threads) };

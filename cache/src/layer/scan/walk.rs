@@ -53,14 +53,10 @@ impl Found {
                 Kind::Symlink(target) => target.len(),
                 _ => 0,
             };
-            target + xattr_bytes(&parent.entry.meta)
+            target + parent.entry.meta.held_xattr_bytes()
         });
-        self.path.as_bytes().len() + target + xattr_bytes(&self.meta) + below
+        self.path.as_bytes().len() + target + self.meta.held_xattr_bytes() + below
     }
-}
-
-fn xattr_bytes(meta: &Meta) -> usize {
-    meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 pub(super) enum What {

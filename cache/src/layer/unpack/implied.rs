@@ -71,7 +71,10 @@ impl ImpliedDirs {
                     next = index.saturating_add(1);
                     Ok(index)
                 }
-                Err(error) => Err(ListingError { doing: "read", source: error.into() }),
+                Err(error) => {
+                    next = self.next;
+                    Err(ListingError { doing: "read", source: error.into() })
+                }
             })
         })
     }

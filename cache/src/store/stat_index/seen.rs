@@ -144,6 +144,8 @@ impl SeenContext {
                 || before.mode() != mode(dir)
                 || before.is_excluded() != dir.is_excluded()
                 || dir.own_xattrs().is_some()
+                // One with xattrs of its own is none, and what is in its node is not told here.
+                || !before.is_trusted()
         })
     }
 
