@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream, StreamExt};
 use rbuild_oci::Digest;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{SourceFailure, Watch};
 use super::push::{Progress, PushOutcome};
@@ -69,19 +70,19 @@ pub(crate) async fn push(
     if wants_whole_blobs(&endpoint.host) || sender.host.wants_whole.load(Ordering::Relaxed) {
         return Err(RegistryError::NotStreamed { target: Box::new(sender.target), source: None });
     }
-    let _permit = sender.host.pushes.clone().acquire_owned().await.expect("the semaphore is never closed");
     Upload { sender, blob, progress, read: Arc::default() }.run().await
 }
 
 impl Upload<'_> {
     async fn run(&self) -> Result<PushOutcome, RegistryError> {
+        let mut permit = Some(self.permit().await);
         let mut session = self.sender.open().await?;
         let mut recovery = Recovery::new(&self.sender);
         let mut there = pin!(self.there());
         for attempt in 1.. {
             let begin = session.offset;
             let sent = tokio::select! {
-                sent = self.rest(&mut session) => sent,
+                sent = self.rest(&mut session, &mut permit) => sent,
                 () = &mut there => {
                     self.sender.cancel(session).await;
                     return Ok(PushOutcome::AlreadyThere);
@@ -97,6 +98,9 @@ impl Upload<'_> {
                 return Err(error);
             }
             recovery.wait(error).await?;
+            if permit.is_none() {
+                permit = Some(self.permit().await);
+            }
             let read = self.read.load(Ordering::Relaxed);
             session = match self.sender.status(&session).await.filter(|now| now.offset <= read) {
                 Some(session) => session,
@@ -106,8 +110,17 @@ impl Upload<'_> {
         unreachable!("the loop returns at the last attempt")
     }
 
+    /// To be one of those who send to the host.
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.sender.host.pushes.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
     /// All that the registry has not, and the name.
-    async fn rest(&self, session: &mut Session) -> Result<(), RegistryError> {
+    async fn rest(
+        &self,
+        session: &mut Session,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<(), RegistryError> {
         let begin = session.offset;
         let length = match self.blob.name().now_or_never() {
             Some(name) => Some(name.map_err(|source| self.unreadable(source))?.1.saturating_sub(begin)),
@@ -126,6 +139,8 @@ impl Upload<'_> {
         if session.offset < size {
             return Err(self.sender.no_progress());
         }
+        // Who has the blob's place may be waiting for a permit.
+        drop(permit.take());
         // Who pushes the same to another repository here waits, and mounts.
         let place = self.sender.host.place_of(digest);
         let mut place = place.lock().await;

@@ -291,7 +291,7 @@ async fn silence_in_a_download_ends_at_the_idle_deadline() {
     })
     .await;
     let mut settings = settings();
-    settings.deadlines.idle = Duration::from_millis(50);
+    settings.deadlines.idle = Duration::from_millis(500);
     let client = Client::new(settings).unwrap();
     assert_eq!(read(&client, &reference(&fake.host, "app"), &blob).await.unwrap(), blob);
     assert_eq!(fake.lines().len(), 2);

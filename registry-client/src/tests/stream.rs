@@ -160,6 +160,34 @@ async fn a_blob_is_sent_while_it_is_made_and_named_at_its_end() {
     assert_eq!(state.pieces, [1_000_000], "one request");
 }
 
+#[tokio::test]
+async fn a_stream_and_a_push_of_the_same_blob_do_not_wait_for_each_other() {
+    let fake = taking(Arc::default()).await;
+    let client = Client::new(Settings { transfers_per_host: 1, ..settings() }).unwrap();
+    let (to, other, bytes) = (reference(&fake.host, "app:1"), reference(&fake.host, "other:1"), bytes(1000));
+    let (made, blob) = Growing::new(&bytes);
+    let streaming = async { client.push_growing_blob(&to, &blob, |_| ()).await.map(drop) };
+    let pushing = async {
+        // The stream has the only transfer, and the push the blob's place, when the blob's name is known.
+        while !fake.lines().iter().any(|line| line.starts_with("POST")) {
+            tokio::task::yield_now().await;
+        }
+        let source = BytesSource(Bytes::from(bytes.clone()));
+        client.push_blob(&other, Digest::of(&bytes), 1000, &source, |_| ()).await.map(drop)
+    };
+    let making = async {
+        while !fake.lines().iter().any(|line| line.starts_with("HEAD")) {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        made.send_replace(1000);
+    };
+    let all = async { tokio::join!(streaming, pushing, making) };
+    let (streamed, pushed, ()) = tokio::time::timeout(std::time::Duration::from_secs(20), all).await.unwrap();
+    streamed.unwrap();
+    pushed.unwrap();
+}
+
 /// R12, R13: breaks with and without memory, shorter ranges, a new address each time.
 #[tokio::test]
 async fn a_broken_stream_goes_on_from_where_it_got() {
