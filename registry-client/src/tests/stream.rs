@@ -179,11 +179,11 @@ async fn a_stream_and_a_push_of_the_same_blob_do_not_wait_for_each_other() {
         while !fake.lines().iter().any(|line| line.starts_with("HEAD")) {
             tokio::task::yield_now().await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         made.send_replace(1000);
     };
     let all = async { tokio::join!(streaming, pushing, making) };
-    let (streamed, pushed, ()) = tokio::time::timeout(std::time::Duration::from_secs(20), all).await.unwrap();
+    let (streamed, pushed, ()) = tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
     streamed.unwrap();
     pushed.unwrap();
 }
