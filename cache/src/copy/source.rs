@@ -110,13 +110,27 @@ pub(super) struct RecentDirs<T>(Mutex<VecDeque<(RelPath, Arc<T>)>>);
 /// As many as there may be threads reading, and some.
 const RECENT_DIRS: usize = 16;
 
+/// Descriptors of them all, unless the last two have more: a stack of layers may have a directory in each.
+const RECENT_DESCRIPTORS: usize = 128;
+
+/// What is open for a directory.
+pub(super) trait Opened {
+    fn descriptors(&self) -> usize;
+}
+
+impl Opened for OwnedFd {
+    fn descriptors(&self) -> usize {
+        1
+    }
+}
+
 impl<T> Default for RecentDirs<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T> RecentDirs<T> {
+impl<T: Opened> RecentDirs<T> {
     /// What was opened for `dir`, opening it when that is long ago.
     pub(super) fn get_or<E>(&self, dir: &RelPath, open: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,8 +139,14 @@ impl<T> RecentDirs<T> {
         }
         let opened = Arc::new(open()?);
         let mut recent = lock();
-        recent.truncate(RECENT_DIRS - 1);
         recent.push_front((dir.clone(), Arc::clone(&opened)));
+        let mut descriptors = 0;
+        let fit = recent.iter().take(RECENT_DIRS).take_while(|(_, opened)| {
+            descriptors += opened.descriptors();
+            descriptors <= RECENT_DESCRIPTORS
+        });
+        let kept = fit.count().max(2);
+        recent.truncate(kept);
         Ok(opened)
     }
 }
@@ -207,4 +227,33 @@ pub(super) fn source_error(action: &'static str, path: &RelPath, errno: Errno) -
 
 pub(super) fn mtime_of(stat: &Stat) -> Mtime {
     Mtime { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+
+    struct Many(usize);
+
+    impl Opened for Many {
+        fn descriptors(&self) -> usize {
+            self.0
+        }
+    }
+
+    #[test]
+    fn the_more_descriptors_a_directory_takes_the_fewer_are_kept() {
+        for (descriptors, kept) in [(1, RECENT_DIRS), (30, 4), (100, 2), (1000, 2)] {
+            let dirs = RecentDirs::default();
+            let open = |at: usize| {
+                let dir = RelPath::new(format!("d{at}")).unwrap();
+                let opened: Result<_, Errno> = dirs.get_or(&dir, || Ok(Many(descriptors)));
+                Arc::downgrade(&opened.unwrap())
+            };
+            let opened: Vec<Weak<Many>> = (0..40).map(open).collect();
+            assert_eq!(opened.iter().filter(|dir| dir.upgrade().is_some()).count(), kept, "{descriptors}");
+        }
+    }
 }

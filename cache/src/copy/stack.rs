@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, fstat, statat};
 use rustix::io::Errno;
 
-use super::source::{FileSource, RecentDirs, SourceError, mtime_of, open_dir, open_file, source_error};
+use super::source::{
+    FileSource, Opened, RecentDirs, SourceError, mtime_of, open_dir, open_file, source_error,
+};
 use crate::layer::{Change, DiffEntry, LayerDiff, Mtime};
 use crate::path::RelPath;
 
@@ -43,6 +45,12 @@ enum DirOf {
     Dir(OwnedFd),
     /// In the listing of the layer at this place.
     Listed(usize),
+}
+
+impl Opened for Vec<DirOf> {
+    fn descriptors(&self) -> usize {
+        self.iter().filter(|place| matches!(place, DirOf::Dir(_))).count()
+    }
 }
 
 impl StackSource {
