@@ -237,6 +237,26 @@ impl TestEnv {
         }
     }
 
+    /// [`TestEnv::run`] where a process may have so many descriptors.
+    ///
+    /// # Errors
+    ///
+    /// As [`TestEnv::run`].
+    pub fn run_with_descriptors<I>(&self, max: u32, args: I) -> Result<Run>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let inner = self.command(args);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -n \"$1\"; shift; exec \"$@\"", "sh", &max.to_string()]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(self.work()).stdin(Stdio::null());
+        self.as_user(&mut command);
+        self.start(command)?.finish()
+    }
+
     /// [`TestEnv::run`] with a `/dev/net/tun` that the user under test may open: see [`crate::tun`].
     ///
     /// # Errors

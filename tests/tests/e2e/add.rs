@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::{Registry, Run, TestEnv, judge, need};
@@ -226,18 +226,9 @@ fn many_archives_take_few_descriptors() -> Result<()> {
         pack(&context.join(format!("{number:04}.tar")), &[(&own, &text), ("last", &text)])?;
     }
     let out = env.work().join("out");
-    let inner = env.command([
-        OsStr::new("build"),
-        OsStr::new("-o"),
-        out.as_os_str(),
-        OsStr::new("--progress=plain"),
-        context.as_os_str(),
-    ]);
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", "ulimit -n 256; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
-    command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.current_dir(env.work()).stdin(Stdio::null());
-    env.start(command)?.finish()?.ok();
+    let plain = OsStr::new("--progress=plain");
+    let args = [OsStr::new("build"), OsStr::new("-o"), out.as_os_str(), plain, context.as_os_str()];
+    env.run_with_descriptors(256, args)?.ok();
     assert_eq!(fs::read_to_string(out.join("x/last"))?, (count - 1).to_string(), "the last one wins");
     for number in [0, 255, 256, count - 1] {
         assert_eq!(fs::read_to_string(out.join(format!("x/d{number:04}/f")))?, number.to_string());

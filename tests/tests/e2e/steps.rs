@@ -1,5 +1,8 @@
 //! RUN steps: what they leave, and how layers of equal steps stack.
 
+use std::ffi::OsStr;
+use std::fs;
+
 use anyhow::Result;
 use rbuild_tests::{judge, need};
 
@@ -16,6 +19,25 @@ fn steps_that_change_the_same_share_a_layer_and_others_run_on_top() -> Result<()
     let again = env.build_id(&context, &["-t", "nothing"])?;
     assert_eq!(first.1, again.1);
     env.build(&context, &["--no-cache"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
+fn many_steps_on_the_same_directories_take_few_descriptors() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let mut text = "FROM busybox AS made\nRUN for d in $(seq 20); do mkdir -p /data/$d; done\n".to_owned();
+    for step in 0..60 {
+        text += &format!("RUN for d in $(seq 20); do echo {step} > /data/$d/{step}; done\n");
+    }
+    text += "FROM scratch\nCOPY --from=made /data /data\n";
+    let context = env.context("layers", &text, &[])?;
+    let out = env.work().join("out");
+    let plain = OsStr::new("--progress=plain");
+    let args = [OsStr::new("build"), OsStr::new("-o"), out.as_os_str(), plain, context.as_os_str()];
+    env.run_with_descriptors(400, args)?.ok();
+    assert_eq!(fs::read_to_string(out.join("data/20/59"))?, "59\n");
     env.assert_nothing_left();
     Ok(())
 }
