@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{Compression, frame, gzip};
 
-/// Memory of all encodes at once. With it a build stays below 64 MiB.
+/// Memory of all encodes at once: what 64 MiB for a whole build leave them.
 const MIB_MAX: usize = 24;
 /// Threads of all encodes at once, those that only one thread works for not counted when there are no more. More than so
 /// many outrun the thread that reads and hashes.

@@ -144,7 +144,7 @@ impl SeenContext {
                 || before.mode() != mode(dir)
                 || before.is_excluded() != dir.is_excluded()
                 || dir.own_xattrs().is_some()
-                // One with xattrs of its own is none, and what is in its node is not told here.
+                // It may have had xattrs of its own, which are in its entry and are not kept here.
                 || !before.is_trusted()
         })
     }
