@@ -43,6 +43,21 @@ def write(path, data):
     os.utime(path, (1700000000, 1700000000))
 
 
+def tar(entries):
+    """An archive of files with their contents, and of directories with none."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in entries:
+            entry = tarfile.TarInfo(name)
+            entry.mtime = 1700000000
+            if data is None:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            else:
+                entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data or b""))
+    return out.getvalue()
+
+
 def text(rng, n):
     """About n bytes of source-like text."""
     out, size = [], 0
@@ -187,18 +202,9 @@ COPY --from=made /data /data
 
 
 def w16():
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for d in range(200):
-            folder = tarfile.TarInfo(f"dir-{d:03d}")
-            folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, 1700000000
-            archive.addfile(folder)
-            for f in range(1000):
-                file = tarfile.TarInfo(f"dir-{d:03d}/file-{f:03d}.txt")
-                data = b"%03d %03d\n" % (d, f)
-                file.size, file.mtime = len(data), 1700000000
-                archive.addfile(file, io.BytesIO(data))
-    write("w16/files.tar", out.getvalue())
+    dirs = ((f"dir-{d:03d}", [(f"dir-{d:03d}/file-{f:03d}.txt", b"%03d %03d\n" % (d, f)) for f in range(1000)])
+            for d in range(200))
+    write("w16/files.tar", tar(entry for folder, files in dirs for entry in [(folder, None), *files]))
     write("w16/Dockerfile", f"FROM {REG}/busybox\nADD files.tar /data/\n")
 
 
@@ -214,14 +220,7 @@ COPY --from=made /data/a/*/* /flat/
 
 
 def w18():
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for d in range(200_000):
-            file = tarfile.TarInfo(f"dir-{d % 200:03d}/sub-{d:06d}/file.txt")
-            data = b"%d\n" % d
-            file.size, file.mtime = len(data), 1700000000
-            archive.addfile(file, io.BytesIO(data))
-    write("w18/files.tar", out.getvalue())
+    write("w18/files.tar", tar((f"dir-{d % 200:03d}/sub-{d:06d}/file.txt", b"%d\n" % d) for d in range(200_000)))
     write("w18/Dockerfile", f"FROM {REG}/implied\nADD files.tar /data/\n")
 
 
@@ -251,14 +250,8 @@ def w21():
 
 def w22():
     for a in range(500):
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for f in range(1000):
-                file = tarfile.TarInfo(f"dir-{a:03d}/file-{f:03d}.txt")
-                data = b"%03d %03d\n" % (a, f)
-                file.size, file.mtime = len(data), 1700000000
-                archive.addfile(file, io.BytesIO(data))
-        write(f"w22/archive-{a:03d}.tar", out.getvalue())
+        files = ((f"dir-{a:03d}/file-{f:03d}.txt", b"%03d %03d\n" % (a, f)) for f in range(1000))
+        write(f"w22/archive-{a:03d}.tar", tar(files))
     write("w22/Dockerfile", f"FROM {REG}/busybox\nADD archive-*.tar /data/\n")
 
 
