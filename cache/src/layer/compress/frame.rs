@@ -16,7 +16,7 @@ const JOB_BYTES: u32 = 1 << 20;
 const OVERLAP_LOG: u32 = 6;
 /// From this level on the library's tables are 8 to 80 MiB for each thread, for windows of 4 and 8 MiB.
 const LARGE_LEVEL_MIN: i32 = 9;
-/// What such levels have in their place. At level 19 a frame grows by 3% and takes two thirds of the time.
+/// What such levels have in their place. At level 19 a frame grows by 4% and takes three quarters of the time.
 const LARGE: [CParameter; 3] = [CParameter::WindowLog(21), CParameter::HashLog(20), CParameter::ChainLog(20)];
 /// Up to this level a thread's tables are small.
 const SMALL_LEVEL_MAX: i32 = 3;
