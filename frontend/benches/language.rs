@@ -12,7 +12,7 @@ use rbuild_frontend::lower::{LowerOptions, Lowering, Progress};
 use rbuild_frontend::parse;
 use rbuild_oci::Platform;
 
-const LINES: [usize; 7] = [200, 500, 1_000, 2_000, 5_000, 10_000, 20_000];
+const LINES: [usize; 6] = [200, 500, 1_000, 2_000, 5_000, 10_000];
 const LINES_PER_STAGE: usize = 50;
 const RUNS: usize = 7;
 

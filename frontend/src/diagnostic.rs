@@ -29,3 +29,17 @@ pub struct Diagnostic {
     /// How to fix it, when we know.
     pub help: Option<String>,
 }
+
+/// Most errors and most warnings of a file that are told: nobody reads more, and each is there several times while it is
+/// passed on.
+pub const TOLD_MAX: usize = 1_000;
+
+/// Drops those of `severity` after the first [`TOLD_MAX`].
+pub(crate) fn cut(found: &mut Vec<Diagnostic>, severity: Severity) {
+    let mut left = TOLD_MAX;
+    found.retain(|diagnostic| {
+        let is_told = diagnostic.severity != severity || left > 0;
+        left -= usize::from(is_told && diagnostic.severity == severity);
+        is_told
+    });
+}

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
 use crate::ast::{CheckOptions, Dockerfile, InstructionKind};
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{self, Diagnostic, Severity};
 use crate::graph::{BuildGraph, Network};
 use crate::lint::{self, ContextFacts};
 use crate::parse::{Parsed, check_options, foreign_syntax};
@@ -273,6 +273,7 @@ impl Lowering {
             self.diagnostics.retain(|d| !lint::is_skipped(d, &check));
             self.diagnostics.sort_by_key(|d| (d.span.start, d.severity));
             self.diagnostics.dedup();
+            diagnostic::cut(&mut self.diagnostics, Severity::Warning);
             if self.has_errors() {
                 return Progress::Failed;
             }
@@ -317,7 +318,8 @@ impl Lowering {
         self.images.insert(key, Provided { image, weight: 0, opaque: true });
     }
 
-    /// All that was found so far, the parser's findings included, without the rules that are switched off.
+    /// What was found so far, the parser's findings included, without the rules that are switched off: the first
+    /// [`diagnostic::TOLD_MAX`] warnings of a file that could be lowered.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
     }

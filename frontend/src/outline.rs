@@ -240,11 +240,10 @@ mod tests {
 
     #[test]
     fn a_file_of_many_arguments_is_no_burden() {
-        let args: String = (0..20_000).map(|n| format!("ARG a{n}=1\n")).collect();
+        let args: String = (0..2_000).map(|n| format!("ARG a{n}=1\n")).collect();
         let froms: String =
-            (0..200).map(|n| format!("FROM x:$a{n} AS s{n}\nCOPY --from=s0 / /\n{args}")).collect();
-        let text = format!("{args}{}", &froms[..froms.len().min(512 << 10)]);
-        let text = &text[..text.rfind('\n').unwrap()];
+            (0..7).map(|n| format!("FROM x:$a{n} AS s{n}\nCOPY --from=s0 / /\n{args}")).collect();
+        let text = format!("{args}{froms}");
         let found = outline(&parse(text.as_bytes()).ast, None, &BTreeMap::new()).unwrap();
         assert!(found.args.len() > 1000, "{}", found.args.len());
     }

@@ -13,7 +13,7 @@ use crate::context::remote::Pinned;
 use crate::error::BuildError;
 
 /// Largest Dockerfile or ignore file read: several times that is held of one while it is looked at.
-const FILE_BYTES_MAX: u64 = 8 << 20;
+const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Names tried in a context when `-f` is not given.
 pub(crate) const DEFAULT_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 

@@ -188,7 +188,10 @@ impl Solver {
         let result = match self.inputs(node).await {
             Err(stopped) => Err(stopped),
             Ok(_) if self.env.cancel.reason().is_some() => Err(Stopped),
-            Ok(inputs) => self.solve_node(node, &inputs).await.map_err(|failure| self.failed(node, failure)),
+            // In a box: until its inputs are there a task is a few hundred bytes, with it some thousands.
+            Ok(inputs) => {
+                Box::pin(self.solve_node(node, &inputs)).await.map_err(|failure| self.failed(node, failure))
+            }
         };
         self.cells[&node].send_replace(Some(result));
     }
@@ -413,12 +416,15 @@ impl Solver {
         vertex: VertexId,
     ) -> Result<NewLayer, StepFailure> {
         let Node { op, step } = &self.graph.dag[node];
+        // In boxes, too: many more steps wait for their turn than are in hand.
         match op {
-            Op::Run(run) => ops::run::execute(&self.env, step, run, root, mounts.to_vec(), vertex).await,
+            Op::Run(run) => {
+                Box::pin(ops::run::execute(&self.env, step, run, root, mounts.to_vec(), vertex)).await
+            }
             Op::Copy(copy) => {
                 let keep = self.keep(node, op, origin);
                 let (origin, selection) = (origin.clone(), selection.clone());
-                ops::copy::execute(&self.env, copy, root, origin, selection, keep, vertex).await
+                Box::pin(ops::copy::execute(&self.env, copy, root, origin, selection, keep, vertex)).await
             }
             Op::Workdir(workdir) => ops::workdir::execute(&self.env, workdir, root, vertex).await,
             Op::Scratch | Op::Image(_) | Op::Context(_) | Op::Http(_) | Op::Git(_) => {

@@ -10,7 +10,7 @@ mod pattern;
 /// Deepest nesting of `${…${…}…}`.
 pub const DEPTH_MAX: usize = 64;
 /// Largest result of one word, in bytes.
-pub const RESULT_BYTES_MAX: usize = 16 << 20;
+pub const RESULT_BYTES_MAX: usize = 4 << 20;
 /// Most steps the pattern operators of one word may take.
 const PATTERN_STEPS_MAX: usize = 1 << 24;
 

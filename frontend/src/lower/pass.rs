@@ -29,7 +29,7 @@ use super::{
 
 /// Bytes that all values, environments and histories of one pass may take together. Doubling ENV lines and long
 /// chains of stages would otherwise take memory without bound.
-const BYTES_MAX: usize = 64 << 20;
+const BYTES_MAX: usize = 16 << 20;
 
 /// Most variables that are searched for a suggestion.
 const SUGGESTED_FROM_MAX: usize = 256;

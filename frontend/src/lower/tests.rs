@@ -694,6 +694,16 @@ fn errors_of_several_stages_come_together() {
 }
 
 #[test]
+fn a_thousand_warnings_and_errors_are_told() {
+    let warned = format!("FROM scratch\n{}LABEL a=$x\n", "MAINTAINER m\n".repeat(1_500));
+    assert_eq!(build(&warned).rules(), ["MaintainerDeprecated"; 1_000]);
+    // Those that are switched off take no one's place.
+    assert_eq!(build(&format!("# check=skip=MaintainerDeprecated\n{warned}")).rules(), ["UndefinedVar"]);
+    let wrong = drive(&"FOO\n".repeat(1_500), options(|_| {}), &BTreeMap::new()).err().expect("errors");
+    assert_eq!(wrong.len(), 1_000);
+}
+
+#[test]
 fn a_drawn_graph_marks_what_the_target_needs() {
     let text =
         "FROM busybox AS a\nRUN echo \"x\"\nFROM scratch AS b\nCOPY f /\nFROM scratch\nCOPY --from=a x /\n";

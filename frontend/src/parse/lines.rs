@@ -9,6 +9,10 @@ use super::{Issue, at_lines, directives, heredoc, positioned};
 
 /// Longest physical line, newline not counted (BuildKit's scanner buffer).
 const LINE_BYTES_MAX: usize = 65_535;
+/// Most instructions of a file. What is known of one takes up to 2 KiB, and a longer file is none that a person wrote.
+pub(super) const INSTRUCTIONS_MAX: usize = 1 << 14;
+/// Most bytes of a file, here-documents not counted: each of its words takes some fifty times what it has here.
+pub(super) const TEXT_BYTES_MAX: usize = 512 << 10;
 
 /// Text joined from several places, and the way back.
 #[derive(Debug, Clone)]
@@ -64,6 +68,8 @@ struct Scanner<'a> {
     text: &'a str,
     source: &'a Source,
     next: u32,
+    /// What [`TEXT_BYTES_MAX`] leaves.
+    bytes_left: usize,
     out: Scanned,
 }
 
@@ -91,7 +97,7 @@ impl<'a> Scanner<'a> {
             logical: Vec::new(),
             diagnostics: Vec::new(),
         };
-        Self { text, source, next: 1, out }
+        Self { text, source, next: 1, bytes_left: TEXT_BYTES_MAX, out }
     }
 
     /// The raw next line with its newline, without moving on.
@@ -112,6 +118,13 @@ impl<'a> Scanner<'a> {
 
     fn take(&mut self) -> Option<Physical<'a>> {
         let line = self.peek()?;
+        let Some(left) = self.bytes_left.checked_sub(line.text.len() + 1) else {
+            let message =
+                format!("the Dockerfile has more than {} KiB of instructions", TEXT_BYTES_MAX >> 10);
+            self.too_much(line, message, "put what is long into files of the context, and COPY or RUN them");
+            return None;
+        };
+        self.bytes_left = left;
         self.next += 1;
         if line.text.len() > LINE_BYTES_MAX {
             let span = Span { start: line.start, end: line.start + line.text.len() };
@@ -120,6 +133,14 @@ impl<'a> Scanner<'a> {
             self.out.diagnostics.push(at_lines(Issue::new(message, span), lines));
         }
         Some(line)
+    }
+
+    /// Reports a limit at `line`, and reads no further.
+    fn too_much(&mut self, line: Physical<'a>, message: String, help: &str) {
+        let span = Span { start: line.start, end: line.start + line.text.len() };
+        let lines = Lines { first: line.number, last: line.number };
+        self.out.diagnostics.push(at_lines(Issue::new(message, span).with_help(help), lines));
+        self.next = self.source.line_count() + 1;
     }
 
     fn directives(&mut self) {
@@ -168,6 +189,9 @@ impl<'a> Scanner<'a> {
                         comments.push(comment.trim().to_owned());
                     }
                 }
+            } else if self.out.logical.len() == INSTRUCTIONS_MAX {
+                let message = format!("the Dockerfile has more than {INSTRUCTIONS_MAX} instructions");
+                self.too_much(line, message, "split it into images that build on one another");
             } else {
                 self.instruction(line, std::mem::take(&mut skip_rules), std::mem::take(&mut comments));
             }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::ast::{Dockerfile, Instruction};
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{self, Diagnostic, Severity};
 use crate::lint;
 use crate::source::Source;
 use crate::span::{Lines, Span};
@@ -59,7 +59,7 @@ pub struct Parsed {
     pub source: Arc<Source>,
     /// Every instruction that could be read. Shared with who lowers it: a long file is not copied.
     pub ast: Arc<Dockerfile>,
-    /// Errors and lints, by place. Lints that `# check=` switches off are still here:
+    /// The first [`diagnostic::TOLD_MAX`] errors and all lints, by place. Lints that `# check=` switches off are still here:
     /// [`crate::lower::Lowering::diagnostics`] has all of these, filtered, and those found later.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -139,6 +139,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     }
     lint::syntactic(&ast, &pre.logical, &mut diagnostics);
     diagnostics.sort_by_key(|d| (d.span.start, d.severity));
+    diagnostic::cut(&mut diagnostics, Severity::Error);
     Parsed { source, ast: Arc::new(ast), diagnostics }
 }
 

@@ -357,6 +357,22 @@ fn ten_thousand_instructions_parse_and_lower_quickly() {
 }
 
 #[test]
+fn a_file_has_so_many_instructions_and_bytes_of_them() {
+    let (most, bytes) = (lines::INSTRUCTIONS_MAX, lines::TEXT_BYTES_MAX);
+    check_ok(&format!("FROM a\n{}", "ARG b\n".repeat(most - 1)));
+    let parsed = parse(format!("FROM a\n{}", "ARG b\n".repeat(most * 2)).as_bytes());
+    let messages: Vec<&str> = parsed.diagnostics.iter().map(|d| d.message.as_str()).collect();
+    assert_eq!(messages, ["the Dockerfile has more than 16384 instructions"]);
+    assert_eq!(parsed.diagnostics[0].lines.first, 16_385);
+
+    let line = format!("# {}\n", "x".repeat(1021));
+    check_ok(&format!("FROM a\n{}", line.repeat(bytes / line.len() - 1)));
+    check_error(&format!("FROM a\n{}", line.repeat(bytes / line.len())), "more than 512 KiB of instructions");
+    // A body is text that somebody wants in a file, and is held as it is.
+    check_ok(&format!("FROM a\nCOPY <<E /f\n{}E\n", line.repeat(2 * bytes / line.len())));
+}
+
+#[test]
 fn megabytes_of_continuations_and_quotes_parse() {
     for piece in ["x y \\\n", "'a \\\n", "\"\\\n", "--a=\"\\\n", "<<E \\\n", "[\"a\", \\\n"] {
         for keyword in ["RUN", "COPY", "ENV", "ONBUILD RUN", "HEALTHCHECK CMD", "FROM"] {
