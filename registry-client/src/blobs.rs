@@ -1,6 +1,7 @@
 //! Blobs: one file per deed.
 
 mod body;
+mod chunk;
 pub(crate) mod mount;
 pub(crate) mod pull;
 pub(crate) mod push;

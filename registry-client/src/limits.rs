@@ -53,7 +53,7 @@ pub const UPLOAD_CHECKS_MAX: usize = 4;
 /// Bytes of one chunk of an upload, unless the registry asks for more. Some registries take none below 5 MB.
 pub const CHUNK_BYTES: u64 = 8 << 20;
 
-/// Largest chunk a registry can ask for: a chunk is kept in memory until it arrived.
+/// Largest chunk a registry can ask for: who refuses whole blobs refuses such chunks, too.
 pub const CHUNK_BYTES_MAX: u64 = 64 << 20;
 
 /// Answers of a paginated list followed.

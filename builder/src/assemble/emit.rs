@@ -32,11 +32,22 @@ pub struct Emissions {
     clamped: Mutex<HashMap<(LayerId, i64), (DiffId, u64)>>,
     /// Layers emitted ahead at once: one, which takes the cores that the steps leave.
     ahead: Semaphore,
+    /// Layers left at their registries that are brought into another form ahead at once: each has a connection and its blob
+    /// open, or a thread. Taken before all that a layer needs; who has a turn waits for no other.
+    left: Semaphore,
 }
+
+/// See [`Emissions::left`].
+const LEFT_AT_ONCE: usize = 4;
 
 impl Default for Emissions {
     fn default() -> Self {
-        Self { turns: Mutex::default(), clamped: Mutex::default(), ahead: Semaphore::new(1) }
+        Self {
+            turns: Mutex::default(),
+            clamped: Mutex::default(),
+            ahead: Semaphore::new(1),
+            left: Semaphore::new(LEFT_AT_ONCE),
+        }
     }
 }
 
@@ -108,6 +119,16 @@ pub async fn emit_ahead(
     }
     let (layer, _) = image_layer(env, id, is_base, clamp).await?;
     layer_blob(env, layer, packing, Pace::Ahead, Some(listener)).await
+}
+
+/// A layer that was left at its registry, in the form that is wanted of it.
+pub async fn left_ahead(
+    env: &Arc<ExecEnv>,
+    layer: ImageLayer,
+    packing: &Packing,
+) -> Result<LayerBlob, BuildError> {
+    let _turn = env.emissions.left.acquire().await.expect("the semaphore is never closed");
+    layer_blob(env, layer, packing, Pace::Ahead, None).await
 }
 
 /// Digest and length of a layer's tar, when they are known, and what else is known of it.

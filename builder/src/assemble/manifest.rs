@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
-use rbuild_cache::layer::{self, Compression, DecompressError, EncodeError, Encoded, LayerReader, Limits};
+use rbuild_cache::layer::{
+    self, Compression, DecompressError, EncodeError, EncodeShare, Encoded, LayerReader, Limits,
+};
 use rbuild_oci::{DiffId, Digest, Reference, canonical_json, media_type};
 use serde_json::json;
 
@@ -160,9 +162,12 @@ fn recompress(
     let failed = |source| StepFailure::Blob { layer: blob, source };
     // Its first bytes were looked at.
     file.rewind().map_err(|source| failed(DecompressError::Read(source)))?;
+    // More than most have, so that no thread too few is taken.
+    let archive_bytes = file.metadata().map_or(u64::MAX, |metadata| metadata.len().saturating_mul(8));
     let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
     let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
-    layer::encode(copy, compression, out).map_err(|error| StepFailure::Io {
+    let share = EncodeShare::wait(compression, archive_bytes);
+    layer::encode(copy, share, out).map_err(|error| StepFailure::Io {
         what: "recompress layer",
         path: blob.to_string(),
         source: match error {

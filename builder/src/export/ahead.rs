@@ -17,10 +17,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::assemble::emit::{Pace, emit_ahead};
+use crate::assemble::emit::{emit_ahead, left_ahead};
 use crate::assemble::growing::{Growing, listener};
 use crate::assemble::left_layers;
-use crate::assemble::manifest::{LayerBlob, Packing, layer_blob};
+use crate::assemble::manifest::{LayerBlob, Packing};
 use crate::cancel::Reason;
 use crate::cli::{ImageOutput, OutputArg, Results};
 use crate::export::outputs::{layer_compression, rewrites};
@@ -139,8 +139,7 @@ impl Follower {
                 for layer in left_layers(below) {
                     let (follower, emits) = (Arc::clone(&follower), emits.clone());
                     sending.spawn(async move {
-                        let blob = layer_blob(&follower.env, layer, &follower.packing, Pace::Ahead, None);
-                        let blob = blob.await;
+                        let blob = left_ahead(&follower.env, layer, &follower.packing).await;
                         drop(emits);
                         if let Ok(blob) = blob {
                             send(&follower.env, &follower.push, &blob).await;

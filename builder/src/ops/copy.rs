@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rbuild_cache::copy::{self, CopyError, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, EmitError, LayerDiff, Marks, Pack, Start};
+use rbuild_cache::layer::{self, EmitError, EncodeShare, LayerDiff, Marks, Pack, Start};
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
@@ -18,7 +18,7 @@ use crate::error::StepFailure;
 use crate::ops::added::AddedFiles;
 use crate::ops::archive::Archives;
 use crate::ops::select::Selection;
-use crate::ops::{ExecEnv, NewLayer, blocking, owner, size_bytes, without_same_root};
+use crate::ops::{ExecEnv, NewLayer, archive_bytes, blocking, owner, size_bytes, without_same_root};
 use crate::progress::VertexId;
 use crate::solve::Solved;
 
@@ -109,12 +109,13 @@ fn layer(
     let items = items(op, selection, &mut archives);
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, items, &options, &scratch)?;
     let sources = Sources { main: source, archives: archives.files(), ..Sources::default() };
-    let (draft, tar, recent, tree) = match keep {
+    let (draft, tar, recent, tree, size_bytes) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
             copy::materialise(&plan, draft.diff_fd().as_fd(), &sources, env.overlay.owners(), env.overlay)?;
             plan.diff = without_same_root(plan.diff, &below.tree.root)?;
-            (Draft::Dir(draft), None, None, root.tree.apply(&env.store, &plan.diff, &scratch)?)
+            let tree = root.tree.apply(&env.store, &plan.diff, &scratch)?;
+            (Draft::Dir(draft), None, None, tree, size_bytes(&plan.diff)?)
         }
         Keep::Packs { recent, is_of_image, keeps_times } => {
             plan.diff = without_same_root(plan.diff, &below.tree.root)?;
@@ -128,18 +129,17 @@ fn layer(
             if let Some(last) = last.as_ref().filter(|_| keeps_times) {
                 plan.diff = copy::keep_times(plan.diff, options.now, &last.listing, &scratch)?;
             }
+            let size_bytes = size_bytes(&plan.diff)?;
             let (packed, tree) = both(
                 plan.diff.len() >= PARALLEL_ENTRIES_MIN,
-                || pack(env, &plan, &sources, last, spooled, is_of_image),
+                || pack(env, &plan, size_bytes, &sources, last, spooled, is_of_image),
                 || root.tree.apply(&env.store, &plan.diff, &scratch),
             );
             let (packs, tar) = packed?;
-            (Draft::Packed(packs), Some(tar), Some(recent), tree?)
+            (Draft::Packed(packs), Some(tar), Some(recent), tree?, size_bytes)
         }
     };
-    let diff = plan.diff;
-    let size_bytes = size_bytes(&diff)?;
-    Ok(NewLayer { draft, diff, tree, size_bytes, tar, recent })
+    Ok(NewLayer { draft, diff: plan.diff, tree, size_bytes, tar, recent })
 }
 
 /// Does two things that need nothing of one another, the second on a thread of its own where that is worth it.
@@ -155,10 +155,12 @@ fn both<A, B: Send>(is_much: bool, first: impl FnOnce() -> A, second: impl FnOnc
 
 /// Packs the layer: contents that the step's last layer has are shared with it, what the scan of the context has `spooled` is
 /// taken as it is, the others are read from their sources, and digest and length of the layer's tar come out of the same
-/// pass, with its blob when that will be wanted.
+/// pass, with its blob when that will be wanted and nothing else is being compressed that takes what there is for it: a step
+/// does not wait for that, as it is done for layers of earlier steps by threads that give way to all steps.
 fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
+    size_bytes: u64,
     sources: &Sources<'_>,
     last: Option<Last>,
     spooled: Option<LayerPacks>,
@@ -174,9 +176,13 @@ fn pack(
     let mut emit =
         |start: &Start, out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, start, out);
     let compression = env.wanted_compression().filter(|_| is_of_image);
-    let (tar, marks) = if let Some(compression) = compression {
+    let share = compression.and_then(|compression| {
+        let share = EncodeShare::if_free(compression, archive_bytes(size_bytes, &plan.diff))?;
+        Some((compression, share))
+    });
+    let (tar, marks) = if let Some((compression, share)) = share {
         let archive = |out: &mut dyn Write| emit(&Start::default(), out).map(drop);
-        let encode = |sink: &mut dyn Write| Ok(layer::encode(archive, compression, sink)?);
+        let encode = |sink: &mut dyn Write| Ok(layer::encode(archive, share, sink)?);
         let encoded = env.identify(compression, encode)?;
         ((encoded.diff_id, encoded.uncompressed), Marks::default())
     } else {

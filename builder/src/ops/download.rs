@@ -4,9 +4,10 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rbuild_cache::store::{ImageRecord, Key, KeyLock, ResolvedLayer};
+use rbuild_cache::store::{ImageRecord, Key, KeyLock, ResolvedLayer, Store};
 use rbuild_oci::{CanonicalWriter, DiffId, Digest, Reference};
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, blocking};
@@ -36,23 +37,61 @@ impl RemoteLayer {
     }
 }
 
-/// One download across all processes: the lock is per layer.
-pub async fn lock(env: &Arc<ExecEnv>, diff_id: DiffId, vertex: VertexId) -> Result<KeyLock, StepFailure> {
+/// Layers at once of which a process has the lock, or waits for it on a thread: more than it unpacks or downloads at once,
+/// and far from the 512 threads that the runtime has for all that blocks. Had an image of many layers all of those, nobody
+/// could unpack what he has the lock of, and another process that does the same would wait for him as he does for it.
+const LOCKS_AT_ONCE: usize = 32;
+
+static LOCK_TURNS: Semaphore = Semaphore::const_new(LOCKS_AT_ONCE);
+
+/// The right to pull a layer.
+///
+/// What a layer needs is taken in one order: a turn, its lock, a turn to unpack, a connection, and the permit for a large window
+/// ([`rbuild_cache::layer::LayerReader`]). Each has one layer's lock and never waits for a second, so who has a lock
+/// waits only for those of its own process that are further on, and gets there whatever other processes wait for.
+pub struct LayerLock<'turns> {
+    // Dropped in this order.
+    _lock: KeyLock,
+    _turn: SemaphorePermit<'turns>,
+}
+
+/// One download across all processes: the lock is per layer. Waits for a turn first.
+pub async fn lock(
+    env: &Arc<ExecEnv>,
+    diff_id: DiffId,
+    vertex: VertexId,
+) -> Result<LayerLock<'static>, StepFailure> {
+    let events = env.events.clone();
+    let waiting = move |pid| {
+        let text = format!("waiting for another build that pulls the same layer (pid {pid})");
+        events.note(vertex, text);
+    };
+    tokio::select! {
+        lock = lock_in_turn(&LOCK_TURNS, &env.store, diff_id, waiting) => lock,
+        () = env.cancel.cancelled() => Err(StepFailure::Canceled),
+    }
+}
+
+/// `waiting` is told the process that has the lock.
+async fn lock_in_turn<'turns>(
+    turns: &'turns Semaphore,
+    store: &Store,
+    diff_id: DiffId,
+    waiting: impl FnOnce(u32) + Send + 'static,
+) -> Result<LayerLock<'turns>, StepFailure> {
+    let turn = turns.acquire().await.expect("the semaphore is never closed");
     let mut out = CanonicalWriter::new("pull/1");
     out.value(&diff_id.0);
     let key = Key::content(*blake3::hash(&out.finish()).as_bytes());
     let name = format!("pull of {diff_id}");
-    if let Some(lock) = env.store.try_key_lock(&key, &name)? {
-        return Ok(lock);
-    }
-    let (store, events) = (env.store.clone(), env.events.clone());
-    blocking(move || {
-        Ok(store.key_lock(&key, &name, |holder| {
-            let text = format!("waiting for another build that pulls the same layer (pid {})", holder.pid);
-            events.note(vertex, text);
-        })?)
-    })
-    .await
+    let lock = match store.try_key_lock(&key, &name)? {
+        Some(lock) => lock,
+        None => {
+            let store = store.clone();
+            blocking(move || Ok(store.key_lock(&key, &name, |holder| waiting(holder.pid))?)).await?
+        }
+    };
+    Ok(LayerLock { _lock: lock, _turn: turn })
 }
 
 /// Downloads a blob into `consume`, which reads it on a thread of its own and checks what it read.
@@ -191,5 +230,94 @@ impl Read for ChannelReader {
         let count = self.chunk.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.chunk.split_to(count));
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use rbuild_cache::store::StoreOptions;
+
+    use super::*;
+
+    fn open(root: &std::path::Path) -> Store {
+        Store::open(root, StoreOptions { id_map: "test".into(), durable: false }).unwrap()
+    }
+
+    fn layer(number: u32) -> DiffId {
+        DiffId(Digest::of(&number.to_le_bytes()))
+    }
+
+    /// The lock of a layer, and how many waited for theirs.
+    async fn lock<'a>(
+        turns: &'a Semaphore,
+        store: &Store,
+        number: u32,
+        waited: &Arc<AtomicUsize>,
+    ) -> LayerLock<'a> {
+        let waited = Arc::clone(waited);
+        let waiting = move |_| {
+            waited.fetch_add(1, Ordering::SeqCst);
+        };
+        lock_in_turn(turns, store, layer(number), waiting).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn no_more_threads_wait_for_locks_than_have_a_turn() {
+        let temp = tempfile::tempdir().unwrap();
+        // As two processes would.
+        let [ours, theirs] = [(); 2].map(|()| open(temp.path()));
+        let (free, turns, waited) = (Semaphore::new(100), Semaphore::new(3), Arc::default());
+        let mut held = Vec::new();
+        for number in 0..20 {
+            held.push(lock(&free, &theirs, number, &waited).await);
+        }
+        assert_eq!(waited.load(Ordering::SeqCst), 0);
+        let all = futures_util::future::join_all((0..20).map(|number| lock(&turns, &ours, number, &waited)));
+        let mut all = Box::pin(all);
+        let a_while = Duration::from_millis(300);
+        assert!(tokio::time::timeout(a_while, &mut all).await.is_err());
+        assert_eq!(waited.load(Ordering::SeqCst), 3);
+        // What was got first keeps its turn as long as the lock.
+        held.clear();
+        assert!(tokio::time::timeout(a_while, &mut all).await.is_err());
+        assert_eq!(turns.available_permits(), 0);
+    }
+
+    #[test]
+    fn processes_that_pull_the_same_layers_in_different_orders_all_end() {
+        const LAYERS: u32 = 40;
+        const TURNS: usize = 3;
+        let temp = tempfile::tempdir().unwrap();
+        // Of the runtime of one process each: who waits has a thread, and who has a lock needs one more.
+        let runtime = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .max_blocking_threads(TURNS + 1)
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let pull_all = |order: Vec<u32>| {
+            let (store, waited) = (open(temp.path()), Arc::default());
+            let (turns, slots) = (Semaphore::new(TURNS), Semaphore::new(1));
+            runtime().block_on(async {
+                let pulls = order.into_iter().map(async |number| {
+                    let _lock = lock(&turns, &store, number, &waited).await;
+                    let _slot = slots.acquire().await.unwrap();
+                    let unpacked = || std::thread::sleep(Duration::from_millis(2));
+                    tokio::task::spawn_blocking(unpacked).await.unwrap();
+                });
+                let pulls = futures_util::future::join_all(pulls);
+                tokio::time::timeout(Duration::from_secs(60), pulls).await.expect("somebody waits for ever")
+            })
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| pull_all((0..LAYERS).rev().collect()));
+            scope.spawn(|| pull_all((0..LAYERS).map(|number| (number * 7) % LAYERS).collect()));
+            pull_all((0..LAYERS).collect());
+        });
     }
 }

@@ -162,7 +162,7 @@ async fn pull_layer(
 ) -> Result<Option<Pending>, StepFailure> {
     let lock = download::lock(env, layer.diff_id, vertex).await?;
     // After the lock, for which who has a slot must not wait; before the download, which must not wait for a slot when
-    // it has a connection.
+    // it has a connection: the order of `LayerLock`.
     let _slot = env.unpack_slots.acquire().await.expect("the semaphore is never closed");
     if env.cancel.reason().is_some() {
         return Err(StepFailure::Canceled);

@@ -8,8 +8,8 @@ use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use rbuild_cache::copy::{ListedLayer, SourceError, StackLayer, StackSource};
 use rbuild_cache::layer::{
-    Compression, DirBodies, EncodeError, Encoded, LayerDiff, Marks, OverlayForm, PackBodies, Start,
-    emit_from, emit_tar, emit_tar_from, encode, hash_from,
+    Compression, DirBodies, EncodeError, EncodeShare, Encoded, LayerDiff, Marks, OverlayForm, PackBodies,
+    Start, emit_from, emit_tar, emit_tar_from, encode, hash_from,
 };
 use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{LayerId, Lease, Store};
@@ -18,7 +18,7 @@ use rbuild_sandbox::LayerDir;
 
 use crate::assemble::growing::Grower;
 use crate::error::StepFailure;
-use crate::ops::ExecEnv;
+use crate::ops::{ExecEnv, archive_bytes};
 use crate::solve::Solved;
 
 /// Layers whose directories stay open for the steps above them: descriptors are scarce, 1024 where nobody raised that.
@@ -114,14 +114,16 @@ impl ExecEnv {
         sink: &mut dyn Write,
     ) -> Result<Encoded, StepFailure> {
         let diff = self.store.layer_diff(id)?;
+        let size_bytes = self.store.layer(id)?.map_or(u64::MAX, |layer| layer.size_bytes);
+        let share = EncodeShare::wait(compression, archive_bytes(size_bytes, &diff));
         let encoded = match self.store.layer_packs(id)? {
             Some(packs) => {
                 let mut bodies = PackBodies::new(&packs.packs);
-                encode(|out| emit_tar_from(&mut bodies, &diff, clamp, out), compression, sink)
+                encode(|out| emit_tar_from(&mut bodies, &diff, clamp, out), share, sink)
             }
             None => {
                 let dir = self.store.layer_dir(id)?;
-                encode(|out| emit_tar(dir.as_fd(), &diff, clamp, out), compression, sink)
+                encode(|out| emit_tar(dir.as_fd(), &diff, clamp, out), share, sink)
             }
         };
         encoded.map_err(|error: EncodeError<_>| error.into())

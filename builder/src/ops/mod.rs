@@ -185,6 +185,11 @@ pub fn without_same_root(mut diff: LayerDiff, root: &Meta) -> Result<LayerDiff, 
     Ok(diff)
 }
 
+/// About as many bytes as the archive of a layer with files of so many has: a header for each entry, and padding.
+pub fn archive_bytes(size_bytes: u64, diff: &LayerDiff) -> u64 {
+    size_bytes.saturating_add(1024 * diff.len() as u64)
+}
+
 /// Bytes of the files that a layer brings, a link being as long as what it says: as Docker counts them.
 pub fn size_bytes(diff: &LayerDiff) -> Result<u64, ListingError> {
     let size = |entry: Result<DiffEntry, ListingError>| {

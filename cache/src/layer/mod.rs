@@ -39,7 +39,8 @@ pub use checkout::{Checkout, CheckoutError};
 pub(crate) use codec::{CUT_OFF, Reader as FieldReader, encoded_len, put_bytes, put_number, put_path};
 pub use codec::{CodecError, decode_diff, write_diff};
 pub use compress::{
-    Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, Encoded, Gzip, Hashed, encode, encode_on, hash_from,
+    Compression, DEFAULT_GZIP, DEFAULT_ZSTD, EncodeError, EncodeShare, Encoded, Gzip, Hashed, encode,
+    encode_on, hash_from,
 };
 pub use decompress::{ArchiveFormat, DecompressError, LayerReader, LayerSums};
 pub use diff::{Change, DiffEntry, Entries, LayerDiff, ListingCheck, ListingError, Mtime};

@@ -140,7 +140,7 @@ mod tests {
 
     use rbuild_oci::Digest;
 
-    use super::super::compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, encode};
+    use super::super::compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, encode_on};
     use super::super::tar::tests::Raw;
     use super::*;
 
@@ -153,7 +153,7 @@ mod tests {
 
     fn blob(compression: Compression) -> Vec<u8> {
         let mut blob = Vec::new();
-        encode(|out| out.write_all(&archive()), compression, &mut blob).unwrap();
+        encode_on(1, |out| out.write_all(&archive()), compression, &mut blob).unwrap();
         blob
     }
 

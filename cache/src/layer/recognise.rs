@@ -36,7 +36,7 @@ pub fn is_archive(file: impl Read, limits: &Limits) -> Result<bool, DecompressEr
 mod tests {
     use std::io::Write;
 
-    use super::super::compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, encode};
+    use super::super::compress::{Compression, DEFAULT_GZIP, DEFAULT_ZSTD, encode_on};
     use super::super::tar::tests::Raw;
     use super::*;
 
@@ -46,7 +46,7 @@ mod tests {
 
     fn compressed(bytes: &[u8], compression: Compression) -> Vec<u8> {
         let mut blob = Vec::new();
-        encode(|out| out.write_all(bytes), compression, &mut blob).unwrap();
+        encode_on(1, |out| out.write_all(bytes), compression, &mut blob).unwrap();
         blob
     }
 

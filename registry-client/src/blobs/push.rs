@@ -13,14 +13,14 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use bytes::Bytes;
 use rbuild_oci::Digest;
 
 use super::body::{Watch, checked};
+use super::chunk::Reading;
 use super::session::{Outgoing, Recovery, Sender, Session};
 use super::source::BlobSource;
-use crate::auth::{Scope, lock};
+use crate::auth::Scope;
 use crate::endpoint::Endpoint;
 use crate::error::{RegistryError, Target, Violation};
 use crate::limits::{CHUNK_BYTES_MAX, UPLOAD_ATTEMPTS_MAX, UPLOAD_CHECKS_MAX};
@@ -144,35 +144,23 @@ impl Upload<'_> {
     /// What the registry has not yet: in chunks, or in one when nothing speaks against it.
     async fn chunks(&self, session: &mut Session, is_limited: bool) -> Result<(), RegistryError> {
         if is_limited {
+            let mut reading = None;
             while session.offset < self.size {
-                let watch = Arc::new(Watch::default());
-                let mut stream = Box::pin(self.open(session.offset, &watch).await?);
-                let mut next = BytesMut::new();
-                let mut is_behind = false;
-                while !is_behind {
-                    let limit = session.chunk_bytes().min(self.size - session.offset) as usize;
-                    while next.len() < limit {
-                        match stream.next().await {
-                            Some(Ok(bytes)) => next.extend_from_slice(&bytes),
-                            _ => break,
-                        }
+                let before = session.offset;
+                let current = match reading.take() {
+                    Some(current) => current,
+                    None => {
+                        let watch = Arc::new(Watch::default());
+                        Reading::new(self.open(before, &watch).await?, before, watch)
                     }
-                    if let Some(failure) = lock(&watch.failure).take() {
-                        return Err(self.sender.source_failure(failure));
-                    }
-                    if next.is_empty() {
-                        break;
-                    }
-                    let chunk: Bytes = next.split_to(next.len().min(limit)).freeze();
-                    let end = session.offset + chunk.len() as u64;
-                    let before = session.offset;
-                    self.sender.patch(session, Outgoing::chunk(&chunk, before)).await?;
-                    if session.offset <= before {
-                        return Err(self.sender.no_progress());
-                    }
-                    // It took less than was sent: read again from there.
-                    is_behind = session.offset != end;
+                };
+                let (chunk, lent) = current.chunk(session.chunk_bytes().min(self.size - before));
+                self.sender.patch(session, chunk).await?;
+                if session.offset <= before {
+                    return Err(self.sender.no_progress());
                 }
+                // Where it took less than was sent, or did not wait for all of it, the blob is read again from there.
+                reading = lent.take_back().filter(|reading| reading.position == session.offset);
             }
         } else if session.offset < self.size {
             let (watch, before) = (Arc::new(Watch::default()), session.offset);

@@ -63,20 +63,6 @@ impl Outgoing {
         Self { body: Body::wrap_stream(stream), length, at: None, watch }
     }
 
-    /// A piece held in memory, which begins at `at`.
-    pub(super) fn chunk(bytes: &Bytes, at: u64) -> Self {
-        let watch = Arc::new(Watch::default());
-        let (mut rest, counter) = (bytes.clone(), watch.clone());
-        // In slices, so that a connection that takes no more is noticed.
-        let slices = futures_util::stream::poll_fn(move |_| {
-            counter.pieces.fetch_add(1, Ordering::Relaxed);
-            let slice = rest.split_to(rest.len().min(64 << 10));
-            counter.done.store(rest.is_empty(), Ordering::Relaxed);
-            std::task::Poll::Ready((!slice.is_empty()).then_some(Ok(slice)))
-        });
-        Self { at: Some(at), ..Self::stream(slices, bytes.len() as u64, watch) }
-    }
-
     pub(super) fn empty() -> Self {
         let watch = Watch::default();
         watch.done.store(true, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use super::fake::{Fake, Reply, Request, reply};
 use super::*;
 use crate::limits::CHUNK_BYTES;
-use crate::{BlobBody, BytesSource, ErrorKind, GrowingBlob, PushOutcome};
+use crate::{BlobBody, BlobSource, BytesSource, ErrorKind, GrowingBlob, PushOutcome};
 
 /// A registry that takes uploads piece by piece.
 #[derive(Default)]
@@ -253,7 +254,7 @@ async fn a_blob_that_ends_early_gets_no_name() {
     assert!(state.lock().unwrap().blobs.is_empty());
 }
 
-/// R13: `OCI-Chunk-Min-Length`; and no chunk is larger than what may be kept in memory, whatever a registry asks.
+/// R13: `OCI-Chunk-Min-Length`; and no chunk is as large as what was refused, whatever a registry asks.
 #[tokio::test]
 async fn chunks_are_as_large_as_the_registry_asks() {
     for (chunk_min, expected) in [(9 << 20, vec![9 << 20, 9 << 20, 2 << 20]), (1 << 40, vec![])] {
@@ -336,4 +337,102 @@ async fn two_repositories_of_one_registry_get_one_upload() {
     );
     let posts = fake.lines().iter().filter(|line| line.ends_with("/blobs/uploads/")).count();
     assert_eq!(posts, 1);
+}
+
+/// Bytes that count as held until they are dropped.
+struct Held(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.fetch_sub(self.0.len(), Ordering::Relaxed);
+    }
+}
+
+/// A blob of which, from the second reading on, all but the first piece waits for a request to which it belongs.
+struct Awaiting {
+    bytes: Vec<u8>,
+    held: Arc<AtomicUsize>,
+    held_max: Arc<AtomicUsize>,
+    readings: AtomicUsize,
+    chunks: watch::Receiver<usize>,
+}
+
+impl BlobSource for Awaiting {
+    fn open(&self) -> BoxFuture<'_, io::Result<BlobBody>> {
+        const PIECE_BYTES: usize = 256 << 10;
+        let is_in_chunks = self.readings.fetch_add(1, Ordering::Relaxed) > 0;
+        let pieces: Vec<Vec<u8>> = self.bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
+        let (held, held_max, chunks) = (self.held.clone(), self.held_max.clone(), self.chunks.clone());
+        let body = futures_util::stream::iter(pieces.into_iter().enumerate()).then(move |(at, piece)| {
+            let (held, held_max, mut chunks) = (held.clone(), held_max.clone(), chunks.clone());
+            async move {
+                if is_in_chunks && at > 0 {
+                    // All of these bytes are of the first chunk, or of the second.
+                    let chunk = at * PIECE_BYTES / CHUNK_BYTES as usize;
+                    chunks.wait_for(|seen| *seen > chunk).await.map_err(io::Error::other)?;
+                }
+                let now = held.fetch_add(piece.len(), Ordering::Relaxed) + piece.len();
+                held_max.fetch_max(now, Ordering::Relaxed);
+                Ok(Bytes::from_owner(Held(piece, held)))
+            }
+        });
+        Box::pin(async move { Ok(body.boxed()) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_are_sent_while_they_are_read_however_many_uploads_there_are() {
+    const UPLOADS: usize = 6;
+    let (seen, arrived): (Vec<_>, Vec<_>) = (0..UPLOADS).map(|_| watch::channel(0)).unzip();
+    let sessions: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
+    let stored = sessions.clone();
+    let fake = Fake::start(move |request| {
+        let path = request.path.split('?').next().unwrap().to_owned();
+        let repository = path.split('/').nth(2).unwrap_or_default().to_owned();
+        let length: usize = request.header("content-length").parse().unwrap_or(0);
+        let mut sessions = stored.lock().unwrap();
+        let taken = sessions.entry(repository.clone()).or_default();
+        match request.method.as_str() {
+            "HEAD" => reply(if taken.len() > CHUNK_BYTES as usize { 200 } else { 404 }),
+            "POST" => reply(202).header("Location", format!("{path}1")),
+            "GET" => reply(404),
+            "PUT" if length > 0 => reply(413),
+            "PUT" => reply(201),
+            "PATCH" if request.body.is_empty() => {
+                seen[repository.parse::<usize>().unwrap()].send_modify(|chunks| *chunks += 1);
+                reply(202)
+            }
+            "PATCH" => {
+                taken.extend_from_slice(&request.body);
+                reply(202).header("Location", path).header("Range", format!("0-{}", taken.len() - 1))
+            }
+            _ => reply(200),
+        }
+    })
+    .await;
+    let (client, held, held_max) = (client(), Arc::default(), Arc::new(AtomicUsize::new(0)));
+    let pushes = arrived.into_iter().enumerate().map(|(at, chunks)| {
+        let (client, to) = (client.clone(), reference(&fake.host, &format!("{at}:1")));
+        let (held, held_max, readings) = (Arc::clone(&held), held_max.clone(), AtomicUsize::new(0));
+        let bytes = bytes(CHUNK_BYTES + 300_000 + at as u64);
+        async move {
+            let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+            let source = Awaiting { bytes, held, held_max, readings, chunks };
+            client.push_blob(&to, digest, size, &source, |_| {}).await.map(|_| source.bytes)
+        }
+    });
+    let pushed = futures_util::future::join_all(pushes);
+    let pushed = tokio::time::timeout(Duration::from_secs(60), pushed).await.expect("a chunk is not sent");
+    for (at, bytes) in pushed.into_iter().enumerate() {
+        assert!(sessions.lock().unwrap()[&at.to_string()] == bytes.unwrap(), "{at}");
+    }
+    assert_eq!(held.load(Ordering::Relaxed), 0);
+    let most = held_max.load(Ordering::Relaxed);
+    assert!((1..UPLOADS << 20).contains(&most), "{most}");
 }

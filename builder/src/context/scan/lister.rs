@@ -216,9 +216,8 @@ impl<'a> Visit<'a> {
     fn anew(mut self, verdict: Verdict, record: Option<Record<'a>>) -> Result<Looked, ScanError> {
         // The root's are the host's affair.
         if !self.path.is_empty() {
-            let xattrs = kept_xattrs(self.dir);
-            self.listed
-                .set_xattrs(&xattrs, self.lister.xattrs)
+            kept_xattrs(self.dir)
+                .and_then(|xattrs| self.listed.set_xattrs(&xattrs, self.lister.xattrs))
                 .map_err(io("keep the xattrs of", self.path))?;
         }
         self.verdict = verdict;

@@ -160,7 +160,8 @@ fn hash_file(
             if is_packed {
                 packing.add(content, &buffer[..from]);
             }
-            return Ok(ReadFile { stat: FileStat::from(&stat), content, xattrs: kept_xattrs(&fd) });
+            let xattrs = kept_xattrs(&fd).map_err(io("keep the xattrs of", path))?;
+            return Ok(ReadFile { stat: FileStat::from(&stat), content, xattrs });
         }
     }
     Err(ScanError::Changed(String::from_utf8_lossy(path).into_owned()))

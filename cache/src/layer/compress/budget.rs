@@ -15,10 +15,20 @@ const THREADS_MAX: usize = 8;
 
 static PROCESS: Budget = Budget::new();
 
-/// Waits for a share of the process's budget.
-pub(super) fn share(compression: Compression) -> Share<'static> {
+/// Waits for a share of the process's budget, for an archive of about so many bytes.
+pub(super) fn share(compression: Compression, bytes: u64) -> Share<'static> {
+    PROCESS.share(compression, threads_max(compression, bytes))
+}
+
+/// One that is free.
+pub(super) fn free_share(compression: Compression, bytes: u64) -> Option<Share<'static>> {
+    PROCESS.take(&mut PROCESS.free(), compression, threads_max(compression, bytes))
+}
+
+/// Threads that have something to do, of those that there are.
+fn threads_max(compression: Compression, bytes: u64) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    PROCESS.share(compression, cores)
+    cores.min(useful(compression, bytes))
 }
 
 /// MiB that an encode takes with so many threads, measured and rounded up; rises with their number.
@@ -33,10 +43,15 @@ fn mib(compression: Compression, threads: usize) -> usize {
     }
 }
 
-/// Threads that have something to do.
-fn useful(compression: Compression) -> usize {
-    // One hashes.
-    if compression == Compression::None { 2 } else { THREADS_MAX }
+/// Threads that so many bytes keep busy, one at least: what is compressed at once is a block, or a job.
+fn useful(compression: Compression, bytes: u64) -> usize {
+    let piece = match compression {
+        // One hashes.
+        Compression::None => return 2,
+        Compression::Gzip(_) => gzip::BLOCK_BYTES as u64,
+        Compression::Zstd { .. } => u64::from(frame::JOB_BYTES),
+    };
+    usize::try_from(bytes.div_ceil(piece)).unwrap_or(usize::MAX).clamp(1, THREADS_MAX)
 }
 
 struct Budget {
@@ -69,16 +84,20 @@ impl Budget {
     fn share(&self, compression: Compression, threads_max: usize) -> Share<'_> {
         let mut free = self.free();
         loop {
-            let most = free.threads.min(threads_max).min(useful(compression)).max(1);
-            let fitting = (1..=most).rev().find(|threads| mib(compression, *threads) <= free.mib);
-            if let Some(threads) = fitting {
-                let taken = Free { threads: threads.min(free.threads), mib: mib(compression, threads) };
-                free.threads -= taken.threads;
-                free.mib -= taken.mib;
-                return Share { budget: self, threads, taken };
+            if let Some(share) = self.take(&mut free, compression, threads_max) {
+                return share;
             }
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn take(&self, free: &mut Free, compression: Compression, threads_max: usize) -> Option<Share<'_>> {
+        let most = free.threads.min(threads_max).max(1);
+        let threads = (1..=most).rev().find(|threads| mib(compression, *threads) <= free.mib)?;
+        let taken = Free { threads: threads.min(free.threads), mib: mib(compression, threads) };
+        free.threads -= taken.threads;
+        free.mib -= taken.mib;
+        Some(Share { budget: self, threads, taken })
     }
 }
 
@@ -129,6 +148,28 @@ mod tests {
         assert_eq!(threads(1, DEFAULT_GZIP, 12), [1; 12]);
         let free = budget.free();
         assert_eq!((free.threads, free.mib), (THREADS_MAX, MIB_MAX));
+    }
+
+    #[test]
+    fn a_small_layer_leaves_threads_to_others() {
+        assert_eq!([0, 1, 512 << 10].map(|bytes| useful(DEFAULT_GZIP, bytes)), [1; 3]);
+        assert_eq!([(512 << 10) + 1, 3 << 20, u64::MAX].map(|bytes| useful(DEFAULT_GZIP, bytes)), [2, 6, 8]);
+        let zstd = [0, 1 << 20, (1 << 20) + 1, u64::MAX].map(|bytes| useful(DEFAULT_ZSTD, bytes));
+        assert_eq!(zstd, [1, 1, 2, 8]);
+    }
+
+    #[test]
+    fn nothing_is_taken_where_not_one_thread_fits() {
+        let budget = Budget::new();
+        let large = budget.share(Compression::Zstd { level: 19 }, 2);
+        let take = |compression| {
+            let share = budget.take(&mut budget.free(), compression, 8);
+            share.map(|share| share.threads)
+        };
+        assert_eq!(take(DEFAULT_ZSTD), None);
+        assert_eq!((take(Compression::None), take(Compression::None)), (Some(6), Some(6)));
+        drop(large);
+        assert_eq!((take(DEFAULT_ZSTD), take(DEFAULT_GZIP)), (Some(6), Some(8)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{Failure, Sink, hash_source};
 
 /// Tar bytes of one job. The library's own choice, four windows, takes 8 to 32 MiB for each of several: a frame is 1%
 /// smaller then. Part of the format.
-const JOB_BYTES: u32 = 1 << 20;
+pub(super) const JOB_BYTES: u32 = 1 << 20;
 /// An eighth of the window is what a job knows of the one before: more cost higher levels half of their time again.
 const OVERLAP_LOG: u32 = 6;
 /// From this level on the library's tables are 8 to 80 MiB for each thread, for windows of 4 and 8 MiB.

@@ -124,17 +124,34 @@ pub enum EncodeError<E: std::error::Error + 'static> {
     Compressor(#[source] io::Error),
 }
 
-/// Compresses what `source` writes into `sink`, with threads and memory of which there are so many for the whole process:
-/// it may wait for another encode to end. Neither of the two may encode, or wait for who does.
+/// Threads and memory of one encode, of which there are so many for the whole process.
+pub struct EncodeShare {
+    compression: Compression,
+    taken: budget::Share<'static>,
+}
+
+impl EncodeShare {
+    /// For an archive of about `bytes` (`u64::MAX`: nobody knows). Waits for other encodes to end where nothing is free: who
+    /// waits must have no share, and nothing that an encode waits for.
+    pub fn wait(compression: Compression, bytes: u64) -> Self {
+        Self { compression, taken: budget::share(compression.in_range(), bytes) }
+    }
+
+    /// For whom others wait: `None` when nothing is free. Who has the rest may be one who gives way to everybody.
+    pub fn if_free(compression: Compression, bytes: u64) -> Option<Self> {
+        Some(Self { compression, taken: budget::free_share(compression.in_range(), bytes)? })
+    }
+}
+
+/// Compresses what `source` writes into `sink`. Neither of the two may take a share, or wait for who does.
 ///
 /// `source` and `sink` run on the calling thread. For the DiffId alone there is [`hash_from`].
 pub fn encode<E: std::error::Error + 'static>(
     source: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-    compression: Compression,
+    share: EncodeShare,
     sink: &mut dyn Write,
 ) -> Result<Encoded, EncodeError<E>> {
-    let share = budget::share(compression.in_range());
-    encode_on(share.threads, source, compression, sink)
+    encode_on(share.taken.threads, source, share.compression, sink)
 }
 
 /// [`encode`] on so many threads (at least 1), besides the calling one when above 1, without asking whether they are free:

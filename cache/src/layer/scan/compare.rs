@@ -8,11 +8,15 @@ use super::super::diff::{Change, DiffEntry, LayerDiff, Mtime};
 use super::super::dirs::Dirs;
 use super::super::overlay;
 use super::super::unpack::times;
-use super::walk::{Found, What};
-use super::{ScanError, io_error};
+use super::super::xattrs;
+use super::walk::{Found, What, open_dir};
+use super::{ScanError, io_error, kept_of};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::{Kind, Meta};
+
+/// Xattrs of a directory that are held until it is known whether it is listed: they may be thousands deep.
+const XATTR_BYTES_KEPT: usize = if cfg!(test) { 150 } else { 1 << 10 };
 
 /// What becomes of one thing that was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,8 @@ struct OpenDir {
     meta: Meta,
     mtime: Mtime,
     opaque: bool,
+    /// They are read again when it is listed.
+    lacks_xattrs: bool,
     /// Taking things out of a directory changes its time.
     was_touched: bool,
 }
@@ -79,9 +85,13 @@ impl<'a> Settler<'a> {
     }
 
     fn open(&mut self, one: Found, opaque: bool, verdict: Verdict) -> Result<(), ScanError> {
-        let Found { path, meta, mtime, .. } = one;
+        let Found { path, mut meta, mtime, .. } = one;
         let is_root = path.is_root();
-        self.open.push(OpenDir { path, meta, mtime, opaque, was_touched: false });
+        let lacks_xattrs = verdict != Verdict::Keep && meta.held_xattr_bytes() > XATTR_BYTES_KEPT;
+        if lacks_xattrs {
+            meta.xattrs.clear();
+        }
+        self.open.push(OpenDir { path, meta, mtime, opaque, lacks_xattrs, was_touched: false });
         if verdict == Verdict::Keep {
             self.list_open()?;
         } else if is_root {
@@ -94,7 +104,14 @@ impl<'a> Settler<'a> {
     /// Lists the directories at hand that are not yet.
     fn list_open(&mut self) -> Result<(), ScanError> {
         for dir in &mut self.open[self.listed..] {
-            let change = Change::Dir { meta: std::mem::take(&mut dir.meta), opaque: dir.opaque };
+            let (path, mut meta) = (&dir.path, std::mem::take(&mut dir.meta));
+            if dir.lacks_xattrs {
+                let holder = self.dirs.parent(path).map_err(io_error("open the directory of", path))?;
+                let dir = open_dir(holder, path)?;
+                let names = xattrs::Names::of(&dir).map_err(io_error("list xattrs of", path))?;
+                meta.xattrs = kept_of(&dir, &names, path)?;
+            }
+            let change = Change::Dir { meta, opaque: dir.opaque };
             self.diff.push(&DiffEntry { path: dir.path.clone(), change, mtime: dir.mtime })?;
         }
         self.listed = self.open.len();

@@ -24,10 +24,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::io::Errno;
+
 use self::compare::Settler;
 use self::hash::Reader;
 use self::walk::{Found, Walker};
 use super::diff::{LayerDiff, ListingError, Mtime};
+use super::limits::Limits;
 use super::overlay::{self, OverlayForm, Owners};
 use super::xattrs;
 use crate::path::RelPath;
@@ -101,6 +104,14 @@ pub enum ScanError {
         /// Limit in bytes.
         max: u64,
     },
+    /// More than an entry of a layer archive may have: its listing would not unpack again.
+    #[error("the xattrs of `{path}`, which the step changed, take more than {max} bytes")]
+    XattrsTooLong {
+        /// The file or directory.
+        path: RelPath,
+        /// Limit in bytes of names and values.
+        max: usize,
+    },
     /// overlayfs stored a reference instead of the thing itself.
     #[error(
         "`{path}` was changed in place of its copy: the overlay must be mounted without metacopy and redirect_dir"
@@ -138,8 +149,21 @@ fn read_xattrs(fd: impl AsFd, path: &RelPath, form: OverlayForm) -> Result<Attri
     let is_noted = form.owners() == Owners::Noted && names.contain(overlay::OWNER_NAME);
     let owner = if is_noted { overlay::noted_owner(&fd) } else { Ok(None) };
     let owner = owner.map_err(io_error("read the owner of", path))?;
-    let kept = xattrs::read_kept(fd, &names).map_err(io_error("read xattrs of", path))?;
+    let kept = kept_of(fd, &names, path)?;
     Ok(Attributes { kept, owner })
+}
+
+/// Those of `names`, which are all that `fd` has, that layers carry.
+fn kept_of(
+    fd: impl AsFd,
+    names: &xattrs::Names,
+    path: &RelPath,
+) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ScanError> {
+    let max = Limits::default().xattr_bytes_max;
+    match xattrs::read_kept(fd, names, max) {
+        Err(Errno::TOOBIG) => Err(ScanError::XattrsTooLong { path: path.clone(), max }),
+        kept => kept.map_err(io_error("read xattrs of", path)),
+    }
 }
 
 /// The owner that a step gave to what is at a path, if it did.
@@ -232,7 +256,8 @@ fn settle_in_batches(
 }
 
 /// Shows `take` everything below `dir` in [`RelPath`]'s order, the root first, files read. No more than `at_once` are in
-/// memory before it takes them.
+/// memory before it takes them, and of their xattrs no more than [`hash::XATTR_BYTES_AT_ONCE`]: beyond that, those of a file
+/// are read when it is its turn.
 fn for_each(
     dir: BorrowedFd<'_>,
     form: OverlayForm,
@@ -251,7 +276,10 @@ fn for_each(
             return Ok(());
         }
         reader.read(&mut batch)?;
-        batch.drain(..).try_for_each(&mut take)?;
+        batch.drain(..).try_for_each(|mut one| {
+            reader.complete(&mut one)?;
+            take(one)
+        })?;
     }
 }
 

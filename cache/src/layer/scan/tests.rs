@@ -578,3 +578,82 @@ fn a_tree_that_no_archive_could_hold_is_refused() {
         path = path.parent().unwrap();
     }
 }
+
+fn set_xattr(path: &Path, name: &str, value: &[u8]) -> bool {
+    let file = File::open(path).unwrap();
+    rustix::fs::fsetxattr(&file, name, value, rustix::fs::XattrFlags::empty()).is_ok()
+}
+
+/// Files `0` to `39` with an xattr of 200 bytes each, every fourth of which has a second name.
+fn forty_with_xattrs() -> Option<Upper> {
+    let upper = Upper::new();
+    for at in 0..40 {
+        let path = upper.path(&format!("{at:02}"));
+        fs::write(&path, format!("{at}")).unwrap();
+        if !set_xattr(&path, "user.at", &[at; 200]) {
+            eprintln!("skipped: the temporary directory has no user xattrs");
+            return None;
+        }
+        if at % 4 == 0 {
+            fs::hard_link(&path, upper.path(&format!("{at:02}-"))).unwrap();
+        }
+    }
+    Some(upper)
+}
+
+#[test]
+fn of_the_xattrs_of_a_batch_only_so_many_are_held_and_all_are_listed() {
+    let Some(upper) = forty_with_xattrs() else { return };
+    let dir = File::open(upper.temp.path()).unwrap();
+    let scratch = Scratch::for_test();
+    let mut walker = Walker::new(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &scratch);
+    let mut batch = vec![walker.root().unwrap()];
+    walker.fill(&mut batch, 1000).unwrap();
+    Reader::new(dir.as_fd(), form(), &scratch).unwrap().read(&mut batch).unwrap();
+    let held: usize = batch.iter().map(|one| one.meta.held_xattr_bytes()).sum();
+    let one = 100 + b"user.at".len() + 200;
+    assert!((one..=hash::XATTR_BYTES_AT_ONCE + 2 * one).contains(&held), "{held}");
+
+    for at_once in [1, 3, 7, 1000] {
+        let diff =
+            settle_in_batches(dir.as_fd(), form(), &upper.parent, &ROOTS_OWN, &scratch, at_once).unwrap();
+        assert_eq!(diff.len(), 50);
+        for entry in diff.entries() {
+            let name = String::from_utf8(entry.path.as_bytes().to_vec()).unwrap();
+            match entry.change {
+                Change::File { meta, .. } => {
+                    assert_eq!(meta.xattrs, [(b"user.at".to_vec(), vec![name.parse().unwrap(); 200])].into());
+                }
+                Change::Hardlink { target } => assert_eq!(format!("{target}-"), name),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(verify_layer(dir.as_fd(), form(), &diff, &scratch).unwrap(), []);
+    }
+    // The last file of all, and one with two names.
+    for path in ["39", "36-"] {
+        let diff = upper.scan();
+        assert!(set_xattr(&upper.path(path), "user.at", b"other"));
+        let wrong = verify_layer(dir.as_fd(), form(), &diff, &scratch).unwrap();
+        assert_eq!(wrong, [RelPath::new(path.trim_end_matches('-')).unwrap()]);
+    }
+}
+
+#[test]
+fn a_directory_that_stays_for_what_is_in_it_keeps_its_xattrs() {
+    let mut upper = Upper::new();
+    upper.mkdir("d");
+    let xattr = (b"user.at".to_vec(), vec![7; 200]);
+    if !set_xattr(&upper.path("d"), "user.at", &xattr.1) {
+        eprintln!("skipped: the temporary directory has no user xattrs");
+        return;
+    }
+    upper.parent_has_as_is("d");
+    let parent = upper.parent.get_mut(&RelPath::new("d").unwrap()).unwrap();
+    parent.entry.meta.xattrs = [xattr.clone()].into();
+    upper.write("d/new", "x");
+    let entries: Vec<_> = upper.scan().entries().into_iter().collect();
+    assert!(matches!(&entries[0].change, Change::Dir { meta, .. } if meta.xattrs == [xattr].into()));
+    fs::remove_file(upper.path("d/new")).unwrap();
+    assert_eq!(upper.scan(), LayerDiff::default());
+}

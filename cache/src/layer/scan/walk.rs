@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 
@@ -22,8 +22,7 @@ const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
 const HOLD_NAMES: &str = "take down what is in";
 
-/// Things gathered before their files are read: enough for two threads, little enough to be in memory with the xattrs that
-/// files turn out to have, of which some hundred bytes are the rule. On a file system that takes more, 64 KiB of each are held.
+/// Things gathered before their files are read: enough for two threads, little enough to be in memory.
 pub(super) const AT_ONCE: usize = 2048;
 
 /// Bytes that are known of them before that.
@@ -37,6 +36,9 @@ pub(super) struct Found {
     pub(super) meta: Meta,
     pub(super) mtime: Mtime,
     pub(super) what: What,
+    /// A file whose xattrs, and with them the owner that is noted there, were too much to hold as well: they are read when it
+    /// is its turn.
+    pub(super) lacks_xattrs: bool,
     /// In a box: most of what a step makes is new.
     pub(super) parent: Option<Box<ParentEntry>>,
 }
@@ -203,9 +205,7 @@ impl<'a> Walker<'a> {
         }
         let what = match file_type {
             FileType::Directory => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&holder, name, flags, Mode::empty())
-                    .map_err(io_error("open directory", &path))?;
+                let fd = open_dir(&holder, &path)?;
                 let attributes = read_xattrs(&fd, &path, self.form)?;
                 meta.xattrs = attributes.kept;
                 match attributes.owner {
@@ -243,7 +243,8 @@ impl<'a> Walker<'a> {
             // Nothing else exists on Linux.
             _ => What::Socket,
         };
-        Ok(Found { path, depth, meta, mtime, what, parent: parent.map(Box::new) })
+        let parent = parent.map(Box::new);
+        Ok(Found { path, depth, meta, mtime, what, lacks_xattrs: false, parent })
     }
 
     fn account(&mut self, path: &RelPath) -> Result<(), ScanError> {
@@ -281,6 +282,13 @@ impl<'a> Walker<'a> {
         }
         names.sorted().map_err(io_error(HOLD_NAMES, path))
     }
+}
+
+/// Opens the directory at a path, which is in `holder`, or is it when it is the root.
+pub(super) fn open_dir(holder: impl AsFd, path: &RelPath) -> Result<OwnedFd, ScanError> {
+    let name = if path.is_root() { b"." } else { path.name() };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(holder, name, flags, Mode::empty()).map_err(io_error("open directory", path))
 }
 
 fn is_of_type(kind: &Kind, file_type: FileType) -> bool {
