@@ -12,7 +12,7 @@ use super::mark::{DiskUsage, Marks, Object};
 use super::policy::Policy;
 use crate::layer::OverlayForm;
 use crate::store::collect::Snapshot;
-use crate::store::needed::{Need, Nodes};
+use crate::store::needed::{Need, Needs};
 use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
 
 /// The one process that collects.
@@ -143,7 +143,7 @@ impl Collector {
                 collected.given_up.push((unit.object.to_string(), unit.bytes));
             }
         }
-        let mut nodes = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
+        let mut needs = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
         drop(snapshot);
         meanwhile();
         let orphans = store.orphan_layers()?;
@@ -157,8 +157,8 @@ impl Collector {
         if store.has_condemned_nodes(oldest)? {
             // Records written since the mark, by processes that have ended since.
             let later = store.snapshot()?;
-            store.note_needs(roots(&later).map(|root| (root, Need::Records)), &mut nodes)?;
-            collected.nodes = store.free_nodes(oldest, &nodes)?;
+            store.note_needs(roots(&later).map(|root| Ok((root, Need::Records))), &mut needs)?;
+            collected.nodes = store.free_nodes(oldest, &needs)?;
         }
         if oldest > listed_in {
             collected.orphans += store.remove_orphan_layers(&self.lease, &orphans)?;
@@ -213,7 +213,7 @@ impl Collector {
         snapshot: &Snapshot,
         dropped: &HashSet<&[u8]>,
         gone: &BTreeSet<LayerId>,
-    ) -> Result<Nodes, StoreError> {
+    ) -> Result<Needs, StoreError> {
         let live: BTreeSet<Digest> = snapshot
             .layers
             .iter()
@@ -233,10 +233,10 @@ impl Collector {
         let kept = made.chain(snapshot.read_nodes.iter().copied()).map(|root| (root, Need::Records));
         // What goes now was reachable until now: a reader of this generation may have come by it.
         let until_now = roots(snapshot).map(|root| (root, Need::Readers));
-        let mut nodes = Nodes::default();
-        self.store.note_needs(kept.chain(until_now), &mut nodes)?;
-        self.store.condemn_nodes(&mut nodes)?;
-        Ok(nodes)
+        let mut needs = self.store.no_needs();
+        self.store.note_needs(kept.chain(until_now).map(Ok), &mut needs)?;
+        self.store.condemn_nodes(&needs)?;
+        Ok(needs)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod fsck;
 mod model;
+mod nodes;
 mod processes;
 
 use std::collections::BTreeSet;

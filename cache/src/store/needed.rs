@@ -1,19 +1,29 @@
 //! Which directory nodes are needed, and the transactions that condemn and free the others.
 //!
-//! A store has a node for every directory of every tree in it. So there is one list of them, in the order of their
-//! digests, and it says of each what a set would: some thirty bytes a node, and never half of them empty.
+//! A store has a node for every directory of every tree in it. So what each is needed for is in a table that goes to a file
+//! when it grows, as does what a walk has still to visit; and nodes that nothing led to are in neither. What is to become of
+//! them all is found out going through the store's own list, as many at once as one transaction takes.
+
+mod stack;
+
+use std::io;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use self::stack::Stack;
 use super::db::DbError;
-use super::error::StoreError;
+use super::error::{IoContext, StoreError};
 use super::{Store, readers};
+use crate::digest_table::DigestTable;
+use crate::scratch::Scratch;
 use crate::tree::{DirNode, NodeDigest};
 
 /// Nodes freed per transaction: none keeps builds waiting for long.
 const BATCH: usize = if cfg!(test) { 3 } else { 1024 };
 /// Nodes condemned per transaction: mostly all. Until the last is, some wait for fewer readers than they should.
 const CONDEMNED_AT_ONCE: usize = if cfg!(test) { 3 } else { 1 << 16 };
+/// A table of nodes in memory: some hundred thousand.
+const HELD_BYTES: usize = if cfg!(test) { 600 } else { 5 << 20 };
 
 /// What a node is needed for; more for a node is more for all below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,15 +36,22 @@ pub(crate) enum Need {
     Records,
 }
 
-/// The nodes of a store by digest.
-#[derive(Debug, Default)]
-pub(crate) struct Nodes(Vec<Listed>);
+/// What the nodes of a store are needed for.
+pub(crate) struct Needs {
+    table: DigestTable<1>,
+    /// Those that were not there or could not be read: a build may store them meanwhile, and then what is below them is
+    /// needed.
+    lost: Stack,
+    scratch: Scratch,
+}
 
-#[derive(Debug, Clone, Copy)]
-struct Listed {
-    digest: NodeDigest,
-    need: Need,
-    is_condemned: bool,
+/// Going down from nodes.
+struct Walk<'a> {
+    store: &'a Store,
+    connection: &'a Connection,
+    needs: &'a mut Needs,
+    /// Where to go on.
+    work: Stack,
 }
 
 /// What is to become of a node's row among the condemned.
@@ -44,107 +61,108 @@ enum Change {
     TakeBack,
 }
 
-impl Nodes {
-    /// Adds those that were stored since.
-    fn list(&mut self, connection: &Connection) -> Result<(), DbError> {
-        let known = self.0.len();
-        let count: i64 = connection.query_row("SELECT count(*) FROM nodes", [], |row| row.get(0))?;
-        // Growing by itself, it would for a moment be there twice and half empty.
-        self.0.reserve_exact(usize::try_from(count).unwrap_or(0).saturating_sub(known));
-        let mut statement = connection.prepare("SELECT digest FROM nodes ORDER BY digest")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let digest = NodeDigest(row.get(0)?);
-            if find(&self.0[..known], &digest).is_none() {
-                self.0.push(Listed { digest, need: Need::Nothing, is_condemned: false });
-            }
+impl Need {
+    fn of([value]: [u8; 1]) -> Self {
+        match value {
+            0 => Self::Nothing,
+            1 => Self::Readers,
+            _ => Self::Records,
         }
-        // In place: a merge wants room for half of them.
-        self.0.sort_unstable_by_key(|node| node.digest);
-        Ok(())
     }
 
-    /// Finds out which are condemned.
-    fn list_condemned(&mut self, connection: &Connection) -> Result<(), DbError> {
-        let mut statement = connection.prepare("SELECT digest FROM condemned")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            if let Some(place) = find(&self.0, &NodeDigest(row.get(0)?)) {
-                self.0[place].is_condemned = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the node is, if it is news that it is needed for so much: then what is below it is, too.
-    fn raise(&mut self, digest: &NodeDigest, need: Need) -> Option<usize> {
-        let place = find(&self.0, digest)?;
-        let node = &mut self.0[place];
-        let is_news = node.need < need;
-        node.need = node.need.max(need);
-        is_news.then_some(place)
-    }
-
-    fn need(&self, digest: &NodeDigest) -> Need {
-        find(&self.0, digest).map_or(Need::Nothing, |place| self.0[place].need)
-    }
-}
-
-impl Listed {
-    fn change(&self) -> Option<(NodeDigest, Change)> {
-        let change = match (self.need, self.is_condemned) {
-            (Need::Records, true) => Change::TakeBack,
+    fn change(self, is_condemned: bool) -> Option<Change> {
+        match (self, is_condemned) {
+            (Self::Records, true) => Some(Change::TakeBack),
             // One that nothing led to keeps its generation, or it would wait for ever on a busy machine.
-            (Need::Records, false) | (Need::Nothing, true) => return None,
-            (Need::Readers, _) | (Need::Nothing, false) => Change::Condemn,
-        };
-        Some((self.digest, change))
+            (Self::Records, false) | (Self::Nothing, true) => None,
+            (Self::Readers, _) | (Self::Nothing, false) => Some(Change::Condemn),
+        }
     }
 }
 
-fn find(sorted: &[Listed], digest: &NodeDigest) -> Option<usize> {
-    sorted.binary_search_by_key(digest, |node| node.digest).ok()
+impl Needs {
+    /// Nothing leads anywhere so far.
+    fn new(scratch: Scratch) -> Self {
+        Self { table: DigestTable::new(&scratch, HELD_BYTES), lost: Stack::new(&scratch), scratch }
+    }
+
+    /// True if it is news that the node is needed for so much: then what is below it is, too.
+    fn raise(&mut self, node: &NodeDigest, need: Need) -> io::Result<bool> {
+        self.table.change(&node.0, |before| {
+            before.is_none_or(|before| Need::of(before) < need).then_some([need as u8])
+        })
+    }
+
+    fn of(&self, node: &NodeDigest) -> io::Result<Need> {
+        Ok(self.table.get(&node.0)?.map_or(Need::Nothing, Need::of))
+    }
+}
+
+impl Walk<'_> {
+    /// Notes that what it is to go on with, and all below that, is needed for so much.
+    fn go_on(&mut self, need: Need) -> Result<(), DbError> {
+        while let Some(node) = self.store.in_scratch(self.work.pop())? {
+            if self.store.in_scratch(self.needs.raise(&node, need))? {
+                self.visit(&node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// It is to go on with what a node names.
+    fn visit(&mut self, digest: &NodeDigest) -> Result<(), DbError> {
+        let mut statement = self.connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
+        let bytes: Option<Vec<u8>> = statement.query_row([digest.0], |row| row.get(0)).optional()?;
+        let pushed = match bytes.and_then(|bytes| DirNode::decode(&bytes).ok()) {
+            Some(node) => node.below().try_for_each(|node| self.work.push(node)),
+            None => self.needs.lost.push(*digest),
+        };
+        Ok(self.store.in_scratch(pushed)?)
+    }
 }
 
 impl Store {
-    /// Brings `nodes` up to date and notes what `roots` and all nodes below them are needed for. Missing and damaged nodes
-    /// lead nowhere.
+    /// For [`Self::note_needs`].
+    pub(crate) fn no_needs(&self) -> Needs {
+        Needs::new(self.scratch())
+    }
+
+    /// Notes what `roots` and all nodes below them are needed for, and what is below those that were lost the last time.
+    /// Missing and damaged nodes lead nowhere.
     pub(crate) fn note_needs(
         &self,
-        roots: impl IntoIterator<Item = (NodeDigest, Need)>,
-        nodes: &mut Nodes,
+        roots: impl IntoIterator<Item = Result<(NodeDigest, Need), StoreError>>,
+        needs: &mut Needs,
     ) -> Result<(), StoreError> {
         self.inner.trees.read("walk trees", |connection| {
-            nodes.list(connection)?;
-            let mut statement = connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
-            // Each node is in it once for a need at most.
-            let mut work = Vec::new();
-            for (root, need) in roots {
-                work.extend(nodes.raise(&root, need));
-                while let Some(place) = work.pop() {
-                    let digest = nodes.0[place].digest;
-                    let bytes: Option<Vec<u8>> =
-                        statement.query_row([digest.0], |row| row.get(0)).optional()?;
-                    let node = bytes.and_then(|bytes| DirNode::decode(&bytes).ok());
-                    let below = node.iter().flat_map(DirNode::below);
-                    work.extend(below.filter_map(|digest| nodes.raise(&digest, need)));
-                }
+            let mut walk = Walk { store: self, connection, work: Stack::new(&needs.scratch), needs };
+            let mut lost = std::mem::replace(&mut walk.needs.lost, Stack::new(&walk.needs.scratch));
+            while let Some(node) = self.in_scratch(lost.pop())? {
+                let need = self.in_scratch(walk.needs.of(&node))?;
+                walk.visit(&node)?;
+                walk.go_on(need)?;
+            }
+            for root in roots {
+                let (root, need) = root?;
+                self.in_scratch(walk.work.push(root))?;
+                walk.go_on(need)?;
             }
             Ok(())
         })
     }
 
+    fn in_scratch<T>(&self, result: io::Result<T>) -> Result<T, StoreError> {
+        result.doing("keep what is needed in a scratch file of", self.root())
+    }
+
     /// Condemns in the present generation every node that no record needs, and takes back those that one does.
-    pub(crate) fn condemn_nodes(&self, nodes: &mut Nodes) -> Result<(), StoreError> {
+    pub(crate) fn condemn_nodes(&self, needs: &Needs) -> Result<(), StoreError> {
         let generation = readers::current(&self.inner.layout)?;
-        // Only we add to them: what a build takes back meanwhile waits for the next collection.
-        self.inner.trees.read("list condemned nodes", |connection| nodes.list_condemned(connection))?;
-        let mut changes = nodes.0.iter().filter_map(Listed::change);
+        let mut after = Vec::new();
         loop {
-            let batch: Vec<_> = changes.by_ref().take(CONDEMNED_AT_ONCE).collect();
-            if batch.is_empty() {
-                return Ok(());
-            }
+            let batch = self.next_changes(&after, needs)?;
+            let Some((last, _)) = batch.last() else { return Ok(()) };
+            after = last.0.to_vec();
             self.inner.trees.write_durably("condemn nodes", |transaction| {
                 let mut take_back = transaction.prepare_cached("DELETE FROM condemned WHERE digest = ?1")?;
                 let mut condemn =
@@ -157,18 +175,46 @@ impl Store {
                 }
                 Ok(())
             })?;
+            if batch.len() < CONDEMNED_AT_ONCE {
+                return Ok(());
+            }
         }
     }
 
-    /// Frees condemned nodes that no reader of a generation before `oldest` can hold and that no record needs: `nodes`
-    /// must have been brought up to date after `oldest` was found. Returns how many.
-    pub(crate) fn free_nodes(&self, oldest: i64, nodes: &Nodes) -> Result<u64, StoreError> {
+    /// The next nodes after a digest of which something is to become. Only the collector adds to the condemned: what a
+    /// build takes back meanwhile waits for the next collection.
+    fn next_changes(&self, after: &[u8], needs: &Needs) -> Result<Vec<(NodeDigest, Change)>, StoreError> {
+        self.inner.trees.read("list nodes", |connection| {
+            let sql = "SELECT digest, EXISTS (SELECT 1 FROM condemned WHERE digest = nodes.digest)
+                FROM nodes WHERE digest > ?1 ORDER BY digest";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query([after])?;
+            let mut batch = Vec::new();
+            while batch.len() < CONDEMNED_AT_ONCE
+                && let Some(row) = rows.next()?
+            {
+                let digest = NodeDigest(row.get(0)?);
+                let need = self.in_scratch(needs.of(&digest))?;
+                batch.extend(need.change(row.get(1)?).map(|change| (digest, change)));
+            }
+            Ok(batch)
+        })
+    }
+
+    /// Frees condemned nodes that no reader of a generation before `oldest` can hold and that no record needs: `needs`
+    /// must have been noted after `oldest` was found. Returns how many.
+    pub(crate) fn free_nodes(&self, oldest: i64, needs: &Needs) -> Result<u64, StoreError> {
         let (mut freed, mut after) = (0, Vec::new());
         loop {
             let batch = self.condemned_nodes(oldest, &after)?;
             let Some(last) = batch.last() else { return Ok(freed) };
             after = last.0.to_vec();
-            let gone = batch.iter().filter(|digest| nodes.need(digest) < Need::Records);
+            let mut gone = Vec::new();
+            for digest in batch {
+                if self.in_scratch(needs.of(&digest))? < Need::Records {
+                    gone.push(digest);
+                }
+            }
             freed += self.inner.trees.write("remove nodes", |transaction| {
                 let mut count = 0;
                 // Whoever stored the node again meanwhile took it off the list.
