@@ -8,12 +8,13 @@
 //! | [`gc`] | giving space back |
 //! | [`store`] | the directory on disk: index, blobs, layers, leases, locks |
 //! | [`names`] | the names in a directory, sorted |
-//! | [`scratch`], [`sorter`] | room for what is too much for memory |
+//! | [`scratch`], [`sorter`], [`digest_table`] | room for what is too much for memory |
 //!
 //! Knows nothing of Dockerfiles, processes or terminals.
 #![forbid(unsafe_code)]
 
 pub mod copy;
+pub mod digest_table;
 mod encoded;
 pub mod gc;
 pub mod layer;
