@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rbuild_cache::copy::{self, CopyItem, CopyOptions, FileSource, Sources, StackSource};
 use rbuild_cache::path::RelPath;
+use rbuild_cache::store::ScratchDir;
 use rbuild_cache::tree::{Kind, Meta, NodeStore, Tree};
 use rbuild_sandbox::MountSource;
 use rustix::fs::{Mode, OFlags};
@@ -31,7 +32,7 @@ pub(super) fn tree(
     input: &MountInput,
     from_context: bool,
     with_upper: bool,
-    scratch: &mut Vec<PathBuf>,
+    scratch: &mut Vec<ScratchDir>,
 ) -> Result<MountSource, StepFailure> {
     let mounted = &input.mounted;
     let (lowers, path) = match &input.origin {
@@ -71,12 +72,13 @@ pub(super) fn tree(
     Ok(MountSource::Tree { root: Arc::new(root), path })
 }
 
-fn empty_dir(env: &ExecEnv, scratch: &mut Vec<PathBuf>) -> Result<PathBuf, StepFailure> {
+fn empty_dir(env: &ExecEnv, scratch: &mut Vec<ScratchDir>) -> Result<PathBuf, StepFailure> {
     use std::os::unix::fs::PermissionsExt as _;
-    let dir = env.lease.new_dir()?;
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).map_err(io(&dir))?;
-    scratch.push(dir.clone());
-    Ok(dir)
+    let dir = env.lease.scratch_dir()?;
+    let path = dir.path().to_owned();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).map_err(io(&path))?;
+    scratch.push(dir);
+    Ok(path)
 }
 
 fn open(dir: &Path) -> Result<OwnedFd, StepFailure> {

@@ -16,11 +16,10 @@ pub mod secret;
 pub mod ssh;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rbuild_cache::scratch::Scratch;
-use rbuild_cache::store::CacheMount;
+use rbuild_cache::store::{CacheMount, ScratchDir};
 use rbuild_cache::tree::select::{Selected, mounted_digest, select_path};
 use rbuild_cache::tree::{NodeStore, Tree};
 use rbuild_frontend::graph::{Mount, RunOp, SecretMount, SshMount};
@@ -85,20 +84,8 @@ pub struct Prepared {
     agents: Vec<ssh::Proxy>,
     /// Held, not looked at.
     _caches: Vec<Arc<CacheMount>>,
-    /// Directories that are thrown away.
-    scratch: Vec<PathBuf>,
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        // The trees are closed first: what is below them is a mount's.
-        self.mounts.clear();
-        self.agents.clear();
-        for dir in &self.scratch {
-            // What cannot be removed now goes with the lease.
-            let _ = std::fs::remove_dir_all(dir);
-        }
-    }
+    /// Directories that are thrown away. Last, when the trees are closed: what is below them is a mount's.
+    scratch: Vec<ScratchDir>,
 }
 
 /// Prepares all mounts of a step. Everything that can be missing is missed here, before the command runs. `caches` were
@@ -200,10 +187,9 @@ impl Prepared {
                 false => Ok(()),
             };
         };
-        let dir = env.lease.new_dir()?;
-        self.scratch.push(dir.clone());
+        let dir = env.lease.scratch_dir()?;
         let (uid, gid) = owner(env, mount.uid, mount.gid);
-        let proxy = ssh::Proxy::start(agent, &dir, mount.mode, uid, gid)?;
+        let proxy = ssh::Proxy::start(agent, dir.path(), mount.mode, uid, gid)?;
         self.mounts.push(StepMount {
             target: mount.target.clone(),
             source: MountSource::Tree {
@@ -213,6 +199,7 @@ impl Prepared {
             read_only: false,
         });
         self.agents.push(proxy);
+        self.scratch.push(dir);
         Ok(())
     }
 

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rbuild_cache::copy::{Archive, CopyItem, DirSource, FileSource, MaterialiseError};
 use rbuild_cache::layer::{self, Limits, Unpacked};
 use rbuild_cache::path::RelPath;
+use rbuild_cache::store::ScratchDir;
 use rbuild_cache::tree::Kind;
 use rbuild_cache::tree::select::Selected;
 
@@ -27,7 +28,8 @@ pub struct Archives<'a> {
 
 struct AllUnpacked {
     files: DirSource,
-    dir: Scratch,
+    /// Goes early, as an archive may be large.
+    dir: ScratchDir,
 }
 
 impl<'a> Archives<'a> {
@@ -88,14 +90,14 @@ impl<'a> Archives<'a> {
         let all = match &mut self.unpacked {
             Some(all) => all,
             none => {
-                let dir = Scratch(self.env.lease.new_dir()?);
-                let files = DirSource::disposable(open_dir(&dir.0)?.into());
+                let dir = self.env.lease.scratch_dir()?;
+                let files = DirSource::disposable(open_dir(dir.path())?.into());
                 none.insert(AllUnpacked { files, dir })
             }
         };
         let name = self.total.to_string();
         self.total += 1;
-        let path = all.dir.0.join(&name);
+        let path = all.dir.path().join(&name);
         std::fs::create_dir(&path).map_err(|source| dir_error("make", &path, source))?;
         Ok((RelPath::root().join(name.as_bytes()), open_dir(&path)?))
     }
@@ -107,16 +109,6 @@ fn open_dir(path: &Path) -> Result<File, StepFailure> {
 
 fn dir_error(what: &'static str, path: &Path, source: io::Error) -> StepFailure {
     StepFailure::Io { what, path: path.display().to_string(), source }
-}
-
-/// A directory that goes when it is dropped.
-pub(super) struct Scratch(pub(super) PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Early, as an archive may be large. What stays, the end of the lease removes.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Hashes what is read, and stops when the build does.

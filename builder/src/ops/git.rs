@@ -7,20 +7,19 @@ use std::time::Instant;
 
 use rbuild_cache::layer::{self, LayerDiff, Limits, ParentEntry, ParentView, ParentViewError};
 use rbuild_cache::path::RelPath;
-use rbuild_cache::store::LayerDraft;
+use rbuild_cache::store::{LayerDraft, ScratchDir};
 use rbuild_frontend::graph::GitOp;
 use rbuild_frontend::remote::GitSource;
 
 use crate::error::StepFailure;
 use crate::git::{Checkout, GitError, Route, Runner, resolve};
-use crate::ops::archive::Scratch;
 use crate::ops::{ExecEnv, authorization, blocking, fetched};
 use crate::progress::{Outcome, VertexId};
 use crate::solve::Solved;
 
 /// The commit that the op's reference means now.
 pub async fn pin(env: &Arc<ExecEnv>, source: &GitSource) -> Result<String, StepFailure> {
-    let scratch = Scratch(env.lease.new_dir()?);
+    let scratch = env.lease.scratch_dir()?;
     let runner = runner(env, &scratch, source).await?;
     resolve(&runner, source).await.map_err(|error| failure(env, error))
 }
@@ -59,7 +58,7 @@ async fn fetch(
     keep: bool,
 ) -> Result<(LayerDraft, LayerDiff), StepFailure> {
     let failed = |error| failure(env, error);
-    let scratch = Scratch(env.lease.new_dir()?);
+    let scratch = env.lease.scratch_dir()?;
     let runner = runner(env, &scratch, source).await?;
     // A secret that cannot be read was noticed with the repository itself; a submodule's server then says what it wants.
     let find = |below: &GitSource| {
@@ -112,9 +111,9 @@ fn unpack(
 }
 
 /// Git for a repository, in a directory of its own.
-async fn runner(env: &ExecEnv, scratch: &Scratch, source: &GitSource) -> Result<Runner, StepFailure> {
+async fn runner(env: &ExecEnv, scratch: &ScratchDir, source: &GitSource) -> Result<Runner, StepFailure> {
     let route = Route::to(&env.git, source, None).await?;
-    Ok(Runner::new(&env.git, &scratch.0, source, header(env, source)?, route, &env.cancel)?)
+    Ok(Runner::new(&env.git, scratch.path(), source, header(env, source)?, route, &env.cancel)?)
 }
 
 fn header(env: &ExecEnv, source: &GitSource) -> Result<Option<String>, StepFailure> {

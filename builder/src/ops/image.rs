@@ -73,13 +73,15 @@ pub async fn materialise(
     for result in futures_util::future::join_all(pulls).await {
         pending.extend(result?);
     }
+    let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
+    let chains: Vec<ChainId> = ChainId::each(&diff_ids).collect();
     let mut stack = Vec::with_capacity(image.layers.len());
     for (layer, id) in image.layers.iter().zip(local) {
         let id = match id {
             Some(id) => id,
             None => match pending.iter().position(|p| p.layer.diff_id == layer.diff_id) {
                 Some(at) => {
-                    let below = Solved::whole(stack_tree(env, image, &stack)?, stack.clone());
+                    let below = Solved::whole(stack_tree(env, &chains, &stack)?, stack.clone());
                     pending.swap_remove(at).commit(env, &below)?
                 }
                 None => {
@@ -90,7 +92,7 @@ pub async fn materialise(
         };
         stack.push(id);
     }
-    let tree = stack_tree(env, image, &stack)?;
+    let tree = stack_tree(env, &chains, &stack)?;
     let outcome = if pulled_any { Outcome::Done } else { Outcome::Cached };
     env.events.finished(vertex, outcome);
     Ok(Solved::whole(tree, stack))
@@ -130,26 +132,20 @@ impl Pending {
     }
 }
 
-/// Tree of a stack of image layers, remembered by chain id.
-fn stack_tree(env: &ExecEnv, image: &BaseImage, stack: &[LayerId]) -> Result<Tree, StepFailure> {
-    let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
-    let known = |count: usize| -> Result<Option<Tree>, StepFailure> {
-        let Some(chain) = ChainId::of(&diff_ids[..count]) else { return Ok(Some(Tree::empty())) };
-        Ok(env.store.chain_tree(&chain)?.and_then(|bytes| Tree::decode(&bytes).ok()))
-    };
-    let (mut count, mut tree) = (stack.len(), None);
-    while tree.is_none() {
-        tree = known(count)?;
-        if tree.is_none() {
-            count -= 1;
+/// Tree of the lowest layers of an image, remembered by the chain ids of the image's layers.
+fn stack_tree(env: &ExecEnv, chains: &[ChainId], stack: &[LayerId]) -> Result<Tree, StepFailure> {
+    let (mut count, mut tree) = (stack.len(), Tree::empty());
+    while count > 0 {
+        let known = env.store.chain_tree(&chains[count - 1])?;
+        if let Some(known) = known.and_then(|bytes| Tree::decode(&bytes).ok()) {
+            tree = known;
+            break;
         }
+        count -= 1;
     }
-    let mut tree = tree.unwrap_or_else(Tree::empty);
-    for at in count..stack.len() {
-        tree = tree.apply(&env.store, &env.store.layer_diff(stack[at])?, &env.store.scratch())?;
-        if let Some(chain) = ChainId::of(&diff_ids[..=at]) {
-            env.store.put_chain_tree(&chain, &tree.encode())?;
-        }
+    for (layer, chain) in stack.iter().zip(chains).skip(count) {
+        tree = tree.apply(&env.store, &env.store.layer_diff(*layer)?, &env.store.scratch())?;
+        env.store.put_chain_tree(chain, &tree.encode())?;
     }
     Ok(tree)
 }

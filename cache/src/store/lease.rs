@@ -6,7 +6,7 @@
 //! is garbage too.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +51,14 @@ impl Lease {
         Ok(self.inner.layout.path(&dir))
     }
 
+    /// The same, for as long as it is held.
+    pub fn scratch_dir(&self) -> Result<ScratchDir, StoreError> {
+        let name = self.next_path();
+        self.inner.layout.make_dir(&name)?;
+        let path = self.inner.layout.path(&name);
+        Ok(ScratchDir { layout: self.inner.layout.clone(), name, path })
+    }
+
     pub(super) fn layout(&self) -> &Layout {
         &self.inner.layout
     }
@@ -63,6 +71,28 @@ impl Lease {
     /// A relative path in the work directory that was never handed out.
     pub(super) fn next_path(&self) -> String {
         format!("work/{}/{}", self.inner.id, self.inner.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A directory of a lease's that goes with all below it, however deep, when it is dropped. What cannot be removed then goes
+/// with the lease.
+#[derive(Debug)]
+pub struct ScratchDir {
+    layout: Arc<Layout>,
+    name: String,
+    path: PathBuf,
+}
+
+impl ScratchDir {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        let _left = self.layout.remove_tree(&self.name);
     }
 }
 

@@ -90,7 +90,7 @@ pub use fsck::Finding;
 pub use history::{EXECUTION_BYTES_MAX, Execution, GoneWhy, PastExecution, Sighting};
 pub use image::{AbsentLayers, ImageRecord};
 pub use layer::{LayerDraft, LayerId, LayerInfo, WorkDir};
-pub use lease::Lease;
+pub use lease::{Lease, ScratchDir};
 pub use lock::{KeyLock, LockHolder};
 pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountSharing};
 pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};

@@ -25,6 +25,12 @@ impl MemoryNodeStore {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Those of all nodes.
+    #[cfg(test)]
+    pub(super) fn digests(&self) -> Vec<NodeDigest> {
+        self.nodes.read().unwrap().keys().copied().collect()
+    }
+
     /// True before the first node.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -1,62 +1,99 @@
 //! Directory nodes that only this process needs, in a file when there are many.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::sync::{PoisonError, RwLock};
 
 use super::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
+use crate::digest_table::DigestTable;
 use crate::encoded::Encoded;
 use crate::scratch::Scratch;
 
-/// Keeps nodes for as long as it lives: their bytes in memory up to 256 KiB, else in a file; their digests in memory. Nodes are
-/// decoded each time: who asks for one again and again does so through a [`super::Memo`].
+/// Bytes of digests and places that are held in memory.
+#[cfg(not(test))]
+const HELD_BYTES: usize = 1 << 20;
+#[cfg(test)]
+const HELD_BYTES: usize = 4 << 10;
+
+/// Keeps nodes for as long as it lives, however many, in about a MiB of memory and two scratch files. Nodes are decoded each time:
+/// who asks for one again and again does so through a [`super::Memo`].
 pub struct SpilledNodeStore {
     kept: RwLock<Kept>,
 }
 
 struct Kept {
-    places: HashMap<NodeDigest, Place>,
+    places: DigestTable<PLACE_BYTES>,
     encoded: Encoded,
 }
 
-/// Where a node is among the bytes.
-#[derive(Clone, Copy)]
+/// Bytes of a [`Place`].
+const PLACE_BYTES: usize = 12;
+
+/// Where a node is among the bytes, and how long it is.
 struct Place {
     at: u64,
-    len: usize,
+    len: u32,
+}
+
+impl Place {
+    fn to_bytes(&self) -> [u8; PLACE_BYTES] {
+        let mut bytes = [0; PLACE_BYTES];
+        bytes[..8].copy_from_slice(&self.at.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    fn of_bytes(bytes: [u8; PLACE_BYTES]) -> Self {
+        let [at @ .., a, b, c, d] = bytes;
+        Self { at: u64::from_le_bytes(at), len: u32::from_le_bytes([a, b, c, d]) }
+    }
 }
 
 impl SpilledNodeStore {
-    /// Without nodes; many go to a file of `scratch`.
+    /// Without nodes; many go to files of `scratch`.
     pub fn new(scratch: &Scratch) -> Self {
-        let encoded = Encoded::new(scratch.clone());
-        Self { kept: RwLock::new(Kept { places: HashMap::new(), encoded }) }
+        let (places, encoded) = (DigestTable::new(scratch, HELD_BYTES), Encoded::new(scratch.clone()));
+        Self { kept: RwLock::new(Kept { places, encoded }) }
+    }
+}
+
+impl Kept {
+    /// The bytes of a node.
+    fn bytes(&self, digest: &NodeDigest) -> io::Result<Option<Vec<u8>>> {
+        let Some(place) = self.places.get(&digest.0)? else { return Ok(None) };
+        let Place { at, len } = Place::of_bytes(place);
+        self.encoded.bytes_at(at, len as usize).map(Some)
+    }
+
+    fn put(&mut self, node: &EncodedNode) -> io::Result<()> {
+        let Ok(len) = u32::try_from(node.bytes().len()) else {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        let Self { places, encoded } = self;
+        let (place, mut appended) = (Place { at: encoded.end(), len }, Ok(()));
+        places.change(&node.digest().0, |before| {
+            if before.is_some() {
+                return None;
+            }
+            appended = encoded.append(|bytes| bytes.extend_from_slice(node.bytes()));
+            appended.is_ok().then(|| place.to_bytes())
+        })?;
+        appended
     }
 }
 
 impl NodeStore for SpilledNodeStore {
     fn node(&self, digest: &NodeDigest) -> Result<DirNode, NodeStoreError> {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let Place { at, len } = *kept.places.get(digest).ok_or(NodeStoreError::Missing(*digest))?;
-        let bytes = kept.encoded.bytes_at(at, len).map_err(|error| NodeStoreError::Storage(error.into()))?;
-        drop(kept);
+        let found = self.kept.read().unwrap_or_else(PoisonError::into_inner).bytes(digest);
+        let bytes = found.map_err(|error| NodeStoreError::Storage(error.into()))?;
+        let bytes = bytes.ok_or(NodeStoreError::Missing(*digest))?;
         DirNode::decode(&bytes).map_err(|_| NodeStoreError::Damaged(*digest))
     }
 
     fn put_nodes(&self, nodes: &[EncodedNode]) -> Result<(), NodeStoreError> {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        let Kept { places, encoded } = &mut *kept;
-        for node in nodes {
-            if places.contains_key(&node.digest()) {
-                continue;
-            }
-            let place = Place { at: encoded.end(), len: node.bytes().len() };
-            encoded
-                .append(|bytes| bytes.extend_from_slice(node.bytes()))
-                .map_err(|error| NodeStoreError::Storage(error.into()))?;
-            places.insert(node.digest(), place);
-        }
-        Ok(())
+        let put = nodes.iter().try_for_each(|node| kept.put(node));
+        put.map_err(|error| NodeStoreError::Storage(error.into()))
     }
 }
 
@@ -100,8 +137,8 @@ mod tests {
         let tree = Tree::empty().apply(&spilled, &diff, &Scratch::for_test()).unwrap();
         assert_eq!(Tree::empty().apply(&memory, &diff, &Scratch::for_test()).unwrap(), tree);
         assert!(spilled.kept.read().unwrap().encoded.held_bytes() < 4 << 10);
-        let digests: Vec<NodeDigest> = spilled.kept.read().unwrap().places.keys().copied().collect();
-        assert_eq!(digests.len(), memory.len());
+        let digests = memory.digests();
+        assert!(digests.len() * 45 > 2 * HELD_BYTES, "{}", digests.len());
         for digest in digests {
             let node = spilled.node(&digest).unwrap();
             assert_eq!(node, memory.node(&digest).unwrap());

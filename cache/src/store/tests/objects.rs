@@ -69,6 +69,26 @@ fn a_lease_hands_out_directories_nobody_else_has() {
 }
 
 #[test]
+fn a_scratch_directory_goes_with_all_below_it_however_deep() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let (kept, scratch) = (lease.scratch_dir().unwrap(), lease.scratch_dir().unwrap());
+    assert!(kept.path() != scratch.path() && scratch.path().starts_with(lease.work_dir()));
+    // Deeper than a process may have open files, and than a path may be long.
+    let mut dir = File::open(scratch.path()).unwrap();
+    for _ in 0..1100 {
+        rustix::fs::mkdirat(&dir, "d", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        dir = rustix::fs::openat(&dir, "d", flags, rustix::fs::Mode::empty()).unwrap().into();
+    }
+    rustix::fs::symlinkat("/etc", &dir, "link").unwrap();
+    drop(scratch);
+    let left: Vec<_> =
+        std::fs::read_dir(lease.work_dir()).unwrap().map(|left| left.unwrap().path()).collect();
+    assert_eq!(left, [kept.path()]);
+}
+
+#[test]
 fn storing_a_blob_twice_keeps_one() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
