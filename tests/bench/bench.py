@@ -246,6 +246,8 @@ CASES = {
     "w21-push": ("w21", "busybox", "push", "gzip", ("cold", "noop")),
     "w22-push": ("w22", "busybox", "push", "gzip", ("cold", "noop")),
     "w23-push": ("w23", "debian", "push", "gzip", ("cold", "noop")),
+    "w24-push": ("w24", "debian", "push", "gzip", ("cold", "noop")),
+    "w25-push": ("w25", "debian", "push", "gzip", ("cold", "noop")),
 }
 LONG = ("w13-push", "w14-push", "w15-push")                      # minutes each: only when they are asked for
 CHANGE = {"w1": "src/index.js", "w2": "pkg07/d3/file7355.txt", "w11": "data/file100000.txt"}

@@ -27,6 +27,8 @@ w20     RUN that makes 300,000 symbolic links and gives them away (rbuild: where
 w21     COPY of 200,000 files, each in a directory of its own
 w22     ADD of 500 archives of 1,000 files each
 w23     RUN that makes 20,000 Node packages (rbuild: listed in an SBOM)
+w24     RUN that makes 200,000 directories of two files, COPY --from of them that leaves one of the files out
+w25     RUN that makes 320,000 files, eight stages with a COPY --from of 40,000 of them each, COPY --from of each of these
 """
 import io, os, random, sys, tarfile
 
@@ -264,9 +266,30 @@ RUN mkdir -p /app/node_modules && cd /app/node_modules && perl -e "{make.replace
 """)
 
 
+def w24():
+    make = ("for $d (1..200) { mkdir $d; for (1..1000) { mkdir qq($d/sub-$_); "
+            "for $f ('kept', 'left') { open F, '>', qq($d/sub-$_/$f); print F qq($d $_); close F } } }")
+    write("w24/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+FROM {REG}/busybox
+COPY --from=made --exclude=**/left /data /data
+""")
+
+
+def w25():
+    make = ("for $s (1..8) { mkdir $s; for $d (1..40) { mkdir qq($s/$d); for (1..1000) { "
+            "open F, '>', qq($s/$d/file-$_); print F qq($s $d $_); close F } } }")
+    stages = "".join(f"FROM {REG}/busybox AS copied{n}\nCOPY --from=made /data/{n} /data/{n}\n" for n in range(1, 9))
+    copies = "".join(f"COPY --from=copied{n} /data/{n} /all/{n}\n" for n in range(1, 9))
+    write("w25/Dockerfile", f"""FROM {REG}/debian AS made
+RUN mkdir /data && cd /data && perl -e "{make.replace('$', chr(92) + '$')}"
+{stages}FROM {REG}/busybox
+{copies}""")
+
+
 for base in ("busybox", "debian", "node"):
     write(f"warm-{base}/Dockerfile", f"FROM {REG}/{base}\nRUN true\n")
 for fn in (w1, w2, w3copy, w3run, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17, w18, w19,
-           w20, w21, w22, w23):
+           w20, w21, w22, w23, w24, w25):
     if not sys.argv[3:] or fn.__name__ in sys.argv[3:]:
         fn()
