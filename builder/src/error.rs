@@ -15,7 +15,7 @@ use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::dockerignore::IgnoreError;
 use rbuild_frontend::graph::Step;
 use rbuild_frontend::span::Lines;
-use rbuild_oci::{DiffId, Digest, Platform};
+use rbuild_oci::{DiffId, Digest, ImageConfig, Platform};
 use rbuild_registry::{FetchError, RegistryError};
 use rbuild_sandbox::emulation::EmulationError;
 use rbuild_sandbox::{BootstrapError, MountError, passwd::UserError};
@@ -202,6 +202,13 @@ pub enum BuildError {
     /// Registry settings are broken.
     #[error(transparent)]
     RegistryConfig(#[from] rbuild_registry::ConfigError),
+    /// What the Dockerfile says of the image is more than anybody reads back.
+    #[error(
+        "the image's config has more than {} values or {} bytes",
+        ImageConfig::VALUES_MAX,
+        ImageConfig::BYTES_MAX
+    )]
+    ConfigTooLarge,
     /// The process cannot get the privileges a build needs.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),

@@ -115,7 +115,7 @@ fn kind(error: &BuildError) -> Kind {
         return Kind::Exhausted;
     }
     match error {
-        BuildError::Dockerfile(_) | BuildError::Stage(_) => Kind::Dockerfile,
+        BuildError::Dockerfile(_) | BuildError::Stage(_) | BuildError::ConfigTooLarge => Kind::Dockerfile,
         BuildError::Stdin(_) | BuildError::NotAnArchive(_) | BuildError::Epoch { .. } => Kind::Build,
         BuildError::NoDockerfile { .. } | BuildError::Read { .. } => Kind::Build,
         BuildError::NoContext(_) | BuildError::ContextNotDirectory(_) => Kind::Build,

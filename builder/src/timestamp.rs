@@ -1,9 +1,24 @@
-//! RFC 3339 text of a point in time, in UTC.
+//! Points in time, and their RFC 3339 text, in UTC.
+
+use std::ops::RangeInclusive;
+
+use rbuild_cache::layer::Mtime;
 
 /// Nanoseconds since the epoch, now.
 pub fn unix_ns() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The times that files get which were changed since then. A second more at both ends: file systems take the time from a
+/// clock that ticks some hundred times a second, or keep it coarser.
+pub fn since(unix_ns: i64) -> RangeInclusive<Mtime> {
+    const SLACK_NS: i64 = 1_000_000_000;
+    let time = |ns: i64| Mtime {
+        secs: ns.div_euclid(1_000_000_000),
+        nanos: u32::try_from(ns.rem_euclid(1_000_000_000)).unwrap_or_default(),
+    };
+    time(unix_ns.saturating_sub(SLACK_NS))..=time(self::unix_ns().saturating_add(SLACK_NS))
 }
 
 /// Prints seconds since the epoch (may be negative) and nanoseconds, without trailing zeros in the fraction, as Go's

@@ -7,6 +7,8 @@
 //! What enters an op's identity is what its [`Canonical`] impl writes; [`Step`] (names, spans) never does.
 //! This module knows nothing of the AST, so that a second frontend could produce the same type.
 
+use std::collections::BTreeSet;
+
 use petgraph::graph::{DiGraph, NodeIndex};
 use rbuild_oci::{Canonical, CanonicalWriter, Digest, FileMode, ImageConfig, Platform};
 
@@ -33,8 +35,17 @@ pub struct BuildGraph {
 pub struct Node {
     /// What is done.
     pub op: Op,
-    /// Who says so.
+    /// Who says so first.
     pub step: Step,
+    /// Other stages that say the same.
+    pub also_in: BTreeSet<String>,
+}
+
+impl Node {
+    /// The stages that it is in, the one first that shows it.
+    pub fn stages(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.step.stage).chain(&self.also_in).map(String::as_str)
+    }
 }
 
 /// How a node appears to people. Not part of its identity.

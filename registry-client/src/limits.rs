@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const MANIFEST_BYTES_MAX: u64 = rbuild_oci::Document::BYTES_MAX as u64;
 
 /// Largest image config accepted, in bytes.
-pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
+pub const CONFIG_BYTES_MAX: u64 = rbuild_oci::ImageConfig::BYTES_MAX;
 
 /// Largest blob that is kept in memory whole.
 pub const SMALL_BLOB_BYTES_MAX: u64 = 32 << 20;

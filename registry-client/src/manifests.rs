@@ -105,7 +105,7 @@ pub(crate) async fn resolve(
         return Err(RegistryError::TooLarge { target: Box::new(target), limit: CONFIG_BYTES_MAX });
     }
     let config_bytes = pull::whole(transport, endpoint, config_digest, size, patience).await?;
-    let config: ImageConfig = serde_json::from_slice(&config_bytes)
+    let config = ImageConfig::parse(&config_bytes)
         .map_err(|source| RegistryError::Config { target: Box::new(target.clone()), source })?;
     if config.rootfs.kind != "layers" {
         return Err(protocol(target, Violation::RootFs(escape(&config.rootfs.kind))));

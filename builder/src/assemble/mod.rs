@@ -144,6 +144,9 @@ pub async fn assemble(
     let layers: Vec<ImageLayer> = left.chain(identified.into_iter().map(|(layer, _)| layer)).collect();
     config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
     let config_bytes = config.to_json();
+    if !ImageConfig::is_readable(&config_bytes) {
+        return Err(BuildError::ConfigTooLarge);
+    }
     Ok(BuiltImage { id: Digest::of(&config_bytes), config, config_bytes, layers, base })
 }
 

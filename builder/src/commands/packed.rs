@@ -20,7 +20,6 @@ use crate::export::ahead::send_layer;
 use crate::export::registry::Push;
 use crate::ops::ExecEnv;
 use crate::ops::download::RemoteLayer;
-use crate::resolve::CONFIG_BYTES_MAX;
 use crate::timestamp;
 
 /// What a name stands for: one image, or an index with all its images. Layers that were never compressed go up with `push`
@@ -107,8 +106,8 @@ pub(super) async fn image(
     push: Option<&Push>,
 ) -> Result<PackedImage, BuildError> {
     let gone = || ImageError::Config(record.config.to_string());
-    let config_bytes = env.store.blob_bytes(&record.config, CONFIG_BYTES_MAX)?.ok_or_else(gone)?;
-    let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|_| gone())?;
+    let config_bytes = env.store.blob_bytes(&record.config, ImageConfig::BYTES_MAX)?.ok_or_else(gone)?;
+    let config = ImageConfig::parse(&config_bytes).map_err(|_| gone())?;
     let mut layers = Vec::with_capacity(record.layers.len());
     if let Some(absent) = &record.absent {
         let from: Reference = absent.from.parse().map_err(|_| gone())?;

@@ -8,7 +8,6 @@ use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 
 use super::ImageError;
 use crate::error::BuildError;
-use crate::resolve::CONFIG_BYTES_MAX;
 
 /// A name and what it stands for.
 #[derive(Debug, Clone)]
@@ -161,8 +160,8 @@ pub(super) fn for_platform<'a>(
 /// The config of an image: its bytes and what they say.
 pub(super) fn config(store: &Store, record: &ImageRecord) -> Result<ImageConfig, BuildError> {
     let gone = || ImageError::Config(record.config.to_string());
-    let bytes = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)?.ok_or_else(gone)?;
-    Ok(serde_json::from_slice(&bytes).map_err(|_| gone())?)
+    let bytes = store.blob_bytes(&record.config, ImageConfig::BYTES_MAX)?.ok_or_else(gone)?;
+    Ok(ImageConfig::parse(&bytes).map_err(|_| gone())?)
 }
 
 #[cfg(test)]

@@ -34,8 +34,8 @@ pub fn left_there(
         return Ok(None);
     }
     let mut is_here = true;
-    for layer in &image.layers {
-        is_here &= env.store.layer_by_diff_id(&layer.diff_id)?.is_some();
+    for layer in placed(image) {
+        is_here &= layer.id(env)?.is_some();
     }
     if is_here {
         return Ok(None);
@@ -53,21 +53,22 @@ pub async fn materialise(
     vertex: VertexId,
 ) -> Result<Solved, StepFailure> {
     env.events.started(vertex);
-    let mut missing = Vec::new();
-    let mut local: Vec<Option<LayerId>> = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
-        let id = env.store.layer_by_diff_id(&layer.diff_id)?;
-        if id.is_none() && !missing.contains(layer) {
-            missing.push(layer.clone());
+    let layers = placed(image);
+    let mut missing: Vec<Placed> = Vec::new();
+    let mut local: Vec<Option<LayerId>> = Vec::with_capacity(layers.len());
+    for placed in &layers {
+        let id = placed.id(env)?;
+        if id.is_none() && !missing.iter().any(|other| other.layer == placed.layer) {
+            missing.push(placed.clone());
         }
         local.push(id);
     }
     // The largest takes longest: it gets the first of the connections, and the others fit in beside it.
-    missing.sort_by_key(|layer| Reverse(layer.blob.as_ref().map_or(0, |blob| blob.size)));
+    missing.sort_by_key(|placed| Reverse(placed.layer.blob.as_ref().map_or(0, |blob| blob.size)));
     let pulled_any = !missing.is_empty();
-    let pulls = missing.into_iter().map(|layer| {
+    let pulls = missing.into_iter().map(|placed| {
         let (env, image) = (Arc::clone(env), Arc::clone(image));
-        async move { pull_layer(&env, &image, &layer, vertex).await }
+        async move { pull_layer(&env, &image, &placed, vertex).await }
     });
     let mut pending: Vec<Pending> = Vec::new();
     for result in futures_util::future::join_all(pulls).await {
@@ -75,20 +76,28 @@ pub async fn materialise(
     }
     let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
     let chains: Vec<ChainId> = ChainId::each(&diff_ids).collect();
-    let mut stack = Vec::with_capacity(image.layers.len());
-    for (layer, id) in image.layers.iter().zip(local) {
+    let mut stack = Vec::with_capacity(layers.len());
+    for (placed, id) in layers.iter().zip(local) {
         let id = match id {
             Some(id) => id,
-            None => match pending.iter().position(|p| p.layer.diff_id == layer.diff_id) {
-                Some(at) => {
-                    let below = Solved::whole(stack_tree(env, &chains, &stack)?, stack.clone());
-                    pending.swap_remove(at).commit(env, &below)?
+            None => {
+                let waits = match pending.iter().position(|p| p.placed.layer.diff_id == placed.layer.diff_id)
+                {
+                    Some(at) => Some(pending.swap_remove(at)),
+                    None => match placed.id(env)? {
+                        Some(_) => None,
+                        // It comes again, on other layers than the first time.
+                        None => pull_layer(env, image, placed, vertex).await?,
+                    },
+                };
+                match waits {
+                    Some(pending) => {
+                        let below = Solved::whole(stack_tree(env, &chains, &stack)?, stack.clone());
+                        Pending { placed: placed.clone(), ..pending }.commit(env, &below)?
+                    }
+                    None => placed.id(env)?.ok_or(StepFailure::LayerVanished(placed.layer.diff_id))?,
                 }
-                None => {
-                    let found = env.store.layer_by_diff_id(&layer.diff_id)?;
-                    found.ok_or(StepFailure::LayerVanished(layer.diff_id))?
-                }
-            },
+            }
         };
         stack.push(id);
     }
@@ -98,10 +107,31 @@ pub async fn materialise(
     Ok(Solved::whole(tree, stack))
 }
 
+/// A layer of an image, and what is below it there.
+#[derive(Clone)]
+struct Placed {
+    layer: BaseLayer,
+    below: Option<ChainId>,
+}
+
+impl Placed {
+    /// The layer in the store, if it is there.
+    fn id(&self, env: &ExecEnv) -> Result<Option<LayerId>, StepFailure> {
+        Ok(env.store.layer_by_diff_id(&self.layer.diff_id, self.below.as_ref())?)
+    }
+}
+
+fn placed(image: &BaseImage) -> Vec<Placed> {
+    let diff_ids: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
+    let belows = std::iter::once(None).chain(ChainId::each(&diff_ids).map(Some));
+    let place = |(layer, below): (&BaseLayer, _)| Placed { layer: layer.clone(), below };
+    image.layers.iter().zip(belows).map(place).collect()
+}
+
 /// A verified layer that cannot be committed before the layers below it are known: its archive leaves directories
 /// out, whose metadata must come from below.
 struct Pending {
-    layer: BaseLayer,
+    placed: Placed,
     blob: BlobRef,
     draft: LayerDraft,
     unpacked: Unpacked,
@@ -124,10 +154,14 @@ impl Pending {
             },
         );
         fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
+        if !self.unpacked.implied_dirs.is_empty() {
+            env.store.lies_on(&self.draft, self.placed.below.as_ref())?;
+        }
         let size = size_bytes(&self.unpacked.diff)?;
         let id = env.store.commit_layer(self.draft, &self.unpacked.diff, size)?;
-        env.store.set_diff_id(id, &self.layer.diff_id, self.tar_bytes)?;
-        env.store.put_encoding(&self.layer.diff_id, PULLED, &self.blob.digest, self.blob.size)?;
+        let diff_id = &self.placed.layer.diff_id;
+        env.store.set_diff_id(id, diff_id, self.tar_bytes)?;
+        env.store.put_encoding(diff_id, PULLED, &self.blob.digest, self.blob.size)?;
         Ok(id)
     }
 }
@@ -153,9 +187,10 @@ fn stack_tree(env: &ExecEnv, chains: &[ChainId], stack: &[LayerId]) -> Result<Tr
 async fn pull_layer(
     env: &Arc<ExecEnv>,
     image: &Arc<BaseImage>,
-    layer: &BaseLayer,
+    placed: &Placed,
     vertex: VertexId,
 ) -> Result<Option<Pending>, StepFailure> {
+    let layer = &placed.layer;
     let lock = download::lock(env, layer.diff_id, vertex).await?;
     // After the lock, for which who has a slot must not wait; before the download, which must not wait for a slot when
     // it has a connection: the order of `LayerLock`.
@@ -163,29 +198,29 @@ async fn pull_layer(
     if env.cancel.reason().is_some() {
         return Err(StepFailure::Canceled);
     }
-    if env.store.layer_by_diff_id(&layer.diff_id)?.is_some() {
+    if placed.id(env)?.is_some() {
         return Ok(None);
     }
     let blob = layer.blob.clone().ok_or(StepFailure::LayerVanished(layer.diff_id))?;
     let done = if let Some(file) = env.store.blob(&blob.digest)? {
-        let (env, layer) = (Arc::clone(env), layer.clone());
-        blocking(move || unpack(&env, &layer, &blob, file.file, None)).await
+        let (env, placed) = (Arc::clone(env), placed.clone());
+        blocking(move || unpack(&env, &placed, &blob, file.file, None)).await
     } else {
         match &image.origin {
             Origin::Layout(layout) => {
                 let file = layout.blob(blob.digest)?;
-                let (env, layer) = (Arc::clone(env), layer.clone());
+                let (env, placed) = (Arc::clone(env), placed.clone());
                 blocking(move || {
                     let writer = env.store.ingest_unhashed(&env.lease)?;
-                    unpack(&env, &layer, &blob, file, Some(writer))
+                    unpack(&env, &placed, &blob, file, Some(writer))
                 })
                 .await
             }
             Origin::Registry(reference) => {
-                let (worker, layer, of) = (Arc::clone(env), layer.clone(), blob.clone());
+                let (worker, placed, of) = (Arc::clone(env), placed.clone(), blob.clone());
                 let unpack = move |reader| {
                     let writer = worker.store.ingest_unhashed(&worker.lease)?;
-                    unpack(&worker, &layer, &of, reader, Some(writer))
+                    unpack(&worker, &placed, &of, reader, Some(writer))
                 };
                 download::stream(env, reference, &blob, vertex, unpack).await
             }
@@ -203,7 +238,7 @@ async fn pull_layer(
 /// `writer`, keeps the compressed blob too.
 fn unpack(
     env: &ExecEnv,
-    layer: &BaseLayer,
+    placed: &Placed,
     blob: &BlobRef,
     reader: impl Read + Send,
     writer: Option<UnhashedBlob>,
@@ -220,14 +255,15 @@ fn unpack(
     if ends.digest != blob.digest || ends.size != blob.size {
         return Err(StepFailure::LayerDigest { wanted: blob.digest, found: ends.digest });
     }
-    if ends.diff_id != layer.diff_id {
-        return Err(StepFailure::LayerDiffId { wanted: layer.diff_id, found: ends.diff_id });
+    let wanted = placed.layer.diff_id;
+    if ends.diff_id != wanted {
+        return Err(StepFailure::LayerDiffId { wanted, found: ends.diff_id });
     }
     if let Some(writer) = tee.writer {
         writer.commit_as(blob.digest)?;
     }
     let pending =
-        Pending { layer: layer.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
+        Pending { placed: placed.clone(), blob: blob.clone(), draft, unpacked, tar_bytes: ends.uncompressed };
     if !pending.unpacked.implied_dirs.is_empty() {
         return Ok(Some(pending));
     }

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::cancel::Cancel;
 use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, is_about_another};
-use crate::resolve::{BaseImage, BaseLayer, BlobRef, CONFIG_BYTES_MAX, Origin, ResolveError, base_layers};
+use crate::resolve::{BaseImage, BaseLayer, BlobRef, Origin, ResolveError, base_layers};
 
 pub use error::ArchiveError;
 
@@ -207,9 +207,8 @@ impl Archive<'_> {
     }
 
     fn config(&self, digest: Digest, size: u64) -> Result<(Vec<u8>, ImageConfig), ArchiveError> {
-        let bytes = self.document(digest, size, CONFIG_BYTES_MAX)?;
-        let config =
-            serde_json::from_slice(&bytes).map_err(|source| ArchiveError::Config { digest, source })?;
+        let bytes = self.document(digest, size, ImageConfig::BYTES_MAX)?;
+        let config = ImageConfig::parse(&bytes).map_err(|source| ArchiveError::Config { digest, source })?;
         Ok((bytes, config))
     }
 

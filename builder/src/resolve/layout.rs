@@ -14,8 +14,6 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::resolve::namesakes::{self, Choice, IMAGE_NAME, REF_NAME, annotation, is_about_another};
 
-/// Largest config document read.
-const CONFIG_BYTES_MAX: u64 = 8 << 20;
 /// Nesting of indexes that is followed.
 const INDEX_DEPTH_MAX: usize = 3;
 /// Nested indexes that are read to find a digest, and that are considered in one of them.
@@ -258,9 +256,11 @@ impl Layout {
                     })?;
                 }
                 Document::Manifest(manifest) => {
-                    let (config_digest, config_bytes) = self.verified(manifest.config(), CONFIG_BYTES_MAX)?;
-                    let config = serde_json::from_slice(&config_bytes).map_err(|source| {
-                        LayoutError::Config { path: self.blob_path(config_digest), source }
+                    let (config_digest, config_bytes) =
+                        self.verified(manifest.config(), ImageConfig::BYTES_MAX)?;
+                    let config = ImageConfig::parse(&config_bytes).map_err(|source| LayoutError::Config {
+                        path: self.blob_path(config_digest),
+                        source,
                     })?;
                     return Ok(LayoutImage {
                         manifest_digest: digest,

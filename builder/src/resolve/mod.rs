@@ -39,9 +39,6 @@ pub fn remark_on_quotas(client: &Client, events: &Events) {
     }
 }
 
-/// Largest image config read back from the store.
-pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
-
 /// A compressed layer as its image names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobRef {
@@ -308,10 +305,10 @@ impl Resolver {
         let Some(resolution) = self.store.resolution(&reference.to_string(), &platform.to_string())? else {
             return Ok(None);
         };
-        let Some(config_bytes) = self.store.blob_bytes(&resolution.config, CONFIG_BYTES_MAX)? else {
+        let Some(config_bytes) = self.store.blob_bytes(&resolution.config, ImageConfig::BYTES_MAX)? else {
             return Ok(None);
         };
-        let config = serde_json::from_slice(&config_bytes)
+        let config = ImageConfig::parse(&config_bytes)
             .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
         let layers = resolution.layers.into_iter().map(BaseLayer::from).collect();
         Ok(Some(BaseImage {
@@ -389,8 +386,10 @@ fn local_image(
     if !store.has_layers(&record.layers)? {
         return Ok(None);
     }
-    let Some(config_bytes) = store.blob_bytes(&record.config, CONFIG_BYTES_MAX)? else { return Ok(None) };
-    let config: ImageConfig = serde_json::from_slice(&config_bytes)
+    let Some(config_bytes) = store.blob_bytes(&record.config, ImageConfig::BYTES_MAX)? else {
+        return Ok(None);
+    };
+    let config = ImageConfig::parse(&config_bytes)
         .map_err(|source| ResolveError::Config { reference: reference.to_string(), source })?;
     if !config.platform.satisfies(platform) {
         return Ok(None);

@@ -1,7 +1,7 @@
 //! Which steps may take a result from the cache.
 
 use petgraph::graph::NodeIndex;
-use rbuild_frontend::graph::BuildGraph;
+use rbuild_frontend::graph::{BuildGraph, Node};
 
 use crate::cli::CacheControl;
 use crate::explain::cause::Cause;
@@ -41,12 +41,13 @@ impl ReuseRules {
 
     /// How a step uses the cache.
     pub fn of(&self, graph: &BuildGraph, node: NodeIndex) -> Reuse {
-        let stage = &graph.dag[node].step.stage;
         if self.control.no_cache {
             return Reuse::Never(Cause::NoCache);
         }
-        if self.control.no_cache_filter.iter().any(|name| name.eq_ignore_ascii_case(stage)) {
-            return Reuse::Never(Cause::NoCacheFilter { stage: stage.clone() });
+        let is_named =
+            |stage: &&str| self.control.no_cache_filter.iter().any(|name| name.eq_ignore_ascii_case(stage));
+        if let Some(stage) = graph.dag[node].stages().find(is_named) {
+            return Reuse::Never(Cause::NoCacheFilter { stage: stage.to_owned() });
         }
         if self.control.verify { Reuse::Verify } else { Reuse::Take }
     }
@@ -58,8 +59,10 @@ impl ReuseRules {
 
     /// Names of `--no-cache-filter` that no stage of the graph has.
     pub fn unknown_stages(&self, graph: &BuildGraph) -> Vec<String> {
-        let is_known =
-            |name: &&String| graph.dag.node_weights().any(|node| name.eq_ignore_ascii_case(&node.step.stage));
+        let is_known = |name: &&String| {
+            let mut stages = graph.dag.node_weights().flat_map(Node::stages);
+            stages.any(|stage| name.eq_ignore_ascii_case(stage))
+        };
         self.control.no_cache_filter.iter().filter(|name| !is_known(name)).cloned().collect()
     }
 }

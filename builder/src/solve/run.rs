@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
-use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord};
+use rbuild_cache::layer::TimesDigest;
+use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord, Transition};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
 use tokio::sync::{Semaphore, watch};
@@ -350,11 +351,11 @@ impl Solver {
         };
         let miss = self.explainer.miss(node, &inputs);
         self.explainer.say(&miss, &self.env.events, vertex);
-        let started = Instant::now();
+        let (started, began) = (Instant::now(), timestamp::unix_ns());
         let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await;
         let solved = made.and_then(|new| {
             let recent = new.recent;
-            let solved = self.record(node, &key, def_key, &root, new, started, use_cache)?;
+            let solved = self.record(node, &key, def_key, &root, new, (started, began), use_cache)?;
             if let (Some(step), Some(layer)) = (recent, solved.stack.last()) {
                 self.env.store.put_recent_layer(&step, *layer)?;
             }
@@ -415,7 +416,7 @@ impl Solver {
         mounts: &[MountInput],
         vertex: VertexId,
     ) -> Result<NewLayer, StepFailure> {
-        let Node { op, step } = &self.graph.dag[node];
+        let Node { op, step, .. } = &self.graph.dag[node];
         // In boxes, too: many more steps wait for their turn than are in hand.
         match op {
             Op::Run(run) => {
@@ -579,9 +580,9 @@ impl Solver {
         self.env.events.finished(vertex, Outcome::Cached);
     }
 
-    /// Commits a new layer and records it under both keys. A step that was executed again and gave an equal tree keeps
+    /// Commits a new layer and records it under both keys. A step that was executed again and did the same keeps
     /// the older layer, so everything after it stays cached and the image's digest does not move; with `use_cache`
-    /// false the user asked for what this execution made.
+    /// false the user asked for what this execution made. The step `began` so many nanoseconds after the epoch.
     #[expect(clippy::too_many_arguments, reason = "what one step is and what it gave")]
     fn record(
         &self,
@@ -590,7 +591,7 @@ impl Solver {
         def_key: &Key,
         root: &Solved,
         new: NewLayer,
-        started: Instant,
+        (started, began): (Instant, i64),
         use_cache: bool,
     ) -> Result<Arc<Solved>, StepFailure> {
         let store = &self.env.store;
@@ -602,7 +603,9 @@ impl Solver {
             }
             _ => (root.tree.digest(), child),
         };
-        let older = if use_cache { store.result_by_trees(&parent, &made)? } else { None };
+        let times = TimesDigest::of(&new.diff, &timestamp::since(began))?;
+        let does = Transition { from: parent, to: made, times };
+        let older = if use_cache { store.layer_that_does(&does)? } else { None };
         let stack_of = |layer| root.stack.iter().copied().chain([layer]).collect::<Vec<_>>();
         let results = |layer| {
             let record = ResultRecord {
@@ -630,8 +633,7 @@ impl Solver {
                     diff: &new.diff,
                     size_bytes: new.size_bytes,
                     tar: new.tar,
-                    from: parent,
-                    to: made,
+                    does,
                 };
                 // `--no-cache` asks for what this execution made, new times included.
                 store.commit_step(made, !use_cache, results)?

@@ -32,6 +32,7 @@ mod recognise;
 mod scan;
 mod slots;
 mod tar;
+mod times;
 mod unpack;
 mod xattrs;
 
@@ -61,5 +62,6 @@ pub use scan::{
     verify_layer,
 };
 pub use tar::TarError;
+pub use times::TimesDigest;
 pub use unpack::{ImpliedDirs, UnpackError, Unpacked, fix_implied, unpack};
 pub use xattrs::kept_xattrs;

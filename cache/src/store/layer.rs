@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rbuild_oci::{DiffId, Digest};
+use rbuild_oci::{ChainId, DiffId, Digest};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -180,6 +180,12 @@ impl Store {
         Ok(LayerDraft { lease: lease.clone(), dir, root: layout.root().to_owned(), diff, work })
     }
 
+    /// Notes that a draft has something from the layers below it (a chain id; none where there are none), as its archive leaves
+    /// directories out that are there: what it becomes is found by [`Store::layer_by_diff_id`] for these only.
+    pub fn lies_on(&self, draft: &LayerDraft, below: Option<&ChainId>) -> Result<(), StoreError> {
+        self.inner.layout.write_new(&format!("{}/below", draft.dir), below_bytes(below))
+    }
+
     /// Publishes a finished draft, which nothing may write to any more. `diff` is what is in it, `size_bytes` the bytes of
     /// its regular files. On failure the draft stays in its lease's work directory.
     pub fn commit_layer(
@@ -271,8 +277,13 @@ impl Store {
         }
     }
 
-    /// A layer whose tar has this digest: pulled layers are shared by it.
-    pub fn layer_by_diff_id(&self, diff_id: &DiffId) -> Result<Option<LayerId>, StoreError> {
+    /// A layer whose tar has this digest: pulled layers are shared by it, those with something from the layers below
+    /// ([`Store::lies_on`]) where these are the same.
+    pub fn layer_by_diff_id(
+        &self,
+        diff_id: &DiffId,
+        below: Option<&ChainId>,
+    ) -> Result<Option<LayerId>, StoreError> {
         let boot = self.boot()?;
         let rows = self.inner.index.read("look up a layer by diff id", |connection| {
             let sql =
@@ -284,7 +295,14 @@ impl Store {
             })?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
-        Ok(rows.into_iter().find(|id| self.is_there(*id)))
+        for id in rows {
+            // Longer than any that says something: a damaged one says nothing.
+            let lies_on = self.inner.layout.read(&layout::layer_below(id), 1 << 10)?;
+            if self.is_there(id) && lies_on.is_none_or(|bytes| bytes == below_bytes(below)) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
     }
 
     /// Records digest and length of a layer's tar, which were computed or verified here.
@@ -321,6 +339,10 @@ impl Store {
         let layout = &self.inner.layout;
         layout.exists(&layout::layer_diff(id)) || layout.exists(&layout::layer_packs(id))
     }
+}
+
+fn below_bytes(below: Option<&ChainId>) -> &[u8] {
+    below.map_or(b"nothing", |chain| chain.0.as_bytes())
 }
 
 /// A new layer's row.

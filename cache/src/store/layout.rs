@@ -172,6 +172,11 @@ pub(super) fn layer_entries(id: LayerId) -> String {
     format!("layers/{id}/entries")
 }
 
+/// `layers/<id>/below`.
+pub(super) fn layer_below(id: LayerId) -> String {
+    format!("layers/{id}/below")
+}
+
 /// `layers/<id>/marks`.
 pub(super) fn layer_marks(id: LayerId) -> String {
     format!("layers/{id}/marks")

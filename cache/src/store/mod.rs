@@ -96,7 +96,7 @@ pub use mount::{CacheMount, CacheMountId, CacheMountInfo, CacheMountSpec, MountS
 pub use packed::{Draft, LayerDirError, LayerPacks, PackedDraft, ReadyPacks};
 pub use rebuild::Rebuilt;
 pub use resolution::{Resolution, ResolvedLayer};
-pub use result::{Key, KeyKind, Made, ResultRecord};
+pub use result::{Key, KeyKind, Made, ResultRecord, Transition};
 pub use spool::Spool;
 pub use stat_index::{
     Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, ReadFile, Record, RecordDamaged,

@@ -11,7 +11,7 @@ use super::db::{DbError, now_unix_ns, seal};
 use super::error::StoreError;
 use super::layer::LayerRow;
 use super::{Draft, LayerId, Store, readers};
-use crate::layer::LayerDiff;
+use crate::layer::{LayerDiff, TimesDigest};
 use crate::tree::{Tree, TreeDigest};
 
 /// First byte of an encoded record.
@@ -118,10 +118,28 @@ pub struct Made<'a> {
     pub size_bytes: u64,
     /// Digest and length of its tar, when they are known already.
     pub tar: Option<(DiffId, u64)>,
-    /// The tree that the layer leads from.
+    /// What it does.
+    pub does: Transition,
+}
+
+/// What a layer does: layers that do the same can stand for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transition {
+    /// The tree that it leads from.
     pub from: TreeDigest,
     /// And to.
     pub to: TreeDigest,
+    /// What it has and the trees do not.
+    pub times: TimesDigest,
+}
+
+impl Transition {
+    /// As rows have it: from where, and to where.
+    fn ends(&self) -> ([u8; 32], [u8; 32]) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"rbuild/transition/2").update(&self.from.0).update(&self.times.0);
+        (*hasher.finalize().as_bytes(), self.to.0)
+    }
 }
 
 impl Store {
@@ -162,8 +180,8 @@ impl Store {
         self.inner.index.write("record a result", |transaction| insert_results(transaction, results, boot))
     }
 
-    /// Commits the layer that a step made and records all that is known of it, in one transaction: the layer, that it leads
-    /// from one tree to another, and `results`, which are made for the layer to use. That is an older one that led there
+    /// Commits the layer that a step made and records all that is known of it, in one transaction: the layer, what it does,
+    /// and `results`, which are made for the layer to use. That is an older one that does the same
     /// if there is one, unless `keeps_own`.
     pub fn commit_step(
         &self,
@@ -172,7 +190,7 @@ impl Store {
         results: impl FnOnce(LayerId) -> Vec<(Key, ResultRecord)>,
     ) -> Result<LayerId, StoreError> {
         let boot = self.boot()?;
-        let Made { draft, diff, size_bytes, tar, from, to } = made;
+        let Made { draft, diff, size_bytes, tar, does } = made;
         let (dir, disk_bytes, marks) = match &draft {
             Draft::Dir(draft) => {
                 self.wrote(size_bytes);
@@ -184,7 +202,7 @@ impl Store {
         let row = LayerRow { id, size_bytes, disk_bytes, tar };
         let recorded = self.inner.index.write("record a step", |transaction| {
             row.insert(transaction, boot)?;
-            let first = self.insert_transition(transaction, &from, &to, id, boot)?;
+            let first = self.insert_transition(transaction, &does, id, boot)?;
             let layer = if keeps_own { id } else { first };
             let results = results(layer);
             let results: Vec<_> = results.iter().map(|(key, record)| (*key, record)).collect();
@@ -194,20 +212,16 @@ impl Store {
         self.recorded(dir, id, recorded)
     }
 
-    /// The first layer that led from one tree to another, if it is still there. A step that ran again and arrived at
-    /// the same tree uses it instead of its own, so that images and pushes do not change.
-    pub fn result_by_trees(
-        &self,
-        parent: &TreeDigest,
-        child: &TreeDigest,
-    ) -> Result<Option<LayerId>, StoreError> {
+    /// The first layer that did the same, if it is still there. A step that ran again and did what it had done
+    /// uses it instead of its own, so that images and pushes do not change.
+    pub fn layer_that_does(&self, does: &Transition) -> Result<Option<LayerId>, StoreError> {
         let boot = self.boot()?;
-        self.inner.index.read("look up a layer by trees", |connection| {
+        let (from, to) = does.ends();
+        self.inner.index.read("look up a layer that does the same", |connection| {
             let sql = "SELECT layer FROM transitions
                 WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
             let mut statement = connection.prepare_cached(sql)?;
-            let found =
-                statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
+            let found = statement.query_row((from, to, boot.0), |row| row.get(0).map(LayerId::from_sql));
             match found.optional()? {
                 Some(layer) if self.are_usable(connection, &[layer], boot)? => Ok(Some(layer)),
                 _ => Ok(None),
@@ -215,20 +229,19 @@ impl Store {
         })
     }
 
-    /// Records that a layer leads from one tree to another and returns the layer to use: an older usable one if
-    /// there is, else this one.
+    /// Records what a layer does and returns the layer to use: an older usable one if there is, else this one.
     fn insert_transition(
         &self,
         transaction: &Transaction<'_>,
-        parent: &TreeDigest,
-        child: &TreeDigest,
+        does: &Transition,
         layer: LayerId,
         boot: BootId,
     ) -> Result<LayerId, DbError> {
         let sql = "SELECT layer FROM transitions
             WHERE parent = ?1 AND child = ?2 AND (durable = 1 OR boot = ?3)";
         let mut statement = transaction.prepare_cached(sql)?;
-        let found = statement.query_row((parent.0, child.0, boot.0), |row| row.get(0).map(LayerId::from_sql));
+        let (from, to) = does.ends();
+        let found = statement.query_row((from, to, boot.0), |row| row.get(0).map(LayerId::from_sql));
         if let Some(older) = found.optional()?
             && self.are_usable(transaction, &[older], boot)?
         {
@@ -237,7 +250,7 @@ impl Store {
         }
         let sql = "INSERT OR REPLACE INTO transitions
             VALUES (?1, ?2, ?3, ?4, (SELECT current FROM epoch), 0)";
-        transaction.prepare_cached(sql)?.execute((parent.0, child.0, layer.to_sql(), boot.0))?;
+        transaction.prepare_cached(sql)?.execute((from, to, layer.to_sql(), boot.0))?;
         Ok(layer)
     }
 }

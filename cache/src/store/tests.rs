@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 
 use super::*;
-use crate::layer::LayerDiff;
+use crate::layer::{LayerDiff, TimesDigest};
 use crate::tree::{DirEntries, EncodedNode, Entry, Kind, Meta, NodeDigest, Tree, TreeDigest};
 
 fn options() -> StoreOptions {
@@ -39,12 +39,18 @@ fn commit_layer(store: &Store, lease: &Lease, content: &str) -> LayerId {
     store.commit_layer(draft, &LayerDiff::saying(content), content.len() as u64).unwrap()
 }
 
-/// As a step: the layer leads from one tree to another. Which layer does.
-fn commit_step(store: &Store, lease: &Lease, content: &str, from: TreeDigest, to: TreeDigest) -> LayerId {
+/// From one tree to another.
+fn transition(from: u8, to: u8) -> Transition {
+    let [from, to] = [from, to].map(|byte| TreeDigest([byte; 32]));
+    Transition { from, to, times: TimesDigest([0; 32]) }
+}
+
+/// As a step, which did this. Which layer does.
+fn commit_step(store: &Store, lease: &Lease, content: &str, does: Transition) -> LayerId {
     let draft = store.draft(lease).unwrap();
     std::fs::write(draft.diff_path().join("file"), content).unwrap();
     let (draft, diff) = (Draft::Dir(draft), &LayerDiff::saying(content));
-    let made = Made { draft, diff, size_bytes: content.len() as u64, tar: None, from, to };
+    let made = Made { draft, diff, size_bytes: content.len() as u64, tar: None, does };
     store.commit_step(made, false, |_| Vec::new()).unwrap()
 }
 

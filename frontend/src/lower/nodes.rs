@@ -1,6 +1,6 @@
 //! The graph under construction: equal `(op, inputs)` are one node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use rbuild_oci::{CanonicalWriter, Digest};
@@ -19,6 +19,10 @@ impl Nodes {
     pub(super) fn add(&mut self, op: Op, inputs: &[(Role, NodeIndex)], step: Step) -> NodeIndex {
         let mut key = CanonicalWriter::new("frontend-node");
         key.value(&op);
+        if let Op::Git(git) = &op {
+            // A commit is one whatever was expected of it, which the op's identity therefore does not have. But it is checked.
+            key.value(&git.source.checksum);
+        }
         for (role, node) in inputs {
             match role {
                 Role::Root => key.str("root"),
@@ -30,9 +34,13 @@ impl Nodes {
         }
         let key = Digest::of(&key.finish());
         if let Some(node) = self.known.get(&key) {
+            let known = &mut self.dag[*node];
+            if known.step.stage != step.stage {
+                known.also_in.insert(step.stage);
+            }
             return *node;
         }
-        let node = self.dag.add_node(Node { op, step });
+        let node = self.dag.add_node(Node { op, step, also_in: BTreeSet::new() });
         for (slot, (role, input)) in (0_u16..).zip(inputs) {
             self.dag.add_edge(*input, node, Input { slot, role: *role });
         }

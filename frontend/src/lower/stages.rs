@@ -208,6 +208,11 @@ impl Pass<'_> {
         let from = self.stages.all[stage].instruction;
         let mut instructions = Vec::new();
         for text in texts {
+            // About as much as is known of an instruction: a config may have more of them than a Dockerfile.
+            if let Err(issue) = self.charge(1024 + text.len(), from.span) {
+                self.report_at(issue, from.lines);
+                return Vec::new();
+            }
             let parsed = parse_trigger(text, self.ast.escape).and_then(|parsed| {
                 let forbidden = parsed.iter().find_map(|i| forbidden_trigger(&i.keyword.value));
                 forbidden.map_or(Ok(parsed), |message| Err(Issue::new(message, from.span)))

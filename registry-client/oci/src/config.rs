@@ -161,6 +161,26 @@ impl ImageConfig {
         }
     }
 
+    /// Largest document that is read or made, in bytes.
+    pub const BYTES_MAX: u64 = 4 << 20;
+    /// Most values in it, about: some hundred bytes each while a build holds the document.
+    pub const VALUES_MAX: usize = 80_000;
+
+    /// Reads untrusted bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        use serde::de::Error as _;
+        if !Self::is_readable(bytes) {
+            let message = format!("more than {} values or {} bytes", Self::VALUES_MAX, Self::BYTES_MAX);
+            return Err(serde_json::Error::custom(message));
+        }
+        serde_json::from_slice(bytes)
+    }
+
+    /// Whether a document is in the limits of [`Self::parse`].
+    pub fn is_readable(bytes: &[u8]) -> bool {
+        bytes.len() as u64 <= Self::BYTES_MAX && values(bytes) <= Self::VALUES_MAX
+    }
+
     /// The document's bytes: sorted keys, no whitespace.
     pub fn to_json(&self) -> Vec<u8> {
         canonical_json(self)
@@ -170,6 +190,21 @@ impl ImageConfig {
     pub fn id(&self) -> Digest {
         Digest::of(&self.to_json())
     }
+}
+
+/// How many values a document has, about: its commas outside texts.
+fn values(json: &[u8]) -> usize {
+    let (mut count, mut in_text, mut is_escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b',' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 fn is_zero(number: &i64) -> bool {
@@ -192,6 +227,19 @@ mod tests {
 
     fn parse(value: Value) -> Result<ImageConfig, serde_json::Error> {
         serde_json::from_slice(&serde_json::to_vec(&value).unwrap())
+    }
+
+    #[test]
+    fn a_document_has_so_many_values() {
+        let of = |count: usize| {
+            let words = vec!["a,\\\","; count];
+            let value = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+                "config": {"Cmd": words}});
+            ImageConfig::parse(&serde_json::to_vec(&value).unwrap())
+        };
+        assert!(of(ImageConfig::VALUES_MAX - 10).is_ok());
+        let error = of(ImageConfig::VALUES_MAX + 10).unwrap_err().to_string();
+        assert!(error.contains("more than 80000 values"), "{error}");
     }
 
     #[test]

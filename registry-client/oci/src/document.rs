@@ -1,6 +1,7 @@
 //! Manifests and indexes: reading untrusted bytes, choosing a platform.
 
 use oci_spec::image;
+use serde::Deserialize as _;
 
 use crate::{Digest, Platform};
 
@@ -77,6 +78,26 @@ pub enum DocumentError {
     Ambiguous(String),
 }
 
+/// What tells documents apart: read by itself, as a tree of all values takes many times what the document does.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    #[serde(default, deserialize_with = "there")]
+    manifests: bool,
+    #[serde(default, deserialize_with = "there")]
+    layers: bool,
+    #[serde(default, deserialize_with = "there")]
+    config: bool,
+    #[serde(default, deserialize_with = "there")]
+    fs_layers: bool,
+}
+
+fn there<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
 impl Document {
     /// Largest manifest or index accepted.
     pub const BYTES_MAX: usize = 4 << 20;
@@ -88,9 +109,8 @@ impl Document {
         if bytes.len() > Self::BYTES_MAX {
             return Err(DocumentError::TooLarge { size: bytes.len() });
         }
-        let value: serde_json::Value = serde_json::from_slice(bytes)?;
-        let has = |key: &str| value.get(key).is_some();
-        let is_index = match (has("manifests"), has("layers") || has("config") || has("fsLayers")) {
+        let shape: Shape = serde_json::from_slice(bytes)?;
+        let is_index = match (shape.manifests, shape.layers || shape.config || shape.fs_layers) {
             (true, false) => true,
             (false, true) => false,
             (true, true) => {
@@ -100,10 +120,10 @@ impl Document {
                 return Err(DocumentError::Ambiguous("it has neither `manifests` nor `layers`".into()));
             }
         };
-        if value.get("schemaVersion").and_then(serde_json::Value::as_u64) != Some(2) {
+        if shape.schema_version != Some(2) {
             return Err(DocumentError::Ambiguous("its `schemaVersion` is not 2".into()));
         }
-        let kinds = [value.get("mediaType").and_then(|v| v.as_str()), content_type];
+        let kinds = [shape.media_type.as_deref(), content_type];
         if let [Some(stated), Some(sent)] = kinds
             && stated != sent
             && [stated, sent].iter().all(|kind| media_type::is_document(kind))
@@ -120,9 +140,9 @@ impl Document {
             }
         }
         Ok(if is_index {
-            Self::Index(Box::new(serde_json::from_value(value)?))
+            Self::Index(Box::new(serde_json::from_slice(bytes)?))
         } else {
-            Self::Manifest(Box::new(serde_json::from_value::<image::ImageManifest>(value)?))
+            Self::Manifest(Box::new(serde_json::from_slice::<image::ImageManifest>(bytes)?))
         })
     }
 
@@ -210,7 +230,6 @@ mod tests {
             (manifest(), Some(media_type::DOCKER_MANIFEST)),
             (json!({"schemaVersion": 2}), None),
             (json!({"schemaVersion": 1, "fsLayers": []}), None),
-            (json!([]), None),
         ] {
             let result = parse(&value, content_type);
             assert!(
@@ -224,6 +243,7 @@ mod tests {
     fn large_deep_and_broken_documents_are_refused() {
         let large = vec![b' '; Document::BYTES_MAX + 1];
         assert!(matches!(Document::parse(&large, None), Err(DocumentError::TooLarge { .. })));
+        assert!(matches!(Document::parse(b"[]", None), Err(DocumentError::Json(_))));
         let deep = "[".repeat(100_000);
         assert!(matches!(Document::parse(deep.as_bytes(), None), Err(DocumentError::Json(_))));
         let mut hostile = manifest();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::{Registry, TestEnv, need};
@@ -123,6 +124,61 @@ fn chmod_frees_the_mode_of_what_is_copied() -> Result<()> {
     set("f", 0o666)?;
     let run = env.build(&context, &[])?.ok();
     assert_eq!(run.executed(), ["[3/3] COPY --chmod=u+x f /y"], "{run}");
+    Ok(())
+}
+
+/// Times are in no tree: a step that sets or brings them does what it is there for all the same, whatever else left the same tree.
+#[test]
+fn a_step_that_only_changes_times_keeps_its_layer() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("times", "", &[("f", "hi\n")])?;
+    fs::File::options()
+        .write(true)
+        .open(context.join("f"))?
+        .set_modified(UNIX_EPOCH + Duration::from_secs(900_000_000))?;
+    let time_after = |steps: &str| -> Result<String> {
+        let text = format!(
+            "FROM busybox AS made\nRUN echo hi > /f\n{steps}FROM busybox\nRUN --mount=from=made,target=/made stat -c 'time %Y' /made/f\n"
+        );
+        fs::write(context.join("Dockerfile"), text)?;
+        let run = env.build(&context, &["--no-cache-filter=stage-1", "--progress=plain"])?.ok();
+        let line =
+            run.stderr.lines().find_map(|line| line.split_once(" time ").map(|(_, time)| time.to_owned()));
+        line.with_context(|| format!("no time\n{run}"))
+    };
+    for (steps, time) in [
+        ("RUN true\nRUN touch -d @1000000000 /f\n", "1000000000"),
+        ("RUN touch -d @1100000000 /f\n", "1100000000"),
+        ("RUN touch -d @1000000000 /f\n", "1000000000"),
+        ("RUN true\nCOPY f /f\n", "900000000"),
+    ] {
+        assert_eq!(time_after(steps)?, time, "{steps}");
+    }
+    // One that is executed again, and sets none, is as it was.
+    let text =
+        "FROM busybox\nRUN --mount=target=/c cat /c/f > /dev/null && echo x > /made && touch -d @7 /old\n";
+    fs::write(context.join("Dockerfile"), text)?;
+    let (_, first) = env.build_digest(&context, &[])?;
+    fs::write(context.join("f"), "ho\n")?;
+    let (run, second) = env.build_digest(&context, &[])?;
+    assert_eq!(run.executed().len(), 1, "{run}");
+    assert_eq!(first, second);
+    Ok(())
+}
+
+#[test]
+fn no_cache_filter_finds_a_stage_that_says_what_another_says() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let text = "FROM busybox AS a\nRUN head -c 8 /dev/urandom > /r\nFROM busybox AS b\nRUN head -c 8 /dev/urandom > /r\n\
+                FROM busybox\nCOPY --from=a /r /a\nCOPY --from=b /r /b\n";
+    let context = env.context("alike", text, &[])?;
+    let (_, first) = env.build_digest(&context, &[])?;
+    let (run, second) = env.build_digest(&context, &["--no-cache-filter=b"])?;
+    assert_ne!(first, second, "{run}");
+    run.says(&["not cached: --no-cache-filter=b"]);
+    assert!(!run.stderr.contains("nothing that is built has"), "{run}");
     Ok(())
 }
 

@@ -113,6 +113,10 @@ fn references_checksums_and_the_query_form_lead_to_the_same_commit() -> Result<(
         let context = env.context("refs", &format!("FROM scratch\nADD {source} /\n"), &[])?;
         env.build(&context, &[])?.exits(1).says(&[words]);
     }
+    // Whoever else wants the same of the repository.
+    let text = format!("FROM scratch\nADD {url}#main /a/\nADD --checksum={tagged} {url}#main /b/\n");
+    let context = env.context("refs", &text, &[])?;
+    env.build(&context, &[])?.exits(1).says(&["expected checksum to match"]);
     env.assert_nothing_left();
     Ok(())
 }

@@ -123,9 +123,28 @@ fn layers_are_found_by_diff_id() {
     let lease = store.lease().unwrap();
     let id = commit_layer(&store, &lease, "x");
     let diff_id = DiffId(Digest::of(b"tar"));
-    assert_eq!(store.layer_by_diff_id(&diff_id).unwrap(), None);
+    let found = |diff_id, below: Option<&ChainId>| store.layer_by_diff_id(diff_id, below).unwrap();
+    assert_eq!(found(&diff_id, None), None);
     store.set_diff_id(id, &diff_id, 10_240).unwrap();
-    assert_eq!(store.layer_by_diff_id(&diff_id).unwrap(), Some(id));
+    let [one, other] = [b"one", b"two"].map(|text| ChainId(Digest::of(text)));
+    for below in [None, Some(&one)] {
+        assert_eq!(found(&diff_id, below), Some(id));
+    }
+    // With something from below it is another layer on each.
+    let of_each = DiffId(Digest::of(b"of each"));
+    let belows = [None, Some(&one), Some(&other)];
+    let ids = belows.map(|below| {
+        assert_eq!(found(&of_each, below), None);
+        let draft = store.draft(&lease).unwrap();
+        store.lies_on(&draft, below).unwrap();
+        let id = store.commit_layer(draft, &LayerDiff::saying("x"), 1).unwrap();
+        store.set_diff_id(id, &of_each, 10_240).unwrap();
+        id
+    });
+    assert_eq!(belows.map(|below| found(&of_each, below)), ids.map(Some));
+    // What that was is not known any more: it is no layer of anything.
+    std::fs::write(store.layer_path(ids[0]).with_file_name("below"), "").unwrap();
+    assert_eq!(found(&of_each, None), None);
     assert_eq!(store.layer(id).unwrap().unwrap().tar, Some((diff_id, 10_240)));
     let error = store.set_diff_id(LayerId(42), &diff_id, 1).unwrap_err();
     assert!(matches!(error, StoreError::UnknownLayer(LayerId(42))));
@@ -146,14 +165,19 @@ fn a_result_is_found_under_its_own_kind_of_key_only() {
 fn an_equal_rerun_keeps_the_older_layer_while_it_is_there() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
-    let (parent, child) = (TreeDigest([1; 32]), TreeDigest([2; 32]));
-    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
-    let commit = || commit_step(&store, &lease, "x", parent, child);
+    let does = transition(1, 2);
+    assert_eq!(store.layer_that_does(&does).unwrap(), None);
+    let commit = || commit_step(&store, &lease, "x", does);
     let older = commit();
     assert_eq!(commit(), older);
-    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), Some(older));
+    assert_eq!(store.layer_that_does(&does).unwrap(), Some(older));
+    // It makes the same trees of the same, and other times.
+    let other = Transition { times: TimesDigest([1; 32]), ..does };
+    assert_eq!(store.layer_that_does(&other).unwrap(), None);
+    assert_ne!(commit_step(&store, &lease, "x", other), older);
+    assert_eq!(store.layer_that_does(&does).unwrap(), Some(older));
     std::fs::remove_dir_all(store.layer_path(older)).unwrap();
-    assert_eq!(store.result_by_trees(&parent, &child).unwrap(), None);
+    assert_eq!(store.layer_that_does(&does).unwrap(), None);
     assert_ne!(commit(), older);
 }
 
@@ -170,8 +194,7 @@ fn a_step_is_recorded_with_its_layer_its_tar_and_its_results() {
         diff: &diff,
         size_bytes: 7,
         tar: Some(tar),
-        from: TreeDigest([from; 32]),
-        to: TreeDigest([2; 32]),
+        does: transition(from, 2),
     };
     let results = |layer| vec![(key, record(Some(layer), None))];
     let first = store.commit_step(made(1), false, results).unwrap();
@@ -182,7 +205,7 @@ fn a_step_is_recorded_with_its_layer_its_tar_and_its_results() {
     let own = store.commit_step(made(1), true, results).unwrap();
     assert_ne!(own, first);
     assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(own));
-    assert_eq!(store.result_by_trees(&TreeDigest([1; 32]), &TreeDigest([2; 32])).unwrap(), Some(first));
+    assert_eq!(store.layer_that_does(&transition(1, 2)).unwrap(), Some(first));
 }
 
 #[test]

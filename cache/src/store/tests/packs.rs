@@ -47,8 +47,7 @@ fn packed_with(store: &Store, lease: &Lease, files: &[(&str, &str)], known: Laye
         diff: &diff,
         size_bytes: size,
         tar: None,
-        from: TreeDigest([0; 32]),
-        to: TreeDigest([1; 32]),
+        does: transition(0, 1),
     };
     store.commit_step(made, true, |_| Vec::new()).unwrap()
 }

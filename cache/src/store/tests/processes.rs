@@ -88,8 +88,7 @@ fn commit(root: &Path) {
         let digest = commit_blob(&store, &lease, format!("blob {n}").as_bytes());
         assert!(store.blob(&digest).unwrap().is_some());
         let byte = u8::try_from(n).unwrap();
-        let (from, to) = (TreeDigest([byte; 32]), TreeDigest([0; 32]));
-        let layer = commit_step(&store, &lease, &n.to_string(), from, to);
+        let layer = commit_step(&store, &lease, &n.to_string(), transition(byte, 0));
         let key = Key::content([byte; 32]);
         store.put_result(&key, &record(Some(layer), None)).unwrap();
         assert_eq!(store.result(&key).unwrap().unwrap().own_layer, Some(layer));
@@ -114,7 +113,7 @@ fn processes_that_create_a_store_and_commit_the_same_things_all_succeed() {
     assert_eq!((usage.blobs, usage.results), (u64::from(COMMITS), u64::from(COMMITS)));
     for n in 0..COMMITS {
         let byte = u8::try_from(n).unwrap();
-        let layer = store.result_by_trees(&TreeDigest([byte; 32]), &TreeDigest([0; 32])).unwrap();
+        let layer = store.layer_that_does(&transition(byte, 0)).unwrap();
         let result = store.result(&Key::content([byte; 32])).unwrap().unwrap();
         assert_eq!(result.own_layer, layer, "one layer won for all processes");
         store.node(&node(n).digest()).unwrap();
