@@ -1,6 +1,6 @@
 //! Conditions on what `du` shows and `prune` removes, in buildx' grammar: `KEY`, `KEY=VALUE`, `KEY!=VALUE`, `KEY~=TEXT`.
 
-use super::mark::{UsageEntry, UsageKind};
+use super::usage::{UsageEntry, UsageKind};
 
 /// Kinds of build cache that buildx knows and this store has none of: they match nothing.
 const KINDS_ELSEWHERE: [&str; 4] = ["internal", "frontend", "source.local", "source.git.checkout"];

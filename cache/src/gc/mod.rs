@@ -7,9 +7,10 @@
 //! | module | for |
 //! |---|---|
 //! | `filter` | conditions of `du` and `prune`; pure |
-//! | `mark` | what is held, by images and by results; pure |
+//! | `mark` | what is held, by images and by results |
 //! | `policy` | which units to give up, in which order; pure |
 //! | `sweep` | condemning and freeing |
+//! | `usage` | who holds what, for people |
 //!
 //! The unit is a layer directory or a blob. Images hold their layers, config, manifest and blobs: nothing of theirs is
 //! ever given up. The order of sacrifice is blobs (they can be fetched or made again), layers that no result names,
@@ -23,8 +24,9 @@ mod policy;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 pub use filter::{Filter, FilterError};
-pub use mark::{DiskUsage, UsageEntry, UsageKind};
 pub use policy::Policy;
 pub use sweep::{Collected, Collector, usage};
+pub use usage::{DiskUsage, UsageEntry, UsageKind};

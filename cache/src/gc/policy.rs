@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::filter::Filter;
-use super::mark::{Class, DiskUsage, Unit};
+use super::mark::{Class, Unit};
+use super::usage::DiskUsage;
 
 /// What may be given up, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,11 +42,11 @@ impl Policy {
     }
 
     /// Chooses from `units` in the order of sacrifice until enough is given up: class, then how long unused, then the
-    /// cost of making each byte again. `usage` is what filters look at, `free` are the bytes free on the file system.
+    /// cost of making each byte again. Of those in `meant`, if that is said; `free` are the bytes free on the file system.
     pub(super) fn choose<'a>(
         &self,
         units: &'a [Unit],
-        usage: &DiskUsage,
+        meant: Option<&BTreeSet<String>>,
         free: u64,
         now: i64,
     ) -> Vec<&'a Unit> {
@@ -59,9 +60,7 @@ impl Policy {
         // Reserved bytes stay whatever else is asked.
         let may_go =
             if self.reserved_bytes == 0 { u64::MAX } else { total.saturating_sub(self.reserved_bytes) };
-        let meant = self.meant(usage);
-        let is_meant =
-            |unit: &&Unit| meant.as_ref().is_none_or(|meant| meant.contains(&unit.object.to_string()));
+        let is_meant = |unit: &&Unit| meant.is_none_or(|meant| meant.contains(&unit.object.to_string()));
         let mut candidates: Vec<&Unit> =
             units.iter().filter(|unit| self.is_idle(unit.used, now)).filter(is_meant).collect();
         if self.unreferenced_only {
@@ -88,12 +87,9 @@ impl Policy {
         chosen
     }
 
-    /// Ids that meet all filters; `None` without any.
-    fn meant(&self, usage: &DiskUsage) -> Option<BTreeSet<String>> {
-        if self.filters.is_empty() {
-            return None;
-        }
+    /// Ids that meet all filters.
+    pub(super) fn meant(&self, usage: &DiskUsage) -> BTreeSet<String> {
         let entries = usage.entries.iter().filter(|entry| self.filters.iter().all(|f| f.matches(entry)));
-        Some(entries.map(|entry| entry.id.clone()).collect())
+        entries.map(|entry| entry.id.clone()).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Condemning what was chosen and freeing what nobody can hold any more.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::path::Path;
@@ -8,12 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rbuild_oci::Digest;
 
-use super::mark::{DiskUsage, Marks, Object};
+use super::mark::{Marks, Object, Unit};
 use super::policy::Policy;
+use super::usage::DiskUsage;
 use crate::layer::OverlayForm;
-use crate::store::collect::Snapshot;
 use crate::store::needed::{Need, Needs};
-use crate::store::{Finding, LayerId, Lease, Store, StoreError, StoreOptions};
+use crate::store::snapshot::{ResultRow, Snapshot, each};
+use crate::store::{CacheMountInfo, Finding, LayerId, Lease, Store, StoreError, StoreOptions};
 
 /// The one process that collects.
 #[derive(Debug)]
@@ -72,12 +73,10 @@ impl Collector {
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.
     pub fn preview(&self, policy: &Policy) -> Result<Vec<(String, u64)>, StoreError> {
         let snapshot = self.store.snapshot()?;
-        let marks = self.mark(&snapshot);
+        let marks = mark(&self.store, &snapshot)?;
         let mounts = self.store.cache_mounts()?;
-        let mut units = marks.units(&snapshot);
-        units.extend(Marks::mount_units(&mounts));
-        let usage = marks.usage(&snapshot, &mounts);
-        let chosen = policy.choose(&units, &usage, self.store.disk()?.0, now_unix_ns());
+        let units = units(&snapshot, &marks, &mounts);
+        let chosen = self.choose(policy, &snapshot, &marks, &mounts, &units, now_unix_ns())?;
         Ok(chosen.into_iter().map(|unit| (unit.object.to_string(), unit.bytes)).collect())
     }
 
@@ -96,31 +95,39 @@ impl Collector {
         let now = now_unix_ns();
         store.tidy(&self.lease)?;
         let snapshot = store.snapshot()?;
-        let marks = self.mark(&snapshot);
+        let marks = mark(store, &snapshot)?;
         let (layers, blobs) = marks.wrongly_condemned(&snapshot);
         store.reprieve(&layers, &blobs)?;
 
         let mut collected = Collected::default();
         let mounts = store.cache_mounts()?;
-        let mut units = marks.units(&snapshot);
-        units.extend(Marks::mount_units(&mounts));
-        let chosen = policy.choose(&units, &marks.usage(&snapshot, &mounts), store.disk()?.0, now);
+        let units = units(&snapshot, &marks, &mounts);
+        let chosen = self.choose(policy, &snapshot, &marks, &mounts, &units, now)?;
+        let used_blob = |digest| snapshot.blobs.get(&digest).map(|row| (digest, row.used));
         let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         for unit in &chosen {
             match unit.object {
-                Object::Layer(id) => layers.push((id, snapshot.layers[&id].used)),
-                Object::Blob(digest) => blobs.push((digest, snapshot.blobs[&digest].used)),
+                Object::Layer(id) => layers.extend(snapshot.layers.get(&id).map(|row| (id, row.used))),
+                Object::Blob(digest) => blobs.extend(used_blob(digest)),
                 Object::Mount(_) => {}
             }
         }
         meanwhile();
-        let gone = self.drop_results(policy, &snapshot, &marks, &layers, now, &mut collected)?;
+        let going: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
+        let goes = |result: &ResultRow| {
+            let is_lost = |id: &LayerId| going.contains(id) || !snapshot.layers.contains_key(id);
+            result.layers.iter().any(is_lost)
+                || (policy.all
+                    && policy.filters.is_empty()
+                    && policy.max_used_bytes.is_none()
+                    && policy.is_idle(result.used, now)
+                    && result.layers.iter().all(|layer| marks.image_layers.contains(layer)))
+        };
+        collected.results = self.drop_results(&snapshot, goes)?;
         let gone_layers: BTreeSet<LayerId> = store.condemn_layers(&layers)?.into_iter().collect();
         // A pulled layer's blob goes only when the layer does.
         blobs.extend(chosen.iter().filter_map(|unit| match unit.object {
-            Object::Layer(id) if gone_layers.contains(&id) => {
-                unit.blob.map(|blob| (blob, snapshot.blobs[&blob].used))
-            }
+            Object::Layer(id) if gone_layers.contains(&id) => unit.blob.and_then(used_blob),
             _ => None,
         }));
         let gone_blobs = store.condemn_blobs(&blobs)?;
@@ -143,8 +150,8 @@ impl Collector {
                 collected.given_up.push((unit.object.to_string(), unit.bytes));
             }
         }
-        let mut needs = self.condemn_nodes(&snapshot, &gone, &gone_layers)?;
-        drop(snapshot);
+        let mut needs = self.condemn_nodes(&snapshot, goes, &gone_layers)?;
+        drop((snapshot, marks, units, mounts));
         meanwhile();
         let orphans = store.orphan_layers()?;
         let listed_in = store.generation_now()?;
@@ -157,7 +164,7 @@ impl Collector {
         if store.has_condemned_nodes(oldest)? {
             // Records written since the mark, by processes that have ended since.
             let later = store.snapshot()?;
-            store.note_needs(roots(&later).map(|root| Ok((root, Need::Records))), &mut needs)?;
+            store.note_needs(later.roots().map(|root| Ok((root?, Need::Records))), &mut needs)?;
             collected.nodes = store.free_nodes(oldest, &needs)?;
         }
         if oldest > listed_in {
@@ -170,71 +177,69 @@ impl Collector {
         Ok(collected)
     }
 
-    fn mark(&self, snapshot: &Snapshot) -> Marks {
-        mark(&self.store, snapshot)
-    }
-
-    /// Drops results that name a layer which goes or is gone, that cannot be read, or that `-a` asks for. Returns
-    /// their keys.
-    fn drop_results<'a>(
+    fn choose<'a>(
         &self,
         policy: &Policy,
-        snapshot: &'a Snapshot,
+        snapshot: &Snapshot,
         marks: &Marks,
-        layers: &[(LayerId, i64)],
+        mounts: &[CacheMountInfo],
+        units: &'a [Unit],
         now: i64,
-        collected: &mut Collected,
-    ) -> Result<HashSet<&'a [u8]>, StoreError> {
-        let going: BTreeSet<LayerId> = layers.iter().map(|(id, _)| *id).collect();
-        let is_lost = |id: &LayerId| going.contains(id) || !snapshot.layers.contains_key(id);
-        let is_all_held = |layers: &[LayerId]| layers.iter().all(|layer| marks.image_layers.contains(layer));
-        let unreadable = snapshot.damaged_results.iter().chain(&snapshot.old_results);
-        let damaged = unreadable.map(|(key, used)| (key.as_slice(), *used));
-        let unwanted = snapshot
-            .results
-            .iter()
-            .filter(|result| {
-                result.layers.iter().any(is_lost)
-                    || (policy.all
-                        && policy.filters.is_empty()
-                        && policy.max_used_bytes.is_none()
-                        && policy.is_idle(result.used, now)
-                        && is_all_held(&result.layers))
-            })
-            .map(|result| (result.key.as_slice(), result.used));
-        let dropped: Vec<(&[u8], i64)> = damaged.chain(unwanted).collect();
-        collected.results = self.store.drop_results(&dropped)?;
-        Ok(dropped.into_iter().map(|(key, _)| key).collect())
+    ) -> Result<Vec<&'a Unit>, StoreError> {
+        // Only filters ask who holds what.
+        let meant = match policy.filters.is_empty() {
+            true => None,
+            false => Some(policy.meant(&usage_of(&self.store, snapshot, marks, mounts)?)),
+        };
+        Ok(policy.choose(units, meant.as_ref(), self.store.disk()?.0, now))
     }
 
-    /// Condemns nodes that no record leads to any more. Returns what each is needed for.
+    /// Drops results that name a layer which goes or is gone, that cannot be read, or that `-a` asks for: those that
+    /// `goes` says, and what cannot be read. Returns how many.
+    fn drop_results(
+        &self,
+        snapshot: &Snapshot,
+        goes: impl Fn(&ResultRow) -> bool,
+    ) -> Result<u64, StoreError> {
+        let unread = snapshot.unread_results().map(|row| row.map(|row| (row.key, row.used)));
+        let unwanted = snapshot.results().filter(|row| row.as_ref().map_or(true, &goes));
+        self.store.drop_results(unread.chain(unwanted.map(|row| row.map(|row| (row.key, row.used)))))
+    }
+
+    /// Condemns nodes that no record leads to any more: no result but those of which `goes` says that they were dropped, and
+    /// no chain of layers of which some are in `gone`. Returns what each is needed for.
     fn condemn_nodes(
         &self,
         snapshot: &Snapshot,
-        dropped: &HashSet<&[u8]>,
+        goes: impl Fn(&ResultRow) -> bool,
         gone: &BTreeSet<LayerId>,
     ) -> Result<Needs, StoreError> {
-        let live: BTreeSet<Digest> = snapshot
-            .layers
-            .iter()
-            .filter(|(id, row)| !row.is_condemned && !gone.contains(id))
-            .filter_map(|(_, row)| row.diff_id)
-            .collect();
-        let useful = snapshot.useful_chains(|diff| live.contains(&diff.0));
-        let is_useful = |chain: &[u8; 32]| useful.contains(chain);
-        let unwanted = snapshot.chains.iter().filter(|(chain, roots)| roots.is_none() || !is_useful(chain));
-        let chains: Vec<[u8; 32]> =
-            unwanted.map(|(chain, _)| chain).chain(&snapshot.old_chains).copied().collect();
-        self.store.drop_chains(&chains)?;
-        let results = snapshot.results.iter().filter(|result| !dropped.contains(result.key.as_slice()));
-        let chains = snapshot.chains.iter().filter(|(chain, _)| is_useful(chain));
-        let results = results.flat_map(|result| &result.roots);
-        let made = results.chain(chains.filter_map(|(_, roots)| roots.as_ref()).flatten()).copied();
-        let kept = made.chain(snapshot.read_nodes.iter().copied()).map(|root| (root, Need::Records));
+        let useful = snapshot.useful_chains(gone)?;
+        let is_useful = |chain: &[u8; 32]| snapshot.is_among(&useful, chain);
+        let chains = || {
+            snapshot.chains().map(|row| {
+                let row = row?;
+                Ok((is_useful(&row.chain)?, row))
+            })
+        };
+        let unwanted = chains().filter_map(|chain| match chain {
+            Ok((true, _)) => None,
+            Ok((false, row)) => Some(Ok(row.chain)),
+            Err(error) => Some(Err(error)),
+        });
+        let unread = snapshot.unread_chains().map(|row| row.map(|(chain, _)| chain));
+        self.store.drop_chains(unread.chain(unwanted))?;
+        let results = snapshot.results().filter(|row| row.as_ref().map_or(true, |row| !goes(row)));
+        let results = results.flat_map(|row| each(row.map(|row| row.roots)));
+        let chains = chains().flat_map(|chain| {
+            each(chain.map(|(is_useful, row)| if is_useful { row.roots } else { Vec::new() }))
+        });
+        let kept = results.chain(chains).chain(snapshot.read_nodes());
+        let kept = kept.map(|root| Ok((root?, Need::Records)));
         // What goes now was reachable until now: a reader of this generation may have come by it.
-        let until_now = roots(snapshot).map(|root| (root, Need::Readers));
+        let until_now = snapshot.roots().map(|root| Ok((root?, Need::Readers)));
         let mut needs = self.store.no_needs();
-        self.store.note_needs(kept.chain(until_now).map(Ok), &mut needs)?;
+        self.store.note_needs(kept.chain(until_now), &mut needs)?;
         self.store.condemn_nodes(&needs)?;
         Ok(needs)
     }
@@ -243,17 +248,26 @@ impl Collector {
 /// What the store holds. Uses that builds noted in passing may be missing from it.
 pub fn usage(store: &Store) -> Result<DiskUsage, StoreError> {
     let snapshot = store.snapshot()?;
-    Ok(mark(store, &snapshot).usage(&snapshot, &store.cache_mounts()?))
+    usage_of(store, &snapshot, &mark(store, &snapshot)?, &store.cache_mounts()?)
 }
 
-fn mark(store: &Store, snapshot: &Snapshot) -> Marks {
+fn usage_of(
+    store: &Store,
+    snapshot: &Snapshot,
+    marks: &Marks,
+    mounts: &[CacheMountInfo],
+) -> Result<DiskUsage, StoreError> {
+    DiskUsage::of(snapshot, marks, |image| store.image_blobs(image), mounts)
+}
+
+fn mark(store: &Store, snapshot: &Snapshot) -> Result<Marks, StoreError> {
     Marks::of(snapshot, |image| store.image_blobs(image))
 }
 
-fn roots(snapshot: &Snapshot) -> impl Iterator<Item = crate::tree::NodeDigest> + '_ {
-    let results = snapshot.results.iter().flat_map(|result| &result.roots);
-    let chains = snapshot.chains.values().flatten().flatten();
-    results.chain(chains).chain(&snapshot.read_nodes).copied()
+fn units(snapshot: &Snapshot, marks: &Marks, mounts: &[CacheMountInfo]) -> Vec<Unit> {
+    let mut units = marks.units(snapshot);
+    units.extend(Marks::mount_units(mounts));
+    units
 }
 
 fn now_unix_ns() -> i64 {

@@ -389,6 +389,31 @@ fn the_last_use_counts_for_every_layer_below() {
     );
 }
 
+/// More than are recorded in one transaction, and some of them twice.
+#[test]
+fn uses_of_many_results_are_recorded() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    for n in 0..7 {
+        let layer = commit_layer(&store, &lease, &n.to_string());
+        store.put_result(&key(n), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    }
+    drop((lease, store));
+    tamper(&root, "UPDATE results SET used = 1");
+    for _ in 0..2 {
+        let store = open(&root);
+        assert!((0..7).all(|n| store.result(&key(n)).unwrap().is_some()));
+        store.sync().unwrap();
+    }
+    // Who wrote it was killed.
+    let uses = std::fs::OpenOptions::new().append(true).open(root.join("uses")).unwrap();
+    std::io::Write::write_all(&mut &uses, b"cut").unwrap();
+    let keep = Policy { keep: Duration::from_secs(3600), ..Policy::default() };
+    assert_eq!(collect(&root, &keep).given_up, []);
+    assert!(!root.join("uses").exists());
+}
+
 /// D11: what was used «later» than now counts as used now: it is old by no measure, and a budget takes it like the rest.
 #[test]
 fn a_clock_set_back_makes_nothing_old_and_nothing_immortal() {

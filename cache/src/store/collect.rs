@@ -1,26 +1,21 @@
-//! What collection needs of the store: one consistent picture, and transactions that condemn and free.
+//! What collection needs of the store: transactions that condemn and free. What there is, [`super::snapshot`] says.
 //!
 //! The rules that make this safe are in [`readers`]; what to condemn is decided in [`crate::gc`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
-use rbuild_oci::{ChainId, DiffId, Digest};
+use rbuild_oci::Digest;
 use rusqlite::Transaction;
 use rustix::fs::{AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::db::{from_json, seal};
 use super::error::{IoContext, StoreError};
 use super::layout::{self, list};
 use super::lease::Lease;
 use super::readers::CONDEMNED;
-use super::resolution::CHAIN_TREE;
-use super::{
-    GoneWhy, ImageRecord, LayerId, PULLED, Resolution, Store, StoreOptions, history, lock, readers, result,
-};
-use crate::tree::{NodeDigest, Tree};
+use super::{GoneWhy, ImageRecord, LayerId, Store, StoreOptions, history, lock, readers};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
@@ -28,63 +23,6 @@ const BATCH: usize = 64;
 pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// Stat indexes of contexts that nobody built for so long are removed.
 const CONTEXT_AGE_SECS: i64 = 30 * 24 * 3600;
-
-/// A layer row.
-#[derive(Debug, Clone)]
-pub(crate) struct LayerRow {
-    pub(crate) size: u64,
-    pub(crate) diff_id: Option<Digest>,
-    pub(crate) created: i64,
-    pub(crate) used: i64,
-    pub(crate) is_condemned: bool,
-}
-
-/// A blob row.
-#[derive(Debug, Clone)]
-pub(crate) struct BlobRow {
-    pub(crate) size: u64,
-    pub(crate) used: i64,
-    pub(crate) is_condemned: bool,
-}
-
-/// A result row.
-#[derive(Debug, Clone)]
-pub(crate) struct ResultRow {
-    pub(crate) key: Vec<u8>,
-    pub(crate) used: i64,
-    pub(crate) own_layer: Option<LayerId>,
-    /// Own layer and stack.
-    pub(crate) layers: Vec<LayerId>,
-    pub(crate) exec_ns: u64,
-    pub(crate) description: String,
-    /// The nodes that its tree names.
-    pub(crate) roots: Vec<NodeDigest>,
-}
-
-/// The index at one moment.
-#[derive(Debug, Default)]
-pub(crate) struct Snapshot {
-    pub(crate) layers: BTreeMap<LayerId, LayerRow>,
-    pub(crate) blobs: BTreeMap<Digest, BlobRow>,
-    pub(crate) results: Vec<ResultRow>,
-    /// Results that cannot be read: their keys, and when they were used.
-    pub(crate) damaged_results: Vec<(Vec<u8>, i64)>,
-    /// Likewise those that an earlier version recorded in a form of its own.
-    pub(crate) old_results: Vec<(Vec<u8>, i64)>,
-    pub(crate) images: Vec<(String, ImageRecord)>,
-    /// Manifests and configs of resolved references: small, and what lets a build start without the registry.
-    pub(crate) resolved_blobs: BTreeSet<Digest>,
-    /// Blobs that layers were pulled as, by diff id.
-    pub(crate) pulled: BTreeMap<Digest, Digest>,
-    /// Root nodes of what remembered executions read.
-    pub(crate) read_nodes: Vec<NodeDigest>,
-    /// Remembered trees of image layers that an earlier version recorded in a form of its own.
-    pub(crate) old_chains: Vec<[u8; 32]>,
-    /// What each remembered tree of image layers names; nothing is known of a damaged one.
-    pub(crate) chains: BTreeMap<[u8; 32], Option<Vec<NodeDigest>>>,
-    /// Layers of each image and resolved reference, base layer first.
-    pub(crate) stacks: Vec<Vec<DiffId>>,
-}
 
 /// What was freed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,100 +46,6 @@ impl Store {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error).doing("lock", &layout.path("locks/gc")),
         }
-    }
-
-    /// Reads everything that decides what is kept. Fails on a damaged image record: what it names is unknown, so
-    /// nothing could be removed safely.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let mut snapshot = self.snapshot_without_images()?;
-        let images = self.inner.index.read("list images", |connection| {
-            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            Ok(rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?)
-        })?;
-        for (name, text, sealed) in images {
-            let record: ImageRecord = from_json("image", &name, &text, sealed)?;
-            snapshot.stacks.extend(record.each().map(|image| image.diff_ids.clone()));
-            snapshot.images.push((name, record));
-        }
-        Ok(snapshot)
-    }
-
-    /// [`Self::snapshot`] with no images in it.
-    pub(super) fn snapshot_without_images(&self) -> Result<Snapshot, StoreError> {
-        let mut resolutions = Vec::new();
-        let mut snapshot = self.inner.index.read("list the index", |connection| {
-            let mut snapshot = Snapshot::default();
-            let size = |value: i64| u64::try_from(value).unwrap_or(0);
-            let mut statement = connection
-                .prepare("SELECT id, coalesce(disk, size), diff_id, created, used, until FROM layers")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let layer = LayerRow {
-                    size: size(row.get(1)?),
-                    diff_id: row.get::<_, Option<[u8; 32]>>(2)?.map(Digest::from_bytes),
-                    created: row.get(3)?,
-                    used: row.get(4)?,
-                    is_condemned: row.get::<_, i64>(5)? != readers::NONE,
-                };
-                snapshot.layers.insert(LayerId::from_sql(row.get(0)?), layer);
-            }
-            let mut statement = connection.prepare("SELECT digest, size, used, until FROM blobs")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let blob = BlobRow {
-                    size: size(row.get(1)?),
-                    used: row.get(2)?,
-                    is_condemned: row.get::<_, i64>(3)? != readers::NONE,
-                };
-                snapshot.blobs.insert(Digest::from_bytes(row.get(0)?), blob);
-            }
-            let mut statement = connection.prepare("SELECT key, record, seal, used FROM results")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let (key, bytes): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-                let is_sealed = seal("result", &key, &bytes) == row.get::<_, [u8; 8]>(2)?;
-                match result::decode(&bytes) {
-                    Some(record) if is_sealed => {
-                        snapshot.results.push(result_row(key, row.get(3)?, record));
-                    }
-                    None if is_sealed => snapshot.old_results.push((key, row.get(3)?)),
-                    _ => snapshot.damaged_results.push((key, row.get(3)?)),
-                }
-            }
-            let mut statement = connection.prepare("SELECT chain, record, seal FROM chain_trees")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let (chain, tree): ([u8; 32], Vec<u8>) = (row.get(0)?, row.get(1)?);
-                let roots = Tree::decode(&tree).ok().map(|tree| tree.nodes().collect());
-                if seal(CHAIN_TREE, &chain, &tree) != row.get::<_, [u8; 8]>(2)? {
-                    snapshot.chains.insert(chain, None);
-                } else if roots.is_some() {
-                    snapshot.chains.insert(chain, roots);
-                } else {
-                    snapshot.old_chains.push(chain);
-                }
-            }
-            let mut statement =
-                connection.prepare("SELECT diff_id, blob FROM encodings WHERE params = ?1")?;
-            let mut rows = statement.query([PULLED])?;
-            while let Some(row) = rows.next()? {
-                let blob = Digest::from_bytes(row.get(1)?);
-                snapshot.pulled.insert(Digest::from_bytes(row.get(0)?), blob);
-            }
-            snapshot.read_nodes = history::nodes(connection)?;
-            let mut statement = connection.prepare("SELECT record FROM resolutions")?;
-            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            resolutions = rows.collect::<Result<Vec<_>, _>>()?;
-            Ok(snapshot)
-        })?;
-        for text in resolutions {
-            if let Ok(resolution) = serde_json::from_str::<Resolution>(&text) {
-                snapshot.resolved_blobs.extend([resolution.manifest, resolution.config]);
-                snapshot.stacks.push(resolution.layers.iter().map(|layer| layer.diff_id).collect());
-            }
-        }
-        Ok(snapshot)
     }
 
     /// Blobs that an image is made of, as far as they can be known: configs, manifests, and what the manifests list; of
@@ -246,38 +90,44 @@ impl Store {
         })
     }
 
-    /// Hides results for good: `(key, used)` as the snapshot has them; one used or written since stays. Returns how
+    /// Hides results for good: keys and uses as the snapshot has them; one used or written since stays. Returns how
     /// many went.
-    pub(crate) fn drop_results(&self, results: &[(&[u8], i64)]) -> Result<u64, StoreError> {
+    pub(crate) fn drop_results(
+        &self,
+        results: impl Iterator<Item = Result<(Vec<u8>, i64), StoreError>>,
+    ) -> Result<u64, StoreError> {
         let mut dropped = 0;
-        for batch in results.chunks(BATCH) {
+        in_batches(results, |batch| {
             dropped += self.inner.index.write_durably("remove results", |transaction| {
                 let mut statement =
                     transaction.prepare_cached("DELETE FROM results WHERE key = ?1 AND used = ?2")?;
                 let mut gone = Vec::new();
                 for (key, used) in batch {
                     if statement.execute((key, used))? > 0 {
-                        gone.push(*key);
+                        gone.push(key.as_slice());
                     }
                 }
                 let count = gone.len() as u64;
                 history::note_gone(transaction, gone, GoneWhy::Evicted)?;
                 Ok(count)
             })?;
-        }
+            Ok(())
+        })?;
         Ok(dropped)
     }
 
     /// Removes remembered trees of image layers.
-    pub(crate) fn drop_chains(&self, chains: &[[u8; 32]]) -> Result<(), StoreError> {
-        for batch in chains.chunks(BATCH) {
+    pub(crate) fn drop_chains(
+        &self,
+        chains: impl Iterator<Item = Result<[u8; 32], StoreError>>,
+    ) -> Result<(), StoreError> {
+        in_batches(chains, |batch| {
             self.inner.index.write_durably("remove trees of chains", |transaction| {
                 let mut statement = transaction.prepare_cached("DELETE FROM chain_trees WHERE chain = ?1")?;
                 batch.iter().try_for_each(|chain| statement.execute([chain]).map(drop))?;
                 Ok(())
-            })?;
-        }
-        Ok(())
+            })
+        })
     }
 
     /// Condemns layers in the present generation: `(layer, used)` as the snapshot has them. One that was touched since
@@ -438,17 +288,23 @@ impl Store {
     /// Layer directories without a row. They may be about to get one: remove them only when all generations that were
     /// alive when they were listed have died.
     pub(crate) fn orphan_layers(&self) -> Result<Vec<LayerId>, StoreError> {
-        let listed: BTreeSet<LayerId> = list(&self.inner.layout, "layers")?
-            .iter()
-            .filter(|name| name.len() == 16)
-            .filter_map(|name| u64::from_str_radix(name, 16).ok().map(LayerId))
-            .collect();
-        let known: BTreeSet<LayerId> = self.inner.index.read("list layers", |connection| {
+        let (layout, mut orphans) = (&self.inner.layout, BTreeSet::new());
+        let dir = layout.open("layers", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let path = layout.path("layers");
+        for name in layout::read_names(&dir).doing("list", &path)? {
+            let name = name.doing("list", &path)?;
+            let name = name.to_str().ok().filter(|name| name.len() == 16);
+            orphans.extend(name.and_then(|name| u64::from_str_radix(name, 16).ok()).map(LayerId));
+        }
+        self.inner.index.read("list layers", |connection| {
             let mut statement = connection.prepare("SELECT id FROM layers")?;
-            let rows = statement.query_map([], |row| row.get(0).map(LayerId::from_sql))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                orphans.remove(&LayerId::from_sql(row.get(0)?));
+            }
+            Ok(())
         })?;
-        Ok(listed.difference(&known).copied().collect())
+        Ok(orphans.into_iter().collect())
     }
 
     /// Removes orphans that still have no row; see [`Self::orphan_layers`]. Returns how many.
@@ -464,13 +320,14 @@ impl Store {
     /// Blob files without a row. Storing renames and records in one transaction, so one may be getting its row now.
     pub(super) fn orphan_blobs(&self) -> Result<Vec<Digest>, StoreError> {
         let layout = &self.inner.layout;
-        let mut files = Vec::new();
+        let mut orphans = Vec::new();
         for dir in list(layout, "blobs/sha256")? {
-            files.extend(list(layout, &format!("blobs/sha256/{dir}"))?);
+            let files = list(layout, &format!("blobs/sha256/{dir}"))?;
+            let known = self.blobs_in(&dir)?;
+            let digests = files.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
+            orphans.extend(digests.filter(|digest| !known.contains(digest)));
         }
-        let digests = files.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-        let known = self.snapshot_blobs()?;
-        Ok(digests.filter(|digest| !known.contains(digest)).collect())
+        Ok(orphans)
     }
 
     /// Removes blob files without a row. The rename happens inside a transaction, as storing does. Returns how many.
@@ -494,11 +351,22 @@ impl Store {
         Ok(removed)
     }
 
-    fn snapshot_blobs(&self) -> Result<BTreeSet<Digest>, StoreError> {
+    /// Blobs with rows whose files are in this directory.
+    fn blobs_in(&self, dir: &str) -> Result<BTreeSet<Digest>, StoreError> {
+        let Some(first) = u8::from_str_radix(dir, 16).ok() else { return Ok(BTreeSet::new()) };
         self.inner.index.read("list blobs", |connection| {
-            let mut statement = connection.prepare("SELECT digest FROM blobs")?;
-            let rows = statement.query_map([], |row| row.get(0).map(Digest::from_bytes))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let sql = "SELECT digest FROM blobs WHERE digest >= ?1 ORDER BY digest";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query([[first].as_slice()])?;
+            let mut known = BTreeSet::new();
+            while let Some(row) = rows.next()? {
+                let digest = Digest::from_bytes(row.get(0)?);
+                if digest.as_bytes()[0] != first {
+                    break;
+                }
+                known.insert(digest);
+            }
+            Ok(known)
         })
     }
 
@@ -532,34 +400,17 @@ impl Store {
     }
 }
 
-impl Snapshot {
-    /// The stored blob that a layer was pulled as: useless without each other.
-    pub(crate) fn pulled_blob(&self, layer: &LayerRow) -> Option<Digest> {
-        let blob = self.pulled.get(&layer.diff_id?)?;
-        self.blobs.contains_key(blob).then_some(*blob)
-    }
-
-    /// Remembered trees of image layers that an image or a resolved reference has, for which `is_there`.
-    pub(crate) fn useful_chains(&self, is_there: impl Fn(&DiffId) -> bool) -> BTreeSet<[u8; 32]> {
-        let chains = self.stacks.iter().flat_map(|stack| {
-            let there = stack.iter().take_while(|diff| is_there(diff)).count();
-            ChainId::each(&stack[..there]).map(|chain| *chain.0.as_bytes())
-        });
-        chains.filter(|chain| self.chains.contains_key(chain)).collect()
-    }
-}
-
-fn result_row(key: Vec<u8>, used: i64, record: super::ResultRecord) -> ResultRow {
-    let mut layers = record.stack.unwrap_or_default();
-    layers.extend(record.own_layer.filter(|own| !layers.contains(own)));
-    ResultRow {
-        key,
-        used,
-        own_layer: record.own_layer,
-        layers,
-        exec_ns: record.exec_ns,
-        description: record.description,
-        roots: record.tree.nodes().collect(),
+/// Hands on as many at once as go into a transaction.
+fn in_batches<T>(
+    mut all: impl Iterator<Item = Result<T, StoreError>>,
+    mut take: impl FnMut(&[T]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    loop {
+        let batch = all.by_ref().take(BATCH).collect::<Result<Vec<T>, _>>()?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        take(&batch)?;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Checking every byte of a store against what it should be, and setting aside what is not.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 
@@ -8,16 +8,20 @@ use rbuild_oci::Digest;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::collect::Snapshot;
-use super::db::{from_json, seal};
-use super::error::StoreError;
-use super::{GoneWhy, ImageRecord, LayerId, Lease, Store, history, layout};
+use super::db::seal;
+use super::error::{IoContext, StoreError};
+use super::snapshot::{ChainRow, ResultRow, Snapshot, UnreadResult};
+use super::{GoneWhy, LayerId, Lease, Store, history, layout};
+use crate::digest_table::DigestTable;
 use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, ScanError, verify_layer};
 use crate::path::RelPath;
 use crate::tree::{ContentDigest, DirNode, NodeDigest};
 
 /// Paths named per damaged layer.
 const PATHS_SHOWN: usize = 3;
+
+/// A table of nodes in memory.
+const HELD_BYTES: usize = if cfg!(test) { 600 } else { 5 << 20 };
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -184,55 +188,35 @@ impl Store {
             let wrong = lines.into_iter().filter(|line| line != "ok");
             findings.extend(wrong.map(|line| Finding::Index(format!("{name}: {line}"))));
         }
-        let images = self.check_images(&mut findings, &mut bad)?;
-        let snapshot = self.snapshot_without_images()?;
+        let mut snapshot = self.snapshot_without_images()?;
+        self.list_images(&mut snapshot, |name, _| {
+            findings.push(Finding::Record { kind: "image", name: name.clone() });
+            bad.images.insert(name);
+            Ok(())
+        })?;
         self.check_facts(&mut findings, &mut bad)?;
         self.check_blobs(&snapshot, &mut findings, &mut bad)?;
         let mut sound_packs = SoundPacks::default();
-        for id in snapshot.layers.keys() {
+        for (id, _) in snapshot.layers.iter() {
             if let Some(finding) = self.check_layer(*id, form, &mut sound_packs)? {
                 bad.layers.insert(*id);
                 findings.push(finding);
             }
         }
-        for (id, row) in &snapshot.layers {
-            let Some(blob) = row.diff_id.and_then(|diff| snapshot.pulled.get(&diff)) else { continue };
+        for (id, blob) in &snapshot.pulled {
             if !snapshot.blobs.contains_key(blob) || bad.blobs.contains(blob) {
                 bad.layers.insert(*id);
                 findings.push(Finding::PulledBlob { layer: *id, blob: *blob });
             }
         }
         self.check_trees(&snapshot, &mut findings, &mut bad)?;
-        check_dependants(&snapshot, &images, &mut findings, &mut bad);
+        check_dependants(&snapshot, &mut findings, &mut bad)?;
         self.find_orphans(lease, &mut findings)?;
         if repair {
             self.set_aside(&bad)?;
         }
         findings.sort();
         Ok(findings)
-    }
-
-    fn check_images(
-        &self,
-        findings: &mut Vec<Finding>,
-        bad: &mut Bad,
-    ) -> Result<Vec<(String, ImageRecord)>, StoreError> {
-        let rows = self.inner.index.read("list images", |connection| {
-            let mut statement = connection.prepare("SELECT name, record, seal FROM images ORDER BY name")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            Ok(rows.collect::<Result<Vec<(String, String, [u8; 8])>, _>>()?)
-        })?;
-        let mut images = Vec::new();
-        for (name, text, sealed) in rows {
-            match from_json::<ImageRecord>("image", &name, &text, sealed) {
-                Ok(record) => images.push((name, record)),
-                Err(_) => {
-                    findings.push(Finding::Record { kind: "image", name: name.clone() });
-                    bad.images.insert(name);
-                }
-            }
-        }
-        Ok(images)
     }
 
     /// Records that only state facts: whoever needs one that is gone finds it out again.
@@ -301,7 +285,7 @@ impl Store {
         findings: &mut Vec<Finding>,
         bad: &mut Bad,
     ) -> Result<(), StoreError> {
-        for (digest, row) in &snapshot.blobs {
+        for (digest, row) in snapshot.blobs.iter() {
             let finding = match self.inner.layout.try_open(&layout::blob(digest), OFlags::RDONLY) {
                 Err(_) => Finding::BlobMissing(*digest),
                 Ok(fd) => {
@@ -375,42 +359,90 @@ impl Store {
         findings: &mut Vec<Finding>,
         bad: &mut Bad,
     ) -> Result<(), StoreError> {
-        let mut children: HashMap<NodeDigest, Vec<NodeDigest>> = HashMap::new();
+        let whole = self.whole_nodes(findings, bad)?;
+        let are_whole = |roots: &[NodeDigest]| -> Result<bool, StoreError> {
+            for root in roots {
+                if !self.in_table(whole.has(root))? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        for result in snapshot.results() {
+            let result = result?;
+            if !are_whole(&result.roots)? {
+                findings.push(result_finding(&result));
+                bad.results.insert(result.key);
+            }
+        }
+        for chain in snapshot.chains() {
+            let ChainRow { chain, roots } = chain?;
+            if !are_whole(&roots)? {
+                bad.chains.insert(chain);
+                findings.push(Finding::Chain(hex::encode(chain)));
+            }
+        }
+        // Records of an earlier form are no damage.
+        for chain in snapshot.unread_chains() {
+            if let (chain, false) = chain? {
+                bad.chains.insert(chain);
+                findings.push(Finding::Chain(hex::encode(chain)));
+            }
+        }
+        for result in snapshot.unread_results() {
+            let UnreadResult { key, is_old, .. } = result?;
+            if !is_old {
+                findings.push(Finding::Record { kind: "result", name: hex::encode(&key) });
+                bad.results.insert(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes below which nothing is missing. Says which are damaged.
+    fn whole_nodes(&self, findings: &mut Vec<Finding>, bad: &mut Bad) -> Result<Whole, StoreError> {
+        let mut whole = Whole(DigestTable::new(&self.scratch(), HELD_BYTES));
         self.inner.trees.read("check nodes", |connection| {
             let mut statement = connection.prepare("SELECT digest, bytes FROM nodes")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let (digest, bytes) = (NodeDigest(row.get(0)?), row.get::<_, Vec<u8>>(1)?);
-                let node = DirNode::decode(&bytes).ok().filter(|_| NodeDigest::of(&bytes) == digest);
-                let Some(node) = node else {
+                if NodeDigest::of(&bytes) == digest && DirNode::decode(&bytes).is_ok() {
+                    self.in_table(whole.set(&digest, true))?;
+                } else {
                     findings.push(Finding::Node(digest));
                     bad.nodes.insert(digest);
-                    continue;
-                };
-                children.insert(digest, node.below().collect());
+                }
             }
-            Ok(())
+            drop(rows);
+            // What is above a lost node is found in turns, one for each level at most: in a sound store there is one.
+            loop {
+                let mut is_news = false;
+                let mut rows = statement.query([])?;
+                while let Some(row) = rows.next()? {
+                    let digest = NodeDigest(row.get(0)?);
+                    if !self.in_table(whole.has(&digest))? {
+                        continue;
+                    }
+                    let node = DirNode::decode(&row.get::<_, Vec<u8>>(1)?).ok();
+                    for below in node.iter().flat_map(DirNode::below) {
+                        if !self.in_table(whole.has(&below))? {
+                            self.in_table(whole.set(&digest, false))?;
+                            is_news = true;
+                            break;
+                        }
+                    }
+                }
+                if !is_news {
+                    return Ok(());
+                }
+            }
         })?;
-        let broken = unreachable_wholes(&children);
-        // The empty directory needs no row.
-        let is_whole = |root: &NodeDigest| {
-            root == &*crate::tree::EMPTY_NODE || (children.contains_key(root) && !broken.contains(root))
-        };
-        for result in snapshot.results.iter().filter(|result| !result.roots.iter().all(is_whole)) {
-            bad.results.insert(result.key.clone());
-            findings.push(result_finding(result));
-        }
-        let is_damaged =
-            |roots: &Option<Vec<NodeDigest>>| !roots.as_ref().is_some_and(|roots| roots.iter().all(is_whole));
-        for (chain, _) in snapshot.chains.iter().filter(|(_, roots)| is_damaged(roots)) {
-            bad.chains.insert(*chain);
-            findings.push(Finding::Chain(hex::encode(chain)));
-        }
-        for (key, _) in &snapshot.damaged_results {
-            bad.results.insert(key.clone());
-            findings.push(Finding::Record { kind: "result", name: hex::encode(key) });
-        }
-        Ok(())
+        Ok(whole)
+    }
+
+    fn in_table<T>(&self, result: io::Result<T>) -> Result<T, StoreError> {
+        result.doing("check nodes with a scratch file of", self.root())
     }
 
     fn find_orphans(&self, lease: &Lease, findings: &mut Vec<Finding>) -> Result<(), StoreError> {
@@ -485,62 +517,51 @@ impl Store {
     }
 }
 
-fn result_finding(result: &super::collect::ResultRow) -> Finding {
+fn result_finding(result: &ResultRow) -> Finding {
     Finding::Result { key: hex::encode(&result.key), step: result.description.clone() }
 }
 
-/// Nodes below which something is missing.
-fn unreachable_wholes(children: &HashMap<NodeDigest, Vec<NodeDigest>>) -> BTreeSet<NodeDigest> {
-    let mut parents: HashMap<NodeDigest, Vec<NodeDigest>> = HashMap::new();
-    let mut work = Vec::new();
-    for (node, below) in children {
-        for child in below {
-            parents.entry(*child).or_default().push(*node);
-            if !children.contains_key(child) && *child != *crate::tree::EMPTY_NODE {
-                work.push(*child);
-            }
-        }
+/// Which nodes are there with all that is below them.
+struct Whole(DigestTable<1>);
+
+impl Whole {
+    fn has(&self, node: &NodeDigest) -> io::Result<bool> {
+        // The empty directory needs no row.
+        Ok(node == &*crate::tree::EMPTY_NODE || self.0.get(&node.0)? == Some([1]))
     }
-    let mut broken = BTreeSet::new();
-    while let Some(node) = work.pop() {
-        for parent in parents.get(&node).into_iter().flatten() {
-            if broken.insert(*parent) {
-                work.push(*parent);
-            }
-        }
+
+    fn set(&mut self, node: &NodeDigest, is_whole: bool) -> io::Result<()> {
+        self.0.put(&node.0, [u8::from(is_whole)])
     }
-    broken
 }
 
 /// Results and images that rely on what is bad or not there.
 fn check_dependants(
     snapshot: &Snapshot,
-    images: &[(String, ImageRecord)],
     findings: &mut Vec<Finding>,
     bad: &mut Bad,
-) {
-    let is_sound = |id: &LayerId| snapshot.layers.contains_key(id) && !bad.layers.contains(id);
-    let mut results = BTreeMap::new();
-    for result in &snapshot.results {
-        if !bad.results.contains(&result.key) && !result.layers.iter().all(is_sound) {
-            results.insert(result.key.clone(), result_finding(result));
-        }
-    }
-    for (name, image) in images {
-        let layer = image.all_layers().find(|id| !is_sound(id)).map(|id| format!("layer {id}"));
+) -> Result<(), StoreError> {
+    let is_sound = |bad: &Bad, id: &LayerId| snapshot.layers.contains_key(id) && !bad.layers.contains(id);
+    for image in snapshot.images() {
+        let (name, image) = image?;
+        let layer = image.all_layers().find(|id| !is_sound(bad, id)).map(|id| format!("layer {id}"));
         let is_lost = |digest: &Digest| !snapshot.blobs.contains_key(digest) || bad.blobs.contains(digest);
         let config = || image.each().map(|image| image.config).find(is_lost);
         let index = || image.index.filter(is_lost).map(|index| format!("index {index}"));
         let lost = layer.or_else(|| config().map(|config| format!("config {config}"))).or_else(index);
         if let Some(lost) = lost {
             findings.push(Finding::Image { name: name.clone(), lost });
-            bad.images.insert(name.clone());
+            bad.images.insert(name);
         }
     }
-    for (key, finding) in results {
-        bad.results.insert(key);
-        findings.push(finding);
+    for result in snapshot.results() {
+        let result = result?;
+        if !bad.results.contains(&result.key) && !result.layers.iter().all(|id| is_sound(bad, id)) {
+            findings.push(result_finding(&result));
+            bad.results.insert(result.key);
+        }
     }
+    Ok(())
 }
 
 /// True when it is no fault of what was looked at.

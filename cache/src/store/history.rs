@@ -213,15 +213,17 @@ pub(super) fn note_all_gone(transaction: &Transaction<'_>, why: GoneWhy) -> Resu
     Ok(())
 }
 
-/// Root nodes that executions name.
-pub(super) fn nodes(connection: &Connection) -> Result<Vec<NodeDigest>, DbError> {
+/// Shows `take` the root nodes that each execution names, for [`split`].
+pub(super) fn each_nodes(
+    connection: &Connection,
+    mut take: impl FnMut(&[u8]) -> Result<(), DbError>,
+) -> Result<(), DbError> {
     let mut statement = connection.prepare("SELECT nodes FROM executions")?;
     let mut rows = statement.query([])?;
-    let mut nodes = Vec::new();
     while let Some(row) = rows.next()? {
-        nodes.extend(split(&row.get::<_, Vec<u8>>(0)?));
+        take(&row.get::<_, Vec<u8>>(0)?)?;
     }
-    Ok(nodes)
+    Ok(())
 }
 
 /// Rows that do not hold what was written.
@@ -285,7 +287,8 @@ fn sealed(key: &[u8], record: &str, nodes: &[u8]) -> [u8; 8] {
     seal("execution", &[key, nodes].concat(), record.as_bytes())
 }
 
-fn split(nodes: &[u8]) -> Vec<NodeDigest> {
+/// Nodes of an execution.
+pub(super) fn split(nodes: &[u8]) -> Vec<NodeDigest> {
     let chunks = nodes.chunks_exact(NODE_BYTES);
     chunks.filter_map(|chunk| chunk.try_into().ok().map(NodeDigest)).collect()
 }

@@ -92,9 +92,10 @@ impl Store {
     pub fn sweep_key_locks(&self) -> Result<usize, StoreError> {
         let layout = &self.inner.layout;
         let dir = layout.open("locks", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let path = layout.path("locks");
         let mut removed = 0;
-        for name in super::layout::names(&dir).doing("list", &layout.path("locks"))? {
-            let Ok(name) = String::from_utf8(name) else { continue };
+        for name in super::layout::read_names(&dir).doing("list", &path)? {
+            let Ok(name) = name.doing("list", &path)?.into_string() else { continue };
             if !name.starts_with("def-") && !name.starts_with("content-") {
                 continue;
             }

@@ -45,7 +45,7 @@
 //! 9. A pulled layer and its blob stay and go together: the blob cannot be made again from the directory.
 //!
 //! What is removed, and when, is decided in [`crate::gc`]; the transactions that do it are in `collect`, those for
-//! directory nodes in `needed`.
+//! directory nodes in `needed`; what there is to decide about, in `snapshot`.
 
 mod blob;
 pub(crate) mod collect;
@@ -69,6 +69,7 @@ mod readers;
 mod rebuild;
 mod resolution;
 mod result;
+pub(crate) mod snapshot;
 mod spool;
 mod stat_index;
 mod sync;

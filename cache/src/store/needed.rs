@@ -8,7 +8,7 @@ mod stack;
 
 use std::io;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{CachedStatement, OptionalExtension};
 
 use self::stack::Stack;
 use super::db::DbError;
@@ -48,7 +48,7 @@ pub(crate) struct Needs {
 /// Going down from nodes.
 struct Walk<'a> {
     store: &'a Store,
-    connection: &'a Connection,
+    bytes_of: CachedStatement<'a>,
     needs: &'a mut Needs,
     /// Where to go on.
     work: Stack,
@@ -111,8 +111,7 @@ impl Walk<'_> {
 
     /// It is to go on with what a node names.
     fn visit(&mut self, digest: &NodeDigest) -> Result<(), DbError> {
-        let mut statement = self.connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
-        let bytes: Option<Vec<u8>> = statement.query_row([digest.0], |row| row.get(0)).optional()?;
+        let bytes: Option<Vec<u8>> = self.bytes_of.query_row([digest.0], |row| row.get(0)).optional()?;
         let pushed = match bytes.and_then(|bytes| DirNode::decode(&bytes).ok()) {
             Some(node) => node.below().try_for_each(|node| self.work.push(node)),
             None => self.needs.lost.push(*digest),
@@ -135,7 +134,8 @@ impl Store {
         needs: &mut Needs,
     ) -> Result<(), StoreError> {
         self.inner.trees.read("walk trees", |connection| {
-            let mut walk = Walk { store: self, connection, work: Stack::new(&needs.scratch), needs };
+            let bytes_of = connection.prepare_cached("SELECT bytes FROM nodes WHERE digest = ?1")?;
+            let mut walk = Walk { store: self, bytes_of, work: Stack::new(&needs.scratch), needs };
             let mut lost = std::mem::replace(&mut walk.needs.lost, Stack::new(&walk.needs.scratch));
             while let Some(node) = self.in_scratch(lost.pop())? {
                 let need = self.in_scratch(walk.needs.of(&node))?;

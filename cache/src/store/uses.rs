@@ -5,7 +5,8 @@
 //! to the file `uses`, unsynced. Collection reads that file back. A lost entry makes a result look older than it is.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::Transaction;
@@ -22,7 +23,9 @@ const FILE: &str = "uses";
 /// Key, time.
 const ENTRY_BYTES: usize = KEY_BYTES + 8;
 const KEY_BYTES: usize = 33;
-/// A million entries; what is beyond is forgotten.
+/// Entries recorded in one transaction; later ones of a result take the place of earlier ones.
+const AT_ONCE_BYTES: u64 = ENTRY_BYTES as u64 * if cfg!(test) { 2 } else { 1 << 15 };
+/// More than a million entries; what is before them is forgotten.
 const FILE_BYTES_MAX: u64 = 1 << 26;
 
 /// Uses that are not written yet.
@@ -64,7 +67,7 @@ impl Store {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
         if let Ok(fd) = self.inner.layout.try_open(FILE, flags) {
-            let _ = std::fs::File::from(fd).write_all(&bytes);
+            let _ = File::from(fd).write_all(&bytes);
         }
     }
 
@@ -76,17 +79,30 @@ impl Store {
         }
         let taken = lease.next_path();
         layout.replace(FILE, &taken)?;
-        let bytes = layout.read(&taken, FILE_BYTES_MAX).unwrap_or_default().unwrap_or_default();
-        let mut uses = BTreeMap::new();
-        let now = now_unix_ns();
-        for entry in bytes.chunks_exact(ENTRY_BYTES) {
-            let (key, used) = entry.split_at(KEY_BYTES);
-            if let (Ok(key), Ok(used)) = (key.try_into(), used.try_into().map(i64::from_le_bytes)) {
-                // A time in the future would keep a result for ever.
-                uses.insert(key, used.min(now));
-            }
+        let Ok(Some(mut file)) = layout.open_file(&taken) else { return Ok(()) };
+        let len = file.metadata().map_or(0, |metadata| metadata.len());
+        let skipped = len.saturating_sub(FILE_BYTES_MAX).next_multiple_of(ENTRY_BYTES as u64);
+        if file.seek(SeekFrom::Start(skipped)).is_err() {
+            return Ok(());
         }
-        self.inner.index.write("record uses", |transaction| apply(transaction, &uses))
+        let now = now_unix_ns();
+        loop {
+            let mut bytes = Vec::new();
+            // What cannot be read is lost, as is an entry that a dying process did not write whole.
+            let _ = (&file).take(AT_ONCE_BYTES).read_to_end(&mut bytes);
+            let mut uses = BTreeMap::new();
+            for entry in bytes.chunks_exact(ENTRY_BYTES) {
+                let (key, used) = entry.split_at(KEY_BYTES);
+                if let (Ok(key), Ok(used)) = (key.try_into(), used.try_into().map(i64::from_le_bytes)) {
+                    // A time in the future would keep a result for ever.
+                    uses.insert(key, used.min(now));
+                }
+            }
+            if uses.is_empty() {
+                return Ok(());
+            }
+            self.inner.index.write("record uses", |transaction| apply(transaction, &uses))?;
+        }
     }
 }
 
