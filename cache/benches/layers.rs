@@ -21,7 +21,8 @@ use rbuild_cache::layer::{
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    FileStat, KnownKind, ListedDir, ScanMoment, SeenContext, SeenEntry, SeenXattrs, Store, StoreOptions,
+    FileStat, KnownKind, ListedDir, Records, ScanMoment, SeenContext, SeenEntry, SeenXattrs, Store,
+    StoreOptions,
 };
 use rbuild_cache::tree::select::{Selections, select, selection_digest};
 use rbuild_cache::tree::{ContentDigest, MemoryNodeStore, Meta, Tree};
@@ -245,19 +246,15 @@ fn stat_index(dir: &Path) {
     let loading = best(|| (), |()| drop(black_box(store.stat_index(&[1; 32]).expect("reads"))));
     row("stat index, its table loaded", loading, FILES);
     let index = store.stat_index(&[1; 32]).expect("reads");
-    let mut buffer = Vec::new();
-    let mut hits = || {
-        let mut hits = 0;
+    let hits = || {
+        let (mut hits, mut records) = (0, Records::new(&index));
         for at in 0..index.len() {
-            let record = index.record(at, &mut buffer).expect("reads");
-            hits += record
-                .entries()
-                .flatten()
-                .filter(|known| {
-                    let ino = known.stat().ino as usize;
-                    *known.stat == stat(ino).to_bytes()
-                })
-                .count();
+            let mut record = records.of(&index.dir(at).expect("reads")).expect("reads");
+            while let Some(known) = record.peek().expect("reads") {
+                let ino = known.stat().ino as usize;
+                hits += usize::from(*known.stat == stat(ino).to_bytes());
+                record.skip();
+            }
         }
         assert_eq!(black_box(hits), FILES);
     };

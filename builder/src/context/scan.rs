@@ -23,8 +23,8 @@ use rbuild_cache::layer::Mtime;
 use rbuild_cache::path::RelPath;
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    LayerId, LayerPacks, RecordDamaged, ScanMoment, SeenContext, SeenDir, SeenHint, SeenXattrs, Spool,
-    StatIndex,
+    IndexDamaged, Known, LayerId, LayerPacks, Records, ScanMoment, SeenContext, SeenDir, SeenHint,
+    SeenXattrs, Spool, StatIndex,
 };
 use rbuild_cache::tree::{FoundNames, Meta, NodeStore, NodeStoreError, PATH_BYTES_MAX, Tree};
 use rbuild_frontend::dockerignore::Ignore;
@@ -138,6 +138,9 @@ pub enum ScanError {
     /// A file shrank again and again while it was hashed.
     #[error("`{0}` in the build context changed while it was being read")]
     Changed(String),
+    /// What leads to something in the stat index cannot be believed. No [`scan`] ends with it.
+    #[error(transparent)]
+    Index(#[from] IndexDamaged),
     /// The trees could not be kept.
     #[error(transparent)]
     Tree(#[from] NodeStoreError),
@@ -165,10 +168,15 @@ pub fn scan(
     spool: Option<Spool>,
     scratch: &Scratch,
 ) -> Result<ScannedContext, ScanError> {
-    if let Some(scanned) = look_through(root, ignore, wanted, index, spool, scratch)? {
+    let look = |wanted: &Wanted, spool| match look_through(root, ignore, wanted, index, spool, scratch) {
+        // All is looked at as if there were none.
+        Err(ScanError::Index(_)) => look_through(root, ignore, wanted, &Arc::default(), None, scratch),
+        found => found,
+    };
+    if let Some(scanned) = look(wanted, spool)? {
         return Ok(scanned);
     }
-    let all = look_through(root, ignore, &Wanted::everything(), index, None, scratch)?;
+    let all = look(&Wanted::everything(), None)?;
     Ok(all.unwrap_or_else(|| unreachable!("a walk of everything has no symlink to stop at")))
 }
 
@@ -222,18 +230,13 @@ fn look_through(
 
 /// What must be told of each time: gives files that look like secrets, and adds the names of those that have several.
 fn note(dirs: &[SeenDir], index: &StatIndex, linked: &mut FoundNames) -> Result<Counted, ScanError> {
-    let (mut suspects, mut buffer) = (Counted::default(), Vec::new());
+    let (mut suspects, mut records) = (Counted::default(), Records::new(index));
     for dir in dirs.iter().filter(|dir| dir.is_noted()) {
-        let entries = match dir.place_kept() {
-            None => dir.entries(),
-            Some(at) => match index.record(at, &mut buffer) {
-                Some(record) => record.entries(),
-                // It was there a moment ago.
-                None => return Err(NodeStoreError::Storage(Box::new(RecordDamaged)).into()),
-            },
-        };
         let path = RelPath::clamp(dir.path());
-        for known in entries.flatten().filter(|known| known.is_linked || known.is_suspect) {
+        let mut tell = |known: &Known<'_>| -> Result<(), ScanError> {
+            if !known.is_linked && !known.is_suspect {
+                return Ok(());
+            }
             let path = path.join(known.name.to_bytes());
             if known.is_linked {
                 let stat = known.stat();
@@ -241,6 +244,19 @@ fn note(dirs: &[SeenDir], index: &StatIndex, linked: &mut FoundNames) -> Result<
             }
             if known.is_suspect {
                 suspects.add(|| String::from_utf8_lossy(path.as_bytes()).escape_debug().to_string());
+            }
+            Ok(())
+        };
+        match dir.place_kept() {
+            None => dir.entries().flatten().try_for_each(|known| tell(&known))?,
+            Some(at) => {
+                // It was there a moment ago.
+                let gone = |damaged| NodeStoreError::Storage(Box::new(damaged));
+                let mut record = records.of(&index.dir(at)?).map_err(gone)?;
+                while let Some(known) = record.peek().map_err(gone)? {
+                    tell(&known)?;
+                    record.skip();
+                }
             }
         }
     }

@@ -100,8 +100,9 @@ pub use resolution::{Resolution, ResolvedLayer};
 pub use result::{Key, KeyKind, Made, ResultRecord, Transition};
 pub use spool::Spool;
 pub use stat_index::{
-    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, ReadFile, Record, RecordDamaged,
-    STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenHint, SeenXattrs, StatIndex,
+    Entries, FileStat, IndexDamaged, Known, KnownDir, KnownKind, ListedDir, Place, ReadFile, RecordDamaged,
+    RecordReader, Records, STAT_BYTES, ScanMoment, SeenContext, SeenDir, SeenEntry, SeenHint, SeenXattrs,
+    StatIndex,
 };
 pub use usage::Usage;
 

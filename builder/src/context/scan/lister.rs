@@ -12,12 +12,13 @@ use rbuild_cache::layer::kept_xattrs;
 use rbuild_cache::names::{Aside, Listed};
 use rbuild_cache::scratch::Scratch;
 use rbuild_cache::store::{
-    Entries, FileStat, Known, KnownDir, KnownKind, ListedDir, Place, Record, ScanMoment, SeenDir, SeenEntry,
-    SeenXattrs, StatIndex,
+    FileStat, IndexDamaged, Known, KnownDir, KnownKind, ListedDir, Place, RecordReader, Records, ScanMoment,
+    SeenDir, SeenEntry, SeenXattrs, StatIndex,
 };
 use rbuild_cache::tree::PATH_BYTES_MAX;
 use rbuild_frontend::dockerignore::{Ignore, Verdict};
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir};
+use rustix::io::Errno;
 
 use super::{ScanError, io, open_beneath};
 use crate::context::counted::Counted;
@@ -49,6 +50,17 @@ pub(super) enum Task {
     Known(usize),
     /// One that was found.
     Found { path: Vec<u8>, verdict: Verdict },
+}
+
+/// What came of a task.
+pub(super) enum Outcome {
+    Looked(Box<Looked>),
+    /// One of the last scan cannot be opened: it is gone, as a rule, with all before the place `after`.
+    Unopened {
+        known: KnownDir,
+        after: usize,
+        errno: Errno,
+    },
 }
 
 /// A directory that was looked at.
@@ -93,45 +105,51 @@ impl FoundDirs {
 }
 
 impl Lister<'_> {
-    /// Where a task is.
-    pub(super) fn path<'t>(&'t self, task: &'t Task) -> &'t [u8] {
-        match task {
-            Task::Known(at) => self.index.dir(*at).map_or(&[], KnownDir::path),
-            Task::Found { path, .. } => path,
-        }
+    /// True for a directory that the last scan went through by the same rules.
+    pub(super) fn known(&self, path: &[u8]) -> Result<Option<KnownDir>, IndexDamaged> {
+        if self.is_current { self.index.find(path) } else { Ok(None) }
     }
 
-    /// Place in the index of a directory that the last scan went through by the same rules.
-    pub(super) fn known(&self, path: &[u8]) -> Option<usize> {
-        if self.is_current { self.index.find(path) } else { None }
-    }
-
-    /// Looks at a directory. `buffer` is for records.
-    pub(super) fn look(&self, task: &Task, buffer: &mut Vec<u8>) -> Result<Looked, ScanError> {
-        let path = self.path(task);
+    /// Looks at a directory. `records` are those of the index.
+    pub(super) fn look(&self, task: &Task, records: &mut Records<'_>) -> Result<Outcome, ScanError> {
+        let known = match task {
+            Task::Known(at) => Some(self.index.dir(*at)?),
+            Task::Found { path, .. } => self.index.find(path)?,
+        };
+        let path = match (task, &known) {
+            (Task::Found { path, .. }, _) => path,
+            (Task::Known(_), known) => known.as_ref().map_or(&[][..], KnownDir::path),
+        };
         if path.len() > PATH_BYTES_MAX {
             return Err(ScanError::TooDeep(String::from_utf8_lossy(&path[..80]).into_owned()));
         }
-        let dir = open_beneath(self.root, path, OFlags::DIRECTORY).map_err(io("open", path))?;
+        let dir = match (open_beneath(self.root, path, OFlags::DIRECTORY), task, &known) {
+            (Ok(dir), ..) => dir,
+            (Err(errno), Task::Known(_), Some(known)) => {
+                let (known, after) = (known.clone(), self.index.after(known)?);
+                return Ok(Outcome::Unopened { known, after, errno });
+            }
+            (Err(errno), ..) => return Err(io("open", path)(errno)),
+        };
         let stat = FileStat::from(&rustix::fs::fstat(&dir).map_err(io("look at", path))?);
-        let at = match task {
-            Task::Known(at) => Some(*at),
-            Task::Found { .. } => self.index.find(path),
-        };
-        let known = at.and_then(|at| Some((at, self.index.dir(at)?, self.index.record(at, buffer)?)));
+        // Of a damaged one nothing is known.
+        let record = known.as_ref().and_then(|known| Some((known, records.of(known).ok()?)));
         let visit = Visit::new(self, dir.as_fd(), path, stat);
-        if let Some((at, known, record)) = known
-            && self.is_current
-            && known.is_trusted()
-            && *known.stat() == stat.to_bytes()
-        {
-            return visit.again(at, known, record);
-        }
-        let verdict = match task {
-            Task::Known(_) => self.ignore.verdict(&String::from_utf8_lossy(path)),
-            Task::Found { verdict, .. } => *verdict,
+        let looked = match record {
+            Some((known, record))
+                if self.is_current && known.is_trusted() && *known.stat() == stat.to_bytes() =>
+            {
+                visit.again(known, record)
+            }
+            record => {
+                let verdict = match task {
+                    Task::Known(_) => self.ignore.verdict(&String::from_utf8_lossy(path)),
+                    Task::Found { verdict, .. } => *verdict,
+                };
+                visit.anew(verdict, record.map(|(_, record)| record))
+            }
         };
-        visit.anew(verdict, known.map(|(_, _, record)| record))
+        looked.map(|looked| Outcome::Looked(Box::new(looked)))
     }
 }
 
@@ -142,7 +160,7 @@ struct Visit<'a> {
     path: &'a [u8],
     verdict: Verdict,
     /// What is known of the names that come.
-    known: Option<Entries<'a>>,
+    known: Option<RecordReader<'a>>,
     listed: ListedDir,
     dirs: FoundDirs,
     still: Vec<usize>,
@@ -171,49 +189,61 @@ impl<'a> Visit<'a> {
     }
 
     /// A directory in which nothing came or went.
-    fn again(mut self, at: usize, known: KnownDir<'_>, record: Record<'a>) -> Result<Looked, ScanError> {
-        let mut entries = record.entries();
+    fn again(mut self, known: &KnownDir, mut record: RecordReader<'a>) -> Result<Looked, ScanError> {
         let (mut same, mut is_noted) = (0, false);
         loop {
-            let from_here = entries.clone();
-            match entries.next() {
-                None => break,
-                Some(Ok(entry)) if self.is_unmoved(&entry) => {
+            match record.peek() {
+                Ok(Some(entry)) if self.is_unmoved(&entry) => {
                     is_noted |= entry.is_linked || entry.is_suspect;
                     same += 1;
                 }
-                Some(_) => {
-                    self.known = Some(from_here);
-                    break;
+                Ok(Some(_)) => break,
+                Ok(None) => {
+                    let dir = SeenDir::kept(known, is_noted);
+                    let (dirs, still) = (FoundDirs::default(), Vec::new());
+                    return Ok(Looked { dir, dirs, still, skipped: Counted::default(), leads_out: false });
                 }
+                Err(_) => return self.not_again(),
             }
+            record.skip();
         }
-        let is_excluded = known.is_excluded();
-        let Some(rest) = self.known.clone() else {
-            let dir = SeenDir::kept(at, known, is_noted);
-            let (dirs, still) = (FoundDirs::default(), Vec::new());
-            return Ok(Looked { dir, dirs, still, skipped: Counted::default(), leads_out: false });
-        };
         self.verdict = self.lister.ignore.verdict(&String::from_utf8_lossy(self.path));
-        for entry in record.entries().take(same).flatten() {
+        record.rewind();
+        for _ in 0..same {
+            let Ok(Some(entry)) = record.peek() else { return self.not_again() };
             self.add(&SeenEntry::from(&entry))?;
+            record.skip();
         }
-        for entry in rest {
-            let Ok(entry) = entry else {
-                // Not even what was the same can be believed.
-                let again = Self::new(self.lister, self.dir, self.path, *self.listed.stat());
-                return again.anew(self.verdict, None);
-            };
-            self.look_at(entry.name.to_bytes(), FileType::Unknown)?;
+        let mut name = Vec::new();
+        self.known = Some(record);
+        while let Some(record) = &mut self.known {
+            name.clear();
+            match record.peek() {
+                Ok(Some(entry)) => name.extend_from_slice(entry.name.to_bytes()),
+                Ok(None) => break,
+                Err(_) => return self.not_again(),
+            }
+            self.look_at(&name, FileType::Unknown)?;
+            if let Some(record) = &mut self.known
+                && record.peek().is_ok_and(|next| next.is_some_and(|next| next.name.to_bytes() == name))
+            {
+                record.skip();
+            }
         }
         // They are looked at already.
         self.dirs = FoundDirs::default();
-        self.still = self.lister.index.dirs_in(at).collect();
-        Ok(self.done(is_excluded))
+        self.still = self.lister.index.dirs_in(known).collect::<Result<_, _>>()?;
+        Ok(self.done(known.is_excluded()))
+    }
+
+    /// The same when the record is damaged: not even what was the same can be believed.
+    fn not_again(self) -> Result<Looked, ScanError> {
+        let verdict = self.lister.ignore.verdict(&String::from_utf8_lossy(self.path));
+        Self::new(self.lister, self.dir, self.path, *self.listed.stat()).anew(verdict, None)
     }
 
     /// A directory that has to be listed.
-    fn anew(mut self, verdict: Verdict, record: Option<Record<'a>>) -> Result<Looked, ScanError> {
+    fn anew(mut self, verdict: Verdict, record: Option<RecordReader<'a>>) -> Result<Looked, ScanError> {
         // The root's are the host's affair.
         if !self.path.is_empty() {
             kept_xattrs(self.dir)
@@ -221,7 +251,7 @@ impl<'a> Visit<'a> {
                 .map_err(io("keep the xattrs of", self.path))?;
         }
         self.verdict = verdict;
-        self.known = record.map(Record::entries);
+        self.known = record;
         let mut names = Listed::new(self.lister.scratch);
         each_name(self.dir, self.path, |name, kind| {
             names.add(name, kind).map_err(io("hold the names in", self.path))
@@ -269,7 +299,7 @@ impl<'a> Visit<'a> {
         let stat = match rustix::fs::statat(self.dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // It vanished between listing and looking: as if it had never been there.
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(io("look at", &path)(errno)),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -287,14 +317,14 @@ impl<'a> Visit<'a> {
         let stat = FileStat::from(&stat);
         let entry = |kind| SeenEntry { name, stat, is_linked, is_suspect: false, kind };
         match kind {
-            FileType::Directory => match self.lister.known(&path) {
-                Some(at) => self.still.push(at),
+            FileType::Directory => match self.lister.known(&path)? {
+                Some(known) => self.still.push(known.place()),
                 None => self.dirs.push(name, verdict),
             },
             FileType::RegularFile => {
                 let is_suspect = self.is_secret(name, &path);
                 let content = self.content(name, &stat);
-                let kind = KnownKind::File(content.unwrap_or(&[0; 32]));
+                let kind = KnownKind::File(content.as_ref().unwrap_or(&[0; 32]));
                 let place = self.add(&SeenEntry { is_suspect, ..entry(kind) })?;
                 if content.is_none() {
                     self.listed.mark_unread(place);
@@ -317,7 +347,7 @@ impl<'a> Visit<'a> {
     }
 
     fn add(&mut self, entry: &SeenEntry<'_>) -> Result<Place, ScanError> {
-        let too_large = || io("record", &join(self.path, entry.name))(rustix::io::Errno::FBIG);
+        let too_large = || io("record", &join(self.path, entry.name))(Errno::FBIG);
         self.listed.push(entry).ok_or_else(too_large)
     }
 
@@ -333,19 +363,17 @@ impl<'a> Visit<'a> {
     }
 
     /// The content that a file with this stat is known to have. Names come in order.
-    fn content(&mut self, name: &[u8], stat: &FileStat) -> Option<&'a [u8; 32]> {
+    fn content(&mut self, name: &[u8], stat: &FileStat) -> Option<[u8; 32]> {
         let known = self.known.as_mut()?;
         loop {
-            let mut after = known.clone();
-            let entry = after.next()?.ok()?;
+            let entry = known.peek().ok()??;
             match entry.name.to_bytes().cmp(name) {
-                std::cmp::Ordering::Less => *known = after,
+                std::cmp::Ordering::Less => known.skip(),
                 std::cmp::Ordering::Greater => return None,
                 std::cmp::Ordering::Equal => {
-                    *known = after;
                     let KnownKind::File(content) = entry.kind else { return None };
                     let is_same = !entry.is_young && *entry.stat == stat.to_bytes();
-                    return is_same.then_some(content);
+                    return is_same.then_some(*content);
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use proptest::prelude::*;
-use rbuild_cache::store::{Store, StoreOptions};
+use rbuild_cache::store::{FileStat, ListedDir, Store, StoreOptions};
 use rbuild_cache::tree::{ContentDigest, Entry};
 
 use super::*;
@@ -279,6 +279,93 @@ fn a_directory_that_became_something_else_is_none_any_more() {
     fs::write(case.root().join("d4"), "a file").unwrap();
     let (found, _) = case.scan(&ignore, &wanted);
     assert_same(&found, &case.scan_anew(&ignore, &wanted));
+}
+
+#[test]
+fn a_damaged_index_changes_nothing_of_what_is_found() {
+    let (case, ignore, wanted) = settled();
+    // Rows of more than one block.
+    for at in 0..100 {
+        fs::create_dir(case.root().join(format!("d5/{at}"))).unwrap();
+    }
+    case.settle();
+    assert!(case.scan(&ignore, &wanted).1);
+    let path = case.store.root().join(format!("contexts/{}", "01".repeat(32)));
+    let good = fs::read(&path).unwrap();
+    let expected = case.scan_anew(&ignore, &wanted);
+    let mut without = 0;
+    for at in (0..good.len()).step_by(good.len() / 150) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&path, bytes).unwrap();
+        let index = Arc::new(case.store.stat_index(&[1; 32]).unwrap());
+        let found = scan(&case.root(), &ignore, &wanted, &index, None, &scratch()).unwrap();
+        assert_same(&found, &expected);
+        // And it is replaced.
+        let seen = found.seen.as_ref().unwrap();
+        assert!(seen.differs() || trusted_dev(found.dir.as_fd()).is_none(), "byte {at}");
+        without += usize::from(!index.is_empty() && listed(&found).len() == 1 + 6 + 6 + 100);
+    }
+    assert!(without > 0, "no row was damaged");
+}
+
+#[test]
+fn a_directory_that_an_unmoved_one_has_must_be_there() {
+    let case = Case::new();
+    fs::create_dir(case.root().join("d")).unwrap();
+    case.settle();
+    let look = |path: &str| {
+        let found = fs::metadata(case.root().join(path)).map(|_| case.root().join(path));
+        let stat = rustix::fs::stat(found.unwrap_or(case.root())).unwrap();
+        let mut listed = ListedDir::new(path.as_bytes(), FileStat::from(&stat), ScanMoment::now());
+        listed.may_be_trusted = true;
+        listed.done(false)
+    };
+    let (ignore, wanted) = (Ignore::default(), Wanted::everything());
+    let scan_by = |dirs: &[&str], rules| {
+        let dirs = dirs.iter().map(|path| look(path)).collect();
+        let seen = SeenContext::new(Arc::default(), rules, dirs, SeenXattrs::new(&scratch())).unwrap();
+        case.store.put_stat_index(&case.store.lease().unwrap(), &[1; 32], &seen).unwrap();
+        let index = Arc::new(case.store.stat_index(&[1; 32]).unwrap());
+        scan(&case.root(), &ignore, &wanted, &index, None, &scratch()).map(|found| listed(&found).len())
+    };
+    let rules = rules(&ignore, &wanted);
+    let root = rustix::fs::open(case.root(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    if trusted_dev(root.as_fd()).is_some() {
+        assert_eq!(scan_by(&["", "d"], rules).unwrap(), 0);
+        for (gone, path) in [(vec!["", "a", "d"], "a"), (vec!["", "d", "d/x", "d/x/y", "e"], "d/x")] {
+            let error = scan_by(&gone, rules).unwrap_err();
+            assert!(
+                matches!(&error, ScanError::Io { what: "open", path: at, .. } if at == path),
+                "{error:?}"
+            );
+        }
+    }
+    // By other rules nothing is kept.
+    assert_eq!(scan_by(&["", "a", "d"], [0; 32]).unwrap(), 2);
+    // Nor when the directory itself is not as it was.
+    fs::write(case.root().join("new"), "").unwrap();
+    assert_eq!(scan_by(&["", "d", "e", "e/f", "g"], [0; 32]).unwrap(), 2);
+}
+
+#[test]
+fn however_much_is_gone_what_is_left_is_found() {
+    let (case, ignore, wanted) = settled();
+    for at in 0..300 {
+        fs::create_dir_all(case.root().join(format!("d0/n{at}/m"))).unwrap();
+        fs::create_dir_all(case.root().join(format!("many{at}"))).unwrap();
+    }
+    case.settle();
+    let _ = case.scan(&ignore, &wanted);
+    for at in 0..300 {
+        fs::remove_dir(case.root().join(format!("many{at}"))).unwrap();
+    }
+    fs::remove_dir_all(case.root().join("d0")).unwrap();
+    fs::write(case.root().join("d2/new"), "new").unwrap();
+    let (found, differs) = case.scan(&ignore, &wanted);
+    assert!(differs);
+    assert_same(&found, &case.scan_anew(&ignore, &wanted));
+    assert_eq!(case.store.stat_index(&[1; 32]).unwrap().len(), 1 + 5 + 5);
 }
 
 #[test]

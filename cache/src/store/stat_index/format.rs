@@ -1,10 +1,6 @@
-//! Bytes of a stat index.
+//! Bytes of what is in a directory.
 //!
 //! ```text
-//! index  = magic · table length u32 · table · crc32 of all before it · records, in the table's order
-//! table  = rules 32 bytes · row…                                          sorted by path
-//! row    = path length u16 · path · stat · flags u8 · node 32 bytes · files u32 · bytes u64
-//!        · record length u32 · crc32 of the record
 //! record = entry…                                                         sorted by name, no directories
 //! entry  = kind and flags u8 · name length u16 · name · 0 · stat · payload
 //! payload: of a file its content's digest, of a symlink u16 · target, of anything else nothing
@@ -16,15 +12,7 @@ use std::ffi::CStr;
 
 use super::listed::SeenEntry;
 use super::stat::{FileStat, STAT_BYTES};
-use crate::path::compare;
-use crate::tree::{ContentDigest, Entry, Kind, Meta, NodeDigest};
-
-/// Starts every index; the digit is its version.
-pub(super) const MAGIC: &[u8; 8] = b"rbstats5";
-/// Before the table.
-pub(super) const HEAD_BYTES: usize = 8 + 4;
-pub(super) const RULES_BYTES: usize = 32;
-pub(super) const ROW_BYTES: usize = 2 + STAT_BYTES + 1 + 32 + 4 + 8 + 4 + 4;
+use crate::tree::{ContentDigest, Entry, Kind, Meta};
 
 const KIND_MASK: u8 = 0x07;
 const FILE: u8 = 1;
@@ -42,128 +30,9 @@ const UNREAD: u8 = 0x80;
 /// Of a scan only: the file has xattrs, which lie elsewhere. No index has such a file.
 const WITH_XATTRS: u8 = 0x08;
 
-/// The record is all that is in the directory for as long as its stat does not move.
-const TRUSTED: u8 = 1;
-/// The directory itself is left out; it is there for what is brought back in it.
-const EXCLUDED: u8 = 2;
-
-/// One directory in the table.
+/// What one directory held, or a piece of that.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Row<'a> {
-    pub(super) path: &'a [u8],
-    pub(super) stat: &'a [u8; STAT_BYTES],
-    pub(super) is_trusted: bool,
-    pub(super) is_excluded: bool,
-    pub(super) node: NodeDigest,
-    /// Files in it, and their bytes.
-    pub(super) files: u32,
-    pub(super) bytes: u64,
-    pub(super) record_bytes: u32,
-    pub(super) crc: u32,
-}
-
-/// Where a row is, and what follows from those before it.
-#[derive(Debug)]
-pub(super) struct RowPlace {
-    /// In the table.
-    pub(super) start: u32,
-    /// Row of the directory that holds it; the root has its own.
-    pub(super) parent: u32,
-    /// Where the record is, counted from the first one.
-    pub(super) record_at: u64,
-}
-
-impl<'a> Row<'a> {
-    /// Appends it.
-    pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
-        out.extend_from_slice(&u16::try_from(self.path.len()).ok()?.to_le_bytes());
-        out.extend_from_slice(self.path);
-        out.extend_from_slice(self.stat);
-        out.push(if self.is_trusted { TRUSTED } else { 0 } | if self.is_excluded { EXCLUDED } else { 0 });
-        out.extend_from_slice(&self.node.0);
-        out.extend_from_slice(&self.files.to_le_bytes());
-        out.extend_from_slice(&self.bytes.to_le_bytes());
-        out.extend_from_slice(&self.record_bytes.to_le_bytes());
-        out.extend_from_slice(&self.crc.to_le_bytes());
-        Some(())
-    }
-
-    /// The row that begins there.
-    pub(super) fn at(table: &'a [u8], start: usize) -> Option<Self> {
-        Self::take(&mut table.get(start..)?)
-    }
-
-    fn take(rest: &mut &'a [u8]) -> Option<Self> {
-        let path = take_path(rest)?;
-        let stat = take_ref(rest)?;
-        let [flags] = take(rest)?;
-        Some(Self {
-            path,
-            stat,
-            is_trusted: flags & TRUSTED != 0,
-            is_excluded: flags & EXCLUDED != 0,
-            node: NodeDigest(take(rest)?),
-            files: u32::from_le_bytes(take(rest)?),
-            bytes: u64::from_le_bytes(take(rest)?),
-            record_bytes: u32::from_le_bytes(take(rest)?),
-            crc: u32::from_le_bytes(take(rest)?),
-        })
-    }
-}
-
-/// The path of the row that begins there: of one that was found before.
-pub(super) fn path_at(table: &[u8], start: usize) -> &[u8] {
-    table.get(start..).and_then(|mut rest| take_path(&mut rest)).unwrap_or_default()
-}
-
-fn take_path<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::from(u16::from_le_bytes(take(rest)?));
-    rest.split_off(..length)
-}
-
-/// What is in a table, whose checksum was right.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub(super) places: Vec<RowPlace>,
-    /// Number of files.
-    pub(super) files: u64,
-    /// Bytes of all records.
-    pub(super) record_bytes: u64,
-}
-
-/// Rows of a table; `None` for anything that is not written here.
-pub(super) fn parse_table(table: &[u8]) -> Option<Rows> {
-    let mut rows = Rows { places: Vec::with_capacity(table.len() / (ROW_BYTES + 16)), ..Rows::default() };
-    // From the root to the last row.
-    let mut above: Vec<(u32, &[u8])> = Vec::new();
-    let mut rest = table.get(RULES_BYTES..)?;
-    while !rest.is_empty() {
-        let start = u32::try_from(table.len() - rest.len()).ok()?;
-        let row = Row::take(&mut rest)?;
-        let at = u32::try_from(rows.places.len()).ok()?;
-        let parent = match rows.places.last() {
-            None if row.path.is_empty() => 0,
-            Some(last) if compare(path_at(table, last.start as usize), row.path).is_lt() => {
-                let holder =
-                    row.path.iter().rposition(|byte| *byte == b'/').map_or(&[][..], |at| &row.path[..at]);
-                while above.last()?.1 != holder {
-                    above.pop();
-                }
-                above.last()?.0
-            }
-            _ => return None,
-        };
-        above.push((at, row.path));
-        rows.places.push(RowPlace { start, parent, record_at: rows.record_bytes });
-        rows.record_bytes += u64::from(row.record_bytes);
-        rows.files += u64::from(row.files);
-    }
-    Some(rows)
-}
-
-/// What one directory held. Its checksum was right.
-#[derive(Debug, Clone, Copy)]
-pub struct Record<'a>(pub(super) &'a [u8]);
+pub(super) struct Record<'a>(pub(super) &'a [u8]);
 
 /// A record that is not written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -206,19 +75,8 @@ pub enum KnownKind<'a> {
 
 impl<'a> Record<'a> {
     /// All entries by name.
-    pub fn entries(self) -> Entries<'a> {
+    pub(super) fn entries(self) -> Entries<'a> {
         Entries(self.0)
-    }
-
-    /// Where each entry begins.
-    pub(super) fn starts(self) -> Option<Vec<u32>> {
-        let (mut rest, mut starts) = (self.0, Vec::new());
-        while !rest.is_empty() {
-            starts.push(u32::try_from(self.0.len() - rest.len()).ok()?);
-            Known::take(&mut rest)?;
-        }
-        starts.shrink_to_fit();
-        Some(starts)
     }
 
     /// The entry that begins there.
@@ -253,7 +111,7 @@ impl<'a> Iterator for Entries<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn take(rest: &mut &'a [u8]) -> Option<Self> {
+    pub(super) fn take(rest: &mut &'a [u8]) -> Option<Self> {
         let [head] = take(rest)?;
         let length = usize::from(u16::from_le_bytes(take(rest)?));
         let name = CStr::from_bytes_with_nul(rest.split_off(..length + 1)?).ok()?;
@@ -364,11 +222,11 @@ pub(super) fn rewrite_file(
     Some(())
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     take_ref(rest).copied()
 }
 
-fn take_ref<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+pub(super) fn take_ref<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
     let (part, after) = rest.split_first_chunk()?;
     *rest = after;
     Some(part)

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU32;
 
 use super::format::{Entries, Known, KnownKind, Record, mark_unread, rewrite_file};
 use super::index::KnownDir;
@@ -30,15 +31,19 @@ pub struct ListedDir {
 pub struct SeenDir {
     /// Its path below the context's root, then the record if it was listed.
     bytes: Box<[u8]>,
-    path_bytes: u32,
-    /// Its place in the last index, where it is as it was there.
-    kept: Option<u32>,
+    path_bytes: u16,
+    /// The number behind its place in the last index, where it is as it was there.
+    kept: Option<NonZeroU32>,
+    /// Bytes of its files, where it was kept.
+    kept_bytes: u64,
     stat: [u8; STAT_BYTES],
     is_excluded: bool,
     may_be_trusted: bool,
     is_noted: bool,
     /// Its node, once that is settled.
     pub(super) node: NodeDigest,
+    /// Where it was kept, true when that is not the one which the last index has.
+    pub(super) has_new_node: bool,
     /// `None` for most.
     xattrs: Option<Box<Xattrs>>,
 }
@@ -142,25 +147,32 @@ impl SeenDir {
         Self {
             bytes: bytes.into_boxed_slice(),
             // No path that is looked at is near so long.
-            path_bytes: path_bytes as u32,
+            path_bytes: path_bytes as u16,
             kept: None,
+            kept_bytes: 0,
             stat,
             is_excluded,
             may_be_trusted: false,
             is_noted: false,
             node: *EMPTY_NODE,
+            has_new_node: false,
             xattrs: None,
         }
     }
 
-    /// One in which all is as the last index has it, `at` this place: its own stat was found unmoved, and those of all
-    /// files in it. `is_noted` when there is something among these that must be told of each time.
-    pub fn kept(at: usize, known: KnownDir<'_>, is_noted: bool) -> Self {
-        let (path, node) = (known.path(), known.node());
-        // An index has a few million.
-        let kept = Some(at as u32);
-        let new = Self::new(path.to_vec(), path.len(), *known.stat(), known.is_excluded());
-        Self { kept, may_be_trusted: known.is_trusted(), is_noted, node, ..new }
+    /// One in which all is as the last index has it: its own stat was found unmoved, and those of all files in it.
+    /// `is_noted` when there is something among these that must be told of each time.
+    pub fn kept(known: &KnownDir, is_noted: bool) -> Self {
+        let row = known.row();
+        Self {
+            // An index numbers its directories with as many bits.
+            kept: NonZeroU32::new(known.place() as u32 + 1),
+            kept_bytes: row.bytes,
+            may_be_trusted: row.is_trusted,
+            is_noted,
+            node: row.node,
+            ..Self::new(row.path.to_vec(), row.path.len(), *row.stat, row.is_excluded)
+        }
     }
 
     /// Below the context's root.
@@ -170,7 +182,21 @@ impl SeenDir {
 
     /// Its place in the last index, where it is as it was there.
     pub fn place_kept(&self) -> Option<usize> {
-        self.kept.map(|at| at as usize)
+        self.kept.map(|behind| behind.get() as usize - 1)
+    }
+
+    /// Bytes of the files in it.
+    pub(super) fn files_bytes(&self) -> u64 {
+        match self.kept {
+            Some(_) => self.kept_bytes,
+            None => self.files().1,
+        }
+    }
+
+    /// Files in it and their bytes, if it was listed.
+    pub(super) fn files(&self) -> (u32, u64) {
+        let files = self.entries().flatten().filter(|known| matches!(known.kind, KnownKind::File(_)));
+        files.fold((0, 0), |(count, bytes), file| (count + 1, file.stat().size.saturating_add(bytes)))
     }
 
     /// True when something in it must be told of each time: a file with other names, or one that looks like a secret.
@@ -265,18 +291,17 @@ impl SeenDir {
         Some(files[at].1)
     }
 
-    /// The record as an index has it, in `buffer` if that is not all of it.
-    pub(super) fn indexed<'b>(&'b self, buffer: &'b mut Vec<u8>) -> Record<'b> {
-        if self.xattrs.is_none() {
-            return self.record();
-        }
-        buffer.clear();
+    /// Shows names and bytes of the entries that an index has.
+    pub(super) fn each_indexed(
+        &self,
+        mut each: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut entries = self.entries();
         loop {
             let from_here = entries.bytes();
-            let Some(Ok(known)) = entries.next() else { return Record(buffer) };
+            let Some(Ok(known)) = entries.next() else { return Ok(()) };
             if !known.has_xattrs {
-                buffer.extend_from_slice(&from_here[..from_here.len() - entries.bytes().len()]);
+                each(known.name.to_bytes(), &from_here[..from_here.len() - entries.bytes().len()])?;
             }
         }
     }

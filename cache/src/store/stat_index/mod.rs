@@ -1,7 +1,7 @@
 //! Stat indexes: what a context's files and directories were when they were last looked at.
 //!
-//! One file per context: a table of its directories, read whole, and for each of them a record of what is in it, read
-//! when it is looked at. A file's entry is trusted only when nothing about the file's stat moved *and* the file had
+//! One file per context: a table of its directories in blocks, read where something is looked for, and for each of them a
+//! record of what is in it, read piece by piece when it is looked at. A file's entry is trusted only when nothing about the file's stat moved *and* the file had
 //! been left alone before the scan that read it began ([`ScanMoment`]). The second half is the racy-git rule, one
 //! notch stricter: a file may change after it was read but within the same clock tick as its recorded change time, and
 //! an index written a tick later would not show it. A change after the scan began always gives a time at or after the
@@ -14,8 +14,11 @@
 //! | module | for |
 //! |---|---|
 //! | `stat` | [`FileStat`], [`ScanMoment`], the rule above |
-//! | `format` | bytes of a record and of the table |
+//! | `format` | bytes of a record |
+//! | `rows` | bytes of the table, and of all that leads to something |
 //! | `index` | [`StatIndex`]: the last scan's, as it lies on the disk |
+//! | `pieces` | [`Records`] of it, in pieces |
+//! | `writer` | the next one, from the first directory to the last |
 //! | `listed` | [`ListedDir`]: a directory while it is looked at, of which a [`SeenDir`] is made, with its record |
 //! | `xattrs` | [`SeenXattrs`]: what no record has |
 //! | `seen` | [`SeenContext`]: this scan's, from which the next index is written |
@@ -23,13 +26,17 @@
 mod format;
 mod index;
 mod listed;
+mod pieces;
+mod rows;
 mod seen;
 mod stat;
+mod writer;
 mod xattrs;
 
-pub use format::{Entries, Known, KnownKind, Record, RecordDamaged};
-pub use index::{KnownDir, StatIndex};
+pub use format::{Entries, Known, KnownKind, RecordDamaged};
+pub use index::{IndexDamaged, KnownDir, StatIndex};
 pub use listed::{ListedDir, Place, ReadFile, SeenDir, SeenEntry};
+pub use pieces::{RecordReader, Records};
 pub use seen::{SeenContext, SeenHint};
 #[cfg(test)]
 pub(super) use stat::settled;
@@ -46,11 +53,11 @@ use super::lease::Lease;
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 impl Store {
-    /// The stat index of a context; empty when there is none or its table is damaged.
+    /// The stat index of a context; empty when there is none, or where all begins in it is damaged.
     pub fn stat_index(&self, context: &[u8; 32]) -> Result<StatIndex, StoreError> {
         let layout = &self.inner.layout;
         let Some(file) = layout.open_file(&file_name(context))? else { return Ok(StatIndex::empty()) };
-        Ok(StatIndex::read(file).unwrap_or_else(StatIndex::empty))
+        Ok(StatIndex::open(file).unwrap_or_else(StatIndex::empty))
     }
 
     /// Replaces the stat index of a context. Not synced: losing it costs reading files again.

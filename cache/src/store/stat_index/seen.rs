@@ -4,26 +4,28 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use self::held::{Held, Recent};
 use self::nodes::Place;
 use super::super::nodes::NodeCache;
-use super::format::{Known, KnownKind, MAGIC, ROW_BYTES, RULES_BYTES, Record, RecordDamaged, Row};
-use super::index::StatIndex;
+use super::format::RecordDamaged;
+use super::index::{IndexDamaged, StatIndex, is_below};
 use super::listed::SeenDir;
+use super::pieces::{RecordWriter, Records};
+use super::rows::{RULES_BYTES, RecordPlace, Row};
 use super::stat::FileStat;
+use super::writer::{IndexWriter, moved};
 use super::xattrs::SeenXattrs;
 use crate::layer::Mtime;
 use crate::path::{RelPath, compare};
 use crate::tree::{EMPTY_NODE, MemoryNodeStore, Meta, NodeDigest, NodeStoreError, Part};
 
+mod held;
 mod nodes;
 #[cfg(test)]
 mod tests;
 
 /// Bytes in memory of the last nodes that are kept, for paths that begin alike.
 const KEPT_BYTES: usize = 1 << 20;
-
-/// A record of so many bytes is made ready once, a smaller one each time that it is asked for: there may be as many as files.
-const LARGE_RECORD_BYTES: usize = if cfg!(test) { 256 } else { 16 << 10 };
 
 /// A scanned context: its directories' nodes, made from their records when somebody asks, and its files' times.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct SeenContext {
     /// Of the directories that are in parts.
     parts: Mutex<HashMap<usize, Arc<[Part]>>>,
     known_parts: Mutex<HashMap<NodeDigest, Place>>,
-    large: Mutex<HashMap<usize, Arc<Held>>>,
+    recent: Mutex<Recent>,
     nodes: NodeCache<KEPT_BYTES>,
     xattrs: SeenXattrs,
     /// Nodes of no directory: those of its links.
@@ -54,37 +56,7 @@ pub struct SeenContext {
 pub struct SeenHint {
     dir: Option<usize>,
     held: Option<Arc<Held>>,
-    next: usize,
-}
-
-/// A record in which things are looked for.
-#[derive(Debug)]
-struct Held {
-    /// That of the last index, where it counts.
-    kept: Option<Vec<u8>>,
-    starts: Vec<u32>,
-}
-
-impl Held {
-    fn record<'a>(&'a self, dir: &'a SeenDir) -> Record<'a> {
-        self.kept.as_deref().map_or(dir.record(), Record)
-    }
-
-    /// What has this name. It is looked for at `next` first, which goes on behind it.
-    fn find<'a>(&'a self, dir: &'a SeenDir, name: &[u8], next: &mut usize) -> Option<Known<'a>> {
-        let record = self.record(dir);
-        let is_next = self.starts.get(*next).is_some_and(|start| name_at(record, *start) == name);
-        let at = match is_next {
-            true => *next,
-            false => self.starts.binary_search_by(|start| name_at(record, *start).cmp(name)).ok()?,
-        };
-        *next = at + 1;
-        record.at(self.starts[at])
-    }
-}
-
-fn name_at(record: Record<'_>, start: u32) -> &[u8] {
-    record.at(start).map_or(&[], |known| known.name.to_bytes())
+    next: u32,
 }
 
 impl SeenContext {
@@ -110,15 +82,14 @@ impl SeenContext {
             by_node: OnceLock::new(),
             parts: Mutex::default(),
             known_parts: Mutex::default(),
-            large: Mutex::default(),
+            recent: Mutex::default(),
             nodes: NodeCache::default(),
             xattrs,
             others: MemoryNodeStore::default(),
         };
         for at in (0..seen.dirs.len()).rev() {
             seen.close(at)?;
-            let (_, bytes) = seen.files(at).ok_or_else(damaged)?;
-            seen.bytes = seen.bytes.saturating_add(bytes);
+            seen.bytes = seen.bytes.saturating_add(seen.dirs[at].files_bytes());
         }
         Ok(seen)
     }
@@ -135,59 +106,58 @@ impl SeenContext {
     }
 
     /// True when the directory's entry in its own directory is not what the last index knew.
-    fn has_moved(&self, at: usize) -> bool {
+    fn has_moved(&self, at: usize) -> Result<bool, IndexDamaged> {
         let dir = &self.dirs[at];
-        let before =
-            dir.place_kept().or_else(|| self.last.find(dir.path())).and_then(|row| self.last.dir(row));
-        before.is_none_or(|before| {
+        if dir.place_kept().is_some() {
+            // One that is not trusted may have had xattrs of its own, which are in its entry and are not kept here.
+            return Ok(dir.has_new_node || !dir.is_trusted());
+        }
+        let before = self.last.find(dir.path())?;
+        Ok(before.is_none_or(|before| {
             before.node() != dir.node
                 || before.mode() != mode(dir)
                 || before.is_excluded() != dir.is_excluded()
                 || dir.own_xattrs().is_some()
-                // It may have had xattrs of its own, which are in its entry and are not kept here.
                 || !before.is_trusted()
-        })
+        }))
     }
 
-    /// Files in a directory, and their bytes.
-    fn files(&self, at: usize) -> Option<(u32, u64)> {
+    fn record_bytes(&self, at: usize) -> Result<usize, IndexDamaged> {
         let dir = &self.dirs[at];
-        if let Some(kept) = dir.place_kept() {
-            let row = self.last.dir(kept)?.row();
-            return Some((row.files, row.bytes));
+        match dir.place_kept() {
+            None => Ok(dir.record().0.len()),
+            Some(kept) => Ok(self.last.dir(kept)?.row().record.bytes as usize),
         }
-        let files = dir.entries().flatten().filter(|known| matches!(known.kind, KnownKind::File(_)));
-        Some(files.fold((0, 0), |(count, bytes), file| (count + 1, file.stat().size.saturating_add(bytes))))
     }
 
-    fn record_bytes(&self, at: usize) -> usize {
-        let dir = &self.dirs[at];
-        let kept = dir.place_kept().and_then(|kept| self.last.dir(kept));
-        kept.map_or(dir.record().0.len(), |kept| kept.row().record_bytes as usize)
-    }
-
-    /// The record of a directory. `None` when it is damaged.
-    fn held(&self, at: usize) -> Option<Arc<Held>> {
-        let large = || self.large.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_large = self.record_bytes(at) >= LARGE_RECORD_BYTES;
-        if is_large && let Some(held) = large().get(&at) {
-            return Some(Arc::clone(held));
+    /// That of a directory's record in which the name is, if it is there. `None` when it is damaged.
+    fn held(&self, at: usize, name: &[u8]) -> Option<Arc<Held>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = recent().find(at, name) {
+            return Some(held);
         }
         let dir = &self.dirs[at];
-        let kept = match dir.place_kept() {
-            None => None,
-            Some(kept) => {
-                let mut bytes = Vec::new();
-                self.last.record(kept, &mut bytes)?;
-                Some(bytes)
-            }
+        let held = match dir.place_kept() {
+            None => Held::listed(at, dir),
+            Some(kept) => Held::kept(at, &self.last, &self.last.dir(kept).ok()?, name).ok(),
         };
-        let starts = kept.as_deref().map_or(dir.record(), Record).starts()?;
-        let held = Arc::new(Held { kept, starts });
-        if is_large {
-            large().insert(at, Arc::clone(&held));
-        }
+        let held = Arc::new(held?);
+        recent().add(&held, dir);
         Some(held)
+    }
+
+    /// What follows in the same record. `None` when it is damaged.
+    fn held_behind(&self, held: &Held) -> Option<Option<Arc<Held>>> {
+        let Some(name) = held.end() else { return Some(None) };
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(next) = recent().find(held.dir, name) {
+            return Some(Some(next));
+        }
+        let next = held.next(&self.last).ok()?.map(Arc::new);
+        if let Some(next) = &next {
+            recent().add(next, &self.dirs[next.dir]);
+        }
+        Some(next)
     }
 
     /// Node of the root.
@@ -204,11 +174,17 @@ impl SeenContext {
     /// ascending ones cheap: pass the same variable each time.
     pub fn mtime(&self, path: &RelPath, hint: &mut SeenHint) -> Option<Mtime> {
         let (holder, name) = name_of(path.as_bytes());
-        let hinted = hint.dir.and_then(|at| self.dirs.get(at)).filter(|dir| dir.path() == holder);
-        if hinted.is_none() {
-            let at = self.find(holder)?;
-            *hint = SeenHint { dir: Some(at), held: self.held(at), next: 0 };
-        }
+        let is_hinted = hint.dir.is_some_and(|at| self.dirs.get(at).is_some_and(|dir| dir.path() == holder));
+        let hinted = hint.held.take().filter(|_| is_hinted);
+        hint.held = match hinted {
+            Some(held) if held.has(name) => Some(held),
+            hinted => {
+                let at = if is_hinted { hint.dir? } else { self.find(holder)? };
+                let next = hinted.and_then(|held| self.held_behind(&held)?).filter(|held| held.has(name));
+                (hint.dir, hint.next) = (Some(at), 0);
+                next.or_else(|| self.held(at, name))
+            }
+        };
         let SeenHint { dir, held, next } = hint;
         let dir = dir.and_then(|at| self.dirs.get(at))?;
         match held.as_ref().and_then(|held| held.find(dir, name, next)) {
@@ -221,25 +197,35 @@ impl SeenContext {
         self.dirs.binary_search_by(|dir| compare(dir.path(), path)).ok()
     }
 
-    /// True when the next index differs from the last one.
+    /// True when the next index differs from the last one, or that one is damaged.
     pub fn differs(&self) -> bool {
         let is_same = self.last.is_by(&self.rules)
+            && !self.last.is_damaged()
             && self.last.len() == self.dirs.len()
-            && (self.dirs.iter().all(|dir| dir.place_kept().is_some()) || self.has_table_of_last());
+            && (self.dirs.iter().all(|dir| dir.place_kept().is_some()) || self.has_rows_of_last());
         !is_same
     }
 
-    fn has_table_of_last(&self) -> bool {
-        let mut left = self.last.table();
-        let is_next = |row: &[u8]| match left.strip_prefix(row) {
-            Some(rest) => {
-                left = rest;
-                Ok(())
+    /// True when the next index would have the rows of the last one: then it has its records, too.
+    fn has_rows_of_last(&self) -> bool {
+        for (at, dir) in self.dirs.iter().enumerate() {
+            let is_same = match dir.place_kept() {
+                Some(kept) => kept == at && !dir.has_new_node,
+                None => {
+                    let Ok(Some(record)) = record(dir, 0, &mut |_| Ok(())) else {
+                        // What cannot be told of is not written, either.
+                        return true;
+                    };
+                    let Ok(last) = self.last.dir(at) else { return false };
+                    let (row, last) = (row(dir, record), last.row());
+                    row == Row { record: moved(last.record, 0), ..last }
+                }
+            };
+            if !is_same {
+                return false;
             }
-            None => Err(io::ErrorKind::InvalidData.into()),
-        };
-        // What cannot be told of is not written, either.
-        self.each_row(is_next).is_ok_and(|is_whole| !is_whole || left.is_empty())
+        }
+        true
     }
 
     /// Paths of the directories that are not as the last index had them.
@@ -247,66 +233,51 @@ impl SeenContext {
         self.dirs.iter().filter(|dir| dir.place_kept().is_none()).map(SeenDir::path)
     }
 
-    /// Shows the bytes of the next index's table, piece by piece; false when what was kept has no place in one.
-    fn each_row(&self, mut show: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
-        show(&self.rules)?;
-        let (mut bytes, mut buffer) = (Vec::new(), Vec::new());
-        for at in 0..self.dirs.len() {
-            bytes.clear();
-            if self.row(at, &mut buffer).and_then(|row| row.write(&mut bytes)).is_none() {
+    /// Writes the next index; false when what was kept cannot be read from the last one, or there is more of something than an
+    /// index has room for, and then `out` has a part.
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<bool> {
+        let (mut out, mut records) = (IndexWriter::new(out), Records::new(&self.last));
+        for dir in &self.dirs {
+            let at = out.at();
+            let is_written = match dir.place_kept() {
+                None => match record(dir, at, &mut |piece| out.write(piece))? {
+                    Some(record) => out.row(&row(dir, record))?,
+                    None => false,
+                },
+                Some(kept) => {
+                    let Ok(kept) = self.last.dir(kept) else { return Ok(false) };
+                    let Ok(record) = records.of(&kept) else { return Ok(false) };
+                    let is_copied = record.copy(&mut |piece| out.write(piece))?.is_ok();
+                    let row = kept.row();
+                    let row = Row { node: dir.node, record: moved(row.record, at), ..row };
+                    is_copied && out.row(&row)?
+                }
+            };
+            if !is_written {
                 return Ok(false);
             }
-            show(&bytes)?;
         }
+        out.end(self.rules)?;
         Ok(true)
     }
+}
 
-    fn row<'s>(&'s self, at: usize, buffer: &mut Vec<u8>) -> Option<Row<'s>> {
-        let dir = &self.dirs[at];
-        if let Some(kept) = dir.place_kept() {
-            return Some(Row { node: dir.node, ..self.last.dir(kept)?.row() });
-        }
-        let (files, bytes) = self.files(at)?;
-        let record = dir.indexed(buffer).0;
-        Some(Row {
-            path: dir.path(),
-            stat: dir.stat(),
-            is_trusted: dir.is_trusted(),
-            is_excluded: dir.is_excluded(),
-            node: dir.node,
-            files,
-            bytes,
-            record_bytes: u32::try_from(record.len()).ok()?,
-            crc: crc32fast::hash(record),
-        })
-    }
+/// The row of a directory that was listed, with its record.
+fn row(dir: &SeenDir, record: RecordPlace) -> Row<'_> {
+    let (files, bytes) = dir.files();
+    let (is_trusted, is_excluded) = (dir.is_trusted(), dir.is_excluded());
+    Row { path: dir.path(), stat: dir.stat(), is_trusted, is_excluded, node: dir.node, files, bytes, record }
+}
 
-    /// Writes the next index; false when what was kept cannot be read from the last one, and then `out` has a part.
-    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<bool> {
-        let rows = self.dirs.iter().map(|dir| ROW_BYTES + dir.path().len());
-        let Ok(length) = u32::try_from(RULES_BYTES + rows.sum::<usize>()) else { return Ok(false) };
-        let mut crc = crc32fast::Hasher::new();
-        let mut sealed = |part: &[u8]| {
-            crc.update(part);
-            out.write_all(part)
-        };
-        sealed(MAGIC)?;
-        sealed(&length.to_le_bytes())?;
-        if !self.each_row(sealed)? {
-            return Ok(false);
-        }
-        out.write_all(&crc.finalize().to_le_bytes())?;
-        let mut buffer = Vec::new();
-        for dir in &self.dirs {
-            let record = match dir.place_kept() {
-                None => Some(dir.indexed(&mut buffer)),
-                Some(kept) => self.last.record(kept, &mut buffer),
-            };
-            let Some(record) = record else { return Ok(false) };
-            out.write_all(record.0)?;
-        }
-        Ok(true)
-    }
+/// Shows the bytes of the record of a directory that was listed. Where it is when it begins at `at`; `None` when it is too large.
+fn record(
+    dir: &SeenDir,
+    at: u64,
+    out: &mut impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<Option<RecordPlace>> {
+    let mut record = RecordWriter::default();
+    dir.each_indexed(|name, entry| record.entry(name, entry, out))?;
+    record.end(at, out)
 }
 
 /// Places of the directories in each, by name, and where those of each begin. `dirs` are sorted.
@@ -348,10 +319,6 @@ fn mode(dir: &SeenDir) -> u32 {
     if dir.path().is_empty() { 0o755 } else { FileStat::from_bytes(dir.stat()).mode & 0o7777 }
 }
 
-fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.first() == Some(&b'/'))
-}
-
 /// A path's directory and name.
 fn name_of(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
@@ -362,4 +329,10 @@ fn name_of(path: &[u8]) -> (&[u8], &[u8]) {
 
 fn damaged() -> NodeStoreError {
     NodeStoreError::Storage(Box::new(RecordDamaged))
+}
+
+impl From<IndexDamaged> for NodeStoreError {
+    fn from(damaged: IndexDamaged) -> Self {
+        Self::Storage(Box::new(damaged))
+    }
 }

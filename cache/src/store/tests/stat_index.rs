@@ -83,7 +83,7 @@ fn dir(path: &str, things: Vec<Thing>) -> SeenDir {
 }
 
 fn kept(last: &StatIndex, at: usize) -> SeenDir {
-    SeenDir::kept(at, last.dir(at).unwrap(), false)
+    SeenDir::kept(&last.dir(at).unwrap(), false)
 }
 
 fn seen(last: &Arc<StatIndex>, dirs: Vec<SeenDir>) -> SeenContext {
@@ -91,20 +91,37 @@ fn seen(last: &Arc<StatIndex>, dirs: Vec<SeenDir>) -> SeenContext {
 }
 
 fn save(store: &Store, seen: &SeenContext) -> Arc<StatIndex> {
-    store.put_stat_index(&store.lease().unwrap(), &[1; 32], seen).unwrap();
-    Arc::new(store.stat_index(&[1; 32]).unwrap())
+    save_as(store, 1, seen)
+}
+
+fn save_as(store: &Store, context: u8, seen: &SeenContext) -> Arc<StatIndex> {
+    store.put_stat_index(&store.lease().unwrap(), &[context; 32], seen).unwrap();
+    Arc::new(store.stat_index(&[context; 32]).unwrap())
 }
 
 fn save_new(store: &Store, dirs: Vec<SeenDir>) -> Arc<StatIndex> {
     save(store, &seen(&Arc::new(StatIndex::empty()), dirs))
 }
 
-/// Name, stat and trust of all that is recorded in a directory.
-fn recorded(index: &StatIndex, at: usize) -> Option<Vec<(String, FileStat, bool)>> {
-    let mut buffer = Vec::new();
-    let entries = index.record(at, &mut buffer)?.entries().map(Result::unwrap);
-    let text = |known: &Known<'_>| known.name.to_str().unwrap().to_owned();
-    Some(entries.map(|known| (text(&known), known.stat(), !known.is_young)).collect())
+/// Name, stat, trust and content of all that is recorded in a directory.
+type Recorded = Vec<(String, FileStat, bool, Option<ContentDigest>)>;
+
+fn recorded(index: &StatIndex, dir: &KnownDir) -> Result<Recorded, RecordDamaged> {
+    let mut records = Records::new(index);
+    let (mut record, mut all) = (records.of(dir)?, Vec::new());
+    while let Some(known) = record.peek()? {
+        let content = match known.kind {
+            KnownKind::File(content) => Some(ContentDigest(*content)),
+            _ => None,
+        };
+        all.push((known.name.to_str().unwrap().to_owned(), known.stat(), !known.is_young, content));
+        record.skip();
+    }
+    Ok(all)
+}
+
+fn index_path(store: &Store, context: u8) -> std::path::PathBuf {
+    store.root().join(format!("contexts/{}", hex::encode([context; 32])))
 }
 
 #[test]
@@ -113,15 +130,25 @@ fn what_was_listed_is_recorded() {
     let link = Thing { target: Some("to"), ..file("s", stat(OLD)) };
     let marked = Thing { is_marked: true, ..file("m", stat(OLD)) };
     let index = save_new(&store, vec![dir("", vec![marked, link]), dir("a", vec![file("b", stat(OLD))])]);
-    assert_eq!((index.len(), index.files(), index.find(b"a"), index.find(b"b")), (2, 2, Some(1), None));
+    let find = |path: &[u8]| index.find(path).unwrap().map(|dir| dir.place());
+    assert_eq!((index.len(), index.files(), find(b"a"), find(b"b")), (2, 2, Some(1), None));
     assert!(index.is_by(&RULES) && !index.is_by(&[0; 32]));
-    assert_eq!(index.dirs_in(0).collect::<Vec<_>>(), [1]);
-    let mut buffer = Vec::new();
-    let known: Vec<_> = index.record(0, &mut buffer).unwrap().entries().map(|known| known.unwrap()).collect();
-    assert_eq!(known[0].kind, KnownKind::File(&ContentDigest::of(b"m").0));
-    assert_eq!((known[0].is_linked, known[0].is_suspect, known[0].is_young), (true, true, false));
-    assert_eq!(known[1].kind, KnownKind::Symlink(b"to"));
-    assert_eq!(known[1].stat, &stat(OLD).to_bytes());
+    assert_eq!(index.dirs_in(&index.dir(0).unwrap()).collect::<Vec<_>>(), [Ok(1)]);
+    let mut records = Records::new(&index);
+    let mut record = records.of(&index.dir(0).unwrap()).unwrap();
+    // Twice the same.
+    for _ in 0..2 {
+        let known = record.peek().unwrap().unwrap();
+        assert_eq!(known.kind, KnownKind::File(&ContentDigest::of(b"m").0));
+        assert_eq!((known.is_linked, known.is_suspect, known.is_young), (true, true, false));
+        record.skip();
+        let known = record.peek().unwrap().unwrap();
+        assert_eq!(known.kind, KnownKind::Symlink(b"to"));
+        assert_eq!(known.stat, &stat(OLD).to_bytes());
+        record.skip();
+        assert!(record.peek().unwrap().is_none());
+        record.rewind();
+    }
     assert!(store.stat_index(&[2; 32]).unwrap().is_empty());
 }
 
@@ -153,7 +180,7 @@ fn what_changed_around_the_scan_is_not_trusted() {
         let of_dir = save_new(&store, vec![empty]).dir(0).unwrap().is_trusted();
         // A directory is trusted or not by its own times.
         assert!(of_file.dir(0).unwrap().is_trusted());
-        assert_eq!(recorded(&of_file, 0).unwrap()[0].2, of_dir);
+        assert_eq!(recorded(&of_file, &of_file.dir(0).unwrap()).unwrap()[0].2, of_dir);
         of_dir
     };
     let at = |secs, nanos| is_trusted(stat(Mtime { secs, nanos }));
@@ -183,7 +210,8 @@ fn a_directory_with_something_that_no_record_holds_is_not_trusted() {
         assert_eq!((entries(&seen, &seen.node()).len(), seen.bytes()), (3, 9));
         let index = save(&store, &seen);
         assert_eq!(index.files(), 3);
-        (index.dir(0).unwrap().is_trusted(), recorded(&index, 0).unwrap().len())
+        let root = index.dir(0).unwrap();
+        (root.is_trusted(), recorded(&index, &root).unwrap().len())
     };
     let plain = || ["f", "g", "h"].map(|name| file(name, stat(OLD))).to_vec();
     assert_eq!(with(plain(), |_, _| {}), (true, 3));
@@ -241,48 +269,85 @@ fn parts_of_a_large_directory_are_made_one_by_one() {
     }
 }
 
-#[test]
-fn a_damaged_index_knows_nothing_wrong() {
-    let (_dir, store) = fresh();
-    let dirs = vec![dir("", vec![file("a", stat(OLD))]), dir("d", vec![file("b", stat(OLD))])];
-    let whole = save_new(&store, dirs);
-    let path = store.root().join(format!("contexts/{}", "01".repeat(32)));
-    let good = std::fs::read(&path).unwrap();
-    for length in 0..good.len() {
-        std::fs::write(&path, &good[..length]).unwrap();
-        assert!(store.stat_index(&[1; 32]).unwrap().is_empty(), "cut to {length}");
-    }
-    let mut unreadable = 0;
-    for bit in 0..good.len() * 8 {
-        let mut bytes = good.clone();
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        std::fs::write(&path, &bytes).unwrap();
-        let index = store.stat_index(&[1; 32]).unwrap();
-        for at in 0..index.len() {
-            assert_eq!(index.dir(at).unwrap().path(), whole.dir(at).unwrap().path());
-            match recorded(&index, at) {
-                Some(found) => assert_eq!(Some(found), recorded(&whole, at), "bit {bit}"),
-                None => unreadable += 1,
+/// Where it must not be believed, an answer is missing.
+fn assert_nothing_wrong(index: &StatIndex, whole: &StatIndex, paths: &[String], what: &str) -> usize {
+    let mut missing = 0;
+    let mut assert_dir = |found: &KnownDir, place: usize| {
+        let known = whole.dir(place).unwrap();
+        assert_eq!(
+            (found.path(), found.stat(), found.node()),
+            (known.path(), known.stat(), known.node()),
+            "{what}"
+        );
+        let flags = |dir: &KnownDir| (dir.place(), dir.is_trusted(), dir.is_excluded());
+        assert_eq!(flags(found), flags(&known), "{what}");
+        match recorded(index, found) {
+            Ok(found) => assert_eq!(Ok(found), recorded(whole, &known), "{what}"),
+            Err(RecordDamaged) => missing += 1,
+        }
+    };
+    let mut damaged = 0;
+    for place in 0..index.len() {
+        match index.dir(place) {
+            Ok(dir) => {
+                assert_dir(&dir, place);
+                let inner: Vec<_> = index.dirs_in(&dir).collect();
+                let known: Vec<_> = whole.dirs_in(&whole.dir(place).unwrap()).collect();
+                match inner.split_last() {
+                    Some((Err(IndexDamaged), before)) => assert_eq!(*before, known[..before.len()], "{what}"),
+                    _ => assert_eq!(inner, known, "{what}"),
+                }
             }
+            Err(IndexDamaged) => damaged += 1,
         }
     }
-    assert!(unreadable > 0);
+    if index.is_empty() {
+        return 1;
+    }
+    for path in paths {
+        let known = whole.find(path.as_bytes()).unwrap();
+        match (index.find(path.as_bytes()), known) {
+            (Ok(Some(found)), Some(known)) => assert_dir(&found, known.place()),
+            (Ok(found), known) => assert!(found.is_none() && known.is_none(), "{what}: {path}"),
+            (Err(IndexDamaged), _) => damaged += 1,
+        }
+    }
+    missing + damaged
 }
 
 #[test]
 fn no_part_of_an_index_is_published() {
     let (_dir, store) = fresh();
     let things = |name| vec![file(name, stat(OLD))];
-    let last = save_new(&store, vec![dir("", things("a")), dir("d", things("b"))]);
-    let path = store.root().join(format!("contexts/{}", "01".repeat(32)));
+    let dirs = || (0..20).map(|at| dir(&format!("d{at:02}"), things("b")));
+    let last = save_new(&store, [dir("", things("a"))].into_iter().chain(dirs()).collect());
+    let path = index_path(&store, 1);
     let mut bytes = std::fs::read(&path).unwrap();
-    // In the last record, of what will be kept.
-    *bytes.last_mut().unwrap() ^= 1;
+    // In the second record, of what will be kept, far from the end that was read.
+    bytes[110] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let next = seen(&last, vec![dir("", things("c")), kept(&last, 1)]);
+    let kept = (1..last.len()).map(|at| kept(&last, at));
+    let next = seen(&last, [dir("", things("c"))].into_iter().chain(kept).collect());
     assert!(next.differs());
     store.put_stat_index(&store.lease().unwrap(), &[1; 32], &next).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn an_index_of_another_version_is_not_used() {
+    let (_dir, store) = fresh();
+    save_new(&store, vec![dir("", vec![file("a", stat(OLD))])]);
+    let path = index_path(&store, 1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.split_off(bytes.len() - 8), b"rbstats6");
+    for version in [&b"rbstats5"[..], b"rbstats7"] {
+        std::fs::write(&path, [&bytes, version].concat()).unwrap();
+        assert!(store.stat_index(&[1; 32]).unwrap().is_empty());
+    }
+    // As the version before began.
+    std::fs::write(&path, [b"rbstats5", &[0; 200][..]].concat()).unwrap();
+    assert!(store.stat_index(&[1; 32]).unwrap().is_empty());
+    assert_eq!(save_new(&store, vec![dir("", Vec::new())]).len(), 1);
 }
 
 #[test]
@@ -328,7 +393,8 @@ fn the_moment_of_a_scan_is_no_later_than_what_is_written_after_it() {
 type Model = BTreeMap<String, BTreeMap<String, u32>>;
 
 fn model() -> impl Strategy<Value = Model> {
-    let files = || proptest::collection::btree_map("[f-h]", 0..2_u32, 0..4);
+    // Some in several pieces.
+    let files = || proptest::collection::btree_map("[f-h]{1,2}", 0..2_u32, 0..10);
     let dirs = proptest::collection::btree_map("[a-c.!]{1,2}(/[a-c.!]{1,2}){0,2}", files(), 0..12);
     (dirs, files()).prop_map(|(dirs, root)| {
         let mut model = Model::from([(String::new(), root)]);
@@ -364,8 +430,8 @@ fn look(model: &Model, before: Option<&Model>, last: &Arc<StatIndex>) -> SeenCon
         let is_same = before.is_some_and(|before| {
             before.get(path) == Some(files) && names(before, path) == names(model, path)
         });
-        match last.find(path.as_bytes()).filter(|_| is_same) {
-            Some(at) => kept(last, at),
+        match last.find(path.as_bytes()).unwrap().filter(|_| is_same) {
+            Some(known) => SeenDir::kept(&known, false),
             None => dir(path, files.iter().map(|(name, version)| versioned(name, *version)).collect()),
         }
     });
@@ -401,40 +467,158 @@ fn tree_of(model: &Model) -> (Tree, MemoryNodeStore) {
     (root, nodes)
 }
 
+/// What a model says of an index.
+fn assert_is(index: &StatIndex, model: &Model, probes: &[String]) {
+    let mut paths: Vec<&str> = model.keys().map(String::as_str).collect();
+    paths.sort_by(|a, b| compare(a.as_bytes(), b.as_bytes()));
+    assert_eq!(index.len(), paths.len());
+    assert_eq!(index.files(), model.values().map(|files| files.len() as u64).sum::<u64>());
+    let holder = |path: &str| path.rfind('/').map_or("", |at| &path[..at]).to_owned();
+    // From the last one, too: blocks are not read in their order.
+    for place in (0..paths.len()).chain((0..paths.len()).rev()) {
+        let dir = index.dir(place).unwrap();
+        assert_eq!((dir.path(), dir.place()), (paths[place].as_bytes(), place));
+        let is_in = |at: &usize| !paths[*at].is_empty() && holder(paths[*at]) == paths[place];
+        let inner: Vec<_> = (0..paths.len()).filter(is_in).map(Ok).collect();
+        assert_eq!(index.dirs_in(&dir).collect::<Vec<_>>(), inner);
+        let below = |path: &&&str| paths[place].is_empty() || path.starts_with(&format!("{}/", paths[place]));
+        assert_eq!(index.after(&dir), Ok(place + paths[place + 1..].iter().take_while(below).count() + 1));
+        let files = &model[paths[place]];
+        let found = recorded(index, &dir).unwrap();
+        let known = files.iter().map(|(name, version)| (name.clone(), versioned(name, *version)));
+        let known = known.map(|(name, thing)| (name, thing.stat, true, Some(thing.content)));
+        assert_eq!(found, known.collect::<Vec<_>>());
+    }
+    for path in probes {
+        let place = index.find(path.as_bytes()).unwrap().map(|dir| dir.place());
+        assert_eq!(place, paths.iter().position(|known| known == path), "{path}");
+    }
+}
+
+/// Paths that are there, and some that are not.
+fn probes(models: &[Model]) -> Vec<String> {
+    let known = models.iter().flat_map(Model::keys);
+    known
+        .flat_map(|path| ["", "/a", "!", "/\u{1}", "\u{1}", "zz"].map(|end| format!("{path}{end}")))
+        .collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn what_is_kept_and_what_is_listed_make_the_same_nodes_and_index(first in model(), second in model()) {
-        let (_dir, store) = fresh();
-        let index = save(&store, &look(&first, None, &Arc::new(StatIndex::empty())));
-        let unchanged = look(&first, Some(&first), &index);
-        prop_assert!(!unchanged.differs());
-        prop_assert_eq!(unchanged.node(), tree_of(&first).0.node);
-
-        let scanned = look(&second, Some(&first), &index);
-        prop_assert_eq!(scanned.differs(), first != second);
-        let (tree, nodes) = tree_of(&second);
-        prop_assert_eq!(scanned.node(), tree.node);
-        let walk = |nodes: &dyn NodeStore| {
-            tree.walk(nodes, &RelPath::root()).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
-        };
-        prop_assert_eq!(walk(&nodes), walk(&scanned));
-        let mut hint = SeenHint::default();
-        for (path, files) in &second {
-            for (name, version) in files {
-                let path = RelPath::clamp(format!("{path}/{name}").as_bytes());
-                let mtime = scanned.mtime(&path, &mut hint).map(|time| time.secs);
-                prop_assert_eq!(mtime, Some(11 + i64::from(*version)));
+    fn what_is_kept_and_what_is_listed_make_the_same_nodes_and_index(
+        models in proptest::collection::vec(model(), 1..4),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<proptest::sample::Index>()), 0..4),
+    ) {
+        // Some that are nearly the same: a file more or less in one directory.
+        let mut builds = Vec::new();
+        for model in models {
+            builds.push(model.clone());
+            for (dir, file) in &changes {
+                let mut next = builds.last().unwrap().clone();
+                let files = next.values_mut().nth(dir.index(model.len())).unwrap();
+                let name = ["f", "gg", "hf"][file.index(3)].to_owned();
+                if files.remove(&name).is_none() {
+                    files.insert(name, 1);
+                }
+                builds.push(next);
             }
-            let absent = RelPath::clamp(format!("{path}/zz").as_bytes());
-            prop_assert_eq!(scanned.mtime(&absent, &mut hint), None);
         }
-        // What was kept is copied, and reads as if all had been listed.
-        let next = save(&store, &scanned);
-        let (_other_dir, other) = fresh();
-        save(&other, &look(&second, None, &Arc::new(StatIndex::empty())));
-        let file = |store: &Store| std::fs::read(store.root().join(format!("contexts/{}", "01".repeat(32)))).unwrap();
-        prop_assert_eq!(file(&store), file(&other));
-        prop_assert_eq!(next.len(), second.len());
+        let probes = probes(&builds);
+        let (_dir, store) = fresh();
+        let (mut before, mut index) = (None, Arc::new(StatIndex::empty()));
+        for build in &builds {
+            let scanned = look(build, before, &index);
+            prop_assert_eq!(scanned.differs(), before != Some(build));
+            let (tree, nodes) = tree_of(build);
+            prop_assert_eq!(scanned.node(), tree.node);
+            let walk = |nodes: &dyn NodeStore| {
+                tree.walk(nodes, &RelPath::root()).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+            };
+            prop_assert_eq!(walk(&nodes), walk(&scanned));
+            let mut hint = SeenHint::default();
+            for (path, files) in build {
+                for (name, version) in files.iter().chain(files.iter().rev()) {
+                    let path = RelPath::clamp(format!("{path}/{name}").as_bytes());
+                    let mtime = scanned.mtime(&path, &mut hint).map(|time| time.secs);
+                    prop_assert_eq!(mtime, Some(11 + i64::from(*version)));
+                }
+                let absent = RelPath::clamp(format!("{path}/zz").as_bytes());
+                prop_assert_eq!(scanned.mtime(&absent, &mut hint), None);
+            }
+            // What was kept is copied, and reads as if all had been listed.
+            index = save(&store, &scanned);
+            save_as(&store, 2, &look(build, None, &Arc::new(StatIndex::empty())));
+            let file = |context| std::fs::read(index_path(&store, context)).unwrap();
+            prop_assert!(file(1) == file(2));
+            assert_is(&index, build, &probes);
+            before = Some(build);
+            prop_assert!(!look(build, before, &index).differs());
+        }
+    }
+}
+
+/// An index on which damage can be tried, and what it is when whole.
+struct Damaged {
+    _dir: tempfile::TempDir,
+    store: Store,
+    whole: Arc<StatIndex>,
+    good: Vec<u8>,
+    paths: Vec<String>,
+}
+
+impl Damaged {
+    fn of(model: &Model) -> Self {
+        let (_dir, store) = fresh();
+        let whole = save(&store, &look(model, None, &Arc::new(StatIndex::empty())));
+        let good = std::fs::read(index_path(&store, 1)).unwrap();
+        let paths = model.keys().flat_map(|path| [path.clone(), format!("{path}z")]).collect();
+        let damaged = Self { _dir, store, whole, good, paths };
+        damaged.assert_says_so(0, 0, false);
+        damaged
+    }
+
+    fn open(&self, bytes: &[u8]) -> StatIndex {
+        // The whole one is read as long as its own file is there.
+        std::fs::write(index_path(&self.store, 2), bytes).unwrap();
+        self.store.stat_index(&[2; 32]).unwrap()
+    }
+
+    /// With this done to a byte nothing is wrong and, where it is damage, something missing.
+    fn assert_says_so(&self, at: usize, flip: u8, is_damage: bool) {
+        let mut bytes = self.good.clone();
+        bytes[at] ^= flip;
+        let missing =
+            assert_nothing_wrong(&self.open(&bytes), &self.whole, &self.paths, &format!("byte {at}"));
+        assert_eq!(missing > 0, is_damage, "byte {at} of {}", self.good.len());
+    }
+}
+
+#[test]
+fn an_index_damaged_anywhere_knows_nothing_wrong() {
+    let files = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 0)).collect();
+    let dirs =
+        [("", &["f", "g"][..]), ("a", &[]), ("a/b", &["f", "g", "h", "i", "j"]), ("a.b", &["x"]), ("c", &[])];
+    let index = Damaged::of(&dirs.map(|(path, names)| (path.to_owned(), files(names))).into());
+    for length in 0..index.good.len() {
+        assert!(index.open(&index.good[..length]).is_empty(), "cut to {length}");
+    }
+    for at in 0..index.good.len() {
+        // There is no byte on which nothing depends.
+        index.assert_says_so(at, 1 << (at % 8), true);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn a_damaged_index_knows_nothing_wrong(
+        model in model(),
+        flips in proptest::collection::vec((any::<proptest::sample::Index>(), 1..=255_u8), 16),
+    ) {
+        let index = Damaged::of(&model);
+        for (at, flip) in flips {
+            index.assert_says_so(at.index(index.good.len()), flip, true);
+        }
     }
 }

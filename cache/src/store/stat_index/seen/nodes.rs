@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::super::format::Known;
 use super::super::listed::SeenDir;
-use super::{SeenContext, damaged, name_at, name_of};
+use super::{SeenContext, damaged, name_of};
 use crate::tree::{
     DirEntries, DirNode, EMPTY_NODE, EncodedNode, Entry, Kind, NodeDigest, NodeStore, NodeStoreError,
     NodeWriter, PART_ENTRIES_MIN, Part,
@@ -46,11 +47,19 @@ impl SeenContext {
     /// Settles the node of a directory, once those in it are settled.
     pub(super) fn close(&mut self, at: usize) -> Result<(), NodeStoreError> {
         let is_kept = self.dirs[at].place_kept().is_some();
-        if is_kept && !self.inner(at).iter().any(|inner| self.has_moved(*inner as usize)) {
-            return Ok(());
+        if is_kept {
+            let mut has_moved = false;
+            for inner in self.inner(at) {
+                has_moved = has_moved || self.has_moved(*inner as usize)?;
+            }
+            if !has_moved {
+                return Ok(());
+            }
         }
         let parts = self.written(at).ok_or_else(damaged)?;
-        self.dirs[at].node = NodeWriter::node_of(&parts).0;
+        let node = NodeWriter::node_of(&parts).0;
+        self.dirs[at].has_new_node = self.dirs[at].node != node;
+        self.dirs[at].node = node;
         if parts.len() > 1 {
             self.known_parts_of().insert(at, parts.into());
         }
@@ -77,7 +86,7 @@ impl SeenContext {
         if let Some(parts) = self.known_parts_of().get(&at) {
             return Arc::clone(parts);
         }
-        let recorded = self.record_bytes(at) / RECORDED_BYTES_MIN;
+        let recorded = self.record_bytes(at).map_or(0, |bytes| bytes / RECORDED_BYTES_MIN);
         if recorded + self.inner(at).len() < PART_ENTRIES_MIN {
             return Arc::default();
         }
@@ -89,8 +98,7 @@ impl SeenContext {
     /// Shows entries of a directory's node by name, the directories in it being settled. `None` when its record is
     /// damaged.
     fn each_entry(&self, at: usize, names: Names<'_>, mut each: impl FnMut(&[u8], Entry)) -> Option<()> {
-        let held = self.held(at)?;
-        let (dir, record) = (&self.dirs[at], held.record(&self.dirs[at]));
+        let dir = &self.dirs[at];
         let name_of_dir = |inner: u32| name_of(self.dirs[inner as usize].path()).1;
         // Entered for what would be brought back in it, and nothing was.
         let is_there = |inner: &SeenDir| !inner.is_excluded() || inner.node != *EMPTY_NODE;
@@ -101,17 +109,32 @@ impl SeenContext {
             let meta = self.meta(inner as usize)?;
             Some(Entry { meta, kind: Kind::Dir(self.dirs[inner as usize].node) })
         };
-        for start in &held.starts[names.range(&held.starts, |start| name_at(record, start))] {
-            let known = record.at(*start)?;
-            let name = known.name.to_bytes();
-            while let Some(inner) = dirs.next_if(|inner| name_of_dir(*inner) < name) {
-                each(name_of_dir(inner), dir_entry(inner)?);
+        let mut held = self.held(at, names.from)?;
+        'record: loop {
+            let record = held.record(dir);
+            let mut start = held.seek(dir, names.from) as usize;
+            while start < record.0.len() {
+                let mut rest = &record.0[start..];
+                let known = Known::take(&mut rest)?;
+                let name = known.name.to_bytes();
+                if names.end.is_some_and(|end| name >= end) {
+                    break 'record;
+                }
+                while let Some(inner) = dirs.next_if(|inner| name_of_dir(*inner) < name) {
+                    each(name_of_dir(inner), dir_entry(inner)?);
+                }
+                let mut entry = known.entry();
+                if known.has_xattrs {
+                    entry.meta.xattrs = self.xattrs.get(dir.file_xattrs(start as u32)?).ok()?;
+                }
+                each(name, entry);
+                start = record.0.len() - rest.len();
             }
-            let mut entry = known.entry();
-            if known.has_xattrs {
-                entry.meta.xattrs = self.xattrs.get(dir.file_xattrs(*start)?).ok()?;
+            let is_over = names.end.is_some_and(|end| held.end().is_some_and(|next| next >= end));
+            match self.held_behind(&held)? {
+                Some(next) if !is_over => held = next,
+                _ => break,
             }
-            each(name, entry);
         }
         for inner in dirs {
             each(name_of_dir(inner), dir_entry(inner)?);
