@@ -74,6 +74,13 @@ pub const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes read from a credential helper.
 pub const HELPER_BYTES_MAX: u64 = 64 << 10;
 
+/// Bytes that one stream of HTTP/2 may have sent us and nobody has read.
+pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+
+/// The same for a connection: more streams than are transferred at once, from a host that stores for several. Streams that are
+/// not read for a while, as others have to be unpacked first, must not take the room of those.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
+
 /// Age up to which a helper's answer is used again: some helpers hand out tokens that live five minutes.
 pub const HELPER_ANSWER_AGE_MAX: Duration = Duration::from_secs(290);
 

@@ -92,7 +92,7 @@ pub async fn image_layer(
     let worker = Arc::clone(env);
     let tar = Pace::Now.run(env, move || {
         let mut sink = Stoppable { inner: io::sink(), cancel: &worker.cancel };
-        let encoded = worker.encode_layer(id, clamp, Compression::None, &mut sink)?;
+        let encoded = worker.encode_layer(id, clamp, Compression::None, Pace::Now, &mut sink)?;
         let tar = (encoded.diff_id, encoded.uncompressed);
         note(&worker, id, clamp, tar)?;
         Ok(tar)
@@ -164,7 +164,7 @@ async fn one_pass(
     let emitted = Pace::Ahead.run(env, move || {
         let writer = Grower::new(&worker, compression, clamp, Some(listener))?;
         let mut sink = Stoppable { inner: writer, cancel: &worker.cancel };
-        let encoded = worker.encode_layer(id, clamp, compression, &mut sink)?;
+        let encoded = worker.encode_layer(id, clamp, compression, Pace::Ahead, &mut sink)?;
         sink.inner.commit_as(&worker.passing, encoded.digest)?;
         let digest = encoded.digest;
         worker.store.put_encoding(&encoded.diff_id, &compression.params(), &digest, encoded.size)?;
@@ -179,7 +179,7 @@ async fn one_pass(
 
 /// How urgent an emission is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub enum Pace {
     /// Somebody waits for it.
     Now,
     /// Steps of the build come first.

@@ -157,6 +157,7 @@ fn recompress(
     blob: Digest,
     mut file: File,
     compression: Compression,
+    pace: Pace,
     out: &mut dyn Write,
 ) -> Result<Encoded, StepFailure> {
     let failed = |source| StepFailure::Blob { layer: blob, source };
@@ -166,7 +167,7 @@ fn recompress(
     let archive_bytes = file.metadata().map_or(u64::MAX, |metadata| metadata.len().saturating_mul(8));
     let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
     let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
-    let share = EncodeShare::wait(compression, archive_bytes);
+    let share = EncodeShare::wait(compression, archive_bytes, pace == Pace::Ahead);
     layer::encode(copy, share, out).map_err(|error| StepFailure::Io {
         what: "recompress layer",
         path: blob.to_string(),
@@ -256,8 +257,8 @@ pub(crate) async fn layer_blob(
         let mut writer = Stoppable { inner: writer, cancel: &worker.cancel };
         let encoded = match (foreign, id) {
             // Somebody else's tar: only its own bytes have its diff id.
-            (Some((blob, file)), _) => recompress(blob, file, compression, &mut writer)?,
-            (None, Some(id)) => worker.encode_layer(id, clamp, compression, &mut writer)?,
+            (Some((blob, file)), _) => recompress(blob, file, compression, pace, &mut writer)?,
+            (None, Some(id)) => worker.encode_layer(id, clamp, compression, pace, &mut writer)?,
             (None, None) => return Err(StepFailure::LayerVanished(layer.diff_id)),
         };
         if encoded.diff_id != layer.diff_id {

@@ -141,7 +141,7 @@ pub(crate) async fn make(env: &Arc<ExecEnv>, blob: &LayerBlob, passes: bool) -> 
     let worker = Arc::clone(env);
     let encode = move || {
         let mut writer = Stoppable { inner: Grower::made_again(&worker, passes)?, cancel: &worker.cancel };
-        let encoded = worker.encode_layer(layer, clamp, compression, &mut writer)?;
+        let encoded = worker.encode_layer(layer, clamp, compression, Pace::Now, &mut writer)?;
         if encoded.digest != digest {
             return Err(StepFailure::LayerDigest { wanted: digest, found: encoded.digest });
         }

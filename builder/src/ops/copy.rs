@@ -155,8 +155,8 @@ fn both<A, B: Send>(is_much: bool, first: impl FnOnce() -> A, second: impl FnOnc
 
 /// Packs the layer: contents that the step's last layer has are shared with it, what the scan of the context has `spooled` is
 /// taken as it is, the others are read from their sources, and digest and length of the layer's tar come out of the same
-/// pass, with its blob when that will be wanted and nothing else is being compressed that takes what there is for it: a step
-/// does not wait for that, as it is done for layers of earlier steps by threads that give way to all steps.
+/// pass, with its blob when that will be wanted and no thread that gives way to all steps has what it takes: a step does
+/// not wait for those.
 fn pack(
     env: &ExecEnv,
     plan: &CopyPlan,
@@ -177,7 +177,7 @@ fn pack(
         |start: &Start, out: &mut dyn Write| copy::pack(plan, sources, &shared.packs, writer, start, out);
     let compression = env.wanted_compression().filter(|_| is_of_image);
     let share = compression.and_then(|compression| {
-        let share = EncodeShare::if_free(compression, archive_bytes(size_bytes, &plan.diff))?;
+        let share = EncodeShare::of_step(compression, archive_bytes(size_bytes, &plan.diff))?;
         Some((compression, share))
     });
     let (tar, marks) = if let Some((compression, share)) = share {

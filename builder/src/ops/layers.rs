@@ -16,6 +16,7 @@ use rbuild_cache::store::{LayerId, Lease, Store};
 use rbuild_oci::DiffId;
 use rbuild_sandbox::LayerDir;
 
+use crate::assemble::emit::Pace;
 use crate::assemble::growing::Grower;
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, archive_bytes};
@@ -105,17 +106,18 @@ impl ExecEnv {
         Ok(encoded)
     }
 
-    /// Writes a layer's archive, compressed, into `sink`.
+    /// Writes a layer's archive, compressed, into `sink`, on a thread of this pace.
     pub fn encode_layer(
         &self,
         id: LayerId,
         clamp: Option<i64>,
         compression: Compression,
+        pace: Pace,
         sink: &mut dyn Write,
     ) -> Result<Encoded, StepFailure> {
         let diff = self.store.layer_diff(id)?;
         let size_bytes = self.store.layer(id)?.map_or(u64::MAX, |layer| layer.size_bytes);
-        let share = EncodeShare::wait(compression, archive_bytes(size_bytes, &diff));
+        let share = EncodeShare::wait(compression, archive_bytes(size_bytes, &diff), pace == Pace::Ahead);
         let encoded = match self.store.layer_packs(id)? {
             Some(packs) => {
                 let mut bodies = PackBodies::new(&packs.packs);

@@ -113,7 +113,7 @@ pub struct ExecEnv {
 
 /// More copies at once than this fill memory rather than a disk.
 const DISK_SLOTS_MAX: usize = 8;
-/// Each layer that is unpacked takes two threads and some MiB, more when it was compressed with a large window.
+/// Each layer that is unpacked takes two threads and some MiB, one of them more when it was compressed with a large window.
 const UNPACK_SLOTS: usize = 4;
 
 /// [`ExecEnv::disk_slots`] of this machine.

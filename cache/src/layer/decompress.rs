@@ -1,12 +1,18 @@
 //! From a blob to tar bytes, hashing both.
 
+mod permit;
+mod windows;
+
 use std::io::{self, BufReader, Read};
+use std::sync::{Arc, OnceLock};
 
 use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
 use lzma_rust2::XzReader;
 use rbuild_oci::{DiffId, Digest, Sha256};
 
+use self::permit::Permit;
+use self::windows::Windows;
 use super::limits::Limits;
 
 const BUFFER_BYTES: usize = 128 << 10;
@@ -75,6 +81,10 @@ pub enum DecompressError {
 ///
 /// The format is found from the first bytes; a media type only says whether the blob may be a layer at all. Read it
 /// to its end or call [`finish`](Self::finish), which does: the sums are of everything.
+///
+/// Where a window of more than 8 MiB begins, reading waits until no other reader of the process has such a one, and other
+/// readers wait for this one to be dropped. So nobody may have two of them at a time that he reads in turns, nor read one out of
+/// what another gives.
 pub struct LayerReader<R: Read> {
     decoder: Decoder<R>,
     format: ArchiveFormat,
@@ -83,7 +93,12 @@ pub struct LayerReader<R: Read> {
     uncompressed_max: u64,
     ratio_max: u64,
     ratio_free_bytes: u64,
+    /// Dropped after the decoder, which has the window.
+    _large_window: LargeWindow,
 }
+
+/// The permit for a large window, once it was met.
+type LargeWindow = Arc<OnceLock<Permit<'static>>>;
 
 /// The bytes looked at for the format, then the rest.
 type Input<R> = BufReader<io::Chain<io::Cursor<Vec<u8>>, Blob<R>>>;
@@ -108,12 +123,27 @@ impl<R: Read> Decoder<R> {
     }
 }
 
-/// Hashes and counts what is read.
+/// Hashes and counts what is read, and looks for large windows.
 #[derive(Debug)]
 struct Blob<R> {
     input: R,
     digest: Sha256,
     size: u64,
+    windows: Option<Windows>,
+    large_window: LargeWindow,
+}
+
+impl<R> Blob<R> {
+    /// Bytes that are read, but not yet decoded.
+    fn look_at(&mut self, bytes: &[u8]) {
+        if let Some(windows) = &mut self.windows
+            && windows.pass(bytes) >= permit::LARGE_BYTES_MIN
+        {
+            self.large_window.get_or_init(permit::take);
+            // One permit is for all that follow.
+            self.windows = None;
+        }
+    }
 }
 
 impl<R: Read> Read for Blob<R> {
@@ -121,6 +151,7 @@ impl<R: Read> Read for Blob<R> {
         let len = self.input.read(buffer)?;
         self.digest.update(&buffer[..len]);
         self.size += len as u64;
+        self.look_at(&buffer[..len]);
         Ok(len)
     }
 }
@@ -156,7 +187,14 @@ impl<R: Read> LayerReader<R> {
     /// Opens an archive by its first bytes alone. Bytes that are no known compression are taken for a tar, which its
     /// reader then judges.
     pub fn sniff(input: R, limits: &Limits) -> Result<Self, DecompressError> {
-        let mut blob = Blob { input, digest: Sha256::new(), size: 0 };
+        let large_window = LargeWindow::default();
+        let mut blob = Blob {
+            input,
+            digest: Sha256::new(),
+            size: 0,
+            windows: None,
+            large_window: Arc::clone(&large_window),
+        };
         let mut magic = Vec::with_capacity(6);
         // A pipe may hand out one byte at a time: read until there are six or there is no more.
         (&mut blob).take(6).read_to_end(&mut magic).map_err(DecompressError::Read)?;
@@ -167,6 +205,12 @@ impl<R: Read> LayerReader<R> {
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => ArchiveFormat::Bzip2,
             _ => ArchiveFormat::Tar,
         };
+        blob.windows = match format {
+            ArchiveFormat::Zstd => Some(Windows::of_zstd()),
+            ArchiveFormat::Xz => Some(Windows::of_xz()),
+            ArchiveFormat::Tar | ArchiveFormat::Gzip | ArchiveFormat::Bzip2 => None,
+        };
+        blob.look_at(&magic);
         let input = BufReader::with_capacity(BUFFER_BYTES, io::Cursor::new(magic).chain(blob));
         let decoder = match format {
             ArchiveFormat::Tar => Decoder::Tar(input),
@@ -190,6 +234,7 @@ impl<R: Read> LayerReader<R> {
             uncompressed_max: limits.uncompressed_bytes_max,
             ratio_max: limits.ratio_max,
             ratio_free_bytes: limits.ratio_free_bytes,
+            _large_window: large_window,
         })
     }
 
@@ -255,137 +300,4 @@ impl<R: Read> std::fmt::Debug for LayerReader<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    /// One byte per read, as a slow pipe gives.
-    struct Dribble<'a>(&'a [u8]);
-
-    impl Read for Dribble<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let len = buffer.len().min(1);
-            self.0.read(&mut buffer[..len])
-        }
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn bzip2(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn xz(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder =
-            lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    fn sums(blob: &[u8]) -> Result<LayerSums, DecompressError> {
-        LayerReader::sniff(Dribble(blob), &Limits::default())?.finish()
-    }
-
-    #[test]
-    fn every_format_gives_the_sums_of_both_sides() {
-        let tar = vec![7u8; 3000];
-        let members = [gzip(&tar[..1000]), gzip(&tar[1000..])].concat();
-        let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
-        let frames =
-            [frame(&tar[..500]), b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec(), frame(&tar[500..])].concat();
-        let streams = [xz(&tar[..700]), xz(&tar[700..])].concat();
-        let runs = [bzip2(&tar[..700]), bzip2(&tar[700..])].concat();
-        for blob in [tar.clone(), gzip(&tar), members, frames, streams, runs, Vec::new()] {
-            let sums = sums(&blob).unwrap();
-            let expected = if blob.is_empty() { &[][..] } else { &tar[..] };
-            assert_eq!(sums.diff_id.0, Digest::of(expected));
-            assert_eq!(sums.digest, Digest::of(&blob));
-            assert_eq!((sums.size, sums.uncompressed), (blob.len() as u64, expected.len() as u64));
-        }
-    }
-
-    #[test]
-    fn cut_or_followed_by_rubbish_is_an_error() {
-        let tar = vec![7u8; 3000];
-        for blob in [gzip(&tar), zstd::encode_all(&tar[..], 1).unwrap(), bzip2(&tar), xz(&tar)] {
-            assert!(matches!(sums(&blob[..blob.len() - 3]), Err(DecompressError::Read(_))));
-            assert!(matches!(sums(&[&blob[..], b"rubbish"].concat()), Err(DecompressError::Read(_))));
-        }
-    }
-
-    #[test]
-    fn a_bomb_stops_at_its_limit() {
-        let zeros = vec![0u8; 4 << 20];
-        let limits = Limits { ratio_free_bytes: 1 << 20, ratio_max: 50, ..Limits::default() };
-        for blob in [gzip(&zeros), zstd::encode_all(&zeros[..], 1).unwrap(), bzip2(&zeros), xz(&zeros)] {
-            let bomb = LayerReader::sniff(&blob[..], &limits).unwrap().finish();
-            assert!(matches!(bomb, Err(DecompressError::Ratio { .. })), "{bomb:?}");
-            let small = Limits { uncompressed_bytes_max: 1 << 20, ..Limits::default() };
-            let large = LayerReader::sniff(&blob[..], &small).unwrap().finish();
-            assert!(matches!(large, Err(DecompressError::TooLarge { .. })), "{large:?}");
-        }
-    }
-
-    #[test]
-    fn a_zstd_window_beyond_the_limit_is_refused() {
-        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
-        encoder.window_log(28).unwrap();
-        encoder.write_all(&[1, 2, 3]).unwrap();
-        let blob = encoder.finish().unwrap();
-        assert!(matches!(sums(&blob), Err(DecompressError::Read(_))));
-    }
-
-    #[test]
-    fn an_xz_dictionary_beyond_the_limit_is_refused() {
-        let mut options = lzma_rust2::XzOptions::with_preset(1);
-        options.lzma_options.dict_size = 192 << 20;
-        let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
-        encoder.write_all(&[1, 2, 3]).unwrap();
-        let blob = encoder.finish().unwrap();
-        assert!(matches!(sums(&blob), Err(DecompressError::Read(_))));
-    }
-
-    /// The decoders are other people's code and the bytes anybody's: whatever comes, it ends, and without a panic.
-    #[test]
-    fn damaged_archives_end_in_an_error_or_in_bytes() {
-        let mut body: Vec<u8> = (0..20_000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-        body.extend_from_slice(&[0; 5000]);
-        let limits = Limits { uncompressed_bytes_max: 1 << 20, ..Limits::default() };
-        for blob in [bzip2(&body), xz(&body), gzip(&body), zstd::encode_all(&body[..], 1).unwrap()] {
-            let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-            for _ in 0..300 {
-                let mut damaged = blob.clone();
-                for _ in 0..3 {
-                    seed ^= seed << 13;
-                    seed ^= seed >> 7;
-                    seed ^= seed << 17;
-                    let at = usize::try_from(seed >> 8).unwrap() % damaged.len();
-                    damaged[at] ^= u8::try_from(seed & 0xff).unwrap();
-                }
-                if let Ok(reader) = LayerReader::sniff(&damaged[..], &limits) {
-                    let _ = reader.finish();
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn other_compressions_and_media_types_are_named() {
-        let layer = |bytes: &[u8]| {
-            let media_type = "application/vnd.oci.image.layer.v1.tar";
-            LayerReader::open(bytes, media_type, &Limits::default()).err()
-        };
-        assert!(matches!(layer(&xz(b"x")), Some(DecompressError::Unsupported("xz"))));
-        assert!(matches!(layer(&bzip2(b"x")), Some(DecompressError::Unsupported("bzip2"))));
-        let open = |media_type| LayerReader::open(&b""[..], media_type, &Limits::default());
-        assert!(matches!(open("application/vnd.in-toto+json"), Err(DecompressError::MediaType(_))));
-        assert!(open("application/vnd.oci.image.layer.v1.tar+zstd").is_ok());
-    }
-}
+mod tests;

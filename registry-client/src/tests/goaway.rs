@@ -193,6 +193,30 @@ async fn a_download_goes_on_when_an_http_2_server_goes_away() {
     assert!(leaving.connections.load(Ordering::Relaxed) >= 2, "{seen:?}");
 }
 
+/// Those who wait to be unpacked wait for one who is being unpacked, and whose bytes come by the same connection.
+#[tokio::test]
+async fn streams_that_nobody_reads_leave_room_for_one_that_is_read() {
+    let blob = content().repeat(7);
+    let leaving = Leaving::new(blob.clone());
+    leaving.goes.store(false, Ordering::Relaxed);
+    let host = Arc::clone(&leaving).serve().await;
+    let client = client();
+    let (image, digest) = (reference(&host, "app:1"), Digest::of(&blob));
+    let mut streams = Vec::new();
+    for _ in 0..settings().transfers_per_host {
+        let mut stream = client.blob(&image, digest, blob.len() as u64, |_| {}).await.unwrap();
+        stream.chunk().await.unwrap();
+        streams.push(stream);
+    }
+    let rest = async {
+        while let Some(mut stream) = streams.pop() {
+            while stream.chunk().await.unwrap().is_some() {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), rest).await.expect("the one that is read gets on");
+    assert_eq!(leaving.connections.load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test]
 async fn an_upload_goes_on_when_an_http_2_server_goes_away() {
     let blob = content();

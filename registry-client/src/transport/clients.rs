@@ -20,6 +20,7 @@ use crate::auth::lock;
 use crate::config::{Config, ConfigError, Dial, Papers, ProxyAddress, without_user};
 use crate::endpoint::api_host;
 use crate::error::FailedProxy;
+use crate::limits::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::settings::{ProxySetting, ProxySettings, Settings};
 
 /// Whom a connection trusts.
@@ -203,6 +204,8 @@ impl Clients {
             .referer(false)
             .connect_timeout(route.connect)
             .dns_resolver(Arc::new(Resolver::new(guard)))
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .no_proxy();
         let builder = match &route.trust {
             // An empty root store: nothing is loaded, and an https address cannot be verified by mistake.

@@ -16,13 +16,13 @@ const THREADS_MAX: usize = 8;
 static PROCESS: Budget = Budget::new();
 
 /// Waits for a share of the process's budget, for an archive of about so many bytes.
-pub(super) fn share(compression: Compression, bytes: u64) -> Share<'static> {
-    PROCESS.share(compression, threads_max(compression, bytes))
+pub(super) fn share(compression: Compression, bytes: u64, gives_way: bool) -> Share<'static> {
+    PROCESS.share(compression, threads_max(compression, bytes), gives_way)
 }
 
-/// One that is free.
-pub(super) fn free_share(compression: Compression, bytes: u64) -> Option<Share<'static>> {
-    PROCESS.take(&mut PROCESS.free(), compression, threads_max(compression, bytes))
+/// Waits for one as long as none is needed that somebody has who gives way.
+pub(super) fn share_of_step(compression: Compression, bytes: u64) -> Option<Share<'static>> {
+    PROCESS.share_of_step(compression, threads_max(compression, bytes))
 }
 
 /// Threads that have something to do, of those that there are.
@@ -62,6 +62,8 @@ struct Budget {
 struct Free {
     threads: usize,
     mib: usize,
+    /// Of what is taken, what those have who give way to the steps of a build.
+    giving_way_mib: usize,
 }
 
 /// Goes back to its budget when it is dropped.
@@ -74,29 +76,57 @@ pub(super) struct Share<'budget> {
 
 impl Budget {
     const fn new() -> Self {
-        Self { free: Mutex::new(Free { threads: THREADS_MAX, mib: MIB_MAX }), returned: Condvar::new() }
+        Self {
+            free: Mutex::new(Free { threads: THREADS_MAX, mib: MIB_MAX, giving_way_mib: 0 }),
+            returned: Condvar::new(),
+        }
     }
 
     fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn share(&self, compression: Compression, threads_max: usize) -> Share<'_> {
+    fn share(&self, compression: Compression, threads_max: usize, gives_way: bool) -> Share<'_> {
         let mut free = self.free();
         loop {
-            if let Some(share) = self.take(&mut free, compression, threads_max) {
+            if let Some(share) = self.take(&mut free, compression, threads_max, gives_way) {
                 return share;
             }
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn take(&self, free: &mut Free, compression: Compression, threads_max: usize) -> Option<Share<'_>> {
+    fn share_of_step(&self, compression: Compression, threads_max: usize) -> Option<Share<'_>> {
+        let mut free = self.free();
+        loop {
+            let share = self.take(&mut free, compression, threads_max, false);
+            // Were all others done, this much would not be free.
+            if share.is_some() || MIB_MAX - free.giving_way_mib < mib(compression, 1) {
+                return share;
+            }
+            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn take(
+        &self,
+        free: &mut Free,
+        compression: Compression,
+        threads_max: usize,
+        gives_way: bool,
+    ) -> Option<Share<'_>> {
         let most = free.threads.min(threads_max).max(1);
         let threads = (1..=most).rev().find(|threads| mib(compression, *threads) <= free.mib)?;
-        let taken = Free { threads: threads.min(free.threads), mib: mib(compression, threads) };
+        let mib = mib(compression, threads);
+        let giving_way_mib = if gives_way { mib } else { 0 };
+        let taken = Free { threads: threads.min(free.threads), mib, giving_way_mib };
         free.threads -= taken.threads;
         free.mib -= taken.mib;
+        free.giving_way_mib += taken.giving_way_mib;
+        if gives_way {
+            // Steps that wait may have no reason to any more.
+            self.returned.notify_all();
+        }
         Some(Share { budget: self, threads, taken })
     }
 }
@@ -106,6 +136,7 @@ impl Drop for Share<'_> {
         let mut free = self.budget.free();
         free.threads += self.taken.threads;
         free.mib += self.taken.mib;
+        free.giving_way_mib -= self.taken.giving_way_mib;
         drop(free);
         self.budget.returned.notify_all();
     }
@@ -137,7 +168,7 @@ mod tests {
     fn two_cores_are_given_to_two_layers_each_and_many_to_the_first() {
         let budget = Budget::new();
         let threads = |cores: usize, compression: Compression, count: usize| -> Vec<usize> {
-            let shares: Vec<_> = (0..count).map(|_| budget.share(compression, cores)).collect();
+            let shares: Vec<_> = (0..count).map(|_| budget.share(compression, cores, false)).collect();
             shares.iter().map(|share| share.threads).collect()
         };
         assert_eq!(threads(2, DEFAULT_GZIP, 3), [2, 2, 2]);
@@ -159,17 +190,34 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_where_not_one_thread_fits() {
+    fn a_step_waits_for_other_steps_and_not_for_who_gives_way() {
         let budget = Budget::new();
-        let large = budget.share(Compression::Zstd { level: 19 }, 2);
-        let take = |compression| {
-            let share = budget.take(&mut budget.free(), compression, 8);
+        let large = Compression::Zstd { level: 19 };
+        let of_step = |compression| {
+            let share = budget.share_of_step(compression, 8);
             share.map(|share| share.threads)
         };
-        assert_eq!(take(DEFAULT_ZSTD), None);
-        assert_eq!((take(Compression::None), take(Compression::None)), (Some(6), Some(6)));
-        drop(large);
-        assert_eq!((take(DEFAULT_ZSTD), take(DEFAULT_GZIP)), (Some(6), Some(8)));
+        let giving_way = budget.share(large, 2, true);
+        assert_eq!((of_step(DEFAULT_ZSTD), of_step(Compression::None)), (None, Some(6)));
+        drop(giving_way);
+        assert_eq!((of_step(DEFAULT_ZSTD), of_step(DEFAULT_GZIP)), (Some(6), Some(8)));
+        let (a_while, small) = (std::time::Duration::from_millis(100), DEFAULT_ZSTD);
+        for comes_back in [true, false] {
+            let (sender, got) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let step = budget.share(small, 1, false);
+                let _giving_way = budget.share(small, 1, true);
+                scope.spawn(move || sender.send(of_step(large)));
+                assert!(got.recv_timeout(a_while).is_err(), "it waits for the other step");
+                if comes_back {
+                    drop(step);
+                    assert_eq!(got.recv(), Ok(Some(1)));
+                } else {
+                    let _another = budget.share(small, 1, true);
+                    assert_eq!(got.recv(), Ok(None));
+                }
+            });
+        }
     }
 
     #[test]
@@ -180,7 +228,7 @@ mod tests {
                 for compression in all() {
                     let (budget, taken, most) = (&budget, &taken, &most);
                     scope.spawn(move || {
-                        let share = budget.share(compression, 1 + 7 * round);
+                        let share = budget.share(compression, 1 + 7 * round, round == 1);
                         let now = taken.fetch_add(share.taken.mib, Ordering::SeqCst) + share.taken.mib;
                         most.fetch_max(now, Ordering::SeqCst);
                         std::thread::yield_now();

@@ -132,14 +132,15 @@ pub struct EncodeShare {
 
 impl EncodeShare {
     /// For an archive of about `bytes` (`u64::MAX`: nobody knows). Waits for other encodes to end where nothing is free: who
-    /// waits must have no share, and nothing that an encode waits for.
-    pub fn wait(compression: Compression, bytes: u64) -> Self {
-        Self { compression, taken: budget::share(compression.in_range(), bytes) }
+    /// waits must have no share, and nothing that an encode waits for. `gives_way` says that the encode runs on threads that
+    /// give way to the steps of a build.
+    pub fn wait(compression: Compression, bytes: u64, gives_way: bool) -> Self {
+        Self { compression, taken: budget::share(compression.in_range(), bytes, gives_way) }
     }
 
-    /// For whom others wait: `None` when nothing is free. Who has the rest may be one who gives way to everybody.
-    pub fn if_free(compression: Compression, bytes: u64) -> Option<Self> {
-        Some(Self { compression, taken: budget::free_share(compression.in_range(), bytes)? })
+    /// For a step, which waits for the encodes of others alone that do not give way: `None` when those that do have what it needs.
+    pub fn of_step(compression: Compression, bytes: u64) -> Option<Self> {
+        Some(Self { compression, taken: budget::share_of_step(compression.in_range(), bytes)? })
     }
 }
 
