@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked};
 use rbuild_cache::store::{LayerDraft, LayerId, UnhashedBlob};
-use rbuild_cache::tree::{Kind, Tree};
+use rbuild_cache::tree::{Kind, Tree, TreeReader};
 use rbuild_oci::{ChainId, DiffId};
 
 use crate::cancel::Cancel;
@@ -111,6 +111,7 @@ struct Pending {
 impl Pending {
     fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
         let files = env.stack_source(below)?;
+        let mut entries = TreeReader::new(&env.store, &below.tree);
         let scratch = env.store.scratch();
         let fixed = layer::fix_implied(
             self.draft.diff_fd().as_fd(),
@@ -118,12 +119,18 @@ impl Pending {
             &mut self.unpacked,
             &scratch,
             |path| {
-                let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
+                if env.cancel.reason().is_some() {
+                    return Err(Box::new(StepFailure::Canceled));
+                }
+                let Some(entry) = entries.get(path)? else { return Ok(None) };
                 let is_dir = matches!(entry.kind, Kind::Dir(_));
                 Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
             },
         );
-        fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
+        fixed.map_err(|source| match env.cancel.reason() {
+            Some(_) => StepFailure::Canceled,
+            None => StepFailure::Unpack { layer: self.blob.digest, source },
+        })?;
         let size = size_bytes(&self.unpacked.diff)?;
         let id = env.store.commit_layer(self.draft, &self.unpacked.diff, size)?;
         env.store.set_diff_id(id, &self.layer.diff_id, self.tar_bytes)?;
