@@ -17,6 +17,7 @@ pub mod copy;
 pub mod digest_table;
 mod encoded;
 pub mod gc;
+mod held;
 pub mod layer;
 pub mod names;
 pub mod path;

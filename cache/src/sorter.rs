@@ -7,9 +7,10 @@ use std::mem::take;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use crate::held::Held;
 use crate::scratch::Scratch;
 
-/// What is held of a sorter's records, and what is read ahead of its runs, in bytes.
+/// What is held of a sorter's records at most, and what is read ahead of its runs, in bytes; less when much is at work.
 #[cfg(not(test))]
 const HELD_BYTES: usize = 4 << 20;
 #[cfg(test)]
@@ -27,6 +28,7 @@ const HEAD_BYTES: usize = 4;
 pub struct Sorter<F> {
     compare: F,
     scratch: Scratch,
+    held: Held,
     bytes: Vec<u8>,
     records: Vec<Place>,
     runs: Runs,
@@ -55,14 +57,15 @@ struct Runs {
 impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
     /// None so far.
     pub fn new(scratch: Scratch, compare: F) -> Self {
-        Self { compare, scratch, bytes: Vec::new(), records: Vec::new(), runs: Runs::default() }
+        let held = Held::new(HELD_BYTES);
+        Self { compare, scratch, held, bytes: Vec::new(), records: Vec::new(), runs: Runs::default() }
     }
 
     /// Takes a record, given in parts that follow each other.
     pub fn push(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        let held = self.bytes.len() + self.records.len() * size_of::<Place>();
-        if !self.records.is_empty() && held + len > HELD_BYTES {
+        let held = self.bytes.len() + (self.records.len() + 1) * size_of::<Place>();
+        if !self.records.is_empty() && !self.held.grow(held + len) {
             self.write_run()?;
         }
         let Ok(len) = u32::try_from(len) else { return Err(io::ErrorKind::FileTooLarge.into()) };
@@ -83,10 +86,11 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorter<F> {
             }
             // Their room is for what is read ahead now.
             (self.bytes, self.records) = (Vec::new(), Vec::new());
+            self.held.give_back();
         }
-        let Self { compare, bytes: held, records, runs: Runs { file, ends }, .. } = self;
+        let Self { compare, held, bytes, records, runs: Runs { file, ends }, .. } = self;
         let mut sorted =
-            Sorted { compare, held, records, from: 0, file, ends, runs: Vec::new(), given: None };
+            Sorted { compare, held, bytes, records, from: 0, file, ends, runs: Vec::new(), given: None };
         sorted.rewind()?;
         Ok(sorted)
     }
@@ -158,8 +162,9 @@ impl<'a> RunWriter<'a> {
 /// What a [`Sorter`] gives back.
 pub struct Sorted<F> {
     compare: F,
+    held: Held,
     /// When there is but what was held, and which of it comes next.
-    held: Vec<u8>,
+    bytes: Vec<u8>,
     records: Vec<Place>,
     from: usize,
     file: Option<File>,
@@ -178,9 +183,13 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
         self.given = None;
         self.runs.clear();
         let mut at = 0;
+        let ahead = match self.ends.len() {
+            0 => 0,
+            runs => self.held.grow_towards(runs * AHEAD_BYTES_MAX) / runs,
+        };
+        let ahead = ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
         for order in 0..self.ends.len() {
             let end = self.ends[order];
-            let ahead = (HELD_BYTES / self.ends.len()).clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
             self.go_on(Run { order, at, end, ahead, ..Run::default() })?;
             at = end;
         }
@@ -193,7 +202,7 @@ impl<F: Fn(&[u8], &[u8]) -> Ordering> Sorted<F> {
         if self.file.is_none() {
             let place = self.records.get(self.from);
             self.from += usize::from(place.is_some());
-            return Ok(place.map(|place| place.of(&self.held)));
+            return Ok(place.map(|place| place.of(&self.bytes)));
         }
         if let Some(run) = self.given.take() {
             self.go_on(run)?;
@@ -302,6 +311,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::held::{Budget, LEAST_BYTES};
 
     fn all<F: Fn(&[u8], &[u8]) -> Ordering>(sorter: Sorter<F>) -> Vec<Vec<u8>> {
         let mut sorted = sorter.sorted().unwrap();
@@ -346,6 +356,21 @@ mod tests {
             expected.sort_by(|a, b| compare(a, b));
             prop_assert!(all(sorter) == expected);
         }
+    }
+
+    #[test]
+    fn where_nothing_is_free_it_holds_the_least_and_sorts_the_same() {
+        static NOTHING: Budget = Budget::new(0);
+        let mut sorter = Sorter::new(Scratch::for_test(), |a: &[u8], b: &[u8]| a.cmp(b));
+        sorter.held = Held::of(&NOTHING, HELD_BYTES);
+        let mut records: Vec<[u8; 4]> =
+            (0..2000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        for record in &records {
+            sorter.push(&[record]).unwrap();
+            assert!(sorter.bytes.len() + sorter.records.len() * size_of::<Place>() <= LEAST_BYTES);
+        }
+        records.sort_unstable();
+        assert_eq!(all(sorter), records);
     }
 
     #[test]

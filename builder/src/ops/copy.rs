@@ -2,17 +2,21 @@
 //!
 //! Archives that ADD meets are unpacked when their turn comes: what is in them is part of the plan.
 
-use std::io::Write;
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rbuild_cache::copy::{self, CopyError, CopyItem, CopyOptions, CopyPlan, FileSource, Sources};
-use rbuild_cache::layer::{self, EmitError, EncodeShare, LayerDiff, Marks, Pack, Start};
+use rbuild_cache::copy::{
+    self, CopyError, CopyItem, CopyOptions, CopyPlan, FileSource, SourceError, Sources,
+};
+use rbuild_cache::layer::{self, EmitError, EncodeShare, LayerDiff, Marks, Mtime, Pack, Start};
+use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{Draft, LayerId, LayerPacks, ReadyPacks};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{CopyOp, CopySource, RemoteForm};
 use rbuild_oci::DiffId;
 
+use crate::cancel::Cancel;
 use crate::context::ScannedContext;
 use crate::error::StepFailure;
 use crate::ops::added::AddedFiles;
@@ -71,8 +75,11 @@ pub async fn execute(
 ) -> Result<NewLayer, StepFailure> {
     let _slot = env.disk_slots.acquire().await.expect("the semaphore is never closed");
     env.events.started(vertex);
-    let (env, copy, root) = (Arc::clone(env), copy.clone(), Arc::clone(root));
-    blocking(move || layer(&env, &copy, &root, &origin, selection.as_deref(), keep)).await
+    let (worker, copy, root) = (Arc::clone(env), copy.clone(), Arc::clone(root));
+    match blocking(move || layer(&worker, &copy, &root, &origin, selection.as_deref(), keep)).await {
+        Err(_) if env.cancel.reason().is_some() => Err(StepFailure::Canceled),
+        done => done,
+    }
 }
 
 fn layer(
@@ -103,12 +110,19 @@ fn layer(
         Origin::Inline => None,
     };
     let nodes = crate::context::nodes_of(&env.store, origin, selection.map(|selection| &*selection.pruned));
-    let source = files.as_deref();
+    let watched = |inner| Watched { inner, cancel: &env.cancel };
+    let (files, parents) = (files.as_deref().map(watched), watched(&parents));
+    let source = files.as_ref().map(|files| files as &dyn FileSource);
     let scratch = env.store.scratch();
     let mut archives = Archives::new(env, source);
-    let items = items(op, selection, &mut archives);
+    let items = items(op, selection, &mut archives).map(|item| match env.cancel.reason() {
+        Some(_) => Err(StepFailure::Canceled),
+        None => item,
+    });
     let mut plan = copy::plan(&nodes, &below.tree, &parents, source, items, &options, &scratch)?;
-    let sources = Sources { main: source, archives: archives.files(), ..Sources::default() };
+    let unpacked = archives.files().map(watched);
+    let unpacked = unpacked.as_ref().map(|files| files as &dyn FileSource);
+    let sources = Sources { main: source, archives: unpacked, ..Sources::default() };
     let (draft, tar, recent, tree, size_bytes) = match keep {
         Keep::Directory => {
             let draft = env.store.draft(&env.lease)?;
@@ -218,6 +232,40 @@ impl Last {
     /// Its marks that hold for this layer. Without them all of the archive is made.
     fn marks_for(self, diff: &LayerDiff, shared: &[Pack]) -> Result<Marks, EmitError> {
         copy::marks_that_hold(self.marks, &self.listing, diff, shared)
+    }
+}
+
+/// Fails when the build is stopped.
+struct Watched<'a> {
+    inner: &'a dyn FileSource,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Watched<'a> {
+    fn get(&self, path: &RelPath) -> Result<&'a dyn FileSource, SourceError> {
+        let stopped = || io::Error::other("the build was stopped");
+        match self.cancel.reason() {
+            Some(_) => Err(SourceError::Io { action: "read", path: path.clone(), source: stopped() }),
+            None => Ok(self.inner),
+        }
+    }
+}
+
+impl FileSource for Watched<'_> {
+    fn open(&self, path: &RelPath) -> Result<OwnedFd, SourceError> {
+        self.get(path)?.open(path)
+    }
+
+    fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {
+        self.get(path)?.mtime(path)
+    }
+
+    fn is_immutable(&self) -> bool {
+        self.inner.is_immutable()
+    }
+
+    fn give(&self, path: &RelPath, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, SourceError> {
+        self.get(path)?.give(path, dir, name)
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rbuild_cache::copy::FileSource;
 use rbuild_cache::layer::{self, Limits, UnpackBlobError, Unpacked};
 use rbuild_cache::store::{LayerDraft, LayerId, UnhashedBlob};
-use rbuild_cache::tree::{Kind, Tree};
+use rbuild_cache::tree::{Kind, Tree, TreeReader};
 use rbuild_oci::{ChainId, DiffId};
 
 use crate::cancel::Cancel;
@@ -140,7 +140,9 @@ struct Pending {
 
 impl Pending {
     fn commit(mut self, env: &ExecEnv, below: &Solved) -> Result<LayerId, StepFailure> {
+        let has_from_below = !self.unpacked.implied_dirs.is_empty();
         let files = env.stack_source(below)?;
+        let mut entries = TreeReader::new(&env.store, &below.tree);
         let scratch = env.store.scratch();
         let fixed = layer::fix_implied(
             self.draft.diff_fd().as_fd(),
@@ -148,13 +150,19 @@ impl Pending {
             &mut self.unpacked,
             &scratch,
             |path| {
-                let Some(entry) = below.tree.get(&env.store, path)? else { return Ok(None) };
+                if env.cancel.reason().is_some() {
+                    return Err(Box::new(StepFailure::Canceled));
+                }
+                let Some(entry) = entries.get(path)? else { return Ok(None) };
                 let is_dir = matches!(entry.kind, Kind::Dir(_));
                 Ok(if is_dir { Some((entry.meta, files.mtime(path)?)) } else { None })
             },
         );
-        fixed.map_err(|source| StepFailure::Unpack { layer: self.blob.digest, source })?;
-        if !self.unpacked.implied_dirs.is_empty() {
+        fixed.map_err(|source| match env.cancel.reason() {
+            Some(_) => StepFailure::Canceled,
+            None => StepFailure::Unpack { layer: self.blob.digest, source },
+        })?;
+        if has_from_below {
             env.store.lies_on(&self.draft, self.placed.below.as_ref())?;
         }
         let size = size_bytes(&self.unpacked.diff)?;

@@ -1,12 +1,13 @@
 //! What is in a directory, on its way to the destination.
 
+use std::cell::Cell;
 use std::num::NonZeroU32;
 
 use super::rules::Rule;
-use super::view::{FirstName, Planned, View, check};
+use super::view::{FirstName, Planned, View, check, leads_to};
 use super::{CopyError, CopyOptions, FileSource};
 use crate::path::RelPath;
-use crate::tree::{EMPTY_NODE, Entry, FirstNames, Kind, RelativeLinks, Walk, below, strip};
+use crate::tree::{EMPTY_NODE, Entry, FirstNames, Kind, RelativeLinks, Trail, Walk, below, strip};
 
 /// The entries of a copied directory, made one after the other in the order of their paths.
 pub(super) struct Contents<'a> {
@@ -21,10 +22,10 @@ pub(super) struct Contents<'a> {
     pub(super) item: Option<NonZeroU32>,
     /// Names of files with several, relative to both.
     pub(super) links: FirstNames<RelativeLinks<'a>>,
-    /// Nothing is at the destination.
-    pub(super) is_bare: bool,
-    /// Directories from the destination to the last entry, each with what was there before.
-    pub(super) above: Vec<(RelPath, Option<Entry>)>,
+    /// The last directory found with nothing in its place, which may be the destination with nothing in it.
+    pub(super) bare: Option<RelPath>,
+    /// To the directory of the source last asked about.
+    pub(super) trail: Cell<Trail>,
 }
 
 impl Contents<'_> {
@@ -42,7 +43,7 @@ impl Contents<'_> {
         let mut planned = sourced(entry, &below(&self.from, &rel), self.files, self.options)?;
         (planned.origin, planned.item) = (Some(self.rule), self.item);
         planned.first = self.first_name(&rel)?.map(Box::new);
-        if !self.is_bare {
+        if !self.bare.as_ref().is_some_and(|dir| leads_to(dir, &path)) {
             self.meet(view, &path, &mut planned.entry)?;
         }
         check(&path, &planned)?;
@@ -57,20 +58,24 @@ impl Contents<'_> {
 
     /// True when anything in the directory goes to `path`.
     pub(super) fn has(&self, view: &View<'_>, path: &RelPath) -> Result<bool, CopyError> {
-        match strip(path, &self.top) {
-            Some(rel) if !rel.is_root() => Ok(view.entry_below(&self.source, &rel)?.is_some()),
-            _ => Ok(false),
-        }
+        let rel = strip(path, &self.top).filter(|rel| !rel.is_root());
+        let (Some(rel), Some(source)) = (rel, self.source.node()) else { return Ok(false) };
+        let mut trail = self.trail.take();
+        let found = trail.entry_at(&view.nodes, source, &rel)?;
+        self.trail.set(trail);
+        Ok(found.is_some())
     }
 
     /// Merges a directory with one that is there; anything else neither replaces a directory nor is replaced by one.
     fn meet(&mut self, view: &View<'_>, path: &RelPath, entry: &mut Entry) -> Result<(), CopyError> {
         let is_dir = matches!(entry.kind, Kind::Dir(_));
-        let there = self.there(view, path)?;
-        if is_dir {
-            self.above.push((path.clone(), there.clone()));
-        }
-        match there {
+        match view.entry_at(path)? {
+            None => {
+                if is_dir {
+                    self.bare = Some(path.clone());
+                }
+                Ok(())
+            }
             Some(Entry { mut meta, kind: Kind::Dir(node) }) if is_dir => {
                 meta.xattrs.append(&mut entry.meta.xattrs);
                 entry.meta.xattrs = meta.xattrs;
@@ -79,18 +84,7 @@ impl Contents<'_> {
             }
             Some(Entry { kind: Kind::Dir(_), .. }) => Err(CopyError::ReplaceDirectory { path: path.clone() }),
             Some(_) if is_dir => Err(CopyError::ToNonDirectory { path: path.clone() }),
-            _ => Ok(()),
-        }
-    }
-
-    /// What is at `path` before this entry.
-    fn there(&mut self, view: &View<'_>, path: &RelPath) -> Result<Option<Entry>, CopyError> {
-        while self.above.last().is_some_and(|(dir, _)| !path.is_in(dir)) {
-            self.above.pop();
-        }
-        match self.above.last() {
-            Some((dir, Some(entry))) => view.entry_in(dir, entry, path.name()),
-            _ => Ok(None),
+            Some(_) => Ok(()),
         }
     }
 }

@@ -23,13 +23,14 @@ use std::io;
 use self::merged::Merged;
 use self::run::Run;
 use super::view::Planned;
+use crate::held::Held;
 use crate::layer::ListingError;
 use crate::path::{RelPath, compare};
 use crate::scratch::Scratch;
 use crate::sorter::RunWriter;
 use crate::tree::{Kind, strip};
 
-/// What may be held, in bytes.
+/// What may be held at most, in bytes; less when much is at work.
 #[cfg(not(test))]
 fn held_bytes_max() -> usize {
     4 << 20
@@ -44,15 +45,16 @@ const DROPPED_PATHS: usize = 64;
 
 /// A map of paths to what is planned there.
 pub(super) struct Pending {
-    held: Held,
+    held: Map,
     held_bytes: usize,
+    room: Held,
     file: Option<File>,
     /// In the order in which they were written.
     runs: Vec<Run>,
     scratch: Scratch,
 }
 
-type Held = BTreeMap<RelPath, Said>;
+type Map = BTreeMap<RelPath, Said>;
 
 /// What is said of a path. What runs behind say of it does not count.
 #[derive(Clone)]
@@ -79,7 +81,8 @@ impl Said {
 impl Pending {
     /// Nothing; much of it will go to a file of `scratch`.
     pub(super) fn new(scratch: Scratch) -> Self {
-        Self { held: Held::new(), held_bytes: 0, file: None, runs: Vec::new(), scratch }
+        let room = Held::new(held_bytes_max());
+        Self { held: Map::new(), held_bytes: 0, room, file: None, runs: Vec::new(), scratch }
     }
 
     /// What is planned at a path. Who asks in the order of paths is answered fastest.
@@ -150,7 +153,7 @@ impl Pending {
         if let Some(before) = self.held.insert(path, said) {
             self.held_bytes -= before.held_bytes(path_len);
         }
-        if self.held_bytes <= held_bytes_max() {
+        if self.room.grow(self.held_bytes) {
             return Ok(());
         }
         let file = match self.file.take() {
@@ -169,6 +172,7 @@ impl Pending {
     fn write_run(&mut self, file: &File) -> io::Result<()> {
         let held = std::mem::take(&mut self.held);
         self.held_bytes = 0;
+        self.room.give_back();
         let Some((first, _)) = held.first_key_value() else { return Ok(()) };
         let end = self.runs.last().map_or(0, Run::end);
         let mut run = match self.runs.pop() {

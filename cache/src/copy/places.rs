@@ -4,7 +4,7 @@ use super::CopyError;
 use super::rules::Rule;
 use super::view::leads_to;
 use crate::encoded::{Encoded, ONE_AHEAD, ReadError};
-use crate::layer::{ListingError, Stop, Stops, put_bytes, put_number, put_path};
+use crate::layer::{ListingError, Stop, Stops, put_number, put_path};
 use crate::path::{RelPath, compare};
 use crate::scratch::Scratch;
 use crate::tree::{below, strip};
@@ -79,38 +79,47 @@ impl Places {
 }
 
 /// From which path on what is below a directory of the archive is below which place, up to the next one here. The image may
-/// have as many symlinks as it has files.
+/// have as many symlinks as it has files, which lead to paths that are long and alike: where one directory is elsewhere and what
+/// comes after it is not, as is mostly so, a place shares with the last but one what it begins with.
 ///
 /// ```text
-/// start = shared-prefix suffix  length-of-directory  place  rule
+/// start = shared-prefix suffix  length-of-directory  shared-prefix suffix-of-place  rule
 /// ```
 struct Starts {
     encoded: Encoded,
     stops: Stops,
     len: usize,
     last: Vec<u8>,
+    /// The last place but one, and the last: empty at a stop, where reading may begin.
+    places: [Vec<u8>; 2],
 }
 
 impl Starts {
     fn new(scratch: &Scratch) -> Self {
         let encoded = Encoded::new(scratch.clone());
-        Self { encoded, stops: Stops::default(), len: 0, last: Vec::new() }
+        Self { encoded, stops: Stops::default(), len: 0, last: Vec::new(), places: Default::default() }
     }
 
     /// From this path on, which comes after all others, what is below `dir` is below its place. It leads to the path.
     fn push(&mut self, path: &RelPath, dir: &Above) -> Result<(), ListingError> {
-        let Self { encoded, stops, len, last } = self;
+        let Self { encoded, stops, len, last, places } = self;
         let (at, path) = (encoded.end(), path.as_bytes());
+        if stops.note(Stop { index: *len, at, path }, 0) {
+            places.iter_mut().for_each(Vec::clear);
+        }
+        let place = dir.place.path.as_bytes();
         let put = |bytes: &mut Vec<u8>| {
             put_path(bytes, last, path);
             put_number(bytes, dir.path.as_bytes().len() as u64);
-            put_bytes(bytes, dir.place.path.as_bytes());
+            put_path(bytes, &places[0], place);
             put_number(bytes, dir.place.rule.number().into());
         };
         encoded.append(put).map_err(|source| ListingError { doing: "write", source })?;
-        stops.note(Stop { index: *len, at, path }, 0);
         last.clear();
         last.extend_from_slice(path);
+        places.swap(0, 1);
+        places[1].clear();
+        places[1].extend_from_slice(place);
         *len += 1;
         Ok(())
     }
@@ -120,24 +129,22 @@ impl Starts {
         let Stop { at, path: first, .. } = stop.unwrap_or(Stop { index: 0, at: 0, path: b"" });
         // What its path shares with the one before, it shares with itself.
         let (mut input, mut start) = (self.encoded.read_from(at, ONE_AHEAD), first.to_vec());
-        let (mut dir_len, mut place, mut rule) = (0, Vec::new(), 0);
+        let (mut dir_len, mut places, mut rule) = (0, [Vec::new(), Vec::new()], 0);
         while input.at() < self.encoded.end() {
             input.read(|reader| reader.path(&mut start).map(drop))?;
             if compare(&start, path.as_bytes()).is_gt() {
                 break;
             }
-            input.read(|reader| {
-                dir_len = reader.number()?;
-                place.clear();
-                place.extend_from_slice(reader.string()?);
-                rule = reader.number()?;
-                Ok(())
-            })?;
+            dir_len = input.read(|reader| reader.number())?;
+            places.swap(0, 1);
+            input.read(|reader| reader.path(&mut places[1]).map(drop))?;
+            rule = input.read(|reader| reader.number())?;
         }
+        let [_, last] = places;
         let place = || {
             let dir = path.as_bytes().get(..usize::try_from(dir_len).ok()?)?;
             let below_dir = strip(path, &RelPath::new(dir).ok()?)?;
-            Some(Place { path: below(&RelPath::new(place).ok()?, &below_dir), rule: Rule::of_number(rule)? })
+            Some(Place { path: below(&RelPath::new(last).ok()?, &below_dir), rule: Rule::of_number(rule)? })
         };
         place().ok_or(ReadError::Malformed("a place is none"))
     }
@@ -219,6 +226,34 @@ mod tests {
                     prop_assert_eq!(places.of(earlier).unwrap(), place_of(&elsewhere, earlier));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn long_places_that_are_alike_take_little() {
+        let top = Place { path: RelPath::new("top").unwrap(), rule: rule(1) };
+        let mut places = Places::of_top(top.clone(), &Scratch::for_test()).unwrap();
+        let real = |at: u32| Place {
+            path: RelPath::new(format!("{}/d{at:05}", "l".repeat(2000))).unwrap(),
+            rule: rule(2),
+        };
+        for at in 0..5000 {
+            let (link, file) =
+                (RelPath::new(format!("l{at:05}")).unwrap(), RelPath::new(format!("l{at:05}/f")).unwrap());
+            places.next(&link).unwrap();
+            places.enter_elsewhere(link, real(at)).unwrap();
+            places.next(&file).unwrap();
+            places.next(&RelPath::new(format!("l{at:05}f")).unwrap()).unwrap();
+        }
+        assert!(places.starts.encoded.len() < 1 << 20, "{}", places.starts.encoded.len());
+        for at in (0..5000).step_by(77) {
+            let file = RelPath::new(format!("l{at:05}/f")).unwrap();
+            assert_eq!(places.of(&file).unwrap(), Place { path: real(at).path.join(b"f"), rule: rule(2) });
+            let file = RelPath::new(format!("l{at:05}f")).unwrap();
+            assert_eq!(
+                places.of(&file).unwrap(),
+                Place { path: top.path.join(file.as_bytes()), rule: rule(1) }
+            );
         }
     }
 

@@ -1,5 +1,7 @@
 //! COPY and ADD.
 
+use std::cell::Cell;
+
 use rbuild_oci::FileMode;
 
 use super::contents::{Contents, sourced};
@@ -160,8 +162,8 @@ impl<'a> Planner<'a> {
             item: self.view.new_item(),
             links,
             source: item.entry.clone(),
-            is_bare: self.view.is_bare(&top)?,
-            above: vec![(top.clone(), self.view.entry_at(&top)?)],
+            bare: if self.view.is_bare(&top)? { Some(top.clone()) } else { None },
+            trail: Cell::default(),
             from: item.path.clone(),
             top,
         })

@@ -15,8 +15,8 @@ use crate::layer::{LayerDiff, Mtime, is_below};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
 use crate::tree::{
-    CodecError, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Memo, Meta, NodeStore, PATH_BYTES_MAX,
-    ResolveError, Resolved, Tree, check_name, entry_in, resolve_in, strip,
+    CodecError, EMPTY_NODE, Entry, Kind, LastLink, Lookup, Memo, Meta, NodeDigest, NodeStore, PATH_BYTES_MAX,
+    ResolveError, Resolved, Trail, Tree, check_name, entry_in, resolve_in, strip,
 };
 
 /// What directories made on the way to a destination get.
@@ -60,7 +60,7 @@ pub(super) struct FirstName {
 /// The parent tree, and changes that already shadow it.
 pub(super) struct View<'a> {
     /// Siblings ask for the same ones over and over.
-    nodes: Memo<'a>,
+    pub(super) nodes: Memo<'a>,
     parent: &'a Tree,
     /// Never of the root, which is a directory whatever is copied, and keeps its metadata.
     pub(super) pending: Pending,
@@ -70,8 +70,8 @@ pub(super) struct View<'a> {
     /// Directories of the parent tree that something else took the place of, if only for a while.
     replaced: ByPath,
     scratch: Scratch,
-    /// The directory last looked into, with what is there: its other entries follow.
-    dir: Cell<Option<(RelPath, Option<Entry>)>>,
+    /// To the directory last looked into: its other entries follow, or those of one close to it.
+    trail: Cell<Trail>,
 }
 
 impl<'a> View<'a> {
@@ -86,7 +86,7 @@ impl<'a> View<'a> {
             other_names: OtherNames::new(scratch),
             replaced: ByPath::new(scratch),
             scratch: scratch.clone(),
-            dir: Cell::default(),
+            trail: Cell::default(),
         }
     }
 
@@ -107,63 +107,22 @@ impl<'a> View<'a> {
             return Ok(Some(planned.into_owned().entry));
         }
         let Some(dir) = path.parent() else { return Ok(Some(self.root())) };
-        let (dir, entry) = match self.dir.take() {
-            Some((known, entry)) if known == dir => (known, entry),
-            known => {
-                let entry = self.dir_at(&dir, known)?;
-                (dir, entry)
-            }
-        };
-        let found = match &entry {
-            Some(Entry { kind: Kind::Dir(node), .. }) => entry_in(&self.nodes, node, path.name())?,
-            _ => None,
-        };
-        self.dir.set(Some((dir, entry)));
-        Ok(found)
+        let mut trail = self.trail.take();
+        let node = trail.node_at(&dir, self.parent.node, |dir, path| {
+            Ok(self.child_at(dir, path)?.and_then(|entry| entry.node()))
+        });
+        self.trail.set(trail);
+        let node = node.map_err(|error| not_resolved(&dir, error))?;
+        // Nothing is planned there.
+        node.map_or(Ok(None), |node| Ok(entry_in(&self.nodes, &node, path.name())?))
     }
 
-    /// What is at `path`, from what is at `known` if that is on the way.
-    fn dir_at(
-        &self,
-        path: &RelPath,
-        known: Option<(RelPath, Option<Entry>)>,
-    ) -> Result<Option<Entry>, CopyError> {
-        if let Some(planned) = self.pending.get(path)? {
-            return Ok(Some(planned.into_owned().entry));
+    /// What is at a path now, in a directory where this node shows through.
+    fn child_at(&self, dir: &NodeDigest, path: &RelPath) -> Result<Option<Entry>, ResolveError> {
+        match self.pending.get(path)? {
+            Some(planned) => Ok(Some(planned.into_owned().entry)),
+            None => Ok(entry_in(&self.nodes, dir, path.name())?),
         }
-        let on_the_way = |(dir, entry): (RelPath, Option<Entry>)| Some((strip(path, &dir)?, dir, entry?));
-        let (below, mut dir, mut entry) =
-            known.and_then(on_the_way).unwrap_or_else(|| (path.clone(), RelPath::root(), self.root()));
-        for name in below.components() {
-            match self.entry_in(&dir, &entry, name)? {
-                Some(child) => (dir, entry) = (dir.join(name), child),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(entry))
-    }
-
-    /// What directory `dir`, whose entry is `entry`, has as `name` now.
-    pub(super) fn entry_in(
-        &self,
-        dir: &RelPath,
-        entry: &Entry,
-        name: &[u8],
-    ) -> Result<Option<Entry>, CopyError> {
-        self.child(dir, entry, name).map_err(|error| not_resolved(dir, error))
-    }
-
-    /// What is at a path of a source, below a directory of it.
-    pub(super) fn entry_below(&self, dir: &Entry, path: &RelPath) -> Result<Option<Entry>, CopyError> {
-        let mut entry = dir.clone();
-        for name in path.components() {
-            let Kind::Dir(node) = &entry.kind else { return Ok(None) };
-            match entry_in(&self.nodes, node, name)? {
-                Some(child) => entry = child,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(entry))
     }
 
     /// True when a directory has nothing in it now.
@@ -202,10 +161,7 @@ impl<'a> View<'a> {
 
     fn keep(&mut self, path: RelPath, planned: Planned) -> Result<(), CopyError> {
         // What is there may be something else then.
-        let dir = self.dir.get_mut();
-        if dir.as_ref().is_some_and(|(dir, _)| leads_to(&path, dir)) {
-            *dir = None;
-        }
+        self.trail.get_mut().forget(&path);
         self.other_names.note(&path, &planned)?;
         Ok(self.pending.insert(path, planned)?)
     }
@@ -295,11 +251,7 @@ impl Lookup for View<'_> {
     }
 
     fn child(&self, dir: &RelPath, entry: &Entry, name: &[u8]) -> Result<Option<Entry>, ResolveError> {
-        let Kind::Dir(digest) = &entry.kind else { return Ok(None) };
-        if let Some(planned) = self.pending.get(&dir.join(name))? {
-            return Ok(Some(planned.into_owned().entry));
-        }
-        Ok(entry_in(&self.nodes, digest, name)?)
+        entry.node().map_or(Ok(None), |node| self.child_at(&node, &dir.join(name)))
     }
 }
 

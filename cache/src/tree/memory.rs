@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use super::digest::EMPTY_NODE;
+use crate::held::Held;
+
 use super::{DirNode, EncodedNode, NodeDigest, NodeStore, NodeStoreError};
 
 /// Keeps nodes for as long as it lives: for tests, and for trees that no one needs later.
@@ -64,20 +66,21 @@ pub struct Memo<'a> {
     known: Mutex<Known>,
 }
 
-#[derive(Default)]
 struct Known {
     nodes: HashMap<NodeDigest, DirNode>,
     bytes: usize,
+    room: Held,
 }
 
-/// Bytes in memory of the nodes that a [`Memo`] has at hand. When there are more it begins anew: who asks in the order of
-/// paths is done with most of them.
+/// Bytes in memory of the nodes that a [`Memo`] has at hand at most, less when much is at work. When there are more it begins anew:
+/// who asks in the order of paths is done with most of them.
 const MEMO_BYTES: usize = 6 << 20;
 
 impl<'a> Memo<'a> {
     /// Knows nothing yet.
     pub fn new(nodes: &'a dyn NodeStore) -> Self {
-        Self { nodes, known: Mutex::default() }
+        let known = Known { nodes: HashMap::new(), bytes: 0, room: Held::new(MEMO_BYTES) };
+        Self { nodes, known: Mutex::new(known) }
     }
 }
 
@@ -88,10 +91,15 @@ impl NodeStore for Memo<'_> {
         }
         let node = self.nodes.node(digest)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.bytes > MEMO_BYTES {
-            *known = Known::default();
+        let bytes = known.bytes + node.held_bytes();
+        if known.room.grow(bytes) {
+            known.bytes = bytes;
+        } else {
+            known.nodes.clear();
+            known.nodes.shrink_to(0);
+            known.room.give_back();
+            known.bytes = node.held_bytes();
         }
-        known.bytes += node.held_bytes();
         known.nodes.insert(*digest, node.clone());
         Ok(node)
     }

@@ -9,6 +9,7 @@
 //! | `edit` | [`Tree::apply`]: a tree and a layer's diff give the next tree |
 //! | `walk` | [`Tree::walk`]: everything below a path |
 //! | `diff` | [`difference`]: what differs between two trees |
+//! | `trail` | [`TreeReader`]: path after path, each from where the last one was |
 //! | `resolve` | [`Tree::resolve`]: paths with symlinks, as the kernel resolves them inside a root |
 //! | [`select`] | COPY source patterns |
 //! | `memory`, `spilled`, `batch` | nodes in memory, in a file when they are many, and on their way to a store |
@@ -30,6 +31,7 @@ pub mod select;
 mod spilled;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trail;
 mod walk;
 mod writer;
 
@@ -47,11 +49,13 @@ pub use reader::{DirReader, entry_in};
 pub use resolve::{LINKS_MAX, LastLink, ResolveError, Resolved};
 pub(crate) use resolve::{Lookup, resolve_in};
 pub use spilled::{Over, SpilledNodeStore};
+pub use trail::TreeReader;
 pub use walk::{DEPTH_MAX, Walk};
 
 pub(crate) use codec::check_name;
 pub(crate) use digest::EMPTY_NODE;
 pub(crate) use links::{FirstNames, Gone, LinksWriter};
+pub(crate) use trail::Trail;
 pub(crate) use writer::{NodeWriter, PART_ENTRIES_MIN};
 
 use crate::layer::ListingError;

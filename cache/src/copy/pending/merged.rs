@@ -27,7 +27,8 @@ pub(in super::super) struct Merged<'a> {
 impl<'a> Merged<'a> {
     /// From the first path on.
     pub(super) fn all(pending: &'a Pending) -> Result<Self, ListingError> {
-        let ahead = held_bytes_max() / pending.runs.len().max(1);
+        // What is held still is, beside that.
+        let ahead = held_bytes_max() / 4 / pending.runs.len().max(1);
         let ahead = ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
         let mut merged = Self::of(pending, Bound::Unbounded);
         for (file, run) in pending.newest_first() {

@@ -41,13 +41,13 @@ impl Held {
 }
 
 impl Stops {
-    /// Takes down an entry if it is far enough from the one before, or from the first, which is at `start`.
-    pub(crate) fn note(&mut self, stop: Stop<'_>, start: u64) {
+    /// Takes down an entry if it is far enough from the one before, or from the first, which is at `start`. Says if it did.
+    pub(crate) fn note(&mut self, stop: Stop<'_>, start: u64) -> bool {
         let (index, from) = self.held.last().map_or((0, start), |last| (last.index, last.at));
         let is_far =
             stop.index - index >= ENTRIES << self.apart || stop.at.saturating_sub(from) > BYTES << self.apart;
         if !is_far {
-            return;
+            return false;
         }
         self.held.push(Held { index: stop.index, at: stop.at, path: stop.path.into() });
         self.path_bytes += stop.path.len();
@@ -60,6 +60,7 @@ impl Stops {
             self.path_bytes = self.held.iter().map(|held| held.path.len()).sum();
             self.apart += 1;
         }
+        true
     }
 
     /// The last of those that come first for which `is_before` holds.
