@@ -142,7 +142,7 @@ fn a_step_that_only_changes_times_keeps_its_layer() -> Result<()> {
             "FROM busybox AS made\nRUN echo hi > /f\n{steps}FROM busybox\nRUN --mount=from=made,target=/made stat -c 'time %Y' /made/f\n"
         );
         fs::write(context.join("Dockerfile"), text)?;
-        let run = env.build(&context, &["--no-cache-filter=stage-1", "--progress=plain"])?.ok();
+        let run = env.build(&context, &["--no-cache-filter=stage-1"])?.ok();
         let line =
             run.stderr.lines().find_map(|line| line.split_once(" time ").map(|(_, time)| time.to_owned()));
         line.with_context(|| format!("no time\n{run}"))

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::fault::tar::{Member, SIZE, UID, archive, pax, zstd_of_zeros};
 use rbuild_tests::fault::{End, FaultRegistry, Image, Reply, digest, wait_until};
 use rbuild_tests::{Run, TestEnv, need};
+use serde_json::{Value, json};
 
 use crate::{assert_nothing_came, pull};
 
@@ -107,7 +108,7 @@ fn a_link_of_a_lower_layer_is_not_followed_by_the_next() -> Result<()> {
     let lower = archive(&[Member::link(b"a", b'2', target).bytes()]);
     let upper = archive(&[Member::file(b"a/x", MARK).bytes()]);
     let mut image = Image::of_layer(lower.clone());
-    let config: serde_json::Value = serde_json::from_slice(&image.config)?;
+    let config: Value = serde_json::from_slice(&image.config)?;
     let mut config = config;
     config["rootfs"]["diff_ids"] = serde_json::json!([digest(&lower), digest(&upper)]);
     image.config = config.to_string().into_bytes();
@@ -348,5 +349,55 @@ fn a_killed_unpacking_is_done_again() -> Result<()> {
     env.build(&context, &["-o", &out.to_string_lossy()])?.ok();
     assert_eq!(fs::read(out.join("late"))?, MARK);
     env.run(["cache", "fsck"])?.ok();
+    Ok(())
+}
+
+/// An OCI layout of an image of these layers.
+fn layout(at: &Path, layers: &[&[u8]]) -> Result<()> {
+    fs::create_dir_all(at.join("blobs/sha256"))?;
+    let blob = |kind: &str, bytes: &[u8]| -> Result<Value> {
+        let digest = digest(bytes);
+        fs::write(at.join("blobs").join(digest.replace(':', "/")), bytes)?;
+        Ok(
+            json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": bytes.len()}),
+        )
+    };
+    let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let config = blob("config.v1+json", config.to_string().as_bytes())?;
+    let layers: Vec<Value> = layers.iter().map(|layer| blob("layer.v1.tar", layer)).collect::<Result<_>>()?;
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+    let manifest = blob("manifest.v1+json", manifest.to_string().as_bytes())?;
+    fs::write(at.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())?;
+    fs::write(at.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string())?;
+    Ok(())
+}
+
+/// A layer whose archive leaves a directory out has it from what is below it: in each image from its own, and where it comes
+/// twice in one, twice.
+#[test]
+fn a_layer_that_leaves_directories_out_is_another_on_each_base() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let opt = |mode: &[u8]| archive(&[Member::new(b"opt/", b'5').field(100, mode).bytes()]);
+    let (private, open, shared) =
+        (opt(b"0000700\0"), opt(b"0000755\0"), archive(&[Member::file(b"opt/x", MARK).bytes()]));
+    let [one, other, both] = ["one", "other", "both"].map(|name| env.work().join(name));
+    layout(&one, &[&private, &shared])?;
+    layout(&other, &[&open, &shared])?;
+    layout(&both, &[&private, &shared, &open, &shared])?;
+    let context = env.context("files", "FROM base\n", &[])?;
+    for (round, (base, mode)) in
+        [(&one, 0o700), (&other, 0o755), (&both, 0o755), (&one, 0o700)].into_iter().enumerate()
+    {
+        let out = env.work().join(format!("out-{round}"));
+        let named = format!("base=oci-layout://{}", base.display());
+        env.build(&context, &["--build-context", &named, "-o", &out.to_string_lossy()])?.ok();
+        assert_eq!(out.join("opt").metadata()?.permissions().mode() & 0o7777, mode, "{named}");
+        assert_eq!(fs::read(out.join("opt/x"))?, MARK);
+    }
+    env.run(["cache", "fsck"])?.ok();
+    env.assert_nothing_left();
     Ok(())
 }
