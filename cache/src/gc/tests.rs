@@ -366,6 +366,31 @@ fn a_budget_gives_up_blobs_then_what_no_result_names_then_what_is_cheap_to_make_
 }
 
 #[test]
+fn what_was_used_just_now_stays_however_short_the_time() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    let half_an_hour_passes = || tamper(&root, "UPDATE results SET used = used - 31 * 60000000000");
+    let hit = || {
+        assert!(store.result(&key(1)).unwrap().is_some());
+        store.sync().unwrap();
+        root.join("uses").exists()
+    };
+    // A build that is repeated at once writes nothing.
+    assert!(!hit());
+    half_an_hour_passes();
+    assert!(hit());
+    drop((lease, store));
+    let keep = |minutes: u64| Policy { keep: Duration::from_secs(minutes * 60), ..Policy::default() };
+    assert_eq!(collect(&root, &keep(30)).given_up, [], "used a second ago");
+    half_an_hour_passes();
+    assert_eq!(collect(&root, &keep(32)).given_up, []);
+    assert_eq!(collect(&root, &keep(30)).given_up.len(), 1);
+}
+
+#[test]
 fn the_last_use_counts_for_every_layer_below() {
     let (_dir, root) = fresh();
     let store = open(&root);
