@@ -5,11 +5,11 @@
 //! it broke, if the server can promise that the file is still the same.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+    ACCEPT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
     IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode, Url};
@@ -23,6 +23,11 @@ use crate::transport::retry::{self, Patience, Waits};
 
 /// Longest validator kept.
 const VALIDATOR_BYTES_MAX: usize = 4 << 10;
+
+/// How long before the answer a file must have been changed for its `Last-Modified` to tell it from a later one: a second
+/// has room for many changes (RFC 9110, section 8.8.2.2), and a server may have more than one clock. The figure is that of
+/// RFC 7232, section 2.2.2.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What to get.
 #[derive(Clone, Default)]
@@ -136,6 +141,8 @@ pub struct FetchStream {
     answer: Option<Response>,
     etag: Option<String>,
     modified: Option<String>,
+    /// When the server sent its answer.
+    answered: SystemTime,
     length: Option<u64>,
     received: u64,
     rate: Rate,
@@ -190,6 +197,8 @@ pub(crate) async fn fetch(transport: &Arc<Transport>, request: &FetchRequest) ->
         target,
         etag: text_of(&answer, &ETAG),
         modified: text_of(&answer, &LAST_MODIFIED),
+        // To an answer without a date belongs the time at which it came (RFC 9110, section 6.6.1).
+        answered: text_of(&answer, &DATE).and_then(|text| time(&text)).unwrap_or_else(SystemTime::now),
         length: answer.content_length(),
         answer: Some(answer),
         received: 0,
@@ -232,21 +241,27 @@ fn text_of(answer: &Response, name: &HeaderName) -> Option<String> {
     (text.len() <= VALIDATOR_BYTES_MAX).then(|| text.to_owned())
 }
 
+fn time(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text).ok()
+}
+
 impl FetchStream {
     /// `ETag` of the file.
     pub fn etag(&self) -> Option<&str> {
         self.etag.as_deref()
     }
 
-    /// `Last-Modified` of the file, as sent.
+    /// `Last-Modified` of the file, as sent, if it tells this file from those to come: beside an `ETag`, which does so
+    /// itself, or when the file had not been changed for a minute.
     pub fn modified(&self) -> Option<&str> {
-        self.modified.as_deref()
+        let text = self.modified.as_deref()?;
+        let is_settled = || self.answered.duration_since(time(text)?).ok().filter(|age| *age >= SETTLED);
+        (self.etag.is_some() || is_settled().is_some()).then_some(text)
     }
 
-    /// The same as seconds since the epoch.
+    /// `Last-Modified` of the file in seconds since the epoch.
     pub fn modified_unix(&self) -> Option<i64> {
-        let time = httpdate::parse_http_date(self.modified.as_deref()?).ok()?;
-        let since = time.duration_since(std::time::UNIX_EPOCH).ok()?;
+        let since = time(self.modified.as_deref()?)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         i64::try_from(since.as_secs()).ok()
     }
 

@@ -4,6 +4,7 @@ mod auth;
 mod dial;
 mod ecr;
 mod fake;
+mod fetch;
 mod goaway;
 mod lists;
 mod pull;

@@ -1,7 +1,6 @@
 //! `rbuild build`.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,6 +19,7 @@ use crate::context::files::{FoundDockerfile, default_dockerfile};
 use crate::debug;
 use crate::error::BuildError;
 use crate::explain::record::Record;
+use crate::export::place;
 use crate::failure;
 use crate::git::local::{Origin, commit_time};
 use crate::host::Host;
@@ -88,7 +88,7 @@ fn build(
     let results = &request.results;
     for path in [&results.iidfile, &results.digest_file, &results.name_with_digest_file].into_iter().flatten()
     {
-        remove(path)?;
+        place::remove(path).map_err(|source| BuildError::Export { path: path.clone(), source })?;
     }
     let dated = with_commit_time(request)?;
     let placed = with_origin(dated.as_ref().unwrap_or(request));
@@ -194,19 +194,19 @@ fn decisions(source: &Source) -> String {
 fn write_results(request: &BuildRequest, outcome: &BuildOutcome, source: &Source) -> Result<(), BuildError> {
     let results = &request.results;
     if let Some(path) = &results.iidfile {
-        write_whole(path, id(outcome).as_bytes())?;
+        place::write_bytes(path, id(outcome).as_bytes())?;
     }
     if let Some(path) = &results.metadata_file {
         let warnings = results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten();
-        write_whole(path, metadata(outcome, warnings).as_bytes())?;
+        place::write_bytes(path, metadata(outcome, warnings).as_bytes())?;
     }
     if let Some(path) = &results.digest_file {
-        write_whole(path, digest(outcome).as_bytes())?;
+        place::write_bytes(path, digest(outcome).as_bytes())?;
     }
     if let Some(path) = &results.name_with_digest_file {
         let digest = digest(outcome);
         let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
-        write_whole(path, lines.as_bytes())?;
+        place::write_bytes(path, lines.as_bytes())?;
     }
     Ok(())
 }
@@ -327,24 +327,4 @@ fn vertex_warning(warning: &Diagnostic, dockerfile: &FoundDockerfile) -> Value {
         },
         "range": [{"start": {"line": warning.lines.first}, "end": {"line": warning.lines.last}}],
     })
-}
-
-fn remove(path: &Path) -> Result<(), BuildError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(BuildError::Export { path: path.to_owned(), source: e })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes a file under a temporary name and renames it.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(|source| BuildError::Export { path: path.to_owned(), source })
 }

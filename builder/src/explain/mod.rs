@@ -7,8 +7,8 @@
 //! 2. else, in the same stage of the same Dockerfile and context, the one that is written the same;
 //! 3. else one there with the same number or on the same state, which this Dockerfile does not have any more.
 //!
-//! Of several, the one with the fewest differences. A hit whose result was made elsewhere is remembered here once; a
-//! build that is repeated records nothing.
+//! Of several, the one with the fewest differences, and of these the latest. A hit on what was made elsewhere, or not last,
+//! is remembered here; a build that is repeated records nothing.
 //!
 //! | module | for |
 //! |---|---|
@@ -36,6 +36,7 @@ use rbuild_frontend::remote::without_user;
 use rbuild_oci::CanonicalWriter;
 
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, ExplainFormat};
+use crate::context::files::default_dockerfile;
 use crate::ops::select::Selection;
 use crate::progress::{Events, VertexId};
 use crate::solve::keys::InputDigest;
@@ -367,7 +368,8 @@ fn build_name(request: &BuildRequest) -> String {
     }
 }
 
-/// What makes builds successors of each other: where the context is and which Dockerfile it is, by name.
+/// What makes builds successors of each other: where the context is and which Dockerfile it is, by name; of a directory the
+/// same whether `-f` names it or it was found there.
 fn lineage(request: &BuildRequest) -> [u8; 32] {
     use std::os::unix::ffi::OsStrExt as _;
     let absolute = |path: &Path| {
@@ -381,11 +383,15 @@ fn lineage(request: &BuildRequest) -> [u8; 32] {
         ContextArg::Git(source) => out.str("git").str(&source.to_string()),
         ContextArg::Http(source) => out.str("http").str(&without_user(&source.url)),
     };
-    match &request.dockerfile {
-        None => out.str("default"),
-        Some(DockerfileArg::Stdin) => out.str("stdin"),
-        Some(DockerfileArg::Http(source)) => out.str("http").str(&without_user(&source.url)),
-        Some(DockerfileArg::Path(path)) => out.str("file").bytes(&absolute(path)),
+    let found = match (&request.context, &request.dockerfile) {
+        (ContextArg::Local(dir), None) => default_dockerfile(dir),
+        _ => None,
+    };
+    match (&request.dockerfile, &found) {
+        (None, None) => out.str("default"),
+        (Some(DockerfileArg::Stdin), _) => out.str("stdin"),
+        (Some(DockerfileArg::Http(source)), _) => out.str("http").str(&without_user(&source.url)),
+        (Some(DockerfileArg::Path(path)), _) | (None, Some(path)) => out.str("file").bytes(&absolute(path)),
     };
     *blake3::hash(&out.finish()).as_bytes()
 }

@@ -9,9 +9,7 @@
 //!
 //! Equal images give equal bytes: entries are sorted and have no times.
 
-use std::fs;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rbuild_cache::store::Store;
@@ -22,7 +20,7 @@ use crate::assemble::index::{ImageSet, Index};
 use crate::assemble::manifest::{LayerBlob, PackedImage};
 use crate::cancel::Cancel;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
-use crate::export::sibling;
+use crate::export::place;
 
 /// Bytes copied between two looks at the switch.
 const COPY_BYTES: usize = 256 << 10;
@@ -85,22 +83,8 @@ impl SavedImage {
 
 /// Writes to a file that only its owner may read, complete or not at all. A pipe or device is written to as it is.
 pub fn write_file(store: &Store, images: &[SavedImage], path: &Path, cancel: &Cancel) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        let out = fs::OpenOptions::new().write(true).open(path)?;
-        return write(store, images, BufWriter::new(out), cancel);
-    }
-    let temporary = sibling(path);
-    let result = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|file| write(store, images, BufWriter::new(file), cancel))
-        .and_then(|()| fs::rename(&temporary, path));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
+    let fill = |file| write(store, images, BufWriter::new(file), cancel);
+    place::write(path, 0o600, |error| error, fill)
 }
 
 /// Writes the archive. Stops with an error when the switch is thrown.

@@ -13,6 +13,7 @@ use rbuild_cache::layer::{
 use rbuild_cache::path::RelPath;
 use rbuild_oci::Platform;
 
+use super::place;
 use super::statements::{FileStatement, about_files};
 use crate::assemble::attestation::{Predicate, platform_suffix};
 use crate::cli::{Destination, LocalMode};
@@ -190,7 +191,7 @@ fn overlap(first: &LayerDiff, second: &LayerDiff) -> Result<Option<RelPath>, Lis
     Ok(None)
 }
 
-/// Writes a tar archive: the file is there when it is whole.
+/// Writes a tar archive: the file is there when it is whole. A pipe or device is written to as it is.
 pub fn write_tar(images: &[Files], to: &Destination, form: &FilesForm) -> Result<(), FilesError> {
     let directories = directories(images, form.split)?;
     let statements = named_statements(images, form)?;
@@ -206,20 +207,7 @@ pub fn write_tar(images: &[Files], to: &Destination, form: &FilesForm) -> Result
         Destination::Path(path) => path,
     };
     let failed = |source| FilesError::Destination { to: path.clone(), source };
-    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        // A pipe or device is written to as it is.
-        let out = fs::OpenOptions::new().write(true).open(path).map_err(failed)?;
-        return archive(&mut BufWriter::new(out), path);
-    }
-    let temporary = super::sibling(path);
-    let written = File::create(&temporary).map_err(failed).and_then(|file| {
-        archive(&mut BufWriter::new(file), path)?;
-        fs::rename(&temporary, path).map_err(failed)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    place::write(path, 0o666, failed, |file| archive(&mut BufWriter::new(file), path))
 }
 
 fn archive(

@@ -8,12 +8,12 @@ pub mod engine;
 pub mod files;
 pub mod oci_layout;
 pub mod outputs;
+pub(crate) mod place;
 pub mod preflight;
 pub mod registry;
 mod statements;
 pub mod store;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::assemble::manifest::{LayerBlob, PackedImage};
@@ -51,10 +51,4 @@ pub(crate) async fn fetch(env: &Arc<ExecEnv>, layers: Vec<RemoteLayer>) -> Resul
     ended(&env.events, vertex, kept)?;
     env.events.finished(vertex, Outcome::Done);
     Ok(())
-}
-
-/// A temporary name beside a file that is renamed to it when it is whole.
-pub(crate) fn sibling(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }

@@ -1,9 +1,10 @@
 //! Writes an OCI image layout, as a directory or as one tar (image-spec, image-layout.md).
 //!
-//! Both are written beside their destination under a temporary name and renamed when complete, so a failed export
-//! leaves nothing and an older file stays until the new one is whole.
+//! Files are written beside their destination under a temporary name and renamed when complete, so a failed export
+//! leaves nothing and an older file stays until the new one is whole. An archive for a pipe or device goes there as it
+//! is made ([`place`]).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use crate::assemble::index::ImageSet;
 use crate::error::BuildError;
 use crate::export::blobs::{Part, blob_name, header, in_order, open_blob};
-use crate::export::sibling;
+use crate::export::place;
 
 /// Where the layout goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,15 +32,10 @@ pub enum Destination {
 pub fn write(store: &Store, set: &ImageSet, names: &[Reference], to: &Destination) -> Result<(), BuildError> {
     match to {
         Destination::Archive(path) => {
-            let io = |source| BuildError::Export { path: path.clone(), source };
-            let temporary = sibling(path);
-            let result = File::create(&temporary)
-                .and_then(|file| archive(store, set, names, BufWriter::new(file)))
-                .and_then(|()| fs::rename(&temporary, path));
-            if result.is_err() {
-                let _ = fs::remove_file(&temporary);
-            }
-            result.map_err(io)
+            let failed = |source| BuildError::Export { path: path.clone(), source };
+            place::write(path, 0o666, failed, |file| {
+                archive(store, set, names, BufWriter::new(file)).map_err(failed)
+            })
         }
         Destination::Stdout => archive(store, set, names, io::stdout().lock())
             .map_err(|source| BuildError::Export { path: PathBuf::from("-"), source }),
@@ -138,12 +134,5 @@ fn directory(store: &Store, set: &ImageSet, names: &[Reference], to: &Path) -> i
 }
 
 fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {
-    let temporary = sibling(path);
-    let result = File::create(&temporary)
-        .and_then(|mut file| io::copy(from, &mut file))
-        .and_then(|_| fs::rename(&temporary, path));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
+    place::replace(path, 0o666, |error| error, |mut file| io::copy(from, &mut file).map(drop))
 }

@@ -15,7 +15,7 @@ use rbuild_oci::{ChainId, DiffId, Digest};
 use super::*;
 use crate::layer::LayerDiff;
 use crate::path::RelPath;
-use crate::store::{ImageRecord, Key, LayerId, Lease, ResultRecord, Store, StoreOptions};
+use crate::store::{ImageRecord, Key, LayerId, Lease, Resolution, ResultRecord, Store, StoreOptions};
 use crate::tree::testing::put_dir;
 use crate::tree::{DirEntries, Entry, Kind, Links, Meta, NodeDigest, NodeStore, Tree, entry_in};
 
@@ -366,6 +366,31 @@ fn a_budget_gives_up_blobs_then_what_no_result_names_then_what_is_cheap_to_make_
 }
 
 #[test]
+fn what_was_used_just_now_stays_however_short_the_time() {
+    let (_dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let layer = commit_layer(&store, &lease, "x");
+    store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
+    let half_an_hour_passes = || tamper(&root, "UPDATE results SET used = used - 31 * 60000000000");
+    let hit = || {
+        assert!(store.result(&key(1)).unwrap().is_some());
+        store.sync().unwrap();
+        root.join("uses").exists()
+    };
+    // A build that is repeated at once writes nothing.
+    assert!(!hit());
+    half_an_hour_passes();
+    assert!(hit());
+    drop((lease, store));
+    let keep = |minutes: u64| Policy { keep: Duration::from_secs(minutes * 60), ..Policy::default() };
+    assert_eq!(collect(&root, &keep(30)).given_up, [], "used a second ago");
+    half_an_hour_passes();
+    assert_eq!(collect(&root, &keep(32)).given_up, []);
+    assert_eq!(collect(&root, &keep(30)).given_up.len(), 1);
+}
+
+#[test]
 fn the_last_use_counts_for_every_layer_below() {
     let (_dir, root) = fresh();
     let store = open(&root);
@@ -523,6 +548,13 @@ fn record_during_collection(pause: u32) {
     let layer = commit_layer(&store, &lease, "x");
     let named = commit_layer(&store, &lease, "named");
     let config = store.put_blob(&lease, b"config").unwrap();
+    let resolution = Resolution {
+        manifest: store.put_blob(&lease, b"manifest of a base").unwrap(),
+        config: store.put_blob(&lease, b"config of a base").unwrap(),
+        layers: Vec::new(),
+        resolved_unix_ns: 1,
+        served_by: "registry.test".into(),
+    };
     store.put_result(&key(1), &record(&tree(&store, 1), &[layer], 1)).unwrap();
     drop((lease, store));
 
@@ -539,6 +571,7 @@ fn record_during_collection(pause: u32) {
         {
             reader.put_result(&key(2), &record(&found.tree, &[layer], 1)).unwrap();
             reader.put_image("app", &image(config, &[named])).unwrap();
+            reader.put_resolution("base", "linux/amd64", &resolution).unwrap();
         }
     });
     assert_eq!((pauses, collected.unwrap().freed_bytes), (2, 0), "pause {pause}");
@@ -548,6 +581,10 @@ fn record_during_collection(pause: u32) {
     assert!(store.layer_path(layer).join("file").exists());
     assert!(nodes.iter().all(|node| store.node(node).is_ok()), "pause {pause}");
     assert!(store.has_layers(&[named]).unwrap() && store.blob(&config).unwrap().is_some());
+    assert!(store.resolution("base", "linux/amd64").unwrap().is_some());
+    for blob in [resolution.manifest, resolution.config] {
+        assert!(store.blob(&blob).unwrap().is_some(), "pause {pause}");
+    }
 }
 
 #[test]

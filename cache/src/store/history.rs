@@ -1,14 +1,16 @@
 //! What was executed, and why: the past that a miss is compared with.
 //!
-//! One row for each execution of a step, written beside its results, and one for each place where a hit stands that
-//! has none; a build that is repeated writes nothing. The text is the builder's; here it is only sealed, bounded and forgotten in time:
+//! One row for each execution of a step, written beside its results, and one for each hit that is not what its step was
+//! made from last, there: found elsewhere, or gone back to. A build that is repeated writes nothing. The text is the builder's; here it is only sealed, bounded and forgotten in time:
 //!
 //! * of one step (equal `scope` and `text`) the last [`PER_STEP`] executions stay, of all the last [`ROWS_MAX`];
 //! * results that are given up or set aside leave their execution with the time and the reason;
 //! * rows keep the directory nodes they name from being collected. Losing one makes an explanation coarser, nothing
 //!   else, so rows carry no mark of durability.
 
-use rusqlite::{Connection, Transaction};
+use std::collections::{BTreeMap, HashSet};
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use super::db::{DbError, now_unix_ns, seal};
 use super::error::StoreError;
@@ -88,6 +90,15 @@ impl GoneWhy {
     }
 }
 
+impl Sighting {
+    fn column(&self) -> &'static str {
+        match self.found_by.kind {
+            KeyKind::Def => "def",
+            KeyKind::Content => "key",
+        }
+    }
+}
+
 impl Store {
     /// Remembers an execution and forgets what is beyond the bounds.
     pub fn put_execution(&self, execution: &Execution) -> Result<(), StoreError> {
@@ -109,40 +120,33 @@ impl Store {
         })
     }
 
-    /// Remembers for each hit what its step was made from, where that is known from elsewhere only: the next miss
-    /// there is compared with it. Writes nothing when all is known. `last_covers`: the definition of the last is made
-    /// of the others', so that knowing it is knowing all.
+    /// Remembers for each hit what its step was made from, where that is not what the latest execution there says: it was
+    /// executed elsewhere, or something else was built since. The next miss is compared with it. Writes nothing when a
+    /// build is repeated. `last_covers`: the definition of the last is made of the others', so that where nothing was
+    /// remembered since that, nothing has changed.
     pub fn sight(&self, sightings: &[Sighting], last_covers: bool) -> Result<(), StoreError> {
-        let mut new = Vec::new();
-        for sighting in sightings.iter().rev() {
-            let is_known = self.inner.index.read("look for an execution", |connection| {
-                let sql =
-                    "SELECT EXISTS (SELECT 1 FROM executions WHERE def = ?1 AND scope = ?2 AND text = ?3)";
-                let row = (sighting.def.to_bytes(), sighting.scope, sighting.text);
-                Ok(connection.prepare_cached(sql)?.query_row(row, |row| row.get(0))?)
-            })?;
-            match is_known {
-                true if last_covers => break,
-                true => {}
-                false => new.push(sighting),
-            }
-        }
+        let new = self
+            .inner
+            .index
+            .read("look for executions", |connection| not_latest(connection, sightings, last_covers))?;
         if new.is_empty() {
             return Ok(());
         }
         self.inner.index.write("remember hits", |transaction| {
-            for Sighting { scope, text, def, found_by } in new.into_iter().rev() {
-                let column = match found_by.kind {
-                    KeyKind::Def => "def",
-                    KeyKind::Content => "key",
-                };
+            for sighting @ Sighting { scope, text, def, found_by } in new {
                 let sql = format!(
                     "INSERT INTO executions (build, scope, text, def, key, at, record, nodes, seal)
                      SELECT 0, ?1, ?2, ?3, key, at, record, nodes, seal FROM executions
-                     WHERE {column} = ?4 ORDER BY id DESC LIMIT 1"
+                     WHERE {} = ?4 ORDER BY id DESC LIMIT 1",
+                    sighting.column()
                 );
-                let row = (scope, text, def.to_bytes(), found_by.to_bytes());
+                let def = def.to_bytes();
+                let row = (scope, text, def, found_by.to_bytes());
                 if transaction.prepare_cached(&sql)?.execute(row)? > 0 {
+                    // One sighting is enough; what was executed stays told as such.
+                    let sql = "DELETE FROM executions
+                        WHERE build = 0 AND scope = ?1 AND text = ?2 AND def = ?3 AND id <> last_insert_rowid()";
+                    transaction.prepare_cached(sql)?.execute((scope, text, def))?;
                     forget(transaction, scope, text)?;
                 }
             }
@@ -177,6 +181,55 @@ impl Store {
             .index
             .read("list executions", |connection| list(connection, "ORDER BY id DESC LIMIT ?1", [limit]))
     }
+}
+
+/// Those of which their step was not made last, as far as it is known how they were made. One step may stand for several: one on each platform, or one that is
+/// written twice.
+fn not_latest<'a>(
+    connection: &Connection,
+    sightings: &'a [Sighting],
+    last_covers: bool,
+) -> Result<Vec<&'a Sighting>, DbError> {
+    if let (Some(Sighting { scope, text, def, .. }), true) = (sightings.last(), last_covers) {
+        let sql = "SELECT def = ?1 AND scope = ?2 AND text = ?3 FROM executions ORDER BY id DESC LIMIT 1";
+        let row = (def.to_bytes(), scope, text);
+        let is_latest = connection.prepare_cached(sql)?.query_row(row, |row| row.get(0)).optional()?;
+        if is_latest == Some(true) {
+            return Ok(Vec::new());
+        }
+    }
+    let mut alike: BTreeMap<([u8; 32], [u8; 32]), Vec<&Sighting>> = BTreeMap::new();
+    for sighting in sightings {
+        alike.entry((sighting.scope, sighting.text)).or_default().push(sighting);
+    }
+    let sql = "SELECT def FROM executions WHERE scope = ?1 AND text = ?2
+        GROUP BY def ORDER BY max(id) DESC LIMIT ?3";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut new: HashSet<Key> = HashSet::new();
+    for ((scope, text), group) in alike {
+        let defs: HashSet<Key> = group.iter().map(|sighting| sighting.def).collect();
+        // No more are kept.
+        let count = i64::try_from(defs.len()).map_or(PER_STEP, |count| count.min(PER_STEP));
+        let rows = statement.query_map((scope, text, count), |row| row.get::<_, Vec<u8>>(0))?;
+        let latest = rows.collect::<Result<Vec<_>, _>>()?;
+        let is_full = i64::try_from(latest.len()) == Ok(count);
+        let latest: HashSet<Option<Key>> = latest.iter().map(|def| Key::from_bytes(def)).collect();
+        let is_other = |def: &Option<Key>| def.is_none_or(|def| !defs.contains(&def));
+        match latest.iter().any(is_other) {
+            true => new.extend(defs),
+            false if is_full => {}
+            false => new.extend(defs.into_iter().filter(|def| !latest.contains(&Some(*def)))),
+        }
+    }
+    let mut found = Vec::new();
+    for sighting in sightings.iter().filter(|sighting| new.contains(&sighting.def)) {
+        let sql = format!("SELECT EXISTS (SELECT 1 FROM executions WHERE {} = ?1)", sighting.column());
+        let row = [sighting.found_by.to_bytes()];
+        if connection.prepare_cached(&sql)?.query_row(row, |row| row.get(0))? {
+            found.push(sighting);
+        }
+    }
+    Ok(found)
 }
 
 /// Deletes what is beyond the bounds after an insertion.
@@ -363,6 +416,64 @@ mod tests {
             found[0].execution,
             Execution { build: 0, scope: [3; 32], text: [9; 32], def: Key::def([7; 32]), ..execution(1, 0) }
         );
+    }
+
+    /// Ids and definitions, latest first.
+    fn latest(store: &Store) -> Vec<(i64, Key)> {
+        let found = store.executions_in(&[1; 32], 77, 100).unwrap();
+        found.into_iter().map(|past| (past.id, past.execution.def)).collect()
+    }
+
+    fn hit(n: u8, text: u8) -> Sighting {
+        let def = Key::def([n; 32]);
+        Sighting { scope: [1; 32], text: [text; 32], def, found_by: def }
+    }
+
+    #[test]
+    fn what_was_gone_back_to_is_the_latest_again() {
+        let (_dir, store) = store();
+        // Two steps, made twice; the second time only the first of them got far.
+        for n in [1, 2, 3] {
+            store.put_execution(&execution(n, n % 2)).unwrap();
+        }
+        let back = [hit(1, 1), hit(2, 0)];
+        store.sight(&back, true).unwrap();
+        let after = latest(&store);
+        assert_eq!(after[0].1, Key::def([1; 32]), "{after:?}");
+        assert_eq!(after.len(), 4, "what was executed is told as such all the same");
+        store.sight(&back, true).unwrap();
+        assert_eq!(latest(&store), after, "a repeated build writes nothing");
+        // There and back, as often as one likes.
+        for _ in 0..5 {
+            store.sight(&[hit(3, 1), hit(2, 0)], true).unwrap();
+            assert_eq!(latest(&store)[0].1, Key::def([3; 32]));
+            store.sight(&back, true).unwrap();
+            assert_eq!(latest(&store)[0].1, Key::def([1; 32]));
+        }
+        assert!(store.executions(10).unwrap().iter().any(|past| past.execution == execution(3, 1)));
+    }
+
+    #[test]
+    fn a_step_that_stands_for_several_is_none_of_them_gone_back_to() {
+        let (_dir, store) = store();
+        for n in [1, 2, 3] {
+            store.put_execution(&execution(n, 0)).unwrap();
+        }
+        let platforms = [hit(1, 0), hit(2, 0)];
+        store.sight(&platforms, false).unwrap();
+        let after = latest(&store);
+        let defs: Vec<Key> = after.iter().map(|(_, def)| *def).collect();
+        assert_eq!(defs[..3], [2, 1, 3].map(|n| Key::def([n; 32])));
+        store.sight(&platforms, false).unwrap();
+        assert_eq!(latest(&store), after);
+        // More than are kept.
+        let many: Vec<Sighting> = (1..=6).map(|n| hit(n, 0)).collect();
+        for n in 4..=6 {
+            store.put_execution(&execution(n, 0)).unwrap();
+        }
+        let after = latest(&store);
+        store.sight(&many, false).unwrap();
+        assert_eq!(latest(&store), after);
     }
 
     #[test]

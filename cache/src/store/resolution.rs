@@ -4,9 +4,9 @@ use rbuild_oci::{ChainId, DiffId, Digest};
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::db::{from_json, now_unix_ns, seal};
 use super::error::StoreError;
+use super::{Store, readers};
 
 /// What a reference meant for a platform when a registry was last asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(parsed).collect())
     }
 
-    /// Records the meaning of a reference, replacing an earlier one.
+    /// Records the meaning of a reference, replacing an earlier one. Its manifest and config must be stored, and stay.
     pub fn put_resolution(
         &self,
         reference: &str,
@@ -83,7 +83,8 @@ impl Store {
         self.inner.index.write("record a resolution", |transaction| {
             let sql = "INSERT OR REPLACE INTO resolutions VALUES (?1, ?2, ?3, ?4)";
             transaction.prepare_cached(sql)?.execute((reference, platform, &text, sealed))?;
-            Ok(())
+            // Until now nothing named them. Those of the layers are the encodings' matter.
+            readers::touch_blobs(transaction, &[resolution.manifest, resolution.config])
         })
     }
 

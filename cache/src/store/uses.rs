@@ -17,8 +17,9 @@ use super::db::{DbError, now_unix_ns};
 use super::error::StoreError;
 use super::lease::Lease;
 
-/// One hour: finer than any age that people prune by.
-const GRAIN_NS: i64 = 3_600_000_000_000;
+/// One minute: finer than any age that people prune by, and longer than what a build that is repeated at once takes, which
+/// writes nothing.
+const GRAIN_NS: i64 = 60_000_000_000;
 const FILE: &str = "uses";
 /// Key, time.
 const ENTRY_BYTES: usize = KEY_BYTES + 8;

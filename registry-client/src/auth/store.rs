@@ -135,13 +135,17 @@ impl Document {
     }
 }
 
-/// Replaces a file, or what a symbolic link there points to, in one step. A new one is for its owner alone.
+/// Replaces a file, or what a symbolic link there points to, in one step. A new one is for its owner alone. What is there
+/// and is no file, such as `/dev/null` behind a link, would keep nothing: an error, and it stays.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
         Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
         Err(error) => return Err(error),
     };
+    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use rbuild_tests::web::{Reply, Web};
@@ -101,6 +102,49 @@ fn what_did_not_change_is_not_fetched_again_and_serves_without_a_network() -> Re
     assert_eq!(unpacked.text("/h")?, "content");
     env.assert_nothing_left();
     Ok(())
+}
+
+/// A server of files as most are: it compares times of whole seconds, and says no more.
+#[test]
+fn a_file_that_changes_twice_within_a_second_is_fetched_again() -> Result<()> {
+    need!(Root);
+    let (text, at) = (Arc::new(Mutex::new("one")), httpdate(-30)?);
+    let (served, modified) = (Arc::clone(&text), at.clone());
+    let web = Web::serve(move |request| match request.header("if-modified-since") {
+        "" => Reply::new(200)
+            .body(*served.lock().expect("no panic"))
+            .header("Last-Modified", &modified)
+            .header("Date", httpdate(0).unwrap_or_default()),
+        since if since == modified => Reply::new(304),
+        _ => Reply::new(400),
+    })?;
+    let env = TestEnv::new()?;
+    let url = web.url("/f");
+    let context = env.context("racy", &format!("FROM scratch\nADD {url} /f\n"), &[])?;
+    let first = env.build_id(&context, &[])?.1;
+    *text.lock().expect("no panic") = "two";
+    let second = env.build_id(&context, &[])?.1;
+    assert_ne!(first, second);
+    // The same for a Dockerfile.
+    let (run, same) = env.build_id(&context, &[])?;
+    run.assert_all_cached();
+    assert_eq!(same, second);
+    *text.lock().expect("no panic") = "FROM scratch\nLABEL version=1\n";
+    let first = env.build_id(&context, &["-f", &url])?.1;
+    *text.lock().expect("no panic") = "FROM scratch\nLABEL version=2\n";
+    assert_ne!(env.build_id(&context, &["-f", &url])?.1, first);
+    assert!(web.seen().iter().all(|request| request.header("if-modified-since").is_empty()));
+    Ok(())
+}
+
+/// The time so many seconds from now, as HTTP has it, by the system's `date`.
+fn httpdate(seconds: i64) -> Result<String> {
+    let at = format!("{seconds} seconds");
+    let date = std::process::Command::new("date")
+        .args(["-u", "+%a, %d %b %Y %H:%M:%S GMT", "-d", &at])
+        .env("LC_ALL", "C")
+        .output()?;
+    Ok(String::from_utf8(date.stdout)?.trim().to_owned())
 }
 
 #[test]

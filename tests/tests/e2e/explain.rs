@@ -137,3 +137,39 @@ fn a_step_that_failed_says_so_when_it_is_tried_again() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+#[test]
+fn what_a_hit_went_back_to_is_the_last_build() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("back", "FROM scratch\nCOPY f1 f2 /\n", &[("f1", "1"), ("f2", "1")])?;
+    let built = |file: &str, text: &str| {
+        fs::write(context.join(file), text)?;
+        anyhow::Ok(env.build(&context, &[])?.ok())
+    };
+    built("f1", "1")?;
+    assert_eq!(misses(&built("f1", "2")?), ["[1/1] COPY f1 f2 /\t1 file changed: f1 (content)"]);
+    built("f1", "1")?.assert_all_cached();
+    assert_eq!(misses(&built("f2", "2")?), ["[1/1] COPY f1 f2 /\t1 file changed: f2 (content)"]);
+    // The second's way back, with the first in between.
+    built("f2", "1")?.assert_all_cached();
+    built("f1", "2")?.assert_all_cached();
+    assert_eq!(misses(&built("f2", "3")?), ["[1/1] COPY f1 f2 /\t1 file changed: f2 (content)"]);
+    Ok(())
+}
+
+#[test]
+fn a_dockerfile_is_the_same_whether_it_was_named_or_found() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("named", "FROM scratch\nCOPY f /\n", &[("f", "1")])?;
+    let file = context.join("Dockerfile");
+    let file = file.to_str().context("UTF-8")?;
+    env.build(&context, &[])?.ok();
+    for (text, args) in [("2", &["-f", file][..]), ("3", &[]), ("4", &["-f", "named/../named/Dockerfile"])] {
+        fs::write(context.join("f"), text)?;
+        let run = env.build(&context, args)?.ok();
+        assert_eq!(misses(&run), ["[1/1] COPY f /\t1 file changed: f (content)"], "{args:?}");
+    }
+    Ok(())
+}

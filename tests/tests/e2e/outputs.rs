@@ -1,9 +1,12 @@
 //! Where a build's result goes, and what the command prints and writes.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, symlink};
+use std::thread;
 
 use anyhow::{Context, Result};
-use rbuild_tests::{judge, need};
+use rbuild_tests::{TestEnv, judge, need};
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::{Value, json};
 
 use crate::world;
@@ -149,5 +152,43 @@ fn plain_progress_shows_steps_output_marks_and_a_summary() -> Result<()> {
     assert!(!run.stderr.contains('\u{1b}'), "no escape sequences off a terminal\n{run}");
     let again = env.build(&context, &["-t", "me/plain"])?.ok().says(&["CACHED"]);
     assert!(!again.stderr.contains(" out\n"), "{again}");
+    Ok(())
+}
+
+#[test]
+fn devices_pipes_and_links_are_written_to_and_stay() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("special", "FROM scratch\nCOPY f /\n", &[("f", "f\n")])?;
+    let at = |name: &str| env.work().join(name);
+    let mode = Mode::from_bits_retain(0o666);
+    mknodat(CWD, at("null"), FileType::CharacterDevice, mode, makedev(1, 3))?;
+    mknodat(CWD, at("pipe"), FileType::Fifo, mode, 0)?;
+    symlink("null", at("to-null"))?;
+    symlink("real", at("to-real"))?;
+    let forms = ["type=oci,dest=", "type=docker,dest=", "type=tar,dest="];
+    let flags = ["--iidfile", "--metadata-file", "--digest-file"];
+    let asked: Vec<(&str, &str)> =
+        forms.map(|form| ("-o", form)).into_iter().chain(flags.map(|flag| (flag, ""))).collect();
+    for (flag, form) in asked {
+        let build = |name: &str| env.build(&context, &[flag, &format!("{form}{name}")]);
+        for name in ["null", "to-null"] {
+            build(name)?.ok();
+            assert!(fs::metadata(at(name))?.file_type().is_char_device(), "{flag} {form}{name}");
+        }
+        let pipe = at("pipe");
+        let reader = thread::spawn(move || fs::read(pipe));
+        build("pipe")?.ok();
+        assert!(fs::metadata(at("pipe"))?.file_type().is_fifo(), "{flag} {form}");
+        assert!(!reader.join().expect("no panic")?.is_empty(), "{flag} {form}");
+        build("to-real")?.ok();
+        assert!(fs::metadata(at("real"))?.len() > 0 && at("to-real").is_symlink(), "{flag} {form}");
+        fs::remove_file(at("real"))?;
+        let printed = build("/dev/stdout")?.ok();
+        assert!(!printed.stdout.is_empty(), "{flag} {form}");
+    }
+    env.build(&context, &["-t", "special"])?.ok();
+    env.run(["save", "-o", "to-null", "special"])?.ok();
+    assert!(at("to-null").is_symlink() && fs::metadata(at("null"))?.file_type().is_char_device());
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::assemble::attestation::REFERENCE_DIGEST;
 use crate::cli::{ImagetoolsCreate, ImagetoolsSource};
 use crate::commands::{ImageError, print, unless_canceled, with_signals};
 use crate::error::BuildError;
+use crate::export::place;
 
 /// What is to be pushed.
 struct Joined {
@@ -84,7 +85,7 @@ async fn create(request: &ImagetoolsCreate, client: &Client) -> Result<String, B
             "image.name": names.join(","),
         });
         let text = serde_json::to_string_pretty(&metadata).unwrap_or_default();
-        std::fs::write(path, text).map_err(|source| BuildError::Export { path: path.clone(), source })?;
+        place::write_bytes(path, text.as_bytes())?;
     }
     Ok(text)
 }

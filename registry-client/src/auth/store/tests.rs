@@ -113,6 +113,20 @@ async fn a_link_stays_a_link() {
     assert!(fs::read_to_string(real).unwrap().contains("r.example"));
 }
 
+#[test]
+fn what_is_no_file_keeps_nothing_and_stays() {
+    use std::os::unix::fs::FileTypeExt as _;
+    let world = World::new(Some("{}"));
+    let socket = world.dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::remove_file(world.path()).unwrap();
+    std::os::unix::fs::symlink(&socket, world.path()).unwrap();
+    let error = replace(world.path(), b"{}").unwrap_err();
+    assert!(error.to_string().contains("regular file"), "{error}");
+    assert!(fs::metadata(&socket).unwrap().file_type().is_socket());
+    assert!(fs::symlink_metadata(world.path()).unwrap().is_symlink());
+}
+
 #[tokio::test]
 async fn a_broken_file_is_named_and_left_alone() {
     for text in ["{", "[]", r#"{"auths": 1}"#] {
