@@ -319,6 +319,7 @@ pub(crate) fn exec_env(
         run_slots: Arc::new(Semaphore::new(request.jobs.map_or((2 * cores).max(8), NonZeroUsize::get))),
         disk_slots: ops::disk_slots(),
         unpack_slots: ops::unpack_slots(),
+        fetch_slots: ops::fetch_slots(),
         steps: request.steps.clone(),
         secrets: Secrets::new(&request.steps.secrets).map_err(StepFailure::from)?,
         agents: Agents::new(&request.steps.agents).map_err(StepFailure::from)?,

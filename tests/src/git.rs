@@ -1,7 +1,7 @@
 //! A git server for tests: bare repositories on loopback, through git's own `http-backend`.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -99,6 +99,18 @@ impl Repository {
     pub fn git(&self, args: &[&str]) -> Result<String> {
         git(&self.work, args)
     }
+
+    /// Makes a tree of lines as `git ls-tree` writes them, whatever is in the work tree.
+    ///
+    /// # Errors
+    ///
+    /// When git says no.
+    pub fn tree(&self, lines: &str) -> Result<String> {
+        let mut listing = tempfile::tempfile()?;
+        listing.write_all(lines.as_bytes())?;
+        listing.rewind()?;
+        run(&self.work, &["mktree", "--missing"], listing.into())
+    }
 }
 
 /// Seconds at which every commit of a test is made.
@@ -110,9 +122,13 @@ pub const COMMIT_TIME: i64 = 1_600_000_000;
 ///
 /// When it fails.
 pub fn git(dir: &Path, args: &[&str]) -> Result<String> {
+    run(dir, args, Stdio::null())
+}
+
+fn run(dir: &Path, args: &[&str], input: Stdio) -> Result<String> {
     let date = format!("@{COMMIT_TIME} +0000");
     let mut command = Command::new("git");
-    command.current_dir(dir).args(args).stdin(Stdio::null());
+    command.current_dir(dir).args(args).stdin(input);
     for (name, value) in [
         ("GIT_CONFIG_NOSYSTEM", "1"),
         ("GIT_CONFIG_GLOBAL", "/dev/null"),

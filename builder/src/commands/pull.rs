@@ -137,6 +137,7 @@ pub(super) fn plain_env(
         run_slots: Arc::new(Semaphore::new(1)),
         disk_slots: ops::disk_slots(),
         unpack_slots: ops::unpack_slots(),
+        fetch_slots: ops::fetch_slots(),
         steps: StepOptions::default(),
         secrets: Secrets::default(),
         agents: Agents::default(),

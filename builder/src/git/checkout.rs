@@ -176,21 +176,32 @@ impl<'a> Checkout<'a> {
     /// Path, address and commit of each submodule of a commit. A link that `.gitmodules` does not know stays an empty
     /// directory, as with git.
     async fn links(&self, commit: &str) -> Result<Vec<(String, String, String)>, GitError> {
-        let listing = self.runner.bytes("ls-tree", &["ls-tree", "-r", "-z", commit], &[]).await?;
-        let links = submodules::links(&listing);
-        if links.is_empty() {
-            return Ok(Vec::new());
-        }
         let blob = format!("{commit}:.gitmodules");
         let pattern = "^submodule\\..*\\.(path|url)$";
         let config = ["config", "--blob", &blob, "-z", "--get-regexp", pattern];
-        let Ok(config) = self.runner.bytes("config", &config, &[]).await else { return Ok(Vec::new()) };
-        let addresses = submodules::addresses(&config);
-        let known = links.into_iter().filter_map(|(path, linked)| {
-            let address = addresses.get(&path)?.clone();
-            Some((path, address, linked))
-        });
-        Ok(known.collect())
+        let addresses = match self.runner.bytes("config", &config, &[]).await {
+            Ok(config) => submodules::addresses(&config),
+            // It is not there, which is usual, or not what git reads.
+            Err(GitError::Failed { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        if addresses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut listing = self.runner.start("ls-tree", &["ls-tree", "-r", "-z", commit])?;
+        let read = move || {
+            let links =
+                submodules::links(listing.stdout(), &addresses, SUBMODULES_MAX).map_err(GitError::Run)?;
+            match links {
+                Some(links) => listing.finish().map(|()| Some(links)),
+                None => Ok(None),
+            }
+        };
+        let links = tokio::task::spawn_blocking(read)
+            .await
+            .unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))?;
+        let remote = || self.runner.remote().to_owned();
+        links.ok_or_else(|| GitError::Submodules { remote: remote(), max: SUBMODULES_MAX })
     }
 }
 

@@ -16,8 +16,8 @@ use super::{GitError, Route};
 use crate::cancel::Cancel;
 use crate::cli::AgentArg;
 
-/// Most that a command may say, on either pipe.
-const OUTPUT_BYTES_MAX: u64 = 64 << 20;
+/// Most that a command may say whose output is held: thousands of submodules' addresses.
+const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 /// Characters of git's own words in a message.
 const MESSAGE_CHARS_MAX: usize = 600;
 /// Between looks at the build's switch.

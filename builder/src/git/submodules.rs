@@ -1,21 +1,47 @@
 //! Which repositories belong where below another one.
 
 use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, BufReader, Read};
 
 use rbuild_frontend::remote::{GitSource, Remote};
 
 use super::GitError;
 
-/// Links of one tree, by path: the commits that submodules are at.
-pub(super) fn links(listing: &[u8]) -> Vec<(String, String)> {
-    let records = listing.split(|b| *b == 0).filter_map(|record| {
-        let text = std::str::from_utf8(record).ok()?;
-        let (head, path) = text.split_once('\t')?;
-        let mut words = head.split(' ');
-        let (mode, kind, commit) = (words.next()?, words.next()?, words.next()?);
-        (mode == "160000" && kind == "commit").then(|| (path.to_owned(), commit.to_owned()))
-    });
-    records.collect()
+/// Longest record of a listing that is looked at. No path of this length can be a file's.
+const RECORD_BYTES_MAX: usize = 8 << 10;
+
+/// Path, address and commit of each link in what `git ls-tree -r -z` writes, of those that have an address. Holds nothing
+/// of the rest, however many they are. `None` as soon as there are more than `max`.
+pub(super) fn links(
+    listing: impl Read,
+    addresses: &BTreeMap<String, String>,
+    max: usize,
+) -> io::Result<Option<Vec<(String, String, String)>>> {
+    let mut listing = BufReader::with_capacity(64 << 10, listing);
+    let (mut links, mut record) = (Vec::new(), Vec::new());
+    loop {
+        record.clear();
+        if listing.by_ref().take(RECORD_BYTES_MAX as u64).read_until(0, &mut record)? == 0 {
+            return Ok(Some(links));
+        }
+        if record.pop_if(|last| *last == 0).is_none() {
+            listing.skip_until(0)?;
+            continue;
+        }
+        let Some((path, commit)) = link(&record) else { continue };
+        let Some(address) = addresses.get(path) else { continue };
+        if links.len() == max {
+            return Ok(None);
+        }
+        links.push((path.to_owned(), address.clone(), commit.to_owned()));
+    }
+}
+
+/// Path and commit of a record, if a submodule is there.
+fn link(record: &[u8]) -> Option<(&str, &str)> {
+    let record = record.strip_prefix(b"160000 commit ")?;
+    let (commit, path) = std::str::from_utf8(record).ok()?.split_once('\t')?;
+    Some((path, commit))
 }
 
 /// Addresses by path, from `git config -z --get-regexp ^submodule\..*\.(path|url)$`.
@@ -135,8 +161,23 @@ mod tests {
 
     #[test]
     fn listings_are_read_by_their_records() {
-        let tree = b"100644 blob 11\ta\x00160000 commit 22\tsub dir/x\0";
-        assert_eq!(links(tree), [("sub dir/x".to_owned(), "22".to_owned())]);
+        let known = |paths: &[&str]| -> BTreeMap<String, String> {
+            paths.iter().map(|path| ((*path).to_owned(), format!("of {path}"))).collect()
+        };
+        let found = |tree: &[u8], paths: &[&str], max| links(tree, &known(paths), max).unwrap();
+        let link = |path: &str, commit: &str| (path.to_owned(), format!("of {path}"), commit.to_owned());
+        let tree = b"100644 blob 11\ta\x00160000 commit 22\tsub dir/x\x00160000 commit 33\tunknown\0";
+        assert_eq!(found(tree, &["sub dir/x", "a", "b"], 1), Some(vec![link("sub dir/x", "22")]));
+        assert_eq!(found(tree, &["sub dir/x", "unknown"], 1), None);
+        assert_eq!(found(tree, &["a"], 0), Some(Vec::new()));
+        // A path that is too long to be one is passed over, and what comes after it is read.
+        for length in [RECORD_BYTES_MAX - 20, RECORD_BYTES_MAX, RECORD_BYTES_MAX + 1, 9 * RECORD_BYTES_MAX] {
+            let long = "l".repeat(length);
+            let tree = format!("160000 commit 44\t{long}\x00160000 commit 55\tshort\0");
+            let short = link("short", "55");
+            let all = if length < RECORD_BYTES_MAX { vec![link(&long, "44"), short] } else { vec![short] };
+            assert_eq!(found(tree.as_bytes(), &[&long, "short"], 2), Some(all));
+        }
         let config = b"submodule.a.b.path\nsub\0submodule.a.b.url\nhttps://h/x\0submodule.lone.path\ny\0";
         assert_eq!(addresses(config), BTreeMap::from([("sub".to_owned(), "https://h/x".to_owned())]));
     }

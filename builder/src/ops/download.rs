@@ -16,7 +16,7 @@ use crate::resolve::BlobRef;
 
 /// Chunks in flight between the network and the thread that reads them. Where the network is the faster one a chunk holds
 /// on to a read buffer of several hundred KiB.
-const CHUNKS_IN_FLIGHT: usize = 4;
+pub(super) const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// A layer of an image that was left at its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use rbuild_cache::layer::{Change, LayerDiff};
 use rbuild_cache::store::{Key, LayerDraft, ResultRecord};
 use rbuild_cache::tree::Tree;
 use rbuild_oci::CanonicalWriter;
+use tokio::sync::SemaphorePermit;
 
 use crate::error::StepFailure;
 use crate::ops::{ExecEnv, size_bytes};
@@ -18,6 +19,15 @@ pub fn key(domain: &str, write: impl FnOnce(&mut CanonicalWriter)) -> Key {
     let mut out = CanonicalWriter::new(domain);
     write(&mut out);
     Key::content(*blake3::hash(&out.finish()).as_bytes())
+}
+
+/// Waits for a turn to ask outside: [`ExecEnv::fetch_slots`]. Who has one waits for servers and the disk, for no lock and
+/// no second turn; who waits for one has neither.
+pub async fn turn(env: &ExecEnv) -> Result<SemaphorePermit<'_>, StepFailure> {
+    tokio::select! {
+        turn = env.fetch_slots.acquire() => Ok(turn.expect("the semaphore is never closed")),
+        () = env.cancel.cancelled() => Err(StepFailure::Canceled),
+    }
 }
 
 /// What is there already.

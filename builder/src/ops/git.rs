@@ -19,6 +19,7 @@ use crate::solve::Solved;
 
 /// The commit that the op's reference means now.
 pub async fn pin(env: &Arc<ExecEnv>, source: &GitSource) -> Result<String, StepFailure> {
+    let _turn = fetched::turn(env).await?;
     let scratch = env.lease.scratch_dir()?;
     let runner = runner(env, &scratch, source).await?;
     resolve(&runner, source).await.map_err(|error| failure(env, error))
@@ -43,9 +44,10 @@ pub async fn files(
         env.events.finished(vertex, Outcome::Cached);
         return Ok(solved);
     }
+    let _turn = fetched::turn(env).await?;
     env.events.note(vertex, format!("fetching {commit}"));
     let started = Instant::now();
-    let (draft, diff) = fetch(env, &op.source, commit, keep).await?;
+    let (draft, diff) = Box::pin(fetch(env, &op.source, commit, keep)).await?;
     let solved = fetched::store(env, &key, &op.source.to_string(), draft, diff, started)?;
     env.events.finished(vertex, Outcome::Done);
     Ok(solved)

@@ -18,6 +18,7 @@ use rbuild_registry::{FetchRequest, FetchStream, Fetched};
 use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 
 use crate::error::StepFailure;
+use crate::ops::download::CHUNKS_IN_FLIGHT;
 use crate::ops::{ExecEnv, authorization, blocking, fetched};
 use crate::progress::{Outcome, VertexId};
 use crate::solve::Solved;
@@ -25,8 +26,6 @@ use crate::timestamp;
 
 /// Largest file fetched. A RUN can fetch more; ADD need not fill the disk for whoever serves the address.
 const BYTES_MAX: u64 = 8 << 30;
-/// Pieces between the network and the disk.
-const CHUNKS_IN_FLIGHT: usize = 64;
 /// What Docker gives a fetched file.
 const MODE: u32 = 0o600;
 
@@ -49,7 +48,6 @@ pub async fn file(
     vertex: VertexId,
 ) -> Result<File, StepFailure> {
     env.events.started(vertex);
-    let shown = without_user(&op.url);
     let known = if use_cache { known(env, op)? } else { None };
     if let Some((record, solved)) = &known
         && op.checksum == Some(record.content)
@@ -57,6 +55,19 @@ pub async fn file(
         env.events.finished(vertex, Outcome::Cached);
         return Ok(File { content: record.content, solved: Arc::clone(solved) });
     }
+    let _turn = fetched::turn(env).await?;
+    // In a box: who waits for a turn is small.
+    Box::pin(asked(env, op, known, vertex)).await
+}
+
+/// The file by its server's word, whose turn it is.
+async fn asked(
+    env: &Arc<ExecEnv>,
+    op: &HttpOp,
+    known: Option<(FetchRecord, Arc<Solved>)>,
+    vertex: VertexId,
+) -> Result<File, StepFailure> {
+    let shown = without_user(&op.url);
     let request = FetchRequest {
         url: op.url.clone(),
         etag: known.as_ref().and_then(|(record, _)| record.etag.clone()),

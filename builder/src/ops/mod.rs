@@ -79,6 +79,8 @@ pub struct ExecEnv {
     pub disk_slots: Arc<Semaphore>,
     /// Layers of images unpacked at once, wherever their blobs come from.
     pub unpack_slots: Arc<Semaphore>,
+    /// Files and repositories asked for and fetched at once.
+    pub fetch_slots: Arc<Semaphore>,
     /// What RUN steps get.
     pub steps: StepOptions,
     /// Secrets, for steps and for remote sources.
@@ -115,6 +117,8 @@ pub struct ExecEnv {
 const DISK_SLOTS_MAX: usize = 8;
 /// Each layer that is unpacked takes two threads and some MiB, one of them more when it was compressed with a large window.
 const UNPACK_SLOTS: usize = 4;
+/// Each has a thread and some MiB between the network and the disk, and git has programs. More of them fill no line better.
+const FETCH_SLOTS: usize = 4;
 
 /// [`ExecEnv::disk_slots`] of this machine.
 pub fn disk_slots() -> Arc<Semaphore> {
@@ -125,6 +129,11 @@ pub fn disk_slots() -> Arc<Semaphore> {
 /// [`ExecEnv::unpack_slots`].
 pub fn unpack_slots() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(UNPACK_SLOTS))
+}
+
+/// [`ExecEnv::fetch_slots`].
+pub fn fetch_slots() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(FETCH_SLOTS))
 }
 
 /// An executed step's layer, before it is committed.

@@ -9,9 +9,10 @@
 //! ```
 //!
 //! One vertex has the floor at a time, so that parallel steps read as paragraphs and not as a shuffle. It keeps the
-//! floor while it speaks; another gets it when the speaker ends, falls silent, or has kept it waiting too long.
+//! floor while it speaks; another gets it when the speaker ends, falls silent, has kept it waiting too long, or when too
+//! much waits: nobody else bounds what has come this far.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write;
 use std::mem::take;
@@ -29,13 +30,16 @@ use crate::report::human::seconds;
 const SILENCE: Duration = Duration::from_millis(500);
 /// Nobody waits longer than this.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Nor with more text than this.
+/// Nor do all together wait with more text than this.
 const WAITING_BYTES: usize = 256 << 10;
 
 /// Writes plain progress.
 pub(crate) struct Plain<W: Write> {
     output: Output<W>,
     vertices: BTreeMap<VertexId, Vertex>,
+    queue: Queue,
+    /// Most bytes that wait.
+    waiting_bytes_max: usize,
     /// Who has the floor, and since when it has been silent.
     floor: Option<(VertexId, Instant)>,
     now: Instant,
@@ -87,7 +91,44 @@ impl Waiting {
     }
 }
 
+/// Who waits with something to say. Each change of a [`Vertex`] that may change this is made in [`Plain::with`].
+#[derive(Default)]
+struct Queue {
+    by_turn: BTreeSet<Turn>,
+    by_bytes: BTreeSet<(usize, VertexId)>,
+    bytes: usize,
+}
+
+/// Who speaks before whom: who failed, then who has waited longer.
+type Turn = (bool, Option<Instant>, VertexId);
+
+impl Queue {
+    fn enter(&mut self, id: VertexId, vertex: &Vertex) {
+        if !vertex.waiting.is_empty() {
+            self.by_turn.insert(vertex.turn(id));
+            self.by_bytes.insert((vertex.waiting.text.len(), id));
+            self.bytes += vertex.waiting.text.len();
+        }
+    }
+
+    fn leave(&mut self, id: VertexId, vertex: &Vertex) {
+        if !vertex.waiting.is_empty() {
+            self.by_turn.remove(&vertex.turn(id));
+            self.by_bytes.remove(&(vertex.waiting.text.len(), id));
+            self.bytes -= vertex.waiting.text.len();
+        }
+    }
+
+    fn first(&self) -> Option<VertexId> {
+        self.by_turn.first().map(|(_, _, id)| *id)
+    }
+}
+
 impl Vertex {
+    fn turn(&self, id: VertexId) -> Turn {
+        (!self.failed, self.waiting.since, id)
+    }
+
     fn say(&mut self, now: Instant, text: &str) {
         self.waiting.push(now, text);
     }
@@ -123,6 +164,8 @@ impl<W: Write> Plain<W> {
         Self {
             output: Output::new(to),
             vertices: BTreeMap::new(),
+            queue: Queue::default(),
+            waiting_bytes_max: WAITING_BYTES,
             floor: None,
             now,
             remarks: Vec::new(),
@@ -144,19 +187,19 @@ impl<W: Write> Plain<W> {
         }
     }
 
+    /// Who takes the floor from its speaker now, if anybody does. The speaker has nothing left to say.
     fn next_speaker(&self) -> Option<VertexId> {
-        let waiting = self.vertices.iter().filter(|(id, vertex)| {
-            !vertex.waiting.is_empty() && self.floor.is_none_or(|(speaker, _)| speaker != **id)
-        });
-        let (id, vertex) = waiting.min_by_key(|(id, vertex)| (!vertex.failed, vertex.waiting.since, **id))?;
+        let first = self.queue.first()?;
         let Some((_, silent_since)) = self.floor else {
-            return Some(*id);
+            return Some(first);
         };
-        let waited =
-            vertex.waiting.since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
-        let silent = self.now.saturating_duration_since(silent_since);
-        let urgent = vertex.failed || vertex.waiting.text.len() > WAITING_BYTES || waited >= PATIENCE;
-        (urgent || silent >= SILENCE).then_some(*id)
+        let vertex = &self.vertices[&first];
+        if !vertex.failed && self.queue.bytes > self.waiting_bytes_max {
+            return self.queue.by_bytes.last().map(|(_, id)| *id);
+        }
+        let since = |then: Instant| self.now.saturating_duration_since(then);
+        let waited = vertex.waiting.since.map_or(Duration::ZERO, since);
+        (vertex.failed || waited >= PATIENCE || since(silent_since) >= SILENCE).then_some(first)
     }
 
     fn take_floor(&mut self, id: VertexId) {
@@ -177,6 +220,7 @@ impl<W: Write> Plain<W> {
         if !vertex.waiting.is_empty() {
             self.floor = Some((id, self.now));
         }
+        self.queue.leave(id, vertex);
         for line in take(&mut vertex.waiting).text.split_terminator('\n') {
             if line.is_empty() {
                 self.output.line(&format!("#{id}"));
@@ -211,7 +255,9 @@ impl<W: Write> Plain<W> {
         if let Some(vertex) = self.vertices.get_mut(&id)
             && !vertex.finished
         {
+            self.queue.leave(id, vertex);
             change(vertex, now);
+            self.queue.enter(id, vertex);
         }
     }
 
@@ -241,8 +287,10 @@ impl<W: Write> Consumer for Plain<W> {
                 if name.starts_with("[internal] load build definition") {
                     self.definition = Some(id);
                 }
-                self.vertices
-                    .insert(id, Vertex { name: clean_text(&name).into_owned(), ..Vertex::default() });
+                let vertex = Vertex { name: clean_text(&name).into_owned(), ..Vertex::default() };
+                if let Some(former) = self.vertices.insert(id, vertex) {
+                    self.queue.leave(id, &former);
+                }
             }
             BuildEvent::Started { id, at } => {
                 self.now = self.now.max(at);
@@ -299,28 +347,22 @@ impl<W: Write> Consumer for Plain<W> {
     }
 
     fn tick_every(&self) -> Option<Duration> {
-        let someone_waits = self.vertices.values().any(|vertex| !vertex.waiting.is_empty());
-        someone_waits.then_some(Duration::from_millis(100))
+        self.queue.first().map(|_| Duration::from_millis(100))
     }
 
     fn finish(&mut self, now: Instant) {
         self.now = self.now.max(now);
-        for vertex in self.vertices.values_mut() {
+        for (id, vertex) in &mut self.vertices {
+            self.queue.leave(*id, vertex);
             vertex.end_lines(now);
+            self.queue.enter(*id, vertex);
         }
         self.speak();
-        while let Some(id) = self.longest_waiting() {
+        while let Some(id) = self.queue.first() {
             self.take_floor(id);
             self.print_waiting(id);
         }
         self.output.flush();
-    }
-}
-
-impl<W: Write> Plain<W> {
-    fn longest_waiting(&self) -> Option<VertexId> {
-        let waiting = self.vertices.iter().filter(|(_, vertex)| !vertex.waiting.is_empty());
-        waiting.min_by_key(|(id, vertex)| (vertex.waiting.since, **id)).map(|(id, _)| *id)
     }
 }
 

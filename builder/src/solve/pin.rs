@@ -25,7 +25,7 @@ enum Pin {
     Git(String),
 }
 
-/// Fills in what the leaves of `graph` are, all at the same time.
+/// Fills in what the leaves of `graph` are, some at the same time ([`ExecEnv::fetch_slots`]).
 pub async fn pin(graph: &mut BuildGraph, env: &Arc<ExecEnv>, use_cache: bool) -> Result<Fetched, BuildError> {
     let asked = graph.dag.node_indices().filter_map(|node| {
         let (op, name) = (&graph.dag[node].op, &graph.dag[node].step.name);

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Result;
 use rbuild_tests::web::{Reply, Web};
@@ -150,10 +152,10 @@ fn httpdate(seconds: i64) -> Result<String> {
 #[test]
 fn a_changed_file_is_fetched_and_an_equal_one_is_the_same_step() -> Result<()> {
     need!(Root);
-    let count = std::sync::atomic::AtomicUsize::new(0);
+    let count = AtomicUsize::new(0);
     let web = Web::serve(move |request| match request.path.as_str() {
         "/changing" => {
-            let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let number = count.fetch_add(1, Ordering::SeqCst);
             Reply::new(200).body(format!("version {}", number / 2)).header("ETag", format!("\"{number}\""))
         }
         _ => Reply::new(404),
@@ -284,5 +286,37 @@ fn a_broken_download_goes_on_where_it_broke_if_the_file_is_still_the_same() -> R
     let (_, unpacked) = built(&env, &context, &[])?;
     assert_eq!(unpacked.text("/f")?, "0123456789".repeat(1000));
     assert_eq!(web.seen().len(), 2);
+    Ok(())
+}
+
+#[test]
+fn few_addresses_are_asked_and_fetched_at_once() -> Result<()> {
+    need!(Root);
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (asked_now, asked_most) = (Arc::clone(&now), Arc::clone(&most));
+    let web = Web::serve(move |request| {
+        asked_most.fetch_max(asked_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(100));
+        // Before the answer: who asks next may have waited for it.
+        asked_now.fetch_sub(1, Ordering::SeqCst);
+        if request.path.contains(".git") {
+            Reply::new(404)
+        } else {
+            Reply::new(200).body(request.path.clone())
+        }
+    })?;
+    let env = TestEnv::new()?;
+    let add = |ending: &str| -> String {
+        (0..12).map(|number| format!("ADD {} /f\n", web.url(&format!("/{number}{ending}")))).collect()
+    };
+    let files = env.context("files", &format!("FROM scratch\n{}", add("")), &[])?;
+    env.build(&files, &[])?.ok();
+    let wrong = add("").replace("ADD", &format!("ADD --checksum=sha256:{}", "0".repeat(64)));
+    let sums = env.context("sums", &format!("FROM scratch\n{wrong}"), &[])?;
+    env.build(&sums, &["--no-cache"])?.exits(1);
+    let repositories = env.context("repositories", &format!("FROM scratch\n{}", add(".git")), &[])?;
+    env.build(&repositories, &[])?.exits(1).says(&["git ls-remote failed"]);
+    assert!((2..=4).contains(&most.load(Ordering::SeqCst)), "{most:?}");
+    env.assert_nothing_left();
     Ok(())
 }

@@ -180,6 +180,30 @@ fn submodules_come_along_and_hostile_ones_do_not() -> Result<()> {
 }
 
 #[test]
+fn a_repository_may_have_very_many_files() -> Result<()> {
+    need!(Root, Judges);
+    let (server, env) = (GitServer::start(None)?, TestEnv::new()?);
+    let app = server.repository("app")?;
+    app.commit(&[("small/f", "f")])?;
+    let (blob, small) = (app.git(&["rev-parse", "HEAD:small/f"])?, app.git(&["rev-parse", "HEAD:small"])?);
+    // 400,000 files of two trees: more than 64 MiB as a listing, and next to nothing to fetch.
+    let long = "n".repeat(200);
+    let files: String = (0..1000).map(|at| format!("100644 blob {blob}\t{long}{at}\n")).collect();
+    let files = app.tree(&files)?;
+    let dirs: String = (0..400).map(|at| format!("040000 tree {files}\t{at}\n")).collect();
+    let dirs = app.tree(&dirs)?;
+    let root = app.tree(&format!("040000 tree {dirs}\tlarge\n040000 tree {small}\tsmall\n"))?;
+    let commit = app.git(&["commit-tree", "-m", "many", &root])?;
+    app.git(&["push", "--quiet", "--force", "origin", &format!("{commit}:refs/heads/main")])?;
+    let url = server.url("app");
+    let context = env.context("many", &format!("FROM scratch\nADD {url}#main:small /a\n"), &[])?;
+    let (_, unpacked) = built(&env, &context.to_string_lossy(), &[])?;
+    assert_eq!(unpacked.text("/a/f")?, "f");
+    env.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
 fn the_git_directory_comes_only_when_asked_for_and_without_hooks() -> Result<()> {
     need!(Root, Judges);
     let (server, env) = (GitServer::start(None)?, TestEnv::new()?);

@@ -156,6 +156,102 @@ fn events_of_unknown_or_finished_vertices_change_nothing() {
     assert_eq!(script.text(), "#1 x\n#1 DONE 0.0s\n\n");
 }
 
+/// A flood behind somebody who waits longer and says little.
+#[test]
+fn a_flood_waits_for_nobody_who_is_quiet() {
+    let mut script = Script::new();
+    for id in 1..=3 {
+        script.step(id, "x", 0);
+    }
+    script.log(1, 1, b"speaks\n");
+    script.log(2, 2, b"quiet\n");
+    for _ in 0..40 {
+        script.log(3, 3, &[b'a'; 64 << 10]);
+        assert!(script.waits() <= WAITING_BYTES);
+    }
+    assert!(!script.plain.vertices[&2].waiting.is_empty());
+}
+
+impl Script {
+    /// Bytes that wait, counted.
+    fn waits(&self) -> usize {
+        self.plain.vertices.values().map(|vertex| vertex.waiting.text.len()).sum()
+    }
+
+    /// Whether the queue is what a look at every vertex finds, and bounded.
+    fn check_queue(&self) {
+        let vertices = &self.plain.vertices;
+        let mut waiting: Vec<_> = vertices.iter().filter(|(_, vertex)| !vertex.waiting.is_empty()).collect();
+        let queue = &self.plain.queue;
+        waiting.sort_by_key(|(id, vertex)| (!vertex.failed, vertex.waiting.since, **id));
+        assert!(waiting.iter().map(|(id, _)| **id).eq(queue.by_turn.iter().map(|(_, _, id)| *id)));
+        waiting.sort_by_key(|(id, vertex)| (vertex.waiting.text.len(), **id));
+        assert!(waiting.iter().map(|(id, _)| **id).eq(queue.by_bytes.iter().map(|(_, id)| *id)));
+        assert_eq!(queue.bytes, self.waits());
+        assert!(queue.bytes <= self.plain.waiting_bytes_max);
+        assert!(waiting.iter().all(|(id, _)| self.plain.floor.is_some_and(|(speaker, _)| speaker != **id)));
+    }
+}
+
+#[test]
+fn whoever_speaks_when_every_line_is_printed_once_in_its_place_and_little_waits() {
+    const STEPS: usize = 12;
+    for seed in 1..=40_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut script = Script::new();
+        script.plain.waiting_bytes_max = 600;
+        let (mut now, mut model) = (0, vec![Vec::new(); STEPS]);
+        for id in 1..=STEPS as VertexId {
+            script.step(id, "x", 0);
+        }
+        for number in 0..300 {
+            now += [0, 1, 40, 700, 6000][random(5) as usize] * random(2);
+            let id = 1 + random(STEPS as u64) as VertexId;
+            let lines = &mut model[id as usize - 1];
+            let is_over = |lines: &Vec<String>| lines.last().is_some_and(|line| !line.contains("line"));
+            match random(40) {
+                0 => {
+                    script.end(id, now, Outcome::Cached);
+                    if !is_over(lines) {
+                        lines.push(format!("#{id} CACHED"));
+                    }
+                }
+                1 => {
+                    script.end(id, now, Outcome::Error("no".to_owned()));
+                    if !is_over(lines) {
+                        lines.push(format!("#{id} ERROR: no"));
+                    }
+                }
+                2 => {
+                    script.plain.tick(script.at(now));
+                }
+                _ => {
+                    let text = format!("line {number} {}", "x".repeat(random(200) as usize));
+                    script.plain.event(BuildEvent::Note { id, text: text.clone() });
+                    if !is_over(lines) {
+                        lines.push(format!("#{id} {text}"));
+                    }
+                }
+            }
+            script.check_queue();
+        }
+        let text = script.text();
+        for (at, lines) in model.iter().enumerate() {
+            let number = format!("#{} ", at + 1);
+            let is_said = |line: &&str| line.starts_with(&number) && !line.ends_with(" ...");
+            let found: Vec<_> =
+                text.lines().filter(is_said).filter(|line| *line != format!("{number}x")).collect();
+            assert_eq!(found, *lines, "seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn empty_lines_take_room_as_well() {
     let mut script = Script::new();
