@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::lint;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::build::{self, BuildOutcome, Source};
@@ -48,7 +49,7 @@ pub(super) fn run(
     drop(events);
     consumer.finish();
     if request.control.explain == Some(ExplainFormat::Json)
-        && let Err(error) = super::print(&decisions(&source))
+        && let Err(error) = super::write_out(|out| decisions(&source, out))
     {
         return failure::print(&error, None, env);
     }
@@ -181,13 +182,27 @@ fn with_origin(request: &BuildRequest) -> Option<BuildRequest> {
     Some(placed)
 }
 
-/// The document of `--explain=json`.
-fn decisions(source: &Source) -> String {
+/// Writes the document of `--explain=json`, one step after the other.
+fn decisions(source: &Source, out: &mut dyn Write) -> io::Result<()> {
     let step = |(name, record): &(String, Option<Arc<Record>>)| match record {
         Some(record) => explain::step(record, "executed"),
         None => json!({ "step": name, "decision": "cached" }),
     };
-    explain::pretty(&json!({ "version": 1, "steps": source.decisions.iter().map(step).collect::<Vec<_>>() }))
+    let mut serializer = serde_json::Serializer::pretty(&mut *out);
+    let mut document = serializer.serialize_map(Some(2))?;
+    document.serialize_entry("version", &1)?;
+    document.serialize_entry("steps", &Steps(&source.decisions, step))?;
+    document.end()?;
+    out.write_all(b"\n")
+}
+
+/// What is made of each when it is written.
+struct Steps<'a, T, F>(&'a [T], F);
+
+impl<T, F: Fn(&T) -> Value> Serialize for Steps<'_, T, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(&self.1))
+    }
 }
 
 /// Writes the files that scripts read. `source` has the Dockerfile.

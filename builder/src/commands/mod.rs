@@ -100,9 +100,14 @@ pub fn main() -> ExitCode {
 /// Writes to standard output. A reader that went away has seen enough; any other failure means that a result did not
 /// arrive.
 fn print(text: &str) -> Result<(), BuildError> {
-    use std::io::{ErrorKind, Write};
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    write_out(|out| out.write_all(text.as_bytes()))
+}
+
+/// To standard output, until nobody reads on.
+fn write_out(write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Result<(), BuildError> {
+    use std::io::{BufWriter, ErrorKind, Write};
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {
             Err(BuildError::Export { path: "standard output".into(), source })
         }

@@ -176,6 +176,11 @@ pub fn details(causes: &[Cause]) -> Vec<String> {
 }
 
 impl Cause {
+    /// How many files it names.
+    pub fn files(&self) -> usize {
+        if let Self::Files { files, .. } = self { files.len() } else { 0 }
+    }
+
     /// Keeps how many files changed, but no more names than a sentence has.
     pub fn forget_files(&mut self) {
         if let Self::Files { files, .. } = self {

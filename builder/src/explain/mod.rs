@@ -22,6 +22,7 @@ pub mod record;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ use record::{InputRecord, Producer, Record, fields, split_name};
 
 /// Earlier executions of a stage that its misses are compared with.
 const CANDIDATES_MAX: u32 = 64;
+/// Names of files in the document of `--explain=json`: some ten MiB.
+const NAMES_MAX: usize = 100_000;
 
 /// A build's number as people see and type it.
 pub fn build_id(build: u64) -> String {
@@ -66,6 +69,8 @@ pub struct Explainer {
     build_name: String,
     /// Say all that differs, not only a sentence.
     says_all: bool,
+    /// Names of files that [`Self::records`] may still have: none where nobody asks for them.
+    names_left: AtomicUsize,
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
     /// What other builds executed, by scope: the same for all steps of a stage.
     earlier: Mutex<HashMap<[u8; 32], Arc<[Earlier]>>>,
@@ -110,9 +115,11 @@ impl Explainer {
     pub fn new(store: Store, graph: Arc<BuildGraph>, build: u64, request: &BuildRequest) -> Self {
         let texts = graph.dag.node_weights().map(|node| text_digest(&node.step)).collect();
         let says_all = request.control.explain == Some(ExplainFormat::Text);
+        let names = if request.control.explain == Some(ExplainFormat::Json) { NAMES_MAX } else { 0 };
+        let names_left = AtomicUsize::new(names);
         let build_name = build_name(request);
         let (lineage, decided, earlier) = (lineage(request), Mutex::default(), Mutex::default());
-        Self { store, graph, build, lineage, texts, build_name, says_all, decided, earlier }
+        Self { store, graph, build, lineage, texts, build_name, says_all, names_left, decided, earlier }
     }
 
     /// The build as others know it: its names, or its context.
@@ -152,7 +159,13 @@ impl Explainer {
                 self.causes(node, &record, inputs.key, (&scope, &text), &nodes)
             }
         };
-        self.decided().insert(node, Arc::new(record.clone()));
+        let mut decided = record.clone();
+        let names = record.causes.iter().map(Cause::files).sum();
+        let take = |left: usize| left.checked_sub(names);
+        if self.names_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            decided.causes.iter_mut().for_each(Cause::forget_files);
+        }
+        self.decided().insert(node, Arc::new(decided));
         Miss { record, scope, text, def: *inputs.def, key: *inputs.key, listings, made }
     }
 
@@ -196,7 +209,8 @@ impl Explainer {
         let _ = self.store.sight(&sightings, last_covers);
     }
 
-    /// Records of the steps that were executed or are being so.
+    /// Records of the steps that were executed or are being so, with names of all files for `--explain=json`, as long as
+    /// these are not more than a hundred thousand.
     pub fn records(&self) -> HashMap<NodeIndex, Arc<Record>> {
         self.decided().clone()
     }
