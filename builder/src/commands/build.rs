@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, Env, EpochArg, ExplainFormat, RepositoryLabels};
-use crate::commands::{explain, space, with_signals};
+use crate::commands::{explain, space, unless_canceled, with_signals};
 use crate::context::files::{FoundDockerfile, default_dockerfile};
 use crate::debug;
 use crate::error::BuildError;
@@ -208,22 +208,34 @@ impl<T, F: Fn(&T) -> Value> Serialize for Steps<'_, T, F> {
 /// Writes the files that scripts read. `source` has the Dockerfile.
 fn write_results(request: &BuildRequest, outcome: &BuildOutcome, source: &Source) -> Result<(), BuildError> {
     let results = &request.results;
-    if let Some(path) = &results.iidfile {
-        place::write_bytes(path, id(outcome).as_bytes())?;
-    }
-    if let Some(path) = &results.metadata_file {
-        let warnings = results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten();
-        place::write_bytes(path, metadata(outcome, warnings).as_bytes())?;
-    }
-    if let Some(path) = &results.digest_file {
-        place::write_bytes(path, digest(outcome).as_bytes())?;
-    }
-    if let Some(path) = &results.name_with_digest_file {
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    let mut add = |path: &Option<PathBuf>, text: &dyn Fn() -> String| {
+        files.extend(path.iter().map(|path| (path.clone(), text())));
+    };
+    add(&results.iidfile, &|| id(outcome));
+    add(&results.metadata_file, &|| {
+        metadata(outcome, results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten())
+    });
+    add(&results.digest_file, &|| digest(outcome));
+    add(&results.name_with_digest_file, &|| {
         let digest = digest(outcome);
-        let lines: String = outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect();
-        place::write_bytes(path, lines.as_bytes())?;
+        outcome.names.iter().map(|name| format!("{}@{digest}\n", name.name())).collect()
+    });
+    let waits = files.iter().any(|(path, _)| place::is_pipe(path));
+    let write = move || files.iter().try_for_each(|(path, text)| place::write_bytes(path, text.as_bytes()));
+    if !waits {
+        return write();
     }
-    Ok(())
+    // Waiting for somebody to read can be stopped.
+    with_signals(async |cancel| {
+        unless_canceled(&cancel, async {
+            match tokio::task::spawn_blocking(write).await {
+                Ok(written) => written,
+                Err(join) => std::panic::resume_unwind(join.into_panic()),
+            }
+        })
+        .await
+    })
 }
 
 /// Says what came out.

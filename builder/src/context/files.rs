@@ -201,7 +201,7 @@ mod tests {
             assert_eq!(read(&path).is_ok_and(|bytes| bytes.len() as u64 == size), is_read, "{size}");
         }
         let error = read(&path).expect_err("too large");
-        assert_eq!(error.to_string(), "larger than 8 MiB");
+        assert_eq!(error.to_string(), "larger than 4 MiB");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -50,6 +50,11 @@ pub(crate) fn write<E>(
             written
         }
     }
+}
+
+/// True where [`write()`] waits until somebody reads.
+pub(crate) fn is_pipe(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
 }
 
 /// [`write()`] for a few bytes: results that scripts read.
@@ -175,7 +180,7 @@ fn inherited(number: u32) -> io::Result<File> {
 mod tests {
     use std::io::Read as _;
     use std::os::fd::AsRawFd as _;
-    use std::os::unix::fs::{FileTypeExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
     use rustix::io::FdFlags;

@@ -1,6 +1,7 @@
 //! A build that is stopped in the middle.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::thread;
@@ -8,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rbuild_tests::env::Started;
+use rbuild_tests::fault::wait_until;
 use rbuild_tests::{Run, TestEnv, need};
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::world;
@@ -137,4 +140,25 @@ fn a_killed_build_takes_its_step_along_and_the_next_build_works() -> Result<()> 
     }
     // Nobody was there to remove the unfinished files: the next build does.
     next_build_works(&env, &context)
+}
+
+#[test]
+fn a_build_whose_results_nobody_reads_can_be_stopped() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("unread", "FROM scratch\nCOPY f /\n", &[("f", "f")])?;
+    let pipe = env.work().join("pipe");
+    rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::from_bits_retain(0o600), 0)?;
+    let context = context.to_str().context("UTF-8")?;
+    let started = env.start(env.command(["build", "--iidfile=id", "--metadata-file=pipe", context]))?;
+    // The file comes before the pipe.
+    wait_until("the id is written", || env.work().join("id").exists())?;
+    thread::sleep(Duration::from_millis(200));
+    kill_process(pid(&started)?, Signal::INT)?;
+    let at = Instant::now();
+    started.finish()?.exits(130);
+    ensure!(at.elapsed() < END_LIMIT, "{:?}", at.elapsed());
+    ensure!(fs::metadata(&pipe)?.file_type().is_fifo());
+    env.assert_nothing_left();
+    Ok(())
 }
