@@ -28,7 +28,7 @@ use lowering::{Sources, lower};
 use crate::assemble::emit::Emissions;
 use crate::assemble::passing::Passing;
 use crate::assemble::provenance::{Facts, Invocation};
-use crate::assemble::said::{Searched, predicates};
+use crate::assemble::said::{Searched, predicates, unkept};
 use crate::assemble::{self, BuiltImage};
 use crate::cancel::Cancel;
 use crate::cli::{self, BuildRequest, ExplainFormat, ShellAt};
@@ -221,7 +221,10 @@ pub async fn build(
         }
     };
     let provenance = match results.metadata_file {
-        Some(_) => facts.for_metadata(),
+        Some(_) => {
+            let made = facts.for_metadata(&env.store.scratch());
+            ended(events, exporting, made.map_err(|source| unkept("provenance", source)))?
+        }
         None => Vec::new(),
     };
     let mut files = Vec::new();

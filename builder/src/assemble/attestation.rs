@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::assemble::file_blob::FileBlob;
 use crate::assemble::manifest::{LayerBlob, PackedImage};
-use crate::assemble::{purl, sbom};
+use crate::assemble::{provenance, purl, sbom};
 
 /// What a statement says it is.
 pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
@@ -57,13 +57,8 @@ pub struct Predicate {
 /// The substance of a predicate.
 #[derive(Debug, Clone)]
 pub enum Said {
-    /// A small document.
-    Value {
-        /// What it says.
-        value: Value,
-        /// Where the blobs of layers go in it once they are known.
-        layers: Option<LayerPlaces>,
-    },
+    /// How the image was made.
+    Provenance(provenance::Document),
     /// A list of packages, which may be long.
     Packages(sbom::Document),
 }
@@ -122,22 +117,10 @@ struct Substance<'a> {
 impl Serialize for Substance<'_> {
     fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
         match self.said {
-            Said::Value { value, layers } => {
-                let whole = with_layers(value.clone(), layers.as_ref(), self.layers);
-                self.keys.of(whole).serialize(serializer)
-            }
+            Said::Provenance(document) => document.with_keys(self.keys, self.layers, serializer),
             Said::Packages(document) => document.with_keys(self.keys, serializer),
         }
     }
-}
-
-/// Where a predicate lists the layers of the image.
-#[derive(Debug, Clone)]
-pub struct LayerPlaces {
-    /// JSON pointer of an object.
-    pub at: &'static str,
-    /// For each layer of the image, base first, the key that it belongs to.
-    pub keys: Vec<String>,
 }
 
 /// A blob in memory.
@@ -179,18 +162,6 @@ impl Predicate {
     ) -> impl Serialize + use<'a, S> {
         Statement { predicate: self, subjects, layers, keys }
     }
-}
-
-fn with_layers(mut value: Value, places: Option<&LayerPlaces>, layers: &[LayerBlob]) -> Value {
-    let Some(places) = places else { return value };
-    let Some(map) = value.pointer_mut(places.at).and_then(Value::as_object_mut) else { return value };
-    for (key, layer) in places.keys.iter().zip(layers) {
-        let entry = map.entry(key.clone()).or_insert_with(|| json!([[]]));
-        if let Some(list) = entry.pointer_mut("/0").and_then(Value::as_array_mut) {
-            list.push(descriptor(&layer.media_type, layer.digest, layer.size));
-        }
-    }
-    value
 }
 
 impl AttestationManifest {
@@ -277,6 +248,7 @@ pub fn platform_suffix(platform: &Platform) -> String {
     platform.to_string().replace('/', "_")
 }
 
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Value {
+/// How a blob is named where it is listed.
+pub(super) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Value {
     json!({"mediaType": media_type, "digest": digest, "size": size})
 }

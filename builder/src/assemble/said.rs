@@ -1,5 +1,6 @@
 //! What is said about the images of a build: all that was asked for, of every one.
 
+use std::io;
 use std::sync::Arc;
 
 use rbuild_frontend::graph::Target;
@@ -53,11 +54,17 @@ pub async fn predicates(
             }
         }
         if let Some(arg) = &wanted.provenance {
-            predicates.push(facts.predicate(target, image, arg));
+            let made = facts.predicate(target, image, arg, &env.store.scratch());
+            predicates.push(made.map_err(|source| unkept("provenance", source))?);
         }
         said.push(predicates);
     }
     Ok(said)
+}
+
+/// Why what is said cannot be kept.
+pub fn unkept(what: &str, source: io::Error) -> BuildError {
+    StepFailure::Io { what: "keep", path: what.to_owned(), source }.into()
 }
 
 /// The time of the document is the image's: nothing depends on when somebody looked.
@@ -92,10 +99,11 @@ async fn packages(
         }
     })
     .await?;
-    let unkept = |source| StepFailure::Io { what: "list", path: "packages".to_owned(), source };
     Ok(Predicate {
         kind: sbom::PREDICATE_TYPE,
-        said: Said::Packages(sbom::Document::of(found, &subject).map_err(unkept)?),
+        said: Said::Packages(
+            sbom::Document::of(found, &subject).map_err(|source| unkept("packages", source))?,
+        ),
         inline_only: arg.inline_only,
         file_name: format!("{file}.spdx.json"),
     })

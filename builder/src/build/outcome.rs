@@ -7,9 +7,9 @@ use std::time::Duration;
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_oci::{Digest, Platform, Reference};
 use rbuild_sandbox::Rung;
-use serde_json::Value;
 
 use crate::assemble::index::ImageSet;
+use crate::assemble::provenance;
 use crate::context::files::FoundDockerfile;
 use crate::debug::Slot;
 use crate::explain::record::Record;
@@ -38,7 +38,7 @@ pub struct BuildOutcome {
     /// Cached results whose steps were executed again, and how many of them differ.
     pub verified: (usize, usize),
     /// How each image was made, when the metadata file is to say.
-    pub provenance: Vec<(Platform, Value)>,
+    pub provenance: Vec<(Platform, provenance::Document)>,
     /// Which build this was.
     pub invocation: String,
     /// Warnings of the Dockerfile.

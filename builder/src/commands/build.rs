@@ -11,8 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use rbuild_frontend::diagnostic::Diagnostic;
 use rbuild_frontend::lint;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use crate::assemble::provenance::Document;
 use crate::build::{self, BuildOutcome, Source};
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, Env, EpochArg, ExplainFormat, RepositoryLabels};
 use crate::commands::{explain, space, unless_canceled, with_signals};
@@ -213,9 +214,21 @@ fn write_results(request: &BuildRequest, outcome: &BuildOutcome, source: &Source
         files.extend(path.iter().map(|path| (path.clone(), text())));
     };
     add(&results.iidfile, &|| id(outcome));
-    add(&results.metadata_file, &|| {
-        metadata(outcome, results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten())
-    });
+    if let Some(path) = &results.metadata_file {
+        let warnings = results.metadata.warnings.then_some(source.dockerfile.as_ref()).flatten();
+        let failed = |source: io::Error| BuildError::Export { path: path.clone(), source };
+        let document = metadata(outcome, warnings);
+        if place::is_pipe(path) {
+            let text = serde_json::to_string_pretty(&document).map_err(|error| failed(error.into()))?;
+            add(&results.metadata_file, &|| text.clone());
+        } else {
+            place::write(path, 0o666, failed, |file| {
+                let mut out = io::BufWriter::new(file);
+                serde_json::to_writer_pretty(&mut out, &document).map_err(|error| failed(error.into()))?;
+                out.flush().map_err(failed)
+            })?;
+        }
+    }
     add(&results.digest_file, &|| digest(outcome));
     add(&results.name_with_digest_file, &|| {
         let digest = digest(outcome);
@@ -290,26 +303,25 @@ fn summary(outcome: &BuildOutcome) -> Summary {
 
 /// The metadata document of buildx. An image that no exporter wrote has no manifest yet: its id stands for the
 /// digest, as with Docker's own store. With `warned`, the Dockerfile, come its warnings.
-fn metadata(outcome: &BuildOutcome, warned: Option<&FoundDockerfile>) -> String {
+fn metadata<'a>(outcome: &'a BuildOutcome, warned: Option<&'a FoundDockerfile>) -> Metadata<'a> {
     let names: Vec<String> = outcome.names.iter().map(ToString::to_string).collect();
-    let mut document = Map::new();
-    document.insert("rbuild.isolation".to_owned(), json!(outcome.isolation.name()));
-    document.insert("buildx.build.ref".to_owned(), json!(format!("rbuild/local/{}", outcome.invocation)));
+    let mut document = Metadata::default();
+    document.insert("rbuild.isolation", json!(outcome.isolation.name()));
+    document.insert("buildx.build.ref", json!(format!("rbuild/local/{}", outcome.invocation)));
     match outcome.provenance.as_slice() {
-        [(_, provenance)] => drop(document.insert("buildx.build.provenance".to_owned(), provenance.clone())),
+        [(_, provenance)] => document.insert("buildx.build.provenance", Told::Provenance(provenance)),
         several => {
             for (platform, provenance) in several {
-                document.insert(format!("buildx.build.provenance/{platform}"), provenance.clone());
+                let key = format!("buildx.build.provenance/{platform}");
+                document.insert(key, Told::Provenance(provenance));
             }
         }
     }
     if let Some(dockerfile) = warned {
-        let warnings: Vec<Value> =
-            outcome.warnings.iter().map(|warning| vertex_warning(warning, dockerfile)).collect();
-        document.insert("buildx.build.warnings".to_owned(), warnings.into());
+        document.insert("buildx.build.warnings", Told::Warnings(&outcome.warnings, dockerfile));
     }
     if let [(_, id)] = outcome.images.as_slice() {
-        document.insert("containerimage.config.digest".to_owned(), json!(id));
+        document.insert("containerimage.config.digest", json!(id));
     }
     if let Some(described) = &outcome.document {
         let mut descriptor = json!({
@@ -323,16 +335,58 @@ fn metadata(outcome: &BuildOutcome, warned: Option<&FoundDockerfile>) -> String 
         if let Some(platform) = &described.platform {
             descriptor["platform"] = json!(platform);
         }
-        document.insert("containerimage.descriptor".to_owned(), descriptor);
+        document.insert("containerimage.descriptor", descriptor);
     }
     let digest = digest(outcome);
     if !digest.is_empty() {
-        document.insert("containerimage.digest".to_owned(), json!(digest));
+        document.insert("containerimage.digest", json!(digest));
     }
     if !names.is_empty() {
-        document.insert("image.name".to_owned(), names.join(",").into());
+        document.insert("image.name", json!(names.join(",")));
     }
-    serde_json::to_string_pretty(&document).unwrap_or_default()
+    document
+}
+
+/// The fields of the metadata document, in their order. What is long of them is made as it is written out.
+#[derive(Default)]
+struct Metadata<'a>(Vec<(String, Told<'a>)>);
+
+/// One field.
+enum Told<'a> {
+    Value(Value),
+    Provenance(&'a Document),
+    /// Each has the whole Dockerfile.
+    Warnings(&'a [Diagnostic], &'a FoundDockerfile),
+}
+
+impl From<Value> for Told<'_> {
+    fn from(value: Value) -> Self {
+        Self::Value(value)
+    }
+}
+
+impl<'a> Metadata<'a> {
+    fn insert(&mut self, key: impl Into<String>, told: impl Into<Told<'a>>) {
+        self.0.push((key.into(), told.into()));
+    }
+}
+
+impl Serialize for Metadata<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, told)| (key, told)))
+    }
+}
+
+impl Serialize for Told<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => value.serialize(serializer),
+            Self::Provenance(document) => document.serialize(serializer),
+            Self::Warnings(warnings, dockerfile) => {
+                serializer.collect_seq(warnings.iter().map(|warning| vertex_warning(warning, dockerfile)))
+            }
+        }
+    }
 }
 
 /// A warning as BuildKit's clients have it: bytes in base64.

@@ -130,6 +130,7 @@ mod tests {
 
     use super::*;
     use crate::assemble::attestation::{STATEMENT, Said};
+    use crate::assemble::provenance::Document;
 
     /// Every file has its path for bytes.
     struct Named(tempfile::TempDir);
@@ -161,7 +162,9 @@ mod tests {
         let scratch = Scratch::on(File::open(temp.path()).unwrap()).unwrap();
         let predicate = |file_name: &str| Predicate {
             kind: "https://example.com/kind",
-            said: Said::Value { value: json!({"b": 1, "a": [1, 2, {}]}), layers: None },
+            said: Said::Provenance(
+                Document::of(&json!({"b": 1, "a": [1, 2, {}]}), None, None, &scratch).unwrap(),
+            ),
             inline_only: false,
             file_name: file_name.to_owned(),
         };

@@ -1,19 +1,26 @@
 //! The steps of a build, in the shape of BuildKit's `llbDefinition`: numbered operations with their inputs.
 
 use std::collections::HashMap;
+use std::io::{self, BufReader};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use petgraph::graph::NodeIndex;
+use rbuild_cache::scratch::Scratch;
 use rbuild_frontend::graph::{
     BuildGraph, CopyOp, CopySource, DeviceRequest, GitOp, HttpOp, Mount, Network, Op, Role, RunOp, Sharing,
     Target,
 };
 use rbuild_frontend::remote::without_user;
+use rbuild_frontend::span::Lines;
+use serde::ser::{Error as _, SerializeSeq as _};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::redact::{self, Redaction};
 use crate::assemble::BuiltImage;
+use crate::assemble::attestation::Keys;
+use crate::assemble::file_blob::FileBlob;
 
 /// `pb.MountType` of BuildKit.
 const MOUNT_BIND: u8 = 0;
@@ -22,16 +29,18 @@ const MOUNT_SSH: u8 = 2;
 const MOUNT_CACHE: u8 = 3;
 const MOUNT_TMPFS: u8 = 4;
 
-/// Numbered steps.
-pub(super) struct Definition {
-    steps: Vec<Step>,
-    numbers: HashMap<NodeIndex, usize>,
-}
+/// The key of all steps.
+pub(super) const STEPS: &str = "llbDefinition";
+/// The key of their lines.
+pub(super) const LOCATIONS: &str = "locations";
 
-struct Step {
-    op: Option<Value>,
-    inputs: Vec<String>,
-    lines: Option<rbuild_frontend::span::Lines>,
+/// Numbered steps.
+#[derive(Debug, Clone)]
+pub(crate) struct Definition {
+    /// One JSON object after the other.
+    steps: FileBlob,
+    lines: Vec<Option<Lines>>,
+    numbers: HashMap<NodeIndex, usize>,
 }
 
 impl Definition {
@@ -41,59 +50,48 @@ impl Definition {
         nodes: &[NodeIndex],
         target: NodeIndex,
         redaction: &Redaction,
-    ) -> Self {
+        scratch: &Scratch,
+    ) -> io::Result<Self> {
         let is_step = |node: &&NodeIndex| !matches!(graph.dag[**node].op, Op::Scratch);
         let numbers: HashMap<NodeIndex, usize> =
             nodes.iter().filter(is_step).enumerate().map(|(number, node)| (*node, number)).collect();
         let output = |node: &NodeIndex| numbers.get(node).map(|number| key(*number));
-        let mut steps = Vec::with_capacity(numbers.len() + 1);
-        for node in nodes.iter().filter(is_step) {
-            let inputs = graph.inputs(*node);
-            let listed: Vec<(Role, Option<usize>)> = {
-                let mut next = 0;
-                let mut number = |producer: &NodeIndex| {
-                    let has = numbers.contains_key(producer);
-                    next += usize::from(has);
-                    has.then(|| next - 1)
-                };
-                inputs.iter().map(|(input, producer)| (input.role, number(producer))).collect()
+        let mut lines = Vec::with_capacity(numbers.len());
+        let steps = FileBlob::write(scratch, |out| {
+            let mut write = |mut step: Value| {
+                redaction.apply(&mut step);
+                serde_json::to_writer(&mut *out, &step)
             };
-            steps.push(Step {
-                op: Some(operation(&graph.dag[*node].op, &listed, redaction)),
-                inputs: inputs.iter().filter_map(|(_, producer)| output(producer)).collect(),
-                lines: graph.dag[*node].step.lines,
-            });
-        }
-        steps.push(Step { op: None, inputs: output(&target).into_iter().collect(), lines: None });
-        Self { steps, numbers }
+            for (number, node) in nodes.iter().filter(is_step).enumerate() {
+                let inputs = graph.inputs(*node);
+                let listed: Vec<(Role, Option<usize>)> = {
+                    let mut next = 0;
+                    let mut number = |producer: &NodeIndex| {
+                        let has = numbers.contains_key(producer);
+                        next += usize::from(has);
+                        has.then(|| next - 1)
+                    };
+                    inputs.iter().map(|(input, producer)| (input.role, number(producer))).collect()
+                };
+                let op = operation(&graph.dag[*node].op, &listed, redaction);
+                let inputs = inputs.iter().filter_map(|(_, producer)| output(producer)).collect();
+                write(entry(number, Some(op), inputs))?;
+                lines.push(graph.dag[*node].step.lines);
+            }
+            write(entry(numbers.len(), None, output(&target).into_iter().collect()))?;
+            Ok(())
+        })?;
+        Ok(Self { steps, lines, numbers })
     }
 
-    pub(super) fn to_json(&self) -> Value {
-        let step = |(number, step): (usize, &Step)| {
-            let mut entry = Map::new();
-            entry.insert("id".to_owned(), json!(format!("step{number}")));
-            if let Some(op) = &step.op {
-                entry.insert("op".to_owned(), op.clone());
-            }
-            if !step.inputs.is_empty() {
-                entry.insert("inputs".to_owned(), json!(step.inputs));
-            }
-            Value::Object(entry)
-        };
-        json!({"llbDefinition": self.steps.iter().enumerate().map(step).collect::<Vec<_>>()})
+    /// The steps as a list.
+    pub(super) fn steps(&self, keys: Keys) -> impl Serialize {
+        Steps { definition: self, keys }
     }
 
     /// Lines of the Dockerfile by step.
-    pub(super) fn locations(&self) -> Value {
-        let mut locations = Map::new();
-        for (number, step) in self.steps.iter().enumerate() {
-            if let Some(lines) = step.lines {
-                let range = json!({"start": {"line": lines.first}, "end": {"line": lines.last}});
-                let entry = json!({"locations": [{"ranges": [range]}]});
-                locations.insert(format!("step{number}"), entry);
-            }
-        }
-        locations.into()
+    pub(super) fn locations(&self, keys: Keys) -> impl Serialize {
+        Locations { definition: self, keys }
     }
 
     /// For each layer of the image the step that it is from.
@@ -103,6 +101,57 @@ impl Definition {
         let own = target.layers.iter().map(|node| self.numbers.get(node).map(|number| key(*number)));
         let keys = std::iter::repeat_n(base, base_count).chain(own);
         keys.map(|key| key.unwrap_or_else(|| "unknown".to_owned())).collect()
+    }
+}
+
+fn entry(number: usize, op: Option<Value>, inputs: Vec<String>) -> Value {
+    let mut entry = Map::new();
+    entry.insert("id".to_owned(), json!(format!("step{number}")));
+    if let Some(op) = op {
+        entry.insert("op".to_owned(), op);
+    }
+    if !inputs.is_empty() {
+        entry.insert("inputs".to_owned(), json!(inputs));
+    }
+    entry.into()
+}
+
+/// Read one at a time.
+struct Steps<'a> {
+    definition: &'a Definition,
+    keys: Keys,
+}
+
+impl Serialize for Steps<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let file = BufReader::new(self.definition.steps.reader());
+        let mut list = serializer.serialize_seq(None)?;
+        for step in serde_json::Deserializer::from_reader(file).into_iter::<Value>() {
+            list.serialize_element(&self.keys.of(step.map_err(S::Error::custom)?))?;
+        }
+        list.end()
+    }
+}
+
+struct Locations<'a> {
+    definition: &'a Definition,
+    keys: Keys,
+}
+
+impl Serialize for Locations<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let lines = self.definition.lines.iter().enumerate();
+        let mut named: Vec<(String, Lines)> =
+            lines.filter_map(|(number, lines)| Some((format!("step{number}"), (*lines)?))).collect();
+        if self.keys == Keys::Sorted {
+            // `step10` before `step2`.
+            named.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        let location = |lines: Lines| {
+            let range = json!({"start": {"line": lines.first}, "end": {"line": lines.last}});
+            self.keys.of(json!({"locations": [{"ranges": [range]}]}))
+        };
+        serializer.collect_map(named.into_iter().map(|(name, lines)| (name, location(lines))))
     }
 }
 

@@ -11,15 +11,18 @@
 //! nothing depends on when or how often it is built: times and the id of the build are left out.
 
 mod definition;
+mod document;
 mod material;
 mod redact;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use petgraph::graph::NodeIndex;
+use rbuild_cache::scratch::Scratch;
 use rbuild_frontend::graph::{BuildGraph, Mount, Network, Op, Target};
 use rbuild_frontend::lint::looks_secret;
 use rbuild_frontend::remote::without_user;
@@ -27,7 +30,7 @@ use rbuild_oci::Platform;
 use serde_json::{Map, Value, json};
 
 use crate::assemble::BuiltImage;
-use crate::assemble::attestation::{LayerPlaces, Predicate, Said};
+use crate::assemble::attestation::{Predicate, Said};
 use crate::cli::{
     BuildRequest, ContextArg, Detail, DockerfileArg, NamedContextArg, ProvenanceArg, Pull, SlsaVersion,
 };
@@ -36,7 +39,10 @@ use crate::context::remote::Pinned;
 use crate::git::local::Origin;
 use crate::timestamp::rfc3339;
 
-use definition::Definition;
+pub use document::Document;
+
+use definition::{Definition, LOCATIONS, STEPS};
+use document::LayerPlaces;
 use material::Material;
 use redact::Redaction;
 
@@ -79,27 +85,36 @@ pub struct Invocation {
 
 impl Facts<'_> {
     /// What is said about the image of `target`; `image` says how its layers come about, where that is known.
-    pub fn predicate(&self, target: &Target, image: Option<&BuiltImage>, arg: &ProvenanceArg) -> Predicate {
-        let (value, layers) = self.value(target, image, arg);
-        Predicate {
-            kind: arg.version.predicate_type(),
-            said: Said::Value { value, layers },
-            inline_only: arg.inline_only,
-            file_name: arg.file_name.clone(),
-        }
-    }
-
-    /// What it says, and where the blobs of layers go in it.
-    fn value(
+    pub fn predicate(
         &self,
         target: &Target,
         image: Option<&BuiltImage>,
         arg: &ProvenanceArg,
-    ) -> (Value, Option<LayerPlaces>) {
+        scratch: &Scratch,
+    ) -> io::Result<Predicate> {
+        Ok(Predicate {
+            kind: arg.version.predicate_type(),
+            said: Said::Provenance(self.document(target, image, arg, scratch)?),
+            inline_only: arg.inline_only,
+            file_name: arg.file_name.clone(),
+        })
+    }
+
+    /// What it says.
+    fn document(
+        &self,
+        target: &Target,
+        image: Option<&BuiltImage>,
+        arg: &ProvenanceArg,
+        scratch: &Scratch,
+    ) -> io::Result<Document> {
         let reachable = reachable(self.graph, target.node);
         let redaction = Redaction::of(&self.request.build_args);
         let is_full = arg.detail == Detail::Max;
-        let definition = is_full.then(|| Definition::of(self.graph, &reachable, target.node, &redaction));
+        let definition = match is_full {
+            true => Some(Definition::of(self.graph, &reachable, target.node, &redaction, scratch)?),
+            false => None,
+        };
         let mut parts = Parts {
             config_source: self.config_source(),
             request: self.parameters(&reachable, is_full),
@@ -108,7 +123,7 @@ impl Facts<'_> {
             are_materials_whole: !self.reads_local(&reachable),
             is_hermetic: self.is_hermetic(&reachable),
             buildkit: Map::new(),
-            definition: definition.as_ref().map(Definition::to_json),
+            definition: definition.as_ref().map(|_| json!({ STEPS: null })),
             arg,
         };
         if let Some(origin) = &self.request.origin {
@@ -116,7 +131,7 @@ impl Facts<'_> {
         }
         let mut layers = None;
         if let Some(definition) = &definition {
-            parts.buildkit.insert("source".to_owned(), self.source(definition, &redaction));
+            parts.buildkit.insert("source".to_owned(), self.source(&redaction));
             parts.buildkit.insert("layers".to_owned(), json!({}));
             let keys = image.map(|image| definition.layer_keys(target, image)).unwrap_or_default();
             layers = Some(LayerPlaces { at: arg.version.layers_at(), keys });
@@ -126,16 +141,17 @@ impl Facts<'_> {
             SlsaVersion::V0_2 => parts.v0_2(self.invocation.as_ref()),
         };
         redaction.apply(&mut value);
-        (value, layers)
+        Document::of(&value, definition, layers, scratch)
     }
 
     /// What the metadata file says: the predicate for each target's platform. Buildx's variables say how much of it.
-    pub fn for_metadata(&self) -> Vec<(Platform, Value)> {
-        let Some(detail) = self.request.results.metadata.provenance else { return Vec::new() };
+    pub fn for_metadata(&self, scratch: &Scratch) -> io::Result<Vec<(Platform, Document)>> {
+        let Some(detail) = self.request.results.metadata.provenance else { return Ok(Vec::new()) };
         let asked = self.request.results.attestations.provenance.clone().unwrap_or_default();
         let arg = ProvenanceArg { detail, ..asked };
         let targets = self.graph.targets.iter();
-        targets.map(|t| (t.config.platform.clone(), self.value(t, None, &arg).0)).collect()
+        let document = |target: &Target| self.document(target, None, &arg, scratch);
+        targets.map(|target| Ok((target.config.platform.clone(), document(target)?))).collect()
     }
 
     /// Where the Dockerfile is from: the context when that was fetched, else only its name.
@@ -308,7 +324,7 @@ impl Facts<'_> {
     }
 
     /// The Dockerfile, and which of its lines each step is from.
-    fn source(&self, definition: &Definition, redaction: &Redaction) -> Value {
+    fn source(&self, redaction: &Redaction) -> Value {
         let text = String::from_utf8_lossy(&self.dockerfile.bytes);
         let data = redaction.text(&text);
         let filename = match &self.dockerfile.path {
@@ -316,7 +332,7 @@ impl Facts<'_> {
             None => default_name(&self.dockerfile.display).to_owned(),
         };
         json!({
-            "locations": definition.locations(),
+            LOCATIONS: null,
             "infos": [{"filename": filename, "language": "Dockerfile", "data": STANDARD.encode(data.as_bytes())}],
         })
     }

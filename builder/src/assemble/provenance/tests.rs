@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use rbuild_frontend::lower::{Lowering, Progress, ResolvedImage};
 use rbuild_frontend::parse::parse;
-use rbuild_oci::{Digest, ImageConfig, Reference};
+use rbuild_oci::{Digest, ImageConfig, Reference, in_canonical_order};
 
 use super::*;
+use crate::assemble::attestation::Keys;
 use crate::cli::{self, Command, Env};
 
 const CANARY: &str = "canary-7f3a";
@@ -77,7 +78,14 @@ fn predicate_of(
         invocation,
     };
     let arg = request.results.attestations.provenance.clone().unwrap();
-    facts.value(&graph.targets[0], None, &arg).0
+    let temp = tempfile::tempdir().unwrap();
+    let scratch = Scratch::on(std::fs::File::open(temp.path()).unwrap()).unwrap();
+    let document = facts.document(&graph.targets[0], None, &arg, &scratch).unwrap();
+    let said = serde_json::to_value(&document).unwrap();
+    let mut sorted = Vec::new();
+    document.with_keys(Keys::Sorted, &[], &mut serde_json::Serializer::new(&mut sorted)).unwrap();
+    assert_eq!(String::from_utf8(sorted).unwrap(), in_canonical_order(said.clone()).to_string());
+    said
 }
 
 fn predicate(dockerfile: &str, line: &[&str]) -> Value {
@@ -165,4 +173,21 @@ fn a_build_is_hermetic_when_all_of_it_is_pinned_and_no_step_can_ask() {
     assert_eq!(of("FROM busybox\nRUN true\n", Some(&git)), (Some(false), Some(true), uri));
     // A Dockerfile of this machine: nothing pins it.
     assert_eq!(of(offline, None), (Some(false), Some(false), Value::Null));
+}
+
+#[test]
+fn steps_are_numbered_and_in_the_order_of_their_names_where_keys_are_sorted() {
+    let runs: String = (0..12).map(|number| format!("RUN echo {number}\n")).collect();
+    let args = ["--provenance=mode=max", "--build-arg", "locations=x", "--label", "llbDefinition=y"];
+    // Both orders are compared there.
+    let value = predicate(&format!("FROM busybox\n{runs}"), &args);
+    let steps = value["buildDefinition"]["internalParameters"]["buildConfig"][STEPS].as_array().unwrap();
+    assert_eq!(steps.len(), 14);
+    for (number, step) in steps.iter().enumerate() {
+        assert_eq!(step["id"], format!("step{number}"));
+    }
+    let locations = &value["runDetails"]["metadata"]["buildkit_metadata"]["source"][LOCATIONS];
+    let names: Vec<_> = locations.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(names, (0..13).map(|number| format!("step{number}")).collect::<Vec<_>>());
+    assert_eq!(locations["step12"]["locations"][0]["ranges"][0]["start"]["line"], 13);
 }
