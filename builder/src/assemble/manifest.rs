@@ -165,9 +165,10 @@ fn recompress(
     file.rewind().map_err(|source| failed(DecompressError::Read(source)))?;
     // More than most have, so that no thread too few is taken.
     let archive_bytes = file.metadata().map_or(u64::MAX, |metadata| metadata.len().saturating_mul(8));
+    // Before the first byte is read: that may take the permit for a large window, whose holder waits for no share.
+    let share = EncodeShare::wait(compression, archive_bytes, pace == Pace::Ahead);
     let mut reader = LayerReader::sniff(file, &Limits::default()).map_err(failed)?;
     let copy = |tar: &mut dyn Write| io::copy(&mut reader, tar).map(drop);
-    let share = EncodeShare::wait(compression, archive_bytes, pace == Pace::Ahead);
     layer::encode(copy, share, out).map_err(|error| StepFailure::Io {
         what: "recompress layer",
         path: blob.to_string(),
@@ -294,4 +295,43 @@ fn at_its_registry(env: &ExecEnv, layer: ImageLayer, params: &str) -> Result<Ima
         }
     }
     Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rbuild_cache::layer::DEFAULT_ZSTD;
+
+    use super::*;
+
+    /// A frame that asks for a window of 128 MiB in its first six bytes, and has an empty archive in one block.
+    fn of_large_window() -> Vec<u8> {
+        let archive = [0; 1024];
+        let block = (archive.len() as u32) << 3 | 1;
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x88], &block.to_le_bytes()[..3], &archive].concat()
+    }
+
+    #[test]
+    fn who_waits_for_a_share_has_no_permit_for_a_window() {
+        let all = EncodeShare::wait(Compression::Zstd { level: 19 }, u64::MAX, true);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&of_large_window()).unwrap();
+        let recompressing = std::thread::spawn(move || {
+            recompress(Digest::of(b"blob"), file, DEFAULT_ZSTD, Pace::Ahead, &mut io::sink())
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let (done, is_done) = channel();
+        std::thread::spawn(move || {
+            let bytes = of_large_window();
+            let mut reader = LayerReader::sniff(bytes.as_slice(), &Limits::default()).unwrap();
+            let copied = io::copy(&mut reader, &mut io::sink()).unwrap();
+            done.send(copied).unwrap();
+        });
+        let copied = is_done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(copied, Ok(1024), "it waits for the permit of who waits for a share");
+        drop(all);
+        assert_eq!(recompressing.join().unwrap().unwrap().uncompressed, 1024);
+    }
 }

@@ -168,7 +168,9 @@ fn inherited(number: u32) -> io::Result<File> {
             let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-            if flags.is_none_or(|flags| flags & OFlags::CLOEXEC.bits() != 0) {
+            let is_ours = |flags: u32| flags & OFlags::CLOEXEC.bits() != 0;
+            let is_to_read = |flags: u32| flags & OFlags::ACCMODE.bits() == OFlags::RDONLY.bits();
+            if flags.is_none_or(|flags| is_ours(flags) || is_to_read(flags)) {
                 return Err(rustix::io::Errno::BADF.into());
             }
             OpenOptions::new().append(true).open(format!("{DESCRIPTORS}/{number}"))
@@ -306,6 +308,10 @@ mod tests {
         put(&link, "two, ").unwrap();
         put(Path::new(&at), "three").unwrap();
         remove(&link).unwrap();
+        // One to read from is not written to.
+        let read = File::open(&real).unwrap();
+        rustix::io::fcntl_setfd(&read, FdFlags::empty()).unwrap();
+        assert!(put(Path::new(&format!("{DESCRIPTORS}/{}", read.as_raw_fd())), "four").is_err());
         assert_eq!(fs::read_to_string(&real).unwrap(), "one, two, three");
         assert_eq!(names(dir.path()), ["link", "real"]);
     }

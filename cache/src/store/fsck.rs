@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rbuild_oci::Digest;
+use rusqlite::{OptionalExtension as _, Statement};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::db::seal;
+use super::db::{DbError, seal};
 use super::error::{IoContext, StoreError};
+use super::needed::stack::Stack;
 use super::snapshot::{ChainRow, ResultRow, Snapshot, UnreadResult};
 use super::{GoneWhy, LayerId, Lease, Store, history, layout};
 use crate::digest_table::DigestTable;
@@ -403,42 +405,62 @@ impl Store {
     fn whole_nodes(&self, findings: &mut Vec<Finding>, bad: &mut Bad) -> Result<Whole, StoreError> {
         let mut whole = Whole(DigestTable::new(&self.scratch(), HELD_BYTES));
         self.inner.trees.read("check nodes", |connection| {
-            let mut statement = connection.prepare("SELECT digest, bytes FROM nodes")?;
-            let mut rows = statement.query([])?;
+            let mut rows = connection.prepare("SELECT digest, bytes FROM nodes")?;
+            let mut rows = rows.query([])?;
             while let Some(row) = rows.next()? {
                 let (digest, bytes) = (NodeDigest(row.get(0)?), row.get::<_, Vec<u8>>(1)?);
-                if NodeDigest::of(&bytes) == digest && DirNode::decode(&bytes).is_ok() {
-                    self.in_table(whole.set(&digest, true))?;
-                } else {
+                let is_sound = NodeDigest::of(&bytes) == digest && DirNode::decode(&bytes).is_ok();
+                if !is_sound {
                     findings.push(Finding::Node(digest));
                     bad.nodes.insert(digest);
                 }
+                let state = if is_sound { State::Unknown } else { State::Broken };
+                self.in_table(whole.set(&digest, state))?;
             }
-            drop(rows);
-            // What is above a lost node is found in turns, one for each level at most: in a sound store there is one.
-            loop {
-                let mut is_news = false;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    let digest = NodeDigest(row.get(0)?);
-                    if !self.in_table(whole.has(&digest))? {
-                        continue;
-                    }
-                    let node = DirNode::decode(&row.get::<_, Vec<u8>>(1)?).ok();
-                    for below in node.iter().flat_map(DirNode::below) {
-                        if !self.in_table(whole.has(&below))? {
-                            self.in_table(whole.set(&digest, false))?;
-                            is_news = true;
-                            break;
-                        }
-                    }
-                }
-                if !is_news {
-                    return Ok(());
-                }
+            let mut bytes = connection.prepare("SELECT bytes FROM nodes WHERE digest = ?1")?;
+            let mut digests = connection.prepare("SELECT digest FROM nodes")?;
+            let mut digests = digests.query([])?;
+            let mut work = Stack::new(&self.scratch());
+            while let Some(row) = digests.next()? {
+                self.in_table(work.push(NodeDigest(row.get(0)?)))?;
+                self.find_whole(&mut bytes, &mut work, &mut whole)?;
             }
+            Ok(())
         })?;
         Ok(whole)
+    }
+
+    /// Finds out what is whole of `work` and all below it: each node after those below it, which are looked at twice.
+    fn find_whole(
+        &self,
+        bytes: &mut Statement<'_>,
+        work: &mut Stack,
+        whole: &mut Whole,
+    ) -> Result<(), DbError> {
+        while let Some(digest) = self.in_table(work.pop())? {
+            let state = self.in_table(whole.state(&digest))?;
+            if !matches!(state, State::Unknown | State::Below) {
+                continue;
+            }
+            let found: Option<Vec<u8>> = bytes.query_row([digest.0], |row| row.get(0)).optional()?;
+            let node = found.and_then(|bytes| DirNode::decode(&bytes).ok());
+            if state == State::Unknown {
+                self.in_table(whole.set(&digest, State::Below))?;
+                self.in_table(work.push(digest))?;
+                for below in node.iter().flat_map(DirNode::below) {
+                    if self.in_table(whole.state(&below))? == State::Unknown {
+                        self.in_table(work.push(below))?;
+                    }
+                }
+                continue;
+            }
+            let mut is_whole = node.is_some();
+            for below in node.iter().flat_map(DirNode::below) {
+                is_whole &= self.in_table(whole.has(&below))?;
+            }
+            self.in_table(whole.set(&digest, if is_whole { State::Whole } else { State::Broken }))?;
+        }
+        Ok(())
     }
 
     fn in_table<T>(&self, result: io::Result<T>) -> Result<T, StoreError> {
@@ -524,14 +546,38 @@ fn result_finding(result: &ResultRow) -> Finding {
 /// Which nodes are there with all that is below them.
 struct Whole(DigestTable<1>);
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It is there.
+    Unknown,
+    /// What is below it is being looked at.
+    Below,
+    /// All that is below it is there.
+    Whole,
+    /// It is damaged or not there, or something below it is.
+    Broken,
+}
+
 impl Whole {
     fn has(&self, node: &NodeDigest) -> io::Result<bool> {
-        // The empty directory needs no row.
-        Ok(node == &*crate::tree::EMPTY_NODE || self.0.get(&node.0)? == Some([1]))
+        Ok(self.state(node)? == State::Whole)
     }
 
-    fn set(&mut self, node: &NodeDigest, is_whole: bool) -> io::Result<()> {
-        self.0.put(&node.0, [u8::from(is_whole)])
+    fn state(&self, node: &NodeDigest) -> io::Result<State> {
+        // The empty directory needs no row.
+        if node == &*crate::tree::EMPTY_NODE {
+            return Ok(State::Whole);
+        }
+        Ok(match self.0.get(&node.0)? {
+            Some([0]) => State::Unknown,
+            Some([1]) => State::Below,
+            Some([2]) => State::Whole,
+            _ => State::Broken,
+        })
+    }
+
+    fn set(&mut self, node: &NodeDigest, state: State) -> io::Result<()> {
+        self.0.put(&node.0, [state as u8])
     }
 }
 

@@ -296,8 +296,11 @@ impl Store {
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
         for id in rows {
-            // Longer than any that says something: a damaged one says nothing.
-            let lies_on = self.inner.layout.read(&layout::layer_below(id), 1 << 10)?;
+            let lies_on = match self.inner.layout.read(&layout::layer_below(id), 1 << 10) {
+                // It lies on nothing that anybody asks for.
+                Err(StoreError::Damaged { .. }) => continue,
+                lies_on => lies_on?,
+            };
             if self.is_there(id) && lies_on.is_none_or(|bytes| bytes == below_bytes(below)) {
                 return Ok(Some(id));
             }

@@ -4,7 +4,7 @@
 //! when it grows, as does what a walk has still to visit; and nodes that nothing led to are in neither. What is to become of
 //! them all is found out going through the store's own list, as many at once as one transaction takes.
 
-mod stack;
+pub(super) mod stack;
 
 use std::io;
 

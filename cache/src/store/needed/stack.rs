@@ -12,7 +12,7 @@ const DIGEST_BYTES: usize = 32;
 const HALF: usize = if cfg!(test) { 4 } else { 8 << 10 };
 
 /// The last one comes first. A few are in memory, and those below them in a file.
-pub(super) struct Stack {
+pub(in crate::store) struct Stack {
     scratch: Scratch,
     file: Option<File>,
     /// So many halves are in it.
@@ -22,11 +22,11 @@ pub(super) struct Stack {
 
 impl Stack {
     /// Empty, and without a file until it is needed.
-    pub(super) fn new(scratch: &Scratch) -> Self {
+    pub(in crate::store) fn new(scratch: &Scratch) -> Self {
         Self { scratch: scratch.clone(), file: None, in_file: 0, held: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, node: NodeDigest) -> io::Result<()> {
+    pub(in crate::store) fn push(&mut self, node: NodeDigest) -> io::Result<()> {
         if self.held.len() == 2 * HALF {
             let file = match &self.file {
                 Some(file) => file,
@@ -40,7 +40,7 @@ impl Stack {
         Ok(())
     }
 
-    pub(super) fn pop(&mut self) -> io::Result<Option<NodeDigest>> {
+    pub(in crate::store) fn pop(&mut self) -> io::Result<Option<NodeDigest>> {
         if let (true, Some(file), Some(last)) =
             (self.held.is_empty(), &self.file, self.in_file.checked_sub(1))
         {

@@ -143,8 +143,11 @@ fn layers_are_found_by_diff_id() {
     });
     assert_eq!(belows.map(|below| found(&of_each, below)), ids.map(Some));
     // What that was is not known any more: it is no layer of anything.
-    std::fs::write(store.layer_path(ids[0]).with_file_name("below"), "").unwrap();
-    assert_eq!(found(&of_each, None), None);
+    for damaged in ["", &"x".repeat(2000)] {
+        std::fs::write(store.layer_path(ids[0]).with_file_name("below"), damaged).unwrap();
+        assert_eq!(found(&of_each, None), None);
+        assert_eq!(found(&of_each, Some(&other)), Some(ids[2]));
+    }
     assert_eq!(store.layer(id).unwrap().unwrap().tar, Some((diff_id, 10_240)));
     let error = store.set_diff_id(LayerId(42), &diff_id, 1).unwrap_err();
     assert!(matches!(error, StoreError::UnknownLayer(LayerId(42))));
