@@ -224,8 +224,11 @@ impl Explainer {
         let mut known = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || {
             let found = self.store.executions_in(scope, self.build, CANDIDATES_MAX).unwrap_or_default();
-            let earlier =
-                |past: &PastExecution| Some(Earlier { text: past.execution.text, record: parse(past)? });
+            // Why it was executed then, file by file, is most of a record, and nobody asks for it here.
+            let earlier = |past: &PastExecution| {
+                let record = Record { causes: Vec::new(), ..parse(past)? };
+                Some(Earlier { text: past.execution.text, record })
+            };
             found.iter().filter_map(earlier).collect()
         };
         Arc::clone(known.entry(*scope).or_insert_with(read))
