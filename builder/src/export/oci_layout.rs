@@ -2,7 +2,7 @@
 //!
 //! Files are written beside their destination under a temporary name and renamed when complete, so a failed export
 //! leaves nothing and an older file stays until the new one is whole. An archive for a pipe or device goes there as it
-//! is made ([`place`]).
+//! is made (`place`).
 
 use std::fs;
 use std::io::{self, BufWriter, Read, Write};
