@@ -189,7 +189,8 @@ pub(crate) fn layer_type(compression: Compression) -> &'static str {
     }
 }
 
-/// A layer as the manifest names it, compressed if it never was; of one that was, the bytes need not be here. `listener` hears of it when it is and becomes large.
+/// A layer as the manifest names it, compressed if it never was; of one that was, the bytes need not be
+/// here. `listener` hears of it when it is and becomes large.
 pub(crate) async fn layer_blob(
     env: &Arc<ExecEnv>,
     layer: ImageLayer,

@@ -1,7 +1,8 @@
 //! What was executed, and why: the past that a miss is compared with.
 //!
 //! One row for each execution of a step, written beside its results, and one for each hit that is not what its step was
-//! made from last, there: found elsewhere, or gone back to. A build that is repeated writes nothing. The text is the builder's; here it is only sealed, bounded and forgotten in time:
+//! made from last, there: found elsewhere, or gone back to. A build that is repeated writes nothing.
+//! The text is the builder's; here it is only sealed, bounded and forgotten in time:
 //!
 //! * of one step (equal `scope` and `text`) the last [`PER_STEP`] executions stay, of all the last [`ROWS_MAX`];
 //! * results that are given up or set aside leave their execution with the time and the reason;

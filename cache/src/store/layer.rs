@@ -1,8 +1,8 @@
 //! Layer directories and their sidecars.
 //!
 //! `layers/<id>/diff` is what overlay mounts (made late for some, see [`super::packed`]), `layers/<id>/entries` the encoded
-//! [`LayerDiff`] that says what is in it, `layers/<id>/below`, which few have, what it lies on (see [`Store::lies_on`]). A layer is made in a lease's work directory and
-//! becomes visible by one rename; its row follows.
+//! [`LayerDiff`] that says what is in it, `layers/<id>/below`, which few have, what it lies on (see
+//! [`Store::lies_on`]). A layer is made in a lease's work directory and becomes visible by one rename; its row follows.
 
 use std::fmt;
 use std::fs::File;
