@@ -211,6 +211,9 @@ fn hints(error: &BuildError) -> Vec<String> {
         BuildError::GitTime { .. } => {
             vec!["give the time itself: --source-date-epoch SECONDS".to_owned()]
         }
+        BuildError::ConfigTooLarge => {
+            vec!["keep what is long in a file of the image, not in ENV, LABEL or ONBUILD".to_owned()]
+        }
         BuildError::LayerVanished(_) => vec!["build the image again".to_owned()],
         BuildError::NothingToExplain(_) => {
             vec!["rbuild explain tells of the last build; a step is named by number (2/4) or text".to_owned()]

@@ -62,6 +62,10 @@ const CONTROL_ARGS: [&str; 11] = [
 /// The build-arg that dates everything.
 pub const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
+/// Layers that an image may have: as many as Linux mounts as one overlay (`OVL_MAX_STACK`). Docker's engine takes 127 and
+/// says so when all steps are done.
+pub const LAYERS_MAX: usize = 500;
+
 /// What the caller wants built.
 #[derive(Debug, Clone)]
 pub struct LowerOptions {

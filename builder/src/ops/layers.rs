@@ -25,6 +25,9 @@ use crate::solve::Solved;
 /// Layers whose directories stay open for the steps above them: descriptors are scarce, 1024 where nobody raised that.
 const DIRS_OPEN_MAX: usize = 256;
 
+/// A Dockerfile that asks for more than can be mounted is refused before anything is done for it.
+const _: () = assert!(rbuild_frontend::lower::LAYERS_MAX == rbuild_sandbox::LOWERS_MAX);
+
 /// A directory that is to be a layer of a mount.
 #[derive(Debug, Clone)]
 pub enum DirToMount {

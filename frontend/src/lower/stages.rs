@@ -13,11 +13,11 @@ use crate::remote::without_credentials;
 use crate::span::{Lines, Span};
 use crate::stage::sources_of;
 
-use super::Provided;
 use super::bases::{Base, Source};
 use super::environment::{SCAN_CONTEXT, SCAN_STAGE, Searches};
 use super::pass::Pass;
 use super::state::State;
+use super::{LAYERS_MAX, Provided};
 
 /// A stage being lowered.
 #[derive(Debug)]
@@ -167,6 +167,9 @@ impl Pass<'_> {
         work.trigger = Some((stage.instruction.span, from_lines));
         for instruction in &triggers {
             self.instruction(&mut work, instruction);
+            if self.is_exhausted {
+                return;
+            }
         }
         work.trigger = None;
         for instruction in body {
@@ -255,9 +258,23 @@ impl Pass<'_> {
             Kind::From(_) => Ok(()),
             other => self.metadata(work, instruction, other),
         };
-        if let Err(issue) = done {
+        if let Err(issue) = done.and_then(|()| self.limit_layers(work, instruction.span)) {
             self.report(work, issue);
         }
+    }
+
+    /// Refuses what nothing could be run on, before anything is done for it.
+    fn limit_layers(&mut self, work: &Work, span: Span) -> Result<(), Issue> {
+        let (below, own) = (work.state.config.rootfs.diff_ids.len(), work.state.layers.len());
+        if own == 0 || below + own <= LAYERS_MAX {
+            return Ok(());
+        }
+        self.is_exhausted = true;
+        let message =
+            format!("the stage has more than {LAYERS_MAX} layers, which is the most that Linux mounts");
+        let help = "join RUN steps with `&&`, name several sources in one COPY, or begin a stage that copies what \
+                    this one made (COPY --from)";
+        Err(Issue { help: Some(help.to_owned()), ..Issue::new(message, span) })
     }
 }
 

@@ -441,6 +441,15 @@ fn golden_144_workdir() {
 }
 
 #[test]
+fn a_stage_has_as_many_layers_as_can_be_mounted() {
+    let steps = |count: usize| "COPY a /\n".repeat(count);
+    assert_eq!(scratch(&steps(LAYERS_MAX)).graph.targets[0].layers.len(), LAYERS_MAX);
+    fails(&format!("FROM scratch\n{}", steps(LAYERS_MAX + 1)), "the stage has more than 500 layers");
+    let two = format!("FROM scratch AS a\n{}FROM a\nENV b=c\nRUN true\n", steps(LAYERS_MAX));
+    fails(&two, "the stage has more than 500 layers");
+}
+
+#[test]
 fn golden_147_layers_and_history() {
     let built = bb("RUN true\nWORKDIR /tmp\nWORKDIR /");
     let target = &built.graph.targets[0];

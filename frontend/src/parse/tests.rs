@@ -335,8 +335,11 @@ fn deeply_nested_json_is_not_followed() {
 
 #[test]
 fn ten_thousand_instructions_parse_and_lower_quickly() {
-    let mut text = String::from("FROM scratch\n");
+    let mut text = String::new();
     for number in 0..10_000 {
+        if number % 1_000 == 0 {
+            text.push_str("FROM scratch\n");
+        }
         match number % 4 {
             0 => text.push_str(&format!("LABEL key{number}=\"value $PATH {number}\" other=1\n")),
             1 => text.push_str("EXPOSE 80 443/tcp\n"),
@@ -347,7 +350,8 @@ fn ten_thousand_instructions_parse_and_lower_quickly() {
     let start = std::time::Instant::now();
     let parsed = parse(text.as_bytes());
     let parse_taken = start.elapsed();
-    let options = crate::lower::LowerOptions::new(rbuild_oci::Platform::new("linux", "amd64", None));
+    let mut options = crate::lower::LowerOptions::new(rbuild_oci::Platform::new("linux", "amd64", None));
+    options.all_stages = true;
     let mut lowering = crate::lower::Lowering::new(&parsed, options);
     assert!(matches!(lowering.step(), crate::lower::Progress::Done(_)), "{:?}", lowering.diagnostics());
     let taken = start.elapsed();
@@ -415,7 +419,8 @@ fn check_spans(bytes: &[u8]) {
     for instruction in &parsed.ast.instructions {
         assert!(inside(instruction.span) && inside(instruction.keyword.span), "{instruction:?}");
     }
-    let options = crate::lower::LowerOptions::new(rbuild_oci::Platform::new("linux", "amd64", None));
+    let mut options = crate::lower::LowerOptions::new(rbuild_oci::Platform::new("linux", "amd64", None));
+    options.all_stages = true;
     let mut lowering = crate::lower::Lowering::new(&parsed, options);
     for _ in 0..3 {
         let crate::lower::Progress::Need(requests) = lowering.step() else { break };
