@@ -35,8 +35,7 @@ use crate::cli::{self, BuildRequest, ExplainFormat, ShellAt};
 use crate::debug::{Slot, choose};
 use crate::devices::Devices;
 use crate::error::{BuildError, StepFailure, one_line};
-use crate::explain::record::Record;
-use crate::explain::{self, Explainer};
+use crate::explain::{self, Decision, Explainer};
 use crate::export::{
     self,
     ahead::Ahead,
@@ -60,12 +59,11 @@ use crate::solve::plan;
 use crate::solve::run::Solver;
 use crate::timestamp;
 
-/// The steps in order: name, and why it was executed; `None` for one that was not.
-fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Option<Arc<Record>>)> {
-    let records = explainer.records();
+/// The steps in order: name, and what became of each.
+fn decisions(graph: &BuildGraph, explainer: &Explainer) -> Vec<(String, Decision)> {
     let is_step = |op: &Op| matches!(op, Op::Run(_) | Op::Copy(_) | Op::Workdir(_));
     let nodes = graph.dag.node_indices().filter(|node| is_step(&graph.dag[*node].op));
-    nodes.map(|node| (graph.dag[node].step.name.clone(), records.get(&node).cloned())).collect()
+    nodes.map(|node| (graph.dag[node].step.name.clone(), explainer.decision(node))).collect()
 }
 
 /// Builds. `source` is filled as soon as the Dockerfile is read, so that a report can draw it whatever happens later.

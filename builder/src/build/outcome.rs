@@ -1,7 +1,6 @@
 //! What a build gives, and what is known of one that failed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rbuild_frontend::diagnostic::Diagnostic;
@@ -12,7 +11,7 @@ use crate::assemble::index::ImageSet;
 use crate::assemble::provenance;
 use crate::context::files::FoundDockerfile;
 use crate::debug::Slot;
-use crate::explain::record::Record;
+use crate::explain::Decision;
 
 /// What a build gave.
 #[derive(Debug, Clone)]
@@ -93,5 +92,5 @@ pub struct Source {
     /// The step that failed, when a shell in it was asked for.
     pub failed_step: Slot,
     /// Steps and why they were executed, for `--explain=json`.
-    pub decisions: Vec<(String, Option<Arc<Record>>)>,
+    pub decisions: Vec<(String, Decision)>,
 }

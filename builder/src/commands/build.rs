@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +19,7 @@ use crate::commands::{explain, space, unless_canceled, with_signals};
 use crate::context::files::{FoundDockerfile, default_dockerfile};
 use crate::debug;
 use crate::error::BuildError;
-use crate::explain::record::Record;
+use crate::explain::Decision;
 use crate::export::place;
 use crate::failure;
 use crate::git::local::{Origin, commit_time};
@@ -185,9 +184,10 @@ fn with_origin(request: &BuildRequest) -> Option<BuildRequest> {
 
 /// Writes the document of `--explain=json`, one step after the other.
 fn decisions(source: &Source, out: &mut dyn Write) -> io::Result<()> {
-    let step = |(name, record): &(String, Option<Arc<Record>>)| match record {
-        Some(record) => explain::step(record, "executed"),
-        None => json!({ "step": name, "decision": "cached" }),
+    let step = |(name, decision): &(String, Decision)| match decision {
+        Decision::Executed(record) => explain::step(record, "executed"),
+        Decision::Cached => json!({ "step": name, "decision": "cached" }),
+        Decision::NotReached => json!({ "step": name, "decision": "not reached" }),
     };
     let mut serializer = serde_json::Serializer::pretty(&mut *out);
     let mut document = serializer.serialize_map(Some(2))?;

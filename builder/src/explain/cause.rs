@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::record::short_reference;
 use crate::report::counted;
 use crate::timestamp;
 
@@ -96,6 +97,8 @@ pub enum Cause {
         /// What about it.
         how: Above,
     },
+    /// The variables are the same and stand in another order.
+    Order,
     /// Nothing that is recorded in words.
     Other,
 }
@@ -126,6 +129,13 @@ pub enum Above {
     InPlaceOf {
         /// Name of that.
         old: String,
+    },
+    /// Something else stands above it.
+    Follows {
+        /// Name of what stood there.
+        old: String,
+        /// Name of what stands there now.
+        new: String,
     },
 }
 
@@ -161,6 +171,12 @@ pub fn details(causes: &[Cause]) -> Vec<String> {
             Cause::Command { old: Some(old), new: Some(new) } => {
                 lines.push(format!("command was: {old}"));
                 lines.push(format!("command is:  {new}"));
+            }
+            Cause::Value { what, old: Shown::Text(old), new: Shown::Text(new) }
+                if old != new && [old, new].into_iter().any(|text| shorten(text) != *text) =>
+            {
+                lines.push(format!("{what} was: {}", one_line(old)));
+                lines.push(format!("{what} is:  {}", one_line(new)));
             }
             Cause::Files { files, count, from } if *count > 0 => {
                 lines.push(files_changed(*count, from.as_deref()));
@@ -215,8 +231,11 @@ impl fmt::Display for Cause {
             }
             Self::Command { .. } => f.write_str("command changed"),
             Self::Value { what, old, new } => match (old, new) {
+                // Lists of words can read the same.
+                (Shown::Text(old), Shown::Text(new)) if old == new => write!(f, "{what} changed"),
                 (Shown::Text(old), Shown::Text(new)) => {
-                    write!(f, "{what} \"{}\" -> \"{}\"", shorten(old), shorten(new))
+                    let (old, new) = told_apart(old, new);
+                    write!(f, "{what} \"{old}\" -> \"{new}\"")
                 }
                 (Shown::Absent, Shown::Text(new)) => write!(f, "{what} \"{}\" is new", shorten(new)),
                 (Shown::Absent, _) => write!(f, "{what} is new"),
@@ -250,7 +269,12 @@ impl fmt::Display for Cause {
                 Above::InPlaceOf { old } => {
                     write!(f, "follows `{}` in place of `{}`", shorten(step), shorten(old))
                 }
+                Above::Follows { old, new } => {
+                    let (step, old, new) = (shorten(step), shorten(old), shorten(new));
+                    write!(f, "`{step}` above follows `{new}` in place of `{old}`")
+                }
             },
+            Self::Order => f.write_str("ENV and ARG are in another order"),
             Self::Other => f.write_str("the instruction means something else than before"),
         }
     }
@@ -269,13 +293,33 @@ fn short_digest(digest: &str) -> &str {
     digest.get(..19).unwrap_or(digest)
 }
 
-fn short_reference(reference: &str) -> String {
-    reference.parse::<rbuild_oci::Reference>().map_or_else(|_| reference.to_owned(), |r| r.familiar())
-}
-
 fn moment(unix_ns: i64) -> String {
     let text = timestamp::rfc3339(unix_ns / 1_000_000_000, 0);
     text.replace('T', " ").trim_end_matches('Z').to_owned() + " UTC"
+}
+
+/// Two texts that differ, cut so that it can be seen where.
+fn told_apart(old: &str, new: &str) -> (String, String) {
+    let (short_old, short_new) = (shorten(old), shorten(new));
+    if short_old != short_new {
+        return (short_old, short_new);
+    }
+    let (old, new) = (one_line(old), one_line(new));
+    let same = old.chars().zip(new.chars()).take_while(|(old, new)| old == new).count();
+    // A few characters before it tell where that is.
+    let from = same.saturating_sub(SHOWN_CHARS / 4);
+    let part = |text: &str| {
+        let shown: String = text.chars().skip(from).take(SHOWN_CHARS).collect();
+        let (start, end) =
+            (if from > 0 { "…" } else { "" }, text.chars().nth(from + SHOWN_CHARS).map_or("", |_| "…"));
+        format!("{start}{shown}{end}")
+    };
+    (part(&old), part(&new))
+}
+
+/// All of it, in one line.
+fn one_line(text: &str) -> String {
+    text.replace('\n', "\\n")
 }
 
 /// One line, cut in the middle of a word if need be.
@@ -320,6 +364,11 @@ mod tests {
             (vec![base(node, node)], "base node:10 moved sha256:aaaaaaaaaaaa.. -> sha256:bbbbbbbbbbbb.."),
             (vec![base(node, "docker.io/library/node:12")], "base node:10 -> node:12"),
             (vec![Cause::Evicted { at_unix_ns: 0 }], "evicted on 1970-01-01 00:00:00 UTC"),
+            (vec![value(text("l1\nl2"), text("l1\nl3"))], "ARG VERSION \"l1\\nl2\" -> \"l1\\nl3\""),
+            (
+                vec![value(text(&format!("{}1", "y".repeat(80))), text(&format!("{}2", "y".repeat(80))))],
+                "ARG VERSION \"…yyyyyyyyyyyyyyy1\" -> \"…yyyyyyyyyyyyyyy2\"",
+            ),
             (vec![Cause::Command { old: None, new: None }, above.clone()], "command changed"),
             (vec![above, Cause::Other], "`[2/4] COPY . .` above changed (and 1 more)"),
         ] {

@@ -3,13 +3,15 @@
 use rbuild_cache::tree::{Entry, Kind, NodeDigest, NodeStore, Tree, TreeChange, difference};
 
 use super::cause::{Cause, FileChange, Shown};
-use super::record::{COMMAND, Class, Field, InputRecord, Producer, Record};
+use super::record::{
+    COMMAND, Class, Field, INSTRUCTION, InputRecord, LINK, Producer, Record, short_reference, split_name,
+};
 
 /// Changed files kept by name.
 pub(super) const FILES_MAX: usize = 1000;
 
 /// Fields that say what is read.
-const SELECTING: [&str; 3] = ["sources", "--exclude", "--chmod"];
+const SELECTING: [&str; 4] = ["sources", "--parents", "--exclude", "--chmod"];
 
 /// How many fields and inputs differ.
 pub(super) fn distance(old: &Record, new: &Record) -> usize {
@@ -29,6 +31,7 @@ pub(super) fn own_causes(old: &Record, new: &Record, nodes: &dyn NodeStore) -> V
     for field in &new.fields {
         match old.fields.iter().find(|other| other.name == field.name) {
             Some(other) if other == field => {}
+            _ if field.name == INSTRUCTION => found.push((field.class, instruction(old, new))),
             other => found.push((field.class, changed(other, Some(field)))),
         }
     }
@@ -37,23 +40,48 @@ pub(super) fn own_causes(old: &Record, new: &Record, nodes: &dyn NodeStore) -> V
     // A variable that is an ARG now and was ENV before, with the value it had, is one change and says so twice.
     found.sort_by_key(|(class, _)| *class);
     let mut causes: Vec<Cause> = found.into_iter().map(|(_, cause)| cause).collect();
-    // Other sources have other files, and `--chmod` gives them other modes: that is one change.
-    if causes
-        .iter()
-        .any(|cause| matches!(cause, Cause::Value { what, .. } if SELECTING.contains(&what.as_str())))
-    {
+    // Other sources have other files, as have links that lead elsewhere, and `--chmod` gives them other modes: that is one
+    // change.
+    let selects = |what: &str| SELECTING.contains(&what) || what.starts_with(LINK);
+    if causes.iter().any(|cause| matches!(cause, Cause::Value { what, .. } if selects(what))) {
         return causes;
     }
     for input in new.inputs.iter().filter(|input| input.slot > 0 && !is_same_input(old, input)) {
         let other = old.inputs.iter().find(|other| other.slot == input.slot);
-        causes.push(other.map_or(Cause::Other, |other| files(other, input, nodes)));
+        let flag = if new.kind == "run" { "--mount from" } else { "--from" };
+        causes.push(other.map_or(Cause::Other, |other| files(other, input, flag, nodes)));
+    }
+    if causes.is_empty() && variables(old).ne(variables(new)) {
+        causes.push(Cause::Order);
     }
     causes
 }
 
+/// Names of the variables, in their order, which programs see.
+fn variables(record: &Record) -> impl Iterator<Item = &str> {
+    let variables = record.fields.iter().filter(|field| field.class == Class::Variable);
+    variables.map(|field| field.name.as_str())
+}
+
+/// COPY and ADD are told apart by whether archives are unpacked, and people write that in two ways.
+fn instruction(old: &Record, new: &Record) -> Cause {
+    let written = |record: &Record| {
+        let text = split_name(&record.name).1;
+        let text = text.strip_prefix("ONBUILD ").unwrap_or(text);
+        let mut words = text.split_whitespace();
+        let keyword = words.next().unwrap_or_default().to_owned();
+        words
+            .take_while(|word| word.starts_with("--"))
+            .find(|word| word.starts_with("--unpack"))
+            .map_or(keyword.clone(), |flag| format!("{keyword} {flag}"))
+    };
+    let shown = |record| Shown::Text(written(record));
+    Cause::Value { what: INSTRUCTION.to_owned(), old: shown(old), new: shown(new) }
+}
+
 /// The other base image, when both versions stand on one.
-pub(super) fn base_cause(old: &InputRecord, new: &InputRecord) -> Option<Cause> {
-    match (&old.producer, &new.producer) {
+pub(super) fn base_cause(old: &Producer, new: &Producer) -> Option<Cause> {
+    match (old, new) {
         (
             Producer::Image { reference: old_reference, manifest: old },
             Producer::Image { reference, manifest: new },
@@ -84,24 +112,48 @@ fn changed(old: Option<&Field>, new: Option<&Field>) -> Cause {
     Cause::Value { what: name, old: shown(old), new: shown(new) }
 }
 
-fn files(old: &InputRecord, new: &InputRecord, nodes: &dyn NodeStore) -> Cause {
+fn files(old: &InputRecord, new: &InputRecord, flag: &str, nodes: &dyn NodeStore) -> Cause {
+    let (was, is) = (place(&old.producer), place(&new.producer));
     let from = match (&old.producer, &new.producer) {
         // What it is says more than which of its files are others, and a single one has no name.
         (Producer::Fetched { version: old, .. }, Producer::Fetched { address, version: new })
-            if old != new =>
+            if old != new && was == is =>
         {
             return Cause::Fetched { address: address.clone(), old: old.clone(), new: new.clone() };
         }
+        // Files that are elsewhere have not changed.
+        _ if was != is => {
+            let what = if flag == "--from" && matches!(new.producer, Producer::Fetched { .. }) {
+                "address"
+            } else {
+                flag
+            };
+            return Cause::Value { what: what.to_owned(), old: Shown::Text(was), new: Shown::Text(is) };
+        }
         (_, Producer::Context { name: None } | Producer::Scratch) => None,
-        (_, Producer::Context { name }) => name.clone(),
-        (_, Producer::Image { reference, .. }) => Some(reference.clone()),
-        (_, Producer::Fetched { address, .. }) => Some(address.clone()),
-        (_, Producer::Step { stage, .. }) => Some(format!("stage {stage}")),
+        _ => Some(is.clone()),
     };
     let (Some(before), Some(after)) = (tree(old), tree(new)) else {
-        return Cause::Files { from, files: Vec::new(), count: 0 };
+        return match (&old.producer, &new.producer) {
+            (Producer::Image { manifest: old, .. }, Producer::Image { manifest: new, .. }) if old != new => {
+                Cause::Fetched { address: is, old: old.clone(), new: new.clone() }
+            }
+            _ => Cause::Files { from, files: Vec::new(), count: 0 },
+        };
     };
     between(from, &before, &after, nodes)
+}
+
+/// Where an input comes from, as it is told.
+fn place(producer: &Producer) -> String {
+    match producer {
+        Producer::Scratch => "scratch".to_owned(),
+        Producer::Context { name: None } => "the build context".to_owned(),
+        Producer::Context { name: Some(name) } => name.clone(),
+        Producer::Image { reference, .. } => short_reference(reference),
+        Producer::Fetched { address, .. } => address.clone(),
+        Producer::Step { stage, .. } => format!("stage {stage}"),
+    }
 }
 
 /// What files differ between two trees.

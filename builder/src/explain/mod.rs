@@ -5,10 +5,12 @@
 //!
 //! 1. the step with the same content key, wherever it stood: then only its result is missing;
 //! 2. else, in the same stage of the same Dockerfile and context, the one that is written the same;
-//! 3. else one there with the same number or on the same state, which this Dockerfile does not have any more.
+//! 3. else one there with the same number or on the same state, which this Dockerfile does not have any more;
+//! 4. else, in another stage there, one that is written the same: stages get names, and others before them.
 //!
-//! Of several, the one with the fewest differences, and of these the latest. A hit on what was made elsewhere, or not last,
-//! is remembered here; a build that is repeated records nothing.
+//! What another step of this build was found to be is that one's. Of several, the one with the fewest differences, of these
+//! one with the same number, and of these the latest. A hit on what was made elsewhere, or not last, is remembered here; a
+//! build that is repeated records nothing.
 //!
 //! | module | for |
 //! |---|---|
@@ -20,35 +22,43 @@ pub mod cause;
 mod compare;
 pub mod record;
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
+use rbuild_cache::path::RelPath;
 use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, GoneWhy, Key, PastExecution, Sighting, Store};
-use rbuild_cache::tree::select::{Selections, listing};
+use rbuild_cache::tree::select::{Selections, has_wildcard, listing};
 use rbuild_cache::tree::{
     Batch, EncodedNode, NodeDigest, NodeStore, NodeStoreError, Over, SpilledNodeStore, Tree, load_node,
 };
-use rbuild_frontend::graph::{BuildGraph, Op, Role, Step};
+use rbuild_frontend::graph::{BuildGraph, CopySource, Op, Role, Step};
 use rbuild_frontend::remote::without_user;
 use rbuild_oci::CanonicalWriter;
 
 use crate::cli::{BuildRequest, ContextArg, DockerfileArg, ExplainFormat};
 use crate::context::files::default_dockerfile;
+use crate::mounts::MountInput;
 use crate::ops::select::Selection;
 use crate::progress::{Events, VertexId};
 use crate::solve::keys::InputDigest;
 use crate::timestamp;
 use cause::{Above, Cause, details, sentence};
-use record::{InputRecord, Producer, Record, fields, split_name};
+use record::{Field, InputRecord, Producer, Record, fields, link, short_reference, split_name};
 
 /// Earlier executions of a stage that its misses are compared with.
 const CANDIDATES_MAX: u32 = 64;
 /// Names of files in the document of `--explain=json`: some ten MiB.
 const NAMES_MAX: usize = 100_000;
+
+/// Selected entries that are looked at for whether a symbolic link leads there, and such that are remembered.
+const LINKS_LOOKED_FOR: usize = 256;
+const LINKS_MAX: usize = 8;
 
 /// A build's number as people see and type it.
 pub fn build_id(build: u64) -> String {
@@ -72,14 +82,43 @@ pub struct Explainer {
     /// Names of files that [`Self::records`] may still have: none where nobody asks for them.
     names_left: AtomicUsize,
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
+    /// Steps that were taken from the cache, and the keys of what was taken.
+    taken: Mutex<Taken>,
     /// What other builds executed, by scope: the same for all steps of a stage.
     earlier: Mutex<HashMap<[u8; 32], Arc<[Earlier]>>>,
+}
+
+#[derive(Default)]
+struct Taken {
+    nodes: HashSet<NodeIndex>,
+    keys: HashSet<Key>,
 }
 
 /// An execution of another build.
 struct Earlier {
     text: [u8; 32],
+    keys: [Key; 2],
     record: Record,
+}
+
+impl Earlier {
+    fn of(past: &PastExecution) -> Option<Self> {
+        // Why it was executed then, file by file, is most of a record, and nobody asks for it here.
+        let record = Record { causes: Vec::new(), ..parse(past)? };
+        let Execution { text, def, key, .. } = past.execution;
+        Some(Self { text, keys: [def, key], record })
+    }
+}
+
+/// What became of a step.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// It was executed, or begun.
+    Executed(Arc<Record>),
+    /// It was taken from the cache.
+    Cached,
+    /// The build ended before.
+    NotReached,
 }
 
 /// A step that is about to be executed.
@@ -104,6 +143,8 @@ pub struct Inputs<'a> {
     pub digests: &'a [InputDigest],
     /// What COPY selects.
     pub selection: Option<&'a Selection>,
+    /// What the mounts of RUN read.
+    pub mounts: &'a [MountInput],
     /// Knows the directory nodes of what is selected.
     pub nodes: &'a dyn NodeStore,
     /// What the user asked for that rules out a hit.
@@ -118,8 +159,21 @@ impl Explainer {
         let names = if request.control.explain == Some(ExplainFormat::Json) { NAMES_MAX } else { 0 };
         let names_left = AtomicUsize::new(names);
         let build_name = build_name(request);
-        let (lineage, decided, earlier) = (lineage(request), Mutex::default(), Mutex::default());
-        Self { store, graph, build, lineage, texts, build_name, says_all, names_left, decided, earlier }
+        let (lineage, decided, taken, earlier) =
+            (lineage(request), Mutex::default(), Mutex::default(), Mutex::default());
+        Self {
+            store,
+            graph,
+            build,
+            lineage,
+            texts,
+            build_name,
+            says_all,
+            names_left,
+            decided,
+            taken,
+            earlier,
+        }
     }
 
     /// The build as others know it: its names, or its context.
@@ -142,11 +196,14 @@ impl Explainer {
         let made = SpilledNodeStore::new(&self.store.scratch());
         let recorded = self.inputs(node, inputs, &made);
         let listings: Vec<NodeDigest> = recorded.iter().filter_map(|(_, listing)| *listing).collect();
+        let mut fields = fields(&at.op);
+        fields.extend(inputs.selection.map(|selection| links(&at.op, selection)).unwrap_or_default());
         let mut record = Record {
             name: at.step.name.clone(),
             kind: at.op.kind().to_owned(),
-            fields: fields(&at.op),
+            fields,
             inputs: recorded.into_iter().map(|(input, _)| input).collect(),
+            base: self.base(node).map(|base| self.producer(base)),
             causes: Vec::new(),
             is_failed: false,
             exec_ms: 0,
@@ -206,17 +263,31 @@ impl Explainer {
                 Sighting { scope, text, def: *def, found_by: *found_by }
             })
             .collect();
+        let mut taken = self.taken();
+        for (node, def, found_by) in hits {
+            taken.nodes.insert(*node);
+            taken.keys.extend([*def, *found_by]);
+        }
+        drop(taken);
         let _ = self.store.sight(&sightings, last_covers);
     }
 
-    /// Records of the steps that were executed or are being so, with names of all files for `--explain=json`, as long as
-    /// these are not more than a hundred thousand.
-    pub fn records(&self) -> HashMap<NodeIndex, Arc<Record>> {
-        self.decided().clone()
+    /// What became of a step so far, with names of all files for `--explain=json`, as long as these are not more than a
+    /// hundred thousand.
+    pub fn decision(&self, node: NodeIndex) -> Decision {
+        match self.decided().get(&node) {
+            Some(record) => Decision::Executed(Arc::clone(record)),
+            None if self.taken().nodes.contains(&node) => Decision::Cached,
+            None => Decision::NotReached,
+        }
     }
 
     fn decided(&self) -> MutexGuard<'_, HashMap<NodeIndex, Arc<Record>>> {
         self.decided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What other builds executed in a scope, latest first. What this one has executed so far explains none of its misses.
@@ -224,20 +295,33 @@ impl Explainer {
         let mut known = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || {
             let found = self.store.executions_in(scope, self.build, CANDIDATES_MAX).unwrap_or_default();
-            // Why it was executed then, file by file, is most of a record, and nobody asks for it here.
-            let earlier = |past: &PastExecution| {
-                let record = Record { causes: Vec::new(), ..parse(past)? };
-                Some(Earlier { text: past.execution.text, record })
-            };
-            found.iter().filter_map(earlier).collect()
+            found.iter().filter_map(Earlier::of).collect()
         };
         Arc::clone(known.entry(*scope).or_insert_with(read))
     }
 
+    /// Half of it is the lineage's: a range of scopes is all stages there.
     fn scope(&self, stage: &str) -> [u8; 32] {
-        let mut out = CanonicalWriter::new("explain scope/1");
+        let mut out = CanonicalWriter::new("explain scope/2");
         out.bytes(&self.lineage).str(stage);
-        *blake3::hash(&out.finish()).as_bytes()
+        let mut scope = *blake3::hash(&out.finish()).as_bytes();
+        let half = scope.len() / 2;
+        scope[..half].copy_from_slice(&self.lineage[..half]);
+        scope
+    }
+
+    /// What a step's stage begins with, or the stage that it is built on.
+    fn base(&self, node: NodeIndex) -> Option<NodeIndex> {
+        let mut at = node;
+        while matches!(self.graph.dag[at].op, Op::Copy(_) | Op::Workdir(_) | Op::Run(_)) {
+            at = self.root(at)?;
+        }
+        Some(at)
+    }
+
+    /// What a step stands on.
+    fn root(&self, node: NodeIndex) -> Option<NodeIndex> {
+        self.graph.inputs(node).into_iter().find(|(input, _)| input.slot == 0).map(|(_, producer)| producer)
     }
 
     /// The inputs in the key, with the root node of a listing of each that is only partly read.
@@ -254,11 +338,17 @@ impl Explainer {
             };
             let listed = || {
                 let scratch = self.store.scratch();
-                let nothing = Selections::new(&scratch);
-                let selected = inputs.selection.map_or(&nothing, |selection| &selection.selected);
+                let mut mounted = Selections::new(&scratch);
+                let selected = match inputs.mounts.iter().find(|mount| mount.slot == input.slot) {
+                    Some(mount) => {
+                        mounted.push(&mount.mounted.selected).ok()?;
+                        &mounted
+                    }
+                    None => inputs.selection.map_or(&mounted, |selection| &selection.selected),
+                };
                 listing(selected, made, &scratch).ok()
             };
-            let listing = (input.role == Role::Source).then(listed).flatten();
+            let listing = matches!(input.role, Role::Source | Role::Mount(_)).then(listed).flatten();
             let record = InputRecord {
                 slot: input.slot,
                 digest: hex::encode(digest.digest),
@@ -310,18 +400,31 @@ impl Explainer {
             }];
         }
         let number = split_name(&record.name).0;
-        let earlier = self.earlier(scope);
-        let candidates = earlier.iter().filter(|past| past.record.kind == record.kind).filter_map(|past| {
+        let taken = self.taken().keys.clone();
+        let rank = |past: &Earlier| {
             let old = &past.record;
             let is_written_the_same = past.text == *text;
             let root = |record: &Record| record.inputs.iter().find(|i| i.slot == 0).map(|i| i.digest.clone());
-            let stands_here = split_name(&old.name).0 == number || root(old) == root(record);
+            let has_number = split_name(&old.name).0 == number;
+            let stands_here = has_number || root(old) == root(record);
             let is_same = is_written_the_same || (stands_here && !self.texts.contains(&past.text));
-            is_same.then(|| ((!is_written_the_same, compare::distance(old, record)), old))
+            let is_candidate =
+                is_same && old.kind == record.kind && !past.keys.iter().any(|key| taken.contains(key));
+            is_candidate.then(|| (!is_written_the_same, compare::distance(old, record), !has_number))
+        };
+        let (here, elsewhere) = (self.earlier(scope), OnceCell::new());
+        let nearest = |earlier: &'_ [Earlier]| {
+            let candidates = earlier.iter().enumerate().filter_map(|(at, past)| Some((rank(past)?, at)));
+            candidates.min().map(|(_, at)| at)
+        };
+        let old = nearest(&here).map(|at| &here[at].record).or_else(|| {
+            let read = || self.store.executions_in_range(&range(scope), text, self.build, CANDIDATES_MAX);
+            let found: &Vec<Earlier> =
+                elsewhere.get_or_init(|| read().unwrap_or_default().iter().filter_map(Earlier::of).collect());
+            nearest(found).map(|at| &found[at].record)
         });
-        // The latest of equals: the first one found.
-        let Some((_, old)) = candidates.min_by_key(|(rank, _)| *rank) else {
-            let rebuilt = if earlier.is_empty() { self.store.rebuilt_unix_ns() } else { Ok(None) };
+        let Some(old) = old else {
+            let rebuilt = if here.is_empty() { self.store.rebuilt_unix_ns() } else { Ok(None) };
             return vec![match rebuilt {
                 Ok(Some(at_unix_ns)) => Cause::FirstSinceRebuild { at_unix_ns },
                 _ => Cause::First,
@@ -343,35 +446,93 @@ impl Explainer {
     /// What the state that a step builds on has to do with it.
     fn above(&self, node: NodeIndex, old: &Record, new: &Record) -> Option<Cause> {
         let root = |record: &Record| record.inputs.iter().find(|input| input.slot == 0).cloned();
+        let bases = (old.base.as_ref(), new.base.as_ref());
         let (old, new) = match (root(old), root(new)) {
             (Some(old), Some(new)) if old.digest != new.digest => (old, new),
             _ => return None,
         };
-        if let Some(base) = compare::base_cause(&old, &new) {
-            return Some(base);
+        let base = match bases {
+            (Some(old), Some(new)) => compare::base_cause(old, new),
+            _ => compare::base_cause(&old.producer, &new.producer),
+        };
+        if base.is_some() {
+            return base;
         }
         let name = |producer: &Producer| match producer {
             Producer::Step { name, .. } => name.clone(),
-            Producer::Image { reference, .. } => format!("FROM {reference}"),
+            Producer::Image { reference, .. } => format!("FROM {}", short_reference(reference)),
             Producer::Scratch => "FROM scratch".to_owned(),
             Producer::Fetched { address, .. } => address.clone(),
             Producer::Context { .. } => String::new(),
         };
-        let (old_name, step) = (name(&old.producer), name(&new.producer));
-        let parent = self.graph.inputs(node).into_iter().find(|(input, _)| input.slot == 0)?.1;
-        let how = match self.decided().get(&parent).map(|record| record.causes.first().cloned()) {
-            Some(Some(cause @ (Cause::Above { .. } | Cause::Base { .. }))) => return Some(cause),
-            Some(Some(Cause::First | Cause::FirstSinceRebuild { .. })) => Above::New,
-            Some(Some(Cause::NoCache | Cause::NoCacheFilter { .. } | Cause::Lost)) => Above::OtherResult,
-            Some(Some(Cause::Evicted { .. } | Cause::Damaged { .. } | Cause::FailedBefore)) => {
-                Above::OtherResult
-            }
-            Some(_) => Above::Changed,
-            None if split_name(&old_name).1 == split_name(&step).1 => Above::OtherResult,
-            None => Above::InPlaceOf { old: old_name },
-        };
-        Some(Cause::Above { step, how })
+        let (old_name, new_name) = (name(&old.producer), name(&new.producer));
+        let stands_on_the_same = split_name(&old_name).1 == split_name(&new_name).1;
+        let in_place = Cause::Above { step: new_name.clone(), how: Above::InPlaceOf { old: old_name } };
+        // The nearest that was executed: what was taken from the cache gave what it has always given for what it got.
+        let mut at = self.root(node);
+        while let Some(above) = at {
+            let Some(record) = self.decided().get(&above).cloned() else {
+                at = self.root(above);
+                continue;
+            };
+            let how = match record.causes.first() {
+                Some(cause @ Cause::Base { .. }) => return Some(cause.clone()),
+                Some(Cause::Above { how: Above::InPlaceOf { .. } | Above::Follows { .. }, .. })
+                    if !stands_on_the_same =>
+                {
+                    return Some(in_place);
+                }
+                Some(Cause::Above { step, how: Above::InPlaceOf { old } }) => {
+                    Above::Follows { old: old.clone(), new: step.clone() }
+                }
+                Some(cause @ Cause::Above { .. }) => return Some(cause.clone()),
+                Some(Cause::First | Cause::FirstSinceRebuild { .. }) => Above::New,
+                Some(
+                    Cause::NoCache
+                    | Cause::NoCacheFilter { .. }
+                    | Cause::Lost
+                    | Cause::Evicted { .. }
+                    | Cause::Damaged { .. }
+                    | Cause::FailedBefore,
+                ) => Above::OtherResult,
+                _ => Above::Changed,
+            };
+            return Some(Cause::Above { step: record.name.clone(), how });
+        }
+        Some(if stands_on_the_same {
+            Cause::Above { step: new_name, how: Above::OtherResult }
+        } else {
+            in_place
+        })
     }
+}
+
+/// The scopes of all stages of a lineage.
+fn range(scope: &[u8; 32]) -> RangeInclusive<[u8; 32]> {
+    let (mut first, mut last) = (*scope, *scope);
+    first[16..].fill(0);
+    last[16..].fill(u8::MAX);
+    first..=last
+}
+
+/// Sources that symbolic links lead to, as far as few are looked at.
+fn links(op: &Op, selection: &Selection) -> Vec<Field> {
+    let Op::Copy(copy) = op else { return Vec::new() };
+    let sources = copy.sources.iter().enumerate().filter_map(|(at, source)| match source {
+        CopySource::Path(path) => Some((at, path)),
+        CopySource::Below { .. } | CopySource::Remote { .. } | CopySource::Inline { .. } => None,
+    });
+    let items = sources.flat_map(|(at, path)| selection.selected.of_source(at).map(move |item| (path, item)));
+    let led = items.take(LINKS_LOOKED_FOR).filter_map(|(path, item)| {
+        let item = item.ok()?;
+        let leads_to = item.path.to_string();
+        if has_wildcard(path.as_bytes()) {
+            let name = String::from_utf8_lossy(&item.name);
+            return (item.name != item.path.name()).then(|| link(&name, &leads_to));
+        }
+        (RelPath::clamp(path.as_bytes()) != item.path).then(|| link(path, &leads_to))
+    });
+    led.take(LINKS_MAX).collect()
 }
 
 fn build_name(request: &BuildRequest) -> String {

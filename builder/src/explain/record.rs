@@ -23,6 +23,9 @@ pub struct Record {
     pub fields: Vec<Field>,
     /// What flowed in.
     pub inputs: Vec<InputRecord>,
+    /// What its stage, or the one that is built on, begins with.
+    #[serde(default)]
+    pub base: Option<Producer>,
     /// Why it was executed, the first cause first.
     pub causes: Vec<Cause>,
     /// True when it failed: there is no result.
@@ -38,7 +41,7 @@ pub struct Field {
     pub class: Class,
     /// `ARG VERSION`, `--chmod`, `destination`.
     pub name: String,
-    /// Its value; `None` when it is long, or the name says that it is a secret.
+    /// Its value; `None` when it is long or secret: the name says so, or there are credentials in an address.
     pub value: Option<String>,
     /// Tells values apart that are not kept, or could read the same.
     pub digest: Option<String>,
@@ -119,7 +122,10 @@ pub fn fields(op: &Op) -> Vec<Field> {
         Op::Scratch | Op::Context(_) | Op::Image(_) | Op::Http(_) | Op::Git(_) => {}
         Op::Copy(op) => {
             let paths: Vec<String> = op.sources.iter().map(path).collect();
-            fields.push(field(Class::Command, "instruction", if op.unpack { "ADD" } else { "COPY" }));
+            fields.push(field(Class::Command, INSTRUCTION, if op.unpack { "ADD" } else { "COPY" }));
+            if op.sources.iter().any(|source| matches!(source, CopySource::Below { .. })) {
+                fields.push(field(Class::Command, "--parents", "true"));
+            }
             fields.push(list(Class::Command, "sources", &paths));
             for source in &op.sources {
                 if let CopySource::Inline { name, content } = source {
@@ -173,32 +179,67 @@ pub fn fields(op: &Op) -> Vec<Field> {
     fields
 }
 
-/// A source as people write it; a character that no path has keeps the kinds apart.
+/// A source as people write it; a character that no path has keeps the kinds apart, but for `--parents`, which all have or
+/// none.
 fn path(source: &CopySource) -> String {
     match source {
         CopySource::Path(path) if path.is_empty() => ".".to_owned(),
         CopySource::Path(path) => path.clone(),
-        CopySource::Below { pivot, pattern } => format!("{pivot}/./\0{pattern}"),
+        CopySource::Below { pivot, pattern } if pivot.is_empty() => pattern.clone(),
+        CopySource::Below { pivot, pattern } => format!("{pivot}/./{pattern}"),
         CopySource::Remote { slot, form } => format!("fetched {} {slot}", form.word()),
         CopySource::Inline { name, .. } => format!("<<\0{name}"),
     }
 }
 
+/// Where a source is read that a symbolic link of this name, or one on the way to it, leads to.
+pub fn link(name: &str, leads_to: &str) -> Field {
+    field(Class::Option, &format!("{LINK}{name}"), leads_to)
+}
+
+/// An image's name as people write it.
+pub fn short_reference(reference: &str) -> String {
+    reference.parse::<rbuild_oci::Reference>().map_or_else(|_| reference.to_owned(), |r| r.familiar())
+}
+
+/// What the name of such a field begins with.
+pub const LINK: &str = "link ";
+
+/// Name of the field that says whether archives are unpacked.
+pub const INSTRUCTION: &str = "instruction";
+
 /// Name of the field that holds a RUN's argv.
 pub const COMMAND: &str = "command";
 
-/// A field of several words. Told apart by its digest: two lists can read the same.
+/// A field of several words, in brackets where it could not be told otherwise where each ends. Told apart by its digest: two
+/// lists can read the same.
 fn list(class: Class, name: &str, words: &[String]) -> Field {
     let mut canonical = CanonicalWriter::new(name);
     canonical.value(words);
-    Field { digest: Some(short_hash(&canonical.finish())), ..field(class, name, &words.join(" ")) }
+    let is_plain = |word: &String| !word.is_empty() && !word.contains(char::is_whitespace);
+    let value = match words {
+        [shell, flag, _] if [shell, flag].into_iter().all(is_plain) => words.join(" "),
+        _ if words.iter().all(is_plain) => words.join(" "),
+        _ => serde_json::to_string(words).expect("text serialises"),
+    };
+    Field { digest: Some(short_hash(&canonical.finish())), ..field(class, name, &value) }
 }
 
 fn field(class: Class, name: &str, value: &str) -> Field {
-    let is_secret = class == Class::Variable && looks_secret(name.split(' ').nth(1).unwrap_or_default());
+    let is_named_so = class == Class::Variable && looks_secret(name.split(' ').nth(1).unwrap_or_default());
+    let is_secret = is_named_so || has_password(value);
     let is_kept = !is_secret && value.len() <= VALUE_BYTES_MAX;
     let digest = (!is_kept).then(|| short_hash(format!("{name}\0{value}").as_bytes()));
     Field { class, name: name.to_owned(), value: is_kept.then(|| value.replace('\0', "")), digest }
+}
+
+/// Whether there is an address with a password in it, of any scheme.
+fn has_password(text: &str) -> bool {
+    text.split("://").skip(1).any(|rest| {
+        let authority = rest.split(|c: char| matches!(c, '/' | '?' | '#') || c.is_whitespace()).next();
+        let user = authority.and_then(|authority| authority.rsplit_once('@')).map_or("", |(user, _)| user);
+        user.contains(':')
+    })
 }
 
 fn short_hash(bytes: &[u8]) -> String {
@@ -224,6 +265,9 @@ mod tests {
         assert_ne!(secret, field(Class::Variable, "ARG NPM_TOKEN", "hunter3"));
         let long = field(Class::Command, COMMAND, &"x".repeat(1000));
         assert_eq!(long.value, None);
+        let proxy = field(Class::Variable, "ARG HTTP_PROXY", "http://me:hunter2@proxy:3128");
+        assert_eq!(proxy.value, None);
+        assert_ne!(proxy, field(Class::Variable, "ARG HTTP_PROXY", "http://me:hunter3@proxy:3128"));
         assert_eq!(field(Class::Variable, "ENV A", "1").value.as_deref(), Some("1"));
     }
 }

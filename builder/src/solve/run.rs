@@ -346,6 +346,7 @@ impl Solver {
             key: &key,
             digests: &digests,
             selection: selection.as_deref(),
+            mounts: &mounts,
             nodes: &nodes,
             forced,
         };

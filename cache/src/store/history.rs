@@ -10,6 +10,7 @@
 //!   else, so rows carry no mark of durability.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
@@ -19,7 +20,7 @@ use super::{Key, KeyKind, Store};
 use crate::tree::NodeDigest;
 
 /// Executions kept of one step.
-const PER_STEP: i64 = 4;
+const PER_STEP: i64 = 8;
 /// Executions kept in all.
 const ROWS_MAX: i64 = 4096;
 /// Longest record kept, in bytes; an execution with a longer one is not remembered.
@@ -165,6 +166,21 @@ impl Store {
         self.inner.index.read("look for earlier executions", |connection| {
             let which = "WHERE scope = ?1 AND build <> ?2 ORDER BY id DESC LIMIT ?3";
             list(connection, which, (scope, build.cast_signed(), limit))
+        })
+    }
+
+    /// Executions of one text in a range of scopes in other builds than `build`; at most `limit`, latest first.
+    pub fn executions_in_range(
+        &self,
+        scopes: &RangeInclusive<[u8; 32]>,
+        text: &[u8; 32],
+        build: u64,
+        limit: u32,
+    ) -> Result<Vec<PastExecution>, StoreError> {
+        self.inner.index.read("look for earlier executions", |connection| {
+            let which =
+                "WHERE scope BETWEEN ?1 AND ?2 AND text = ?3 AND build <> ?4 ORDER BY id DESC LIMIT ?5";
+            list(connection, which, (scopes.start(), scopes.end(), text, build.cast_signed(), limit))
         })
     }
 
@@ -374,14 +390,18 @@ mod tests {
     #[test]
     fn the_last_executions_of_a_step_stay_and_come_back_whole() {
         let (_dir, store) = store();
-        for n in 0..10 {
+        let count = u8::try_from(2 * PER_STEP + 2).unwrap();
+        for n in 0..count {
             store.put_execution(&execution(n, n % 2)).unwrap();
         }
         let found = store.executions_in(&[1; 32], 0, 100).unwrap();
         let kept: Vec<_> = found.iter().map(|past| past.execution.clone()).collect();
-        assert_eq!(kept, (2..10).rev().map(|n| execution(n, n % 2)).collect::<Vec<_>>());
+        assert_eq!(kept, (2..count).rev().map(|n| execution(n, n % 2)).collect::<Vec<_>>());
         let of = |n| store.execution_of(&Key::content([n; 32]), 0).unwrap().map(|past| past.execution);
         assert_eq!((of(0), of(7)), (None, Some(execution(7, 1))));
+        let of_one = store.executions_in_range(&([0; 32]..=[1; 32]), &[1; 32], 0, 100).unwrap();
+        assert_eq!(of_one.len(), usize::try_from(PER_STEP).unwrap());
+        assert_eq!(store.executions_in_range(&([2; 32]..=[3; 32]), &[1; 32], 0, 100).unwrap(), []);
     }
 
     #[test]

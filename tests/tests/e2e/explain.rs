@@ -173,3 +173,201 @@ fn a_dockerfile_is_the_same_whether_it_was_named_or_found() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a Dockerfile and its context are before and after a change, and each executed step of the build after it with its
+/// sentence. Files that end with ` -> …` are links.
+struct Edit {
+    name: &'static str,
+    before: (&'static str, &'static [(&'static str, &'static str)]),
+    after: (&'static str, &'static [(&'static str, &'static str)]),
+    says: &'static [&'static str],
+}
+
+const EDITS: &[Edit] = &[
+    Edit {
+        name: "swapped",
+        before: ("FROM busybox\nRUN echo 1 >/1\nRUN echo 2 >/2\n", &[]),
+        after: ("FROM busybox\nRUN echo 2 >/2\nRUN echo 1 >/1\n", &[]),
+        says: &[
+            "[2/3] RUN echo 2 >/2\tfollows `FROM busybox:latest` in place of `[2/3] RUN echo 1 >/1`",
+            "[3/3] RUN echo 1 >/1\tfollows `[2/3] RUN echo 2 >/2` in place of `FROM busybox:latest`",
+        ],
+    },
+    Edit {
+        name: "left-out",
+        before: ("FROM busybox\nRUN echo 1\nRUN echo 2 >/2\nRUN echo 3\nRUN echo 4\n", &[]),
+        after: ("FROM busybox\nRUN echo 1\nRUN echo 3\nRUN echo 4\n", &[]),
+        says: &[
+            "[3/4] RUN echo 3\tfollows `[2/4] RUN echo 1` in place of `[3/5] RUN echo 2 >/2`",
+            "[4/4] RUN echo 4\t`[3/4] RUN echo 3` above follows `[2/4] RUN echo 1` in place of `[3/5] RUN echo 2 >/2`",
+        ],
+    },
+    Edit {
+        name: "repeated",
+        before: ("FROM busybox\nRUN echo >>/x\nRUN echo >>/x\n", &[]),
+        after: ("FROM busybox\nRUN echo >>/x\nRUN echo >>/x\nRUN echo >>/x\n", &[]),
+        says: &["[4/4] RUN echo >>/x\tfirst build of this step"],
+    },
+    Edit {
+        name: "below-a-linked-copy",
+        before: ("FROM busybox\nCOPY a /a\nCOPY --link b /b\nRUN echo\n", &[("a", "1"), ("b", "1")]),
+        after: ("FROM busybox\nCOPY a /a\nCOPY --link b /b\nRUN echo\n", &[("a", "2")]),
+        says: &[
+            "[2/4] COPY a /a\t1 file changed: a (content)",
+            "[4/4] RUN echo\t`[2/4] COPY a /a` above changed",
+        ],
+    },
+    Edit {
+        name: "link",
+        before: ("FROM scratch\nCOPY l /o\n", &[("d1/f", "1"), ("d2/f", "2"), ("l -> d1", "")]),
+        after: ("FROM scratch\nCOPY l /o\n", &[("l -> d2", "")]),
+        says: &["[1/1] COPY l /o\tlink l \"d1\" -> \"d2\""],
+    },
+    Edit {
+        name: "link-on-the-way",
+        before: ("FROM scratch\nCOPY l/f /o\n", &[("d1/f", "1"), ("d2/f", "2"), ("l -> d1", "")]),
+        after: ("FROM scratch\nCOPY l/f /o\n", &[("l -> d2", "")]),
+        says: &["[1/1] COPY l/f /o\tlink l/f \"d1/f\" -> \"d2/f\""],
+    },
+    Edit {
+        name: "link-in-a-stage",
+        before: (
+            "FROM scratch AS p\nCOPY . /\nFROM scratch\nCOPY --from=p l* /\n",
+            &[("d1/f", "1"), ("d2/g", "2"), ("l -> d1", "")],
+        ),
+        after: ("FROM scratch AS p\nCOPY . /\nFROM scratch\nCOPY --from=p l* /\n", &[("l -> d2", "")]),
+        says: &[
+            "[p 1/1] COPY . /\t1 file changed: l (target d1 -> d2)",
+            "[stage-1 1/1] COPY --from=p l* /\tlink l \"d1\" -> \"d2\"",
+        ],
+    },
+    Edit {
+        name: "unpack",
+        before: ("FROM scratch\nADD a /o\n", &[("a", "1")]),
+        after: ("FROM scratch\nADD --unpack=false a /o\n", &[]),
+        says: &["[1/1] ADD --unpack=false a /o\tinstruction \"ADD\" -> \"ADD --unpack=false\""],
+    },
+    Edit {
+        name: "parents",
+        before: ("FROM scratch\nCOPY --parents d1/f /o/\n", &[("d1/f", "1"), ("d1/g", "1")]),
+        after: ("FROM scratch\nCOPY --parents d1/g /o/\n", &[]),
+        says: &["[1/1] COPY --parents d1/g /o/\tsources \"d1/f\" -> \"d1/g\""],
+    },
+    Edit {
+        name: "other-stage",
+        before: (
+            "FROM scratch AS p\nCOPY a /1\nFROM scratch AS q\nCOPY b /1\nFROM scratch\nCOPY --from=p /1 /1\nCOPY --from=q /1 /2\n",
+            &[("a", "1"), ("b", "2")],
+        ),
+        after: (
+            "FROM scratch AS p\nCOPY a /1\nFROM scratch AS q\nCOPY b /1\nFROM scratch\nCOPY --from=q /1 /1\nCOPY --from=q /1 /2\n",
+            &[],
+        ),
+        says: &[
+            "[stage-2 1/2] COPY --from=q /1 /1\t--from \"stage p\" -> \"stage q\"",
+            "[stage-2 2/2] COPY --from=q /1 /2\t`[stage-2 1/2] COPY --from=q /1 /1` above changed",
+        ],
+    },
+    Edit {
+        name: "stage-renamed",
+        before: ("FROM scratch AS p\nCOPY a /o\n", &[("a", "1")]),
+        after: ("FROM scratch AS tools\nCOPY a /o\nFROM scratch AS q\nCOPY a /o\n", &[("a", "2")]),
+        says: &["[q 1/1] COPY a /o\t1 file changed: a (content)"],
+    },
+    Edit {
+        name: "mounted",
+        before: (
+            "FROM busybox\nRUN --mount=target=/m,source=src cat /m/a\n",
+            &[("src/a", "1"), ("src/b", "1")],
+        ),
+        after: ("FROM busybox\nRUN --mount=target=/m,source=src cat /m/a\n", &[("src/a", "2")]),
+        says: &["[2/2] RUN --mount=target=/m,source=src cat /m/a\t1 file changed: src/a (content)"],
+    },
+    Edit {
+        name: "mounted-stage",
+        before: (
+            "FROM scratch AS p\nCOPY a /d/a\nFROM busybox\nRUN --mount=from=p,target=/m ls /m\n",
+            &[("a", "1")],
+        ),
+        after: (
+            "FROM scratch AS p\nCOPY a /d/a\nFROM busybox\nRUN --mount=from=p,target=/m ls /m\n",
+            &[("a", "2")],
+        ),
+        says: &[
+            "[p 1/1] COPY a /d/a\t1 file changed: a (content)",
+            "[stage-1 2/2] RUN --mount=from=p,target=/m ls /m\t1 file changed in stage p: d/a (content)",
+        ],
+    },
+    Edit {
+        name: "words",
+        before: ("FROM busybox\nRUN [\"echo\", \"a b\"]\n", &[]),
+        after: ("FROM busybox\nRUN [\"echo\", \"a\", \"b\"]\n", &[]),
+        says: &["[2/2] RUN [\"echo\", \"a\", \"b\"]\tcommand changed"],
+    },
+    Edit {
+        name: "order",
+        before: ("FROM busybox\nENV A=1 B=2\nRUN echo\n", &[]),
+        after: ("FROM busybox\nENV B=2 A=1\nRUN echo\n", &[]),
+        says: &["[2/2] RUN echo\tENV and ARG are in another order"],
+    },
+    Edit {
+        name: "credentials",
+        before: (
+            "FROM busybox\nARG DB=pg://me:hunter2@db/x\nARG HTTP_PROXY=http://me:hunter2@x\nRUN echo\n",
+            &[],
+        ),
+        after: (
+            "FROM busybox\nARG DB=pg://me:hunter3@db/x\nARG HTTP_PROXY=http://me:hunter2@x\nRUN echo\n",
+            &[],
+        ),
+        says: &["[2/2] RUN echo\tARG DB changed"],
+    },
+];
+
+#[test]
+fn what_is_said_of_an_edit_is_true() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let mut wrong = Vec::new();
+    for edit in EDITS {
+        let context = env.context(edit.name, edit.before.0, &[])?;
+        let write = |files: &[(&str, &str)]| {
+            for (path, text) in files {
+                if let Some((path, target)) = path.split_once(" -> ") {
+                    let _ = fs::remove_file(context.join(path));
+                    std::os::unix::fs::symlink(target, context.join(path))?;
+                    continue;
+                }
+                fs::create_dir_all(context.join(path).parent().context("a directory")?)?;
+                fs::write(context.join(path), text)?;
+            }
+            anyhow::Ok(())
+        };
+        write(edit.before.1)?;
+        env.build(&context, &[])?.ok();
+        fs::write(context.join("Dockerfile"), edit.after.0)?;
+        write(edit.after.1)?;
+        let run = env.build(&context, &["--explain"])?.ok();
+        let said = misses(&run);
+        if said != edit.says {
+            wrong.push(format!("{}:\n  said     {said:#?}\n  expected {:#?}", edit.name, edit.says));
+        }
+        assert!(!run.stderr.contains("hunter"), "{run}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn a_step_that_was_never_reached_is_not_said_to_be_cached() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("unreached", "FROM busybox\nRUN echo 1\nRUN false\nRUN echo 2\n", &[])?;
+    env.build(&context, &[])?.exits(1);
+    let run = env.build(&context, &["--explain=json"])?.exits(1);
+    let document: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    let steps = document["steps"].as_array().context("steps")?;
+    let decisions: Vec<&str> = steps.iter().filter_map(|step| step["decision"].as_str()).collect();
+    assert_eq!(decisions, ["cached", "executed", "not reached"], "{run}");
+    Ok(())
+}
