@@ -22,7 +22,6 @@ pub mod cause;
 mod compare;
 pub mod record;
 
-use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -84,8 +83,8 @@ pub struct Explainer {
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
     /// Steps that were taken from the cache, and the keys of what was taken.
     taken: Mutex<Taken>,
-    /// What other builds executed, by scope: the same for all steps of a stage.
-    earlier: Mutex<HashMap<[u8; 32], Arc<[Earlier]>>>,
+    /// What other builds executed, by scopes: the same for all steps of a stage.
+    earlier: Mutex<HashMap<RangeInclusive<[u8; 32]>, Arc<[Earlier]>>>,
 }
 
 #[derive(Default)]
@@ -290,14 +289,14 @@ impl Explainer {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What other builds executed in a scope, latest first. What this one has executed so far explains none of its misses.
-    fn earlier(&self, scope: &[u8; 32]) -> Arc<[Earlier]> {
+    /// What other builds executed in some scopes, latest first. What this one has executed so far explains none of its misses.
+    fn earlier(&self, scopes: RangeInclusive<[u8; 32]>) -> Arc<[Earlier]> {
         let mut known = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || {
-            let found = self.store.executions_in(scope, self.build, CANDIDATES_MAX).unwrap_or_default();
+            let found = self.store.executions_in(&scopes, self.build, CANDIDATES_MAX).unwrap_or_default();
             found.iter().filter_map(Earlier::of).collect()
         };
-        Arc::clone(known.entry(*scope).or_insert_with(read))
+        Arc::clone(known.entry(scopes.clone()).or_insert_with(read))
     }
 
     /// Half of it is the lineage's: a range of scopes is all stages there.
@@ -400,7 +399,7 @@ impl Explainer {
             }];
         }
         let number = split_name(&record.name).0;
-        let taken = self.taken().keys.clone();
+        let taken = self.taken();
         let rank = |past: &Earlier| {
             let old = &past.record;
             let is_written_the_same = past.text == *text;
@@ -409,22 +408,22 @@ impl Explainer {
             let stands_here = has_number || root(old) == root(record);
             let is_same = is_written_the_same || (stands_here && !self.texts.contains(&past.text));
             let is_candidate =
-                is_same && old.kind == record.kind && !past.keys.iter().any(|key| taken.contains(key));
+                is_same && old.kind == record.kind && !past.keys.iter().any(|key| taken.keys.contains(key));
             is_candidate.then(|| (!is_written_the_same, compare::distance(old, record), !has_number))
         };
-        let (here, elsewhere) = (self.earlier(scope), OnceCell::new());
-        let nearest = |earlier: &'_ [Earlier]| {
-            let candidates = earlier.iter().enumerate().filter_map(|(at, past)| Some((rank(past)?, at)));
-            candidates.min().map(|(_, at)| at)
+        // The latest of equals: the first one found.
+        let nearest = |earlier: Arc<[Earlier]>, is_looked_at: &dyn Fn(&Earlier) -> bool| {
+            let all = earlier.iter().enumerate().filter(|(_, past)| is_looked_at(past));
+            let found = all.filter_map(|(at, past)| Some((rank(past)?, at))).min();
+            found.map(|(_, at)| (earlier, at))
         };
-        let old = nearest(&here).map(|at| &here[at].record).or_else(|| {
-            let read = || self.store.executions_in_range(&range(scope), text, self.build, CANDIDATES_MAX);
-            let found: &Vec<Earlier> =
-                elsewhere.get_or_init(|| read().unwrap_or_default().iter().filter_map(Earlier::of).collect());
-            nearest(found).map(|at| &found[at].record)
-        });
-        let Some(old) = old else {
-            let rebuilt = if here.is_empty() { self.store.rebuilt_unix_ns() } else { Ok(None) };
+        let here = self.earlier(*scope..=*scope);
+        let is_new_here = here.is_empty();
+        let old = nearest(here, &|_| true)
+            .or_else(|| nearest(self.earlier(all_stages(scope)), &|past| past.text == *text));
+        drop(taken);
+        let Some(old) = old.as_ref().map(|(earlier, at)| &earlier[*at].record) else {
+            let rebuilt = if is_new_here { self.store.rebuilt_unix_ns() } else { Ok(None) };
             return vec![match rebuilt {
                 Ok(Some(at_unix_ns)) => Cause::FirstSinceRebuild { at_unix_ns },
                 _ => Cause::First,
@@ -508,7 +507,7 @@ impl Explainer {
 }
 
 /// The scopes of all stages of a lineage.
-fn range(scope: &[u8; 32]) -> RangeInclusive<[u8; 32]> {
+fn all_stages(scope: &[u8; 32]) -> RangeInclusive<[u8; 32]> {
     let (mut first, mut last) = (*scope, *scope);
     first[16..].fill(0);
     last[16..].fill(u8::MAX);
