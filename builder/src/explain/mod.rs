@@ -84,8 +84,11 @@ pub struct Explainer {
     /// Steps that were taken from the cache, and the keys of what was taken.
     taken: Mutex<Taken>,
     /// What other builds executed, by scopes: the same for all steps of a stage.
-    earlier: Mutex<HashMap<RangeInclusive<[u8; 32]>, Arc<[Earlier]>>>,
+    earlier: Mutex<HashMap<Scopes, Arc<[Earlier]>>>,
 }
+
+/// One stage of a Dockerfile, or all.
+type Scopes = RangeInclusive<[u8; 32]>;
 
 #[derive(Default)]
 struct Taken {
@@ -290,7 +293,7 @@ impl Explainer {
     }
 
     /// What other builds executed in some scopes, latest first. What this one has executed so far explains none of its misses.
-    fn earlier(&self, scopes: RangeInclusive<[u8; 32]>) -> Arc<[Earlier]> {
+    fn earlier(&self, scopes: Scopes) -> Arc<[Earlier]> {
         let mut known = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || {
             let found = self.store.executions_in(&scopes, self.build, CANDIDATES_MAX).unwrap_or_default();
@@ -507,7 +510,7 @@ impl Explainer {
 }
 
 /// The scopes of all stages of a lineage.
-fn all_stages(scope: &[u8; 32]) -> RangeInclusive<[u8; 32]> {
+fn all_stages(scope: &[u8; 32]) -> Scopes {
     let (mut first, mut last) = (*scope, *scope);
     first[16..].fill(0);
     last[16..].fill(u8::MAX);
