@@ -16,11 +16,15 @@
 //! |---|---|
 //! | `record` | what is remembered |
 //! | `compare` | what differs between two records; pure |
+//! | `inputs` | what a step is made from, as it is remembered |
+//! | `why` | which record a miss is compared with, and what is to blame |
 //! | `cause` | causes and their sentences; pure |
 
 pub mod cause;
 mod compare;
+mod inputs;
 pub mod record;
+mod why;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -30,13 +34,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
-use rbuild_cache::path::RelPath;
-use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, GoneWhy, Key, PastExecution, Sighting, Store};
-use rbuild_cache::tree::select::{Selections, has_wildcard, listing};
-use rbuild_cache::tree::{
-    Batch, EncodedNode, NodeDigest, NodeStore, NodeStoreError, Over, SpilledNodeStore, Tree, load_node,
-};
-use rbuild_frontend::graph::{BuildGraph, CopySource, Op, Role, Step};
+use rbuild_cache::store::{EXECUTION_BYTES_MAX, Execution, Key, PastExecution, Sighting, Store};
+use rbuild_cache::tree::{NodeDigest, NodeStore, Over, SpilledNodeStore, Tree};
+use rbuild_frontend::graph::{BuildGraph, Step};
 use rbuild_frontend::remote::without_user;
 use rbuild_oci::CanonicalWriter;
 
@@ -47,17 +47,14 @@ use crate::ops::select::Selection;
 use crate::progress::{Events, VertexId};
 use crate::solve::keys::InputDigest;
 use crate::timestamp;
-use cause::{Above, Cause, details, sentence};
-use record::{Field, InputRecord, Producer, Record, fields, link, short_reference, split_name};
+use cause::{Cause, details, sentence};
+use inputs::{keep, links};
+use record::{Record, fields, split_name};
 
 /// Earlier executions of a stage that its misses are compared with.
 const CANDIDATES_MAX: u32 = 64;
 /// Names of files in the document of `--explain=json`: some ten MiB.
 const NAMES_MAX: usize = 100_000;
-
-/// Selected entries that are looked at for whether a symbolic link leads there, and such that are remembered.
-const LINKS_LOOKED_FOR: usize = 256;
-const LINKS_MAX: usize = 8;
 
 /// A build's number as people see and type it.
 pub fn build_id(build: u64) -> String {
@@ -311,230 +308,6 @@ impl Explainer {
         scope[..half].copy_from_slice(&self.lineage[..half]);
         scope
     }
-
-    /// What a step's stage begins with, or the stage that it is built on.
-    fn base(&self, node: NodeIndex) -> Option<NodeIndex> {
-        let mut at = node;
-        while matches!(self.graph.dag[at].op, Op::Copy(_) | Op::Workdir(_) | Op::Run(_)) {
-            at = self.root(at)?;
-        }
-        Some(at)
-    }
-
-    /// What a step stands on.
-    fn root(&self, node: NodeIndex) -> Option<NodeIndex> {
-        self.graph.inputs(node).into_iter().find(|(input, _)| input.slot == 0).map(|(_, producer)| producer)
-    }
-
-    /// The inputs in the key, with the root node of a listing of each that is only partly read.
-    fn inputs(
-        &self,
-        node: NodeIndex,
-        inputs: &Inputs<'_>,
-        made: &SpilledNodeStore,
-    ) -> Vec<(InputRecord, Option<NodeDigest>)> {
-        let mut found = Vec::new();
-        for (input, producer) in self.graph.inputs(node) {
-            let Some(digest) = inputs.digests.iter().find(|digest| digest.slot == input.slot) else {
-                continue;
-            };
-            let listed = || {
-                let scratch = self.store.scratch();
-                let mut mounted = Selections::new(&scratch);
-                let selected = match inputs.mounts.iter().find(|mount| mount.slot == input.slot) {
-                    Some(mount) => {
-                        mounted.push(&mount.mounted.selected).ok()?;
-                        &mounted
-                    }
-                    None => inputs.selection.map_or(&mounted, |selection| &selection.selected),
-                };
-                listing(selected, made, &scratch).ok()
-            };
-            let listing = matches!(input.role, Role::Source | Role::Mount(_)).then(listed).flatten();
-            let record = InputRecord {
-                slot: input.slot,
-                digest: hex::encode(digest.digest),
-                producer: self.producer(producer),
-                listing: listing.map(|node| node.to_string()),
-            };
-            found.push((record, listing));
-        }
-        found
-    }
-
-    fn producer(&self, node: NodeIndex) -> Producer {
-        let at = &self.graph.dag[node];
-        match &at.op {
-            Op::Scratch => Producer::Scratch,
-            Op::Image(image) => {
-                Producer::Image { reference: image.reference.clone(), manifest: image.manifest.to_string() }
-            }
-            Op::Context(context) => Producer::Context { name: context.name.clone() },
-            Op::Http(http) => Producer::Fetched {
-                address: without_user(&http.url),
-                version: http.content.or(http.checksum).map(|digest| digest.to_string()).unwrap_or_default(),
-            },
-            Op::Git(git) => Producer::Fetched {
-                address: git.source.to_string(),
-                version: git.commit.clone().unwrap_or_default(),
-            },
-            Op::Copy(_) | Op::Workdir(_) | Op::Run(_) => {
-                Producer::Step { name: at.step.name.clone(), stage: at.step.stage.clone() }
-            }
-        }
-    }
-
-    fn causes(
-        &self,
-        node: NodeIndex,
-        record: &Record,
-        key: &Key,
-        (scope, text): (&[u8; 32], &[u8; 32]),
-        nodes: &dyn NodeStore,
-    ) -> Vec<Cause> {
-        if let Ok(Some(same)) = self.store.execution_of(key, self.build) {
-            let is_failed = parse(&same).is_some_and(|record| record.is_failed);
-            return vec![match same.gone {
-                _ if is_failed => Cause::FailedBefore,
-                Some((at_unix_ns, GoneWhy::Evicted)) => Cause::Evicted { at_unix_ns },
-                Some((at_unix_ns, GoneWhy::Damaged)) => Cause::Damaged { at_unix_ns },
-                None => Cause::Lost,
-            }];
-        }
-        let number = split_name(&record.name).0;
-        let taken = self.taken();
-        let rank = |past: &Earlier| {
-            let old = &past.record;
-            let is_written_the_same = past.text == *text;
-            let root = |record: &Record| record.inputs.iter().find(|i| i.slot == 0).map(|i| i.digest.clone());
-            let has_number = split_name(&old.name).0 == number;
-            let stands_here = has_number || root(old) == root(record);
-            let is_same = is_written_the_same || (stands_here && !self.texts.contains(&past.text));
-            let is_candidate =
-                is_same && old.kind == record.kind && !past.keys.iter().any(|key| taken.keys.contains(key));
-            is_candidate.then(|| (!is_written_the_same, compare::distance(old, record), !has_number))
-        };
-        // The latest of equals: the first one found.
-        let nearest = |earlier: Arc<[Earlier]>, is_looked_at: &dyn Fn(&Earlier) -> bool| {
-            let all = earlier.iter().enumerate().filter(|(_, past)| is_looked_at(past));
-            let found = all.filter_map(|(at, past)| Some((rank(past)?, at))).min();
-            found.map(|(_, at)| (earlier, at))
-        };
-        let here = self.earlier(*scope..=*scope);
-        let is_new_here = here.is_empty();
-        let old = nearest(here, &|_| true)
-            .or_else(|| nearest(self.earlier(all_stages(scope)), &|past| past.text == *text));
-        drop(taken);
-        let Some(old) = old.as_ref().map(|(earlier, at)| &earlier[*at].record) else {
-            let rebuilt = if is_new_here { self.store.rebuilt_unix_ns() } else { Ok(None) };
-            return vec![match rebuilt {
-                Ok(Some(at_unix_ns)) => Cause::FirstSinceRebuild { at_unix_ns },
-                _ => Cause::First,
-            }];
-        };
-        let mut causes = compare::own_causes(old, record, nodes);
-        match self.above(node, old, record) {
-            // A base brings its environment along: that it moved is the cause of both.
-            Some(cause @ Cause::Base { .. }) => causes.insert(0, cause),
-            Some(cause) => causes.push(cause),
-            None => {}
-        }
-        if causes.is_empty() {
-            causes.push(Cause::Other);
-        }
-        causes
-    }
-
-    /// What the state that a step builds on has to do with it.
-    fn above(&self, node: NodeIndex, old: &Record, new: &Record) -> Option<Cause> {
-        let root = |record: &Record| record.inputs.iter().find(|input| input.slot == 0).cloned();
-        let bases = (old.base.as_ref(), new.base.as_ref());
-        let (old, new) = match (root(old), root(new)) {
-            (Some(old), Some(new)) if old.digest != new.digest => (old, new),
-            _ => return None,
-        };
-        let base = match bases {
-            (Some(old), Some(new)) => compare::base_cause(old, new),
-            _ => compare::base_cause(&old.producer, &new.producer),
-        };
-        if base.is_some() {
-            return base;
-        }
-        let name = |producer: &Producer| match producer {
-            Producer::Step { name, .. } => name.clone(),
-            Producer::Image { reference, .. } => format!("FROM {}", short_reference(reference)),
-            Producer::Scratch => "FROM scratch".to_owned(),
-            Producer::Fetched { address, .. } => address.clone(),
-            Producer::Context { .. } => String::new(),
-        };
-        let (old_name, new_name) = (name(&old.producer), name(&new.producer));
-        let stands_on_the_same = split_name(&old_name).1 == split_name(&new_name).1;
-        let in_place = Cause::Above { step: new_name.clone(), how: Above::InPlaceOf { old: old_name } };
-        // The nearest that was executed: what was taken from the cache gave what it has always given for what it got.
-        let mut at = self.root(node);
-        while let Some(above) = at {
-            let Some(record) = self.decided().get(&above).cloned() else {
-                at = self.root(above);
-                continue;
-            };
-            let how = match record.causes.first() {
-                Some(cause @ Cause::Base { .. }) => return Some(cause.clone()),
-                Some(Cause::Above { how: Above::InPlaceOf { .. } | Above::Follows { .. }, .. })
-                    if !stands_on_the_same =>
-                {
-                    return Some(in_place);
-                }
-                Some(Cause::Above { step, how: Above::InPlaceOf { old } }) => {
-                    Above::Follows { old: old.clone(), new: step.clone() }
-                }
-                Some(cause @ Cause::Above { .. }) => return Some(cause.clone()),
-                Some(Cause::First | Cause::FirstSinceRebuild { .. }) => Above::New,
-                Some(
-                    Cause::NoCache
-                    | Cause::NoCacheFilter { .. }
-                    | Cause::Lost
-                    | Cause::Evicted { .. }
-                    | Cause::Damaged { .. }
-                    | Cause::FailedBefore,
-                ) => Above::OtherResult,
-                _ => Above::Changed,
-            };
-            return Some(Cause::Above { step: record.name.clone(), how });
-        }
-        Some(if stands_on_the_same {
-            Cause::Above { step: new_name, how: Above::OtherResult }
-        } else {
-            in_place
-        })
-    }
-}
-
-/// The scopes of all stages of a lineage.
-fn all_stages(scope: &[u8; 32]) -> Scopes {
-    let (mut first, mut last) = (*scope, *scope);
-    first[16..].fill(0);
-    last[16..].fill(u8::MAX);
-    first..=last
-}
-
-/// Sources that symbolic links lead to, as far as few are looked at.
-fn links(op: &Op, selection: &Selection) -> Vec<Field> {
-    let Op::Copy(copy) = op else { return Vec::new() };
-    let sources = copy.sources.iter().enumerate().filter_map(|(at, source)| match source {
-        CopySource::Path(path) => Some((at, path)),
-        CopySource::Below { .. } | CopySource::Remote { .. } | CopySource::Inline { .. } => None,
-    });
-    let items = sources.flat_map(|(at, path)| selection.selected.of_source(at).map(move |item| (path, item)));
-    let led = items.take(LINKS_LOOKED_FOR).filter_map(|(path, item)| {
-        let item = item.ok()?;
-        let leads_to = item.path.to_string();
-        if has_wildcard(path.as_bytes()) {
-            let name = String::from_utf8_lossy(&item.name);
-            return (item.name != item.path.name()).then(|| link(&name, &leads_to));
-        }
-        (RelPath::clamp(path.as_bytes()) != item.path).then(|| link(path, &leads_to))
-    });
-    led.take(LINKS_MAX).collect()
 }
 
 fn build_name(request: &BuildRequest) -> String {
@@ -588,21 +361,4 @@ pub fn parse(past: &PastExecution) -> Option<Record> {
 
 fn text_digest(step: &Step) -> [u8; 32] {
     *blake3::hash(split_name(&step.name).1.as_bytes()).as_bytes()
-}
-
-/// Puts the nodes of a listing into the store. What the store has is there with all below it.
-fn keep(store: &Store, nodes: &dyn NodeStore, root: &NodeDigest) -> Result<(), NodeStoreError> {
-    let mut new = Batch::new(store);
-    // Each with whether what is below it has been dealt with: so that what is said above stays true, that goes first.
-    let mut work = vec![(*root, false)];
-    let mut seen = HashSet::new();
-    while let Some((digest, is_below_done)) = work.pop() {
-        if is_below_done {
-            new.add(EncodedNode::of(&load_node(nodes, &digest)?))?;
-        } else if seen.insert(digest) && store.node(&digest).is_err() {
-            work.push((digest, true));
-            work.extend(load_node(nodes, &digest)?.below().map(|below| (below, false)));
-        }
-    }
-    new.put()
 }
