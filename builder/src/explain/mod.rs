@@ -75,7 +75,7 @@ pub struct Explainer {
     build_name: String,
     /// Say all that differs, not only a sentence.
     says_all: bool,
-    /// Names of files that [`Self::records`] may still have: none where nobody asks for them.
+    /// Names of files that [`Self::decision`] may still give: none where nobody asks for them.
     names_left: AtomicUsize,
     decided: Mutex<HashMap<NodeIndex, Arc<Record>>>,
     /// Steps that were taken from the cache, and the keys of what was taken.
