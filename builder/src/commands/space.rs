@@ -95,10 +95,22 @@ impl Place {
         Store::rebuild(&self.root, self.options.clone(), form)
     }
 
-    /// The collector, or an error while another process collects.
+    /// The store again, for a moment.
+    pub(super) fn open(&self) -> Result<Store, StoreError> {
+        Store::open(&self.root, self.options.clone())
+    }
+
+    /// The collector. While another process collects or checks the store, that one's end is waited for; a signal ends the
+    /// wait with the process.
     pub(super) fn collector(&self) -> Result<Collector, StoreError> {
-        Collector::open(&self.root, self.options.clone())?
-            .ok_or_else(|| StoreError::Collecting { root: self.root.clone() })
+        Collector::open_after(&self.root, self.options.clone(), |holder| {
+            let held = holder.held.map(|held| format!(" for {}s", held.as_secs())).unwrap_or_default();
+            let _ = writeln!(
+                io::stderr(),
+                "waiting for pid {}, which has been collecting or checking the store{held}",
+                holder.pid
+            );
+        })
     }
 }
 

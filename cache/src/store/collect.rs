@@ -15,7 +15,7 @@ use super::error::{IoContext, StoreError};
 use super::layout::{self, list};
 use super::lease::Lease;
 use super::readers::CONDEMNED;
-use super::{GoneWhy, ImageRecord, LayerId, Store, StoreOptions, history, lock, readers};
+use super::{GoneWhy, ImageRecord, LayerId, LockHolder, Store, StoreOptions, history, lock, readers};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
@@ -33,19 +33,28 @@ pub(crate) struct Freed {
 }
 
 impl Store {
-    /// Opens the store for collection, with the lock that admits one collector; `None` while another has it.
+    /// Opens the store for collection, with the lock that admits one collector; `None` while another has it, unless that
+    /// one's end is to be waited for: then `waiting` is told who it is.
     pub(crate) fn open_collector(
         root: &Path,
         options: StoreOptions,
+        waiting: Option<&mut dyn FnMut(LockHolder)>,
     ) -> Result<Option<(Self, File)>, StoreError> {
         let store = Self::open_as(root, options, false)?;
         let layout = &store.inner.layout;
-        let file = File::from(layout.open("locks/gc", OFlags::RDWR | OFlags::CREATE)?);
-        match lock::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some((store, file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error).doing("lock", &layout.path("locks/gc")),
+        let mut file = lock::open_lock(layout, "locks/gc")?;
+        let path = layout.path("locks/gc");
+        match (lock::flock(&file, FlockOperation::NonBlockingLockExclusive), waiting) {
+            (Ok(()), _) => {}
+            (Err(Errno::WOULDBLOCK), None) => return Ok(None),
+            (Err(Errno::WOULDBLOCK), Some(waiting)) => {
+                waiting(lock::read_holder(&mut file));
+                lock::flock(&file, FlockOperation::LockExclusive).doing("lock", &path)?;
+            }
+            (Err(error), _) => return Err(error).doing("lock", &path),
         }
+        lock::write_holder(&mut file, "");
+        Ok(Some((store, file)))
     }
 
     /// Blobs that an image is made of, as far as they can be known: configs, manifests, and what the manifests list; of

@@ -119,12 +119,6 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
-    /// Another process gives space back or checks the store. Retry makes sense.
-    #[error("another rbuild is collecting or checking the store `{}`; try again when it is done", root.display())]
-    Collecting {
-        /// The store.
-        root: PathBuf,
-    },
     /// A file of the store does not hold what was written to it.
     #[error("`{}` is damaged: {why}", path.display())]
     Damaged {
