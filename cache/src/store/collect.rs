@@ -21,6 +21,8 @@ use super::{GoneWhy, ImageRecord, LayerId, LockHolder, Store, StoreOptions, hist
 const BATCH: usize = 64;
 /// The registry client refuses larger manifests.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// A file system with less than this is full: the last few blocks are for its own use.
+const FULL_BYTES: u64 = 64 << 10;
 /// Stat indexes of contexts that nobody built for so long are removed.
 const CONTEXT_AGE_SECS: i64 = 30 * 24 * 3600;
 
@@ -400,6 +402,21 @@ impl Store {
     pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
         self.inner.trees.checkpoint()?;
         self.inner.index.checkpoint()
+    }
+
+    /// What the store's file system has none of at this moment, `space` or `inodes`: what failed just now probably failed for
+    /// want of it.
+    pub fn lacks(&self) -> Option<&'static str> {
+        let stat = rustix::fs::fstatvfs(self.inner.layout.fd()).ok()?;
+        // What is set aside for root is root's to use.
+        let is_root = rustix::process::geteuid().is_root();
+        let (blocks, inodes) =
+            if is_root { (stat.f_bfree, stat.f_ffree) } else { (stat.f_bavail, stat.f_favail) };
+        if blocks.saturating_mul(stat.f_frsize) < FULL_BYTES {
+            return Some("space");
+        }
+        // A file system that makes them as it needs them has none to count.
+        (stat.f_files > 0 && inodes == 0).then_some("inodes")
     }
 
     /// Bytes free to us and bytes in all on the store's file system.

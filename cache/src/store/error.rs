@@ -28,6 +28,8 @@ pub enum StoreError {
         doing: &'static str,
         /// File or directory in the store.
         path: PathBuf,
+        /// What the kernel or SQLite said.
+        source: io::Error,
     },
     /// The file system is mounted read-only or the directory refuses writes.
     #[error(
@@ -184,7 +186,9 @@ impl StoreError {
     pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { doing, path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { doing, path, source }
+            }
             _ => Self::Io { doing, path, source },
         }
     }

@@ -279,7 +279,9 @@ impl Db {
         };
         let path = self.path();
         match source.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::NoSpace { doing, path },
+            Some(ErrorCode::DiskFull) => {
+                StoreError::NoSpace { doing, path, source: std::io::ErrorKind::StorageFull.into() }
+            }
             Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { root: self.layout.root().to_owned() },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged {
                 path,
