@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rbuild_cache::store::StoreError;
 use rbuild_frontend::span::Lines;
 use rbuild_registry::RegistryError;
-use rbuild_sandbox::StepError;
+use rbuild_sandbox::{MountError, StepError};
 
 use crate::build::Source;
 use crate::cli::{Env, UsageError, no_command};
@@ -281,6 +281,11 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec!["other isolations have it: rbuild doctor says what each needs here".to_owned()]
         }
         StepFailure::Sandbox { source, .. } => not_executed(source).into_iter().collect(),
+        StepFailure::Mount(MountError::Option { option: "upperdir", .. }) => vec![
+            "the store is on a file system that cannot be the upper layer of an overlay, such as the overlay of a container: \
+             keep it elsewhere, on a volume, a local disk or a tmpfs: --root DIR"
+                .to_owned(),
+        ],
         StepFailure::Absent { hint: Some(hint), .. } => vec![hint.clone()],
         StepFailure::Absent { hint: None, .. } | StepFailure::Select(_) => {
             vec!["paths are relative to the root of the source".to_owned()]
