@@ -107,7 +107,10 @@ fn filters_choose_what_is_shown_and_what_goes() -> Result<()> {
     let (size, reclaimable) = (whole["Size"].as_u64(), whole["Reclaimable"].as_u64());
     assert_eq!(whole["Name"], "<none>", "{by_image}");
     assert!(reclaimable > Some(1 << 20) && reclaimable < size, "{by_image}");
-    env.run(["prune", "-f", "--filter", "description~=RUN dd"])?.ok();
+    let unused = ["--filter", "until=0.5h", "--filter", "unused-for=1ms"];
+    prints(env.run([["prune", "-f"].as_slice(), &unused].concat())?.ok(), &["space: 0B"]);
+    let gone = env.run(["prune", "-f", "--verbose", "--filter", "description~=RUN dd"])?.ok();
+    prints(gone, &["ID:           ", "Description:  [4/4] RUN dd", "Type:         regular"]);
     assert_eq!((shown("description~=RUN dd")?, shown("immutable")?), (0, all - 1));
     let run = env.build(&context, &[])?.ok();
     assert_eq!(run.executed(), ["[4/4] RUN dd if=/dev/zero of=/big bs=1024 count=512"], "{run}");
