@@ -298,6 +298,8 @@ pub enum StepFailure {
         code: i32,
         /// End of its output.
         log: Vec<u8>,
+        /// What the disk that holds the store had none of when it ended: `space` or `inodes`.
+        lacked: Option<&'static str>,
     },
     /// The command was killed.
     #[error("process \"{command}\" did not complete successfully: exit code: {} (killed by signal {signal})", 128 + .signal)]

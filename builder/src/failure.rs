@@ -5,12 +5,14 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rbuild_cache::store::StoreError;
 use rbuild_frontend::span::Lines;
 use rbuild_registry::RegistryError;
-use rbuild_sandbox::StepError;
+use rbuild_sandbox::{MountError, StepError};
 
 use crate::build::Source;
 use crate::cli::{Env, UsageError, no_command};
+use crate::commands::ImageError;
 use crate::context::scan::ScanError;
 use crate::debug::choose::ChoiceError;
 use crate::error::{BuildError, StepFailure, causes_below, one_line};
@@ -138,9 +140,7 @@ fn kind(error: &BuildError) -> Kind {
 
 fn hints(error: &BuildError) -> Vec<String> {
     if is_disk_full(error) {
-        return vec![
-            "free space on the disk that holds the store, or keep the store elsewhere: --root DIR".to_owned(),
-        ];
+        return vec![make_room(error)];
     }
     match error {
         BuildError::NoDockerfile { similar, .. } => match similar.as_slice() {
@@ -281,6 +281,11 @@ fn step_hints(failure: &StepFailure) -> Vec<String> {
             vec!["other isolations have it: rbuild doctor says what each needs here".to_owned()]
         }
         StepFailure::Sandbox { source, .. } => not_executed(source).into_iter().collect(),
+        StepFailure::Mount(MountError::Option { option: "upperdir", .. }) => vec![
+            "the store is on a file system that cannot be the upper layer of an overlay, such as the overlay of a container: \
+             keep it elsewhere, on a volume, a local disk or a tmpfs: --root DIR"
+                .to_owned(),
+        ],
         StepFailure::Absent { hint: Some(hint), .. } => vec![hint.clone()],
         StepFailure::Absent { hint: None, .. } | StepFailure::Select(_) => {
             vec!["paths are relative to the root of the source".to_owned()]
@@ -346,19 +351,103 @@ fn not_executed(error: &StepError) -> Option<String> {
     Some(hint)
 }
 
-/// ENOSPC or EDQUOT anywhere in the chain.
+/// What to do about a full disk: the one that a result was written to, or the store's.
+fn make_room(error: &BuildError) -> String {
+    let to = match error {
+        BuildError::Export { path, .. } | BuildError::Image(ImageError::Save { path, .. }) => Some(path),
+        BuildError::Files(
+            FilesError::Archive { to, .. }
+            | FilesError::Directory { to, .. }
+            | FilesError::Destination { to, .. },
+        ) => Some(to),
+        _ => None,
+    };
+    // What is read from the store may need room there, too.
+    match to.filter(|_| !any_cause(error, &|cause| cause.is::<StoreError>())) {
+        Some(to) if matches!(to.to_str(), Some("-" | "standard output")) => {
+            "free space on the disk that standard output goes to".to_owned()
+        }
+        Some(to) => {
+            format!("free space on the disk that holds `{}`, or write it somewhere else", to.display())
+        }
+        None => {
+            let lacked = match error {
+                BuildError::Step(step) => match step.failure {
+                    StepFailure::Exit { lacked, .. } => lacked,
+                    _ => None,
+                },
+                _ => None,
+            };
+            let found = lacked.map(|what| format!("the disk that holds the store has no {what} left: "));
+            let what = lacked.unwrap_or("space");
+            format!(
+                "{}free {what} on the disk that holds the store, or keep the store elsewhere: --root DIR",
+                found.unwrap_or_default()
+            )
+        }
+    }
+}
+
+/// ENOSPC or EDQUOT anywhere in the chain, or a step that failed where nothing is left.
 fn is_disk_full(error: &BuildError) -> bool {
-    let mut next: Option<&dyn Error> = Some(error);
-    while let Some(cause) = next {
+    if let BuildError::Step(step) = error
+        && matches!(step.failure, StepFailure::Exit { lacked: Some(_), .. })
+    {
+        return true;
+    }
+    any_cause(error, &|cause| {
         let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         let errno = cause.downcast_ref::<rustix::io::Errno>();
-        let full = matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+        matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
             || matches!(errno, Some(&rustix::io::Errno::NOSPC | &rustix::io::Errno::DQUOT))
-            || cause.to_string().contains("database or disk is full");
-        if full {
+            || cause.to_string().contains("database or disk is full")
+    })
+}
+
+/// True when something in the chain is so.
+fn any_cause(error: &(dyn Error + 'static), is_so: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if is_so(cause) {
             return true;
         }
-        next = cause.source();
+        // An I/O error that carries another passes that over: its source is the other's.
+        let carried = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match carried {
+            Some(carried) => Some(carried),
+            None => cause.source(),
+        };
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn told(error: &BuildError) -> (u8, String) {
+        let report = report(error, None);
+        (report.exit_code(), report.hints.join("; "))
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_the_one_that_is_full() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let of_store = || StoreError::io("write", &PathBuf::from("/s/x"), full());
+        let store = "free space on the disk that holds the store, or keep the store elsewhere: --root DIR";
+        assert_eq!(told(&of_store().into()), (102, store.to_owned()));
+        let save = |path: &str, source| BuildError::from(ImageError::Save { path: path.into(), source });
+        let other = "free space on the disk that holds `/other/app.tar`, or write it somewhere else";
+        assert_eq!(told(&save("/other/app.tar", full())), (102, other.to_owned()));
+        let carried = io::Error::other(full());
+        assert_eq!(told(&save("/other/app.tar", carried)), (102, other.to_owned()));
+        assert_eq!(told(&save("/other/app.tar", io::Error::other(of_store()))), (102, store.to_owned()));
+        let out = "free space on the disk that standard output goes to";
+        assert_eq!(told(&save("-", full())), (102, out.to_owned()));
+        let files = FilesError::Destination { to: "/other/out".into(), source: full() };
+        assert!(told(&files.into()).1.contains("holds `/other/out`"));
+    }
 }

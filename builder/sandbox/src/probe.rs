@@ -169,7 +169,13 @@ fn try_overlay(lower: &Path, upper: &Path, work: &Path) -> ProbeResult {
     ) {
         Ok(merged) => merged,
         Err(error) => {
-            let remedy = "use a kernel from 6.8 on with overlayfs, and a store on ext4, xfs, btrfs or tmpfs";
+            let remedy = match error {
+                crate::MountError::Option { option: "upperdir", .. } => {
+                    "keep the store on another file system than this one, such as ext4, xfs, btrfs or tmpfs (--root DIR, a \
+                     volume): an overlay, as containers have it, cannot be the upper layer of another"
+                }
+                _ => "use a kernel from 6.8 on with overlayfs, and a store on ext4, xfs, btrfs or tmpfs",
+            };
             return fails(name, &error, Some(remedy.to_owned()));
         }
     };

@@ -34,8 +34,8 @@ pub struct BuildOutcome {
     pub steps: usize,
     /// Those that were not executed.
     pub cached: usize,
-    /// Cached results whose steps were executed again, and how many of them differ.
-    pub verified: (usize, usize),
+    /// Cached results whose steps were executed again, and gave the same.
+    pub verified: usize,
     /// How each image was made, when the metadata file is to say.
     pub provenance: Vec<(Platform, provenance::Document)>,
     /// Which build this was.

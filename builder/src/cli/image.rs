@@ -10,6 +10,7 @@ use super::env::Env;
 use super::error::Problem;
 use super::filter::{Moment, parse_moment};
 use super::request::parse_platform;
+use crate::timestamp;
 
 /// Commands at the top level.
 #[derive(Debug, Subcommand)]
@@ -372,6 +373,7 @@ fn typed_platform(text: Option<&String>) -> Result<Option<Platform>, Problem> {
 impl ImagePruneArgs {
     pub(crate) fn request(self) -> Result<ImagePruneRequest, Problem> {
         let (mut all, mut until, mut labels) = (self.all, None, Vec::new());
+        let now = timestamp::unix_ns();
         for filter in &self.filters {
             let wrong = |expected: &str| Problem::Value {
                 flag: "--filter",
@@ -382,7 +384,10 @@ impl ImagePruneArgs {
             match key {
                 "until" => {
                     let expected = "expected a duration such as until=24h, or a time such as 2026-01-31";
-                    until = Some(parse_moment(value).ok_or_else(|| wrong(expected))?);
+                    let moment = parse_moment(value).ok_or_else(|| wrong(expected))?;
+                    // Of several the earliest counts: what meets that one meets all.
+                    let is_later = |until: &Moment| moment.unix_ns(now) > until.unix_ns(now);
+                    until = until.filter(is_later).or(Some(moment));
                 }
                 "label" | "label!" if !value.is_empty() => {
                     let pair = value.split_once('=');

@@ -51,8 +51,11 @@ pub(crate) struct PruneArgs {
     /// Do not ask
     #[arg(short = 'f', long)]
     pub(crate) force: bool,
-    /// Only what matches: until=DURATION (not used for so long), or a key (id, parents, description, type, inuse,
-    /// mutable, immutable, shared, private) with =, != or ~=
+    /// Show everything known of each object that is removed
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// Only what matches: until=DURATION or unused-for=DURATION (not used for so long), or a key (id, parents,
+    /// description, type, inuse, mutable, immutable, shared, private) with =, != or ~=
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
     /// Keep at most this much build cache
@@ -145,6 +148,8 @@ pub struct PruneRequest {
     pub all: bool,
     /// Do not ask.
     pub force: bool,
+    /// Show everything known of what is removed.
+    pub verbose: bool,
     /// Leave what was used within this time.
     pub until: Duration,
     /// Only what meets all of these.
@@ -220,6 +225,7 @@ impl PruneRequest {
         Ok(Self {
             all: args.all,
             force: args.force,
+            verbose: args.verbose,
             until,
             filters,
             max_used_bytes: max_used.or(bytes("--keep-storage", &args.keep_storage)?),
@@ -229,15 +235,17 @@ impl PruneRequest {
     }
 }
 
-/// `until=DURATION`, and all other conditions.
+/// `until=DURATION`, which buildx also calls `unused-for=`, and all other conditions. Of several the longest counts: what
+/// meets that one meets all.
 fn filters(texts: &[String]) -> Result<(Duration, Vec<Filter>), Problem> {
     let (mut until, mut filters) = (Duration::ZERO, Vec::new());
     for text in texts {
-        match text.strip_prefix("until=") {
+        match text.strip_prefix("until=").or_else(|| text.strip_prefix("unused-for=")) {
             Some(duration) => {
-                until = parse_duration(duration).ok_or_else(|| {
+                let unused = parse_duration(duration).ok_or_else(|| {
                     wrong("--filter", text, "expected a duration such as until=24h or until=90m")
                 })?;
+                until = until.max(unused);
             }
             None => {
                 let filter = Filter::parse(text);
@@ -252,7 +260,7 @@ fn wrong(flag: &'static str, value: &str, expected: &str) -> Problem {
     Problem::Value { flag, value: value.to_owned(), expected: expected.to_owned() }
 }
 
-/// A duration as Go writes it (`1h30m`, `90s`), with `d` for days.
+/// A duration as Go writes it (`1h30m`, `90s`, `0.5h`), with `d` for days.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -260,20 +268,31 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
         return None;
     }
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let part = match &rest[..end] {
-            "ms" => Duration::from_millis(number),
-            "s" => Duration::from_secs(number),
-            "m" => Duration::from_secs(number.checked_mul(60)?),
-            "h" => Duration::from_secs(number.checked_mul(3600)?),
-            "d" => Duration::from_secs(number.checked_mul(86_400)?),
+        let is_of_number = |c: char| c.is_ascii_digit() || c == '.';
+        let (number, unit) = rest.split_at(rest.find(|c: char| !is_of_number(c))?);
+        let (unit, next) = unit.split_at(unit.find(is_of_number).unwrap_or(unit.len()));
+        rest = next;
+        let unit_ns: u128 = match unit {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60 * 1_000_000_000,
+            "h" => 3600 * 1_000_000_000,
+            "d" => 86_400 * 1_000_000_000,
             _ => return None,
         };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+            return None;
+        }
+        let digits = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok() };
+        // Beyond nanoseconds of a day digits say nothing.
+        let fraction = &fraction[..fraction.len().min(15)];
+        let part_ns = u128::from(digits(fraction)?) * unit_ns / 10_u128.pow(fraction.len() as u32);
+        let ns = u128::from(digits(whole)?) * unit_ns + part_ns;
+        let part = Duration::new(u64::try_from(ns / 1_000_000_000).ok()?, (ns % 1_000_000_000) as u32);
         total = total.checked_add(part)?;
-        rest = &rest[end..];
     }
     Some(total)
 }
@@ -289,8 +308,36 @@ mod tests {
         for (text, duration) in cases {
             assert_eq!(parse_duration(text), duration, "{text:?}");
         }
-        for text in ["", "24", "h", "1x", "1h30", "99999999999999999999h", "9999999999999999999h"] {
+        let halves =
+            [("0.5h", 1800_000), (".5s", 500), ("1.5h0.25m", 5415_000), ("2.s", 2000), ("1500us", 1)];
+        for (text, ms) in halves {
+            assert_eq!(parse_duration(text).map(|found| found.as_millis()), Some(ms), "{text:?}");
+        }
+        assert_eq!(parse_duration("1500ns"), Some(Duration::from_nanos(1500)));
+        for text in [
+            ".h",
+            "1.2.3h",
+            ".",
+            "0.5",
+            "",
+            "24",
+            "h",
+            "1x",
+            "1h30",
+            "99999999999999999999h",
+            "9999999999999999999h",
+        ] {
             assert_eq!(parse_duration(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn of_several_times_the_longest_counts() {
+        let found = |texts: &[&str]| {
+            filters(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()).unwrap().0.as_secs()
+        };
+        assert_eq!(found(&["until=1h", "until=24h", "until=2h"]), 86_400);
+        assert_eq!(found(&["unused-for=0.5h"]), 1800);
+        assert_eq!(found(&["unused-for=2h", "until=1h"]), 7200);
     }
 }

@@ -42,8 +42,7 @@ pub(super) fn run(
     let mut source = Source::default();
     let (events, consumer) = progress::start(request.progress, Display::stderr(env));
     let built = build(request, typed, settings, root, &events, &mut source);
-    let differing = built.as_ref().ok().and_then(|(_, outcome)| not_reproduced(outcome));
-    if let Some(error) = differing.as_ref().or(built.as_ref().err()) {
+    if let Err(error) = &built {
         events.failed(failure::report(error, Some(&source)));
     }
     drop(events);
@@ -59,10 +58,7 @@ pub(super) fn run(
                 return failure::print(&error, Some(&source), env);
             }
             make_room(host, &outcome);
-            match differing {
-                Some(error) => error,
-                None => return ExitCode::SUCCESS,
-            }
+            return ExitCode::SUCCESS;
         }
         Err(error) => error,
     };
@@ -109,12 +105,6 @@ fn build(
     let outcome = result?;
     write_results(request, &outcome, source)?;
     Ok((host, outcome))
-}
-
-/// What is wrong when cached results were executed again and gave something else.
-fn not_reproduced(outcome: &BuildOutcome) -> Option<BuildError> {
-    let (verified, differing) = outcome.verified;
-    (differing > 0).then_some(BuildError::NotReproduced { differing, verified })
 }
 
 /// Keeps the store within its budget. A build that made nothing has nothing to make room for.
@@ -267,7 +257,7 @@ fn report(
         let file = failure::source_file(source);
         let found = file.map(|file| warnings(&outcome.warnings, &file, false, Style::stderr(env)));
         let mut text = summary(outcome).render() + &found.unwrap_or_default();
-        if let (verified @ 1.., 0) = outcome.verified {
+        if let verified @ 1.. = outcome.verified {
             text += &format!("Verified {verified} cached results: executed again, they are the same\n");
         }
         // Standard error may be closed; the build has succeeded all the same.

@@ -3,12 +3,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use rbuild_cache::store::Store;
 use rbuild_sandbox::ladder::{self, Isolation, Rung};
 use rbuild_sandbox::{ProbeResult, probe_rung};
 use serde_json::json;
 
 use crate::devices::{Registry, SPEC_DIRS};
-use crate::error::BuildError;
+use crate::error::{BuildError, one_line};
 use crate::host;
 use crate::settings::Settings;
 
@@ -24,10 +25,18 @@ impl Tried {
     }
 }
 
+/// The store, and why every command refuses it.
+struct Place<'a> {
+    store: &'a Path,
+    refusal: Option<&'a str>,
+}
+
 /// Tries the real steps of every isolation and prints what it finds. Succeeds whatever that is; the text says what is
 /// missing.
 pub(super) fn run(settings: &Settings, root: Option<&Path>, as_json: bool) -> Result<(), BuildError> {
     let store = host::place(settings, root);
+    // Before anything is tried in it.
+    let refusal = Store::refusal(&store).map(|error| one_line(&error));
     let tried: Vec<Tried> = Rung::ALL
         .into_iter()
         .map(|rung| Tried { rung, results: probe_rung(Isolation::Named(rung), &store, true) })
@@ -35,13 +44,14 @@ pub(super) fn run(settings: &Settings, root: Option<&Path>, as_json: bool) -> Re
     let auto = Rung::AUTO.into_iter().find(|rung| tried.iter().any(|one| one.rung == *rung && one.works()));
     let auto = auto.unwrap_or(Rung::NoRun);
     let devices = Registry::read(&SPEC_DIRS.map(PathBuf::from));
+    let place = Place { store: &store, refusal: refusal.as_deref() };
     let shown =
-        if as_json { document(&tried, auto, &store, &devices) } else { text(&tried, auto, &store, &devices) };
+        if as_json { document(&tried, auto, &place, &devices) } else { text(&tried, auto, &place, &devices) };
     super::print(&shown)
 }
 
 /// A line for each isolation; below it what fails, or, for the one in use, every part.
-fn text(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String {
+fn text(tried: &[Tried], auto: Rung, place: &Place<'_>, devices: &Registry) -> String {
     let mut text = String::new();
     let names = tried.iter().flat_map(|one| &one.results).map(|result| result.name.len());
     let width = names.max().unwrap_or(0);
@@ -63,7 +73,10 @@ fn text(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String
             let _ = writeln!(text, "           note: {}", one.rung.losses());
         }
     }
-    let _ = writeln!(text, "\nisolation: {auto}\nstore: {}", store.display());
+    let _ = writeln!(text, "\nisolation: {auto}\nstore: {}", place.store.display());
+    if let Some(refusal) = place.refusal {
+        let _ = writeln!(text, "no build can use it: {refusal}");
+    }
     for name in devices.names() {
         let _ = writeln!(text, "device: {name}");
     }
@@ -73,7 +86,7 @@ fn text(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String
     text
 }
 
-fn document(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> String {
+fn document(tried: &[Tried], auto: Rung, place: &Place<'_>, devices: &Registry) -> String {
     let part = |result: &ProbeResult| {
         json!({
             "name": result.name,
@@ -92,7 +105,8 @@ fn document(tried: &[Tried], auto: Rung, store: &Path, devices: &Registry) -> St
     };
     let document = json!({
         "isolation": auto.name(),
-        "store": store,
+        "store": place.store,
+        "store_refused": place.refusal,
         "devices": devices.names().collect::<Vec<_>>(),
         "rungs": tried.iter().map(rung).collect::<Vec<_>>(),
     });

@@ -28,31 +28,38 @@ pub(super) fn run(
         return Ok(());
     }
     let host = Host::open(settings, root)?;
-    let lines = remove(&host.store, request)?;
+    let is_any = !going(&host.store, &Images::load(&host.store)?, request)?.is_empty();
     let place = Place::of(&host);
     drop(host);
-    let mut text = String::new();
-    if !lines.is_empty() {
-        text = format!("Deleted Images:\n{}\n", lines.concat());
+    let mut freed = 0;
+    if is_any {
+        let collector = place.collector()?;
+        remove(&place.open()?, request)?;
+        // Build cache stays: `rbuild prune` is for that.
+        let policy = Policy { unreferenced_only: true, ..Policy::default() };
+        freed = collector.run(&policy)?.freed_bytes;
     }
-    // Build cache stays: `rbuild prune` is for that.
-    let policy = Policy { unreferenced_only: true, ..Policy::default() };
-    let freed = if lines.is_empty() { 0 } else { place.collector()?.run(&policy)?.freed_bytes };
-    text.push_str(&format!("Total reclaimed space: {}\n", human::size_precise(freed)));
-    super::print(&text)
+    super::print(&format!("Total reclaimed space: {}\n", human::size_precise(freed)))
 }
 
-/// Takes names, and gives the lines that say so.
-pub(super) fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<String>, BuildError> {
-    let images = Images::load(store)?;
-    let mut going: Vec<&Named> = Vec::new();
-    for named in &images.all {
-        let is_candidate = request.all || named.reference.is_none();
-        if is_candidate && meets(store, named, request)? {
-            going.push(named);
-        }
-    }
+/// Takes names and says so, also when it cannot take all of them; false when there was none to take. Only under the
+/// collector's lock: who cannot get that must not have taken any.
+pub(super) fn remove(store: &Store, request: &ImagePruneRequest) -> Result<bool, BuildError> {
     let mut lines = Vec::new();
+    let removed = remove_each(store, request, &mut lines);
+    if !lines.is_empty() {
+        super::print(&format!("Deleted Images:\n{}\n", lines.concat()))?;
+    }
+    removed.map(|()| !lines.is_empty())
+}
+
+fn remove_each(
+    store: &Store,
+    request: &ImagePruneRequest,
+    lines: &mut Vec<String>,
+) -> Result<(), BuildError> {
+    let images = Images::load(store)?;
+    let mut going = going(store, &images, request)?;
     // All names of an image above the line that says it is gone.
     going.sort_by_key(|named| images.names_of(named.record.config).next().map(|first| &first.raw));
     for (at, named) in going.iter().enumerate() {
@@ -69,7 +76,23 @@ pub(super) fn remove(store: &Store, request: &ImagePruneRequest) -> Result<Vec<S
             lines.push(format!("deleted: {}\n", named.record.config));
         }
     }
-    Ok(lines)
+    Ok(())
+}
+
+/// Names that may go.
+fn going<'a>(
+    store: &Store,
+    images: &'a Images,
+    request: &ImagePruneRequest,
+) -> Result<Vec<&'a Named>, BuildError> {
+    let mut going = Vec::new();
+    for named in &images.all {
+        let is_candidate = request.all || named.reference.is_none();
+        if is_candidate && meets(store, named, request)? {
+            going.push(named);
+        }
+    }
+    Ok(going)
 }
 
 fn meets(store: &Store, named: &Named, request: &ImagePruneRequest) -> Result<bool, BuildError> {

@@ -79,8 +79,16 @@ fn remove(store: &Store, text: &str, request: &RmiRequest) -> Result<(), BuildEr
     let mut text = String::new();
     for named in &going {
         // Somebody else may have removed it meanwhile.
-        if store.remove_image(&named.raw)? && named.reference.is_some() {
-            text.push_str(&format!("Untagged: {}\n", named.familiar()));
+        match store.remove_image(&named.raw) {
+            Ok(true) if named.reference.is_some() => {
+                text.push_str(&format!("Untagged: {}\n", named.familiar()));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                // What is gone is told all the same.
+                super::print(&text)?;
+                return Err(error.into());
+            }
         }
     }
     for line in repositories_gone(&all, &going) {

@@ -1,5 +1,6 @@
 //! `rbuild du` and `rbuild prune`, and the budget after a build.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -66,8 +67,10 @@ pub(super) fn prune(
         all: request.all,
         unreferenced_only: false,
     };
-    let collected = place.collector()?.run(&policy)?;
-    super::print(&pruned(&collected))?;
+    let collector = place.collector()?;
+    let known = if request.verbose { gc::usage(&place.open()?)?.entries } else { Vec::new() };
+    let collected = collector.run(&policy)?;
+    super::print(&if request.verbose { pruned_in_full(&collected, &known) } else { pruned(&collected) })?;
     if collected.deferred_bytes > 0 {
         let bytes = human::size_precise(collected.deferred_bytes);
         let _ = writeln!(
@@ -95,10 +98,22 @@ impl Place {
         Store::rebuild(&self.root, self.options.clone(), form)
     }
 
-    /// The collector, or an error while another process collects.
+    /// The store again, for a moment.
+    pub(super) fn open(&self) -> Result<Store, StoreError> {
+        Store::open(&self.root, self.options.clone())
+    }
+
+    /// The collector. While another process collects or checks the store, that one's end is waited for; a signal ends the
+    /// wait with the process.
     pub(super) fn collector(&self) -> Result<Collector, StoreError> {
-        Collector::open(&self.root, self.options.clone())?
-            .ok_or_else(|| StoreError::Collecting { root: self.root.clone() })
+        Collector::open_after(&self.root, self.options.clone(), |holder| {
+            let held = holder.held.map(|held| format!(" for {}s", held.as_secs())).unwrap_or_default();
+            let _ = writeln!(
+                io::stderr(),
+                "waiting for pid {}, which has been collecting or checking the store{held}",
+                holder.pid
+            );
+        })
     }
 }
 
@@ -156,6 +171,14 @@ pub(super) fn pruned(collected: &Collected) -> String {
     }
     let _ = writeln!(text, "Total reclaimed space: {}", human::size_precise(collected.freed_bytes));
     text
+}
+
+/// A paragraph for each object that is gone, of what was known of it before.
+fn pruned_in_full(collected: &Collected, known: &[UsageEntry]) -> String {
+    let known: HashMap<&str, &UsageEntry> = known.iter().map(|entry| (entry.id.as_str(), entry)).collect();
+    let gone = collected.given_up.iter().filter_map(|(id, _)| known.get(id.as_str()));
+    let text: String = gone.map(|entry| paragraph(entry)).collect();
+    format!("{text}Total reclaimed space: {}\n", human::size_precise(collected.freed_bytes))
 }
 
 /// As `docker buildx du` prints it; `*` after a size says that several images share the object.

@@ -55,10 +55,9 @@ pub(super) fn prune(
     if !images.force && !space::confirm(what) {
         return Ok(());
     }
-    let host = Host::open(settings, root)?;
-    let lines = prune_images::remove(&host.store, images)?;
-    let place = Place::of(&host);
-    drop(host);
+    let place = Place::of(&Host::open(settings, root)?);
+    let collector = place.collector()?;
+    let has_removed = prune_images::remove(&place.open()?, images)?;
     let now = timestamp::unix_ns();
     let age_ns = images.until.map_or(0, |until| now.saturating_sub(until.unix_ns(now)));
     let policy = Policy {
@@ -67,16 +66,11 @@ pub(super) fn prune(
         unreferenced_only: !images.labels.is_empty(),
         ..Policy::default()
     };
-    let collected = match policy.unreferenced_only && lines.is_empty() {
+    let collected = match policy.unreferenced_only && !has_removed {
         true => Collected::default(),
-        false => place.collector()?.run(&policy)?,
+        false => collector.run(&policy)?,
     };
-    let mut text = String::new();
-    if !lines.is_empty() {
-        text = format!("Deleted Images:\n{}\n", lines.concat());
-    }
-    text.push_str(&space::pruned(&collected));
-    super::print(&text)
+    super::print(&space::pruned(&collected))
 }
 
 const IMAGES: &str = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";

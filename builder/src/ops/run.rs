@@ -456,7 +456,10 @@ impl<'a> Output<'a> {
         match exit {
             Exit::Code(0) => Ok(()),
             _ if self.env.cancel.reason().is_some() => Err(StepFailure::Canceled),
-            Exit::Code(code) => Err(StepFailure::Exit { command, code, log: self.log() }),
+            Exit::Code(code) => {
+                let lacked = self.env.store.lacks();
+                Err(StepFailure::Exit { command, code, log: self.log(), lacked })
+            }
             Exit::Signal(signal) => Err(StepFailure::Signal { command, signal, log: self.log() }),
         }
     }

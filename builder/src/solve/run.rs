@@ -119,9 +119,9 @@ impl Solver {
         self.executed.load(Ordering::Relaxed)
     }
 
-    /// Cached results whose steps were executed again, and how many of them differ.
-    pub fn verified(&self) -> (usize, usize) {
-        (self.verified.load(Ordering::Relaxed), self.differing.load(Ordering::Relaxed))
+    /// Cached results whose steps were executed again.
+    pub fn verified(&self) -> usize {
+        self.verified.load(Ordering::Relaxed)
     }
 
     /// The image that a node is, when it is one.
@@ -161,6 +161,11 @@ impl Solver {
         }
         if let Some(error) = self.first_error.lock().expect("no holder panics").take() {
             return Err(BuildError::Step(Box::new(error)));
+        }
+        // All steps were compared, and nothing is exported yet: what is not reproduced is named nowhere.
+        let differing = self.differing.load(Ordering::Relaxed);
+        if differing > 0 {
+            return Err(BuildError::NotReproduced { differing, verified: self.verified() });
         }
         self.graph.targets.iter().map(|target| self.known(target.node).ok_or(BuildError::Canceled)).collect()
     }

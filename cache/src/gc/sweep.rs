@@ -14,7 +14,7 @@ use super::usage::DiskUsage;
 use crate::layer::OverlayForm;
 use crate::store::needed::{Need, Needs};
 use crate::store::snapshot::{ResultRow, Snapshot, each};
-use crate::store::{CacheMountInfo, Finding, LayerId, Lease, Store, StoreError, StoreOptions};
+use crate::store::{CacheMountInfo, Finding, LayerId, Lease, LockHolder, Store, StoreError, StoreOptions};
 
 /// The one process that collects.
 #[derive(Debug)]
@@ -59,7 +59,26 @@ impl Collector {
     /// Opens the store at `root` for collection; `None` while another process collects. A [`Store`] that this process
     /// has open besides holds back what is freed, as any reader does.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Option<Self>, StoreError> {
-        let Some((store, lock)) = Store::open_collector(root, options)? else { return Ok(None) };
+        Self::open_with(root, options, None)
+    }
+
+    /// [`Self::open`] that waits while another process collects; `waiting` is called once, before the wait, with the
+    /// present holder. Blocks the thread; cannot be cancelled.
+    pub fn open_after(
+        root: &Path,
+        options: StoreOptions,
+        mut waiting: impl FnMut(LockHolder),
+    ) -> Result<Self, StoreError> {
+        let opened = Self::open_with(root, options, Some(&mut waiting))?;
+        Ok(opened.expect("whoever waits gets it"))
+    }
+
+    fn open_with(
+        root: &Path,
+        options: StoreOptions,
+        waiting: Option<&mut dyn FnMut(LockHolder)>,
+    ) -> Result<Option<Self>, StoreError> {
+        let Some((store, lock)) = Store::open_collector(root, options, waiting)? else { return Ok(None) };
         let lease = store.lease()?;
         Ok(Some(Self { store, lease, _lock: lock }))
     }

@@ -15,12 +15,14 @@ use super::error::{IoContext, StoreError};
 use super::layout::{self, list};
 use super::lease::Lease;
 use super::readers::CONDEMNED;
-use super::{GoneWhy, ImageRecord, LayerId, Store, StoreOptions, history, lock, readers};
+use super::{GoneWhy, ImageRecord, LayerId, LockHolder, Store, StoreOptions, history, lock, readers};
 
 /// Objects per transaction: each waits for the disk once, none keeps builds waiting for long.
 const BATCH: usize = 64;
 /// The registry client refuses larger manifests.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// A file system with less than this is full: the last few blocks are for its own use.
+const FULL_BYTES: u64 = 64 << 10;
 /// Stat indexes of contexts that nobody built for so long are removed.
 const CONTEXT_AGE_SECS: i64 = 30 * 24 * 3600;
 
@@ -33,19 +35,28 @@ pub(crate) struct Freed {
 }
 
 impl Store {
-    /// Opens the store for collection, with the lock that admits one collector; `None` while another has it.
+    /// Opens the store for collection, with the lock that admits one collector; `None` while another has it, unless that
+    /// one's end is to be waited for: then `waiting` is told who it is.
     pub(crate) fn open_collector(
         root: &Path,
         options: StoreOptions,
+        waiting: Option<&mut dyn FnMut(LockHolder)>,
     ) -> Result<Option<(Self, File)>, StoreError> {
         let store = Self::open_as(root, options, false)?;
         let layout = &store.inner.layout;
-        let file = File::from(layout.open("locks/gc", OFlags::RDWR | OFlags::CREATE)?);
-        match lock::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some((store, file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error).doing("lock", &layout.path("locks/gc")),
+        let mut file = lock::open_lock(layout, "locks/gc")?;
+        let path = layout.path("locks/gc");
+        match (lock::flock(&file, FlockOperation::NonBlockingLockExclusive), waiting) {
+            (Ok(()), _) => {}
+            (Err(Errno::WOULDBLOCK), None) => return Ok(None),
+            (Err(Errno::WOULDBLOCK), Some(waiting)) => {
+                waiting(lock::read_holder(&mut file));
+                lock::flock(&file, FlockOperation::LockExclusive).doing("lock", &path)?;
+            }
+            (Err(error), _) => return Err(error).doing("lock", &path),
         }
+        lock::write_holder(&mut file, "");
+        Ok(Some((store, file)))
     }
 
     /// Blobs that an image is made of, as far as they can be known: configs, manifests, and what the manifests list; of
@@ -391,6 +402,21 @@ impl Store {
     pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
         self.inner.trees.checkpoint()?;
         self.inner.index.checkpoint()
+    }
+
+    /// What the store's file system has none of at this moment, `space` or `inodes`: what failed just now probably failed for
+    /// want of it.
+    pub fn lacks(&self) -> Option<&'static str> {
+        let stat = rustix::fs::fstatvfs(self.inner.layout.fd()).ok()?;
+        // What is set aside for root is root's to use.
+        let is_root = rustix::process::geteuid().is_root();
+        let (blocks, inodes) =
+            if is_root { (stat.f_bfree, stat.f_ffree) } else { (stat.f_bavail, stat.f_favail) };
+        if blocks.saturating_mul(stat.f_frsize) < FULL_BYTES {
+            return Some("space");
+        }
+        // A file system that makes them as it needs them has none to count.
+        (stat.f_files > 0 && inodes == 0).then_some("inodes")
     }
 
     /// Bytes free to us and bytes in all on the store's file system.

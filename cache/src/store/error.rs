@@ -1,7 +1,7 @@
 //! What can go wrong with the store.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rbuild_oci::Digest;
 
@@ -28,6 +28,8 @@ pub enum StoreError {
         doing: &'static str,
         /// File or directory in the store.
         path: PathBuf,
+        /// What the kernel or SQLite said.
+        source: io::Error,
     },
     /// The file system is mounted read-only or the directory refuses writes.
     #[error(
@@ -46,7 +48,7 @@ pub enum StoreError {
         root: PathBuf,
     },
     /// Somebody else owns the directory.
-    #[error("the store `{}` belongs to uid {owner}, this process runs as uid {us}; choose another store", root.display())]
+    #[error("the store `{}` belongs to uid {owner}, this process runs as uid {us}; choose another store: --root DIR", root.display())]
     ForeignOwner {
         /// The store.
         root: PathBuf,
@@ -119,11 +121,17 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
-    /// Another process gives space back or checks the store. Retry makes sense.
-    #[error("another rbuild is collecting or checking the store `{}`; try again when it is done", root.display())]
-    Collecting {
-        /// The store.
-        root: PathBuf,
+    /// Something has the place of a file or directory of the store that is no such thing.
+    #[error("`{}` is {found}, where rbuild keeps a {wanted}: {remedy}", path.display())]
+    WrongKind {
+        /// What is in the way.
+        path: PathBuf,
+        /// With its article.
+        found: &'static str,
+        /// `file` or `directory`.
+        wanted: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// A file of the store does not hold what was written to it.
     #[error("`{}` is damaged: {why}", path.display())]
@@ -190,8 +198,46 @@ impl StoreError {
     pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { doing, path },
-            _ => Self::Io { doing, path, source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { doing, path, source }
+            }
+            _ => match in_the_way(&source, &path) {
+                Some(error) => error,
+                None => Self::Io { doing, path, source },
+            },
         }
     }
+}
+
+/// What has the place of the store's file at `path`, or of a directory above it, if that is why it failed so. Layers and blobs
+/// are left out: checking them says more.
+fn in_the_way(source: &io::Error, path: &Path) -> Option<StoreError> {
+    // Names in the store are followed nowhere.
+    let is_link = source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    let (path, wanted) = match source.kind() {
+        io::ErrorKind::IsADirectory => (path, "file"),
+        io::ErrorKind::NotADirectory => {
+            (path.ancestors().find(|path| path.symlink_metadata().is_ok())?, "directory")
+        }
+        _ if is_link => (path, "file or directory"),
+        _ => return None,
+    };
+    let is_object = |part: Component<'_>| matches!(part.as_os_str().to_str(), Some("layers" | "blobs"));
+    if path.parent()?.components().any(is_object) { None } else { wrong_kind(path, wanted) }
+}
+
+fn wrong_kind(path: &Path, wanted: &'static str) -> Option<StoreError> {
+    let own = "nothing of rbuild's is in it, remove it";
+    let (found, remedy) = match path.symlink_metadata().ok()?.file_type() {
+        found if found.is_dir() => ("a directory", own),
+        found if found.is_symlink() => ("a symbolic link", "put what it leads to in its place, or remove it"),
+        _ => ("a file", own),
+    };
+    Some(StoreError::WrongKind { path: path.to_owned(), found, wanted, remedy })
+}
+
+/// The same of a file that must not be a directory, such as a database's.
+pub(super) fn directory_at(path: &Path) -> Option<StoreError> {
+    let is_dir = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    if is_dir { wrong_kind(path, "file") } else { None }
 }

@@ -105,6 +105,9 @@ pub enum Finding {
     /// A blob file that no row knows: harmless, collection removes it.
     #[error("blob file {0} belongs to nothing")]
     OrphanBlob(Digest),
+    /// Something else is where a file of the store belongs.
+    #[error("`{0}` in the store is no file, and rbuild keeps one there")]
+    NoFile(String),
 }
 
 impl Finding {
@@ -214,6 +217,7 @@ impl Store {
         self.check_trees(&snapshot, &mut findings, &mut bad)?;
         check_dependants(&snapshot, &mut findings, &mut bad)?;
         self.find_orphans(lease, &mut findings)?;
+        findings.extend(self.check_places(repair)?);
         if repair {
             self.set_aside(&bad)?;
         }

@@ -53,8 +53,25 @@ impl Layout {
 
     /// As [`Self::open`] with the bare error, for callers to whom "not there" is an answer.
     pub(super) fn try_open(&self, relative: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(&self.fd, relative, flags, Mode::RUSR | Mode::WUSR)
+        let open = || {
+            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            rustix::fs::openat(&self.fd, relative, flags, Mode::RUSR | Mode::WUSR)
+        };
+        match open() {
+            // What is made lacks nothing but the directory it is made in.
+            Err(Errno::NOENT)
+                if (flags.contains(OFlags::CREATE) || DIRS.contains(&relative)) && self.make_lost_dirs() =>
+            {
+                open()
+            }
+            opened => opened,
+        }
+    }
+
+    /// Makes the directories of the layout that somebody removed; false when none was gone. What was in them is lost as
+    /// any blob or layer may be: a miss. Asked where something is not found, so that opening a store looks at none of them.
+    fn make_lost_dirs(&self) -> bool {
+        DIRS.iter().filter(|dir| rustix::fs::mkdirat(&self.fd, **dir, Mode::RWXU).is_ok()).count() > 0
     }
 
     pub(super) fn exists(&self, relative: &str) -> bool {
@@ -65,6 +82,7 @@ impl Layout {
     pub(super) fn make_dir(&self, relative: &str) -> Result<(), StoreError> {
         match rustix::fs::mkdirat(&self.fd, relative, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(Errno::NOENT) if self.make_lost_dirs() => self.make_dir(relative),
             Err(error) => Err(error).doing("create", &self.path(relative)),
         }
     }
@@ -74,13 +92,17 @@ impl Layout {
         match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
+            Err(Errno::NOENT) if self.make_lost_dirs() => self.publish(from, to),
             Err(error) => Err(error).doing("publish", &self.path(to)),
         }
     }
 
     /// Renames within the store, replacing a file.
     pub(super) fn replace(&self, from: &str, to: &str) -> Result<(), StoreError> {
-        rustix::fs::renameat(&self.fd, from, &self.fd, to).doing("replace", &self.path(to))
+        match rustix::fs::renameat(&self.fd, from, &self.fd, to) {
+            Err(Errno::NOENT) if self.make_lost_dirs() => self.replace(from, to),
+            replaced => replaced.doing("replace", &self.path(to)),
+        }
     }
 
     /// Creates a new 0600 file.

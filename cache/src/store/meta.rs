@@ -1,5 +1,6 @@
 //! `store.json`, and the checks at the door.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -76,24 +77,9 @@ pub(super) fn open_root(root: &Path) -> Result<Layout, StoreError> {
         }
         other => other,
     };
-    let fd = match opened {
-        Err(Errno::NOTDIR) => return Err(StoreError::NotADirectory { root: root.to_owned() }),
-        other => other.doing("open", root)?,
-    };
-    let stat = rustix::fs::fstat(&fd).doing("stat", root)?;
-    let us = rustix::process::geteuid().as_raw();
-    if stat.st_uid != us {
-        return Err(StoreError::ForeignOwner { root: root.to_owned(), owner: stat.st_uid, us });
-    }
-    if stat.st_mode & 0o022 != 0 {
-        return Err(StoreError::OpenToOthers { root: root.to_owned(), mode: stat.st_mode & 0o7777 });
-    }
-    let statfs = rustix::fs::fstatfs(&fd).doing("stat the file system of", root)?;
-    // The field's width and sign differ between architectures; the magic is its low 32 bits.
-    if let Some(kind) = network_filesystem(u64::from(statfs.f_type as u32)) {
-        return Err(StoreError::NetworkFilesystem { root: root.to_owned(), kind });
-    }
-    if stat.st_mode & 0o077 != 0 {
+    let fd = opened.map_err(|error| closed_to_us(root, error))?;
+    let mode = check_root(root, &fd)?;
+    if mode & 0o077 != 0 {
         // Readable by others: secrets of private images are not theirs to read.
         match rustix::fs::fchmod(&fd, Mode::RWXU) {
             Err(Errno::ROFS) => return Err(StoreError::ReadOnly { root: root.to_owned() }),
@@ -102,6 +88,56 @@ pub(super) fn open_root(root: &Path) -> Result<Layout, StoreError> {
     }
     let absolute = std::path::absolute(root).unwrap_or_else(|_| PathBuf::from(root));
     Ok(Layout::new(absolute, fd))
+}
+
+/// Why what is at `root` cannot be used, if something is there; an id map is not asked for. Changes nothing.
+pub(super) fn refusal(root: &Path) -> Option<StoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = match rustix::fs::open(root, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return None,
+        Err(error) => return Some(closed_to_us(root, error)),
+        Ok(fd) => fd,
+    };
+    if let Err(error) = check_root(root, &fd) {
+        return Some(error);
+    }
+    let layout = Layout::new(root.to_owned(), fd);
+    match read(&layout) {
+        Ok(meta) => meta.and_then(|meta| check(&layout, &meta, &meta.id_map).err()),
+        Err(error) => Some(error),
+    }
+}
+
+/// A root that cannot be opened: mostly another user's, which is told as such where it can be known.
+fn closed_to_us(root: &Path, error: Errno) -> StoreError {
+    let us = rustix::process::geteuid().as_raw();
+    match error {
+        Errno::NOTDIR => StoreError::NotADirectory { root: root.to_owned() },
+        error => match rustix::fs::stat(root) {
+            Ok(stat) if error == Errno::ACCESS && stat.st_uid != us => {
+                StoreError::ForeignOwner { root: root.to_owned(), owner: stat.st_uid, us }
+            }
+            _ => StoreError::io("open", root, error.into()),
+        },
+    }
+}
+
+/// Checks that a directory is ours alone and local; gives its mode.
+fn check_root(root: &Path, fd: &OwnedFd) -> Result<u32, StoreError> {
+    let stat = rustix::fs::fstat(fd).doing("stat", root)?;
+    let us = rustix::process::geteuid().as_raw();
+    if stat.st_uid != us {
+        return Err(StoreError::ForeignOwner { root: root.to_owned(), owner: stat.st_uid, us });
+    }
+    if stat.st_mode & 0o022 != 0 {
+        return Err(StoreError::OpenToOthers { root: root.to_owned(), mode: stat.st_mode & 0o7777 });
+    }
+    let statfs = rustix::fs::fstatfs(fd).doing("stat the file system of", root)?;
+    // The field's width and sign differ between architectures; the magic is its low 32 bits.
+    if let Some(kind) = network_filesystem(u64::from(statfs.f_type as u32)) {
+        return Err(StoreError::NetworkFilesystem { root: root.to_owned(), kind });
+    }
+    Ok(stat.st_mode)
 }
 
 /// Names the file system when a store cannot be on it.

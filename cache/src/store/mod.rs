@@ -65,6 +65,7 @@ mod mount;
 pub(crate) mod needed;
 mod nodes;
 mod packed;
+mod places;
 mod readers;
 mod rebuild;
 mod resolution;
@@ -196,6 +197,11 @@ impl Store {
     /// be read. Creates nothing, and needs no rights but to read `store.json`.
     pub fn recorded_id_map(root: &Path) -> Option<String> {
         meta::recorded_id_map(root)
+    }
+
+    /// Why [`Self::open`] would refuse what is at `root`, whatever the id map; `None` when nothing is there. Changes nothing.
+    pub fn refusal(root: &Path) -> Option<StoreError> {
+        meta::refusal(root)
     }
 
     /// [`Self::open`] for a reader or for the collector, which must not hold back what it frees.

@@ -5,6 +5,7 @@ mod door;
 mod durability;
 mod objects;
 mod packs;
+mod places;
 mod processes;
 mod speed;
 mod stat_index;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rbuild_tests::{TestEnv, need};
 
 use crate::world;
@@ -205,9 +205,10 @@ fn disk_full() -> Result<()> {
     let _disk = SmallDisk::mount(&store, "size=32m,mode=700")?;
     let filler = "x".repeat(1 << 20);
 
-    // In a step: the step's own message, and its exit status.
+    // In a step: the step's own message, and which disk it is.
     let run = env.context("run", "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=60\n", &[])?;
-    check_bad(&env, &run, &[], &["No space left on device", "exit code: 1"])?;
+    let hint = "hint: the disk that holds the store has no space left: free space on ";
+    check_bad_exits(102, &env, &run, &[], &["No space left on device", "exit code: 1", hint])?;
 
     // In our own work: what could not be written where, and what to do.
     let copy = env.context("copy", "FROM busybox\nCOPY . /big/\nRUN true\n", &[])?;
@@ -216,6 +217,27 @@ fn disk_full() -> Result<()> {
     }
     check_bad_exits(102, &env, &copy, &[], &["No space left on device", "hint: free space"])?;
     check_next_build_works(&env)
+}
+
+/// Each result that is written somewhere else than the store: that disk is named.
+#[test]
+fn another_disk_that_is_full_is_named() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context =
+        env.context("large", "FROM busybox\nRUN dd if=/dev/urandom of=/big bs=1M count=4\n", &[])?;
+    env.build(&context, &["-t", "me/large"])?.ok();
+    let other = env.work().join("other-disk");
+    let _disk = SmallDisk::mount(&other, "size=1m,mode=700")?;
+    let path = |name: &str| -> Result<String> { Ok(other.join(name).to_str().context("UTF-8")?.to_owned()) };
+    let (archive, dir) = (path("app.tar")?, path("out")?);
+    let named =
+        |path: &str| format!("hint: free space on the disk that holds `{path}`, or write it somewhere");
+    let output = format!("type=oci,compression=uncompressed,dest={archive}");
+    env.run(["save", "-o", &archive, "me/large"])?.exits(102).says(&[&named(&archive)]);
+    env.build(&context, &["-o", &output])?.exits(102).says(&[&named(&archive)]);
+    env.build(&context, &["-o", &dir])?.exits(102).says(&[&named(&dir)]);
+    Ok(())
 }
 
 #[test]

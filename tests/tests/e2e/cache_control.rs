@@ -253,6 +253,31 @@ fn verify_cache_finds_the_step_that_gives_something_else_each_time() -> Result<(
     Ok(())
 }
 
+#[test]
+fn a_cache_that_is_not_verified_names_writes_and_pushes_nothing() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (registry, env) = world()?;
+    let text = "FROM busybox\nRUN head -c 8 /dev/urandom > /random\n";
+    let context = env.context("differs", text, &[])?;
+    env.build(&context, &[])?.ok();
+    let name = format!("{}/differs/app:1", registry.host());
+    let [iid, archive] = ["iid", "app.tar"].map(|name| env.work().join(name));
+    let archive_output = format!("type=oci,dest={}", archive.display());
+    let image_output = format!("type=image,name={name},push=true");
+    let args = ["--verify-cache", "--iidfile", iid.to_str().context("UTF-8")?, "-o", &image_output];
+    let args = [args.as_slice(), &["-o", &archive_output]].concat();
+    let run = env.build(&context, &args)?.exits(1).says(&["1 of 1 cached results differ"]);
+    assert!(!run.stderr.contains("naming to"), "{run}");
+    assert!(!run.stderr.contains("Built "), "{run}");
+    env.run(["inspect", &name])?.exits(1);
+    let puts = registry.requests().into_iter().filter(|line| line.contains("PUT /v2/differs/app/manifests"));
+    assert_eq!(puts.collect::<Vec<_>>(), [""; 0], "{run}");
+    let left: Vec<_> = [iid, archive].into_iter().filter(|path| path.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    env.assert_nothing_left();
+    Ok(())
+}
+
 /// The tool on ourselves: a key that leaves something out would show as a hit that gives something else.
 #[test]
 fn every_hit_in_the_corpus_is_what_its_step_gives_again() -> Result<()> {

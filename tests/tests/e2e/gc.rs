@@ -1,8 +1,10 @@
 //! What leaves the store, and what never does.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rbuild_tests::{Run, need};
 
 use crate::explain::misses;
@@ -105,7 +107,10 @@ fn filters_choose_what_is_shown_and_what_goes() -> Result<()> {
     let (size, reclaimable) = (whole["Size"].as_u64(), whole["Reclaimable"].as_u64());
     assert_eq!(whole["Name"], "<none>", "{by_image}");
     assert!(reclaimable > Some(1 << 20) && reclaimable < size, "{by_image}");
-    env.run(["prune", "-f", "--filter", "description~=RUN dd"])?.ok();
+    let unused = ["--filter", "until=0.5h", "--filter", "unused-for=1ms"];
+    prints(env.run([["prune", "-f"].as_slice(), &unused].concat())?.ok(), &["space: 0B"]);
+    let gone = env.run(["prune", "-f", "--verbose", "--filter", "description~=RUN dd"])?.ok();
+    prints(gone, &["ID:           ", "Description:  [4/4] RUN dd", "Type:         regular"]);
     assert_eq!((shown("description~=RUN dd")?, shown("immutable")?), (0, all - 1));
     let run = env.build(&context, &[])?.ok();
     assert_eq!(run.executed(), ["[4/4] RUN dd if=/dev/zero of=/big bs=1024 count=512"], "{run}");
@@ -171,9 +176,8 @@ fn builds_and_prunes_at_the_same_time_all_succeed() -> Result<()> {
             command.arg(context);
             running.push(env.start(command)?);
         }
-        // Whoever is second to collect says so and leaves the work to the first.
-        let pruned = env.run(["prune", "-f", "-a"])?;
-        assert!(pruned.code == Some(0) || pruned.stderr.contains("another rbuild is collecting"), "{pruned}");
+        // Whoever is second to collect waits for the first.
+        env.run(["prune", "-f", "-a"])?.ok();
         for build in running {
             build.finish()?.ok();
         }
@@ -181,6 +185,41 @@ fn builds_and_prunes_at_the_same_time_all_succeed() -> Result<()> {
     prints(env.run(["images"])?.ok(), &["me/race0", "me/race1"]);
     prints(env.run(["cache", "fsck"])?.ok(), &["The store is sound."]);
     env.assert_nothing_left();
+    Ok(())
+}
+
+/// One after the other: the second takes nothing away before it is its turn, and tells all that it takes.
+#[test]
+fn a_second_prune_waits_for_the_first_before_it_removes_anything() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let context = env.context("second", STEPS, &[("f", "kept\n")])?;
+    for args in [["image", "prune", "-af"].as_slice(), &["system", "prune", "-af"], &["prune", "-af"]] {
+        env.build(&context, &["-t", "me/app"])?.ok();
+        let lock = env.store().join("locks/gc");
+        fs::write(&lock, "4242\n")?;
+        let first = File::options().write(true).open(&lock)?;
+        first.lock()?;
+        let mut second = env.command(args);
+        let mut second = env.spawn(second.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        let mut errors = BufReader::new(second.stderr.take().context("a pipe")?).lines();
+        let said = errors.next().context("it ended without waiting")??;
+        let whom = "waiting for pid 4242, which has been collecting or checking the store";
+        assert!(said.starts_with(whom), "{said}");
+        env.run(["inspect", "me/app"])?.ok();
+        drop(first);
+        let out = second.wait_with_output()?;
+        let (out, status) = (String::from_utf8_lossy(&out.stdout).into_owned(), out.status);
+        assert!(status.success() && out.contains("Total reclaimed space: "), "{args:?}: {out}");
+        let tells = out.contains("untagged: me/app:latest\ndeleted: sha256:");
+        assert_eq!(tells, args.len() == 3, "{args:?}: {out}");
+        assert_eq!(errors.count(), 0);
+    }
+    // Nothing of it can go: nobody needs to be waited for.
+    let lock = File::options().write(true).open(env.store().join("locks/gc"))?;
+    lock.lock()?;
+    env.run(["rmi", "me/app"])?.ok();
+    prints(env.run(["image", "prune", "-af"])?.ok(), &["Total reclaimed space: 0B"]);
     Ok(())
 }
 

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use rbuild_tests::fault::SmallDisk;
 use rbuild_tests::{TestEnv, need};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -67,6 +69,68 @@ fn a_file_system_without_locks_is_refused_with_the_remedy() -> Result<()> {
         let run = env.start(command)?.finish()?.exits(1);
         run.says(&["is on a file system without locks; choose a directory on a local disk"]);
     }
+    Ok(())
+}
+
+/// What no command can use is told by the one that says what is wrong with this machine.
+#[test]
+fn doctor_tells_of_a_store_that_is_refused() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    env.run(["images"])?.ok();
+    assert!(!env.run(["doctor"])?.ok().stdout.contains("no build can use it"));
+    fs::write(env.store().join("store.json"), "{\"format\": 99}")?;
+    env.run(["images"])?.exits(1).says(&["was written by a newer rbuild"]);
+    let told = env.run(["doctor"])?.ok();
+    assert!(told.stdout.contains("no build can use it: `"), "{told}");
+    assert!(told.stdout.contains("was written by a newer rbuild (format 99"), "{told}");
+    let json: serde_json::Value = serde_json::from_str(&env.run(["doctor", "--format=json"])?.ok().stdout)?;
+    assert!(json["store_refused"].as_str().is_some_and(|why| why.contains("newer rbuild")), "{json}");
+    Ok(())
+}
+
+/// A store closed to others is told to be another's.
+#[test]
+fn a_private_store_of_somebody_else_is_told_to_be_theirs() -> Result<()> {
+    need!(Root, Subuid);
+    let env = TestEnv::rootless()?;
+    let other = tempfile::tempdir_in("/tmp")?;
+    fs::set_permissions(other.path(), fs::Permissions::from_mode(0o700))?;
+    let root = other.path().to_str().context("UTF-8")?;
+    for isolation in ["rootless", "norun"] {
+        let run = env.run(["--root", root, "--isolation", isolation, "images"])?.exits(1);
+        run.says(&["belongs to uid", "choose another store: --root DIR"]);
+    }
+    Ok(())
+}
+
+/// A container's own file system is an overlay, which cannot be the upper layer of another.
+#[test]
+fn a_store_on_an_overlay_is_told_with_the_remedy() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let disk = SmallDisk::new(64 << 20)?;
+    let [lower, upper, work, merged] =
+        ["lower", "upper", "work", "merged"].map(|name| disk.path().join(name));
+    for dir in [&lower, &upper, &work, &merged] {
+        fs::create_dir(dir)?;
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let mounted =
+        Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(&merged).status()?;
+    assert!(mounted.success());
+    let env = env.with_store(&merged.join("store"));
+    let context = env.context("over", "FROM busybox\nRUN true\n", &[])?;
+    let run = env.build(&context, &["--isolation=root"]);
+    let doctor = env.run(["doctor"]);
+    Command::new("umount").arg("--lazy").arg(&merged).status()?;
+    run?.exits(1).says(&[
+        "hint: the store is on a file system that cannot be the upper layer of an overlay",
+        "--root DIR",
+    ]);
+    let doctor = doctor?.stdout;
+    assert!(doctor.contains("keep the store on another file system than this one"), "{doctor}");
     Ok(())
 }
 

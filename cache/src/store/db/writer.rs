@@ -8,7 +8,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::schema::Schema;
-use crate::store::error::StoreError;
+use crate::store::error::{StoreError, directory_at};
 use crate::store::layout::{Layout, list};
 use crate::store::lock;
 
@@ -278,8 +278,15 @@ impl Db {
             DbError::Sql(source) => source,
         };
         let path = self.path();
+        // SQLite's own words are about something else: a disk that is read-only, a file that cannot be opened.
+        let files = ["", "-wal", "-shm"].map(|end| self.layout.path(&format!("{}{end}", self.schema.file)));
+        if let Some(error) = files.iter().find_map(|file| directory_at(file)) {
+            return error;
+        }
         match source.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::NoSpace { doing, path },
+            Some(ErrorCode::DiskFull) => {
+                StoreError::NoSpace { doing, path, source: std::io::ErrorKind::StorageFull.into() }
+            }
             Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { root: self.layout.root().to_owned() },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged {
                 path,

@@ -48,6 +48,21 @@ fn a_directory_that_others_can_read_is_closed_to_them() {
 }
 
 #[test]
+fn what_opening_would_refuse_is_told_without_opening() {
+    let (dir, store) = fresh();
+    let root = store.root().to_owned();
+    drop(store);
+    assert!(Store::refusal(&dir.path().join("nothing")).is_none());
+    assert!(!dir.path().join("nothing").exists());
+    assert!(Store::refusal(&root).is_none());
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(matches!(Store::refusal(&root), Some(StoreError::OpenToOthers { mode: 0o777, .. })));
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::write(root.join("store.json"), r#"{"format": 99}"#).unwrap();
+    assert!(matches!(Store::refusal(&root), Some(StoreError::NewerFormat { .. })));
+}
+
+#[test]
 fn a_foreign_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     if std::os::unix::fs::chown(dir.path(), Some(12_345), None).is_err() {
