@@ -1,5 +1,7 @@
 //! From typed errors to what people read: message, place, causes, the fix.
 
+mod damage;
+
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
@@ -140,6 +142,13 @@ fn hints(error: &BuildError) -> Vec<String> {
     if is_disk_full(error) {
         return vec![
             "free space on the disk that holds the store, or keep the store elsewhere: --root DIR".to_owned(),
+        ];
+    }
+    if damage::is_of_store(error) {
+        return vec![
+            "set aside what is damaged, and what was made from it, with rbuild cache fsck --repair: it is made \
+             or fetched again then"
+                .to_owned(),
         ];
     }
     match error {

@@ -4,28 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use rbuild_tests::{TestEnv, need};
+use rbuild_tests::{Run, TestEnv, need};
 
 use crate::world;
 
-/// Files of this name in layers of the store.
-fn in_layers(env: &TestEnv, name: &str) -> Result<Vec<PathBuf>> {
+/// Directories of layers that have a file of this name.
+fn layers_with(env: &TestEnv, name: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for layer in fs::read_dir(env.store().join("layers"))? {
-        let file = layer?.path().join("diff").join(name);
-        if file.symlink_metadata().is_ok() {
-            found.push(file);
+        let layer = layer?.path();
+        if layer.join("diff").join(name).symlink_metadata().is_ok() {
+            found.push(layer);
         }
     }
     Ok(found)
 }
 
-/// The one layer that has a file of this name.
+/// The directory of the one layer that has a file of this name.
 fn layer_with(env: &TestEnv, name: &str) -> Result<PathBuf> {
-    let mut files = in_layers(env, name)?;
-    ensure!(files.len() == 1, "{files:?}");
-    let file = files.pop().context("one")?;
-    Ok(file.parent().and_then(Path::parent).context("below the layer")?.to_owned())
+    let mut layers = layers_with(env, name)?;
+    ensure!(layers.len() == 1, "{layers:?}");
+    layers.pop().context("one")
 }
 
 /// Builds into a directory and gives what is in its files.
@@ -81,5 +80,41 @@ fn what_was_made_from_a_layer_that_is_gone_is_made_again() -> Result<()> {
     assert_eq!(built(&env, &above, "out", &["f", "g"])?, ["x\n", "x\n"]);
     env.run(["cache", "fsck", "--repair"])?;
     assert_eq!(built(&env, &above, "again", &["f", "g"])?, ["x\n", "x\n"]);
+    Ok(())
+}
+
+const REMEDY: &str = "rbuild cache fsck --repair";
+
+/// Damaged contents go nowhere, and who meets them learns which file it is and what to do.
+#[test]
+fn damaged_files_are_neither_written_out_nor_copied_and_the_remedy_is_told() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let first = env.context("first", "FROM busybox\nRUN mkdir d && echo x > /d/f\n", &[])?;
+    let copies = "FROM busybox AS a\nRUN mkdir d && echo x > /d/f\nFROM scratch\nCOPY --from=a /d/f /\n";
+    let copies = env.context("copies", copies, &[])?;
+    env.build(&first, &[])?.ok();
+    let file = layer_with(&env, "d/f")?.join("diff/d/f");
+    let out = env.work().join("out");
+    let tar = format!("type=tar,dest={}", env.work().join("out.tar").display());
+    for damage in ["y\n", "longer\n", "", "gone"] {
+        if damage == "gone" {
+            fs::remove_file(&file)?;
+        } else {
+            fs::write(&file, damage)?;
+        }
+        let failing = |run: Run| {
+            run.exits(1).says(&["/d/f is damaged in the store", REMEDY]);
+        };
+        failing(env.build(&first, &["-o", out.to_str().context("UTF-8")?])?);
+        assert!(!out.join("d/f").exists(), "{damage}");
+        failing(env.build(&first, &["-o", &tar])?);
+        assert!(!env.work().join("out.tar").exists(), "{damage}");
+        failing(env.build(&copies, &[])?);
+        let dated = env.build(&first, &["-t", "me/first", "--source-date-epoch", "1"])?;
+        dated.exits(1).says(&["d/f`", REMEDY]);
+    }
+    env.run(["cache", "fsck", "--repair"])?.ok();
+    assert_eq!(built(&env, &copies, "again", &["f"])?, ["x\n"]);
     Ok(())
 }
