@@ -1,5 +1,7 @@
 //! From typed errors to what people read: message, place, causes, the fix.
 
+mod damage;
+
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
@@ -141,6 +143,13 @@ fn kind(error: &BuildError) -> Kind {
 fn hints(error: &BuildError) -> Vec<String> {
     if is_disk_full(error) {
         return vec![make_room(error)];
+    }
+    if damage::is_of_store(error) {
+        return vec![
+            "set aside what is damaged, and what was made from it, with rbuild cache fsck --repair: it is made \
+             or fetched again then"
+                .to_owned(),
+        ];
     }
     match error {
         BuildError::NoDockerfile { similar, .. } => match similar.as_slice() {

@@ -66,6 +66,7 @@ pub fn store(
         tree_digest: tree.digest(),
         own_layer: Some(layer),
         stack: None,
+        read: Vec::new(),
         created_unix_ns: timestamp::unix_ns(),
         exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
         description: description.to_owned(),

@@ -1,13 +1,13 @@
 //! Executes what the plan left over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petgraph::graph::NodeIndex;
 use rbuild_cache::layer::TimesDigest;
-use rbuild_cache::store::{Key, KeyLock, LockHolder, Made, ResultRecord, Transition};
+use rbuild_cache::store::{Key, KeyLock, LayerId, LockHolder, Made, ResultRecord, Transition};
 use rbuild_cache::tree::Tree;
 use rbuild_frontend::graph::{BuildGraph, Node, Op, Role};
 use tokio::sync::{Semaphore, watch};
@@ -313,9 +313,10 @@ impl Solver {
         let def_key = &self.plan.def_keys[&node];
         let reuse = self.plan.reuse.of(&self.graph, node);
         let origin = self.origin(node, source, remotes);
+        let read = beside(&root, inputs);
         let take = || match &reuse {
             Reuse::Never(_) => Ok(None),
-            Reuse::Take | Reuse::Verify => self.by_content(&key, def_key, &root, is_linked),
+            Reuse::Take | Reuse::Verify => self.by_content(&key, def_key, &root, &read, is_linked),
         };
         let mut found = take()?;
         let mut lock = None;
@@ -361,7 +362,8 @@ impl Solver {
         let made = self.execute(node, &root, &origin, &selection, &mounts, vertex).await;
         let solved = made.and_then(|new| {
             let recent = new.recent;
-            let solved = self.record(node, &key, def_key, &root, new, (started, began), use_cache)?;
+            let solved =
+                self.record(node, &key, def_key, (&root, &read), new, (started, began), use_cache)?;
             if let (Some(step), Some(layer)) = (recent, solved.stack.last()) {
                 self.env.store.put_recent_layer(&step, *layer)?;
             }
@@ -536,6 +538,7 @@ impl Solver {
         key: &Key,
         def_key: &Key,
         root: &Solved,
+        read: &[LayerId],
         is_linked: bool,
     ) -> Result<Option<Arc<Solved>>, StepFailure> {
         let Some(record) = self.env.store.result(key)? else { return Ok(None) };
@@ -557,6 +560,7 @@ impl Solver {
                 tree: tree.clone(),
                 tree_digest: tree.digest(),
                 stack: Some(stack.clone()),
+                read: read.to_vec(),
                 ..record
             };
             self.env.store.put_result(def_key, &record)?;
@@ -595,7 +599,7 @@ impl Solver {
         node: NodeIndex,
         key: &Key,
         def_key: &Key,
-        root: &Solved,
+        (root, read): (&Solved, &[LayerId]),
         new: NewLayer,
         (started, began): (Instant, i64),
         use_cache: bool,
@@ -619,11 +623,12 @@ impl Solver {
                 tree_digest: child,
                 own_layer: Some(layer),
                 stack: None,
+                read: root.stack.iter().chain(read).copied().collect(),
                 created_unix_ns: timestamp::unix_ns(),
                 exec_ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
                 description: self.graph.dag[node].step.name.clone(),
             };
-            let of_def = ResultRecord { stack: Some(stack_of(layer)), ..record.clone() };
+            let of_def = ResultRecord { stack: Some(stack_of(layer)), read: read.to_vec(), ..record.clone() };
             let of_def = root.below.is_none().then_some((*def_key, of_def));
             [(*key, record)].into_iter().chain(of_def).collect::<Vec<_>>()
         };
@@ -648,6 +653,13 @@ impl Solver {
         let stack = stack_of(layer);
         Ok(Arc::new(Solved { tree: new.tree, stack, below: root.below.clone() }))
     }
+}
+
+/// Layers that a step may read besides those of its root: of stages and images that it copies from or mounts.
+fn beside(root: &Solved, inputs: &[(u16, Role, Arc<Solved>)]) -> Vec<LayerId> {
+    let others = inputs.iter().filter(|(_, role, _)| *role != Role::Root);
+    let layers: BTreeSet<LayerId> = others.flat_map(|(.., solved)| solved.stack.iter().copied()).collect();
+    layers.into_iter().filter(|layer| !root.stack.contains(layer)).collect()
 }
 
 /// `waiting for pid 12, which has been at this step for 3s: build of me/app:1`.

@@ -66,9 +66,7 @@ pub enum MaterialiseError {
         source_path: RelPath,
     },
     /// A content is not in its pack any more as it was written.
-    #[error(
-        "the stored content of /{path} is damaged (`rbuild cache fsck --repair` drops what relies on it)"
-    )]
+    #[error("the stored content of /{path} is damaged")]
     Damaged {
         /// The destination.
         path: RelPath,
@@ -103,6 +101,17 @@ pub enum MaterialiseError {
         #[source]
         source: io::Error,
     },
+}
+
+impl MaterialiseError {
+    /// Of a source file whose bytes are others than those planned: nobody changes files of the store's layers.
+    pub(super) fn not_as_planned(source: &dyn FileSource, path: &RelPath, from: RelPath) -> Self {
+        if !source.is_immutable() {
+            return Self::Changed { source_path: from };
+        }
+        let source = SourceError::Damaged { path: from, what: "its content differs" };
+        Self::Source { path: path.clone(), source }
+    }
 }
 
 /// Writes a plan's layer into `dir`, an empty directory (the plan's root) that no one else writes to.
@@ -388,7 +397,7 @@ impl<'a> Filler<'a> {
             }
             hasher.finalize().as_bytes() == &content.0
         };
-        if is_right { Ok(()) } else { Err(MaterialiseError::Changed { source_path: from }) }
+        if is_right { Ok(()) } else { Err(MaterialiseError::not_as_planned(source, path, from)) }
     }
 
     /// Copies a content out of the pack that has it.

@@ -204,7 +204,7 @@ fn stream(
     let Some(opened) = open_planned(source, path, &from, size)? else { return Ok(()) };
     match checked(content, take, |take| read_all(&opened, size, buffer, take)) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(MaterialiseError::Changed { source_path: from }.into()),
+        Ok(false) => Err(MaterialiseError::not_as_planned(source, path, from).into()),
         Err(PassError::Take(error)) => Err(Unread::Take(error)),
         Err(PassError::Read(source)) => {
             Err(MaterialiseError::Io { action: "read", path: path.clone(), source }.into())
@@ -245,7 +245,7 @@ pub(super) fn open_planned(
     })?;
     let found = u64::try_from(found.st_size).unwrap_or(0);
     if found < size || (found > size && source.is_immutable()) {
-        return Err(MaterialiseError::Changed { source_path: from.clone() });
+        return Err(MaterialiseError::not_as_planned(source, path, from.clone()));
     }
     Ok((size > 0).then_some(opened))
 }

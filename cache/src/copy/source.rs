@@ -47,6 +47,14 @@ pub enum SourceError {
         /// Path in the source.
         path: RelPath,
     },
+    /// A file of a layer of the store is not what was written there.
+    #[error("/{path} is damaged in the store: {what}")]
+    Damaged {
+        /// Path in the source.
+        path: RelPath,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Something other than a regular file is there.
     #[error("/{path} is not a regular file")]
     NotRegular {

@@ -114,7 +114,8 @@ impl FileSource for StackSource {
                 return Ok(file);
             }
         }
-        Err(SourceError::Missing { path: path.clone() })
+        // The tree has it.
+        Err(SourceError::Damaged { path: path.clone(), what: "its layer has no such file any more" })
     }
 
     fn mtime(&self, path: &RelPath) -> Result<Mtime, SourceError> {

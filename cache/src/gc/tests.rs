@@ -89,6 +89,7 @@ pub(super) fn record(tree: &Tree, stack: &[LayerId], exec_ns: u64) -> ResultReco
         tree_digest: tree.digest(),
         own_layer: stack.last().copied(),
         stack: Some(stack.to_vec()),
+        read: Vec::new(),
         created_unix_ns: 5,
         exec_ns,
         description: "RUN true".to_owned(),

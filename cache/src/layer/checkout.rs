@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -18,10 +18,11 @@ use rustix::io::Errno;
 
 use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
 use super::dirs::Dirs;
+use super::emit::{PassError, checked, read_all};
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
 use crate::store::layout::{read_names, remove_at};
-use crate::tree::{Meta, below, strip};
+use crate::tree::{ContentDigest, Meta, below, strip};
 
 /// Bits that files keep.
 const MODE_KEPT: u32 = 0o1777;
@@ -56,6 +57,8 @@ pub struct Checkout<'a> {
     written: BTreeSet<RelPath>,
     clamp: Option<i64>,
     temporary: u64,
+    /// For the bytes of files.
+    buffer: Vec<u8>,
     /// Devices that were left out.
     pub devices: u64,
 }
@@ -72,7 +75,7 @@ impl<'a> Checkout<'a> {
     pub fn new(root: BorrowedFd<'a>, clamp: Option<i64>) -> Self {
         let dirs = Dirs::new(root);
         let (listed, written) = (Vec::new(), BTreeSet::new());
-        Self { dirs, listed, written, clamp, temporary: 0, devices: 0 }
+        Self { dirs, listed, written, clamp, temporary: 0, buffer: Vec::new(), devices: 0 }
     }
 
     /// Writes all entries of a listing, below `prefix`.
@@ -97,9 +100,12 @@ impl<'a> Checkout<'a> {
                     continue;
                 }
                 Change::Dir { .. } => self.make_dir(&path)?,
-                Change::File { meta, size, .. } => {
+                Change::File { meta, size, content } => {
                     let from = files.open(&entry.path)?;
-                    self.file(&path, &from, *size, meta, mtime)?;
+                    if !self.file(&path, &from, (*size, content), meta, mtime)? {
+                        let what = "its content differs";
+                        return Err(SourceError::Damaged { path: entry.path.clone(), what }.into());
+                    }
                 }
                 Change::Hardlink { target } => {
                     self.link(&path, &below(prefix, target))?;
@@ -258,21 +264,26 @@ impl<'a> Checkout<'a> {
         Ok(())
     }
 
+    /// False when `from` does not have that content: then nothing is written.
     fn file(
         &mut self,
         path: &RelPath,
         from: &OwnedFd,
-        size: u64,
+        (size, content): (u64, &ContentDigest),
         meta: &Meta,
         mtime: Mtime,
-    ) -> Result<(), CheckoutError> {
+    ) -> Result<bool, CheckoutError> {
         let mode = meta.mode & MODE_KEPT;
-        self.place(path, "write", |dir, name| {
-            let to = create(dir, name, mode)?;
-            let mut from = std::fs::File::from(from.try_clone()?);
-            let mut to = std::fs::File::from(to);
-            if io::copy(&mut from, &mut to)? != size {
-                return Err(io::Error::other("the file in the store is not as long as it should be"));
+        let (mut buffer, mut is_right) = (std::mem::take(&mut self.buffer), true);
+        let written = self.place(path, "write", |dir, name| {
+            let mut to = std::fs::File::from(create(dir, name, mode)?);
+            let mut each = |bytes: &[u8]| to.write_all(bytes);
+            is_right = match checked(content, &mut each, |take| read_all(from, size, &mut buffer, take)) {
+                Ok(is_right) => is_right,
+                Err(PassError::Read(error) | PassError::Take(error)) => return Err(error),
+            };
+            if !is_right {
+                return Err(io::ErrorKind::InvalidData.into());
             }
             for (name, value) in meta.xattrs.iter().filter(|(name, _)| name.starts_with(b"user.")) {
                 match rustix::fs::fsetxattr(&to, OsStr::from_bytes(name), value, XattrFlags::empty()) {
@@ -281,7 +292,9 @@ impl<'a> Checkout<'a> {
                 }
             }
             set_times(dir, name, mtime)
-        })
+        });
+        self.buffer = buffer;
+        if is_right { written.map(|()| true) } else { Ok(false) }
     }
 
     fn link(&mut self, path: &RelPath, target: &RelPath) -> Result<(), CheckoutError> {

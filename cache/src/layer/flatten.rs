@@ -1,15 +1,15 @@
 //! A whole state, whatever layers it is made of: as one listing, and as the members of one archive of files.
 
 use std::io::{self, Write};
-
-use rustix::io::Errno;
+use std::os::fd::OwnedFd;
 
 use super::diff::{Change, DiffEntry, LayerDiff, ListingError, Mtime};
+use super::emit::{PassError, checked, read_all};
 use super::tar::{Member, MemberKind, TarWriter};
 use crate::copy::{FileSource, SourceError};
 use crate::path::RelPath;
 use crate::scratch::Scratch;
-use crate::tree::{FirstNames, Kind, Meta, NodeStore, Tree, TreeError};
+use crate::tree::{ContentDigest, FirstNames, Kind, Meta, NodeStore, Tree, TreeError};
 
 /// Bytes read from a file at once.
 const BODY_BYTES: usize = 256 << 10;
@@ -103,10 +103,14 @@ impl<'a> FilesArchive<'a> {
                 continue;
             }
             let secs = clamp.map_or(mtime.secs, |clamp| mtime.secs.min(clamp));
+            let mut planned = None;
             let (kind, meta) = match change {
                 Change::Whiteout => continue,
                 Change::Dir { meta, .. } => (MemberKind::Dir, meta),
-                Change::File { meta, size, .. } => (MemberKind::File { size }, meta),
+                Change::File { meta, size, content } => {
+                    planned = Some((size, content));
+                    (MemberKind::File { size }, meta)
+                }
                 Change::Hardlink { target } => {
                     let Some(Change::File { meta, .. }) = listing.get(&target)?.map(|first| first.change)
                     else {
@@ -130,14 +134,12 @@ impl<'a> FilesArchive<'a> {
             let Meta { mode, uid, gid, xattrs } = meta;
             let mtime = Mtime { secs, nanos: 0 };
             // Opened first: a header is not taken back.
-            let file = match &kind {
-                MemberKind::File { size } => Some((files.open(&path)?, *size)),
-                _ => None,
-            };
+            let file =
+                planned.map(|planned| Ok::<_, SourceError>((files.open(&path)?, planned))).transpose()?;
             let member = Member { path: name, kind, mode, uid, gid, mtime, xattrs };
             self.tar.header(&member).map_err(FlattenError::Write)?;
-            if let Some((file, size)) = file {
-                self.body(&path, &file, size)?;
+            if let Some((file, (size, content))) = file {
+                self.body(&path, &file, size, &content)?;
             }
         }
         Ok(())
@@ -180,20 +182,20 @@ impl<'a> FilesArchive<'a> {
         self.tar.header(&member).map_err(FlattenError::Write)
     }
 
-    fn body(&mut self, path: &RelPath, file: &impl std::os::fd::AsFd, size: u64) -> Result<(), FlattenError> {
-        let failed = |source| FlattenError::Read { path: path.clone(), source };
-        let mut left = size;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BODY_BYTES);
-            let len = match rustix::io::read(file, &mut self.buffer[..want]) {
-                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(len) => len,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(failed(errno.into())),
-            };
-            self.tar.body(&self.buffer[..len]).map_err(FlattenError::Write)?;
-            left -= len as u64;
+    fn body(
+        &mut self,
+        path: &RelPath,
+        file: &OwnedFd,
+        size: u64,
+        content: &ContentDigest,
+    ) -> Result<(), FlattenError> {
+        let (tar, buffer) = (&mut self.tar, &mut self.buffer);
+        let mut each = |bytes: &[u8]| tar.body(bytes);
+        match checked(content, &mut each, |take| read_all(file, size, buffer, take)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SourceError::Damaged { path: path.clone(), what: "its content differs" }.into()),
+            Err(PassError::Read(source)) => Err(FlattenError::Read { path: path.clone(), source }),
+            Err(PassError::Take(error)) => Err(FlattenError::Write(error)),
         }
-        Ok(())
     }
 }

@@ -194,6 +194,16 @@ impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
 }
 
 impl StoreError {
+    /// True for what `fsck --repair` takes out of the way: files of layers, and records.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::UnknownLayer(_) | Self::DamagedRecord { .. } => true,
+            // layers/ID/entries, layers/ID/packs/0
+            Self::Damaged { path, .. } => path.iter().rev().skip(2).take(2).any(|name| name == "layers"),
+            _ => false,
+        }
+    }
+
     /// What failed while something was done to a file below the root.
     pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();

@@ -80,7 +80,7 @@ pub enum Finding {
         /// Its key as text.
         name: String,
     },
-    /// A cached result needs a layer or directory node that is not there.
+    /// A cached result needs a layer or directory node that is not there, or its step may have read a damaged layer.
     #[error("the cached result of `{step}` ({key}) relies on what is gone or damaged")]
     Result {
         /// Key, in hex.
@@ -98,6 +98,16 @@ pub enum Finding {
         name: String,
         /// Layer or blob.
         lost: String,
+    },
+    /// An image stays that has a layer which a step made from a damaged one, or before that was damaged: nothing tells.
+    #[error(
+        "image {name} has layer {layer}, which was or may have been made from what is damaged; build it again"
+    )]
+    ImageMade {
+        /// Its name.
+        name: String,
+        /// Its layer.
+        layer: LayerId,
     },
     /// A layer directory that no row knows: harmless, collection removes it.
     #[error("layer directory {0} belongs to nothing")]
@@ -121,6 +131,8 @@ impl Finding {
 #[derive(Debug, Default)]
 struct Bad {
     layers: BTreeSet<LayerId>,
+    /// Sound layers of steps that read those, or others of these.
+    made_from_bad: BTreeSet<LayerId>,
     blobs: BTreeSet<Digest>,
     nodes: BTreeSet<NodeDigest>,
     results: BTreeSet<Vec<u8>>,
@@ -503,7 +515,11 @@ impl Store {
             }
             for id in &bad.layers {
                 transaction.execute("DELETE FROM layers WHERE id = ?1", [id.to_sql()])?;
-                transaction.execute("DELETE FROM transitions WHERE layer = ?1", [id.to_sql()])?;
+            }
+            for id in bad.layers.union(&bad.made_from_bad) {
+                for table in ["transitions", "recent"] {
+                    transaction.execute(&format!("DELETE FROM {table} WHERE layer = ?1"), [id.to_sql()])?;
+                }
             }
             for fact in &bad.facts {
                 match fact {
@@ -609,6 +625,40 @@ fn check_dependants(
         if !bad.results.contains(&result.key) && !result.layers.iter().all(|id| is_sound(bad, id)) {
             findings.push(result_finding(&result));
             bad.results.insert(result.key);
+        }
+    }
+    check_made_from_bad(snapshot, findings, bad)
+}
+
+/// Results of steps that read a damaged layer, and of those that read what these made. Their own layers are what they
+/// should be: only what the steps saw was not. When a layer was damaged is not known, so all that read it go.
+fn check_made_from_bad(
+    snapshot: &Snapshot,
+    findings: &mut Vec<Finding>,
+    bad: &mut Bad,
+) -> Result<(), StoreError> {
+    let mut known = None;
+    // Each pass finds what was made from the finds of the last.
+    while !bad.layers.is_empty() && known != Some(bad.made_from_bad.len()) {
+        known = Some(bad.made_from_bad.len());
+        for result in snapshot.results() {
+            let result = result?;
+            let is_bad = |id| bad.layers.contains(id) || bad.made_from_bad.contains(id);
+            if !result.layers.iter().chain(&result.read).any(is_bad) {
+                continue;
+            }
+            bad.made_from_bad.extend(result.own_layer.filter(|id| !bad.layers.contains(id)));
+            if !bad.results.contains(&result.key) {
+                findings.push(result_finding(&result));
+                bad.results.insert(result.key);
+            }
+        }
+    }
+    for image in snapshot.images() {
+        let (name, image) = image?;
+        let made = image.all_layers().find(|id| bad.made_from_bad.contains(id));
+        if let Some(layer) = made.filter(|_| !bad.images.contains(&name)) {
+            findings.push(Finding::ImageMade { name, layer });
         }
     }
     Ok(())

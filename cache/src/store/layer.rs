@@ -338,6 +338,18 @@ impl Store {
         Ok(true)
     }
 
+    /// True when one of them is recorded and has lost its bytes to somebody else than collection, which takes the row first.
+    pub(super) fn has_lost(&self, connection: &Connection, ids: &[LayerId]) -> Result<bool, DbError> {
+        let mut statement =
+            connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM layers WHERE id = ?1)")?;
+        for id in ids.iter().filter(|id| !self.is_there(**id)) {
+            if statement.query_row([id.to_sql()], |row| row.get(0))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn is_there(&self, id: LayerId) -> bool {
         let layout = &self.inner.layout;
         layout.exists(&layout::layer_diff(id)) || layout.exists(&layout::layer_packs(id))

@@ -150,6 +150,7 @@ pub struct StoreOptions {
 ///         tree_digest: TreeDigest([0; 32]),
 ///         own_layer: Some(layer),
 ///         stack: None,
+///         read: Vec::new(),
 ///         created_unix_ns: 0,
 ///         exec_ns: 0,
 ///         description: "RUN make".into(),

@@ -15,9 +15,7 @@ use crate::layer::{LayerDiff, TimesDigest};
 use crate::tree::{Tree, TreeDigest};
 
 /// First byte of an encoded record.
-const VERSION: u8 = 1;
-/// Overlay takes 500 lower directories; images are far below.
-const STACK_MAX: usize = 4096;
+const VERSION: u8 = 2;
 
 /// What a key is derived from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +98,9 @@ pub struct ResultRecord {
     /// All layers of the output, base first. Only in records of definition keys: equal trees may be stacked
     /// differently, so a content record must not bring a stack along.
     pub stack: Option<Vec<LayerId>>,
+    /// Layers that the step read or may have read besides those of `stack`: of what it stands on, copies from and mounts.
+    /// The result needs none of them; they tell what goes when one of them turns out to be damaged.
+    pub read: Vec<LayerId>,
     /// When the step ran, nanoseconds since the epoch: the `created` of its history entry.
     pub created_unix_ns: i64,
     /// How long the step ran.
@@ -144,7 +145,7 @@ impl Transition {
 
 impl Store {
     /// Looks a result up. `None` also when a layer it relies on is gone or the record is damaged: the step then runs
-    /// again. Nodes of the tree are not looked at.
+    /// again, as it does when a layer that it read was lost: who knows what that was like before. Nodes of the tree are not looked at.
     pub fn result(&self, key: &Key) -> Result<Option<ResultRecord>, StoreError> {
         let boot = self.boot()?;
         let key = key.to_bytes();
@@ -160,8 +161,11 @@ impl Store {
             }
             let Some(record) = decode(&bytes) else { return Ok(None) };
             let stack = record.stack.as_deref().unwrap_or_default();
+            // What is found by its definition stands: it may have been found so before the layer was lost.
+            let is_of_def = record.stack.is_some();
             let is_usable = self.are_usable(connection, record.own_layer.as_slice(), boot)?
-                && self.are_usable(connection, stack, boot)?;
+                && self.are_usable(connection, stack, boot)?
+                && (is_of_def || !self.has_lost(connection, &record.read)?);
             if is_usable {
                 self.inner.uses.note(key, used);
             }
@@ -293,6 +297,7 @@ fn encode(record: &ResultRecord) -> Vec<u8> {
     };
     layers(&mut bytes, Some(record.own_layer.as_slice()));
     layers(&mut bytes, record.stack.as_deref());
+    layers(&mut bytes, Some(&record.read));
     bytes.extend_from_slice(&record.created_unix_ns.to_le_bytes());
     bytes.extend_from_slice(&record.exec_ns.to_le_bytes());
     put_length(&mut bytes, record.description.len());
@@ -320,6 +325,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<ResultRecord> {
         _ => return None,
     };
     let stack = take_layers(&mut rest)?;
+    let read = take_layers(&mut rest)??;
     let created_unix_ns = i64::from_le_bytes(take(&mut rest, 8)?.try_into().ok()?);
     let exec_ns = take_u64(&mut rest)?;
     let description = String::from_utf8(take_bytes(&mut rest)?.to_vec()).ok()?;
@@ -329,6 +335,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<ResultRecord> {
         tree_digest,
         own_layer,
         stack,
+        read,
         created_unix_ns,
         exec_ns,
         description,
@@ -355,7 +362,7 @@ fn take_layers(rest: &mut &[u8]) -> Option<Option<Vec<LayerId>>> {
     match take(rest, 1)? {
         [0] => Some(None),
         [1] => {
-            let count = usize::try_from(take_u64(rest)?).ok().filter(|count| *count <= STACK_MAX)?;
+            let count = usize::try_from(take_u64(rest)?).ok().filter(|count| *count <= rest.len() / 8)?;
             (0..count).map(|_| take_u64(rest).map(LayerId)).collect::<Option<Vec<_>>>().map(Some)
         }
         _ => None,
@@ -375,6 +382,7 @@ mod tests {
             links in proptest::collection::vec(any::<[u8; 32]>(), 0..3),
             own in proptest::option::of(any::<u64>()),
             stack in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..8)),
+            read in proptest::collection::vec(any::<u64>(), 0..8),
             created in any::<i64>(),
             exec_ns in any::<u64>(),
             description in ".{0,40}",
@@ -385,6 +393,7 @@ mod tests {
                 tree_digest: TreeDigest([7; 32]),
                 own_layer: own.map(LayerId),
                 stack: stack.map(|stack| stack.into_iter().map(LayerId).collect()),
+                read: read.into_iter().map(LayerId).collect(),
                 created_unix_ns: created,
                 exec_ns,
                 description,

@@ -48,6 +48,8 @@ pub(crate) struct ResultRow {
     pub(crate) own_layer: Option<LayerId>,
     /// Own layer and stack.
     pub(crate) layers: Vec<LayerId>,
+    /// Others that the step read.
+    pub(crate) read: Vec<LayerId>,
     pub(crate) exec_ns: u64,
     pub(crate) description: String,
     /// The nodes that its tree names.
@@ -441,6 +443,7 @@ fn result_row(key: Vec<u8>, used: i64, record: ResultRecord) -> ResultRow {
         used,
         own_layer: record.own_layer,
         layers,
+        read: record.read,
         exec_ns: record.exec_ns,
         description: record.description,
         roots: record.tree.nodes().collect(),

@@ -67,6 +67,7 @@ fn record(layer: Option<LayerId>, stack: Option<Vec<LayerId>>) -> ResultRecord {
         tree_digest: TreeDigest([1; 32]),
         own_layer: layer,
         stack,
+        read: Vec::new(),
         created_unix_ns: 5,
         exec_ns: 6,
         description: "RUN true".to_owned(),

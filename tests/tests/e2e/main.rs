@@ -12,6 +12,7 @@ mod cases;
 mod context_command;
 mod contexts;
 mod copy;
+mod damage;
 mod debugging;
 mod devices;
 mod differential;

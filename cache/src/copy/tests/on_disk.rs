@@ -355,8 +355,8 @@ fn the_topmost_layer_with_an_entry_shows() {
         (text("d/base"), text("d/same"), text("d/top")),
         ("base".into(), "middle".into(), "top".into())
     );
-    assert!(matches!(stack.open(&path("d/none")), Err(SourceError::Missing { .. })));
-    assert!(matches!(stack.open(&path("elsewhere/passwd")), Err(SourceError::Missing { .. })));
+    assert!(matches!(stack.open(&path("d/none")), Err(SourceError::Damaged { .. })));
+    assert!(matches!(stack.open(&path("elsewhere/passwd")), Err(SourceError::Damaged { .. })));
     let when = |at: &Path| fs::symlink_metadata(at).unwrap();
     for (at, layer) in [("d", 2), ("d/same", 1), ("elsewhere", 2), ("", 2)] {
         let stat = when(&layers[layer].path().join(at));

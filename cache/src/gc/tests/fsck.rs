@@ -144,6 +144,48 @@ fn repair_drops_what_relies_on_a_lost_layer_and_nothing_else() {
     assert_eq!(fsck(&small.root, false), []);
 }
 
+/// `found` reads the damaged layer, `copied` what that made, `linked` stands on neither.
+#[test]
+fn repair_drops_what_may_have_been_made_from_a_damaged_layer_by_both_keys() {
+    let small = small();
+    let store = open(&small.root);
+    let lease = store.lease().unwrap();
+    let bad = small.layers[0];
+    let [found, copied, linked, other] =
+        ["a", "b", "c", "d"].map(|content| real_layer(&store, &lease, content));
+    let by_content = |own, read: &[LayerId]| ResultRecord {
+        stack: None,
+        read: read.to_vec(),
+        ..record(&Tree::empty(), &[own], 1)
+    };
+    let content = |n| Key::content([n; 32]);
+    // Nothing but its content key is known of this one.
+    store.put_result(&content(3), &by_content(found, &[bad])).unwrap();
+    store
+        .put_result(&key(4), &ResultRecord { read: vec![found], ..record(&Tree::empty(), &[copied], 1) })
+        .unwrap();
+    store.put_result(&content(4), &by_content(copied, &[found])).unwrap();
+    store.put_result(&content(5), &by_content(linked, &[other])).unwrap();
+    let config = store.put_blob(&lease, b"third config").unwrap();
+    store.put_image("three", &image(config, &[copied])).unwrap();
+    drop((store, lease));
+    flip(&small.root.join(format!("layers/{bad}/diff/sub/file")), 0, 0);
+
+    let findings = fsck(&small.root, true);
+    assert!(
+        findings.contains(&Finding::ImageMade { name: "three".to_owned(), layer: copied }),
+        "{findings:?}"
+    );
+    let store = open(&small.root);
+    for gone in [content(3), key(4), content(4)] {
+        assert_eq!(store.result(&gone).unwrap(), None, "{gone}");
+    }
+    assert!(store.result(&content(5)).unwrap().is_some());
+    assert!(store.image("three").unwrap().is_some(), "told, and there");
+    drop(store);
+    assert_eq!(fsck(&small.root, false), []);
+}
+
 #[test]
 fn changed_records_and_nodes_are_found_by_name() {
     let links = "substr(bytes, 1, 3) = CAST('RBL' AS BLOB)";

@@ -9,6 +9,20 @@ use super::*;
 use crate::tree::{NodeStore, NodeStoreError};
 
 #[test]
+fn a_layer_that_was_read_and_is_lost_is_a_miss_but_one_that_was_collected_is_not() {
+    let (_dir, store) = fresh();
+    let lease = store.lease().unwrap();
+    let [read, own] = ["read", "own"].map(|content| commit_layer(&store, &lease, content));
+    let key = Key::content([1; 32]);
+    store.put_result(&key, &ResultRecord { read: vec![read], ..record(Some(own), None) }).unwrap();
+    assert!(store.result(&key).unwrap().is_some());
+    std::fs::remove_dir_all(store.root().join(format!("layers/{read}"))).unwrap();
+    assert_eq!(store.result(&key).unwrap(), None);
+    tamper(&store, "index.sqlite", &format!("DELETE FROM layers WHERE id = {}", read.to_sql()));
+    assert!(store.result(&key).unwrap().is_some());
+}
+
+#[test]
 fn a_result_whose_own_layer_vanished_is_a_miss() {
     let (_dir, store) = fresh();
     let lease = store.lease().unwrap();
