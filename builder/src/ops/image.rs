@@ -165,6 +165,7 @@ impl Pending {
         if has_from_below {
             env.store.lies_on(&self.draft, self.placed.below.as_ref())?;
         }
+        env.store.pulled_as(&self.draft, &self.blob.digest)?;
         let size = size_bytes(&self.unpacked.diff)?;
         let id = env.store.commit_layer(self.draft, &self.unpacked.diff, size)?;
         let diff_id = &self.placed.layer.diff_id;

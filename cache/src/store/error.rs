@@ -115,8 +115,8 @@ pub enum StoreError {
         /// The store.
         root: PathBuf,
     },
-    /// The index is gone from a store that has images.
-    #[error("`{}` is gone, and the store has images; `rbuild cache fsck --rebuild` makes it anew", path.display())]
+    /// The index is gone or empty in a store that has images.
+    #[error("`{}` is gone or empty, and the store has images; `rbuild cache fsck --rebuild` makes it anew", path.display())]
     IndexLost {
         /// Where it should be.
         path: PathBuf,

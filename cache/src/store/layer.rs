@@ -2,7 +2,7 @@
 //!
 //! `layers/<id>/diff` is what overlay mounts (made late for some, see [`super::packed`]), `layers/<id>/entries` the encoded
 //! [`LayerDiff`] that says what is in it, `layers/<id>/below`, which few have, what it lies on (see
-//! [`Store::lies_on`]). A layer is made in a lease's work directory and becomes visible by one rename; its row follows.
+//! [`Store::lies_on`]), `layers/<id>/pulled` which blob it came as (see [`Store::pulled_as`]). A layer is made in a lease's work directory and becomes visible by one rename; its row follows.
 
 use std::fmt;
 use std::fs::File;
@@ -18,8 +18,9 @@ use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::db::mark::BootId;
-use super::db::{DbError, now_unix_ns};
+use super::db::{DbError, now_unix_ns, seal};
 use super::error::{IoContext, StoreError};
+use super::layout::Layout;
 use super::lease::Lease;
 use super::{Store, layout};
 use crate::layer::{
@@ -184,6 +185,13 @@ impl Store {
     /// directories out that are there: what it becomes is found by [`Store::layer_by_diff_id`] for these only.
     pub fn lies_on(&self, draft: &LayerDraft, below: Option<&ChainId>) -> Result<(), StoreError> {
         self.inner.layout.write_new(&format!("{}/below", draft.dir), below_bytes(below))
+    }
+
+    /// Notes which blob a draft was unpacked from, for [`Store::rebuild`]: the index says it too
+    /// ([`PULLED`](super::PULLED)).
+    pub fn pulled_as(&self, draft: &LayerDraft, blob: &Digest) -> Result<(), StoreError> {
+        let bytes = [blob.as_bytes().as_slice(), &seal("pulled", b"", blob.as_bytes())].concat();
+        self.inner.layout.write_new(&format!("{}/pulled", draft.dir), &bytes)
     }
 
     /// Publishes a finished draft, which nothing may write to any more. `diff` is what is in it, `size_bytes` the bytes of
@@ -354,6 +362,13 @@ impl Store {
         let layout = &self.inner.layout;
         layout.exists(&layout::layer_diff(id)) || layout.exists(&layout::layer_packs(id))
     }
+}
+
+/// The blob that a layer says it was unpacked from; `None` too when what it says is damaged.
+pub(super) fn pulled_as(layout: &Layout, id: LayerId) -> Option<Digest> {
+    let bytes = layout.read(&layout::layer_pulled(id), 1 << 10).ok()??;
+    let (digest, sealed) = bytes.split_first_chunk::<32>()?;
+    (*sealed == seal("pulled", b"", digest)).then(|| Digest::from_bytes(*digest))
 }
 
 fn below_bytes(below: Option<&ChainId>) -> &[u8] {

@@ -199,6 +199,11 @@ pub(super) fn layer_below(id: LayerId) -> String {
     format!("layers/{id}/below")
 }
 
+/// `layers/<id>/pulled`.
+pub(super) fn layer_pulled(id: LayerId) -> String {
+    format!("layers/{id}/pulled")
+}
+
 /// `layers/<id>/marks`.
 pub(super) fn layer_marks(id: LayerId) -> String {
     format!("layers/{id}/marks")

@@ -8,6 +8,7 @@
 //!   trees.sqlite              directory nodes by digest
 //!   blobs/sha256/ab/<hex>     immutable OCI blobs
 //!   layers/<id>/{entries,diff,packs,marks}  the list of what is in a layer, and that: a directory, packs or both (`packed`)
+//!   layers/<id>/{below,pulled}  what it lies on and the blob it came as, where there is such (see `layer`)
 //!   work/<lease>/…            everything unfinished
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use rbuild_tests::fault::SmallDisk;
-use rbuild_tests::{TestEnv, need};
+use rbuild_tests::{TestEnv, bases, need};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world;
@@ -151,5 +151,85 @@ fn files_from_the_future_are_known_again_and_looked_at_when_they_change() -> Res
     env.build(&context, &[])?.ok().assert_all_cached();
     dated("two\n")?;
     env.build(&context, &[])?.ok().says(&["not cached: 1 file changed: f (content)"]);
+    Ok(())
+}
+
+/// An image on a base, in a store that lost its index since.
+fn without_an_index(env: &TestEnv) -> Result<Vec<u8>> {
+    let base = format!("base=oci-layout://{}:latest", bases::dir()?.join("busybox").display());
+    let context = env.context("lost", "FROM base\nRUN echo x > /f\n", &[])?;
+    env.build(&context, &["--build-context", &base, "-t", "me/lost"])?.ok();
+    let saved = save(env, "before.tar")?;
+    lose_index(env)?;
+    Ok(saved)
+}
+
+fn lose_index(env: &TestEnv) -> Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        fs::remove_file(env.store().join(format!("index.sqlite{suffix}")))?;
+    }
+    Ok(())
+}
+
+fn save(env: &TestEnv, name: &str) -> Result<Vec<u8>> {
+    let archive = env.work().join(name);
+    env.run(["save", "-o", archive.to_str().context("UTF-8")?, "me/lost"])?.ok();
+    Ok(fs::read(archive)?)
+}
+
+#[test]
+fn an_image_can_be_saved_and_built_on_after_its_index_was_made_anew() -> Result<()> {
+    need!(Root, Bases);
+    let env = TestEnv::new()?;
+    let saved = without_an_index(&env)?;
+    let before = env.run(["cache", "fsck"])?.exits(1);
+    before.says(&["the store has images; `rbuild cache fsck --rebuild` makes it anew"]);
+    env.run(["cache", "fsck", "--rebuild"])?.ok();
+    assert!(save(&env, "after.tar")? == saved, "another archive");
+    let on_it = env.context("on-it", "FROM me/lost\nRUN cat /f\n", &[])?;
+    env.build(&on_it, &["-t", "me/on-it"])?.ok();
+    let layers = |name: &str| -> Result<Vec<String>> {
+        let shown = env.run(["image", "inspect", "--format", "{{json .RootFS.Layers}}", name])?.ok();
+        Ok(serde_json::from_str(&shown.stdout)?)
+    };
+    let (lower, upper) = (layers("me/lost")?, layers("me/on-it")?);
+    assert_eq!(upper[..lower.len()], lower);
+    env.run(["cache", "fsck"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}
+
+/// Wherever it is killed, the next one finds all images; until then the store is refused or is what it was.
+#[test]
+fn a_rebuild_that_is_killed_loses_no_image() -> Result<()> {
+    need!(Root, Bases, Strace);
+    let env = TestEnv::new()?;
+    let saved = without_an_index(&env)?;
+    for call in ["pwrite64", "renameat2", "unlinkat", "syncfs"] {
+        for when in 1.. {
+            let log = env.work().join("strace");
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-o", log.to_str().context("UTF-8")?]);
+            command.args(["-e", &format!("trace={call}")]);
+            command.args(["-e", &format!("inject={call}:signal=KILL:when={when}")]);
+            let rebuild = env.command(["cache", "fsck", "--rebuild"]);
+            command.arg(rebuild.get_program()).args(rebuild.get_args()).env_clear();
+            for (name, value) in rebuild.get_envs() {
+                command.env(name, value.unwrap_or_default());
+            }
+            if env.start(command)?.finish()?.code == Some(0) {
+                break;
+            }
+            let listed = env.run(["images"])?;
+            let is_refused = listed.code == Some(1) && listed.stderr.contains("cache fsck --rebuild");
+            assert!(is_refused || listed.stdout.contains("me/lost"), "{call} {when}: {listed}");
+        }
+        assert!(save(&env, "after.tar")? == saved, "another archive");
+        env.run(["cache", "fsck"])?.ok();
+        lose_index(&env)?;
+    }
+    env.run(["cache", "fsck", "--rebuild"])?.ok();
+    assert_eq!(fs::read_dir(env.store().join("work"))?.count(), 0);
+    env.assert_nothing_left();
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::layer::{OverlayForm, scan_upper};
 use crate::layer::{ParentEntry, ParentView, ParentViewError};
 use crate::path::RelPath;
-use crate::store::{Finding, Rebuilt, StoreError, seal};
+use crate::store::{Finding, PULLED, Rebuilt, StoreError, seal};
 
 /// Nothing below.
 struct Nothing;
@@ -305,6 +305,125 @@ fn a_lost_or_damaged_index_is_made_anew_with_all_names() {
     check_rebuild(|root| {
         std::fs::write(root.join("index.sqlite"), b"no database at all, just bytes").unwrap()
     });
+}
+
+/// A file system that lost its bytes leaves a file of none.
+#[test]
+fn an_index_of_no_bytes_is_a_lost_one() {
+    check_rebuild(|root| {
+        std::fs::write(root.join("index.sqlite"), b"").unwrap();
+        std::fs::remove_file(root.join("index.sqlite-wal")).unwrap();
+    });
+    check_rebuild(|root| std::fs::write(root.join("index.sqlite"), b"").unwrap());
+}
+
+/// A store with one image of one layer, which was pulled as a blob: `(store, layer, diff id, blob)`.
+fn pulled() -> (tempfile::TempDir, LayerId, DiffId, Digest) {
+    let (dir, root) = fresh();
+    let store = open(&root);
+    let lease = store.lease().unwrap();
+    let tar = b"somebody else's tar, which nobody makes again of the files";
+    let diff_id = DiffId(Digest::of(tar));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, tar).unwrap();
+    let bytes = gzip.finish().unwrap();
+    let blob = store.put_blob(&lease, &bytes).unwrap();
+    let draft = store.draft(&lease).unwrap();
+    std::fs::write(draft.diff_path().join("top"), "file").unwrap();
+    let diff = {
+        use std::os::fd::AsFd as _;
+        scan_upper(draft.diff_fd().as_fd(), OverlayForm::User, &Nothing, &store.scratch()).unwrap()
+    };
+    store.pulled_as(&draft, &blob).unwrap();
+    let layer = store.commit_layer(draft, &diff, 4).unwrap();
+    store.set_diff_id(layer, &diff_id, tar.len() as u64).unwrap();
+    store.put_encoding(&diff_id, PULLED, &blob, bytes.len() as u64).unwrap();
+    let config = store.put_blob(&lease, b"config").unwrap();
+    store.put_image("app", &ImageRecord { diff_ids: vec![diff_id], ..image(config, &[layer]) }).unwrap();
+    (dir, layer, diff_id, blob)
+}
+
+fn lose_index(root: &Path) {
+    for file in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        std::fs::remove_file(root.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_rebuilt_index_knows_which_blob_a_layer_was_pulled_as() {
+    for is_noted in [true, false] {
+        let (dir, layer, diff_id, blob) = pulled();
+        let root = dir.path().join("store");
+        let note = root.join(format!("layers/{layer}/pulled"));
+        if !is_noted {
+            // Of an earlier version.
+            std::fs::remove_file(&note).unwrap();
+        }
+        let before =
+            (open(&root).layer(layer).unwrap().unwrap().tar, open(&root).encoding(&diff_id, PULLED).unwrap());
+        lose_index(&root);
+        assert_eq!(rebuild(&root).images, ["app"]);
+        let store = open(&root);
+        assert_eq!(store.layer(layer).unwrap().unwrap().tar, before.0, "{is_noted}");
+        assert_eq!(store.encoding(&diff_id, PULLED).unwrap(), before.1, "{is_noted}");
+        assert_eq!(before.1.unwrap().0, blob);
+        drop(store);
+        assert_eq!(fsck(&root, false), []);
+    }
+}
+
+#[test]
+fn a_blob_with_another_tar_is_not_taken_for_the_layers() {
+    let (dir, layer, diff_id, _) = pulled();
+    let root = dir.path().join("store");
+    let other = {
+        let store = open(&root);
+        let lease = store.lease().unwrap();
+        let other = store.put_blob(&lease, b"another tar").unwrap();
+        let draft = store.draft(&lease).unwrap();
+        store.pulled_as(&draft, &other).unwrap();
+        let note = root.join(format!("layers/{layer}/pulled"));
+        std::fs::copy(draft.diff_path().with_file_name("pulled"), note).unwrap();
+        other
+    };
+    lose_index(&root);
+    rebuild(&root);
+    let store = open(&root);
+    assert_eq!(store.encoding(&diff_id, PULLED).unwrap(), None);
+    assert_eq!(store.encoding(&DiffId(other), PULLED).unwrap(), None);
+}
+
+#[test]
+fn an_image_whose_pulled_blob_is_gone_is_lost_for_a_rebuild_as_for_fsck() {
+    let (dir, layer, _, blob) = pulled();
+    let root = dir.path().join("store");
+    lose_index(&root);
+    std::fs::remove_file(root.join(format!("blobs/sha256/{}/{}", &blob.hex()[..2], blob.hex()))).unwrap();
+    let rebuilt = rebuild(&root);
+    assert_eq!((rebuilt.layers, rebuilt.lost_images), (0, vec!["app".to_owned()]));
+    assert!(root.join(format!("quarantine/layer-{layer}")).exists());
+}
+
+#[test]
+fn a_rebuild_that_fails_leaves_the_index_and_nothing_else() {
+    let small = small();
+    let root = &small.root;
+    let before = open(root).images().unwrap();
+    // Of one that was killed.
+    std::fs::write(root.join("work/index.sqlite"), "half of an index").unwrap();
+    std::fs::write(root.join("quarantine"), "in the way").unwrap();
+    let failed = until_free(|| match Store::rebuild(root, options(), OverlayForm::User) {
+        Err(StoreError::InUse { .. }) => None,
+        other => Some(other),
+    });
+    assert!(failed.is_err());
+    assert_eq!(open(root).images().unwrap(), before);
+    assert!(open(root).result(&key(1)).unwrap().is_some());
+    assert!(!root.join("work/index.sqlite").exists());
+    std::fs::remove_file(root.join("quarantine")).unwrap();
+    assert_eq!(rebuild(root).images, ["one", "two"]);
+    assert_eq!(open(root).images().unwrap(), before);
+    assert_eq!(fsck(root, false), []);
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub(super) mod mark;
 mod schema;
 mod writer;
 
-pub(super) use schema::{INDEX, TREES};
+pub(super) use schema::{INDEX, NEW_INDEX, TREES};
 pub(super) use writer::{Db, DbError};
 
 use super::error::StoreError;

@@ -41,6 +41,9 @@ pub(in crate::store) const INDEX: Schema = Schema {
     steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4, INDEX_5, INDEX_6],
 };
 
+/// An index that is being made anew: it becomes [`INDEX`] when it is complete.
+pub(in crate::store) const NEW_INDEX: Schema = Schema { file: "work/index.sqlite", ..INDEX };
+
 /// No table changes: records of images may leave layers out that are not here, which earlier versions would not see.
 const INDEX_6: &str = "";
 

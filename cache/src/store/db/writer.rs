@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::AtFlags;
 
 use super::schema::Schema;
-use crate::store::error::{StoreError, directory_at};
+use crate::store::error::{IoContext, StoreError, directory_at};
 use crate::store::layout::{Layout, list};
 use crate::store::lock;
 
@@ -161,6 +162,26 @@ impl Db {
         }
     }
 
+    /// Brings all that was written into the one file and closes it, so that it can be moved. Nobody else may have it open.
+    pub(in crate::store) fn close_as_one_file(&self) -> Result<(), StoreError> {
+        lock(&self.readers).clear();
+        let Some(Writer { connection, .. }) = lock(&self.writer).take() else { return Ok(()) };
+        let emptied =
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        match emptied {
+            Ok(false) => {}
+            Ok(true) => return Err(StoreError::InUse { root: self.layout.root().to_owned() }),
+            Err(error) => return Err(self.explain("checkpoint", error.into())),
+        }
+        drop(connection);
+        for suffix in ["-wal", "-shm"] {
+            let name = format!("{}{suffix}", self.schema.file);
+            rustix::fs::unlinkat(self.layout.fd(), &name, AtFlags::empty())
+                .doing("remove", &self.layout.path(&name))?;
+        }
+        Ok(())
+    }
+
     /// Size of the database and its WAL in bytes.
     pub(in crate::store) fn size_bytes(&self) -> u64 {
         file_size(&self.path()) + file_size(&self.wal_path())
@@ -204,8 +225,24 @@ impl Db {
     }
 
     fn connect(&self) -> Result<Connection, StoreError> {
+        match self.open()? {
+            Some((connection, version)) if version == self.schema.version() => return Ok(connection),
+            Some((_, version)) if version > self.schema.version() => return Err(self.newer(version)),
+            // Not there, or not yet brought up to date.
+            _ => {}
+        }
         let path = self.path();
-        let open = || -> Result<(Connection, i64), DbError> {
+        self.create(&path)?;
+        let cannot_open = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let error = rusqlite::Error::SqliteFailure(cannot_open, None);
+        let opened = self.open()?.ok_or_else(|| self.explain("open the database", error.into()))?;
+        Ok(opened.0)
+    }
+
+    /// A connection and the version of the tables, 0 when there are none; `None` when the file cannot be opened.
+    fn open(&self) -> Result<Option<(Connection, i64)>, StoreError> {
+        let path = self.path();
+        let open = || -> Result<(Connection, i64), rusqlite::Error> {
             // Not SQLite's NOFOLLOW: it refuses links anywhere in the path, such as a linked home directory.
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(&path, flags)?;
@@ -220,23 +257,22 @@ impl Db {
             Ok((connection, version))
         };
         match open() {
-            Ok((connection, version)) if version == self.schema.version() => return Ok(connection),
-            Ok((_, version)) if version > self.schema.version() => return Err(self.newer(version)),
-            // Not there, or not yet brought up to date.
-            Ok(_) => {}
-            Err(DbError::Sql(error)) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => {}
-            Err(error) => return Err(self.explain("open the database", error)),
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => Ok(None),
+            Err(error) => Err(self.explain("open the database", error.into())),
         }
-        self.create(&path)?;
-        let (connection, _) = open().map_err(|error| self.explain("open the database", error))?;
-        Ok(connection)
     }
 
     /// Creates the file or brings its tables up to date, one process at a time.
     fn create(&self, path: &Path) -> Result<(), StoreError> {
         let _creation = lock::creation(&self.layout)?;
+        // Now: another process may have made them since this one looked.
+        let has_tables = match self.open()? {
+            Some((_, version)) => version > 0,
+            None => self.layout.exists(self.schema.file),
+        };
         // An empty index where there were names would let the next collection remove what they stand for.
-        if !self.layout.exists(self.schema.file)
+        if !has_tables
             && !self.is_anew
             && self.schema.holds_names
             && self.layout.exists("images")
