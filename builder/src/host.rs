@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rbuild_cache::layer::OverlayForm;
-use rbuild_cache::store::{Store, StoreOptions};
+use rbuild_cache::store::{Store, StoreError, StoreOptions};
 use rbuild_sandbox::Privilege;
 use rbuild_sandbox::ladder::{self, Isolation, PassedOver, Rung};
 
@@ -37,9 +37,13 @@ impl Host {
     /// is found by trying.
     pub fn open(settings: Settings, root: Option<&Path>) -> Result<Self, BuildError> {
         let root = place(&settings, root);
+        // Before a namespace is entered: in one, other users have no numbers.
+        let owner = std::fs::metadata(&root).ok().map(|found| found.uid());
+        let us = rustix::process::geteuid().as_raw();
+        let recorded = || (owner == Some(us)).then(|| recorded_rung(&root)).flatten();
         let mut passed_over = Vec::new();
         let isolation = match settings.isolation {
-            Isolation::Auto => Isolation::Named(recorded_rung(&root).unwrap_or_else(|| {
+            Isolation::Auto => Isolation::Named(recorded().unwrap_or_else(|| {
                 let choice = ladder::choose(&root);
                 passed_over = choice.passed_over;
                 choice.rung
@@ -49,7 +53,13 @@ impl Host {
         let privilege = ladder::enter(isolation)?;
         let overlay = form(&privilege);
         // Layer directories hold ids as this map translates them: another map must not read them.
-        let store = Store::open(&root, StoreOptions { id_map: privilege.describe(), durable: true })?;
+        let store = Store::open(&root, StoreOptions { id_map: privilege.describe(), durable: true });
+        let store = store.map_err(|error| match (error, owner) {
+            (StoreError::ForeignOwner { root, .. }, Some(owner)) if owner != us => {
+                StoreError::ForeignOwner { root, owner, us }
+            }
+            (error, _) => error,
+        })?;
         if store.has_forgotten_results() {
             let nodes = root.join("trees.sqlite");
             let text =
@@ -98,10 +108,7 @@ pub fn place(settings: &Settings, root: Option<&Path>) -> PathBuf {
     beside.into()
 }
 
-/// The rung that the store at `root` was made on, if it is this user's.
+/// The rung that the store at `root`, which is this user's, was made on.
 fn recorded_rung(root: &Path) -> Option<Rung> {
-    let owner = std::fs::metadata(root).ok()?.uid();
-    let map =
-        (owner == rustix::process::geteuid().as_raw()).then(|| Store::recorded_id_map(root)).flatten()?;
-    Rung::of_description(&map)
+    Rung::of_description(&Store::recorded_id_map(root)?)
 }

@@ -79,7 +79,7 @@ impl Collector {
         waiting: Option<&mut dyn FnMut(LockHolder)>,
     ) -> Result<Option<Self>, StoreError> {
         let Some((store, lock)) = Store::open_collector(root, options, waiting)? else { return Ok(None) };
-        let lease = store.lease()?;
+        let lease = store.with_reserve(|| store.lease())?;
         Ok(Some(Self { store, lease, _lock: lock }))
     }
 
@@ -112,6 +112,7 @@ impl Collector {
     ) -> Result<Collected, StoreError> {
         let store = &self.store;
         let now = now_unix_ns();
+        store.open_reserve()?;
         store.tidy(&self.lease)?;
         let snapshot = store.snapshot()?;
         let marks = mark(store, &snapshot)?;
@@ -193,6 +194,7 @@ impl Collector {
         store.empty_trash(&self.lease)?;
         collected.deferred_bytes = store.condemned_bytes()?;
         store.checkpoint()?;
+        store.fill_reserve();
         Ok(collected)
     }
 

@@ -142,8 +142,10 @@ impl Store {
 
     /// Forgets a name, durably; true when it was there. Layers and blobs stay.
     pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
-        let removed = self.inner.index.write_durably("remove an image", |transaction| {
-            Ok(transaction.execute("DELETE FROM images WHERE name = ?1", [name])?)
+        let removed = self.with_reserve(|| {
+            self.inner.index.write_durably("remove an image", |transaction| {
+                Ok(transaction.execute("DELETE FROM images WHERE name = ?1", [name])?)
+            })
         })?;
         // Left behind by a crash, it brings the name back only if the index is lost before the name is used again.
         let _ = rustix::fs::unlinkat(self.inner.layout.fd(), sidecar_name(name), AtFlags::empty());

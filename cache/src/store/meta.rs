@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::db::TREES;
 use super::error::{IoContext, StoreError};
 use super::layout::{DIRS, Layout};
-use super::lock;
+use super::{lock, reserve};
 
 /// Version of the directory layout. A change that an older rbuild must not touch raises it.
 const FORMAT: u32 = 1;
@@ -170,6 +170,7 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
     if !layout.exists(TREES.file) {
         layout.write_new(TREES.file, &[])?;
     }
+    reserve::make(layout);
     // The creation lock makes the name ours; a leftover of a killed creator is replaced.
     let temp = "work/store.json.new";
     let _ = rustix::fs::unlinkat(layout.fd(), temp, rustix::fs::AtFlags::empty());

@@ -15,6 +15,7 @@
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
 //!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
 //!   rebuilt                   empty: its time says when the index was last made anew (see `rebuild`)
+//!   reserve                   nothing but room for removing things on a full disk (see `reserve`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
 //!   quarantine/               what `fsck --repair` set aside; never read
 //!   mounts/<id>/…             directories of `RUN --mount=type=cache` (see `mount`)
@@ -69,6 +70,7 @@ mod packed;
 mod places;
 mod readers;
 mod rebuild;
+mod reserve;
 mod resolution;
 mod result;
 pub(crate) mod snapshot;

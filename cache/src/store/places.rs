@@ -7,6 +7,16 @@ use rustix::fs::{AtFlags, FileType};
 use super::error::StoreError;
 use super::{Finding, Store, layout};
 
+/// Files that may be there.
+const FILES: [&str; 7] = [
+    "uses",
+    "rebuilt",
+    "reserve",
+    "index.sqlite-wal",
+    "index.sqlite-shm",
+    "trees.sqlite-wal",
+    "trees.sqlite-shm",
+];
 /// Directories of which everything is a file.
 const DIRS_OF_FILES: [&str; 5] = ["locks", "leases", "readers", "images", "contexts"];
 
@@ -14,23 +24,19 @@ impl Store {
     /// Finds them; with `repair`, they move to `quarantine/`.
     pub(super) fn check_places(&self, repair: bool) -> Result<Vec<Finding>, StoreError> {
         let layout = &self.inner.layout;
-        let mut findings = Vec::new();
+        let mut places: Vec<String> = FILES.map(str::to_owned).into();
         for dir in DIRS_OF_FILES {
-            for name in layout::list(layout, dir)? {
-                let place = format!("{dir}/{name}");
-                let Ok(stat) = rustix::fs::statat(layout.fd(), &place, AtFlags::SYMLINK_NOFOLLOW) else {
-                    continue;
-                };
-                if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-                    continue;
-                }
-                if repair {
-                    layout.make_dir("quarantine")?;
-                    let _ = layout.publish(&place, &format!("quarantine/{dir}-{name}"));
-                }
-                findings.push(Finding::NoFile(place));
-            }
+            places.extend(layout::list(layout, dir)?.into_iter().map(|name| format!("{dir}/{name}")));
         }
-        Ok(findings)
+        let is_none = |place: &String| {
+            rustix::fs::statat(layout.fd(), place, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile)
+        };
+        places.retain(is_none);
+        for place in places.iter().filter(|_| repair) {
+            layout.make_dir("quarantine")?;
+            let _ = layout.publish(place, &format!("quarantine/{}", place.replace('/', "-")));
+        }
+        Ok(places.into_iter().map(Finding::NoFile).collect())
     }
 }

@@ -1,6 +1,7 @@
 //! What people and machines get wrong: the message names the thing and the fix, nothing is left, the next build works.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -216,6 +217,35 @@ fn disk_full() -> Result<()> {
         fs::write(copy.join(format!("file-{file}")), format!("{file}{filler}"))?;
     }
     check_bad_exits(102, &env, &copy, &[], &["No space left on device", "hint: free space"])?;
+    check_next_build_works(&env)
+}
+
+/// What makes room has some, however full the disk is.
+#[test]
+fn a_full_disk_can_be_given_room_by_removing_images() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let store = env.work().join("small-disk");
+    let env = env.with_store(&store);
+    let _disk = SmallDisk::mount(&store, "size=32m,mode=700")?;
+    let context =
+        env.context("large", "FROM busybox\nRUN dd if=/dev/urandom of=/big bs=1M count=8\n", &[])?;
+    for prune in [["image", "prune", "-af"].as_slice(), &["prune", "-af"]] {
+        env.build(&context, &["-t", "me/large"])?.ok();
+        let mut ballast = fs::File::create(store.join("ballast"))?;
+        for size in [64 << 10, 4096, 1] {
+            while ballast.write_all(&vec![1; size]).is_ok() {}
+        }
+        if prune.len() == 2 {
+            env.run(["rmi", "me/large"])?.ok();
+        }
+        let pruned = env.run(prune)?.ok();
+        assert!(pruned.stdout.contains("Total reclaimed space: "), "{pruned}");
+        assert!(!pruned.stdout.contains("space: 0B"), "{pruned}");
+        fs::remove_file(store.join("ballast"))?;
+        env.run(["prune", "-f"])?.ok();
+        ensure!(store.join("reserve").is_file(), "the reserve is made again");
+    }
     check_next_build_works(&env)
 }
 
