@@ -309,7 +309,7 @@ mod tests {
             assert_eq!(parse_duration(text), duration, "{text:?}");
         }
         let halves =
-            [("0.5h", 1800_000), (".5s", 500), ("1.5h0.25m", 5415_000), ("2.s", 2000), ("1500us", 1)];
+            [("0.5h", 1_800_000), (".5s", 500), ("1.5h0.25m", 5_415_000), ("2.s", 2000), ("1500us", 1)];
         for (text, ms) in halves {
             assert_eq!(parse_duration(text).map(|found| found.as_millis()), Some(ms), "{text:?}");
         }
