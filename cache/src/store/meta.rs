@@ -59,7 +59,7 @@ pub(super) fn recorded_id_map(root: &Path) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(root, flags, Mode::empty()).ok()?;
     let layout = Layout::new(root.to_owned(), fd);
-    read(&layout).ok().flatten().map(|meta| meta.id_map)
+    read(&layout).ok().flatten().map(|found| found.meta.id_map)
 }
 
 /// Opens the root directory, creating it with its parents, after checking that it is ours alone and local.
@@ -103,7 +103,7 @@ pub(super) fn refusal(root: &Path) -> Option<StoreError> {
     }
     let layout = Layout::new(root.to_owned(), fd);
     match read(&layout) {
-        Ok(meta) => meta.and_then(|meta| check(&layout, &meta, &meta.id_map).err()),
+        Ok(found) => found.and_then(|found| check(&layout, &found.meta, &found.meta.id_map).err()),
         Err(error) => Some(error),
     }
 }
@@ -148,15 +148,17 @@ fn network_filesystem(magic: u64) -> Option<&'static str> {
 /// Reads and checks `store.json`; a store without one is created around it, `store.json` last, so that its
 /// presence means that all directories are there.
 pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), StoreError> {
-    if let Some(meta) = read(layout)? {
-        return check(layout, &meta, id_map);
+    match read(layout)? {
+        Some(found) if !found.is_copy => return check(layout, &found.meta, id_map),
+        _ => {}
     }
     for dir in DIRS {
         layout.make_dir(dir)?;
     }
     let _creation = lock::creation(layout)?;
-    if let Some(meta) = read(layout)? {
-        return check(layout, &meta, id_map);
+    if let Some(found) = read(layout)? {
+        check(layout, &found.meta, id_map)?;
+        return if found.is_copy { write(layout, META, &sealed(&found.meta)) } else { Ok(()) };
     }
     let meta = StoreMeta {
         format: FORMAT,
@@ -171,12 +173,21 @@ pub(super) fn check_or_create(layout: &Layout, id_map: &str) -> Result<(), Store
         layout.write_new(TREES.file, &[])?;
     }
     reserve::make(layout);
-    // The creation lock makes the name ours; a leftover of a killed creator is replaced.
+    write(layout, COPY, &text)?;
+    write(layout, META, &text)
+}
+
+/// The creation lock makes the name ours; a leftover of a killed creator is replaced.
+fn write(layout: &Layout, name: &str, text: &str) -> Result<(), StoreError> {
     let temp = "work/store.json.new";
     let _ = rustix::fs::unlinkat(layout.fd(), temp, rustix::fs::AtFlags::empty());
     layout.write_new(temp, text.as_bytes())?;
-    layout.replace(temp, "store.json")
+    layout.replace(temp, name)
 }
+
+const META: &str = "store.json";
+/// The same, for when that is gone or damaged.
+const COPY: &str = "store.json.bak";
 
 /// Before the last field of `store.json`, which is a digest of all before this. Damage is told by it from a store of a
 /// newer version or another id map; a file without it was made by an earlier version.
@@ -199,9 +210,28 @@ fn is_as_written(json: &[u8]) -> bool {
     json[at + field.len()..].starts_with(seal_of(&json[..at]).as_bytes())
 }
 
-fn read(layout: &Layout) -> Result<Option<StoreMeta>, StoreError> {
-    let Some(bytes) = layout.read("store.json", META_BYTES_MAX)? else { return Ok(None) };
-    let path = layout.path("store.json");
+/// What a store says of itself.
+struct Found {
+    meta: StoreMeta,
+    /// It is from the copy: the file itself is gone or damaged.
+    is_copy: bool,
+}
+
+/// A store that forgot its id map would be taken for another's, with files that have other owners then.
+fn read(layout: &Layout) -> Result<Option<Found>, StoreError> {
+    let found = |meta: Option<StoreMeta>, is_copy| meta.map(|meta| Found { meta, is_copy });
+    match read_file(layout, META) {
+        read @ (Ok(None) | Err(StoreError::Damaged { .. })) => match read_file(layout, COPY) {
+            Ok(Some(meta)) => Ok(found(Some(meta), true)),
+            _ => Ok(found(read?, false)),
+        },
+        read => Ok(found(read?, false)),
+    }
+}
+
+fn read_file(layout: &Layout, name: &str) -> Result<Option<StoreMeta>, StoreError> {
+    let Some(bytes) = layout.read(name, META_BYTES_MAX)? else { return Ok(None) };
+    let path = layout.path(name);
     // Which version made the store has to be said by somebody: nothing else is lost with the file.
     let damaged = |why| StoreError::Damaged { path: path.clone(), why };
     if !is_as_written(&bytes) {

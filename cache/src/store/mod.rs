@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/                     0700, ours, on a local file system
-//!   store.json                format version, feature flags, id map
+//!   store.json{,.bak}         format version, feature flags, id map; twice
 //!   lock                      flock: shared by every open store; exclusive only to migrate or wipe
 //!   index.sqlite              results, layers, blobs, images, resolutions      (see `db`)
 //!   trees.sqlite              directory nodes by digest

@@ -8,7 +8,8 @@ use super::error::StoreError;
 use super::{Finding, Store, layout};
 
 /// Files that may be there.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
+    "store.json.bak",
     "uses",
     "rebuilt",
     "reserve",

@@ -94,6 +94,8 @@ fn another_id_map_is_refused_with_a_way_out() {
 fn check_meta(json: &str, is_expected: impl Fn(&StoreError) -> bool) {
     let (_dir, store) = fresh();
     std::fs::write(store.root().join("store.json"), json).unwrap();
+    // Of an earlier version, which made no copy.
+    std::fs::remove_file(store.root().join("store.json.bak")).unwrap();
     let error = Store::open(store.root(), options()).unwrap_err();
     assert!(is_expected(&error), "{error:?}");
 }
@@ -122,6 +124,7 @@ fn a_flipped_bit_in_the_metadata_is_harmless_or_damage_with_a_way_out() {
     let (_dir, store) = fresh();
     let path = store.root().join("store.json");
     let good = std::fs::read(&path).unwrap();
+    std::fs::remove_file(store.root().join("store.json.bak")).unwrap();
     let mut damaged = 0;
     for at in 0..good.len() * 8 {
         let mut bytes = good.clone();
@@ -137,6 +140,25 @@ fn a_flipped_bit_in_the_metadata_is_harmless_or_damage_with_a_way_out() {
     assert!(damaged > good.len() * 8 / 2, "{damaged}");
     std::fs::write(&path, &good).unwrap();
     drop(open(store.root()));
+}
+
+#[test]
+fn metadata_that_is_gone_or_damaged_is_made_of_its_copy() {
+    let (_dir, store) = fresh();
+    let root = store.root().to_owned();
+    drop(store);
+    let path = root.join("store.json");
+    let good = std::fs::read(&path).unwrap();
+    let damage: [&dyn Fn(); 2] =
+        [&|| std::fs::remove_file(&path).unwrap(), &|| std::fs::write(&path, "{").unwrap()];
+    for damage in damage {
+        damage();
+        let other = StoreOptions { id_map: "0:100000:65536".to_owned(), durable: true };
+        let error = Store::open(&root, other).unwrap_err();
+        assert!(matches!(error, StoreError::IdMap { .. }), "it is still not another's: {error:?}");
+        drop(open(&root));
+        assert_eq!(std::fs::read(&path).unwrap(), good);
+    }
 }
 
 #[test]
