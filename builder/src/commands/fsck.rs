@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use rbuild_cache::store::Finding;
+
 use crate::cli::Env;
 use crate::commands::space::Place;
 use crate::error::BuildError;
@@ -48,28 +50,82 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
         }
         super::print(&text)?;
     }
-    let findings = place.collector()?.fsck(form, repair)?;
-    let mut text: String = findings.iter().map(|finding| format!("{}\n", printable(finding))).collect();
+    let collector = place.collector()?;
+    let (findings, left) = match repair {
+        true => collector.repair(form)?,
+        false => (collector.fsck(form)?, Vec::new()),
+    };
+    super::print(&text_of(&findings, repair, &left))?;
+    let is_damaged = findings.iter().any(Finding::is_damage);
+    Ok(if repair { left.is_empty() && !findings.iter().any(Finding::is_kept) } else { !is_damaged })
+}
+
+/// One line for each finding, and how the store stands; `left` was found again after a repair.
+fn text_of(findings: &[Finding], repair: bool, left: &[Finding]) -> String {
+    let mut text = lines(findings);
     let damaged = findings.iter().filter(|finding| finding.is_damage()).count();
     let left_over = findings.len() - damaged;
     if left_over > 0 {
         let left_over = counted(left_over, "left-over", "left-overs");
         text += &format!("{left_over}; rbuild prune removes such\n");
     }
-    text += &match (damaged, repair) {
-        (0, _) => "The store is sound.\n".to_owned(),
-        (1, true) => "1 problem repaired; what was damaged is in quarantine/ of the store.\n".to_owned(),
-        (count, true) => {
-            format!("{count} problems repaired; what was damaged is in quarantine/ of the store.\n")
-        }
-        (1, false) => "1 problem; rbuild cache fsck --repair sets it aside.\n".to_owned(),
-        (count, false) => format!("{count} problems; rbuild cache fsck --repair sets them aside.\n"),
-    };
-    super::print(&text)?;
-    Ok(damaged == 0 || repair)
+    if damaged == 0 {
+        return text + "The store is sound.\n";
+    }
+    if !repair {
+        let (problems, such) =
+            (counted(damaged, "problem", "problems"), if damaged == 1 { "it" } else { "them" });
+        return text + &format!("{problems}; rbuild cache fsck --repair sets {such} aside.\n");
+    }
+    let kept = findings.iter().filter(|finding| finding.is_kept()).count();
+    let repaired = damaged.saturating_sub(left.len() + kept);
+    if repaired > 0 {
+        let repaired = counted(repaired, "problem", "problems");
+        text += &format!("{repaired} repaired; what was damaged is in quarantine/ of the store.\n");
+    }
+    if kept > 0 {
+        let kept = counted(kept, "image", "images");
+        text += &format!("{kept} kept that may be wrong: build again what is named above.\n");
+    }
+    if !left.is_empty() {
+        let count = counted(left.len(), "problem", "problems");
+        text += &format!("{count} found again after the repair:\n{}", lines(left));
+        text += "The index itself is damaged: rbuild cache fsck --rebuild makes it anew; layers, blobs and images stay.\n";
+    }
+    text
+}
+
+fn lines(findings: &[Finding]) -> String {
+    findings.iter().map(|finding| format!("{}\n", printable(finding))).collect()
 }
 
 /// Paths and steps in a finding come from images and Dockerfiles.
 fn printable(finding: &impl ToString) -> String {
     finding.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_again_is_not_told_as_repaired() {
+        let findings = ["a", "b", "c"].map(|what| Finding::Index(what.to_owned()));
+        let text = text_of(&findings, true, &findings[1..]);
+        assert!(text.contains("\n1 problem repaired; "), "{text}");
+        let left = "\n2 problems found again after the repair:\nindex: b\nindex: c\nThe index itself is damaged: \
+                    rbuild cache fsck --rebuild makes";
+        assert!(text.contains(left), "{text}");
+        let text = text_of(&findings[..1], true, &findings[..1]);
+        assert!(!text.contains("repaired"), "{text}");
+        assert!(
+            text_of(&findings[..1], true, &[])
+                .ends_with("1 problem repaired; what was damaged is in quarantine/ of the store.\n")
+        );
+        assert!(
+            text_of(&findings[..1], false, &[])
+                .ends_with("1 problem; rbuild cache fsck --repair sets it aside.\n")
+        );
+        assert!(text_of(&[], true, &[]).ends_with("The store is sound.\n"));
+    }
 }

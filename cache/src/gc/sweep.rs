@@ -83,10 +83,21 @@ impl Collector {
         Ok(Some(Self { store, lease, _lock: lock }))
     }
 
-    /// Checks every byte of the store; `form` is how overlay marks are written in it. With `repair`, damaged bytes move
-    /// to `quarantine/` and what relies on them is dropped. Sorted.
-    pub fn fsck(&self, form: OverlayForm, repair: bool) -> Result<Vec<Finding>, StoreError> {
-        self.store.fsck(&self.lease, form, repair)
+    /// Checks every byte of the store; `form` is how overlay marks are written in it. Sorted.
+    pub fn fsck(&self, form: OverlayForm) -> Result<Vec<Finding>, StoreError> {
+        self.store.fsck(&self.lease, form, false)
+    }
+
+    /// [`Self::fsck`], after which damaged bytes are in `quarantine/` and what relies on them is dropped. Also gives what
+    /// is damaged after that: where the database itself is, a row may be found and not be found again to be removed.
+    pub fn repair(&self, form: OverlayForm) -> Result<(Vec<Finding>, Vec<Finding>), StoreError> {
+        let findings = self.store.fsck(&self.lease, form, true)?;
+        let mut left = Vec::new();
+        if findings.iter().any(Finding::is_damage) {
+            left = self.fsck(form)?;
+            left.retain(Finding::is_damage);
+        }
+        Ok((findings, left))
     }
 
     /// What [`Self::run`] would give up, without doing it: ids and bytes in the order of sacrifice.

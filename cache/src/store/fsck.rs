@@ -41,8 +41,13 @@ pub enum Finding {
     #[error("layer {0} is recorded, its directory is gone")]
     LayerMissing(LayerId),
     /// A layer's list cannot be read.
-    #[error("layer {0}: its list of entries is damaged")]
-    LayerListing(LayerId),
+    #[error("layer {layer}: its list of entries is damaged: {why}")]
+    LayerListing {
+        /// Which.
+        layer: LayerId,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A layer's directory is not what its list says.
     #[error("layer {layer}: {count} entries differ from its list, among them {shown}")]
     LayerContent {
@@ -124,6 +129,11 @@ impl Finding {
     /// False for left-overs, which harm nobody.
     pub fn is_damage(&self) -> bool {
         !matches!(self, Self::OrphanLayer(_) | Self::OrphanBlob(_))
+    }
+
+    /// True when a repair does not remove it, and a later check does not find it any more.
+    pub fn is_kept(&self) -> bool {
+        matches!(self, Self::ImageMade { .. })
     }
 }
 
@@ -336,8 +346,11 @@ impl Store {
         }
         let listing = match self.layer_diff(id) {
             Ok(listing) => listing,
-            Err(StoreError::Damaged { .. } | StoreError::UnknownLayer(_)) => {
-                return Ok(Some(Finding::LayerListing(id)));
+            Err(StoreError::Damaged { why, .. }) => {
+                return Ok(Some(Finding::LayerListing { layer: id, why }));
+            }
+            Err(StoreError::UnknownLayer(_)) => {
+                return Ok(Some(Finding::LayerListing { layer: id, why: "it is gone" }));
             }
             Err(error) => return Err(error),
         };

@@ -1,8 +1,9 @@
 //! Layer directories and their sidecars.
 //!
 //! `layers/<id>/diff` is what overlay mounts (made late for some, see [`super::packed`]), `layers/<id>/entries` the encoded
-//! [`LayerDiff`] that says what is in it, `layers/<id>/below`, which few have, what it lies on (see
-//! [`Store::lies_on`]), `layers/<id>/pulled` which blob it came as (see [`Store::pulled_as`]). A layer is made in a lease's work directory and becomes visible by one rename; its row follows.
+//! [`LayerDiff`] that says what is in it and whose it is, `layers/<id>/below`, which few have, what it lies on (see
+//! [`Store::lies_on`]), `layers/<id>/pulled` which blob it came as (see [`Store::pulled_as`]). A layer is made in a lease's
+//! work directory and becomes visible by one rename; its row follows.
 
 use std::fmt;
 use std::fs::File;
@@ -29,9 +30,13 @@ use crate::layer::{
 };
 
 /// Starts every sidecar; the digit is its version.
-const SIDECAR_MAGIC: &[u8; 8] = b"rblayer1";
+const SIDECAR_MAGIC: &[u8; 8] = b"rblayer2";
+/// Starts those that do not say whose they are.
+const UNNAMED_MAGIC: &[u8; 8] = b"rblayer1";
 /// Magic, size of the layer, length of the entries.
 const SIDECAR_HEAD_BYTES: usize = 8 + 8 + 8;
+/// The layer's name, after the entries.
+const SIDECAR_NAME_BYTES: usize = 8;
 /// BLAKE3 of all before it.
 const SIDECAR_SEAL_BYTES: usize = 32;
 /// Local name of a layer directory. Random: says nothing of the content.
@@ -222,17 +227,18 @@ impl Store {
     ) -> Result<LayerId, StoreError> {
         let layout = &self.inner.layout;
         let name = format!("{from}/entries");
-        let written = write_sidecar(layout.new_file(&name)?, diff, size_bytes);
+        let id = LayerId(layout::random_id()?);
+        let written = write_sidecar(layout.new_file(&name)?, id, diff, size_bytes);
         let check = written.doing("write", &layout.path(&name))?;
         if let Some(marks) = marks.filter(|marks| !marks.is_empty()) {
             layout.write_new(&format!("{from}/marks"), &marks.encode(check))?;
         }
-        loop {
-            let id = LayerId(layout::random_id()?);
-            if layout.publish(from, &layout::layer(id))? {
-                return Ok(id);
-            }
+        // Of 2^64 names: none is drawn twice.
+        if !layout.publish(from, &layout::layer(id))? {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(StoreError::io("move a layer to", &layout.path(&layout::layer(id)), source));
         }
+        Ok(id)
     }
 
     /// What came of recording a layer that was placed. Without a row it is garbage: back to where the lease cleans up.
@@ -279,7 +285,7 @@ impl Store {
         let layout = &self.inner.layout;
         let name = layout::layer_entries(id);
         match layout.try_open(&name, OFlags::RDONLY) {
-            Ok(file) => open_sidecar(File::from(file), &layout.path(&name)),
+            Ok(file) => open_sidecar(File::from(file), id, &layout.path(&name)),
             Err(Errno::NOENT) => Err(StoreError::UnknownLayer(id)),
             Err(errno) => Err(errno).doing("open", &layout.path(&name)),
         }
@@ -447,12 +453,13 @@ pub(super) fn listed_bytes(listing: &LayerDiff) -> Result<u64, ListingError> {
     listing.iter().map(size).sum()
 }
 
-fn write_sidecar(file: File, diff: &LayerDiff, size_bytes: u64) -> io::Result<ListingCheck> {
+fn write_sidecar(file: File, id: LayerId, diff: &LayerDiff, size_bytes: u64) -> io::Result<ListingCheck> {
     let mut out = Sealing { out: BufWriter::new(file), seal: blake3::Hasher::new() };
     out.write_all(SIDECAR_MAGIC)?;
     out.write_all(&size_bytes.to_le_bytes())?;
     out.write_all(&encoded_len(diff).to_le_bytes())?;
     let check = write_diff(diff, &mut out)?;
+    out.write_all(&id.0.to_le_bytes())?;
     let Sealing { mut out, seal } = out;
     out.write_all(seal.finalize().as_bytes())?;
     out.flush()?;
@@ -477,8 +484,8 @@ impl<W: Write> Write for Sealing<W> {
     }
 }
 
-/// Checks a sidecar and opens the entries in it.
-fn open_sidecar(mut file: File, path: &Path) -> Result<LayerDiff, StoreError> {
+/// Checks the sidecar of a layer and opens the entries in it.
+fn open_sidecar(mut file: File, id: LayerId, path: &Path) -> Result<LayerDiff, StoreError> {
     let damaged = |why| StoreError::Damaged { path: path.to_owned(), why };
     let io = |result: io::Result<()>| result.doing("read", path);
     let size = file.metadata().doing("look at", path)?.len();
@@ -486,13 +493,16 @@ fn open_sidecar(mut file: File, path: &Path) -> Result<LayerDiff, StoreError> {
     let body = body.ok_or_else(|| damaged("it is cut short"))?;
     let mut head = [0; SIDECAR_HEAD_BYTES];
     io(file.read_exact_at(&mut head, 0))?;
-    if &head[..8] != SIDECAR_MAGIC {
-        return Err(damaged("it is not a layer's list of entries"));
-    }
+    let name_bytes = match head[..8].try_into().expect("eight bytes") {
+        SIDECAR_MAGIC => SIDECAR_NAME_BYTES as u64,
+        UNNAMED_MAGIC => 0,
+        _ => return Err(damaged("it is not a layer's list of entries")),
+    };
     let length = u64::from_le_bytes(head[16..].try_into().expect("eight bytes"));
-    if length != body - SIDECAR_HEAD_BYTES as u64 {
+    if length.checked_add(SIDECAR_HEAD_BYTES as u64 + name_bytes) != Some(body) {
         return Err(damaged("its length is not the one it was written with"));
     }
+    let end = body - name_bytes;
     let mut seal = [0; SIDECAR_SEAL_BYTES];
     io(file.read_exact_at(&mut seal, body))?;
     let mut hash = blake3::Hasher::new();
@@ -500,7 +510,12 @@ fn open_sidecar(mut file: File, path: &Path) -> Result<LayerDiff, StoreError> {
     if hash.finalize().as_bytes() != &seal {
         return Err(damaged("its bytes changed"));
     }
-    decode_diff(file, SIDECAR_HEAD_BYTES as u64, body).map_err(|error| match error {
+    let mut name = id.0.to_le_bytes();
+    io(file.read_exact_at(&mut name[..name_bytes as usize], end))?;
+    if LayerId(u64::from_le_bytes(name)) != id {
+        return Err(damaged("it is the list of another layer, whose directory was moved here"));
+    }
+    decode_diff(file, SIDECAR_HEAD_BYTES as u64, end).map_err(|error| match error {
         CodecError::Read(source) => StoreError::Io { doing: "read", path: path.to_owned(), source },
         _ => damaged("it is not a layer's list of entries"),
     })

@@ -51,13 +51,15 @@ fn what_was_made_from_a_damaged_layer_is_made_again_after_a_repair() -> Result<(
     let copied = env.context("copied", copied, &[])?;
     env.build(&first, &["-t", "me/first"])?.ok();
     fs::write(layer_with(&env, "f")?.join("diff/f"), "y\n")?;
-    assert_eq!(built(&env, &above, "above1", &["g"])?, ["y\n"]);
+    env.build(&above, &[])?.ok();
+    assert_eq!(fs::read_to_string(layer_with(&env, "g")?.join("diff/g"))?, "y\n");
     assert_eq!(built(&env, &mounted, "mounted1", &["m"])?, ["y\n"]);
     env.build(&copied, &["-t", "me/copied"])?.ok();
 
     let repaired = env.run(["cache", "fsck", "--repair"])?;
-    let told = "me/copied:latest has layer";
-    assert!(repaired.stdout.contains(told), "{repaired}");
+    assert!(repaired.stdout.contains("me/copied:latest has layer"), "{repaired}");
+    assert!(repaired.stdout.contains("1 image kept that may be wrong"), "{repaired}");
+    repaired.exits(1);
     assert_eq!(built(&env, &above, "above2", &["f", "g"])?, ["x\n", "x\n"]);
     assert_eq!(built(&env, &mounted, "mounted2", &["m"])?, ["x\n"]);
     assert_eq!(built(&env, &copied, "copied2", &["c"])?, ["x\n"]);
@@ -116,5 +118,29 @@ fn damaged_files_are_neither_written_out_nor_copied_and_the_remedy_is_told() -> 
     }
     env.run(["cache", "fsck", "--repair"])?.ok();
     assert_eq!(built(&env, &copies, "again", &["f"])?, ["x\n"]);
+    Ok(())
+}
+
+/// Directories of layers that somebody exchanged: each is whole, and not what its name stands for.
+#[test]
+fn exchanged_layers_are_found_and_made_again() -> Result<()> {
+    need!(Root, Registry, Bases);
+    let (_registry, env) = world()?;
+    let first = env.context("first", FIRST, &[])?;
+    env.build(&first, &[])?.ok();
+    env.build(&env.context("third", "FROM busybox\nRUN echo z > /f\n", &[])?, &[])?.ok();
+    let layers = layers_with(&env, "f")?;
+    let [one, other] = layers.as_slice() else { panic!("{layers:?}") };
+    let aside = env.work().join("aside");
+    for (from, to) in [(one, &aside), (other, one), (&aside, other)] {
+        fs::rename(from, to)?;
+    }
+    let out = env.work().join("wrong");
+    env.build(&first, &["-o", out.to_str().context("UTF-8")?])?.exits(1).says(&[REMEDY]);
+    let found = env.run(["cache", "fsck"])?.exits(1);
+    assert_eq!(found.stdout.matches("it is the list of another layer").count(), 2, "{found}");
+    env.run(["cache", "fsck", "--repair"])?.ok();
+    assert_eq!(built(&env, &first, "right", &["f"])?, ["x\n"]);
+    env.run(["cache", "fsck"])?.ok();
     Ok(())
 }

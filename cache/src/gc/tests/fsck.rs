@@ -58,7 +58,12 @@ fn small() -> Small {
 
 fn fsck(root: &Path, repair: bool) -> Vec<Finding> {
     let collector = until_free(|| Collector::open(root, options()).unwrap());
-    collector.fsck(OverlayForm::User, repair).unwrap()
+    if !repair {
+        return collector.fsck(OverlayForm::User).unwrap();
+    }
+    let (findings, left) = collector.repair(OverlayForm::User).unwrap();
+    assert_eq!(left, []);
+    findings
 }
 
 fn rebuild(root: &Path) -> Rebuilt {
@@ -226,6 +231,51 @@ fn changed_records_and_nodes_are_found_by_name() {
         let left: Vec<_> = fsck(&small.root, false).into_iter().filter(Finding::is_damage).collect();
         assert_eq!(left, [], "{sql}");
     }
+}
+
+/// A bit of the database itself: the row is found by going through all, and not by its key, so nothing removes it.
+#[test]
+fn what_a_repair_finds_again_is_told_apart_and_a_rebuild_mends_it() {
+    const PAGE_BYTES: usize = 4096;
+    const LEAF_OF_A_TABLE: u8 = 13;
+    let small = small();
+    let file = small.root.join("index.sqlite");
+    let connection = rusqlite::Connection::open(&file).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(connection);
+    let (bytes, blob) = (std::fs::read(&file).unwrap(), Digest::of(b"config"));
+    let is_row = |at: &usize| {
+        bytes[*at..].starts_with(blob.as_bytes()) && bytes[at / PAGE_BYTES * PAGE_BYTES] == LEAF_OF_A_TABLE
+    };
+    flip(&file, (PAGE_BYTES..bytes.len()).find(is_row).unwrap(), 0);
+    for _ in 0..2 {
+        let collector = until_free(|| Collector::open(&small.root, options()).unwrap());
+        let (found, left) = collector.repair(OverlayForm::User).unwrap();
+        assert!(matches!(left[..], [Finding::BlobMissing(lost)] if lost != blob), "{left:?}");
+        assert!(found.contains(&left[0]), "{found:?}");
+    }
+    rebuild(&small.root);
+    assert_eq!(fsck(&small.root, false), []);
+}
+
+/// Each directory is whole, and of another layer.
+#[test]
+fn layers_whose_directories_were_exchanged_are_found_in_use_and_by_a_check() {
+    let small = small();
+    let [one, other] = small.layers.map(|id| small.root.join(format!("layers/{id}")));
+    let aside = small.root.join("layers/aside");
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        std::fs::rename(from, to).unwrap();
+    }
+    let used = open(&small.root).layer_diff(small.layers[0]).unwrap_err();
+    assert!(used.is_damage() && used.to_string().contains("another layer"), "{used}");
+    let findings = fsck(&small.root, true);
+    for layer in small.layers {
+        let is_it =
+            |finding: &Finding| matches!(finding, Finding::LayerListing { layer: it, .. } if *it == layer);
+        assert!(findings.iter().any(is_it), "{findings:?}");
+    }
+    assert_eq!(fsck(&small.root, false), []);
 }
 
 #[test]

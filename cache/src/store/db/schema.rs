@@ -38,7 +38,7 @@ pub(in crate::store) const TREES: Schema = Schema {
 pub(in crate::store) const INDEX: Schema = Schema {
     file: "index.sqlite",
     holds_names: true,
-    steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4, INDEX_5, INDEX_6],
+    steps: &[INDEX_1, INDEX_2, INDEX_3, INDEX_4, INDEX_5, INDEX_6, INDEX_7],
 };
 
 /// An index that is being made anew: it becomes [`INDEX`] when it is complete.
@@ -46,6 +46,10 @@ pub(in crate::store) const NEW_INDEX: Schema = Schema { file: "work/index.sqlite
 
 /// No table changes: records of images may leave layers out that are not here, which earlier versions would not see.
 const INDEX_6: &str = "";
+
+/// Nor here: lists of layers say whose they are, and records what their step read. Earlier versions would take them for
+/// damaged, and remove them in a repair.
+const INDEX_7: &str = "";
 
 /// What addresses of the web gave; see `fetch`.
 const INDEX_4: &str = "

@@ -154,13 +154,13 @@ fn one_changed_byte_of_a_pack_is_found_in_every_layer_that_shares_it() {
     bytes[9] ^= 0x20;
     fs::write(&pack, bytes).unwrap();
     let collector = Collector::open(&root, options()).unwrap().unwrap();
-    let found = collector.fsck(OverlayForm::User, true).unwrap();
+    let found = collector.repair(OverlayForm::User).unwrap().0;
     let in_layer = |id: LayerId| {
         found.iter().any(|one| matches!(one, Finding::LayerContent { layer, .. } if *layer == id))
     };
     assert!(in_layer(first) && in_layer(second), "{found:?}");
     assert!(!open(&root).has_layers(&[first]).unwrap());
-    assert_eq!(collector.fsck(OverlayForm::User, false).unwrap(), []);
+    assert_eq!(collector.fsck(OverlayForm::User).unwrap(), []);
 }
 
 #[test]
