@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use rbuild_cache::store::Finding;
+
 use crate::cli::Env;
 use crate::commands::space::Place;
 use crate::error::BuildError;
@@ -42,6 +44,10 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
         for name in &rebuilt.lost_images {
             text += &format!("image {} is lost: a layer or its config is gone\n", printable(name));
         }
+        if rebuilt.lost_names > 0 {
+            let lost = counted(rebuilt.lost_names, "image is", "images are");
+            text += &format!("{lost} lost: what the name stood for is damaged in images/\n");
+        }
         if rebuilt.set_aside > 0 {
             let damaged = counted(rebuilt.set_aside, "damaged thing is", "damaged things are");
             text += &format!("{damaged} in quarantine/ of the store\n");
@@ -51,6 +57,7 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
     let findings = place.collector()?.fsck(form, repair)?;
     let mut text: String = findings.iter().map(|finding| format!("{}\n", printable(finding))).collect();
     let damaged = findings.iter().filter(|finding| finding.is_damage()).count();
+    let is_repaired = repair && findings.iter().all(Finding::is_repairable);
     let left_over = findings.len() - damaged;
     if left_over > 0 {
         let left_over = counted(left_over, "left-over", "left-overs");
@@ -58,15 +65,22 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
     }
     text += &match (damaged, repair) {
         (0, _) => "The store is sound.\n".to_owned(),
+        (_, true) if !is_repaired => {
+            "What --repair could mend is mended; run rbuild cache fsck --rebuild.\n".to_owned()
+        }
         (1, true) => "1 problem repaired; what was damaged is in quarantine/ of the store.\n".to_owned(),
         (count, true) => {
             format!("{count} problems repaired; what was damaged is in quarantine/ of the store.\n")
+        }
+        (_, false) if !findings.iter().all(Finding::is_repairable) => {
+            let problems = counted(damaged, "problem", "problems");
+            format!("{problems}; run rbuild cache fsck --rebuild.\n")
         }
         (1, false) => "1 problem; rbuild cache fsck --repair sets it aside.\n".to_owned(),
         (count, false) => format!("{count} problems; rbuild cache fsck --repair sets them aside.\n"),
     };
     super::print(&text)?;
-    Ok(damaged == 0 || repair)
+    Ok(damaged == 0 || is_repaired)
 }
 
 /// Paths and steps in a finding come from images and Dockerfiles.

@@ -94,6 +94,7 @@ impl Collector {
         let store = &self.store;
         let now = now_unix_ns();
         store.tidy(&self.lease)?;
+        store.refuse_lost_names()?;
         let snapshot = store.snapshot()?;
         let marks = mark(store, &snapshot)?;
         let (layers, blobs) = marks.wrongly_condemned(&snapshot);

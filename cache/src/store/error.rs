@@ -119,6 +119,17 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// The index does not know an image that has a file of its name.
+    #[error(
+        "the index lost the image `{name}`, which `{}` names; `rbuild cache fsck --rebuild` brings it back, nothing is removed before",
+        path.display()
+    )]
+    NameLost {
+        /// Its name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process gives space back or checks the store. Retry makes sense.
     #[error("another rbuild is collecting or checking the store `{}`; try again when it is done", root.display())]
     Collecting {
