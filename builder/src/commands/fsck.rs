@@ -44,6 +44,10 @@ fn check(repair: bool, rebuild: bool, settings: Settings, root: Option<&Path>) -
         for name in &rebuilt.lost_images {
             text += &format!("image {} is lost: a layer or its config is gone\n", printable(name));
         }
+        if rebuilt.lost_names > 0 {
+            let lost = counted(rebuilt.lost_names, "image is", "images are");
+            text += &format!("{lost} lost: what the name stood for is damaged in images/\n");
+        }
         if rebuilt.set_aside > 0 {
             let damaged = counted(rebuilt.set_aside, "damaged thing is", "damaged things are");
             text += &format!("{damaged} in quarantine/ of the store\n");
@@ -75,7 +79,11 @@ fn text_of(findings: &[Finding], repair: bool, left: &[Finding]) -> String {
     if !repair {
         let (problems, such) =
             (counted(damaged, "problem", "problems"), if damaged == 1 { "it" } else { "them" });
-        return text + &format!("{problems}; rbuild cache fsck --repair sets {such} aside.\n");
+        return text
+            + &match findings.iter().all(Finding::is_repairable) {
+                true => format!("{problems}; rbuild cache fsck --repair sets {such} aside.\n"),
+                false => format!("{problems}; run rbuild cache fsck --rebuild.\n"),
+            };
     }
     let kept = findings.iter().filter(|finding| finding.is_kept()).count();
     let repaired = damaged.saturating_sub(left.len() + kept);

@@ -125,6 +125,7 @@ impl Collector {
         let now = now_unix_ns();
         store.open_reserve()?;
         store.tidy(&self.lease)?;
+        store.refuse_lost_names()?;
         let snapshot = store.snapshot()?;
         let marks = mark(store, &snapshot)?;
         let (layers, blobs) = marks.wrongly_condemned(&snapshot);

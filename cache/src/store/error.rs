@@ -121,6 +121,17 @@ pub enum StoreError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// The index does not know an image that has a file of its name.
+    #[error(
+        "the index lost the image `{name}`, which `{}` names; `rbuild cache fsck --rebuild` brings it back, nothing is removed before",
+        path.display()
+    )]
+    NameLost {
+        /// Its name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// Something has the place of a file or directory of the store that is no such thing.
     #[error("`{}` is {found}, where rbuild keeps a {wanted}: {remedy}", path.display())]
     WrongKind {

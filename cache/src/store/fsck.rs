@@ -13,7 +13,7 @@ use super::db::{DbError, seal};
 use super::error::{IoContext, StoreError};
 use super::needed::stack::Stack;
 use super::snapshot::{ChainRow, ResultRow, Snapshot, UnreadResult};
-use super::{GoneWhy, LayerId, Lease, Store, history, layout};
+use super::{GoneWhy, LayerId, Lease, Store, history, layout, names};
 use crate::digest_table::DigestTable;
 use crate::layer::{Change, DiffEntry, LayerDiff, OverlayForm, Pack, ScanError, verify_layer};
 use crate::path::RelPath;
@@ -114,6 +114,17 @@ pub enum Finding {
         /// Its layer.
         layer: LayerId,
     },
+    /// A name has a file of its own that says what the index does not.
+    #[error(
+        "image {0}: the index lost it, its file in images/ has it; rbuild cache fsck --rebuild brings it back"
+    )]
+    NameLost(String),
+    /// The index has a name whose file is gone or damaged.
+    #[error("image {0}: its file in images/ is gone or damaged, a lost index would lose it")]
+    NameFile(String),
+    /// A file of a name is damaged, and the index does not know whose it is.
+    #[error("images/{0} is damaged, and no image in the index has it")]
+    NameUnreadable(String),
     /// A layer directory that no row knows: harmless, collection removes it.
     #[error("layer directory {0} belongs to nothing")]
     OrphanLayer(LayerId),
@@ -134,6 +145,11 @@ impl Finding {
     /// True when a repair does not remove it, and a later check does not find it any more.
     pub fn is_kept(&self) -> bool {
         matches!(self, Self::ImageMade { .. })
+    }
+
+    /// False for what only a rebuild of the index mends.
+    pub fn is_repairable(&self) -> bool {
+        !matches!(self, Self::NameLost(_))
     }
 }
 
@@ -240,8 +256,15 @@ impl Store {
         check_dependants(&snapshot, &mut findings, &mut bad)?;
         self.find_orphans(lease, &mut findings)?;
         findings.extend(self.check_places(repair)?);
+        let mut differences = self.compare_names()?;
+        // Its record is damaged, which is said already; with `repair` its file goes as its row does.
+        differences.lost.retain(|name| !bad.images.contains(name));
+        findings.extend(differences.lost.iter().cloned().map(Finding::NameLost));
+        findings.extend(differences.without_file.iter().cloned().map(Finding::NameFile));
+        findings.extend(differences.unreadable.iter().cloned().map(Finding::NameUnreadable));
         if repair {
             self.set_aside(&bad)?;
+            self.repair_names(&differences)?;
         }
         findings.sort();
         Ok(findings)
@@ -524,6 +547,9 @@ impl Store {
             history::note_gone(transaction, bad.results.iter().map(Vec::as_slice), GoneWhy::Damaged)?;
             remove("DELETE FROM chain_trees WHERE chain = ?1", &mut bad.chains.iter().map(|c| c.to_vec()))?;
             for name in &bad.images {
+                // The file first; see `names`.
+                let to = format!("quarantine/{}", names::quarantined(name));
+                let _ = layout.replace(&names::path_of(name), &to);
                 transaction.execute("DELETE FROM images WHERE name = ?1", [name])?;
             }
             for id in &bad.layers {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::db::mark::BootId;
 use super::db::{DbError, from_json, now_unix_ns, seal};
 use super::error::StoreError;
-use super::layout::{self, Layout};
+use super::names::{self, NameFile};
 use super::{LayerId, ResolvedLayer, Store, readers};
 
 /// What a name stands for.
@@ -92,25 +92,14 @@ impl Store {
                 changed.push((*name, *record));
             }
         }
-        for (name, record) in &changed {
-            self.write_sidecar(name, record)?;
+        if changed.is_empty() {
+            return self.sync();
         }
-        self.sync_with(&changed)
-    }
-
-    /// What a name stands for, once more, for [`Store::rebuild`]. Written before the row and synced with what the name
-    /// stands for: when the row never comes it says something that may be whole all the same.
-    fn write_sidecar(&self, name: &str, record: &ImageRecord) -> Result<(), StoreError> {
-        let layout = &self.inner.layout;
-        // Stores of earlier versions do not have it.
-        layout.make_dir("images")?;
-        let text = serde_json::to_string(record).expect("digests, ids and numbers serialise");
-        let seal = hex::encode(seal("image", name.as_bytes(), text.as_bytes()));
-        let sidecar = Sidecar { name: name.to_owned(), record: text, seal };
-        let bytes = serde_json::to_vec(&sidecar).expect("texts serialise");
-        let temp = format!("images/.{:016x}", layout::random_id()?);
-        layout.write_new(&temp, &bytes)?;
-        layout.replace(&temp, &sidecar_name(name))
+        let files = changed.iter().map(|(name, record)| NameFile::new(&self.inner.layout, name, record));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        self.sync_with(&changed, &files)?;
+        self.place_name_files(files);
+        Ok(())
     }
 
     /// What a name stands for.
@@ -142,13 +131,18 @@ impl Store {
 
     /// Forgets a name, durably; true when it was there. Layers and blobs stay.
     pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
-        let removed = self.with_reserve(|| {
+        let layout = &self.inner.layout;
+        let (removed, file) = self.with_reserve(|| {
             self.inner.index.write_durably("remove an image", |transaction| {
-                Ok(transaction.execute("DELETE FROM images WHERE name = ?1", [name])?)
+                // First, and on the disk: a file that the index knows nothing of is a name that was lost. See `names`.
+                let file = names::withdraw(layout, name)?;
+                Ok((transaction.execute("DELETE FROM images WHERE name = ?1", [name])?, file))
             })
         })?;
-        // Left behind by a crash, it brings the name back only if the index is lost before the name is used again.
-        let _ = rustix::fs::unlinkat(self.inner.layout.fd(), sidecar_name(name), AtFlags::empty());
+        // Left behind by a crash, the next collection removes it.
+        if let Some(file) = file {
+            let _ = rustix::fs::unlinkat(layout.fd(), file, AtFlags::empty());
+        }
         Ok(removed > 0)
     }
 
@@ -160,46 +154,6 @@ impl Store {
         })?;
         if is_durable == Some(true) { self.image(name) } else { Ok(None) }
     }
-}
-
-/// A file in `images/`.
-#[derive(Serialize, Deserialize)]
-struct Sidecar {
-    name: String,
-    /// The record, serialised.
-    record: String,
-    /// Hex; of name and record.
-    seal: String,
-}
-
-/// A record of a name is a few kilobytes: layers' ids and digests.
-const SIDECAR_BYTES_MAX: u64 = 16 << 20;
-
-fn sidecar_name(name: &str) -> String {
-    format!("images/{}", blake3::hash(name.as_bytes()).to_hex())
-}
-
-/// What all sidecars say; damaged ones are passed over.
-pub(super) fn sidecars(layout: &Layout) -> Result<Vec<(String, ImageRecord)>, StoreError> {
-    let mut found = Vec::new();
-    if !layout.exists("images") {
-        return Ok(found);
-    }
-    for file in layout::list(layout, "images")? {
-        let bytes =
-            layout.read(&format!("images/{file}"), SIDECAR_BYTES_MAX).ok().flatten().unwrap_or_default();
-        let Ok(sidecar) = serde_json::from_slice::<Sidecar>(&bytes) else { continue };
-        let mut sealed = [0; 8];
-        let is_hex = hex::decode_to_slice(&sidecar.seal, &mut sealed).is_ok();
-        if is_hex
-            && sidecar_name(&sidecar.name) == format!("images/{file}")
-            && let Ok(record) = from_json("image", &sidecar.name, &sidecar.record, sealed)
-        {
-            found.push((sidecar.name, record));
-        }
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
 }
 
 /// Writes a name. `blobs` are the image's, see [`Store::image_blobs`].

@@ -13,7 +13,7 @@
 //!   leases/<id>               flocked by its owner for its whole life
 //!   locks/<key>               per-key single flight
 //!   readers/{current,<n>}     flocked by every open store: who may rely on what was condemned (see `readers`)
-//!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `rebuild`)
+//!   images/<hash>             what a name stands for, once more: for rebuilding a lost index (see `names`)
 //!   rebuilt                   empty: its time says when the index was last made anew (see `rebuild`)
 //!   reserve                   nothing but room for removing things on a full disk (see `reserve`)
 //!   uses                      when results were last used, until the index says so (see `uses`)
@@ -64,6 +64,7 @@ mod lock;
 mod lost_trees;
 mod meta;
 mod mount;
+mod names;
 pub(crate) mod needed;
 mod nodes;
 mod packed;

@@ -25,8 +25,8 @@ use super::error::{IoContext, StoreError};
 use super::fsck::{SoundPacks, is_out_of_room};
 use super::layout::{Layout, list};
 use super::{
-    ImageRecord, Inner, LayerId, PULLED, Store, StoreOptions, db, image, layer, layout, lock, meta, nodes,
-    uses,
+    ImageRecord, Inner, LayerId, PULLED, Store, StoreOptions, db, image, layer, layout, lock, meta, names,
+    nodes, uses,
 };
 use crate::layer::{LayerReader, Limits, OverlayForm};
 use crate::scratch::Scratch;
@@ -57,6 +57,8 @@ pub struct Rebuilt {
     pub images: Vec<String>,
     /// Names that rely on something that did not.
     pub lost_images: Vec<String>,
+    /// Names that nobody can read any more: their files are damaged.
+    pub lost_names: u64,
     /// Files and directories that were set aside.
     pub set_aside: u64,
 }
@@ -127,12 +129,23 @@ impl Store {
                 None => found.damaged.push((format!("layers/{name}"), format!("layer-{name}"))),
             }
         }
-        for (name, record) in image::sidecars(layout)? {
+        let names::Names { images, unreadable } = names::read_all(layout)?;
+        found.lost_names = unreadable.len() as u64;
+        found
+            .damaged
+            .extend(unreadable.into_iter().map(|file| (format!("images/{file}"), format!("name-{file}"))));
+        for (name, record) in images {
             let is_whole = record.each().all(|image| {
                 found.blobs.contains_key(&image.config)
                     && image.layers.iter().all(|id| found.layers.contains_key(id))
             });
-            if is_whole { found.images.push((name, record)) } else { found.lost.push(name) }
+            if is_whole {
+                found.images.push((name, record));
+            } else {
+                // Its file would be one of a name that the index lost.
+                found.damaged.push((names::path_of(&name), names::quarantined(&name)));
+                found.lost.push(name);
+            }
         }
         Ok(found)
     }
@@ -255,6 +268,8 @@ struct Found {
     images: Vec<(String, ImageRecord)>,
     /// Names of images of which something is gone.
     lost: Vec<String>,
+    /// Names whose files are damaged.
+    lost_names: u64,
     /// What is not what it should be, and its name in `quarantine/`.
     damaged: Vec<(String, String)>,
 }
@@ -289,6 +304,7 @@ fn take_place(layout: &Layout, found: Found) -> Result<Rebuilt, StoreError> {
         set_aside(layout, name, name)?;
     }
     layout.publish(db::NEW_INDEX.file, db::INDEX.file)?;
+    names::remove_pending(layout)?;
     for (path, name) in &found.damaged {
         set_aside(layout, path, name)?;
     }
@@ -301,6 +317,7 @@ fn take_place(layout: &Layout, found: Found) -> Result<Rebuilt, StoreError> {
         layers: found.layers.len() as u64,
         images: found.images.into_iter().map(|(name, _)| name).collect(),
         lost_images: found.lost,
+        lost_names: found.lost_names,
         set_aside: found.damaged.len() as u64,
     })
 }

@@ -5,6 +5,7 @@ use rusqlite::Transaction;
 use super::db::DbError;
 use super::db::mark::{self, Unsynced};
 use super::error::StoreError;
+use super::names::{self, NameFile};
 use super::{ImageRecord, Store, image};
 
 impl Store {
@@ -15,12 +16,16 @@ impl Store {
     ///
     /// When the flush reports lost data ([`StoreError::Sync`]), all rows since the last good one are removed.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.sync_with(&[])
+        self.sync_with(&[], &[])
     }
 
     /// [`Self::sync`] that also writes tags in its last transaction: a tag never becomes visible before what it
-    /// names is durable, and an older tag of that name stays until then.
-    pub(super) fn sync_with(&self, images: &[(&str, &ImageRecord)]) -> Result<(), StoreError> {
+    /// names is durable, and an older tag of that name stays until then. `files` are theirs.
+    pub(super) fn sync_with(
+        &self,
+        images: &[(&str, &ImageRecord)],
+        files: &[NameFile],
+    ) -> Result<(), StoreError> {
         let boot = self.boot()?;
         let is_waiting = self.inner.index.read("look for unsynced rows", |connection| {
             mark::has_unsynced(connection, boot, Unsynced::Waiting)
@@ -50,6 +55,9 @@ impl Store {
                 root: self.inner.layout.root().to_owned(),
                 source: source.into(),
             });
+        }
+        if !is_waiting {
+            files.iter().try_for_each(NameFile::sync)?;
         }
         self.mark_durable(covered, images)?;
         self.inner.trees.checkpoint()?;
@@ -88,6 +96,7 @@ impl Store {
     /// Ends a sync whose flush failed: nobody knows which bytes were lost. Their files are garbage from now on.
     pub(super) fn drop_unsynced(&self, covered: i64) -> Result<(), StoreError> {
         self.inner.index.write_durably("drop unsynced rows", |transaction| {
+            names::remove_unsynced(&self.inner.layout, transaction, "durable = 0 AND epoch <= ?1", covered)?;
             for table in mark::MARKED {
                 let sql = format!("DELETE FROM {table} WHERE durable = 0 AND epoch <= ?1");
                 transaction.execute(&sql, [covered])?;
@@ -109,6 +118,7 @@ impl Store {
         }
         let layers = self.inner.index.write_durably("remove void rows", |transaction| {
             self.remove_void_blobs(transaction, into)?;
+            names::remove_unsynced(&self.inner.layout, transaction, "durable = 0 AND boot <> ?1", boot.0)?;
             let layers = super::layer::void(transaction, boot)?;
             for table in mark::MARKED {
                 let sql = format!("DELETE FROM {table} WHERE durable = 0 AND boot <> ?1");

@@ -235,3 +235,25 @@ fn a_rebuild_that_is_killed_loses_no_image() -> Result<()> {
     env.assert_nothing_left();
     Ok(())
 }
+
+/// A log that is gone takes the last transactions with it, and SQLite says nothing.
+#[test]
+fn an_image_that_was_lost_with_the_log_of_the_index_is_told_and_comes_back() -> Result<()> {
+    need!(Root);
+    let env = TestEnv::new()?;
+    let context = env.context("log", "FROM scratch\nCOPY f /\n", &[("f", "one\n")])?;
+    env.build(&context, &["-t", "me/log"])?.ok();
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(env.store().join(format!("index.sqlite{suffix}")))?;
+    }
+    let lost = ["image docker.io/me/log:latest: the index lost it", "cache fsck --rebuild"];
+    let checked = env.run(["cache", "fsck"])?.exits(1);
+    assert!(lost.iter().all(|text| checked.stdout.contains(text)), "{checked}");
+    env.run(["cache", "fsck", "--repair"])?.exits(1);
+    let refused = env.run(["prune", "-af"])?.exits(1);
+    refused.says(&["the index lost the image `docker.io/me/log:latest`", "nothing is removed before"]);
+    env.run(["cache", "fsck", "--rebuild"])?.ok();
+    env.run(["save", "-o", env.work().join("log.tar").to_str().context("UTF-8")?, "me/log"])?.ok();
+    env.assert_nothing_left();
+    Ok(())
+}

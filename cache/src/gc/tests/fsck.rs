@@ -131,7 +131,9 @@ fn one_flipped_bit_in_any_object_is_found_and_repair_leaves_a_sound_store() {
         assert_eq!(fsck(&small.root, false), [], "{} was set aside", files[victim].display());
         let left = open(&small.root).images().unwrap().len();
         assert!(left <= 1, "an image that relied on it is gone");
-        assert_eq!(std::fs::read_dir(small.root.join("quarantine")).unwrap().count(), 1);
+        let aside = std::fs::read_dir(small.root.join("quarantine")).unwrap();
+        let is_name = |name: std::ffi::OsString| name.to_string_lossy().starts_with("name-");
+        assert_eq!(aside.filter(|entry| !is_name(entry.as_ref().unwrap().file_name())).count(), 1);
     }
 }
 
@@ -497,6 +499,94 @@ fn a_store_in_use_is_not_rebuilt() {
     let _user = open(&root);
     let refused = Store::rebuild(&root, options(), OverlayForm::User);
     assert!(matches!(refused, Err(StoreError::InUse { .. })), "{refused:?}");
+}
+
+/// The only file of a name.
+fn name_file(root: &Path, name: &str) -> PathBuf {
+    root.join(format!("images/{}", blake3::hash(name.as_bytes()).to_hex()))
+}
+
+fn change_index(root: &Path, sql: &str) {
+    let connection = rusqlite::Connection::open(root.join("index.sqlite")).unwrap();
+    assert!(connection.execute(sql, []).unwrap() > 0, "{sql}");
+}
+
+/// What a log that lost its last transactions leaves: names of before, or none.
+#[test]
+fn names_that_the_index_lost_are_told_hold_back_collection_and_come_back() {
+    for sql in ["DELETE FROM images", "DELETE FROM images WHERE name = 'two'"] {
+        let Small { _dir, root, layers } = small();
+        let before = open(&root).images().unwrap();
+        change_index(&root, sql);
+        change_index(&root, "DELETE FROM results");
+        for repair in [false, true] {
+            let findings = fsck(&root, repair);
+            assert!(findings.contains(&Finding::NameLost("two".to_owned())), "{sql}: {findings:?}");
+            assert!(findings.iter().any(|finding| !finding.is_repairable()));
+        }
+        let policy = Policy { max_used_bytes: Some(0), ..Policy::default() };
+        let refused = until_free(|| Collector::open(&root, options()).unwrap()).run(&policy);
+        assert!(matches!(&refused, Err(StoreError::NameLost { name, .. }) if name == "two"), "{refused:?}");
+        rebuild(&root);
+        assert_eq!(open(&root).images().unwrap(), before);
+        assert!(open(&root).has_layers(&layers).unwrap());
+        assert_eq!(fsck(&root, false), []);
+        collect(&root, &policy);
+        assert!(open(&root).has_layers(&layers).unwrap());
+    }
+}
+
+#[test]
+fn an_image_without_a_whole_file_of_its_name_is_told_and_repair_writes_it() {
+    let damages: [fn(&Path); 3] = [
+        |file| std::fs::remove_file(file).unwrap(),
+        |file| flip(file, 30, 1),
+        |file| std::fs::write(file, "").unwrap(),
+    ];
+    for damage in damages {
+        let Small { _dir, root, .. } = small();
+        let before = open(&root).images().unwrap();
+        damage(&name_file(&root, "one"));
+        assert_eq!(fsck(&root, false), [Finding::NameFile("one".to_owned())]);
+        assert_eq!(fsck(&root, true), [Finding::NameFile("one".to_owned())]);
+        assert_eq!(fsck(&root, false), []);
+        lose_index(&root);
+        rebuild(&root);
+        assert_eq!(open(&root).images().unwrap(), before);
+    }
+}
+
+#[test]
+fn a_rebuild_counts_the_names_that_nobody_can_read_any_more() {
+    let Small { _dir, root, .. } = small();
+    flip(&name_file(&root, "one"), 30, 1);
+    lose_index(&root);
+    let rebuilt = rebuild(&root);
+    assert_eq!((rebuilt.images, rebuilt.lost_names), (vec!["two".to_owned()], 1));
+    assert_eq!(fsck(&root, false), []);
+}
+
+/// What a process that was killed while it gave or removed a name leaves.
+#[test]
+fn giving_and_removing_that_was_cut_short_harms_nobody() {
+    let Small { _dir, root, .. } = small();
+    let one = name_file(&root, "one");
+    // The row is there: it was being given, or being removed.
+    std::fs::rename(&one, root.join("images/.0123456789abcdef")).unwrap();
+    assert_eq!(fsck(&root, false), []);
+    assert!(one.exists() && !root.join("images/.0123456789abcdef").exists());
+    // It is not.
+    std::fs::rename(&one, root.join("images/.0123456789abcdef")).unwrap();
+    change_index(&root, "DELETE FROM images WHERE name = 'one'");
+    collect(&root, &Policy::default());
+    assert!(!one.exists() && !root.join("images/.0123456789abcdef").exists());
+    assert_eq!(fsck(&root, false).into_iter().filter(Finding::is_damage).count(), 0);
+    // And one whose bytes never came.
+    std::fs::write(root.join("images/.0123456789abcdef"), "").unwrap();
+    assert_eq!(fsck(&root, false).into_iter().filter(Finding::is_damage).count(), 0);
+    assert_eq!(std::fs::read_dir(root.join("images")).unwrap().count(), 1);
+    assert!(open(&root).remove_image("two").unwrap());
+    assert_eq!(std::fs::read_dir(root.join("images")).unwrap().count(), 0);
 }
 
 /// Earlier versions had the names of linked files in the record itself.
