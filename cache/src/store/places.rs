@@ -8,16 +8,7 @@ use super::error::StoreError;
 use super::{Finding, Store, layout};
 
 /// Files that may be there.
-const FILES: [&str; 8] = [
-    "store.json.bak",
-    "uses",
-    "rebuilt",
-    "reserve",
-    "index.sqlite-wal",
-    "index.sqlite-shm",
-    "trees.sqlite-wal",
-    "trees.sqlite-shm",
-];
+const FILES: [&str; 4] = ["store.json.bak", "uses", "rebuilt", "reserve"];
 /// Directories of which everything is a file.
 const DIRS_OF_FILES: [&str; 5] = ["locks", "leases", "readers", "images", "contexts"];
 

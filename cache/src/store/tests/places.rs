@@ -25,7 +25,7 @@ fn work_in(root: &Path, content: &str) -> Result<Vec<Finding>, StoreError> {
     drop((lock, lease, store));
     let collector = Collector::open(root, options())?.unwrap();
     collector.run(&Policy::default())?;
-    collector.fsck(OverlayForm::User, false)
+    collector.fsck(OverlayForm::User)
 }
 
 #[test]
@@ -89,15 +89,9 @@ fn fsck_finds_what_has_the_place_of_a_file_and_sets_it_aside() {
     work_in(&root, "before").unwrap();
     std::fs::create_dir(root.join("contexts/dir")).unwrap();
     std::fs::create_dir(root.join("locks/content-1")).unwrap();
-    let _ = std::fs::remove_file(root.join("index.sqlite-shm"));
-    std::fs::create_dir(root.join("index.sqlite-shm")).unwrap();
     let collector = Collector::open(&root, options()).unwrap().unwrap();
-    let expected = ["contexts/dir", "index.sqlite-shm", "locks/content-1"]
-        .map(|place| Finding::NoFile(place.to_owned()));
-    assert_eq!(collector.fsck(OverlayForm::User, true).unwrap(), expected);
-    // Another process: this one has the directory open for SQLite's shared memory.
-    drop(collector);
-    let collector = Collector::open(&root, options()).unwrap().unwrap();
-    assert_eq!(collector.fsck(OverlayForm::User, false).unwrap(), []);
+    let expected = ["contexts/dir", "locks/content-1"].map(|place| Finding::NoFile(place.to_owned()));
+    assert_eq!(collector.repair(OverlayForm::User).unwrap().0, expected);
+    assert_eq!(collector.fsck(OverlayForm::User).unwrap(), []);
     assert!(root.join("quarantine/contexts-dir").is_dir());
 }
