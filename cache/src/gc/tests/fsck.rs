@@ -62,7 +62,7 @@ fn fsck(root: &Path, repair: bool) -> Vec<Finding> {
         return collector.fsck(OverlayForm::User).unwrap();
     }
     let (findings, left) = collector.repair(OverlayForm::User).unwrap();
-    assert_eq!(left, []);
+    assert!(!left.iter().any(Finding::is_repairable), "{left:?}");
     findings
 }
 
