@@ -49,10 +49,15 @@ pub(super) struct NameFile {
     record: String,
     /// Locked while its name is being given.
     file: File,
+    /// Its name was given and it could not be placed: who compares names does that.
+    is_left: bool,
 }
 
 impl Drop for NameFile {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         // Placed, mostly.
         let _ = rustix::fs::unlinkat(self.layout.fd(), &self.temp, AtFlags::empty());
     }
@@ -72,7 +77,7 @@ impl NameFile {
             let path = layout.path(&temp);
             let Content { name, record, .. } = &content;
             let (name, record) = (name.clone(), record.clone());
-            let mut new = Self { layout: layout.clone(), temp, name, record, file };
+            let mut new = Self { layout: layout.clone(), temp, name, record, file, is_left: false };
             lock::flock(&new.file, FlockOperation::LockExclusive).doing("lock", &path)?;
             // Before it was locked, it may have been taken for one of the dead.
             if lock::is_same(layout, &new.temp, &new.file) {
@@ -103,9 +108,8 @@ pub(super) struct Differences {
 
 impl Store {
     /// Gives the files of names that have their rows by now their places.
-    pub(super) fn place_name_files(&self, files: Vec<NameFile>) {
-        // One that has none says so at the next check, which writes it.
-        let _ = self.inner.index.write("place files of names", |transaction| {
+    pub(super) fn place_name_files(&self, mut files: Vec<NameFile>) {
+        let placed = self.inner.index.write("place files of names", |transaction| {
             for file in &files {
                 // Somebody may have given the name to another image since, or removed it.
                 if row(transaction, &file.name)?.as_ref() == Some(&file.record) {
@@ -114,6 +118,9 @@ impl Store {
             }
             Ok(())
         });
+        if placed.is_err() {
+            files.iter_mut().for_each(|file| file.is_left = true);
+        }
     }
 
     /// Compares names in the index with their files, after what the dead left in `images/` was put right.

@@ -589,6 +589,22 @@ fn giving_and_removing_that_was_cut_short_harms_nobody() {
     assert_eq!(std::fs::read_dir(root.join("images")).unwrap().count(), 0);
 }
 
+#[test]
+fn a_file_of_a_name_that_could_not_be_placed_is_by_whoever_compares_names() {
+    let Small { _dir, root, .. } = small();
+    let three = name_file(&root, "three");
+    std::fs::create_dir(&three).unwrap();
+    let store = open(&root);
+    let record = store.image("one").unwrap().unwrap();
+    store.put_image("three", &record).unwrap();
+    drop(store);
+    std::fs::remove_dir(&three).unwrap();
+    assert_eq!(fsck(&root, false), []);
+    assert!(three.is_file());
+    lose_index(&root);
+    assert!(rebuild(&root).images.contains(&"three".to_owned()));
+}
+
 /// Earlier versions had the names of linked files in the record itself.
 #[test]
 fn records_of_an_earlier_form_are_no_damage_and_go() {
