@@ -97,8 +97,14 @@ impl Store {
         }
         let files = changed.iter().map(|(name, record)| NameFile::new(&self.inner.layout, name, record));
         let files = files.collect::<Result<Vec<_>, _>>()?;
-        self.sync_with(&changed, &files)?;
-        self.place_name_files(files);
+        match self.sync_with(&changed, &files) {
+            Ok(()) => self.place_name_files(files),
+            Err(error) => {
+                // The rows may be there all the same.
+                names::leave(files);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

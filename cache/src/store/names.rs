@@ -49,7 +49,7 @@ pub(super) struct NameFile {
     record: String,
     /// Locked while its name is being given.
     file: File,
-    /// Its name was given and it could not be placed: who compares names does that.
+    /// Its name may have been given and it is not placed: who compares names does that.
     is_left: bool,
 }
 
@@ -93,6 +93,11 @@ impl NameFile {
     }
 }
 
+/// Leaves files to whoever compares names next: their rows say what becomes of them.
+pub(super) fn leave(mut files: Vec<NameFile>) {
+    files.iter_mut().for_each(|file| file.is_left = true);
+}
+
 /// What is not the same in the index and in `images/`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
@@ -108,7 +113,7 @@ pub(super) struct Differences {
 
 impl Store {
     /// Gives the files of names that have their rows by now their places.
-    pub(super) fn place_name_files(&self, mut files: Vec<NameFile>) {
+    pub(super) fn place_name_files(&self, files: Vec<NameFile>) {
         let placed = self.inner.index.write("place files of names", |transaction| {
             for file in &files {
                 // Somebody may have given the name to another image since, or removed it.
@@ -119,7 +124,7 @@ impl Store {
             Ok(())
         });
         if placed.is_err() {
-            files.iter_mut().for_each(|file| file.is_left = true);
+            leave(files);
         }
     }
 
