@@ -53,6 +53,8 @@ use record::{Record, fields, split_name};
 
 /// Earlier executions of a stage that its misses are compared with.
 const CANDIDATES_MAX: u32 = 64;
+/// Of the lineage, at the beginning of each of its scopes.
+const LINEAGE_BYTES: usize = 16;
 /// Names of files in the document of `--explain=json`: some ten MiB.
 const NAMES_MAX: usize = 100_000;
 
@@ -299,13 +301,12 @@ impl Explainer {
         Arc::clone(known.entry(scopes.clone()).or_insert_with(read))
     }
 
-    /// Half of it is the lineage's: a range of scopes is all stages there.
+    /// It begins with the lineage's bytes: a range of scopes is all stages there.
     fn scope(&self, stage: &str) -> [u8; 32] {
         let mut out = CanonicalWriter::new("explain scope/2");
         out.bytes(&self.lineage).str(stage);
         let mut scope = *blake3::hash(&out.finish()).as_bytes();
-        let half = scope.len() / 2;
-        scope[..half].copy_from_slice(&self.lineage[..half]);
+        scope[..LINEAGE_BYTES].copy_from_slice(&self.lineage[..LINEAGE_BYTES]);
         scope
     }
 }

@@ -8,7 +8,7 @@ use rbuild_cache::tree::NodeStore;
 
 use super::cause::{Above, Cause};
 use super::record::{Producer, Record, short_reference, split_name};
-use super::{Earlier, Explainer, Scopes, compare, parse};
+use super::{Earlier, Explainer, LINEAGE_BYTES, Scopes, compare, parse};
 
 impl Explainer {
     pub(super) fn causes(
@@ -139,7 +139,7 @@ impl Explainer {
 /// The scopes of all stages of a lineage.
 fn all_stages(scope: &[u8; 32]) -> Scopes {
     let (mut first, mut last) = (*scope, *scope);
-    first[16..].fill(0);
-    last[16..].fill(u8::MAX);
+    first[LINEAGE_BYTES..].fill(0);
+    last[LINEAGE_BYTES..].fill(u8::MAX);
     first..=last
 }
